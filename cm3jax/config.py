@@ -1,0 +1,377 @@
+"""The experiment: frozen dataclasses, one per owner, nested in `Experiment`.
+
+A field exists only if some experiment or user sets it. Values are checked here, on construction;
+what they mean is said here and nowhere else. The command line (`launch.cli`) shows every field.
+"""
+
+import dataclasses
+from typing import Literal
+
+from cm3jax.errors import UserError
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabConfig:
+    """Sizes of the id space: specials | image codes | text pieces (section 2.1)."""
+
+    specials: int = 1024
+    """Control ids: pad, eos, break, eoss and the sentinels; the rest is spare."""
+    image_codes: int = 8192
+    """Codes of the image tokenizer."""
+    text_pieces: int = 56320
+    """Pieces of the text tokenizer."""
+    sentinels: int = 512
+    """Mask ids; at least as many as masks in one row."""
+    grid: int = 32
+    """Codes along one side of a picture; a picture is grid x grid codes."""
+
+    def __post_init__(self):
+        _require(
+            min(self.image_codes, self.text_pieces, self.sentinels, self.grid) >= 1,
+            "vocab: image_codes, text_pieces, sentinels and grid must be at least 1.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizersConfig:
+    """Where the tokenizers are, and how the text tokenizer is trained."""
+
+    text: str = ""
+    """Run directory of a text tokenizer (it holds `text.model`)."""
+    image: str = ""
+    """Run directory of an image tokenizer."""
+    algorithm: Literal["bpe", "unigram"] = "bpe"
+    """SentencePiece algorithm (`text_tokenizer` experiments)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VQGANConfig:
+    """The image tokenizer: the taming / Make-A-Scene family, or a patch-local one for CPUs."""
+
+    image_size: int = 256
+    """Pixels along one side."""
+    patch: int = 1
+    """Pixels along one side of the stem's patch; 1 is a plain convolution, 8 makes one code of 8x8
+    pixels before any further level (as in ViT-VQGAN)."""
+    channels: int = 128
+    """Base channels."""
+    multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    """Channel multiplier of each level; each level but the last halves the side."""
+    blocks: int = 2
+    """Residual blocks per level."""
+    attention: bool = True
+    """Self-attention in the middle (taming's `mid.attn_1`)."""
+    kernel: Literal[1, 3] = 3
+    """Convolution kernel of residual blocks; with 1 and patch > 1 a code depends on its patch
+    alone."""
+    codes: int = 8192
+    """Codebook entries; must equal vocab.image_codes."""
+    code_width: int = 256
+    """Width of a codebook entry."""
+    commitment: float = 0.25
+    """Weight of the commitment loss (beta)."""
+    ema_decay: float = 0.99
+    """Decay of the codebook's moving averages."""
+    restart_below: float = 0.01
+    """A code whose moving average of uses per batch is below this is moved to a random input."""
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per code along one side (f)."""
+        return self.patch * 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def grid(self) -> int:
+        """Codes along one side."""
+        return self.image_size // self.downsample
+
+    def __post_init__(self):
+        _require(
+            self.image_size % self.downsample == 0,
+            f"vqgan.image_size={self.image_size} is not a multiple of {self.downsample} "
+            "(vqgan.patch times 2 per further level); change one of them.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+    """The retrieval encoder, in the shape of HF `CLIPModel` (ViT-B/32 by default)."""
+
+    image_size: int = 224
+    """Pixels along one side."""
+    patch: int = 32
+    """Pixels along one side of a patch."""
+    vision_width: int = 768
+    """Width of the picture tower."""
+    vision_layers: int = 12
+    """Layers of the picture tower."""
+    vision_heads: int = 12
+    """Heads of the picture tower."""
+    text_width: int = 512
+    """Width of the text tower."""
+    text_layers: int = 12
+    """Layers of the text tower."""
+    text_heads: int = 8
+    """Heads of the text tower."""
+    text_context: int = 77
+    """Longest text in tokens, with begin and end; longer ones are cut."""
+    text_vocab: int = 49408
+    """Entries of the text tower's embedding."""
+    width: int = 512
+    """Width of the shared space (E)."""
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    """Activation of the feed-forward layers."""
+    pair_loss: float = 1.0
+    """Weight of the pair loss: a text against its own picture (CLIP)."""
+    document_loss: float = 1.0
+    """Weight of the document loss: the text or picture of one document against the document vector
+    of another document of the same subject; 0 trains on pairs alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """The autoregressive decoder (section 2.3: pre-LN, no biases, no dropout, non-affine norms)."""
+
+    layers: int = 24
+    """Number of layers (N)."""
+    width: int = 1024
+    """Model width (D)."""
+    heads: int = 16
+    """Attention heads (H)."""
+    head_width: int = 64
+    """Width of one head (A)."""
+    ffn: int = 4096
+    """Width of the feed-forward layer (F)."""
+    context: int = 4096
+    """Longest row in tokens, and rows of the learned position table."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of activations; parameters, norms, softmax and logits are float32."""
+    init_std: float = 0.006
+    """Standard deviation of the truncated normal initialiser (cut at 3)."""
+    position_std: float = 0.0002
+    """The same for the position table."""
+    remat: Literal["none", "full", "dots"] = "none"
+    """What the backward pass recomputes: nothing, everything, or all but matrix products."""
+
+    @property
+    def parameters(self) -> int:
+        """Parameters without the embedding of `vocab` entries (add `vocab * width`)."""
+        attention = 4 * self.width * self.heads * self.head_width
+        return self.layers * (attention + 2 * self.width * self.ffn) + self.context * self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class CM3Config:
+    """The CM3 objective: how a sample's spans move to its end (section 2.2)."""
+
+    mean_masks: float = 1.0
+    """Mean of the Poisson number of masks; 0 trains a plain causal model."""
+    max_masks: int = 16
+    """Largest number of masks in one sample."""
+    whole_segment: float = 0.5
+    """Probability that a mask is one whole segment instead of a random span."""
+    mask_retrieved: bool = False
+    """Mask in retrieved documents too (metaseq's way)."""
+    no_documents: float = 0.2
+    """Probability that a sample is shown without its documents."""
+    retrieved_weight: float = 1.0
+    """Loss weight of retrieved documents (1 in CM3Leon, 0.1 in RA-CM3)."""
+
+    def __post_init__(self):
+        for name in ("whole_segment", "no_documents"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"cm3.{name}={value} is a probability; give 0 to 1.")
+        _require(
+            self.mean_masks >= 0 and self.max_masks >= 0 and self.retrieved_weight >= 0,
+            "cm3: mean_masks, max_masks and retrieved_weight must not be negative.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalConfig:
+    """Who is retrieved for whom (section 2.1)."""
+
+    encoder: str = ""
+    """Run directory of the CLIP encoder."""
+    documents: int = 2
+    """Documents in front of a sample in training (K); fewer when fewer pass the rules."""
+    candidates: int = 2
+    """Documents kept per query modality (two by text, two by picture)."""
+    pool: int = 32
+    """Neighbours looked at per query before the rules choose."""
+    relevance_cut: float = 0.9
+    """Candidates scoring above this are too close to the query (near-duplicates) and skipped;
+    calibrate it per encoder."""
+    diversity_cut: float = 0.9
+    """Candidates closer than this to a chosen document are skipped; calibrate it per encoder."""
+    views: int = 4
+    """Query views stored per record: one clean, the others with query dropout."""
+    query_dropout: float = 0.2
+    """Share of text tokens dropped from a query view."""
+    index: Literal["auto", "exact", "scann"] = "auto"
+    """Index kind; auto is exact up to 100,000 documents and ScaNN above."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where training rows come from."""
+
+    source: str = "emblems"
+    """Raw data: `emblems`, or a folder of pictures with a `captions.jsonl`."""
+    records: int = 50_000
+    """Records to generate or to take from the source for training."""
+    corpus: str = ""
+    """The prepared corpus, as `launch.prepare` wrote it under `data/`."""
+    bank: str = ""
+    """The memory bank that the corpus's neighbours point into, and that generation searches."""
+    batch: int = 16
+    """Rows (decoder) or records (tokenizer, CLIP) of a global batch."""
+    threads: int = 2
+    """Reading threads of each process."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with a linear warm-up and a linear decay (FACTS 1.5 of the design: assumptions)."""
+
+    peak_lr: float = 6e-4
+    """Learning rate after the warm-up."""
+    warmup_steps: int = 1500
+    """Steps of linear warm-up from 0."""
+    end_lr_ratio: float = 0.1
+    """Learning rate at the last step, as a share of the peak."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.98
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices; vectors and norms have none."""
+    clip_norm: float = 1.0
+    """Largest global norm of the gradient."""
+
+    def __post_init__(self):
+        _require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be positive.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int = 175_000
+    """Optimiser steps in all."""
+    log_every: int = 50
+    """Steps between two lines of metrics."""
+    validate_every: int = 1000
+    """Steps between two measurements of the validation loss; 0 never."""
+    validation_batches: int = 8
+    """Batches of one validation."""
+
+    def __post_init__(self):
+        _require(self.steps >= 1, f"train.steps={self.steps} must be at least 1.")
+        _require(self.log_every >= 1, f"train.log_every={self.log_every} must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Saving."""
+
+    every: int = 1000
+    """Steps between two saves; the last step is always saved."""
+    keep: int = 2
+    """Newest checkpoints kept."""
+
+    def __post_init__(self):
+        _require(
+            self.every >= 1 and self.keep >= 1, "checkpoint: every and keep must be at least 1"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the device mesh; one may be -1 and takes the rest of the devices."""
+
+    data: int = -1
+    """Copies of the parameters; each sees its share of the batch."""
+    fsdp: int = 1
+    """Shards of the parameters along the batch (fully sharded data parallelism)."""
+    tensor: int = 1
+    """Shards of heads, feed-forward width and vocabulary."""
+
+    def __post_init__(self):
+        sizes = (self.data, self.fsdp, self.tensor)
+        _require(
+            sizes.count(-1) <= 1 and all(size == -1 or size >= 1 for size in sizes),
+            f"mesh sizes {sizes} must be positive, and at most one may be -1.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """How pictures and texts are sampled (section 3.1)."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token."""
+    temperature_range: tuple[float, float] | None = None
+    """Draw each sample's temperature uniformly from this range instead."""
+    top_p: float = 1.0
+    """Nucleus: sample from the smallest set of tokens with this probability."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance; 1 runs no unconditional stream."""
+    max_text_tokens: int = 64
+    """Longest text to generate."""
+    batch: int = 64
+    """Rows decoded at once."""
+
+    def __post_init__(self):
+        _require(0 < self.top_p <= 1, f"decode.top_p={self.top_p} must be in (0, 1].")
+        _require(self.temperature >= 0, f"decode.temperature={self.temperature} must be >= 0.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a run; saved as `config.json` in its work directory."""
+
+    name: str
+    """The experiment's name, as given to `launch.train`."""
+    learner: Literal["decoder", "vqgan", "clip", "text_tokenizer"] = "decoder"
+    """What is trained."""
+    seed: int = 0
+    """Seed of every random choice."""
+    workdir: str = ""
+    """Run directory; empty means runs/NAME."""
+    init_from: str = ""
+    """Run directory whose parameters alone start this run."""
+    vocab: VocabConfig = VocabConfig()
+    tokenizers: TokenizersConfig = TokenizersConfig()
+    vqgan: VQGANConfig = VQGANConfig()
+    clip: ClipConfig = ClipConfig()
+    model: DecoderConfig = DecoderConfig()
+    cm3: CM3Config = CM3Config()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    mesh: MeshConfig = MeshConfig()
+    decode: DecodeConfig = DecodeConfig()
+
+    def __post_init__(self):
+        if self.learner in ("vqgan", "decoder"):
+            _require(
+                (self.vqgan.grid, self.vqgan.codes) == (self.vocab.grid, self.vocab.image_codes),
+                f"{self.name}: vqgan gives {self.vqgan.grid}x{self.vqgan.grid} of "
+                f"{self.vqgan.codes} codes, vocab expects {self.vocab.grid}x{self.vocab.grid} of "
+                f"{self.vocab.image_codes}; make them equal.",
+            )
+
+    @property
+    def run_dir(self) -> str:
+        """The work directory."""
+        return self.workdir or f"runs/{self.name}"

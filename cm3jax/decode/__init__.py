@@ -1,0 +1,1 @@
+"""Prefill, compiled chunks, sampling and guidance."""

@@ -1,0 +1,1 @@
+"""Scores, each with the protocol that made it."""

@@ -1,0 +1,54 @@
+"""Atomic writes and checked reads on local or bucket paths (`gs://`, through etils.epath)."""
+
+import hashlib
+import json
+import os
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from cm3jax.errors import UserError
+
+
+def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.parent / f".{path.name}.{os.getpid()}.part"
+    if isinstance(content, str):
+        content = content.encode()
+    scratch.write_bytes(content)
+    scratch.replace(path)
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Write `value` as indented, key-sorted JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: epath.PathLike, what: str) -> Any:
+    """Read a JSON file. `what` names it in the error, e.g. "the corpus manifest"."""
+    path = epath.Path(path)
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{what} is missing: {path} does not exist.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{what} is damaged: {path} is not JSON ({error}); make it again."
+        ) from None
+
+
+def digest(*parts: bytes | str | np.ndarray) -> str:
+    """A short SHA-256 fingerprint of byte strings, texts and arrays (with dtype and shape)."""
+    state = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            state.update(f"{part.dtype}{part.shape}".encode())
+            part = np.ascontiguousarray(part).tobytes()
+        elif isinstance(part, str):
+            part = part.encode()
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(part)
+    return state.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""What can be trained: init, loss, logical axes and batches of each."""

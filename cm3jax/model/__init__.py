@@ -1,0 +1,1 @@
+"""The Flax modules: decoder, tokenizer bridge, sequence builder."""

@@ -1,0 +1,70 @@
+"""Attention: over a row of packed samples in training, over a two-part cache in decoding."""
+
+import jax
+import jax.numpy as jnp
+
+from cm3jax.shapes import Array, Bool, Float, Int
+
+
+def packed_mask(segments: Int[Array, "B L"]) -> Bool[Array, "B 1 L L"]:
+    """Who sees whom in packed rows: earlier tokens of the same segment, and oneself.
+
+    Padding is segment 0 and sees padding, so that no softmax is over an empty set.
+    """
+    length = segments.shape[1]
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    same = segments[:, :, None] == segments[:, None, :]
+    return (same & causal)[:, None]
+
+
+def attend(
+    queries: Float[Array, "B L H A"],
+    keys: Float[Array, "B S H A"],
+    values: Float[Array, "B S H A"],
+    mask: Bool[Array, "B 1 L S"],
+) -> Float[Array, "B L H A"]:
+    """Softmax attention with scale A**-0.5; scores and softmax in float32."""
+    scores = jnp.einsum("blha,bsha->bhls", queries, keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores * queries.shape[-1] ** -0.5, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    return jnp.einsum("bhls,bsha->blha", weights, values)
+
+
+def attend_cached(
+    queries: Float[Array, "B T H A"],
+    prefix: tuple[Float[Array, "P S H A"], Float[Array, "P S H A"]],
+    prefix_lengths: Int[Array, " P"],
+    suffix: tuple[Float[Array, "B C H A"], Float[Array, "B C H A"]],
+    lengths: Int[Array, " B"],
+) -> Float[Array, "B T H A"]:
+    """Attention of T new tokens per row to their prompt's prefix and their own suffix.
+
+    The suffix already holds the new tokens, at `lengths .. lengths + T - 1`; token t sees those up
+    to its own. Both parts share one softmax: their maxima and sums are merged, so the prefix is
+    read once per prompt, not once per row.
+    """
+    rows, steps, heads, width = queries.shape
+    prompts = prefix[0].shape[0]
+    scaled = queries.astype(jnp.float32) * width**-0.5
+    grouped = scaled.reshape(prompts, rows // prompts, steps, heads, width)
+
+    known = jnp.arange(prefix[0].shape[1]) < prefix_lengths[:, None]
+    to_prefix = jnp.einsum("pgtha,psha->pghts", grouped, prefix[0].astype(jnp.float32))
+    to_prefix = jnp.where(known[:, None, None, None], to_prefix, -jnp.inf)
+    to_prefix = to_prefix.reshape(rows, heads, steps, -1)
+
+    last = lengths[:, None] + jnp.arange(steps)
+    seen = jnp.arange(suffix[0].shape[1]) <= last[..., None]
+    to_suffix = jnp.einsum("btha,bcha->bhtc", scaled, suffix[0].astype(jnp.float32))
+    to_suffix = jnp.where(seen[:, None], to_suffix, -jnp.inf)
+
+    top = jnp.maximum(to_prefix.max(-1), to_suffix.max(-1))[..., None]
+    to_prefix, to_suffix = jnp.exp(to_prefix - top), jnp.exp(to_suffix - top)
+    total = to_prefix.sum(-1) + to_suffix.sum(-1)
+    of_prefix = jnp.einsum(
+        "pghts,psha->pgtha",
+        to_prefix.reshape(prompts, rows // prompts, heads, steps, -1),
+        prefix[1].astype(jnp.float32),
+    ).reshape(rows, steps, heads, width)
+    of_suffix = jnp.einsum("bhtc,bcha->btha", to_suffix, suffix[1].astype(jnp.float32))
+    return ((of_prefix + of_suffix) / total.transpose(0, 2, 1)[..., None]).astype(queries.dtype)

@@ -1,0 +1,1 @@
+"""CLIP, the memory bank, its indexes and the selection policy."""

@@ -1,0 +1,16 @@
+"""The glossary of dimension letters, and the array types that public signatures use.
+
+    B  rows of a batch          D  model width (d_model)      R  documents in front of a query
+    L  tokens of a row          F  feed-forward width         M  documents in a memory bank
+    V  vocabulary               N  layers                     C  channels
+    H  query heads              P  prompts or prefixes        Y  height (pixels or cells)
+    K  key-value heads          G  samples of one prompt      X  width (pixels or cells)
+    A  head width               S  cached tokens              E  width of a retrieval vector
+
+Letters are written in jaxtyping strings at public boundaries (`Float[Array, "B L D"]`) and reused
+in einsum; `*B` is any number of leading axes.
+"""
+
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+
+__all__ = ["Array", "Bool", "Float", "Int", "Key", "UInt32"]

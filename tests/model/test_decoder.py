@@ -1,0 +1,126 @@
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cm3jax.config import DecoderConfig
+from cm3jax.model.cache import start_cache
+from cm3jax.model.decoder import Decoder
+
+CONFIG = DecoderConfig(
+    layers=3, width=32, heads=4, head_width=8, ffn=64, context=40, dtype="float32", init_std=0.3
+)
+VOCAB = 50
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Decoder(CONFIG, VOCAB)
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+    """Parameters without the zeros of a fresh model, which would hide what they multiply."""
+    row = jnp.zeros((1, 4), jnp.int32)
+    fresh = nn.meta.unbox(model.init(jax.random.key(0), row, row, row))
+    leaves, tree = jax.tree.flatten(fresh)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def tokens(*shape, seed=2):
+    return jax.random.randint(jax.random.key(seed), shape, 0, VOCAB)
+
+
+def run(model, variables, rows):
+    rows = jnp.asarray(rows)
+    positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
+    return model.apply(variables, rows, positions, jnp.ones_like(rows))
+
+
+def test_a_fresh_model_predicts_uniformly_and_keeps_the_papers_initialisation(model):
+    row = tokens(2, 8)
+    fresh = nn.meta.unbox(model.init(jax.random.key(0), row, row, row))["params"]
+    assert not np.any(fresh["layers"]["out"]["kernel"])
+    assert not np.any(fresh["layers"]["feed_forward"]["down"]["kernel"])
+    std = np.std(fresh["embedding"])
+    assert 0.9 * CONFIG.init_std < std < CONFIG.init_std
+    assert np.abs(fresh["embedding"]).max() <= 3 * CONFIG.init_std
+    assert np.abs(fresh["position"]).max() <= 3 * CONFIG.position_std
+
+
+def test_tokens_see_only_earlier_ones(model, variables):
+    row = tokens(1, 12)
+    changed = row.at[0, 7].set((row[0, 7] + 1) % VOCAB)
+    difference = np.abs(run(model, variables, row) - run(model, variables, changed)).max(-1)[0]
+    assert not difference[:7].any()
+    assert (difference[7:] > 1e-3).all()
+
+
+def test_packed_samples_do_not_see_each_other(model, variables):
+    first, second = tokens(1, 5, seed=3), tokens(1, 7, seed=4)
+    packed = jnp.concatenate([first, second, jnp.zeros((1, 3), jnp.int32)], 1)
+    positions = jnp.concatenate([jnp.arange(5), jnp.arange(7), jnp.zeros(3, jnp.int32)])[None]
+    segments = jnp.asarray([[1] * 5 + [2] * 7 + [0] * 3])
+    together = model.apply(variables, packed, positions, segments)
+    assert np.isfinite(together).all()
+    np.testing.assert_allclose(together[:, :5], run(model, variables, first), atol=1e-5)
+    np.testing.assert_allclose(together[:, 5:12], run(model, variables, second), atol=1e-5)
+
+
+def test_positions_come_from_the_table(model, variables):
+    row = tokens(1, 6)
+    places = jnp.asarray([[0, 1, 2, 3, 4, 5]])
+    moved = model.apply(variables, row, places + 1, jnp.ones_like(row))
+    assert np.abs(moved - run(model, variables, row)).max() > 1e-2
+
+
+@pytest.mark.parametrize("steps", [(1,) * 10, (1, 1, 3, 5), (10,)])
+def test_decoding_equals_the_full_forward(model, variables, steps):
+    lengths, samples = np.asarray([8, 6]), 2
+    prompts, tails = tokens(2, 10), tokens(4, 10, seed=5)
+    hidden, prefix = model.apply(variables, prompts, jnp.asarray(lengths), method="prefill")
+    cache = start_cache(prefix, jnp.asarray(lengths), samples, capacity=12)
+    outputs, done = [], 0
+    for count in steps:
+        places = np.repeat(lengths, samples)[:, None] + np.arange(done, done + count)
+        part = tails[:, done : done + count]
+        out, cache = model.apply(variables, part, jnp.asarray(places), cache, method="extend")
+        outputs.append(out)
+        done += count
+    decoded = np.concatenate(outputs, 1)
+    for row in range(4):
+        prompt, length = row // samples, lengths[row // samples]
+        whole = np.concatenate([prompts[prompt, :length], tails[row]])[None]
+        expected = run(model, variables, whole)[0]
+        np.testing.assert_allclose(hidden[prompt, :length], expected[:length], atol=1e-5)
+        np.testing.assert_allclose(decoded[row], expected[length:], atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_rematerialisation_changes_nothing(model, variables, remat):
+    row = tokens(2, 9)
+
+    def loss(parameters, config):
+        return jnp.square(run(Decoder(config, VOCAB), parameters, row)).mean()
+
+    expected = jax.grad(loss)(variables, CONFIG)
+    actual = jax.grad(loss)(variables, dataclasses.replace(CONFIG, remat=remat))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "heads", "head_width", "billions"),
+    [(24, 1024, 16, 64, 0.373), (24, 1536, 16, 96, 0.786), (32, 4096, 32, 128, 6.73)],
+)
+def test_the_papers_sizes(layers, width, heads, head_width, billions):
+    config = DecoderConfig(layers, width, heads, head_width, 4 * width)
+    row = jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(lambda: Decoder(config, 65536).init(jax.random.key(0), row, row, row))
+    count = sum(x.size for x in jax.tree.leaves(nn.meta.unbox(shapes)))
+    assert count == config.parameters + 65536 * width
+    assert count / 1e9 == pytest.approx(billions, rel=1e-3)

@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+
+from cm3jax.errors import UserError
+from cm3jax.files import digest, read_json, write_atomic, write_json
+
+
+def test_a_write_leaves_one_whole_file(tmp_path):
+    path = tmp_path / "deep" / "a.txt"
+    write_atomic(path, "old")
+    write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_json_round_trip_and_errors(tmp_path):
+    write_json(tmp_path / "a.json", {"b": [1, 2], "a": None})
+    assert read_json(tmp_path / "a.json", "it") == {"a": None, "b": [1, 2]}
+    with pytest.raises(UserError, match="the manifest is missing"):
+        read_json(tmp_path / "none.json", "the manifest")
+    (tmp_path / "a.json").write_text('{"b": [1,')
+    with pytest.raises(UserError, match="the manifest is damaged"):
+        read_json(tmp_path / "a.json", "the manifest")
+
+
+def test_digests_tell_values_types_and_borders_apart():
+    values = [
+        digest("ab", "c"),
+        digest("a", "bc"),
+        digest(np.zeros(4, np.int32)),
+        digest(np.zeros(4, np.float32)),
+        digest(np.zeros((2, 2), np.int32)),
+    ]
+    assert len(set(values)) == len(values)
+    assert digest("ab", "c") == values[0]
