@@ -1,3 +1,18 @@
 """CM3Leon in JAX: retrieval-augmented, token-based generation of text and images."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cm3jax.generate import Generator
+
 __version__ = "0.1.0"
+
+
+def load(run_dir: str, bank: str = "") -> "Generator":
+    """The generator of a trained decoder: `cm3jax.load(run).generate("…", retrieve=2).image`.
+
+    See `cm3jax.generate.load`; nothing is imported before it is called.
+    """
+    from cm3jax import generate
+
+    return generate.load(run_dir, bank)

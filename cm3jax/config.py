@@ -96,6 +96,11 @@ class VQGANConfig:
             f"vqgan.image_size={self.image_size} is not a multiple of {self.downsample} "
             "(vqgan.patch times 2 per further level); change one of them.",
         )
+        _require(
+            self.kernel == 3 or (len(self.multipliers) == 1 and not self.attention),
+            "vqgan.kernel=1 keeps patches apart, which several vqgan.multipliers or "
+            "vqgan.attention would mix; use one multiplier and no attention, or vqgan.kernel=3.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +160,8 @@ class DecoderConfig:
     """Standard deviation of the truncated normal initialiser (cut at 3)."""
     position_std: float = 0.0002
     """The same for the position table."""
+    unroll: int = 1
+    """Layers per turn of the scan over layers: more compile longer and, on CPUs, run faster."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes: nothing, everything, or all but matrix products."""
 
@@ -209,10 +216,15 @@ class RetrievalConfig:
     calibrate it per encoder."""
     diversity_cut: float = 0.9
     """Candidates closer than this to a chosen document are skipped; calibrate it per encoder."""
+    modality_margin: float = 0.05
+    """Score by which a document of one modality must beat one with text and picture."""
     views: int = 4
     """Query views stored per record: one clean, the others with query dropout."""
     query_dropout: float = 0.2
     """Share of text tokens dropped from a query view."""
+    clauses: bool = False
+    """Ask with each clause of a text in turn, so that a text that names two things finds both,
+    instead of with the whole text (the paper's way)."""
     index: Literal["auto", "exact", "scann"] = "auto"
     """Index kind; auto is exact up to 100,000 documents and ScaNN above."""
 
@@ -225,6 +237,10 @@ class DataConfig:
     """Raw data: `emblems`, or a folder of pictures with a `captions.jsonl`."""
     records: int = 50_000
     """Records to generate or to take from the source for training."""
+    raw: str = "data/raw"
+    """Where generated raw data (`emblems`) is kept."""
+    image_size: int = 32
+    """Pixels along one side of raw pictures as they are read; the image tokenizer's."""
     corpus: str = ""
     """The prepared corpus, as `launch.prepare` wrote it under `data/`."""
     bank: str = ""
@@ -325,13 +341,22 @@ class DecodeConfig:
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 runs no unconditional stream."""
     max_text_tokens: int = 64
-    """Longest text to generate."""
+    """Longest text to generate, with the id that ends it."""
     batch: int = 64
-    """Rows decoded at once."""
+    """Rows decoded at once, those of guidance included."""
 
     def __post_init__(self):
         _require(0 < self.top_p <= 1, f"decode.top_p={self.top_p} must be in (0, 1].")
         _require(self.temperature >= 0, f"decode.temperature={self.temperature} must be >= 0.")
+        low, high = self.temperature_range or (1.0, 1.0)
+        _require(
+            0 < low <= high,
+            f"decode.temperature_range={low} {high} must be two positive numbers, lower one first.",
+        )
+        _require(
+            self.max_text_tokens >= 2 and self.batch >= 1,
+            "decode: max_text_tokens must be at least 2 and batch at least 1.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

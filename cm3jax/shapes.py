@@ -11,6 +11,6 @@ Letters are written in jaxtyping strings at public boundaries (`Float[Array, "B 
 in einsum; `*B` is any number of leading axes.
 """
 
-from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8, UInt32
 
-__all__ = ["Array", "Bool", "Float", "Int", "Key", "UInt32"]
+__all__ = ["Array", "Bool", "Float", "Int", "Key", "UInt8", "UInt32"]

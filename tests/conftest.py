@@ -1,12 +1,16 @@
 """Test environment: CPU, eight virtual devices, run-time shape checks; set before jax starts."""
 
 import os
+import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Virtual devices wait for each other on a thread pool of the size of the machine: with fewer
 # threads than devices a collective never ends.
 os.environ["NPROC"] = "32"
+# Most of the suite's time is compilation, much of it of the same programs in several processes.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / "build/jax-cache")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 from jaxtyping import install_import_hook
 

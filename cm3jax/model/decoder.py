@@ -100,6 +100,7 @@ class Decoder(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.config.layers,
+            unroll=self.config.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         return scan(self.layers, carry, *xs)

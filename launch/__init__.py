@@ -1,0 +1,1 @@
+"""Thin entry points, run from a checkout as `python -m launch.NAME`: parse, override, call."""

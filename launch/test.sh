@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Runs the tests on a fresh machine: makes the environment (launch/environment.sh says how to choose
+# another Python), then pytest with the arguments given. Without any it is the whole default suite;
+# `-m slow` runs what takes minutes.
+
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+exec "$PYTHON_IN_VENV" -m pytest "$@"

@@ -1,0 +1,72 @@
+"""Installs the library `cm3jax`; experiments and launch commands run from a checkout."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "cm3jax/__init__.py").read_text())[1]
+
+# Ranges, not pins: the lower end is the oldest version that the tests ran with, the upper end the
+# next release line, which may break. `requirements.lock` holds one tested set.
+REQUIRES = [
+    "jax>=0.10.2,<0.13",  # 0.10.2 is the last for Python 3.11, 0.12 the newest; CI tests both
+    "flax>=0.12.8,<0.13",  # Linen modules
+    "optax>=0.2.8,<0.3",  # the optimiser
+    "orbax-checkpoint>=0.12.8,<0.13",  # sharded, asynchronous checkpoints
+    "numpy>=2.1,<3",  # the host side of data and retrieval
+    "absl-py>=2",  # to quieten what other libraries log about themselves
+    "etils[epath]>=1.13",  # one path type for local folders and buckets
+    "sentencepiece>=0.2.2,<0.3",  # the text tokenizer
+    "scann>=1.4.2,<2; sys_platform == 'linux'",  # the index of large banks; no macOS wheels
+    "transformers>=5.17,<6",  # CLIP and Chameleon tokenizers and configs; no torch needed
+    "tensorflow-datasets>=4.9.10,<5",  # `emblems` as a builder, array_record files; no tensorflow
+    "grain>=0.2.18,<0.3",  # parallel reading of training rows
+    "array_record>=0.8.3",  # the corpus and the bank on disk
+    "tyro>=1.0,<2",  # config dataclasses as a command line
+    "rich>=14",  # progress on a terminal
+    "pillow>=12,<14",  # pictures in and out
+    "safetensors>=0.8,<0.9",  # exported and foreign weights
+    "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
+    "jaxtyping>=0.3,<0.4",  # shapes in public signatures
+]
+
+EXTRAS = {
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda13]"],
+    "pipeline": ["apache-beam>=2.77"],  # corpus preparation on a cluster
+    "store": [
+        "pymilvus>=3.0,<4",  # a shared server for growing banks
+        "milvus-lite>=3.2",  # the same in one local file
+        "gcsfs",  # gs:// paths
+    ],
+    "report": [
+        "tensorboard>=2.21",  # curves beside the run's own metrics.jsonl
+        "matplotlib>=3.10",  # figures of the paper
+    ],
+    "test": [
+        "pytest>=9,<10",
+        "pytest-timeout",  # a hanging collective fails instead of blocking CI
+        "pytest-xdist",  # -n on machines with cores to spare
+        "chex>=0.1.92",  # trace counts and tree assertions
+        "hypothesis",  # properties of documents and sequences
+        "beartype>=0.22",  # checks the jaxtyping annotations at run time
+        "ruff>=0.14",  # lint and format
+    ],
+    "bench": ["faiss-cpu>=1.15"],  # the other exact index, side by side
+}
+
+setup(
+    name="cm3jax",
+    version=VERSION,
+    description="CM3Leon in JAX: retrieval-augmented generation of text and images",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["cm3jax", "cm3jax.*"]),
+    python_requires=">=3.11",
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+)
