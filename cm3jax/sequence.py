@@ -1,0 +1,342 @@
+"""From documents to rows: the CM3 objective, in integers only (section 2.2).
+
+A *sample* is `<eos>`, retrieved documents (each followed by `<break>`), the query document and
+`<eos>`. Masking moves spans of the query behind the sample's closing `<eos>`, so that a causal
+model learns to write from left to right and to fill in what is missing:
+
+    <eos> a red fox <break> I1 I2 I3 I4 <eos>
+    <eos> m0 <break> I1 I2 I3 I4 <eos> m0 a red fox <eoss>         the caption is masked
+
+Nothing is deleted (`restore` undoes it), spans cross neither `<break>` nor `<eos>`, and retrieved
+documents are not masked unless the config says so. A *row* holds whole samples one after another.
+
+Every function takes the array module: numpy on the host, jax.numpy under jit. Both give the same
+bits, because draws are a function of (seed, epoch, record), all arithmetic is on integers, and no
+index is written twice.
+"""
+
+import dataclasses
+from functools import partial
+from types import ModuleType
+from typing import NamedTuple, no_type_check
+
+import jax
+import numpy as np
+
+from cm3jax import draws
+from cm3jax.config import CM3Config
+from cm3jax.draws import Stream
+from cm3jax.errors import UserError
+from cm3jax.files import digest
+from cm3jax.masks import NOWHERE, Spans, draw_spans
+from cm3jax.shapes import Array, Bool, Float, Int
+from cm3jax.vocab import Vocab
+
+AnyArray = Array | np.ndarray
+
+
+@no_type_check  # transformations also fill it with shapes, shardings and the like
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["tokens", "targets", "weights", "segments", "positions"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Rows of whole samples."""
+
+    tokens: Int[AnyArray, "B L"]
+    """Ids; `pad` between and after samples."""
+    targets: Int[AnyArray, "B L"]
+    """The next token of the same sample; `pad` where there is none."""
+    weights: Float[AnyArray, "B L"]
+    """Loss weight of each target, float32: 0 for placed sentinels, whose place is random, and where
+    there is no target; `retrieved_weight` for documents; else 1."""
+    segments: Int[AnyArray, "B L"]
+    """Which sample of the row a token belongs to, from 1; 0 is padding."""
+    positions: Int[AnyArray, "B L"]
+    """Place in the rotated sample, from 0."""
+
+
+@no_type_check  # transformations also fill it with shapes, shardings and the like
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["documents", "document_lengths", "query", "query_lengths", "masks", "records"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Rendered documents of many samples, padded to static sizes."""
+
+    documents: Int[AnyArray, "samples R D"]
+    """Retrieved documents in the order shown."""
+    document_lengths: Int[AnyArray, "samples R"]
+    """Their lengths; 0 where there is none."""
+    query: Int[AnyArray, "samples Q"]
+    """The document to learn."""
+    query_lengths: Int[AnyArray, " samples"]
+    """Its length, at least 1."""
+    masks: Int[AnyArray, " samples"]
+    """How many masks to draw, at most `config.max_masks`."""
+    records: Int[AnyArray, " samples"]
+    """Which record it is: decides the draws."""
+
+
+@no_type_check  # transformations also fill it with shapes, shardings and the like
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["rows", "offsets", "segments"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where each sample goes."""
+
+    rows: Int[AnyArray, " samples"]
+    """Row of the batch; -1 leaves the sample out."""
+    offsets: Int[AnyArray, " samples"]
+    """Place of its first token in the row."""
+    segments: Int[AnyArray, " samples"]
+    """Its segment id, from 1."""
+
+
+def without_documents(
+    xp: ModuleType, seed, epoch, records: Int[AnyArray, " samples"], config: CM3Config
+) -> Bool[AnyArray, " samples"]:
+    """Which samples are shown without their documents (probability `no_documents`)."""
+    word = draws.bits(xp, seed, epoch, records, Stream.NO_DOCUMENTS, 1)[..., 0]
+    return draws.chance(xp, word, config.no_documents)
+
+
+def reserved(xp: ModuleType, document_lengths, query_lengths, masks):
+    """Tokens that a sample may take: two `<eos>`, documents with their breaks, the query, and two
+    sentinels and one `<eoss>` for each mask. A mask that finds no place leaves its three unused."""
+    documents = document_lengths + (document_lengths > 0)
+    return (2 + documents.sum(-1) + query_lengths + 3 * masks).astype(xp.int32)
+
+
+class Fitted(NamedTuple):
+    """What is left of a sample so that it fits."""
+
+    document_lengths: Int[AnyArray, "samples R"]
+    """0 where a document was dropped."""
+    masks: Int[AnyArray, " samples"]
+    """Masks that still fit."""
+    fits: Bool[AnyArray, " samples"]
+    """False where even the bare query is too long."""
+
+
+def fit(xp: ModuleType, document_lengths, scores, query_lengths, masks, room: int) -> Fitted:
+    """Make samples fit in `room` tokens: drop whole documents, lowest score first, then masks.
+
+    `scores` is `[samples R]`; of equal ones the later document goes first.
+    """
+    rank = xp.arange(document_lengths.shape[-1])
+    for _ in range(document_lengths.shape[-1]):
+        present = document_lengths > 0
+        low = xp.where(present, scores, xp.inf).min(-1, keepdims=True)
+        worst = xp.where(present & (scores <= low), rank, -1).max(-1, keepdims=True)
+        excess = reserved(xp, document_lengths, query_lengths, masks) > room
+        document_lengths = xp.where(excess[:, None] & (rank == worst), 0, document_lengths)
+    spare = room - reserved(xp, document_lengths, query_lengths, 0 * masks)
+    return Fitted(document_lengths, xp.clip(spare // 3, 0, masks).astype(xp.int32), spare >= 0)
+
+
+class _Slots(NamedTuple):
+    """A fixed place for every token that a sample could have, in order: the padded documents with
+    their breaks, then the query. (The two `<eos>` need no slots.)"""
+
+    tokens: Int[AnyArray, "samples W"]
+    positions: Int[AnyArray, "samples W"]
+    """Place in the sample before rotation; -1 for an unused slot."""
+
+
+def _slots(
+    xp: ModuleType, samples: Samples, vocab: Vocab
+) -> tuple[_Slots, Int[AnyArray, " samples"]]:
+    """The slots, and where each query starts."""
+    count, documents, width = samples.documents.shape
+    lengths = samples.document_lengths.astype(xp.int32)
+    taken = lengths + (lengths > 0)
+    first = (1 + xp.cumsum(taken, axis=1) - taken).astype(xp.int32)
+    query_start = (1 + taken.sum(1)).astype(xp.int32)
+
+    breaks = xp.full((count, documents, 1), vocab.break_, xp.int32)
+    tokens = xp.concatenate([samples.documents, breaks], axis=2)
+    place = xp.arange(width + 1, dtype=xp.int32)
+    # A document's break has the last slot but follows the last token.
+    offset = xp.where(place < width, place, lengths[..., None])
+    used = xp.where(place < width, place < lengths[..., None], lengths[..., None] > 0)
+    positions = xp.where(used, first[..., None] + offset, -1)
+
+    place = xp.arange(samples.query.shape[1], dtype=xp.int32)
+    used = place < samples.query_lengths[:, None]
+    query = xp.where(used, query_start[:, None] + place, -1)
+    flat = (count, documents * (width + 1))
+    return _Slots(
+        xp.concatenate([tokens.reshape(flat), samples.query], axis=1).astype(xp.int32),
+        xp.concatenate([positions.reshape(flat), query], axis=1).astype(xp.int32),
+    ), query_start
+
+
+_UNWEIGHTED, _WEIGHTED, _RETRIEVED = 0, 1, 2
+
+
+class _Moves(NamedTuple):
+    """Every token of the rotated samples, and where it goes."""
+
+    tokens: Int[AnyArray, "samples W"]
+    kinds: Int[AnyArray, "samples W"]
+    """Which loss weight it has as a target."""
+    positions: Int[AnyArray, "samples W"]
+    """Place in the rotated sample; -1 for what does not exist."""
+
+
+def _rotate(
+    xp: ModuleType, samples: Samples, slots: _Slots, query_start, spans: Spans, vocab: Vocab
+) -> _Moves:
+    placed = spans.starts < NOWHERE
+    lengths = spans.stops - spans.starts
+    saved = xp.where(placed, lengths - 1, 0)
+    tails = xp.where(placed, lengths + 2, 0)
+    closing = query_start + samples.query_lengths - saved.sum(1)
+    recalled = closing[:, None] + 1 + xp.cumsum(tails, axis=1) - tails
+    sentinels = spans.starts - (xp.cumsum(saved, axis=1) - saved)
+
+    shift = xp.zeros_like(slots.positions)
+    for k in range(spans.starts.shape[1]):
+        start, stop = spans.starts[:, k, None], spans.stops[:, k, None]
+        inside = (slots.positions >= start) & (slots.positions < stop)
+        shift = shift - xp.where(slots.positions >= stop, saved[:, k, None], 0)
+        shift = xp.where(inside, recalled[:, k, None] + 1 - start, shift)
+    positions = xp.where(slots.positions >= 0, slots.positions + shift, -1)
+
+    def column(value):
+        return xp.full((len(closing), 1), value, xp.int32)
+
+    def where_placed(position):
+        return xp.where(placed, position, -1)
+
+    document = slots.positions < query_start[:, None]
+    names = xp.broadcast_to(vocab.sentinel(0) + xp.arange(placed.shape[1]), placed.shape)
+    ends = xp.full(placed.shape, vocab.eoss)
+    weighted = xp.full(placed.shape, _WEIGHTED)
+    return _Moves(
+        *(
+            xp.concatenate(parts, axis=1).astype(xp.int32)
+            for parts in (
+                (column(vocab.eos), slots.tokens, column(vocab.eos), names, names, ends),
+                (
+                    column(_WEIGHTED),
+                    xp.where(document, _RETRIEVED, _WEIGHTED),
+                    column(_WEIGHTED),
+                    xp.full(placed.shape, _UNWEIGHTED),
+                    weighted,
+                    weighted,
+                ),
+                (
+                    column(0),
+                    positions,
+                    closing[:, None],
+                    where_placed(sentinels),
+                    where_placed(recalled),
+                    where_placed(recalled + 1 + lengths),
+                ),
+            )
+        )
+    )
+
+
+def build_rows(
+    xp: ModuleType,
+    samples: Samples,
+    places: Places,
+    shape: tuple[int, int],
+    *,
+    seed,
+    epoch,
+    config: CM3Config,
+    vocab: Vocab,
+) -> Batch:
+    """Rotate samples and put them in their rows: `shape` rows of so many tokens.
+
+    `seed` is an integer, `epoch` an integer or one per sample. Samples must fit where `places` puts
+    them (`reserved` says how much room to leave) and not overlap there. Raises `UserError` when the
+    vocabulary has fewer sentinels than a sample may have masks.
+    """
+    if config.max_masks > vocab.config.sentinels:
+        raise UserError(
+            f"cm3.max_masks={config.max_masks} needs as many sentinels, but vocab.sentinels="
+            f"{vocab.config.sentinels}; lower the first or raise the second."
+        )
+    slots, query_start = _slots(xp, samples, vocab)
+    width = slots.tokens.shape[1] if config.mask_retrieved else samples.query.shape[1]
+    maskable = (slots.tokens[:, -width:], slots.positions[:, -width:])
+    counts = (samples.masks, samples.records)
+    spans = draw_spans(xp, *maskable, *counts, seed=seed, epoch=epoch, config=config, vocab=vocab)
+    moves = _rotate(xp, samples, slots, query_start, spans, vocab)
+
+    rows, length = shape
+    exists = (moves.positions >= 0) & (places.rows >= 0)[:, None]
+    target = (places.rows * length + places.offsets)[:, None] + moves.positions
+    target = xp.where(exists, target, rows * length)  # one cell behind the rows takes the rest
+    segments = xp.broadcast_to(places.segments[:, None], moves.positions.shape)
+    values = xp.stack([*moves, segments], axis=-1).astype(xp.int32)
+    cells = xp.zeros((rows * length + 1, 4), xp.int32)
+    if xp is np:
+        cells[target] = values
+    else:
+        cells = cells.at[target].set(values)
+    tokens, kinds, positions, segments = (
+        cells[:-1, channel].reshape(shape) for channel in range(4)
+    )
+    return _with_targets(xp, tokens, kinds, positions, segments, config)
+
+
+def _with_targets(xp: ModuleType, tokens, kinds, positions, segments, config: CM3Config) -> Batch:
+    """Targets are the tokens shifted by one within each sample (`pad` and kind 0 are both 0)."""
+    continues = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    last = ((0, 0), (0, 1))
+    targets = xp.pad(xp.where(continues, tokens[:, 1:], Vocab.pad), last)
+    kinds = xp.pad(xp.where(continues, kinds[:, 1:], _UNWEIGHTED), last)
+    weights = xp.asarray([0.0, 1.0, config.retrieved_weight], xp.float32)[kinds]
+    return Batch(tokens, targets, weights, segments, positions)
+
+
+class Restored(NamedTuple):
+    """A sample before rotation."""
+
+    documents: Int[np.ndarray, " L"]
+    """Ids of the retrieved documents, each with the break that follows it."""
+    query: Int[np.ndarray, " L"]
+    """Ids of the query document."""
+
+
+def restore(ids: Int[np.ndarray, " L"], query_start: int, vocab: Vocab) -> Restored:
+    """Undo the rotation of one sample (host only).
+
+    `ids` is the rotated sample without padding; `query_start` is where the query begins before
+    rotation, which is also where it begins after it unless documents are masked too.
+    """
+    closing = 1 + int(np.flatnonzero(ids[1:] == vocab.eos)[0])
+    source, tail = ids[1:closing], ids[closing + 1 :]
+    spans = {}
+    while len(tail):
+        stop = int(np.flatnonzero(tail == vocab.eoss)[0])
+        spans[int(tail[0])], tail = tail[1:stop], tail[stop + 1 :]
+    parts = [spans[int(id_)] if vocab.is_sentinel(id_) else [id_] for id_ in source]
+    sample = np.concatenate([np.zeros(0, np.int32), *parts]).astype(np.int32)
+    return Restored(sample[: query_start - 1], sample[query_start - 1 :])
+
+
+def fingerprint(batch: Batch, records: Int[np.ndarray, "B N"], first_row: int = 0) -> str:
+    """Hash of tokens, targets, weights and record ids, by rows (host only).
+
+    `records` lists each row's record ids, -1 as padding; `first_row` is the batch's first row in
+    the global batch. The hashes of rows are summed, so that processes can each hash their own rows
+    (`cm3jax.data.pipeline.combine_fingerprints`).
+    """
+    parts = (batch.tokens, batch.targets, np.asarray(batch.weights).view(np.int32))
+    content = np.concatenate(parts, axis=1, dtype=np.int32)
+    total = 0
+    for row, (values, ids) in enumerate(zip(content, records, strict=True), start=first_row):
+        total += int(digest(f"{row}: {ids[ids >= 0].tolist()}", values.tobytes()), 16)
+    return f"{total % 2**64:016x}"
