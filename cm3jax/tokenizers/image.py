@@ -1,0 +1,124 @@
+"""Pictures <-> codes on the host: uint8 in, uint8 out, and the reading of picture files."""
+
+import functools
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from etils import epath
+
+from cm3jax.config import VQGANConfig
+from cm3jax.errors import UserError
+from cm3jax.files import digest
+from cm3jax.shapes import Array, Float, Int, UInt8
+from cm3jax.tokenizers.vqgan import VQGAN
+
+
+class ImageTokenizer:
+    """A trained VQGAN behind arrays of bytes.
+
+    Works in batches of one size (the last one padded), so that it compiles once each way and a
+    picture's codes do not depend on its company.
+    """
+
+    def __init__(self, config: VQGANConfig, variables: Mapping[str, Any], batch: int = 64):
+        self.config = config
+        self._variables = nn.unbox(dict(variables))
+        self._batch = batch
+        model = VQGAN(config)
+        self._encode = jax.jit(
+            lambda variables, images: model.apply(variables, to_pixels(images), method="encode")
+        )
+        self._decode = jax.jit(
+            lambda variables, codes: to_bytes(model.apply(variables, codes, method="decode"))
+        )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Identifies the configuration, the parameters and the codebook."""
+        leaves = jax.tree.leaves_with_path(self._variables)
+        parts = [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves]
+        return digest(repr(self.config), *(part for pair in parts for part in pair))
+
+    def encode(
+        self, images: UInt8[np.ndarray, "B Y X 3"] | Sequence[UInt8[np.ndarray, "Y X 3"]]
+    ) -> Int[np.ndarray, "B T"]:
+        """Row-major codes, int32; `ValueError` for pictures of another size than the model's."""
+        side, grid = self.config.image_size, self.config.grid
+        images = np.asarray(images, np.uint8)
+        if len(images) and images.shape[1:] != (side, side, 3):
+            raise ValueError(f"this tokenizer reads {side}x{side}x3, not {images.shape[1:]}")
+        return self._batched(self._encode, images, np.zeros((0, grid * grid), np.int32))
+
+    def decode(self, codes: Int[np.ndarray, "B T"]) -> UInt8[np.ndarray, "B Y X 3"]:
+        """Pictures of row-major codes, clamped and rounded; `ValueError` for impossible codes."""
+        side, grid, limit = self.config.image_size, self.config.grid, self.config.codes
+        codes = np.asarray(codes, np.int32)
+        if codes.shape[1:] != (grid * grid,):
+            raise ValueError(f"expected codes [B, {grid * grid}], not {codes.shape}")
+        if codes.size and not (codes.min() >= 0 and codes.max() < limit):
+            raise ValueError(f"there are codes outside 0..{limit - 1}")
+        return self._batched(self._decode, codes, np.zeros((0, side, side, 3), np.uint8))
+
+    def _batched(self, function, inputs: np.ndarray, empty: np.ndarray) -> np.ndarray:
+        outputs = [empty]
+        for start in range(0, len(inputs), self._batch):
+            part = inputs[start : start + self._batch]
+            fill = [(0, self._batch - len(part))] + [(0, 0)] * (inputs.ndim - 1)
+            output = function(self._variables, np.pad(part, fill))
+            outputs.append(np.asarray(output)[: len(part)])
+        return np.concatenate(outputs)
+
+
+def to_pixels(images: UInt8[Array, "B Y X 3"]) -> Float[Array, "B Y X 3"]:
+    """Bytes to -1..1, float32."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_bytes(pixels: Float[Array, "B Y X 3"]) -> UInt8[Array, "B Y X 3"]:
+    """-1..1 to bytes, clamped and rounded; undoes `to_pixels`."""
+    return jnp.round((jnp.clip(pixels, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+
+
+def load_picture(path: epath.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """Read and `preprocess` a picture file of any kind that Pillow knows.
+
+    Raises `UserError` if the file is missing, is no picture, or is cut off.
+    """
+    path = epath.Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError:
+        raise UserError(f"the picture {path} can't be read; check the path.") from None
+    try:
+        with PIL.Image.open(io.BytesIO(content)) as image:
+            return preprocess(image, size)
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{path} is not a picture that can be read ({type(error).__name__}); give a whole "
+            "PNG, JPEG, WebP, GIF or similar file."
+        ) from None
+
+
+def preprocess(image: PIL.Image.Image, size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """RGB bytes of the largest centred square at `size` pixels a side (Lanczos).
+
+    Turned as EXIF says; transparency on white; of an animation the first frame. A picture that has
+    the size already passes unchanged.
+    """
+    image = PIL.ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scaling
+        values = np.asarray(image).astype(np.float32) / 257
+        image = PIL.Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", image.size, "white")
+        image = PIL.Image.alpha_composite(white, image)
+    image = PIL.ImageOps.fit(image.convert("RGB"), (size, size), PIL.Image.Resampling.LANCZOS)
+    return np.asarray(image)

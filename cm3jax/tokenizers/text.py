@@ -1,0 +1,143 @@
+"""Text <-> pieces: SentencePiece, trained here, lossless for every Unicode string.
+
+CM3Leon trains its own BPE (arXiv 2309.02591, section 2.1). Pieces are numbered from 0; the
+vocabulary decides where they lie. Characters that training did not see fall back to their UTF-8
+bytes, so nothing is unknown, and no text can become a control id: `<break>` in a caption is just
+seven characters.
+"""
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import sentencepiece
+from etils import epath
+
+from cm3jax.errors import UserError
+from cm3jax.files import digest, write_atomic
+
+MODEL_FILE = "text.model"
+
+# SentencePiece writes a space as U+2581 and reads every U+2581 as a space. One that stands in the
+# text is therefore written as two characters that begin with a private-use one, as is that one.
+_ESCAPES = {"\ue000": "\ue0000", "\u2581": "\ue0001"}
+_ORIGINALS = {escaped: original for original, escaped in _ESCAPES.items()}
+_TO_ESCAPE = re.compile("[\ue000\u2581]")
+_ESCAPED = re.compile("\ue000[01]")
+
+
+class TextTokenizer:
+    """A trained SentencePiece model.
+
+    Every text begins with a virtual space, so that a word is the same piece wherever it stands.
+    """
+
+    def __init__(self, model: bytes):
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor()
+        self._processor.load_from_serialized_proto(model)
+
+    @classmethod
+    def train(
+        cls, texts: Iterable[str], pieces: int, algorithm: Literal["bpe", "unigram"] = "bpe"
+    ) -> "TextTokenizer":
+        """Learn `pieces` pieces from a stream of texts; equal texts give equal models.
+
+        One piece is the unknown one (never produced), 256 are bytes, the rest are characters and
+        what `algorithm` joins. Where the texts yield fewer, reserved pieces that no text encodes
+        to fill the table. Raises `UserError` without texts, or if `pieces` can't hold the
+        characters.
+        """
+        texts = [_escape(text) for text in texts if text]
+        if not texts:
+            raise UserError("the text tokenizer has no texts to learn from; check data.source.")
+        tokenizer = cls(_train(texts, pieces, algorithm, reserved=0))
+        if tokenizer.pieces < pieces:
+            tokenizer = cls(_train(texts, pieces, algorithm, reserved=pieces - tokenizer.pieces))
+        return tokenizer
+
+    @classmethod
+    def load(cls, directory: epath.PathLike) -> "TextTokenizer":
+        """Read `text.model` of a run; `UserError` if it is missing or damaged."""
+        path = epath.Path(directory) / MODEL_FILE
+        try:
+            return cls(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(
+                f"no text tokenizer: {path} does not exist; train one with a text_tokenizer "
+                "experiment, or correct tokenizers.text."
+            ) from None
+        except RuntimeError:
+            raise UserError(
+                f"{path} is damaged or not a SentencePiece model; train the text tokenizer again."
+            ) from None
+
+    def save(self, directory: epath.PathLike) -> None:
+        """Write `text.model` atomically."""
+        write_atomic(epath.Path(directory) / MODEL_FILE, self._model)
+
+    @property
+    def pieces(self) -> int:
+        """Number of pieces; ids are 0..pieces-1."""
+        return self._processor.get_piece_size()
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the model by its bytes."""
+        return digest(self._model)
+
+    def encode(self, text: str) -> list[int]:
+        """Pieces of a text; the empty text has none."""
+        return self._processor.encode(_escape(text))
+
+    def decode(self, pieces: Sequence[int]) -> str:
+        """The text of some pieces; `decode(encode(text)) == text`.
+
+        Any other pieces give a text too: bytes that are not UTF-8 become U+FFFD, reserved pieces
+        nothing. Raises `IndexError` for an id outside 0..pieces-1.
+        """
+        text = self._processor.decode([int(piece) for piece in pieces])
+        return _ESCAPED.sub(lambda match: _ORIGINALS[match.group()], text)
+
+
+def _escape(text: str) -> str:
+    return _TO_ESCAPE.sub(lambda match: _ESCAPES[match.group()], text)
+
+
+def _train(texts: Sequence[str], pieces: int, algorithm: str, reserved: int) -> bytes:
+    """A SentencePiece model of at most `pieces` pieces, `reserved` of them control symbols."""
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type=algorithm,
+            vocab_size=pieces,
+            hard_vocab_limit=False,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            byte_fallback=True,
+            # Characters beyond this share are left to their bytes.
+            character_coverage=0.9999,
+            split_digits=True,
+            control_symbols=[f"<reserved:{index}>" for index in range(reserved)],
+            # The vocabulary has its own specials (cm3jax.vocab).
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            unk_id=0,
+            unk_surface="\ufffd",
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"{pieces} text pieces can't be learnt from these texts ({_reason(error)}); give more "
+            "vocab.text_pieces."
+        ) from None
+    return model.getvalue()
+
+
+def _reason(error: RuntimeError) -> str:
+    """SentencePiece's message without the source position in front of it."""
+    return str(error).split("] ")[-1].split(". ")[0].strip()

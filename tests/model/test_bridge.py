@@ -1,0 +1,88 @@
+"""The bridge equals the host path and gives the same ids on any mesh."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cm3jax.config import MeshConfig
+from cm3jax.document import Image, Text, render
+from cm3jax.model.bridge import TokenizerBridge
+from cm3jax.partition import batch_sharding, make_mesh, shardings
+from cm3jax.testing import experiment
+from cm3jax.tokenizers.vqgan import VQGAN
+from cm3jax.vocab import Vocab
+
+EXPERIMENT = experiment()
+CONFIG, VOCAB = EXPERIMENT.vqgan, Vocab(EXPERIMENT.vocab)
+BRIDGE = TokenizerBridge(CONFIG, VOCAB)
+ROWS, WIDTH = 8, 5
+
+
+@pytest.fixture(scope="module")
+def boxed():
+    size = CONFIG.image_size
+    return jax.jit(BRIDGE.init)(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(0)
+    size = CONFIG.image_size
+    return (
+        rng.integers(0, VOCAB.config.text_pieces, (ROWS, WIDTH)).astype(np.int32),
+        np.array([5, 0, 1, 4, 3, 2, 5, 0], np.int32),
+        rng.uniform(-1, 1, (ROWS, size, size, 3)).astype(np.float32),
+    )
+
+
+def run(mesh_config, boxed, inputs):
+    """Pair ids, image ids and their pictures, computed on a mesh."""
+    mesh = make_mesh(mesh_config)
+    variables = jax.device_put(nn.unbox(boxed), shardings(mesh, boxed))
+    inputs = jax.device_put(inputs, batch_sharding(mesh))
+
+    @jax.jit
+    def program(variables, pieces, lengths, pixels):
+        pairs = BRIDGE.apply(variables, pieces, lengths, pixels, method="encode_pairs")
+        ids = BRIDGE.apply(variables, pixels, method="encode_images")
+        return pairs, ids, BRIDGE.apply(variables, ids, method="decode_images")
+
+    with jax.set_mesh(mesh):
+        return program(variables, *inputs)
+
+
+def test_variables_are_those_of_a_vqgan(boxed, inputs):
+    shapes = jax.eval_shape(VQGAN(CONFIG).init, jax.random.key(0), inputs[2])
+    assert jax.tree.map(jnp.shape, nn.unbox(boxed)) == jax.tree.map(jnp.shape, nn.unbox(shapes))
+
+
+def test_equals_the_host_path(boxed, inputs):
+    pieces, lengths, pixels = map(jnp.asarray, inputs)
+    pairs, image_ids, pictures = run(MeshConfig(data=1), boxed, inputs)
+    encode, decode = (jax.jit(partial(VQGAN(CONFIG).apply, method=m)) for m in ("encode", "decode"))
+    codes = encode(nn.unbox(boxed), pixels)
+    np.testing.assert_array_equal(image_ids, codes + VOCAB.first_image)
+    decoded = decode(nn.unbox(boxed), codes)
+    np.testing.assert_allclose(pictures, decoded, atol=1e-5)
+    assert pairs.ids.shape == (ROWS, WIDTH + 1 + VOCAB.image_tokens)
+    assert pairs.ids.dtype == np.int32
+    for row in range(ROWS):
+        text = (Text(tuple(pieces[row, : lengths[row]].tolist())),) if lengths[row] else ()
+        document = (*text, Image(tuple(codes[row].tolist())))
+        expected = render(document, VOCAB)
+        assert pairs.lengths[row] == len(expected)
+        np.testing.assert_array_equal(pairs.ids[row, : len(expected)], expected)
+        assert (pairs.ids[row, len(expected) :] == VOCAB.pad).all()
+
+
+def test_the_mesh_does_not_matter(boxed, inputs):
+    one = run(MeshConfig(data=1), boxed, inputs)
+    eight = run(MeshConfig(data=2, fsdp=2, tensor=2), boxed, inputs)
+    np.testing.assert_array_equal(one[0].ids, eight[0].ids)
+    np.testing.assert_array_equal(one[0].lengths, eight[0].lengths)
+    np.testing.assert_array_equal(one[1], eight[1])
+    np.testing.assert_allclose(one[2], eight[2], atol=1e-5)

@@ -1,0 +1,162 @@
+"""Pictures to codes and back, and the reading of all kinds of picture files."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+from cm3jax.config import VQGANConfig
+from cm3jax.errors import UserError
+from cm3jax.tokenizers.image import ImageTokenizer, load_picture, preprocess, to_bytes, to_pixels
+from cm3jax.tokenizers.vqgan import VQGAN
+
+CONFIG = VQGANConfig(
+    image_size=16,
+    patch=8,
+    channels=8,
+    multipliers=(1,),
+    blocks=0,
+    attention=False,
+    kernel=1,
+    codes=16,
+    code_width=4,
+)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return jax.jit(VQGAN(CONFIG).init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+
+
+def pictures(count, size=16, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def test_bytes_survive():
+    values = np.arange(256, dtype=np.uint8)
+    images = jnp.asarray(np.stack([values] * 3, -1).reshape(1, 16, 16, 3))
+    np.testing.assert_array_equal(to_bytes(to_pixels(images)), images)
+    assert float(to_pixels(images).min()) == -1
+    assert float(to_pixels(images).max()) == 1
+    np.testing.assert_array_equal(to_bytes(jnp.full((1, 1, 1, 3), 1.7)), [[[[255] * 3]]])
+
+
+def test_codes_do_not_depend_on_the_company(variables):
+    tokenizer = ImageTokenizer(CONFIG, variables, batch=4)
+    images = pictures(9)
+    codes = tokenizer.encode(images)
+    assert codes.shape == (9, 4)
+    assert codes.dtype == np.int32
+    np.testing.assert_array_equal(tokenizer.encode(list(images[5:6])), codes[5:6])
+    decoded = tokenizer.decode(codes)
+    assert decoded.shape == images.shape
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(tokenizer.decode(codes[5:6]), decoded[5:6])
+    decode = jax.jit(partial(VQGAN(CONFIG).apply, method="decode"))
+    np.testing.assert_array_equal(decoded, to_bytes(decode(nn.unbox(variables), codes)))
+
+
+def test_nothing_in_nothing_out(variables):
+    tokenizer = ImageTokenizer(CONFIG, variables)
+    assert tokenizer.encode([]).shape == (0, 4)
+    assert tokenizer.decode(np.zeros((0, 4), np.int32)).shape == (0, 16, 16, 3)
+
+
+def test_impossible_inputs(variables):
+    tokenizer = ImageTokenizer(CONFIG, variables)
+    with pytest.raises(ValueError, match="16x16x3"):
+        tokenizer.encode(pictures(1, 24))
+    with pytest.raises(ValueError, match="codes"):
+        tokenizer.decode(np.full((1, 4), -1, np.int32))
+    with pytest.raises(ValueError, match="outside"):
+        tokenizer.decode(np.full((1, 4), 16, np.int32))
+    with pytest.raises(ValueError, match="codes"):
+        tokenizer.decode(np.zeros((1, 5), np.int32))
+
+
+def test_fingerprint(variables):
+    same = ImageTokenizer(CONFIG, nn.unbox(variables), batch=2)
+    assert same.fingerprint == ImageTokenizer(CONFIG, variables).fingerprint
+    for collection in ("params", "codebook"):
+        changed = jax.tree.map(lambda x: x, nn.unbox(variables))
+        changed[collection] = jax.tree.map(lambda x: x + 1e-3, changed[collection])
+        assert ImageTokenizer(CONFIG, changed).fingerprint != same.fingerprint
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tiff"])
+def test_a_picture_of_the_size_is_unchanged(tmp_path, name):
+    image = pictures(1, 32)[0]
+    PIL.Image.fromarray(image).save(tmp_path / name)
+    np.testing.assert_array_equal(load_picture(tmp_path / name, 32), image)
+
+
+def red_left(mode="RGB"):
+    """40x20, the left half red (or bright), the right half black."""
+    image = PIL.Image.new("RGB", (40, 20))
+    image.paste((255, 0, 0), (0, 0, 20, 20))
+    return image.convert(mode)
+
+
+def test_shorter_side_and_centre():
+    out = preprocess(red_left(), 10)
+    assert out.shape == (10, 10, 3)
+    np.testing.assert_allclose(out[:, 0], [[255, 0, 0]] * 10, atol=12)
+    np.testing.assert_allclose(out[:, -1], [[0, 0, 0]] * 10, atol=12)
+
+
+@pytest.mark.parametrize("mode", ["P", "CMYK", "RGBA", "YCbCr"])
+def test_colour_modes(mode):
+    np.testing.assert_allclose(preprocess(red_left(mode), 10), preprocess(red_left(), 10), atol=3)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA"])
+def test_grey_modes(mode):
+    out = preprocess(PIL.Image.new("L", (8, 8), 255).convert(mode), 8)
+    np.testing.assert_array_equal(out, np.full((8, 8, 3), 255))
+
+
+def test_sixteen_bits_are_scaled(tmp_path):
+    values = np.full((8, 8), 32896, np.uint16)  # 128 * 257
+    PIL.Image.fromarray(values).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(load_picture(tmp_path / "deep.png", 8), np.full((8, 8, 3), 128))
+
+
+def test_transparency_becomes_white(tmp_path):
+    for image in (PIL.Image.new("RGBA", (8, 8), (0, 0, 0, 0)), PIL.Image.new("LA", (8, 8), (0, 0))):
+        assert (preprocess(image, 8) == 255).all()
+    palette = PIL.Image.new("P", (8, 8), 0)
+    palette.putpalette([10, 20, 30])
+    palette.save(tmp_path / "clear.gif", transparency=0)
+    assert (load_picture(tmp_path / "clear.gif", 8) == 255).all()
+
+
+def test_exif_orientation(tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 3  # upside down
+    red_left().save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(
+        load_picture(tmp_path / "turned.png", 20), preprocess(red_left(), 20)[::-1, ::-1]
+    )
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [PIL.Image.new("RGB", (8, 8), colour) for colour in ("blue", "red")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(load_picture(tmp_path / "moving.gif", 8)[0, 0], [0, 0, 255])
+
+
+def test_what_is_no_picture(tmp_path):
+    with pytest.raises(UserError, match="can't be read"):
+        load_picture(tmp_path / "missing.png", 8)
+    with pytest.raises(UserError, match="can't be read"):
+        load_picture(tmp_path, 8)
+    path = tmp_path / "broken.png"
+    PIL.Image.fromarray(pictures(1, 32)[0]).save(path)
+    for content in (b"", b"not a picture", path.read_bytes()[:200]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="not a picture"):
+            load_picture(path, 8)
