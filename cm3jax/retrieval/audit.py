@@ -1,0 +1,78 @@
+"""Measurements of a bank and its index: does what is in it get found?"""
+
+import dataclasses
+
+import numpy as np
+
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.index import Index
+from cm3jax.retrieval.select import NONE
+from cm3jax.shapes import Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Cuts that fit an encoder, cosines both."""
+
+    relevance_cut: float
+    """What only one in twenty queries scores with its own document."""
+    diversity_cut: float
+    """Between documents of one subject and the nearest documents of others; NaN when no two
+    documents share a subject."""
+
+
+def calibrate(
+    text: Float[np.ndarray, "B E"],
+    image: Float[np.ndarray, "B E"],
+    documents: Float[np.ndarray, "B E"],
+    subjects: list[tuple[str, ...]],
+) -> Calibration:
+    """Fit `relevance_cut` and `diversity_cut` to an encoder's unit vectors of some pairs.
+
+    A copy of the query's document would score like the document itself: hence the first cut.
+    Documents about two subjects are near to both kinds and don't count for the second.
+    """
+    own = np.concatenate([(text * documents).sum(1), (image * documents).sum(1)])
+    single = [i for i, names in enumerate(subjects) if len(names) == 1]
+    names = np.unique([subjects[i][0] for i in single], return_inverse=True)[1]
+    scores = documents[single] @ documents[single].T
+    same = names[:, None] == names[None, :]
+    np.fill_diagonal(scores, -1.0)
+    alike = scores[same & (scores > -1.0)]
+    nearest = np.where(same, -1.0, scores).max(1, initial=-1.0)
+    cut = float("nan")
+    if len(alike):
+        cut = float(np.quantile(alike, 0.05) + np.quantile(nearest, 0.95)) / 2
+    return Calibration(float(np.quantile(own, 0.95)), cut)
+
+
+def self_retrieval(bank: Bank, index: Index, sample: int = 1000) -> float:
+    """Share of documents that their own vector finds first, or tied with the first.
+
+    Looks at every so-many-th document, `sample` of them at most; less than 1 means a broken index.
+    """
+    rows = np.arange(0, len(bank), max(1, len(bank) // sample))
+    vectors = np.asarray(bank.vectors[rows])
+    best = index.search(vectors, 1).ids[:, 0]
+    own = (vectors * vectors).sum(1)
+    found = (vectors * bank.vectors[best]).sum(1)
+    return float(np.mean(found >= own - 1e-5))
+
+
+def recall(index: Index, reference: Index, queries: Float[np.ndarray, "B E"], k: int) -> float:
+    """Share of the reference's `k` best that the index finds among its `k` best."""
+    found, best = index.search(queries, k).ids, reference.search(queries, k).ids
+    return float((found[:, :, None] == best[:, None, :]).any(1).mean())
+
+
+def subject_hits(ids: Int[np.ndarray, "B C"], bank: Bank, subjects: list[tuple[str, ...]]) -> float:
+    """Share of queries all of whose subjects are shown by their chosen documents' pictures.
+
+    Queries without a subject do not count; NaN when none has one.
+    """
+    hits = []
+    for row, wanted in zip(ids, subjects, strict=True):
+        if wanted:
+            chosen = [int(i) for i in row if i != NONE and bank.has_image[i]]
+            hits.append(set(wanted) <= {name for i in chosen for name in bank.meta(i).subjects})
+    return float(np.mean(hits)) if hits else float("nan")

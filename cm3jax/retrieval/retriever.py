@@ -1,0 +1,96 @@
+"""Live retrieval: from texts and pictures to the documents of a bank that go in front of them."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from cm3jax.config import RetrievalConfig
+from cm3jax.retrieval.bank import Bank, BankDocument
+from cm3jax.retrieval.clauses import clauses
+from cm3jax.retrieval.clip import ClipEncoder
+from cm3jax.retrieval.index import Index, open_index
+from cm3jax.retrieval.select import NONE, choose, side_by_side
+from cm3jax.shapes import Int, UInt8
+
+Picture = UInt8[np.ndarray, "Y X 3"]
+Query = tuple[str | None, Picture | None]
+"""A text, a picture, or both."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieved:
+    """A document of the bank, found for a query."""
+
+    id: int
+    """Its row in the bank."""
+    score: float
+    """Inner product of its unit vector and the query's."""
+    meta: BankDocument
+    """The document."""
+
+    @property
+    def key(self) -> str:
+        """Its unique name."""
+        return self.meta.key
+
+    @property
+    def ids(self) -> Int[np.ndarray, " L"]:
+        """Its vocabulary ids."""
+        return self.meta.ids
+
+
+class Retriever:
+    """An encoder and the bank that it made, with the bank's index."""
+
+    def __init__(self, encoder: ClipEncoder, bank: Bank, config: RetrievalConfig):
+        self.encoder = encoder
+        self.bank = bank
+        self.config = config
+        self._index: Index = open_index(bank, config.index)
+        self._pair = bank.has_text & bank.has_image
+
+    def retrieve(
+        self,
+        queries: Sequence[Query],
+        k: int,
+        exclude: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[Retrieved]]:
+        """The `k` documents to show each query (its text, its picture, or both), best first.
+
+        Modality and diversity count as in training; nothing is too relevant here (section 2.1).
+        `exclude` holds rows of the bank that a query must not get. Fewer than `k` documents come
+        back where the index's best `config.pool` have no more.
+        """
+        if not queries or not k:
+            return [[] for _ in queries]
+        barred = [list(rows) for rows in exclude or [()] * len(queries)]
+        widest = max(map(len, barred)) or 1
+        padded = np.asarray([rows + [NONE] * (widest - len(rows)) for rows in barred], np.int64)
+        pool = max(self.config.pool, k) + widest
+        asked = [self._clauses(text, picture) for text, picture in queries]
+        counts = [len(parts) for parts in asked]
+        vectors = self.encoder.encode_documents([part for parts in asked for part in parts])
+        choice = choose(
+            side_by_side(self._index.search(vectors, pool), counts),
+            self.bank.vectors,
+            self._pair,
+            dataclasses.replace(self.config, candidates=k),
+            padded,
+            relevance_cut=np.inf,
+            queries=max(counts),
+        )
+        return [
+            [
+                Retrieved(int(row), float(score), self.bank.meta(int(row)))
+                for row, score in zip(rows, scores, strict=True)
+                if row != NONE
+            ]
+            for rows, scores in zip(choice.ids, choice.scores, strict=True)
+        ]
+
+    def _clauses(self, text: str | None, picture: Picture | None) -> list[Query]:
+        """What a query asks with: itself, or the clauses of a text alone."""
+        if text is None or picture is not None or not self.config.clauses:
+            return [(text, picture)]
+        return [(clause, None) for clause in clauses(text)]

@@ -1,0 +1,122 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from cm3jax.errors import UserError
+from cm3jax.retrieval import bank as bank_module
+from cm3jax.retrieval.bank import Bank, BankDocument, remove
+
+
+def _documents(count: int) -> list[BankDocument]:
+    return [
+        BankDocument(
+            key=f"record-{i}",
+            ids=np.arange(i + 1, dtype=np.int32) + i,
+            text=f"a föx number {i}" if i % 3 else "",
+            has_text=bool(i % 3),
+            has_image=i % 3 != 1,
+            source="foxes" if i % 2 else "dogs",
+            licence="CC0-1.0",
+            subjects=("fox", f"n{i}"),
+        )
+        for i in range(count)
+    ]
+
+
+def _vectors(count: int) -> np.ndarray:
+    vectors = np.random.default_rng(0).standard_normal((count, 8)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def bank(tmp_path):
+    return Bank.build(tmp_path / "bank", _documents(7), _vectors(7), "encoder-a", "vocab-a")
+
+
+def test_what_is_written_is_read(bank):
+    opened = Bank.open(bank.path, "encoder-a", "vocab-a")
+    opened.verify()
+    assert len(opened) == 7
+    np.testing.assert_array_equal(opened.vectors, _vectors(7))
+    for row, document in enumerate(_documents(7)):
+        np.testing.assert_array_equal(opened.ids(row), document.ids)
+        read = dataclasses.replace(opened.meta(row), ids=document.ids)
+        assert read == document
+    assert opened.lengths.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert opened.rows["record-5"] == 5
+    assert opened.manifest["counts"] == {"pairs": 2, "texts": 2, "pictures": 3}
+    assert opened.manifest["sources"] == {"dogs": 4, "foxes": 3}
+
+
+def test_many_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(bank_module, "_SHARD", 3)
+    bank = Bank.build(tmp_path / "bank", iter(_documents(7)), _vectors(7), "e", "v")
+    shards = [name for name in bank.manifest["files"] if name.startswith("documents")]
+    assert len(shards) == 3
+    assert [bank.meta(row).key for row in range(7)] == [f"record-{row}" for row in range(7)]
+    assert [document.key for document in bank.documents()] == list(bank.rows)
+
+
+def test_equal_documents_give_equal_bytes(bank, tmp_path):
+    again = Bank.build(tmp_path / "again", _documents(7), _vectors(7), "encoder-a", "vocab-a")
+    names = sorted(path.name for path in bank.path.iterdir())
+    assert names == sorted(path.name for path in again.path.iterdir())
+    for name in names:
+        assert (bank.path / name).read_bytes() == (again.path / name).read_bytes()
+    other = Bank.build(tmp_path / "other", _documents(7), -_vectors(7), "encoder-a", "vocab-a")
+    assert bank.fingerprint == again.fingerprint != other.fingerprint
+
+
+def test_another_encoder_or_vocabulary_is_refused(bank):
+    with pytest.raises(UserError, match="made with encoder encoder-a, but this run has encoder b"):
+        Bank.open(bank.path, "b", "vocab-a")
+    with pytest.raises(UserError, match="made with vocab vocab-a"):
+        Bank.open(bank.path, "encoder-a", "b")
+
+
+def test_missing_and_truncated_files_are_named(bank):
+    shard = bank.path / "documents-00000.array_record"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-10])
+    with pytest.raises(UserError, match=r"documents-00000.array_record has \d+ of \d+ bytes"):
+        Bank.open(bank.path)
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"documents-00000.array_record is damaged"):
+        Bank.open(bank.path).verify()
+    shard.unlink()
+    with pytest.raises(UserError, match=r"documents-00000.array_record is missing"):
+        Bank.open(bank.path)
+    with pytest.raises(UserError, match="does not exist"):
+        Bank.open(bank.path / "nothing")
+
+
+def test_a_failed_build_leaves_the_old_bank(bank):
+    with pytest.raises(UserError, match="two documents have the key 'record-0'"):
+        Bank.build(bank.path, [*_documents(2), _documents(1)[0]], _vectors(3), "e", "v")
+    for count in (1, 3):
+        with pytest.raises(ValueError, match="vectors"):
+            Bank.build(bank.path, _documents(2), _vectors(count), "e", "v")
+    assert Bank.open(bank.path).fingerprint == bank.fingerprint
+    assert [path.name for path in bank.path.parent.iterdir()] == ["bank"]
+
+
+def test_removed_documents_are_gone(bank):
+    smaller = remove(bank, ["record-2", "record-5"])
+    assert list(smaller.rows) == ["record-0", "record-1", "record-3", "record-4", "record-6"]
+    np.testing.assert_array_equal(smaller.vectors, np.delete(_vectors(7), [2, 5], axis=0))
+    assert smaller.fingerprint != bank.fingerprint
+    with pytest.raises(UserError, match="no document 'record-5'"):
+        remove(smaller, ["record-5"])
+
+
+def test_rows_outside_raise(bank):
+    for row in (-1, 7):
+        with pytest.raises(IndexError):
+            bank.ids(row)
+
+
+def test_an_empty_bank(tmp_path):
+    bank = Bank.build(tmp_path / "bank", [], np.zeros((0, 8), np.float32), "e", "v")
+    assert len(bank) == 0
+    assert list(bank.documents()) == []
