@@ -1,0 +1,289 @@
+"""The prepared corpus on disk: tokenised documents, their lengths and their neighbours.
+
+    manifest.json                   fingerprints, counts, licence shares, refused records, checksums
+    documents-00000.array_record    one record per document: its ids and what is known of it
+    lengths.npy                     ids of every document, int32 [M]
+    neighbours.npy, scores.npy      candidates by query view and modality: bank rows [M W Q C]
+
+It is written shard by shard, so that an interrupted preparation continues, and is a corpus once
+its manifest stands.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from cm3jax.config import VocabConfig
+from cm3jax.errors import UserError
+from cm3jax.files import read_json, write_json
+from cm3jax.shapes import Float, Int
+from cm3jax.vocab import Vocab
+
+COLUMNS = ("lengths", "neighbours", "scores")
+IN_MEMORY = 1 << 28
+"""Ids (1 GiB) up to which documents are held in memory; larger sets are read as needed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusDocument:
+    """One document of a corpus."""
+
+    key: str
+    """Name of its raw record."""
+    kind: str
+    """What sort of record it is, as the source says."""
+    licence: str
+    ids: Int[np.ndarray, " L"]
+    """The rendered document in the vocabulary."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A part of a corpus, ready to be written."""
+
+    documents: list[CorpusDocument]
+    neighbours: Int[np.ndarray, "M W Q C"]
+    scores: Float[np.ndarray, "M W Q C"]
+    refused: dict[str, str]
+    """Keys of records that are no part of the corpus, with the reason."""
+    selection: dict[str, int]
+    """What the retrieval rules did (`cm3jax.retrieval.select.Choice.counts`)."""
+
+
+class CorpusWriter:
+    """Writes a corpus shard by shard, and goes on where an earlier one stopped.
+
+    `made_from` identifies everything that decides the content: shards made from something else
+    count as missing.
+    """
+
+    def __init__(self, path: epath.PathLike, made_from: str):
+        self.path = epath.Path(path)
+        self.made_from = made_from
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the corpus stands."""
+        path = self.path / "manifest.json"
+        return path.exists() and read_json(path, "the corpus")["made_from"] == self.made_from
+
+    def has(self, number: int) -> bool:
+        """Whether a shard was written."""
+        path = self.path / f"shard-{number:05d}.json"
+        return path.exists() and read_json(path, "a shard's notes")["made_from"] == self.made_from
+
+    def write(self, number: int, shard: Shard) -> None:
+        """Write one shard; its notes come last and make it count."""
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        name = f"documents-{number:05d}.array_record"
+        (self.path / "manifest.json").unlink(missing_ok=True)
+        scratch = self.path / f".{name}.part"
+        writer = ArrayRecordWriter(os.fspath(scratch), "group_size:1")
+        for document in shard.documents:
+            writer.write(_encode(document))
+        writer.close()
+        scratch.replace(self.path / name)
+        columns = {
+            "lengths": np.asarray([len(document.ids) for document in shard.documents], np.int32),
+            "neighbours": shard.neighbours,
+            "scores": shard.scores,
+        }
+        for column, values in columns.items():
+            np.save(self.path / f"{column}-{number:05d}.npy", values)
+        notes = {
+            "made_from": self.made_from,
+            "name": name,
+            "records": len(shard.documents),
+            "licences": Counter(document.licence for document in shard.documents),
+            "refused": shard.refused,
+            "selection": shard.selection,
+            "file": _describe(self.path / name),
+        }
+        write_json(self.path / f"shard-{number:05d}.json", notes)
+
+    def finish(self, shards: int, facts: dict[str, Any]) -> None:
+        """Join the columns of all shards and write the manifest, which also holds `facts`.
+
+        Raises `UserError` when no shard holds a record.
+        """
+        notes = [
+            read_json(self.path / f"shard-{number:05d}.json", "a shard's notes")
+            for number in range(shards)
+        ]
+        records = sum(note["records"] for note in notes)
+        if not records:
+            raise UserError(
+                f"{self.path} would have no record; check data.source and data.records."
+            )
+        files = {note["name"]: note["file"] for note in notes}
+        for column in COLUMNS:
+            parts = [np.load(self.path / f"{column}-{n:05d}.npy") for n in range(shards)]
+            scratch = self.path / f".{column}.part.npy"
+            np.save(scratch, np.concatenate(parts))
+            scratch.replace(self.path / f"{column}.npy")
+            files[f"{column}.npy"] = _describe(self.path / f"{column}.npy")
+        licences = sum((Counter(note["licences"]) for note in notes), Counter())
+        manifest = facts | {
+            "made_from": self.made_from,
+            "records": records,
+            "shards": {note["name"]: note["records"] for note in notes},
+            "licence_shares": {name: n / records for name, n in sorted(licences.items())},
+            "refused": dict(item for note in notes for item in note["refused"].items()),
+            "selection": {
+                name: sum(note["selection"][name] for note in notes)
+                for name in notes[0]["selection"]
+            },
+            "files": files,
+        }
+        write_json(self.path / "manifest.json", manifest)
+        for number in range(shards):
+            for column in COLUMNS:
+                (self.path / f"{column}-{number:05d}.npy").unlink()
+            (self.path / f"shard-{number:05d}.json").unlink()
+
+
+class Corpus:
+    """A corpus, opened for reading. Documents are read at random without loading the rest."""
+
+    def __init__(self, path: epath.PathLike, manifest: dict[str, Any]):
+        self.path = epath.Path(path)
+        self.manifest = manifest
+        self.lengths, self.neighbours, self.scores = (
+            np.load(self.path / f"{column}.npy", mmap_mode="r") for column in COLUMNS
+        )
+        self._first = np.cumsum([0, *manifest["shards"].values()])
+
+    @staticmethod
+    def open(path: epath.PathLike) -> "Corpus":
+        """Open a corpus; `UserError` if it is missing, or names the file that is truncated."""
+        path = epath.Path(path)
+        if not (path / "manifest.json").exists():
+            raise UserError(
+                f"the corpus {path} is missing or not complete; make it with launch.prepare."
+            )
+        manifest = read_json(path / "manifest.json", "the corpus manifest")
+        for name, file in manifest["files"].items():
+            size = (path / name).stat().length if (path / name).exists() else None
+            if size != file["bytes"]:
+                found = "is missing" if size is None else f"has {size} of {file['bytes']} bytes"
+                raise UserError(
+                    f"the corpus file {path / name} {found}; remove {path} and run launch.prepare."
+                )
+        return Corpus(path, manifest)
+
+    @property
+    def vocab(self) -> Vocab:
+        """The vocabulary that its ids belong to."""
+        fingerprints = (self.manifest["text_fingerprint"], self.manifest["image_fingerprint"])
+        return Vocab(VocabConfig(**self.manifest["vocab"]), *fingerprints)
+
+    def verify(self) -> None:
+        """Read every file and compare checksums; `UserError` names the damaged one."""
+        for name, file in self.manifest["files"].items():
+            if _describe(self.path / name) != file:
+                raise UserError(
+                    f"the corpus file {self.path / name} is damaged (its checksum differs); "
+                    f"remove {self.path} and run launch.prepare."
+                )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def document(self, record: int) -> CorpusDocument:
+        """One document; `IndexError` outside the corpus."""
+        return _decode(self._read(record))
+
+    def ids(self, record: int) -> Int[np.ndarray, " L"]:
+        """Its ids, int32; `IndexError` outside the corpus."""
+        return _ids(self._read(record))
+
+    def all_ids(self) -> Iterator[Int[np.ndarray, " L"]]:
+        """The ids of every document, in order."""
+        for reader in self._readers:
+            for start in range(0, reader.num_records(), 1024):
+                yield from map(_ids, reader.read(start, min(start + 1024, reader.num_records())))
+
+    def _read(self, record: int) -> bytes:
+        if not 0 <= record < len(self):
+            raise IndexError(f"record {record} is outside the corpus's {len(self)}")
+        shard = int(np.searchsorted(self._first, record, side="right")) - 1
+        return self._readers[shard].read([int(record - self._first[shard])])[0]
+
+    @functools.cached_property
+    def _readers(self) -> list:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        options = "readahead_buffer_size:0,max_parallelism:0"
+        return [
+            ArrayRecordReader(os.fspath(self.path / name), options)
+            for name in self.manifest["shards"]
+        ]
+
+
+class Documents:
+    """Ids of a corpus's or a bank's documents by number, in memory where they fit."""
+
+    def __init__(
+        self,
+        lengths: Int[np.ndarray, " M"],
+        read: Callable[[int], Int[np.ndarray, " L"]],
+        every: Callable[[], Iterable[Int[np.ndarray, " L"]]],
+        in_memory: int = IN_MEMORY,
+    ):
+        self.lengths = np.asarray(lengths, np.int32)
+        self._read = read
+        self._flat = None
+        if self.lengths.sum(dtype=np.int64) <= in_memory:
+            self._flat = np.concatenate([np.zeros(0, np.int32), *every()])
+            self._starts = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
+
+    def padded(
+        self, rows: Int[np.ndarray, "*B"]
+    ) -> tuple[Int[np.ndarray, "*B L"], Int[np.ndarray, "*B"]]:
+        """Ids, zero-padded to the longest of them, and lengths; row -1 is no document."""
+        lengths = np.where(rows < 0, 0, self.lengths[rows]).astype(np.int32)
+        place = np.arange(max(1, lengths.max(initial=0)))
+        inside = place < lengths[..., None]
+        if self._flat is not None:
+            index = np.where(inside, self._starts[rows][..., None] + place, 0)
+            return np.where(inside, self._flat[index], 0), lengths
+        out = np.zeros(inside.shape, np.int32)
+        for where in np.argwhere(rows >= 0):
+            ids = self._read(int(rows[tuple(where)]))
+            out[tuple(where)][: len(ids)] = ids
+        return out, lengths
+
+
+def _encode(document: CorpusDocument) -> bytes:
+    """uint32 number of ids, the ids, the rest as JSON."""
+    ids = np.ascontiguousarray(document.ids, "<i4")
+    rest = {"key": document.key, "kind": document.kind, "licence": document.licence}
+    text = json.dumps(rest, ensure_ascii=False, separators=(",", ":"))
+    return np.uint32(len(ids)).astype("<u4").tobytes() + ids.tobytes() + text.encode()
+
+
+def _ids(record: bytes) -> Int[np.ndarray, " L"]:
+    count = int(np.frombuffer(record, "<u4", 1)[0])
+    return np.frombuffer(record, "<i4", count, offset=4)
+
+
+def _decode(record: bytes) -> CorpusDocument:
+    ids = _ids(record)
+    return CorpusDocument(**json.loads(record[4 + ids.nbytes :]), ids=ids)
+
+
+def _describe(path: epath.Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
+    with path.open("rb") as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().length, "sha256": checksum}

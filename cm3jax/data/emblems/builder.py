@@ -1,0 +1,148 @@
+"""The dataset on disk: a TFDS builder that writes ArrayRecord files, without TensorFlow.
+
+    builder = Emblems(data_dir="data/raw", config=EmblemsConfig(records=50_000))
+    builder.download_and_prepare()
+    builder.as_data_source("train")[0]["texts"]
+
+The builder belongs to TFDS, so this module imports it at once; import the module when you need it.
+"""
+
+import dataclasses
+import io
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from etils import epath
+from PIL import Image
+
+from cm3jax.data.emblems.draw import SIZE
+from cm3jax.data.emblems.examples import BANK, Example, example
+
+Progress = Callable[[int, int], None]
+"""Called with the number of documents written and of all documents."""
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class EmblemsConfig(tfds.core.BuilderConfig):
+    """Size and seed of the dataset; they make up its name, hence its folder."""
+
+    name: str = ""
+    records: int = 50_000
+    """Documents for training; validation has a fiftieth of that, at least 200."""
+    seed: int = 0
+    size: int = SIZE
+    """Pixels along one side of a picture."""
+
+    def __post_init__(self):
+        self.name = f"{self.size}px-{self.records}-seed{self.seed}"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Documents of each split."""
+        return {
+            "train": self.records,
+            "validation": max(200, self.records // 50),
+            "bank": BANK,
+        }
+
+
+class Emblems(tfds.core.GeneratorBasedBuilder):
+    """`emblems` as a TFDS dataset; record i of a split is `example(split, i)`.
+
+    Pictures of a document stand in `images`, texts in `texts`; `order` says how they alternate
+    ("ti" a pair, "t" a text alone, "tititi" a story). `scenes` are `Scene.to_json` lines, from
+    which `annotations.annotate` derives boxes, segmentation, depth, edges, questions and an edit.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    progress: Progress | None = None
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        side = self.builder_config.size
+        features = tfds.features.FeaturesDict(
+            {
+                "key": tfds.features.Text(),
+                "kind": tfds.features.Text(),
+                "order": tfds.features.Text(),
+                "texts": tfds.features.Sequence(tfds.features.Text()),
+                "images": tfds.features.Sequence(
+                    tfds.features.Image(shape=(side, side, 3), encoding_format="png")
+                ),
+                "scenes": tfds.features.Sequence(tfds.features.Text()),
+                "emblems": tfds.features.Sequence(tfds.features.Text()),
+                "source": tfds.features.Text(),
+                "licence": tfds.features.Text(),
+            }
+        )
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Procedural pictures and captions with exact ground truth.",
+            features=features,
+            disable_shuffling=True,  # record i stays document i
+        )
+
+    def _log_download_bytes(self) -> None:
+        """Say nothing: nothing is downloaded."""
+
+    def _log_download_done(self) -> None:
+        """Say nothing: `progress` says it."""
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        del dl_manager  # nothing to download
+        counts = self.builder_config.counts
+        generators, done = {}, 0
+        for split, count in counts.items():
+            generators[split] = self._generate_examples(split, count, done)
+            done += count
+        return generators
+
+    def _generate_examples(
+        self, split: str, count: int, done: int
+    ) -> Iterator[tuple[int, dict[str, object]]]:
+        """Records of one split; `done` documents of other splits were written before."""
+        config, total = self.builder_config, sum(self.builder_config.counts.values())
+        for index in range(count):
+            if self.progress and not (done + index) % 1000:
+                self.progress(done + index, total)
+            yield index, _record(example(split, index, config.seed, config.size))
+        if self.progress and done + count == total:
+            self.progress(total, total)
+
+
+def _record(document: Example) -> dict[str, object]:
+    texts = [part for part in document.segments if isinstance(part, str)]
+    images = [part for part in document.segments if not isinstance(part, str)]
+    return {
+        "key": document.key,
+        "kind": document.kind,
+        "order": "".join("t" if isinstance(part, str) else "i" for part in document.segments),
+        "texts": texts,
+        "images": [_png(image) for image in images],
+        "scenes": [scene.to_json() for scene in document.scenes],
+        "emblems": list(document.emblems),
+        "source": document.source,
+        "licence": document.licence,
+    }
+
+
+def _png(image: np.ndarray) -> bytes:
+    """TFDS would call TensorFlow to encode an array, so encode it here."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def prepare(
+    data_dir: epath.PathLike, config: EmblemsConfig, progress: Progress | None = None
+) -> Emblems:
+    """Write the dataset under `data_dir`, unless it is there whole already."""
+    tfds.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of every configuration that it can't list
+    builder = Emblems(data_dir=str(data_dir), config=config, file_format="array_record")
+    logging.set_verbosity(verbosity)
+    builder.progress = progress
+    builder.download_and_prepare()
+    return builder

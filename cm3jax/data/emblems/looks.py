@@ -1,0 +1,57 @@
+"""The emblems themselves: made-up names, and looks that no name gives away."""
+
+import dataclasses
+import functools
+import random
+
+from cm3jax.data.emblems.patches import QUARTERS
+from cm3jax.data.emblems.scene import Look
+
+TRAINING = 3000
+"""Emblems that occur in training and validation."""
+
+MEMORY_ONLY = 600
+"""Emblems that occur in the memory bank and in evaluation prompts alone."""
+
+_CODAS = ("", "", "n", "", "", "r", "", "", "l", "")
+SYLLABLES = tuple(
+    f"{consonant}{vowel}{_CODAS[(7 * i + j) % len(_CODAS)]}"
+    for i, consonant in enumerate("bdfgkmprstvz")
+    for j, vowel in enumerate("aeiou")
+)
+"""What names are made of; a name has three."""
+
+
+def integer(rng: random.Random, limit: int) -> int:
+    """A uniform integer in [0, limit), the same on every machine and Python version.
+
+    Python promises that of `random()` alone, not of `randrange`, `choice` or `shuffle`.
+    """
+    return int(rng.random() * limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """Names and looks by emblem number: the training emblems, then the memory-only ones."""
+
+    names: tuple[str, ...]
+    looks: tuple[Look, ...]
+
+    @property
+    def memory_only(self) -> frozenset[str]:
+        """Names of the emblems that training never shows."""
+        return frozenset(self.names[TRAINING:])
+
+
+@functools.lru_cache(maxsize=8)
+def catalogue(seed: int) -> Catalogue:
+    """The emblems of a seed; no two share a name or a look, and looks are uniform."""
+    names: dict[str, None] = {}
+    looks: dict[Look, None] = {}
+    rng = random.Random(f"emblems {seed} names")
+    while len(names) < TRAINING + MEMORY_ONLY:
+        names["".join(SYLLABLES[integer(rng, len(SYLLABLES))] for _ in range(3))] = None
+    rng = random.Random(f"emblems {seed} looks")
+    while len(looks) < TRAINING + MEMORY_ONLY:
+        looks[tuple(integer(rng, QUARTERS) for _ in range(4))] = None
+    return Catalogue(tuple(names), tuple(looks))

@@ -1,0 +1,90 @@
+"""Small corpora and banks written by the real writers, from random documents."""
+
+import dataclasses
+
+import numpy as np
+
+from cm3jax.config import (
+    CM3Config,
+    DataConfig,
+    DecoderConfig,
+    Experiment,
+    RetrievalConfig,
+    VocabConfig,
+    VQGANConfig,
+)
+from cm3jax.data.corpus import Corpus, CorpusDocument, CorpusWriter, Shard
+from cm3jax.retrieval.bank import Bank, BankDocument
+from cm3jax.vocab import Vocab
+
+VOCAB = Vocab(
+    VocabConfig(specials=32, image_codes=64, text_pieces=50, sentinels=17, grid=2), "text", "image"
+)
+
+
+def experiment(path, **data) -> Experiment:
+    return Experiment(
+        name="tiny",
+        vocab=VOCAB.config,
+        vqgan=VQGANConfig(image_size=4, multipliers=(1, 1), codes=64),
+        model=DecoderConfig(layers=1, width=8, heads=1, head_width=8, ffn=8, context=64),
+        retrieval=RetrievalConfig(documents=2),
+        cm3=CM3Config(retrieved_weight=0.5),
+        data=DataConfig(**{"corpus": f"{path}/corpus", "bank": f"{path}/bank", "batch": 8} | data),
+    )
+
+
+def pair(rng, longest=12):
+    """A random caption and picture in ids."""
+    text = VOCAB.first_text + rng.integers(0, 50, rng.integers(1, longest))
+    image = VOCAB.first_image + rng.integers(0, 64, 4)
+    return np.concatenate([text, [VOCAB.break_], image]).astype(np.int32)
+
+
+def write_bank(path, documents=30) -> Bank:
+    rng = np.random.default_rng(1)
+    vectors = rng.standard_normal((documents, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return Bank.build(
+        f"{path}/bank",
+        [
+            BankDocument(f"bank-{i}", pair(rng), "", True, True, "test", "CC0-1.0")
+            for i in range(documents)
+        ],
+        vectors,
+        "encoder",
+        VOCAB.fingerprint,
+    )
+
+
+def shard(records: range, bank: int) -> Shard:
+    rng = np.random.default_rng(records.start)
+    shape = (len(records), 2, 2, 2)
+    return Shard(
+        documents=[
+            CorpusDocument(f"record-{i}", "pair", ("CC0-1.0", "CC-BY-4.0")[i % 2], pair(rng))
+            for i in records
+        ],
+        neighbours=rng.integers(-1, bank, shape).astype(np.int32),
+        scores=rng.random(shape, np.float32),
+        refused={f"refused-{records.start}": "it is empty"},
+        selection={"seen": 10, "too_relevant": 1, "not_diverse": 0},
+    )
+
+
+def write_corpus(path, bank: Bank, records=300, shards=3, split="train") -> Corpus:
+    writer = CorpusWriter(f"{path}/corpus/{split}", "this")
+    size = records // shards
+    for number in range(shards):
+        writer.write(number, shard(range(number * size, (number + 1) * size), len(bank)))
+    writer.finish(shards, facts(bank))
+    return Corpus.open(writer.path)
+
+
+def facts(bank: Bank) -> dict:
+    return {
+        "vocab": dataclasses.asdict(VOCAB.config),
+        "text_fingerprint": VOCAB.text_fingerprint,
+        "image_fingerprint": VOCAB.image_fingerprint,
+        "bank": bank.fingerprint,
+    }

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+
+from cm3jax.data.corpus import Corpus, CorpusWriter, Documents
+from cm3jax.errors import UserError
+from tests.data.corpora import VOCAB, facts, shard, write_bank, write_corpus
+
+
+@pytest.fixture
+def bank(tmp_path):
+    return write_bank(tmp_path)
+
+
+@pytest.fixture
+def corpus(tmp_path, bank):
+    return write_corpus(tmp_path, bank)
+
+
+def test_what_is_written_is_read(corpus, bank):
+    shards = [shard(range(start, start + 100), len(bank)) for start in (0, 100, 200)]
+    written = [document for part in shards for document in part.documents]
+    assert len(corpus) == 300
+    for record in (0, 99, 100, 299):
+        document = corpus.document(record)
+        assert document.key == written[record].key
+        assert document.licence == written[record].licence
+        np.testing.assert_array_equal(corpus.ids(record), written[record].ids)
+    assert [len(ids) for ids in corpus.all_ids()] == corpus.lengths.tolist()
+    np.testing.assert_array_equal(corpus.neighbours[100:200], shards[1].neighbours)
+    np.testing.assert_array_equal(corpus.scores[200:], shards[2].scores)
+    assert corpus.vocab == VOCAB
+    assert corpus.manifest["licence_shares"] == {"CC0-1.0": 0.5, "CC-BY-4.0": 0.5}
+    assert corpus.manifest["refused"] == {f"refused-{n}": "it is empty" for n in (0, 100, 200)}
+    assert corpus.manifest["selection"] == {"seen": 30, "too_relevant": 3, "not_diverse": 0}
+    corpus.verify()
+    with pytest.raises(IndexError):
+        corpus.ids(300)
+
+
+def test_writing_goes_on_where_it_stopped(tmp_path, bank, corpus):
+    stopped = CorpusWriter(tmp_path / "half", "this")
+    stopped.write(1, shard(range(100, 200), len(bank)))
+    writer = CorpusWriter(tmp_path / "half", "this")
+    assert [writer.has(number) for number in range(3)] == [False, True, False]
+    assert not writer.complete
+    assert not CorpusWriter(tmp_path / "half", "that").has(1)
+    with pytest.raises(UserError, match="not complete"):
+        Corpus.open(writer.path)
+    for number in (0, 2):
+        writer.write(number, shard(range(100 * number, 100 * number + 100), len(bank)))
+    writer.finish(3, facts(bank))
+    assert writer.complete
+    assert Corpus.open(writer.path).manifest["files"] == corpus.manifest["files"]
+
+
+def test_a_corpus_made_from_something_else_is_made_again(tmp_path, bank, corpus):
+    writer = CorpusWriter(corpus.path, "that")
+    assert not writer.complete
+    writer.write(0, shard(range(50), len(bank)))
+    with pytest.raises(UserError, match="not complete"):
+        Corpus.open(corpus.path)
+    writer.finish(1, facts(bank))
+    assert len(Corpus.open(corpus.path)) == 50
+
+
+def test_without_records_there_is_no_corpus(tmp_path, bank):
+    writer = CorpusWriter(tmp_path / "empty", "this")
+    writer.write(0, shard(range(0), len(bank)))
+    with pytest.raises(UserError, match="no record"):
+        writer.finish(1, facts(bank))
+
+
+@pytest.mark.parametrize("name", ["lengths.npy", "documents-00001.array_record"])
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_the_damaged_file_is_named(corpus, name, damage):
+    path = corpus.path / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match=name):
+        Corpus.open(corpus.path)
+
+
+def test_a_changed_byte_is_found_by_its_checksum(corpus):
+    path = corpus.path / "scores.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"scores\.npy is damaged"):
+        Corpus.open(corpus.path).verify()
+
+
+@pytest.mark.parametrize("in_memory", [0, 1 << 28])
+def test_documents_are_the_same_from_memory_and_from_disk(corpus, in_memory):
+    documents = Documents(corpus.lengths, corpus.ids, corpus.all_ids, in_memory)
+    rows = np.asarray([[5, -1, 250], [0, 5, 299]])
+    ids, lengths = documents.padded(rows)
+    assert ids.shape == (2, 3, lengths.max())
+    assert ids.dtype == lengths.dtype == np.int32
+    for place, row in np.ndenumerate(rows):
+        expected = corpus.ids(int(row)) if row >= 0 else []
+        np.testing.assert_array_equal(ids[place][: lengths[place]], expected)
+        assert not ids[place][lengths[place] :].any()

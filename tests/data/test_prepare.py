@@ -1,0 +1,198 @@
+"""From a folder of pictures to rows, by the real tokenizers and the real encoder, untrained."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from cm3jax import testing
+from cm3jax.config import CM3Config, DataConfig
+from cm3jax.data import prepare as module
+from cm3jax.data.corpus import Corpus
+from cm3jax.data.pipeline import CorpusStream
+from cm3jax.data.prepare import Tools, prepare
+from cm3jax.data.show import show_row
+from cm3jax.document import Image, Text, parse
+from cm3jax.errors import UserError
+from cm3jax.learners import clip
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.select import NONE
+
+RECORDS = 59
+"""Lines of the folder; the 50th is for validation."""
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(module, "SHARD", 20)
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    path = tmp_path_factory.mktemp("chain")
+    testing.write_chain(path, bank_size=2)
+    return Tools(testing.text_tokenizer(), testing.image_tokenizer(), clip.load(path / "clip"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("folder")
+    lines = []
+    for number, picture in enumerate(testing.pictures(RECORDS)):
+        PIL.Image.fromarray(picture).save(path / f"{number}.png")
+        caption = f"{testing.CAPTIONS[number % 4]} {number // 4}"
+        lines.append(json.dumps({"file": f"{number}.png", "caption": caption, "licence": "MIT"}))
+    lines[7] = json.dumps({"file": "7.png", "caption": "fox " * 60})
+    (path / "captions.jsonl").write_text("\n".join(lines))
+    return path
+
+
+def experiment(folder, out, **data):
+    values = {
+        "source": str(folder),
+        "image_size": 16,
+        "corpus": str(out / "corpus"),
+        "bank": str(out / "bank"),
+        "batch": 4,
+    }
+    base = testing.experiment()
+    cuts = dataclasses.replace(base.retrieval, relevance_cut=1.0, views=2)
+    return dataclasses.replace(
+        base, data=DataConfig(**values | data), cm3=CM3Config(max_masks=6), retrieval=cuts
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(chain, folder, tmp_path_factory):
+    config = experiment(folder, tmp_path_factory.mktemp("out"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SHARD", 20)
+        prepare(config, chain, lambda line: None)
+    return config
+
+
+def content(path):
+    return {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_documents_are_the_records(prepared, chain):
+    corpus = Corpus.open(f"{prepared.data.corpus}/train")
+    assert len(corpus) == RECORDS - 2  # one for validation, one refused
+    assert len(Corpus.open(f"{prepared.data.corpus}/validation")) == 1
+    assert corpus.manifest["refused"]["7.png"].endswith("and a row holds 94")
+    assert corpus.manifest["licence_shares"] == {"MIT": 1.0}
+    assert len(corpus.manifest["shards"]) == 3
+    text, image = parse(corpus.ids(3), corpus.vocab)
+    caption = f"{testing.CAPTIONS[3]} 0"
+    assert text == Text(tuple(chain.text.encode(caption)))
+    assert image == Image(tuple(chain.image.encode(testing.pictures(4))[3].tolist()))
+    corpus.verify()
+
+
+def test_neighbours_point_to_other_documents_of_the_bank(prepared):
+    corpus = Corpus.open(f"{prepared.data.corpus}/train")
+    bank = Bank.open(prepared.data.bank)
+    assert corpus.neighbours.shape == (RECORDS - 2, 2, 2, 2)
+    assert (corpus.neighbours != NONE).mean() > 0.9
+    for record in range(len(corpus)):
+        own = corpus.ids(record)
+        for row in np.unique(corpus.neighbours[record]):
+            assert row == NONE or not np.array_equal(bank.ids(int(row)), own)
+    by_image = corpus.neighbours[:, :, 1]
+    np.testing.assert_array_equal(by_image[:, 0], by_image[:, 1])  # pictures have one view
+    assert (corpus.neighbours[:, 0, 0] != corpus.neighbours[:, 1, 0]).any()
+
+
+def test_a_finished_preparation_is_left_alone(prepared, chain):
+    before = content(Path(prepared.data.corpus))
+    lines = []
+    prepare(prepared, chain, lines.append)
+    assert [line.split(":")[0] for line in lines] == ["bank", "train", "validation"]
+    assert all(line.endswith("is complete") for line in lines)
+    assert content(Path(prepared.data.corpus)) == before
+
+
+def test_an_interrupted_preparation_goes_on(prepared, chain, folder, tmp_path):
+    class Interrupted(Exception):
+        pass
+
+    def stop_after(words):
+        def report(line):
+            if line.startswith(words):
+                raise Interrupted
+
+        return report
+
+    config = experiment(folder, tmp_path)
+    for words in ("bank: 20", "train: 40", "validation: 1"):
+        with pytest.raises(Interrupted):
+            prepare(config, chain, stop_after(words))
+    with pytest.raises(UserError, match="not complete"):
+        CorpusStream.open(config, "validation")
+    tokenised = []
+    original = module.tokenise
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "tokenise", lambda *a: tokenised.append(a) or original(*a))
+        prepare(config, chain, lambda line: None)
+    assert not tokenised, "every shard stood already"
+    straight = Path(prepared.data.corpus)
+    assert content(tmp_path / "corpus") == content(straight)
+
+
+def test_other_settings_prepare_again(prepared, chain, folder, tmp_path):
+    config = experiment(folder, tmp_path)
+    prepare(config, chain, lambda line: None)
+    fewer = experiment(folder, tmp_path, records=30)
+    prepare(fewer, chain, lambda line: None)
+    assert len(Corpus.open(tmp_path / "corpus" / "train")) == 29
+
+
+def test_a_path_must_be_given(chain, folder, tmp_path):
+    with pytest.raises(UserError, match=r"data\.corpus is empty"):
+        prepare(experiment(folder, tmp_path, corpus=""), chain)
+
+
+def test_a_row_is_shown(prepared):
+    stream = CorpusStream.open(prepared, "train")
+    text = show_row(stream, 5, testing.text_tokenizer())
+    key = stream.corpus.document(5).key
+    assert f"record 5, {key} (pair)" in text
+    lines = text.splitlines()
+    assert "<eos>" in text
+    assert "<break>" in text
+    assert any(" T" in line and "'" in line for line in lines)
+    placed = [line for line in lines if "(<mask:" in line]
+    assert all(line.rstrip().endswith(" 0") for line in placed)
+    with pytest.raises(UserError, match="there is no record 99"):
+        show_row(stream, 99, testing.text_tokenizer())
+
+
+def test_held_out_documents_are_no_neighbours(chain, folder, tmp_path, monkeypatch):
+    opened = module.open_source
+
+    class HalfHeldOut:
+        def __init__(self, source):
+            self.source = source
+
+        def __len__(self):
+            return len(self.source)
+
+        def __getitem__(self, index):
+            return dataclasses.replace(self.source[index], held_out=index % 2 == 0)
+
+    def open_source(data, split, seed):
+        source = opened(data, split, seed)
+        return HalfHeldOut(source) if split == "bank" else source
+
+    monkeypatch.setattr(module, "open_source", open_source)
+    config = experiment(folder, tmp_path)
+    prepare(config, chain, lambda line: None)
+    bank = Bank.open(config.data.bank)
+    assert bank.held_out.sum() == RECORDS // 2
+    found = np.unique(Corpus.open(f"{config.data.corpus}/train").neighbours)
+    found = found[found != NONE]
+    assert len(found) > 5
+    assert not bank.held_out[found].any()

@@ -1,0 +1,92 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cm3jax.config import DataConfig
+from cm3jax.data.emblems import builder, example
+from cm3jax.data.sources import open_source
+from cm3jax.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Sixty pictures, number i of colour (i, 0, 0)."""
+    lines = []
+    for i in range(60):
+        Image.new("RGB", (40, 50), (i, 0, 0)).save(tmp_path / f"{i}.png")
+        lines.append({"file": f"{i}.png", "caption": f"picture {i}"})
+    lines[3] |= {"licence": "CC0-1.0", "source": "a camera"}
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return tmp_path
+
+
+def test_emblems_are_prepared_and_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(builder, "BANK", 60)
+    data = DataConfig(records=120, raw=str(tmp_path))
+    for split, count in (("train", 120), ("validation", 200), ("bank", 60)):
+        source = open_source(data, split, 5)
+        assert len(source) == count
+        for index in range(0, count, 7):
+            record, document = source[index], example(split, index, 5)
+            assert len(record.segments) == len(document.segments)
+            for read, made in zip(record.segments, document.segments, strict=True):
+                np.testing.assert_array_equal(read, made)
+            assert (record.key, record.kind) == (document.key, document.kind)
+            assert record.subjects == document.emblems
+            assert (record.source, record.licence) == (document.source, document.licence)
+
+
+def test_a_folder_of_pictures(folder):
+    data = DataConfig(source=str(folder), image_size=16)
+    source = open_source(data, "train", 0)
+    assert len(source) == 59
+    record = source[3]
+    assert record.segments[0] == "picture 3"
+    np.testing.assert_array_equal(record.segments[1], np.full((16, 16, 3), (3, 0, 0), np.uint8))
+    assert (record.source, record.licence, record.kind) == ("a camera", "CC0-1.0", "pair")
+    assert source[0].licence == "unknown"
+    assert source[0].source == str(folder)
+
+
+def test_validation_lines_are_held_back(folder):
+    data = DataConfig(source=str(folder))
+    held_back = open_source(data, "validation", 0)
+    assert [held_back[i].key for i in range(len(held_back))] == ["49.png"]
+    for split in ("train", "bank"):
+        assert "49.png" not in {record.key for record in open_source(data, split, 0)}
+    few = DataConfig(source=str(folder), records=5)
+    assert len(open_source(few, "train", 0)) == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"file": "no.png", "caption": "x"}', "captions.jsonl line 2: .*no.png"),
+        ('{"file": "broken.png", "caption": "x"}', "captions.jsonl line 2: .*broken.png"),
+        ('{"file": "0.png"}', "line 2 has no text in 'caption'"),
+        ('{"file": "0.png", "caption": ""}', "line 2 has no text in 'caption'"),
+        ('["0.png"]', "line 2 is not a JSON object"),
+        ("{file}", "line 2 is not JSON"),
+    ],
+)
+def test_a_bad_line_or_picture_is_named(folder, line, message):
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:60])
+    good = '{"file": "0.png", "caption": "x"}'
+    (folder / "captions.jsonl").write_text(f"{good}\n{line}\n{good}\n")
+    with pytest.raises(UserError, match=message):
+        list(open_source(DataConfig(source=str(folder)), "train", 0))
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_folder_without_captions_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "captions.jsonl").write_text(content)
+    with pytest.raises(UserError, match=r"captions\.jsonl"):
+        open_source(DataConfig(source=str(tmp_path)), "train", 0)
+
+
+def test_unknown_splits_are_refused(folder):
+    with pytest.raises(ValueError, match="no split"):
+        open_source(DataConfig(source=str(folder)), "test", 0)
