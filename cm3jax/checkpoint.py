@@ -1,0 +1,324 @@
+"""Checkpoints of a run, loading a run for use, and exporting its weights.
+
+A checkpoint `RUN/checkpoints/STEP` holds the train state (orbax, one array per leaf, restorable on
+any mesh) and one JSON for all processes: data position, resolved config, fingerprints, timers. An
+exported run is a directory with `config.json` and `params.safetensors` alone.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import safetensors
+import safetensors.numpy
+from etils import epath
+
+from cm3jax.config import CheckpointConfig, Experiment
+from cm3jax.data.pipeline import Position
+from cm3jax.errors import UserError
+from cm3jax.experiment_io import from_dict, load_experiment, save_experiment, to_dict
+from cm3jax.files import write_atomic
+from cm3jax.state import TrainState
+from cm3jax.tokenizers.text import MODEL_FILE
+
+_log = logging.getLogger(__name__)
+
+_DAMAGE = (OSError, ValueError, KeyError, TypeError)
+"""What orbax and tensorstore raise on files that are missing, cut short or altered."""
+
+
+_TYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "I32": np.int32, "U32": np.uint32}
+"""safetensors' names of the types that a run's variables have."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """What a checkpoint holds beside the train state."""
+
+    position: Position
+    """The next batch's place in the data."""
+    experiment: Experiment
+    fingerprints: Mapping[str, str]
+    """Of vocabulary and tokenizers, by name."""
+    seconds: float
+    """Time spent in the training loop so far, over all lives of the run."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "position": dataclasses.asdict(self.position),
+            "experiment": to_dict(self.experiment),
+            "fingerprints": dict(self.fingerprints),
+            "timers": {"seconds": self.seconds},
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], what: str) -> "Meta":
+        """The inverse of `to_json`."""
+        return cls(
+            position=Position(**values["position"]),
+            experiment=from_dict(values["experiment"], what),
+            fingerprints=values["fingerprints"],
+            **values["timers"],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint that was read back."""
+
+    state: TrainState
+    meta: Meta
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """A trained model, ready for use."""
+
+    experiment: Experiment
+    variables: dict[str, Any]
+    """{"params": ..., and other collections}, jax arrays."""
+    step: int
+    fingerprints: Mapping[str, str]
+
+
+class Checkpoints:
+    """The checkpoints of one run directory; a context manager that ends with all of them written.
+
+    Saving is asynchronous: the state is copied before `save` returns, so its buffers may be
+    donated, and written in the background under a name that only a complete checkpoint loses.
+    """
+
+    def __init__(self, run_dir: epath.PathLike, config: CheckpointConfig):
+        self._directory = epath.Path(run_dir).resolve() / "checkpoints"
+        for half in _half_written(self._directory):
+            _log.warning("passing over %s: the run ended while it was being written.", half)
+        self._manager = _manager(
+            self._directory, max_to_keep=config.keep, cleanup_tmp_directories=True
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.close()
+
+    def restore(self, abstract: TrainState, fingerprints: Mapping[str, str]) -> Restored | None:
+        """The newest complete checkpoint, laid out as `abstract` says; None if there is none.
+
+        A damaged one is set aside as `damaged-STEP` with a warning. Raises `UserError` when the
+        checkpoint belongs to another model or vocabulary: nothing is cast.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            path = self._directory / str(step)
+            try:
+                meta = _read_meta(self._manager, step, str(path))
+                found = _shapes(self._manager.item_metadata(step)["state"].tree)
+            except _DAMAGE as damage:
+                self._set_aside(path, damage)
+                continue
+            require_same(meta.fingerprints, fingerprints, str(path))
+            _require_shapes(found, _shapes(abstract), str(path))
+            try:
+                return Restored(_read_state(self._manager, step, abstract), meta)
+            except _DAMAGE as damage:
+                self._set_aside(path, damage)
+        return None
+
+    def save(self, step: int, state: TrainState, meta: Meta) -> None:
+        """Begin to write a checkpoint; waits first for one that is still being written."""
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta.to_json())
+        )
+        self._manager.save(step, args=items)
+
+    def _set_aside(self, path: epath.Path, damage: Exception) -> None:
+        _log.warning("passing over %s, which is damaged (%s).", path, _brief(damage))
+        if jax.process_index() == 0:
+            aside = path.parent / f"damaged-{path.name}"
+            if aside.exists():
+                aside.rmtree()
+            path.rename(aside)
+        self._manager.reload()
+
+
+def load_run(run_dir: epath.PathLike) -> LoadedRun:
+    """Parameters and other collections of a run directory or of an exported run, float32.
+
+    Of a run the newest complete checkpoint is read, without its optimiser. Weights that were
+    exported as bfloat16 are widened. Raises `UserError` if nothing there can be read.
+    """
+    path = epath.Path(run_dir).resolve()
+    if (path / "params.safetensors").exists():
+        return _load_exported(path)
+    if not (path / "checkpoints").exists():
+        raise UserError(
+            f"{run_dir} holds no trained run (neither checkpoints nor params.safetensors); "
+            "train it first, or give another directory."
+        )
+    with _manager(path / "checkpoints", create=False) as manager:
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                return _load_checkpoint(manager, step, f"{run_dir} at step {step}")
+            except UserError:
+                raise
+            except _DAMAGE as damage:
+                _log.warning(
+                    "passing over %s at step %d, which is damaged (%s).",
+                    run_dir,
+                    step,
+                    _brief(damage),
+                )
+    raise UserError(f"{run_dir} holds no complete checkpoint yet; train it first.")
+
+
+def export_run(
+    run_dir: epath.PathLike,
+    out_dir: epath.PathLike,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> None:
+    """Write a run's weights and config to a directory of its own: see `write_run`.
+
+    A text tokenizer that the run keeps beside its checkpoints goes with them.
+    """
+    write_run(load_run(run_dir), out_dir, dtype)
+    tokenizer = epath.Path(run_dir) / MODEL_FILE
+    if tokenizer.exists():
+        write_atomic(epath.Path(out_dir) / MODEL_FILE, tokenizer.read_bytes())
+
+
+def write_run(
+    run: LoadedRun, out_dir: epath.PathLike, dtype: Literal["float32", "bfloat16"] = "float32"
+) -> None:
+    """Write weights as `params.safetensors` (names like `params/layers/...`) and `config.json`,
+    without paths of this machine; `load_run` reads the directory."""
+    tensors = {}
+    for path, leaf in jax.tree.leaves_with_path(run.variables):
+        array = np.asarray(leaf)
+        real = array.dtype == np.float32
+        tensors[_name(path)] = array.astype(jnp.dtype(dtype)) if real else array
+    header = {"step": str(run.step), "fingerprints": json.dumps(dict(run.fingerprints))}
+    out = epath.Path(out_dir)
+    write_atomic(out / "params.safetensors", safetensors.numpy.save(tensors, header))
+    portable = dataclasses.replace(run.experiment, workdir="", init_from="")
+    save_experiment(out / "config.json", portable)
+
+
+def require_same(saved: Mapping[str, str], ours: Mapping[str, str], what: str) -> None:
+    """Raise `UserError` if a fingerprint that both name differs."""
+    for name in sorted(saved.keys() & ours.keys()):
+        if saved[name] != ours[name]:
+            raise UserError(
+                f"{what} was made with {name} {saved[name]}, but this run has {ours[name]}; use "
+                f"the {name} that made it, or another run directory."
+            )
+
+
+def place(variables: Mapping[str, Any], abstract: TrainState, what: str) -> dict[str, Any]:
+    """`variables` (as of `load_run`) on the mesh, laid out as the model of `abstract`.
+
+    Raises `UserError` naming the first array that is missing, unknown or of another shape or type.
+    """
+    wanted = {"params": abstract.params, **abstract.extra}
+    _require_shapes(_shapes(variables), _shapes(wanted), what)
+    return jax.tree.map(
+        lambda leaf, target: jax.device_put(leaf, target.sharding), variables, wanted
+    )
+
+
+def _manager(directory: epath.Path, **options) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        directory,
+        item_handlers={"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
+        options=ocp.CheckpointManagerOptions(**options),
+    )
+
+
+def _half_written(directory: epath.Path) -> list[epath.Path]:
+    if not directory.exists():
+        return []
+    return [entry for entry in directory.iterdir() if ".orbax-checkpoint-tmp" in entry.name]
+
+
+def _read_meta(manager: ocp.CheckpointManager, step: int, what: str) -> Meta:
+    items = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+    return Meta.from_json(items["meta"], what)
+
+
+def _read_state(manager: ocp.CheckpointManager, step: int, target: Any, **options) -> Any:
+    restore = ocp.args.PyTreeRestore(
+        target,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        **options,
+    )
+    return manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
+
+
+def _load_checkpoint(manager: ocp.CheckpointManager, step: int, what: str) -> LoadedRun:
+    meta = _read_meta(manager, step, what)
+    saved = manager.item_metadata(step)["state"].tree
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        {"params": saved["params"], "extra": saved.get("extra") or {}},
+    )
+    state = _read_state(manager, step, target, partial_restore=True)
+    variables = {"params": state["params"], **state["extra"]}
+    return LoadedRun(meta.experiment, variables, step, meta.fingerprints)
+
+
+def _load_exported(path: epath.Path) -> LoadedRun:
+    file = path / "params.safetensors"
+    content = file.read_bytes()
+    try:
+        tensors = dict(safetensors.deserialize(content))
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])["__metadata__"]
+    except (safetensors.SafetensorError, KeyError) as damage:
+        raise UserError(f"{file} is damaged ({_brief(damage)}); export the run again.") from None
+    variables: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        *parents, leaf = name.split("/")
+        node = variables
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        array = np.frombuffer(tensor["data"], _TYPES[tensor["dtype"]]).reshape(tensor["shape"])
+        narrow = array.dtype == jnp.bfloat16
+        node[leaf] = jnp.asarray(array, jnp.float32 if narrow else array.dtype)
+    return LoadedRun(
+        load_experiment(path / "config.json"),
+        variables,
+        int(header["step"]),
+        json.loads(header["fingerprints"]),
+    )
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    """Type and shape of every array by its path."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _require_shapes(found: dict[str, str], wanted: dict[str, str], what: str) -> None:
+    names = found.keys() | wanted.keys()
+    for name in sorted(names, key=lambda name: (not name.startswith("params"), name)):
+        ours, theirs = wanted.get(name, "nothing"), found.get(name, "nothing")
+        if ours != theirs:
+            raise UserError(
+                f"{what} is of another model: {name} is {theirs} there and {ours} in this "
+                "experiment; give the experiment that made it, or another run directory."
+            )
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"

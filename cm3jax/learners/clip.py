@@ -1,0 +1,196 @@
+"""Training the retrieval encoder: the pair loss of CLIP and a document loss.
+
+The pair loss alone never learns that an unseen name is *the same* name in two captions. The
+document loss asks for just that: the text or the picture of one document must find the document
+vector (section 2.1) of another document of the same subject.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from cm3jax import checkpoint
+from cm3jax.config import ClipConfig, Experiment
+from cm3jax.data.couples import NO_SUBJECT, Couples, CoupleStream, Records
+from cm3jax.data.sources import open_source
+from cm3jax.errors import UserError
+from cm3jax.loss import LossOutput, Mean
+from cm3jax.metrics import Work
+from cm3jax.retrieval.clip import CLIP, ClipEncoder, document_vectors, normalise, text_length
+from cm3jax.shapes import Array, Bool, Float, Int, Key
+from cm3jax.tokenizers.text import TextTokenizer
+
+
+class CLIPLearner:
+    """A `CLIP`, its two losses and its couples.
+
+    Reads the whole source into memory. Raises `UserError` when the text tokenizer is missing or
+    `clip.text_vocab` does not fit it.
+    """
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.model = CLIP(experiment.clip)
+        self.tokenizer = TextTokenizer.load(experiment.tokenizers.text)
+        self.fingerprints: Mapping[str, str] = {"text": self.tokenizer.fingerprint}
+        require_vocabulary(experiment.clip, self.tokenizer)
+        # The run's own copy: an encoder without its text tokenizer is nothing.
+        self.tokenizer.save(experiment.run_dir)
+
+    @functools.cached_property
+    def records(self) -> Records:
+        """What is trained on."""
+        return self._records("train")
+
+    @functools.cached_property
+    def _validation(self) -> Records:
+        return self._records("validation")
+
+    def _records(self, split: Literal["train", "validation"]) -> Records:
+        source = open_source(self.experiment.data, split, self.experiment.seed)
+        return Records(source, self.tokenizer, self.experiment.clip.image_size)
+
+    @property
+    def work(self) -> Work:
+        """Of one global batch."""
+        config = self.experiment.clip
+        length = text_length(max(map(len, self.records.texts)), config)
+        return couple_work(config, 2 * self.experiment.data.batch, length)
+
+    def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:
+        """The parameters of both towers, boxed with their logical axes."""
+        size = self.experiment.clip.image_size
+        return self.model.init(key, jnp.zeros((1, 16), jnp.int32), jnp.zeros((1, size, size, 3)))
+
+    def loss(
+        self, params: Any, extra: Any, batch: Couples, key: Key[Array, ""], step: Int[Array, ""]
+    ) -> LossOutput:
+        """The configured sum of pair loss and document loss, in nats."""
+        config = self.experiment.clip
+        rows = batch.records.shape[0]
+        texts = jnp.moveaxis(batch.texts, 1, 0).reshape(2 * rows, -1)
+        images = jnp.moveaxis(batch.images, 1, 0).reshape(2 * rows, *batch.images.shape[2:])
+        text, image = self.model.apply({"params": params}, texts, normalise(images))
+        scale = self.model.apply({"params": params}, method=CLIP.scale)
+        pair = pair_loss(text, image, batch.records, scale)
+        metrics = {"loss_pair": pair}
+        total = config.pair_loss * _value(pair)
+        if config.document_loss:
+            by_text, by_image, hits = document_loss(text, image, batch, scale)
+            metrics |= {"loss_document_text": by_text, "loss_document_image": by_image}
+            metrics |= hits
+            total += config.document_loss * (_value(by_text) + _value(by_image)) / 2
+        return LossOutput(total, {"loss": Mean(total, 1.0), **metrics}, extra)
+
+    def stream(self, split: Literal["train", "validation"]) -> CoupleStream:
+        """Couples of the source's split."""
+        records = self.records if split == "train" else self._validation
+        return CoupleStream(self.experiment, records, jax.process_index(), jax.process_count())
+
+
+def contrast(
+    queries: Float[Array, "B E"],
+    keys: Float[Array, "C E"],
+    scale: Float[Array, ""],
+    allowed: Bool[Array, "B C"],
+    weights: Float[Array, " B"],
+) -> tuple[Mean, Mean]:
+    """InfoNCE of each query against its own key, that of the same row, and the share of hits.
+
+    Keys that are not `allowed` are no negatives of a query: they may be as right as its own.
+    """
+    own = jnp.arange(keys.shape[0]) == jnp.arange(queries.shape[0])[:, None]
+    scores = jnp.where(allowed | own, scale * queries @ keys.T, -jnp.inf)
+    right = jnp.sum(jnp.where(own, scores, 0.0), axis=1)
+    losses = jax.nn.logsumexp(scores, axis=1) - right
+    hits = (right >= scores.max(1)).astype(jnp.float32)
+    return Mean(weights @ losses, weights.sum()), Mean(weights @ hits, weights.sum())
+
+
+def pair_loss(
+    text: Float[Array, "B E"],
+    image: Float[Array, "B E"],
+    records: Int[Array, "half 2"],
+    scale: Float[Array, ""],
+) -> Mean:
+    """CLIP's loss: each text against its own picture among all of the batch, and the reverse.
+
+    Rows are the asking documents, then their partners. A record that stands in the batch twice is
+    no negative of itself.
+    """
+    records = records.T.reshape(-1)
+    allowed = records[:, None] != records[None, :]
+    weights = jnp.ones(len(records))
+    by_text, _ = contrast(text, image, scale, allowed, weights)
+    by_image, _ = contrast(image, text, scale, allowed, weights)
+    return Mean(*jax.tree.map(jnp.add, by_text, by_image))
+
+
+def document_loss(
+    text: Float[Array, "B E"],
+    image: Float[Array, "B E"],
+    couples: Couples,
+    scale: Float[Array, ""],
+) -> tuple[Mean, Mean, dict[str, Mean]]:
+    """Each text, and each picture, against the document vector of its couple's other document.
+
+    Rows are the first documents of all couples, then the second. The batch's other documents are
+    negatives, unless they share a subject with who asks. A document that names two subjects counts
+    twice: it has two others to find. One without a subject, or without a partner, does not ask.
+    Returns both losses and the shares of hits.
+    """
+    other = jnp.roll(jnp.arange(text.shape[0]), text.shape[0] // 2)
+    documents = document_vectors(text, image)[other]
+    records = couples.records.T.reshape(-1)
+    subjects = jnp.moveaxis(couples.subjects, 1, 0).reshape(len(records), -1)
+    allowed = ~_share(subjects, subjects[other]) & (records[:, None] != records[None, other])
+    wanted = (subjects != NO_SUBJECT).sum(1)
+    asks = jnp.where(records == records[other], 0, wanted).astype(jnp.float32)
+    by_text, text_hits = contrast(text, documents, scale, allowed, asks)
+    by_image, image_hits = contrast(image, documents, scale, allowed, asks)
+    return by_text, by_image, {"hit_text": text_hits, "hit_image": image_hits}
+
+
+def _share(left: Int[Array, "B I"], right: Int[Array, "C I"]) -> Bool[Array, "B C"]:
+    """Which documents have a subject in common."""
+    equal = left[:, None, :, None] == right[None, :, None, :]
+    return (equal & (left != NO_SUBJECT)[:, None, :, None]).any((2, 3))
+
+
+def _value(mean: Mean) -> Float[Array, ""]:
+    return mean.total / jnp.maximum(mean.weight, 1.0)
+
+
+def couple_work(config: ClipConfig, documents: int, text_length: int) -> Work:
+    """Tokens and floating-point operations (6 per weight and token) of so many documents."""
+    patches = (config.image_size // config.patch) ** 2 + 1
+    text = 12 * config.text_layers * config.text_width**2
+    image = 12 * config.vision_layers * config.vision_width**2
+    per_document = 6.0 * (text * text_length + image * patches)
+    return Work(documents * (text_length + patches), documents * per_document)
+
+
+def require_vocabulary(config: ClipConfig, tokenizer: TextTokenizer) -> None:
+    """Raise `UserError` unless the text tower has an entry per piece, for begin and for end."""
+    if config.text_vocab != tokenizer.pieces + 2:
+        raise UserError(
+            f"clip.text_vocab={config.text_vocab} does not fit the text tokenizer of "
+            f"{tokenizer.pieces} pieces; set it to {tokenizer.pieces + 2}."
+        )
+
+
+def load(run_dir: epath.PathLike) -> ClipEncoder:
+    """The encoder of a run or of exported weights, with the text tokenizer saved beside them.
+
+    Raises `UserError` if either is missing, or if they do not belong together.
+    """
+    run = checkpoint.load_run(run_dir)
+    tokenizer = TextTokenizer.load(run_dir)
+    ours = {"text": tokenizer.fingerprint}
+    checkpoint.require_same(run.fingerprints, ours, f"the encoder {run_dir}")
+    require_vocabulary(run.experiment.clip, tokenizer)
+    return ClipEncoder(run.experiment.clip, run.variables, tokenizer)

@@ -1,0 +1,29 @@
+"""Training the text tokenizer: one pass over the captions, no steps and no checkpoints."""
+
+from etils import epath
+
+from cm3jax.config import Experiment
+from cm3jax.data.sources import open_source
+from cm3jax.experiment_io import save_experiment
+from cm3jax.tokenizers.text import MODEL_FILE, TextTokenizer
+
+
+def train_text_tokenizer(experiment: Experiment) -> None:
+    """Learn `vocab.text_pieces` pieces from the training captions.
+
+    Writes `text.model` and `config.json` into the run directory, and does nothing if the model is
+    there. Raises `UserError` if the source has no captions or too many characters.
+    """
+    path = epath.Path(experiment.run_dir) / MODEL_FILE
+    if path.exists():
+        tokenizer = TextTokenizer.load(experiment.run_dir)
+        print(f"{experiment.name}: finished already, {path} has {tokenizer.pieces} pieces.")
+        return
+    source = open_source(experiment.data, "train", experiment.seed)
+    texts = (s for i in range(len(source)) for s in source[i].segments if isinstance(s, str))
+    tokenizer = TextTokenizer.train(
+        texts, experiment.vocab.text_pieces, experiment.tokenizers.algorithm
+    )
+    save_experiment(path.parent / "config.json", experiment)
+    tokenizer.save(experiment.run_dir)  # last: its presence says that the run is complete
+    print(f"{experiment.name}: learnt {tokenizer.pieces} pieces from {len(source)} records.")

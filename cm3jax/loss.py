@@ -1,0 +1,99 @@
+"""Cross-entropy over long rows and large vocabularies, and what every learner's loss returns."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cm3jax.shapes import Array, Float, Int
+from cm3jax.vocab import Modality, Vocab
+
+
+class Mean(NamedTuple):
+    """A weighted mean as its two sums, so that means of several batches add up."""
+
+    total: Float[Array, ""] | float
+    """Sum of weight times value."""
+    weight: Float[Array, ""] | float
+    """Sum of weights; 0 when there was nothing to average."""
+
+    def compute(self) -> float:
+        """The mean; NaN over nothing."""
+        weight = float(self.weight)
+        return float(self.total) / weight if weight else math.nan
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LossOutput:
+    """What a learner's loss returns for one global batch."""
+
+    loss: Float[Array, ""]
+    """The scalar to differentiate."""
+    metrics: Mapping[str, tuple[Any, Any]]
+    """Means (or plain pairs of sum and weight) over the global batch by name; one is `loss`, and
+    its parts are named `loss_text` and so on."""
+    extra: Any
+    """Collections other than `params`, as this batch changed them."""
+
+
+def token_losses(
+    logits: Callable[[Float[Array, "B C D"]], Float[Array, "B C V"]],
+    hidden: Float[Array, "B L D"],
+    targets: Int[Array, "B L"],
+    chunks: int = 1,
+) -> Float[Array, "B L"]:
+    """Negative log-likelihood of every target in nats, in float32.
+
+    With `chunks` > 1 the row is worked off in that many pieces (a divisor of L), whose logits the
+    backward pass recomputes: at a vocabulary of 65,536 the `B L V` array would be the largest of
+    the whole step, and is never there.
+    """
+
+    def piece(hidden, targets):
+        scores = logits(hidden).astype(jnp.float32)
+        # A comparison fuses into the reduction; a gather's gradient would be a scatter into a
+        # second array of the logits' size.
+        chosen = jnp.arange(scores.shape[-1]) == targets[..., None]
+        target = jnp.sum(jnp.where(chosen, scores, 0.0), axis=-1)
+        return jax.nn.logsumexp(scores, axis=-1) - target
+
+    if chunks == 1:
+        return piece(hidden, targets)
+
+    def split(x):
+        return jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
+
+    pieces = jax.lax.map(lambda xs: jax.checkpoint(piece)(*xs), (split(hidden), split(targets)))
+    return jnp.moveaxis(pieces, 0, 1).reshape(targets.shape)
+
+
+def chunks_for(rows: int, length: int, vocab: int, largest: int = 1 << 26) -> int:
+    """Pieces per row so that one piece's logits have at most `largest` entries on a device.
+
+    `rows` are those of one device. The answer divides `length`; 2**26 float32 are 256 MiB.
+    """
+    divisors = (n for n in range(1, length + 1) if length % n == 0)
+    return next((n for n in divisors if rows * (length // n) * vocab <= largest), length)
+
+
+def by_modality(
+    losses: Float[Array, "B L"],
+    targets: Int[Array, "B L"],
+    weights: Float[Array, "B L"],
+    vocab: Vocab,
+) -> dict[str, Mean]:
+    """`loss` over all targets, `loss_text` and `loss_image` over those of one modality.
+
+    Structure (breaks, sentinels, ends) counts in `loss` alone. The sums run over the global batch.
+    """
+    kinds = vocab.modality(targets, jnp)
+    parts = {
+        "loss": weights,
+        "loss_text": jnp.where(kinds == int(Modality.TEXT), weights, 0.0),
+        "loss_image": jnp.where(kinds == int(Modality.IMAGE), weights, 0.0),
+    }
+    return {name: Mean(jnp.sum(w * losses), jnp.sum(w)) for name, w in parts.items()}

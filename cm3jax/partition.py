@@ -1,0 +1,146 @@
+"""Where arrays live: the one file that names mesh axes.
+
+Modules name the *logical* axes of their parameters (`"embed"`, `"heads"`, ...); `RULES` says which
+mesh axis each one is cut along. `data` holds copies of the parameters, `fsdp` cuts parameters and
+batch alike, `tensor` cuts heads, feed-forward width and vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from cm3jax.config import MeshConfig
+from cm3jax.errors import UserError
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "layers": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "head": None,
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "positions": None,
+    "codes": "fsdp",
+    "code_width": None,
+    "conv_in": None,
+    "conv_out": "fsdp",
+    "patch": None,
+}
+
+LARGE = 1 << 20
+"""Elements from which a parameter must be sharded on a mesh that shards parameters."""
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The device mesh `data x fsdp x tensor`; a size of -1 takes the devices that are left.
+
+    A single process may use fewer devices than it has. Raises `UserError` when the sizes do not
+    fit the devices.
+    """
+    sizes = [config.data, config.fsdp, config.tensor]
+    devices = jax.devices()
+    fixed = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(1, len(devices) // fixed)
+    used = math.prod(sizes)
+    if used > len(devices) or (used < len(devices) and (jax.process_count() > 1 or used != fixed)):
+        raise UserError(
+            f"mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} does not fit "
+            f"{len(devices)} devices; choose sizes whose product is {len(devices)}."
+        )
+    # jax.make_mesh defaults to Explicit axes, under which Linen's logical partitioning fails.
+    auto = (AxisType.Auto,) * 3
+    return jax.make_mesh(
+        tuple(sizes), ("data", "fsdp", "tensor"), axis_types=auto, devices=devices[:used]
+    )
+
+
+def batch_shards(mesh: Any) -> int:
+    """Into how many pieces the mesh cuts a batch."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"] if axis in mesh.shape)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array whose first axis is the global batch."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def shardings(mesh: Mesh, boxed: Any) -> Any:
+    """Shardings of a variable tree as `jax.eval_shape` of a module's `init` gives it.
+
+    The tree's leaves are boxed with logical axis names (`nn.with_logical_partitioning`) or plain;
+    the answer has the unboxed structure. Raises `UserError` with the whole table when an axis name
+    has no rule, or when a large parameter is left whole on a mesh that shards parameters.
+    """
+    faults = [fault for path, leaf in _leaves(boxed) if (fault := _fault(mesh, path, leaf))]
+    if faults:
+        raise UserError(f"sharding: {'; '.join(faults)}\n{table(mesh, boxed)}")
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(mesh, leaf)), boxed, is_leaf=_is_box)
+
+
+def table(mesh: Mesh, boxed: Any) -> str:
+    """One line per array: name, shape, logical axes, mesh axes and bytes on each device."""
+    rows = [("parameter", "shape", "axes", "sharded over", "MB/device")]
+    for path, leaf in _leaves(boxed):
+        value = nn.unbox(leaf)
+        spec = _spec(mesh, leaf)
+        local = NamedSharding(mesh, spec).shard_shape(value.shape)
+        size = math.prod(local) * value.dtype.itemsize / 1e6
+        cells = (" ".join(map(str, items)) or "-" for items in (value.shape, _axes(leaf)))
+        over = " ".join(map(str, spec)) if any(spec) else "-"
+        rows.append((path, *cells, over, f"{size:.3f}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, nn.LogicallyPartitioned)
+
+
+def _leaves(boxed: Any) -> Iterator[tuple[str, Any]]:
+    for path, leaf in jax.tree.leaves_with_path(boxed, is_leaf=_is_box):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+
+
+def _axes(leaf: Any) -> tuple[str | None, ...]:
+    return leaf.names if _is_box(leaf) else ()
+
+
+def _spec(mesh: Mesh, leaf: Any) -> PartitionSpec:
+    """Mesh axes per dimension; one that the mesh does not divide stays whole, and so does the
+    second of two dimensions that ask for one mesh axis."""
+    used: set[str] = set()
+    spec = []
+    for name, size in zip(_axes(leaf), nn.unbox(leaf).shape, strict=False):
+        axis = RULES.get(name)
+        fits = isinstance(axis, str) and axis not in used and size % mesh.shape[axis] == 0
+        if fits and mesh.shape[axis] > 1:
+            used.add(axis)
+            spec.append(axis)
+        else:
+            spec.append(None)
+    return PartitionSpec(*spec)
+
+
+def _fault(mesh: Mesh, path: str, leaf: Any) -> str | None:
+    unknown = [name for name in _axes(leaf) if name is not None and name not in RULES]
+    if unknown:
+        return f"{path} has an axis {unknown[0]!r} without a rule; add one in partition.RULES"
+    large = math.prod(nn.unbox(leaf).shape) >= LARGE
+    sharding_mesh = mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
+    if large and sharding_mesh and not any(_spec(mesh, leaf)):
+        return f"{path} is large and would be whole on every device; choose mesh sizes dividing it"
+    return None

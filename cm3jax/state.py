@@ -1,0 +1,94 @@
+"""The train state and its birth: shapes first, shardings next, values last."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from cm3jax import partition
+from cm3jax.config import Experiment
+from cm3jax.optim import optimizer
+from cm3jax.shapes import Array, Key
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that training changes."""
+
+    step: Any
+    """Finished updates, an int32 scalar."""
+    params: Any
+    opt_state: Any
+    extra: Any
+    """Collections other than `params` (a codebook's moving averages); often empty."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A train state before it has values."""
+
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+    """Leaves are `jax.ShapeDtypeStruct` with shardings."""
+    init: Callable[[Key[Array, ""]], TrainState]
+    """Compiled with the shardings: no device ever holds a whole large parameter."""
+    table: str
+    """Sharding table of all variables."""
+
+    @property
+    def shardings(self) -> TrainState:
+        """The sharding of every leaf."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
+
+
+def plan(
+    init: Callable[[Key[Array, ""]], Any], experiment: Experiment, mesh: jax.sharding.Mesh
+) -> Layout:
+    """Lay out the state of `init(key) -> {"params": ..., other collections}` on a mesh.
+
+    The values that `Layout.init` gives depend on the key alone, bit by bit, not on the mesh.
+    """
+    boxed = jax.eval_shape(init, jax.random.key(0))
+    transform = optimizer(experiment.optim, experiment.train.steps, boxed["params"])
+
+    def create(key) -> TrainState:
+        variables = nn.unbox(init(key))
+        params = variables.pop("params")
+        return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), variables)
+
+    abstract = jax.eval_shape(create, jax.random.key(0))
+    extra = partition.shardings(mesh, boxed)
+    params = extra.pop("params")
+    whole = partition.replicated(mesh)
+    shardings = TrainState(
+        step=whole,
+        params=params,
+        opt_state=optax.tree_map_params(
+            transform,
+            lambda _, sharding: sharding,
+            abstract.opt_state,
+            params,
+            transform_non_params=lambda _: whole,
+        ),
+        extra=extra,
+    )
+    return Layout(
+        optimizer=transform,
+        abstract=jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract,
+            shardings,
+        ),
+        init=jax.jit(create, out_shardings=shardings),
+        table=partition.table(mesh, boxed),
+    )

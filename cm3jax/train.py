@@ -1,0 +1,310 @@
+"""Training: one step and the one loop, over whatever learner.
+
+A run is a function of its experiment: batches depend on (seed, position), keys on (seed, step), and
+a checkpoint holds state and position, so that a run that was killed repeats nothing differently.
+"""
+
+import collections
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+import optax
+from etils import epath
+
+from cm3jax import checkpoint, distributed, partition
+from cm3jax.checkpoint import Checkpoints, Meta
+from cm3jax.config import Experiment
+from cm3jax.data.pipeline import HostBatch, Position, Stream, combine_fingerprints
+from cm3jax.errors import UserError
+from cm3jax.experiment_io import save_experiment
+from cm3jax.loss import LossOutput, Mean
+from cm3jax.metrics import MetricsLog, Progress, Work
+from cm3jax.optim import learning_rate
+from cm3jax.shapes import Array, Int, Key
+from cm3jax.state import Layout, TrainState, plan
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """What can be trained: a model, its loss and its data."""
+
+    experiment: Experiment
+    fingerprints: Mapping[str, str]
+    """Of vocabulary and tokenizers, by name; a checkpoint with others is refused."""
+    work: Work
+    """Tokens and floating-point operations of one global batch."""
+
+    def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:
+        """`{"params": ..., other collections}`, boxed with logical axis names; it is traced."""
+
+    def loss(
+        self, params: Any, extra: Any, batch: Any, key: Key[Array, ""], step: Int[Array, ""]
+    ) -> LossOutput:
+        """The loss of one global batch after `step` finished updates; it is traced."""
+
+    def stream(self, split: Literal["train", "validation"]) -> Stream:
+        """The data; the validation stream is read from its beginning each time."""
+
+
+def train(learner: Learner) -> TrainState:
+    """Train until `train.steps`, or until SIGTERM, and return the state, which is saved.
+
+    Starts from the run directory's newest complete checkpoint, else from the parameters of
+    `init_from`, else from scratch, and says which. Raises `UserError` when the loss stops being a
+    number, or when a checkpoint belongs to another model or vocabulary.
+    """
+    experiment = learner.experiment
+    mesh = partition.make_mesh(experiment.mesh)
+    _require_divisible(experiment.data.batch, partition.batch_shards(mesh))
+    with (
+        jax.set_mesh(mesh),
+        Checkpoints(experiment.run_dir, experiment.checkpoint) as checkpoints,
+        Progress(experiment.name, experiment.train.steps) as progress,
+        distributed.Preemption() as preemption,
+    ):
+        layout = plan(learner.init, experiment, mesh)
+        start = _start(learner, layout, checkpoints)
+        progress.say(f"{experiment.name}: {start.source}")
+        if int(start.state.step) >= experiment.train.steps:
+            return start.state
+        if mesh.size > 1:
+            progress.say(layout.table)
+        progress.say(f"{layout.parameters:,} parameters, mesh {dict(mesh.shape)}")
+        run = _Run(learner, layout, start, mesh, checkpoints, progress)
+        return run.loop(preemption)
+
+
+def make_train_step(
+    learner: Learner, layout: Layout
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
+    """One update, compiled; the state that goes in is donated.
+
+    Its metrics are the learner's, and `gradient_norm` before clipping.
+    """
+
+    def step(state: TrainState, batch: Any):
+        key = _key(learner.experiment.seed, state.step + 1)
+
+        def loss(params):
+            output = learner.loss(params, state.extra, batch, key, state.step)
+            return output.loss, output
+
+        gradients, output = jax.grad(loss, has_aux=True)(state.params)
+        updates, opt_state = layout.optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {**output.metrics, "gradient_norm": (optax.tree.norm(gradients), 1.0)}
+        return TrainState(state.step + 1, params, opt_state, output.extra), metrics
+
+    # The gradients of cut parameters do not come back cut by themselves; the outputs must.
+    whole = layout.shardings.step
+    return jax.jit(step, donate_argnums=0, out_shardings=(layout.shardings, whole))
+
+
+def make_validation(
+    learner: Learner, layout: Layout
+) -> Callable[[TrainState, Iterable[Any]], dict[str, float]]:
+    """Mean metrics over batches, under the names `loss_valid`, `loss_valid_text`, ..."""
+
+    def measure(params, extra, batch, index):
+        key = _key(learner.experiment.seed, np.uint32(2**32 - 1), index)
+        return learner.loss(params, extra, batch, key, index).metrics
+
+    compiled = jax.jit(measure, out_shardings=layout.shardings.step)
+
+    def validate(state: TrainState, batches: Iterable[Any]) -> dict[str, float]:
+        sums: dict[str, Any] = {}
+        for index, batch in enumerate(batches):
+            for name, (total, weight) in compiled(state.params, state.extra, batch, index).items():
+                before = sums.get(name, (0.0, 0.0))
+                sums[name] = (before[0] + float(total), before[1] + float(weight))
+        return {_validation_name(name): Mean(*pair).compute() for name, pair in sums.items()}
+
+    return validate
+
+
+def _key(seed: int, *numbers: Any) -> Key[Array, ""]:
+    key = jax.random.key(seed)
+    for number in numbers:
+        key = jax.random.fold_in(key, number)
+    return key
+
+
+def _validation_name(name: str) -> str:
+    first, *rest = name.split("_")
+    return "_".join([first, "valid", *rest])
+
+
+def _require_divisible(batch: int, shards: int) -> None:
+    if batch % shards:
+        raise UserError(
+            f"data.batch={batch} cannot be cut into {shards} equal shares; make it a multiple of "
+            f"{shards}, or set mesh.data."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """Where a run begins."""
+
+    state: TrainState
+    position: Position
+    seconds: float
+    source: str
+
+
+def _start(learner: Learner, layout: Layout, checkpoints: Checkpoints) -> _Start:
+    """By precedence: the newest complete checkpoint, then `init_from`, then scratch."""
+    experiment = learner.experiment
+    restored = checkpoints.restore(layout.abstract, learner.fingerprints)
+    if restored is not None:
+        step, meta = int(restored.state.step), restored.meta
+        goal = experiment.train.steps
+        word = "resuming" if step < goal else "finished already, nothing to train"
+        source = f"{word}: {experiment.run_dir} is at step {step} of {goal}."
+        return _Start(restored.state, meta.position, meta.seconds, source)
+    state = layout.init(_key(experiment.seed, 0))
+    if not experiment.init_from:
+        return _Start(state, Position(), 0.0, "starting from scratch.")
+    run = checkpoint.load_run(experiment.init_from)
+    checkpoint.require_same(run.fingerprints, learner.fingerprints, experiment.init_from)
+    variables = checkpoint.place(run.variables, layout.abstract, experiment.init_from)
+    params = variables.pop("params")
+    source = f"starting from the parameters of {experiment.init_from} at step {run.step}."
+    state = dataclasses.replace(state, params=params, extra=variables)
+    return _Start(state, Position(), 0.0, source)
+
+
+class _Clock:
+    """Seconds per step since the last mark, and seconds in all."""
+
+    def __init__(self, seconds: float):
+        self._before, self._begin = seconds, time.monotonic()
+        self._mark: tuple[int, float] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Time in the loop over all lives of the run."""
+        return self._before + time.monotonic() - self._begin
+
+    def mark(self, step: int) -> None:
+        """Measure from here: after compilation, validation, saving."""
+        self._mark = (step, time.monotonic())
+
+    def per_step(self, step: int) -> float | None:
+        """Seconds per step since the mark; None before there is one."""
+        if self._mark is None or step == self._mark[0]:
+            return None
+        return (time.monotonic() - self._mark[1]) / (step - self._mark[0])
+
+
+class _Run:
+    """One life of a run, from its start to its end or its interruption."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        layout: Layout,
+        start: _Start,
+        mesh: jax.sharding.Mesh,
+        checkpoints: Checkpoints,
+        progress: Progress,
+    ):
+        self._learner, self._experiment = learner, learner.experiment
+        self._state, self._position = start.state, start.position
+        self._step = self._resumed_from = int(start.state.step)
+        self._checkpoints, self._progress = checkpoints, progress
+        self._sharding = partition.batch_sharding(mesh)
+        self._train_step = make_train_step(learner, layout)
+        self._validate = make_validation(learner, layout)
+        self._rate = learning_rate(self._experiment.optim, self._experiment.train.steps)
+        self._clock = _Clock(start.seconds)
+        # Virtual CPU devices deadlock when steps are queued; accelerators idle when they are not.
+        self._queue = 0 if jax.default_backend() == "cpu" else 1
+        self._log = None
+        if jax.process_index() == 0:
+            run_dir = epath.Path(self._experiment.run_dir)
+            save_experiment(run_dir / "config.json", self._experiment)
+            self._log = MetricsLog(run_dir, self._step)
+
+    def loop(self, preemption: distributed.Preemption) -> TrainState:
+        """Run the steps that are left; the state at the end is saved."""
+        settings, steps = self._experiment.train, self._experiment.train.steps
+        batches = self._learner.stream("train").batches(self._position)
+        pending = collections.deque()
+        while self._step < steps:
+            batch = next(batches)
+            self._state, metrics = self._train_step(self._state, self._put(batch))
+            self._step += 1
+            self._position = batch.next
+            pending.append((self._step, metrics, batch.fingerprint))
+            stopping = preemption.requested(self._step)
+            saves = stopping or self._due(self._experiment.checkpoint.every)
+            validates = self._due(settings.validate_every)
+            logs = validates or self._due(settings.log_every)
+            while len(pending) > (0 if saves or logs else self._queue):
+                _require_finite(*pending.popleft())
+            if logs:
+                self._report(metrics, batch, validates)
+            if saves:
+                self._save()
+            if logs or saves or self._step == self._resumed_from + 1:
+                self._clock.mark(self._step)
+            if stopping:
+                self._progress.say(f"stopped on request at step {self._step}; it is saved.")
+                break
+        return self._state
+
+    def _due(self, every: int) -> bool:
+        ends = self._step == self._experiment.train.steps
+        return every > 0 and (self._step % every == 0 or ends)
+
+    def _put(self, batch: HostBatch) -> Any:
+        return jax.tree.map(
+            lambda rows: jax.make_array_from_process_local_data(self._sharding, rows), batch.data
+        )
+
+    def _report(self, metrics: Mapping[str, Any], batch: HostBatch, validates: bool) -> None:
+        per_step = self._clock.per_step(self._step)
+        values = {name: Mean(*pair).compute() for name, pair in metrics.items()}
+        if validates:
+            values |= self._validate(self._state, self._validation_batches())
+        work = self._learner.work
+        values |= {
+            "learning_rate": float(self._rate(self._step)),
+            "tokens_per_second": work.tokens / per_step if per_step else None,
+            "flops": work.flops * self._step,
+            "seconds": self._clock.seconds,
+            "resumed_from": self._resumed_from,
+            "batch_fingerprint": combine_fingerprints(distributed.gather(batch.fingerprint)),
+        }
+        if self._log is not None:
+            self._log.write({"step": self._step, **values})
+        left = per_step * (self._experiment.train.steps - self._step) if per_step else None
+        self._progress.show(self._step, values, left)
+
+    def _validation_batches(self) -> Iterable[Any]:
+        batches = self._learner.stream("validation").batches(Position())
+        for _ in range(self._experiment.train.validation_batches):
+            yield self._put(next(batches))
+
+    def _save(self) -> None:
+        meta = Meta(
+            self._position, self._experiment, self._learner.fingerprints, self._clock.seconds
+        )
+        self._checkpoints.save(self._step, self._state, meta)
+
+
+def _require_finite(step: int, metrics: Mapping[str, Any], fingerprint: str) -> None:
+    """Wait for a step and stop the run if its loss or gradient is no number."""
+    for name in ("loss", "gradient_norm"):
+        value = Mean(*metrics[name]).compute()
+        if not math.isfinite(value):
+            raise UserError(
+                f"{name} is {value} at step {step} (batch {fingerprint}); lower optim.peak_lr or "
+                "train in float32, and start again from the last checkpoint."
+            )

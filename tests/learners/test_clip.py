@@ -1,0 +1,192 @@
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cm3jax.config import Experiment
+from cm3jax.data.couples import NO_SUBJECT, Couples
+from cm3jax.data.pipeline import Position
+from cm3jax.data.sources import RawRecord
+from cm3jax.errors import UserError
+from cm3jax.learners import clip
+from cm3jax.learners.clip import CLIPLearner, contrast, document_loss, pair_loss
+from cm3jax.retrieval.clip import document_vectors
+from cm3jax.testing import experiment, text_tokenizer, write_chain
+
+
+def _unit(rng, *shape):
+    x = rng.standard_normal(shape)
+    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def _nll(scores: np.ndarray, right: int, allowed: list[int]) -> float:
+    kept = np.exp(scores[[right, *(i for i in allowed if i != right)]])
+    return -float(np.log(kept[0] / kept.sum()))
+
+
+def test_contrast_ignores_what_is_not_allowed():
+    rng = np.random.default_rng(0)
+    queries, keys = _unit(rng, 3, 8), _unit(rng, 5, 8)
+    allowed = rng.random((3, 5)) < 0.6
+    weights = np.array([1.0, 0.0, 2.0], np.float32)
+    losses, hits = contrast(*map(jnp.asarray, (queries, keys, np.float32(5), allowed, weights)))
+    scores = 5 * queries @ keys.T
+    expected = [_nll(scores[i], i, np.flatnonzero(allowed[i]).tolist()) for i in range(3)]
+    np.testing.assert_allclose(losses.total, weights @ expected, rtol=1e-5)
+    assert float(losses.weight) == float(hits.weight) == 3
+    best = [
+        np.where(allowed[i] | (np.arange(5) == i), scores[i], -9).argmax() == i for i in range(3)
+    ]
+    np.testing.assert_allclose(hits.total, weights @ np.array(best))
+
+
+def _couples(records, subjects) -> Couples:
+    rows = len(records)
+    return Couples(
+        records=jnp.asarray(records),
+        subjects=jnp.asarray(subjects),
+        texts=jnp.zeros((rows, 2, 4), jnp.int32),
+        images=jnp.zeros((rows, 2, 8, 8, 3), jnp.uint8),
+    )
+
+
+def test_pair_loss_is_literally_clips():
+    rng = np.random.default_rng(1)
+    text, image = _unit(rng, 6, 8), _unit(rng, 6, 8)
+    records = np.array([[0, 3], [1, 4], [2, 2]])  # record 2 has no partner: it stands there twice
+    numbers = [0, 1, 2, 3, 4, 2]
+    found = pair_loss(*map(jnp.asarray, (text, image, records, np.float32(7))))
+    expected = []
+    for i in range(6):
+        others = [j for j in range(6) if numbers[j] != numbers[i]]
+        for scores in (7 * text @ image.T, 7 * image @ text.T):
+            expected.append(_nll(scores[i], i, others))
+    np.testing.assert_allclose(found.compute(), np.mean(expected), rtol=1e-5)
+
+
+def test_document_loss_masks_shared_subjects():
+    """Couples of records 0 and 3, 1 and 4, and 2, which has no partner and does not ask. Record 1
+    shows two subjects: it is a negative of neither kind, and asks for two documents."""
+    rng = np.random.default_rng(2)
+    text, image = _unit(rng, 6, 8), _unit(rng, 6, 8)
+    none = NO_SUBJECT
+    subjects = [[[1, none], [1, none]], [[1, 2], [2, none]], [[none, none], [none, none]]]
+    couples = _couples([[0, 3], [1, 4], [2, 2]], subjects)
+    by_text, by_image, _ = document_loss(
+        jnp.asarray(text), jnp.asarray(image), couples, jnp.float32(3)
+    )
+    documents = np.asarray(document_vectors(jnp.asarray(text), jnp.asarray(image)))
+    # By row (records 0 1 2 3 4 2): the row of the other document, the negatives, the weight.
+    asking = {
+        0: (3, [2, 4, 5], 1),
+        1: (4, [2, 5], 2),
+        3: (0, [2, 4, 5], 1),
+        4: (1, [0, 2, 3, 5], 1),
+    }
+    for queries, found in ((text, by_text), (image, by_image)):
+        scores = 3 * queries @ documents.T
+        losses = [w * _nll(scores[i], right, others) for i, (right, others, w) in asking.items()]
+        np.testing.assert_allclose(found.compute(), sum(losses) / 5, rtol=1e-5)
+        assert float(found.weight) == 5
+
+
+SYLLABLES = ("ba", "ke", "lo", "ti")
+NAMES = [a + b for a in SYLLABLES for b in SYLLABLES]
+
+
+def _flags(split: str, count: int) -> list[RawRecord]:
+    """Flags of two colours with made-up names, on one of two backgrounds."""
+    rng = np.random.default_rng(len(split))
+    looks = np.random.default_rng(0).integers(0, 256, (len(NAMES), 2, 3), np.uint8)
+    records = []
+    for i in range(count):
+        name, ground = int(rng.integers(len(NAMES))), rng.integers(0, 2)
+        image = np.full((16, 16, 3), 255 * ground, np.uint8)
+        image[:8, :8], image[:8, 8:] = looks[name]
+        caption = f"the flag {NAMES[name]} on {('black', 'white')[ground]}"
+        records.append(
+            RawRecord(f"{split}-{i}", (caption, image), "pair", (NAMES[name],), "s", "l")
+        )
+    return records
+
+
+@pytest.fixture
+def flags(monkeypatch, tmp_path) -> Experiment:
+    """A tiny experiment whose source are flags."""
+    monkeypatch.setattr(clip, "open_source", lambda data, split, seed: _flags(split, 96))
+    text_tokenizer().save(tmp_path / "text")
+    base = experiment()
+    return dataclasses.replace(
+        base,
+        learner="clip",
+        workdir=str(tmp_path / "run"),
+        tokenizers=dataclasses.replace(base.tokenizers, text=str(tmp_path / "text")),
+        data=dataclasses.replace(base.data, batch=32),
+    )
+
+
+def test_training_finds_documents_and_pictures(flags):
+    learner = CLIPLearner(flags)
+    params = nn.unbox(learner.init(jax.random.key(0)))["params"]
+
+    adam = optax.adam(3e-3)
+
+    @jax.jit
+    def step(params, state, batch):
+        def loss(params):
+            output = learner.loss(params, {}, batch, jax.random.key(0), jnp.int32(0))
+            return output.loss, output.metrics
+
+        gradients, metrics = jax.grad(loss, has_aux=True)(params)
+        updates, state = adam.update(gradients, state)
+        return optax.apply_updates(params, updates), state, metrics
+
+    state = adam.init(params)
+    batches = learner.stream("train").batches(Position())
+    history = []
+    for _ in range(80):
+        params, state, metrics = step(params, state, next(batches).data)
+        history.append({name: mean.compute() for name, mean in metrics.items()})
+    assert set(history[0]) == {
+        "loss",
+        "loss_pair",
+        "loss_document_text",
+        "loss_document_image",
+        "hit_text",
+        "hit_image",
+    }
+    # Of 64 documents in a batch many are equal: the pair loss can't come near 0.
+    assert history[-1]["loss_pair"] < 0.7 * history[0]["loss_pair"]
+    assert history[-1]["loss_document_image"] < 0.4 * history[0]["loss_document_image"]
+    assert history[-1]["hit_image"] > 0.8
+
+
+def test_without_the_document_loss_only_pairs_count(flags):
+    flags = dataclasses.replace(flags, clip=dataclasses.replace(flags.clip, document_loss=0.0))
+    learner = CLIPLearner(flags)
+    params = nn.unbox(learner.init(jax.random.key(0)))["params"]
+    batch = next(learner.stream("validation").batches(Position())).data
+    batch = jax.tree.map(jnp.asarray, batch)
+    output = learner.loss(params, {}, batch, jax.random.key(0), jnp.int32(0))
+    assert set(output.metrics) == {"loss", "loss_pair"}
+    np.testing.assert_allclose(output.loss, output.metrics["loss_pair"].compute(), rtol=1e-6)
+
+
+def test_a_text_tower_of_another_size_is_refused(flags):
+    wrong = dataclasses.replace(flags, clip=dataclasses.replace(flags.clip, text_vocab=99))
+    with pytest.raises(UserError, match=r"clip.text_vocab=99 does not fit .* set it to "):
+        CLIPLearner(wrong)
+
+
+def test_an_encoder_and_its_tokenizer_belong_together(tmp_path):
+    write_chain(tmp_path)
+    encoder = clip.load(tmp_path / "clip")
+    assert encoder.encode_texts(["a fox"]).shape == (1, encoder.config.width)
+    other = type(encoder.tokenizer).train(["another text", "of other words"] * 9, 320)
+    other.save(tmp_path / "clip")
+    with pytest.raises(UserError, match="text"):
+        clip.load(tmp_path / "clip")

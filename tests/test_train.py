@@ -1,0 +1,120 @@
+"""The loop: learning, starting, stopping. Killing and resuming is in `launch/test_train.py`."""
+
+import dataclasses
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from cm3jax.checkpoint import load_run
+from cm3jax.config import MeshConfig, OptimConfig, TrainConfig
+from cm3jax.errors import UserError
+from cm3jax.metrics import read
+from cm3jax.train import train
+from cm3jax.vocab import Vocab
+from tests import tiny
+from tests.tiny import VOCAB, experiment, learner
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The experiment and final state of a run of 8 steps."""
+    config = experiment(tmp_path_factory.mktemp("finished"))
+    return config, train(learner(config))
+
+
+def test_logs_what_tools_read(finished):
+    config, _ = finished
+    lines = read(config.workdir)
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert lines[0]["loss"] == pytest.approx(np.log(VOCAB.size), rel=0.05)
+    assert lines[-1]["resumed_from"] == 0
+    assert lines[-1]["tokens_per_second"] > 0
+    assert lines[-1]["flops"] == 8 * learner(config).work.flops
+    assert [line["step"] for line in lines if "loss_valid_text" in line] == [4, 8]
+    assert len({line["batch_fingerprint"] for line in lines}) == 8
+    assert load_run(config.workdir).experiment == config
+
+
+def test_a_finished_run_is_not_trained_again(finished, capsys):
+    config, state = finished
+    again = train(learner(config))
+    assert "finished already, nothing to train" in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+def test_memorises_its_rows(tmp_path):
+    config = experiment(
+        tmp_path,
+        train=TrainConfig(steps=200, log_every=100, validate_every=0),
+        optim=OptimConfig(peak_lr=1e-2, warmup_steps=10, weight_decay=0.0),
+    )
+    train(learner(config, distinct=8))
+    last = read(tmp_path)[-1]
+    assert max(last["loss"], last["loss_text"], last["loss_image"]) < 0.05
+
+
+def test_starts_from_parameters_of_another_run(finished, tmp_path, capsys):
+    config, _ = finished
+    short = dataclasses.replace(config.train, steps=1)
+    heir = dataclasses.replace(config, workdir=str(tmp_path), init_from=config.workdir, train=short)
+    state = train(learner(heir))
+    assert "starting from the parameters of" in capsys.readouterr().out
+    assert int(state.step) == 1
+    assert read(tmp_path)[0]["loss"] != read(config.workdir)[0]["loss"]
+    other = dataclasses.replace(heir, init_from=str(tmp_path / "nothing"))
+    train(learner(other))  # the run directory has a checkpoint, which goes first
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_sigterm_saves_and_returns(tmp_path, capsys, monkeypatch):
+    row = tiny.Rows._row
+
+    def terminating_row(self, index):
+        if index == 20:  # in the third batch
+            os.kill(os.getpid(), signal.SIGTERM)
+        return row(self, index)
+
+    monkeypatch.setattr(tiny.Rows, "_row", terminating_row)
+    assert int(train(learner(experiment(tmp_path))).step) == 3
+    assert "stopped on request at step 3" in capsys.readouterr().out
+    assert load_run(tmp_path).step == 3
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    config = experiment(tmp_path, optim=OptimConfig(peak_lr=1e30, warmup_steps=1))
+    with pytest.raises(UserError, match=r"is (nan|inf) at step \d \(batch \w{16}\)"):
+        train(learner(config))
+    assert not any((tmp_path / "checkpoints").iterdir())
+
+
+def test_another_vocabulary_is_refused(finished, tmp_path):
+    config, _ = finished
+    other = Vocab(VOCAB.config, text_fingerprint="other")
+    with pytest.raises(UserError, match=f"{config.workdir}.* was made with text"):
+        train(learner(config, vocab=other))
+    heir = dataclasses.replace(config, workdir=str(tmp_path), init_from=config.workdir)
+    with pytest.raises(UserError, match=f"{config.workdir} was made with text"):
+        train(learner(heir, vocab=other))
+
+
+def test_a_batch_that_the_mesh_cannot_share_is_refused(tmp_path):
+    config = experiment(tmp_path, mesh=MeshConfig(data=3))
+    with pytest.raises(UserError, match=r"data\.batch=8 cannot be cut into 3"):
+        train(learner(config))
+
+
+def test_meshes_agree(finished, tmp_path):
+    config, _ = finished
+    cut = dataclasses.replace(config, workdir=str(tmp_path), mesh=MeshConfig(2, 2, 2))
+    train(learner(cut))
+    ours, theirs = read(tmp_path), read(config.workdir)
+    for name in ("loss", "loss_text", "gradient_norm"):
+        np.testing.assert_allclose(
+            [line[name] for line in ours[:4]], [line[name] for line in theirs[:4]], rtol=1e-5
+        )
+    marks = [[line["batch_fingerprint"] for line in lines] for lines in (ours, theirs)]
+    assert marks[0] == marks[1]
