@@ -1,0 +1,17 @@
+"""What guessing scores: the figure that stands beside every share."""
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Sequence
+
+
+def of_another_answer(answers: Sequence[Hashable]) -> float:
+    """The chance that the right answer to another prompt is right for this one too."""
+    n = len(answers)
+    same = sum(count * (count - 1) for count in Counter(answers).values())
+    return same / (n * (n - 1)) if n > 1 else 0.0
+
+
+def of_a_hit(relevant: int, documents: int, k: int) -> float:
+    """The chance that `k` of the `documents`, drawn blindly, hold one of the `relevant` ones."""
+    return 1 - math.comb(documents - relevant, k) / math.comb(documents, k)

@@ -1,0 +1,167 @@
+"""The few pieces of HTML that the report needs, all inline: elements, pictures, curves.
+
+Text is escaped unless it is `Html` already, so that a caption with `<script>` in it stays a
+caption. Nothing refers to anything outside the page.
+"""
+
+import base64
+import html
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+from jaxtyping import UInt8
+
+_VOID = {"img", "meta", "link", "br"}
+
+
+class Html(str):
+    """Markup that needs no escaping."""
+
+
+def tag(name: str, /, *children: str, **attributes: str | int | float | None) -> Html:
+    """An element. `class_` is written `class`, `view_box` `viewBox`; None writes nothing."""
+    written = "".join(
+        f' {_attribute(key)}="{html.escape(str(value))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    if name in _VOID:
+        return Html(f"<{name}{written}>")
+    return Html(f"<{name}{written}>{join(*children)}</{name}>")
+
+
+def join(*children: str) -> Html:
+    """Children one after the other, plain text escaped."""
+    return Html(
+        "".join(child if isinstance(child, Html) else html.escape(child) for child in children)
+    )
+
+
+def _attribute(name: str) -> str:
+    return {"class_": "class", "view_box": "viewBox"}.get(name, name.replace("_", "-"))
+
+
+def png_uri(image: UInt8[np.ndarray, "Y X 3"]) -> str:
+    """The picture as a `data:` URI, losslessly."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def curves(series: dict[str, Sequence[tuple[int, float]]], unit: str) -> Html:
+    """Lines over training steps as inline SVG, one class (`line-0`, `line-1`, …) per series.
+
+    `series` maps a legend to (step, value) points; `unit` names the vertical axis.
+    """
+    width, height, left, bottom, top = 640, 260, 44, 30, 12
+    points = [point for line in series.values() for point in line if math.isfinite(point[1])]
+    last = max((x for x, _ in points), default=1) or 1
+    most = max((y for _, y in points), default=1) or 1
+
+    def place(x: int | float, y: int | float) -> tuple[float, float]:
+        across = left + (width - left - 8) * x / last
+        down = height - bottom - (height - bottom - top) * y / most
+        return round(across, 1), round(down, 1)
+
+    marks = []
+    for value in _ticks(most):
+        x, y = place(0, value)
+        marks.append(tag("line", x1=x, y1=y, x2=width - 8, y2=y, class_="grid"))
+        marks.append(tag("text", f"{value:g}", x=x - 6, y=y + 4, text_anchor="end"))
+    for value in _ticks(last):
+        x, _ = place(value, 0)
+        marks.append(tag("text", f"{value:,.0f}", x=x, y=height - 10, text_anchor="middle"))
+    for number, line in enumerate(series.values()):
+        path = " ".join("{},{}".format(*place(x, y)) for x, y in line if math.isfinite(y))
+        marks.append(tag("polyline", points=path, class_=f"line line-{number}"))
+    legend = [
+        tag("span", tag("i", class_=f"key line-{number}"), name)
+        for number, name in enumerate(series)
+    ]
+    label = f"{unit} over steps: {', '.join(series)}"
+    svg = tag(
+        "svg", *marks, view_box=f"0 0 {width} {height}", role="img", aria_label=label, class_="plot"
+    )
+    caption = tag("figcaption", *legend, tag("span", f"{unit}, over steps", class_="unit"))
+    return tag("figure", svg, caption, class_="curves")
+
+
+def _ticks(largest: int | float) -> list[float]:
+    """Four to nine round numbers from 0 to `largest`."""
+    step = 10.0 ** math.floor(math.log10(largest))
+    if largest / step < 4:
+        step /= 2 if largest / step >= 2 else 5
+    return [step * i for i in range(int(largest / step + 1e-9) + 1)]
+
+
+def page(title: str, *body: str) -> Html:
+    """A whole document; the empty icon spares the browser a request for one."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("link", rel="icon", href="data:,"),
+        tag("title", title),
+        tag("style", Html(_CSS)),
+    )
+    return Html("<!doctype html>\n" + tag("html", head, tag("body", *body), lang="en") + "\n")
+
+
+_CSS = """
+:root { color-scheme: light dark; --paper: #fbfaf7; --ink: #22211f; --soft: #6d6a64;
+  --rule: #e2ded5; --card: #fff; --good: #19734a; --bad: #b3402e; --a: #2563a8; --b: #c2701c;
+  --c: #7a4fa3; --d: #3d8a62; }
+@media (prefers-color-scheme: dark) { :root { --paper: #171716; --ink: #e9e6df; --soft: #a19d94;
+  --rule: #35332f; --card: #1f1f1d; --good: #63c795; --bad: #ef8a76; --a: #79b0ea; --b: #e8a35c;
+  --c: #bc98e2; --d: #82cda6; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2.5rem 1.25rem 5rem; max-width: 64rem; background: var(--paper);
+  color: var(--ink); font: 17px/1.55 Charter, "Bitstream Charter", Cambria, Georgia, serif; }
+h1 { font-size: 2.1rem; line-height: 1.15; margin: 0 0 .5rem; letter-spacing: -.01em; }
+h2 { font-size: 1.35rem; margin: 3rem 0 .4rem; }
+h3 { font-size: 1.05rem; margin: 1.6rem 0 .3rem; }
+p { max-width: 44rem; margin: .4rem 0 1rem; }
+.soft, figcaption, th, .cell, summary, text { color: var(--soft); }
+table, figcaption, .cell, summary, .facts, text {
+  font-family: ui-sans-serif, system-ui, "Segoe UI", Roboto, sans-serif; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .86rem; width: 100%;
+  font-variant-numeric: tabular-nums; }
+th { text-align: left; font-weight: 500; vertical-align: bottom; }
+th, td { padding: .38rem .8rem .38rem 0; border-bottom: 1px solid var(--rule); }
+td.number, th.number { text-align: right; white-space: nowrap; }
+td small { color: var(--soft); display: block; font-size: .74rem; }
+.figure { margin: 0 0 1rem; padding: .9rem 1rem 1rem; background: var(--card);
+  border: 1px solid var(--rule); border-radius: 10px; }
+.figure > p { margin: 0 0 .7rem; max-width: none; }
+.cells { display: flex; flex-wrap: wrap; gap: .9rem; align-items: flex-start; }
+.cell { width: 7rem; font-size: .74rem; line-height: 1.35; overflow-wrap: anywhere; }
+.cell.wide { width: auto; flex: 1 1 12rem; font-size: .86rem; }
+.cell img { display: block; width: 7rem; height: 7rem; image-rendering: pixelated;
+  border-radius: 4px; margin-bottom: .3rem; outline: 1px solid var(--rule); }
+.cell q { color: var(--ink); font-style: normal; }
+.scroll td:last-child { min-width: 11rem; }
+.right, .wrong { font-weight: 600; white-space: nowrap; }
+.right { color: var(--good); }
+.wrong { color: var(--bad); }
+.curves { margin: 1rem 0; } .plot { width: 100%; height: auto; display: block; }
+.plot .grid { stroke: var(--rule); } .plot text { fill: var(--soft); font-size: 11px; }
+.plot .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
+.line-0 { stroke: var(--a); background: var(--a); }
+.line-1 { stroke: var(--b); background: var(--b); }
+.line-2 { stroke: var(--c); background: var(--c); }
+.line-3 { stroke: var(--d); background: var(--d); }
+figcaption { font-size: .78rem; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; }
+.key { display: inline-block; width: 1rem; height: 3px; margin-right: .35rem;
+  vertical-align: middle; }
+.unit { margin-left: auto; }
+.facts { font-size: .8rem; overflow-wrap: anywhere; }
+summary { cursor: pointer; font-size: .86rem; }
+@media (max-width: 34rem) { body { font-size: 16px; padding: 1.5rem 1rem 3rem; }
+  h1 { font-size: 1.65rem; }
+  .scroll td:first-child { max-width: 8.5rem; overflow-wrap: anywhere; }
+  .cell, .cell img { width: 5.4rem; } .cell img { height: 5.4rem; } }
+"""

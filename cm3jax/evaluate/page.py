@@ -1,0 +1,227 @@
+"""The report: one HTML page from stored results, open offline, nothing computed here."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cm3jax.evaluate.html import Html, curves, join, page, tag
+from cm3jax.evaluate.protocol import Score
+from cm3jax.evaluate.results import Cell, Evaluation, Figure
+
+_NAMES = {"shipped": "Shipped weights", "trained_here": "Trained just now"}
+
+# What each score asks, in the order in which the page tells it: key, title, explanation.
+_SECTIONS = (
+    (
+        "heldout_emblem_accuracy",
+        "An emblem that only the memory bank knows",
+        "The name says nothing about the look, and no training document shows it: the picture can "
+        "only be right if the model reads a retrieved document. Right means that the reader finds "
+        "the exact emblem and the exact scene around it.",
+    ),
+    (
+        "heldout_pair_accuracy",
+        "Two such emblems in one picture",
+        "One document shows one of them, so both are needed.",
+    ),
+    (
+        "scene_accuracy",
+        "Plain scenes",
+        "Shapes, colours, sizes and places as the prompt says, without documents.",
+    ),
+    (
+        "caption_exact",
+        "Captions",
+        "The caption is masked and infilled after the picture; right means that it says "
+        "exactly what the picture shows.",
+    ),
+    (
+        "infill_exact",
+        "Infilling",
+        "The lower half is blanked before encoding and its codes are sampled; the caption and the "
+        "upper half determine it.",
+    ),
+    (
+        "retrieval_hit_2",
+        "Retrieval",
+        "Whether the two best documents hold a picture of the emblem that the query names or "
+        "shows.",
+    ),
+    (
+        "copied_share",
+        "Copied pictures",
+        "Pictures whose codes equal those of a document in front: low is good.",
+    ),
+    (
+        "vqgan_read_exact",
+        "Image tokenizer",
+        "Pictures that the reader still reads exactly after encoding and decoding.",
+    ),
+)
+
+_BESIDE = {
+    True: "“Shipped weights” is the same model trained for hours by experiments/miniature.",
+    False: "This checkout holds no shipped weights to put beside it.",
+}
+
+_LOSSES = {
+    "loss_text": "text",
+    "loss_image": "image",
+    "loss": "all, training",
+    "loss_valid": "all, validation",
+}
+
+
+def report(evaluations: dict[str, Evaluation], metrics: dict[str, Any]) -> Html:
+    """The whole page. `evaluations` by name (`shipped`, `trained_here`), as `metrics` has them."""
+    parts = [_opening(evaluations)]
+    parts.append(_score_table(evaluations))
+    for key, title, explanation in _SECTIONS:
+        shown = [
+            join(
+                tag("h3", _NAMES[name]), *(_figure(f) for f in evaluation.figures if f.kind == key)
+            )
+            for name, evaluation in evaluations.items()
+            if any(figure.kind == key for figure in evaluation.figures)
+        ]
+        if shown:
+            parts.append(tag("section", tag("h2", title), tag("p", explanation), *shown))
+    parts.append(_losses(evaluations))
+    parts.append(_origins(evaluations, metrics))
+    return page("cm3jax: the whole path in miniature", tag("main", *parts))
+
+
+def _opening(evaluations: dict[str, Evaluation]) -> Html:
+    lines = [
+        "Caption–picture pairs were tokenised, indexed and learned; then one decoder drew, "
+        "captioned and infilled. Every score counts free-running samples that a program reads "
+        "back from their pixels, and was computed in this run."
+    ]
+    if "trained_here" in evaluations:
+        lines.append(
+            "“Trained just now” is the model that this run trained for a few minutes: it shows "
+            "that the chain works, not what it can reach. " + _BESIDE["shipped" in evaluations]
+        )
+    return tag("header", tag("h1", "CM3Leon in miniature"), *(tag("p", line) for line in lines))
+
+
+def _score_table(evaluations: dict[str, Evaluation]) -> Html:
+    names = _ordered({name for evaluation in evaluations.values() for name in evaluation.scores})
+    head = tag(
+        "tr",
+        tag("th", "Score"),
+        *(tag("th", _NAMES[name], class_="number") for name in evaluations),
+        tag("th", "Chance", class_="number"),
+        tag("th", "Protocol"),
+    )
+    rows = [_score_row(name, evaluations) for name in names]
+    table = tag("table", tag("thead", head), tag("tbody", *rows))
+    return tag("section", tag("h2", "Scores"), tag("div", table, class_="scroll"))
+
+
+def _score_row(name: str, evaluations: dict[str, Evaluation]) -> Html:
+    scores = [evaluation.scores.get(name) for evaluation in evaluations.values()]
+    known = next(score for score in scores if score is not None)
+    return tag(
+        "tr",
+        tag("td", _title(name)),
+        *(_score_cell(score) for score in scores),
+        tag("td", _percent(known.chance), class_="number"),
+        tag("td", known.protocol.regime, tag("small", known.protocol.documents)),
+    )
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Names in the page's order, those without a section last."""
+    keys = [key for key, _, _ in _SECTIONS]
+
+    def place(name: str) -> tuple[int, str]:
+        key = name.split(".")[0]
+        return (keys.index(key) if key in keys else len(keys), name)
+
+    return sorted(names, key=place)
+
+
+def _title(name: str) -> Html:
+    title = next((title for key, title, _ in _SECTIONS if name.split(".")[0] == key), name)
+    return join(title, tag("small", name))
+
+
+def _score_cell(score: Score | None) -> Html:
+    if score is None:
+        return tag("td", "–", class_="number")
+    low, high = score.interval
+    spread = f"{100 * low:.1f}–{100 * high:.1f}, n = {score.n}"
+    return tag("td", _percent(score.value), tag("small", spread), class_="number")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else "< 0.1 %"
+
+
+def _figure(figure: Figure) -> Html:
+    cells = tag("div", *(_cell(cell) for cell in figure.cells), class_="cells")
+    return tag("div", tag("p", figure.prompt), cells, class_="figure")
+
+
+def _cell(cell: Cell) -> Html:
+    inside = []
+    if cell.picture is not None:
+        inside.append(tag("img", src=cell.picture, alt=cell.text or cell.label))
+    inside.append(tag("span", cell.label))
+    if cell.correct is not None:
+        mark, class_ = ("✓ right", "right") if cell.correct else ("✗ wrong", "wrong")
+        inside.append(join(" ", tag("span", mark, class_=class_)))
+    if cell.text:
+        inside.append(join(tag("br"), tag("q", cell.text)))
+    return tag("div", *inside, class_="cell" if cell.picture is not None else "cell wide")
+
+
+def _losses(evaluations: dict[str, Evaluation]) -> Html:
+    plots = []
+    for name, evaluation in evaluations.items():
+        series = {
+            legend: evaluation.losses[key]
+            for key, legend in _LOSSES.items()
+            if evaluation.losses.get(key)
+        }
+        if series:
+            plots += [tag("h3", _NAMES[name]), curves(series, "loss in nats per token")]
+    if not plots:
+        return Html("")
+    why = "Structure (breaks, ends, masks) counts in “all” and in neither modality."
+    return tag("section", tag("h2", "Loss by modality"), tag("p", why), *plots)
+
+
+def _origins(evaluations: dict[str, Evaluation], metrics: dict[str, Any]) -> Html:
+    facts = [("versions", _pairs(metrics["versions"]))]
+    facts.append(("seconds per stage", _pairs(metrics["seconds"])))
+    for name, evaluation in evaluations.items():
+        facts.append((f"{_NAMES[name]}: run", evaluation.run))
+        facts.append((f"{_NAMES[name]}: weights", _pairs(evaluation.weights)))
+        facts.append((f"{_NAMES[name]}: pictures", evaluation.pictures))
+    stamps = [
+        tag("details", tag("summary", f"{_NAMES[name]}: {score}"), _stamp(evaluation.scores[score]))
+        for name, evaluation in evaluations.items()
+        for score in _ordered(evaluation.scores)
+    ]
+    return tag(
+        "section",
+        tag("h2", "Where this comes from"),
+        _fact_table(facts),
+        tag("h3", "Protocol of each score"),
+        *stamps,
+    )
+
+
+def _stamp(score: Score) -> Html:
+    fields = [(key.replace("_", " "), str(value)) for key, value in vars(score.protocol).items()]
+    return _fact_table([("regime", score.protocol.regime), *fields])
+
+
+def _fact_table(facts: Sequence[tuple[str, str]]) -> Html:
+    rows = [tag("tr", tag("th", key), tag("td", value)) for key, value in facts]
+    return tag("table", tag("tbody", *rows), class_="facts")
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())

@@ -1,0 +1,182 @@
+"""A score and the protocol that it was measured under: no figure without its stamp.
+
+Two scores may be compared only where their protocols agree; `differences` names what does not,
+first, and the figures after. A picture made with documents in front is "zero-shot, K retrieved",
+never bare "zero-shot".
+"""
+
+import dataclasses
+import functools
+import importlib.resources
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import cm3jax
+from cm3jax.files import digest
+
+_Z = 1.959964  # the normal distribution's 97.5 % point: 95 % two-sided
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """Everything that must be equal before two scores may be compared."""
+
+    prompts: str
+    """Name of the prompt set."""
+    prompts_hash: str
+    """Fingerprint of every prompt and picture in it."""
+    split: str
+    """Where the prompts come from, and what of them was seen in training."""
+    retrieved: int
+    """Documents in front of each prompt (K)."""
+    documents: str
+    """How they were chosen."""
+    bank: str
+    """Size and fingerprint of the memory bank."""
+    sampler: str
+    """How tokens are drawn."""
+    guidance: float
+    """Scale of classifier-free guidance; 1 is none."""
+    samples: int
+    """Samples drawn per prompt; each one counts, none is chosen."""
+    seed: int
+    """Seed of prompts and sampling."""
+    licensed_share: float
+    """Share of the bank's documents with a known licence."""
+    reader: str
+    """What decides whether an answer is right."""
+    weights: str
+    """Fingerprint of all weights involved."""
+    code_version: str
+    """Version and source fingerprint of this package."""
+
+    @property
+    def regime(self) -> str:
+        """What the score may be called."""
+        return f"zero-shot, {self.retrieved} retrieved" if self.retrieved else "zero-shot"
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A share of right answers."""
+
+    value: float
+    """0 to 1."""
+    n: int
+    """Answers judged."""
+    chance: float
+    """What guessing scores."""
+    interval: tuple[float, float]
+    """95 % interval of the value."""
+    protocol: Protocol
+
+    @classmethod
+    def share(cls, verdicts: Sequence[bool], chance: float, protocol: Protocol) -> "Score":
+        """The share of true verdicts, with Wilson's interval; `ValueError` without verdicts."""
+        if not len(verdicts):
+            raise ValueError("a share of no verdicts is not a score")
+        hits = sum(bool(verdict) for verdict in verdicts)
+        interval = wilson(hits, len(verdicts))
+        return cls(hits / len(verdicts), len(verdicts), chance, interval, protocol)
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `hits` in `n`: honest near 0 and 1, unlike the normal one."""
+    share = hits / n
+    centre = share + _Z**2 / (2 * n)
+    spread = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    scale = 1 + _Z**2 / n
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+@functools.cache
+def code_version() -> str:
+    """The package's version and a fingerprint of its sources, e.g. `0.1.0+5f3a…`."""
+    root = importlib.resources.files(cm3jax)
+    with importlib.resources.as_file(root) as folder:
+        sources = sorted(folder.rglob("*.py"))
+        state = digest(*(part for p in sources for part in (p.name, p.read_bytes())))
+    return f"{cm3jax.__version__}+{state}"
+
+
+def scores_to_json(scores: dict[str, Score]) -> dict[str, Any]:
+    """Dotted names to nested objects whose leaves are numbers, and everything else under `details`.
+
+    `{"a.b": Score}` becomes `{"a": {"b": 0.93}, "details": {"a": {"b": {"n": 200, …}}}}`.
+    """
+    out: dict[str, Any] = {"details": {}}
+    for name, score in scores.items():
+        *path, leaf = name.split(".")
+        for root, value in ((out, score.value), (out["details"], _to_json(score))):
+            for part in path:
+                root = root.setdefault(part, {})
+            root[leaf] = value
+    return out
+
+
+def _to_json(score: Score) -> dict[str, Any]:
+    plain = dataclasses.asdict(score)
+    plain["interval"] = list(score.interval)
+    plain["protocol"]["regime"] = score.protocol.regime
+    return plain
+
+
+def scores_from_json(value: dict[str, Any]) -> dict[str, Score]:
+    """All scores in a results file or in a `metrics.json`, by dotted name."""
+    return dict(_walk(value, (), detailed=False))
+
+
+def _walk(value: Any, path: tuple[str, ...], detailed: bool) -> Iterator[tuple[str, Score]]:
+    if not isinstance(value, dict):
+        return
+    if detailed and isinstance(value.get("protocol"), dict):
+        stamp = {
+            field.name: value["protocol"][field.name] for field in dataclasses.fields(Protocol)
+        }
+        low, high = value["interval"]
+        score = Score(value["value"], value["n"], value["chance"], (low, high), Protocol(**stamp))
+        yield ".".join(path), score
+        return
+    for name, child in value.items():
+        inside = detailed or name == "details"
+        yield from _walk(child, path if name == "details" else (*path, name), inside)
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One thing that two results do not share."""
+
+    score: str
+    """Dotted name of the score."""
+    what: str
+    """A field of the protocol, `n`, `value`, or `present`."""
+    left: Any
+    right: Any
+
+    @property
+    def of_protocol(self) -> bool:
+        """Whether it forbids the comparison, rather than being its outcome."""
+        return self.what != "value"
+
+
+def differences(left: dict[str, Score], right: dict[str, Score]) -> list[Difference]:
+    """What differs between two results: protocols first, then figures.
+
+    A figure that differs within both 95 % intervals is listed too; the reader decides.
+    """
+    found = []
+    for name in sorted(left.keys() | right.keys()):
+        if name not in left or name not in right:
+            found.append(Difference(name, "present", name in left, name in right))
+            continue
+        a, b = left[name], right[name]
+        for field in dataclasses.fields(Protocol):
+            mine, theirs = getattr(a.protocol, field.name), getattr(b.protocol, field.name)
+            if mine != theirs:
+                found.append(Difference(name, field.name, mine, theirs))
+        if a.n != b.n:
+            found.append(Difference(name, "n", a.n, b.n))
+        if a.value != b.value:
+            found.append(Difference(name, "value", a.value, b.value))
+    return sorted(found, key=lambda difference: not difference.of_protocol)

@@ -1,0 +1,89 @@
+"""What an evaluation leaves behind: scores, the pictures that show them, and where they came from.
+
+Stored as one JSON file, from which `metrics.json` and the report are rebuilt in a moment.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+
+from cm3jax.errors import UserError
+from cm3jax.evaluate.html import png_uri
+from cm3jax.evaluate.protocol import Score, scores_from_json, scores_to_json
+from cm3jax.files import read_json, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One picture or text of a figure."""
+
+    label: str
+    """What it is: `retrieved, 0.91`, `2 documents`, …"""
+    picture: str | None = None
+    """A PNG as `data:` URI."""
+    text: str = ""
+    correct: bool | None = None
+    """The reader's verdict; None where there is nothing to judge."""
+
+    @classmethod
+    def of(
+        cls, label: str, image: UInt8[np.ndarray, "Y X 3"] | None, text: str = "", correct=None
+    ) -> "Cell":
+        """A cell from pixels."""
+        return cls(label, None if image is None else png_uri(image), text, correct)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One prompt and everything that came of it, side by side."""
+
+    kind: str
+    """The score that it illustrates, without its last part: `heldout_emblem_accuracy`, …"""
+    prompt: str
+    cells: tuple[Cell, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One model's scores."""
+
+    run: str
+    """Run directory of the decoder."""
+    scores: dict[str, Score]
+    """By dotted name."""
+    figures: tuple[Figure, ...]
+    losses: dict[str, list[tuple[int, float]]]
+    """(step, loss) of its training, by name in `metrics.jsonl`; empty where none came along."""
+    weights: dict[str, str]
+    """Fingerprints of the weights, by part."""
+    pictures: str
+    """Fingerprint of every picture made."""
+    seconds: float
+
+    def save(self, path: epath.PathLike) -> None:
+        """Write the file, atomically."""
+        plain = dataclasses.asdict(dataclasses.replace(self, scores={}))
+        write_json(path, plain | {"scores": scores_to_json(self.scores)})
+
+    @classmethod
+    def load(cls, path: epath.PathLike) -> "Evaluation":
+        """Read the file; `UserError` when it is missing, damaged or of another form."""
+        plain: dict[str, Any] = read_json(path, "the evaluation's result")
+        try:
+            figures = tuple(
+                Figure(**{**figure, "cells": tuple(Cell(**cell) for cell in figure["cells"])})
+                for figure in plain.pop("figures")
+            )
+            scores = scores_from_json(plain.pop("scores"))
+            losses = {
+                name: [(step, value) for step, value in points]
+                for name, points in plain.pop("losses").items()
+            }
+            return cls(scores=scores, figures=figures, losses=losses, **plain)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} is not an evaluation's result ({error!r}); make it again."
+            ) from None

@@ -1,0 +1,5 @@
+"""Experiments by name: each module's `get_config()` returns one resolved `Experiment`.
+
+A module states only what differs from the defaults of `cm3jax.config`; its header gives the
+command, the cost and the result to expect.
+"""

@@ -1,0 +1,90 @@
+"""What all members of the miniature share, and how each states what differs."""
+
+import dataclasses
+from typing import Any
+
+from cm3jax.config import (
+    ClipConfig,
+    DataConfig,
+    DecoderConfig,
+    Experiment,
+    RetrievalConfig,
+    TokenizersConfig,
+    VocabConfig,
+    VQGANConfig,
+)
+
+
+def base(name: str, home: str = "miniature", **delta: Any) -> Experiment:
+    """The miniature's experiment `name`, whose chain of runs lives under `runs/HOME`.
+
+    `delta` holds what differs: values of `Experiment` fields, or for a nested config a dict of its
+    fields, e.g. `base("miniature/clip", learner="clip", data={"batch": 256})`.
+    """
+    experiment = Experiment(
+        name=name,
+        vocab=VocabConfig(specials=32, image_codes=1024, text_pieces=512, sentinels=17, grid=4),
+        tokenizers=TokenizersConfig(
+            text=f"runs/{home}/text", image=f"runs/{home}/vqgan", algorithm="bpe"
+        ),
+        # One code per 8x8 pixels and nothing shared between patches: a code says what its cell
+        # shows, whatever stands beside it.
+        vqgan=VQGANConfig(
+            image_size=32,
+            patch=8,
+            channels=128,
+            multipliers=(1,),
+            blocks=0,
+            attention=False,
+            kernel=1,
+            codes=1024,
+            code_width=64,
+            # A code is chosen once in a thousand pictures or in every picture: the averages must
+            # catch up with the encoder, which must not run away from them.
+            commitment=1.0,
+            ema_decay=0.97,
+            restart_below=0.003,
+        ),
+        clip=ClipConfig(
+            image_size=32,
+            patch=8,
+            vision_width=128,
+            vision_layers=2,
+            vision_heads=4,
+            text_width=128,
+            text_layers=2,
+            text_heads=4,
+            text_context=40,
+            text_vocab=512 + 2,  # the text pieces, begin and end
+            width=128,
+        ),
+        model=DecoderConfig(
+            layers=6,
+            width=192,
+            heads=4,
+            head_width=48,
+            ffn=768,
+            context=256,
+            dtype="float32",
+            unroll=6,
+            init_std=0.02,
+            position_std=0.02,
+        ),
+        retrieval=RetrievalConfig(
+            encoder=f"runs/{home}/clip",
+            pool=48,
+            relevance_cut=0.95,
+            diversity_cut=0.75,
+            # A text alone is nearer to a text than any pair is, and has no picture to copy from.
+            modality_margin=0.3,
+            clauses=True,
+            views=2,
+        ),
+        data=DataConfig(corpus=f"data/{home}/corpus", bank=f"data/{home}/bank"),
+    )
+    nested = {
+        field: dataclasses.replace(getattr(experiment, field), **value)
+        for field, value in delta.items()
+        if isinstance(value, dict)
+    }
+    return dataclasses.replace(experiment, **{**delta, **nested})

@@ -1,0 +1,27 @@
+"""The miniature's image tokenizer: a VQGAN whose 1,024 codes are 8x8 patches of emblems.
+
+    python -m launch.train miniature/vqgan
+
+Two to ten minutes on two cores (605 s on one busy core). Of 2,000 validation pictures, the reader
+read every one exactly from its reconstruction, after 2,000 steps and after 4,000.
+"""
+
+from cm3jax.config import Experiment
+from experiments.miniature.base import base
+
+
+def get_config() -> Experiment:
+    """0.2 M parameters, trained on pictures of all kinds."""
+    return base(
+        "miniature/vqgan",
+        learner="vqgan",
+        data={"records": 50_000, "batch": 32},
+        optim={
+            "peak_lr": 4e-3,
+            "warmup_steps": 50,
+            "end_lr_ratio": 0.02,
+            "weight_decay": 0.0,
+        },
+        train={"steps": 4000, "log_every": 100, "validate_every": 1000},
+        checkpoint={"every": 1000},
+    )

@@ -1,0 +1,188 @@
+"""From a command line to an `Experiment`, and from a `UserError` to one sentence and exit code 2.
+
+Every field of a config dataclass is an option, `--optim.peak-lr 3e-4`; its docstring is its help.
+tyro parses and documents; what it prints about a mistake, a box of several lines, becomes one
+sentence here.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import importlib
+import io
+import itertools
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import absl.logging
+import tyro
+
+from cm3jax.config import Experiment
+from cm3jax.errors import UserError
+
+Options = TypeVar("Options")
+
+_EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+
+
+def main(command: Callable[[list[str]], None]) -> None:
+    """Run `command` on the process's arguments; the last line of every launch module.
+
+    A `UserError` ends the process with its sentence on standard error and code 2; Ctrl-C, and a
+    reader such as `head` that closes the pipe, end it quietly.
+    """
+    absl.logging.set_verbosity(absl.logging.ERROR)  # what libraries recommend is not for users
+    try:
+        command(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush fails
+        sys.exit(1)
+
+
+def experiment_names() -> list[str]:
+    """Names of all experiments, e.g. `miniature/clip`, sorted."""
+    return sorted(
+        path.relative_to(_EXPERIMENTS).with_suffix("").as_posix()
+        for path in _EXPERIMENTS.rglob("*.py")
+        if "\ndef get_config(" in path.read_text()
+    )
+
+
+def load_experiment(name: str) -> Experiment:
+    """The experiment that `experiments/NAME.py` defines; `UserError` if there is none."""
+    names = experiment_names()
+    if name not in names:
+        raise UserError(
+            f"there is no experiment {name!r}{_nearest(name, names)}; "
+            f"the experiments are {', '.join(names)}."
+        )
+    return importlib.import_module(f"experiments.{name.replace('/', '.')}").get_config()
+
+
+def parse_experiment(argv: Sequence[str], description: str) -> Experiment:
+    """The experiment that `argv` names, with the fields that its options override.
+
+    `argv` is `EXPERIMENT --train.steps 40 --optim.peak-lr 3e-4 ...`. `--help` alone lists the
+    experiments; after a name it explains every option and shows the experiment's values.
+    """
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"usage: {_program()} EXPERIMENT [OPTIONS]\n\n{description}\n\nexperiments:")
+        print("\n".join(f"  {name}" for name in experiment_names()))
+        print(f"\n{_program()} EXPERIMENT --help explains every option.")
+        sys.exit(0)
+    if not argv or argv[0].startswith("-"):
+        raise UserError(
+            f"the first argument is the experiment's name; give one of "
+            f"{', '.join(experiment_names())}."
+        )
+    experiment = load_experiment(argv[0])
+    return parse(Experiment, argv[1:], description, experiment, f"{_program()} {argv[0]}")
+
+
+def parse(
+    options: type[Options],
+    argv: Sequence[str],
+    description: str,
+    default: Options | None = None,
+    program: str | None = None,
+) -> Options:
+    """Parse `argv` into the dataclass `options` (or a union of them: one subcommand each).
+
+    Fields are options, or positional arguments where they are `tyro.conf.Positional`. Raises
+    `UserError` for an unknown option (with the nearest valid one) and for a value that its field
+    does not take.
+    """
+    known = dict(_option_types(options))
+    for token in argv:
+        name = _option(token)
+        if name.startswith("--") and name not in {"--help", *known}:
+            raise UserError(f"there is no option {name}{_nearest(name, known)}; --help lists all.")
+    call = functools.partial(
+        tyro.cli, options, args=argv, prog=program or _program(), description=description
+    )
+    if default is not None:
+        call = functools.partial(call, default=default)
+    if {"-h", "--help"} & set(argv):
+        return call()
+    try:
+        return _quietly(call)
+    except _Rejected as rejected:
+        raise UserError(_sentence(str(rejected), argv, known)) from None
+
+
+def _program() -> str:
+    return f"python -m launch.{Path(sys.argv[0]).stem}"
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _option(token: str) -> str:
+    """The option of `--name=value` or `--name`, as tyro spells it."""
+    return token.partition("=")[0].replace("_", "-")
+
+
+def _option_types(options: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every option of a dataclass with its type, nested ones dotted."""
+    for member in typing.get_args(options):  # a union, Optional or Annotated
+        yield from _option_types(member, prefix)
+    if not (isinstance(options, type) and dataclasses.is_dataclass(options)):
+        return
+    hints = typing.get_type_hints(options, include_extras=True)
+    for field in dataclasses.fields(options):
+        name, hint = field.name.replace("_", "-"), hints[field.name]
+        nested = list(_option_types(hint, f"{prefix}{name}."))
+        yield from nested or [(f"--{prefix}{name}", hint)]
+        if hint is bool:
+            yield f"--{prefix}no-{name}", hint
+
+
+class _Rejected(Exception):
+    """What tyro said when it refused the arguments, on one line."""
+
+
+def _quietly(call: Callable[[], Options]) -> Options:
+    """Run tyro with its error box caught; raise `_Rejected` with the box's first part.
+
+    tyro has no public error object, so its text is read; another layout of the box would cost
+    beauty, not the exit code.
+    """
+    box = io.StringIO()
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "9999"  # or tyro would break lines, and words with them
+    try:
+        with contextlib.redirect_stderr(box):
+            return call()
+    except SystemExit:
+        first = re.split(r"─{3,}\s*│|╰", re.sub(r"╭.*╮", "", box.getvalue()))[0]
+        raise _Rejected(" ".join(first.replace("│", " ").split())) from None
+    finally:
+        del os.environ["COLUMNS"]
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+
+
+def _sentence(text: str, argv: Sequence[str], types: dict[str, Any]) -> str:
+    """One sentence for tyro's text: a wrong type by our words, a config's own check by its own."""
+    wrong = re.match(r"Error parsing (--[\w.-]+):", text)
+    if wrong is None or wrong[1] not in types:
+        return re.sub(r"^Error parsing [\w.]+: ", "", text)
+    option, hint = wrong[1], types[wrong[1]]
+    start = [_option(token) for token in argv].index(option)
+    values = argv[start].partition("=")[2:] if "=" in argv[start] else argv[start + 1 :]
+    given = itertools.takewhile(lambda value: not value.startswith("--"), values)
+    kind = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint
+    return f"{option} takes {kind}, not {' '.join(given)!r}."

@@ -1,0 +1,299 @@
+"""The whole path in miniature: from raw pairs to a report with pictures, in about ten minutes.
+
+    bash launch/quickstart.sh
+
+Trains every member of `experiments/quickstart.py` in turn, then draws, captions and infills with
+the model just trained and with the shipped weights, and writes `report.html` and `metrics.json`.
+Work is counted in steps and records, never by the clock, so two machines get the same figures.
+What is finished is reused; what was interrupted continues.
+"""
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import flax
+import jax
+import orbax.checkpoint
+from etils import epath
+
+from cm3jax.checkpoint import load_run
+from cm3jax.config import Experiment
+from cm3jax.data.prepare import SPLITS, prepare, prepare_bank
+from cm3jax.data.sources import open_source
+from cm3jax.errors import UserError
+from cm3jax.evaluate.emblems import evaluate, is_current
+from cm3jax.evaluate.protocol import code_version, scores_to_json
+from cm3jax.evaluate.results import Evaluation
+from cm3jax.files import read_json, write_atomic, write_json
+from cm3jax.retrieval.bank import Bank
+from experiments.quickstart import chain
+from launch.cli import main, parse
+from launch.prepare import make_tools
+from launch.report import stored, write_report
+from launch.train import train_experiment
+
+HEADLINES = (
+    "heldout_emblem_accuracy.docs_0",
+    "heldout_emblem_accuracy.docs_2",
+    "heldout_pair_accuracy.docs_2",
+    "scene_accuracy",
+    "caption_exact",
+    "infill_exact",
+)
+"""What is printed at the end; the report has everything."""
+
+TIMINGS = "results/seconds.json"
+SHIPPED = Path(__file__).resolve().parent.parent / "experiments" / "miniature" / "weights"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Where the quickstart works, and how much of it it does."""
+
+    workdir: str = "runs/quickstart"
+    """Directory of the runs, the results and the report."""
+    data: str = "data"
+    """Directory of prepared data; `quickstart` and `shipped` lie in it."""
+    scale: float = 1.0
+    """Share of steps, records and prompts: 0.02 shows in a minute or two that all parts work."""
+
+    def __post_init__(self):
+        if not 0 < self.scale <= 1:
+            raise UserError(f"--scale {self.scale} is a share of the whole; give 0 to 1.")
+
+    def count(self, full: int, least: int) -> int:
+        """`full` at this scale."""
+        return max(least, round(full * self.scale))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One step of the chain."""
+
+    name: str
+    budget: int
+    """Seconds that it takes on two CPU cores."""
+    path: str
+    """What it makes."""
+    done: Callable[[], bool]
+    """Whether that is complete."""
+    run: Callable[[], None]
+    """Makes it, or continues to."""
+
+
+def run_stages(stages: Sequence[Stage], timings: epath.PathLike) -> None:
+    """Run what is not done yet, in order; seconds go to the JSON file `timings`.
+
+    Raises `UserError` when a stage returns unfinished, as a trainer does that was told to stop.
+    """
+    timings = epath.Path(timings)
+    seconds = read_json(timings, "the timings") if timings.exists() else {}
+    for number, stage in enumerate(stages, 1):
+        title = f"[{number}/{len(stages)}] {stage.name}"
+        if stage.done():
+            print(f"{title}: reusing {stage.path}", flush=True)
+            continue
+        print(f"{title}: about {stage.budget} s, into {stage.path}", flush=True)
+        start = time.perf_counter()
+        stage.run()
+        if not stage.done():
+            raise UserError(f"{stage.name} stopped before its end; run the quickstart again.")
+        seconds[stage.name] = round(time.perf_counter() - start, 1)
+        write_json(timings, seconds)
+        print(f"{title}: done in {seconds[stage.name]} s", flush=True)
+
+
+def located(options: Options) -> dict[str, Experiment]:
+    """The members of the chain, in `options`' directories and at its scale."""
+    runs, data = epath.Path(options.workdir), epath.Path(options.data) / "quickstart"
+    return {part: _located(part, member, options, runs, data) for part, member in chain().items()}
+
+
+def _located(
+    part: str, member: Experiment, options: Options, runs: epath.Path, data: epath.Path
+) -> Experiment:
+    replace, train = dataclasses.replace, member.train
+    steps = options.count(train.steps, 1)
+    return replace(
+        member,
+        workdir=str(runs / part),
+        tokenizers=replace(member.tokenizers, text=str(runs / "text"), image=str(runs / "vqgan")),
+        retrieval=replace(member.retrieval, encoder=str(runs / "clip")),
+        data=replace(
+            member.data,
+            raw=str(epath.Path(options.data) / "raw"),
+            records=options.count(member.data.records, 400),
+            corpus=str(data / "corpus"),
+            bank=str(data / "bank"),
+        ),
+        train=replace(train, steps=steps, log_every=min(train.log_every, steps)),
+    )
+
+
+def stages(options: Options) -> list[Stage]:
+    """What the quickstart does, in order."""
+    members = located(options)
+    decoder = members["decoder"]
+    train = {
+        part: _training(member, seconds)
+        for (part, member), seconds in zip(members.items(), (10, 90, 45, 150), strict=True)
+    }
+    prepared = Stage(
+        "corpus, bank and index",
+        30,
+        decoder.data.corpus,
+        lambda: _prepared(decoder),
+        lambda: prepare(decoder, make_tools(decoder), _say),
+    )
+    return [
+        _raw(decoder),
+        train["text"],
+        train["vqgan"],
+        train["clip"],
+        prepared,
+        train["decoder"],
+        _evaluation("trained_here", decoder.run_dir, decoder.data.bank, options),
+        *_shipped(decoder, options),
+    ]
+
+
+def _say(line: str) -> None:
+    print(f"  {line}", flush=True)
+
+
+def _raw(member: Experiment) -> Stage:
+    """The raw pairs, which every later stage reads."""
+    raw = epath.Path(member.data.raw)
+    mark = raw / f"emblems-{member.data.records}.done"
+
+    def generate() -> None:
+        open_source(member.data, "train", member.seed, _count)
+        write_atomic(mark, "")
+
+    return Stage("raw pairs", 40, str(raw), mark.exists, generate)
+
+
+def _count(done: int, total: int) -> None:
+    if done % 4000 == 0 or done == total:
+        _say(f"{done} of {total} documents")
+
+
+def _prepared(experiment: Experiment) -> bool:
+    """Whether the corpus stands and its neighbours are of the bank that stands."""
+    bank = _standing_bank(experiment)
+    manifests = [epath.Path(experiment.data.corpus) / split / "manifest.json" for split in SPLITS]
+    return bank is not None and all(
+        path.exists() and read_json(path, "the corpus")["bank"] == bank.fingerprint
+        for path in manifests
+    )
+
+
+def _standing_bank(experiment: Experiment) -> Bank | None:
+    """The bank, if it is there and was made by the experiment's tokenizers and encoder."""
+    path = epath.Path(experiment.data.bank)
+    if not (path / "manifest.json").exists():
+        return None
+    tools = make_tools(experiment)
+    try:
+        return Bank.open(path, tools.encoder.fingerprint, tools.vocab(experiment).fingerprint)
+    except UserError:
+        return None
+
+
+def _training(member: Experiment, seconds: int) -> Stage:
+    mark = f"checkpoints/{member.train.steps}"
+    if member.learner == "text_tokenizer":
+        mark = "text.model"
+    path = epath.Path(member.run_dir) / mark
+    name = f"train {member.learner}"
+    return Stage(name, seconds, member.run_dir, path.exists, lambda: train_experiment(member))
+
+
+def _evaluation(model: str, run: str, bank: str, options: Options) -> Stage:
+    """Evaluate a decoder; a result of other weights or of other code does not count."""
+    path = epath.Path(options.workdir) / "results" / f"{model}.json"
+    count = options.count(200, 4)
+
+    def done() -> bool:
+        return path.exists() and is_current(Evaluation.load(path), run, count)
+
+    def run_it() -> None:
+        evaluate(run, bank, count, say=_say).save(path)
+
+    return Stage(f"evaluate {model.replace('_', ' ')}", 60, str(path), done, run_it)
+
+
+def _shipped(decoder: Experiment, options: Options) -> list[Stage]:
+    """The same with the shipped weights, whose tokenizers and encoder need a bank of their own."""
+    run = SHIPPED / "decoder"
+    if not (run / "params.safetensors").exists():
+        print(f"no shipped weights in {run}: only the model trained here is evaluated.")
+        return []
+    bank = epath.Path(options.data) / "shipped" / "bank"
+    experiment = load_run(run).experiment
+    experiment = dataclasses.replace(
+        experiment,
+        tokenizers=dataclasses.replace(
+            experiment.tokenizers, text=str(SHIPPED / "text"), image=str(SHIPPED / "vqgan")
+        ),
+        retrieval=dataclasses.replace(experiment.retrieval, encoder=str(SHIPPED / "clip")),
+        # The bank does not depend on how many training pairs lie beside it.
+        data=dataclasses.replace(decoder.data, bank=str(bank)),
+    )
+    banked = Stage(
+        "bank of the shipped weights",
+        20,
+        str(bank),
+        lambda: _standing_bank(experiment) is not None,
+        lambda: prepare_bank(experiment, make_tools(experiment), _say),
+    )
+    return [banked, _evaluation("shipped", str(run), str(bank), options)]
+
+
+def write_metrics(workdir: epath.PathLike) -> epath.Path:
+    """Write `metrics.json` from the stored evaluations and timings, and return its path."""
+    root = epath.Path(workdir)
+    evaluations = stored(root)
+    metrics = {model: scores_to_json(result.scores) for model, result in evaluations.items()}
+    metrics |= {
+        "weights": {model: result.weights for model, result in evaluations.items()},
+        "pictures": {model: result.pictures for model, result in evaluations.items()},
+        "seconds": read_json(root / TIMINGS, "the timings"),
+        "versions": {
+            "cm3jax": code_version(),
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "orbax": orbax.checkpoint.__version__,
+        },
+    }
+    path = root / "metrics.json"
+    write_json(path, metrics)
+    return path
+
+
+def command(argv: list[str]) -> None:
+    """Parse the arguments, run every stage, write metrics and report, and say what came of it."""
+    options = parse(Options, argv, "The whole path in miniature, from raw pairs to a report.")
+    start = time.perf_counter()
+    if jax.config.jax_compilation_cache_dir is None:
+        # Both models run the same programs, and so does a second run.
+        jax.config.update(
+            "jax_compilation_cache_dir", str(epath.Path(options.workdir) / "compiled")
+        )
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    run_stages(stages(options), epath.Path(options.workdir) / TIMINGS)
+    metrics = write_metrics(options.workdir)
+    page = write_report(options.workdir)
+    for model, result in stored(options.workdir).items():
+        for name in HEADLINES:
+            print(f"{model}.{name}: {result.scores[name].value:.3f}")
+    seconds = time.perf_counter() - start
+    print(f"done in {seconds:.0f} s; figures in {metrics}, pictures in {page}")
+
+
+if __name__ == "__main__":
+    main(command)

@@ -1,0 +1,52 @@
+"""Train an experiment: a decoder, an image tokenizer, a text tokenizer or a retrieval encoder.
+
+python -m launch.train quickstart --train.steps 40 --workdir runs/mine
+"""
+
+from cm3jax import distributed
+from cm3jax.config import Experiment
+from cm3jax.train import Learner, train
+from launch.cli import main, parse_experiment
+
+_DESCRIPTION = (
+    "Train an experiment; a run directory that holds a checkpoint is continued from its newest one."
+)
+
+
+def run(argv: list[str]) -> None:
+    """Parse the command line, train, and leave everything in the run directory."""
+    train_experiment(parse_experiment(argv, _DESCRIPTION))
+
+
+def train_experiment(experiment: Experiment) -> None:
+    """Train whatever the experiment is, or continue to."""
+    if experiment.learner == "text_tokenizer":
+        from cm3jax.learners.text import train_text_tokenizer
+
+        train_text_tokenizer(experiment)
+        return
+    distributed.initialize()
+    train(make_learner(experiment))
+
+
+def make_learner(experiment: Experiment) -> Learner:
+    """The learner that an experiment names; each brings only the packages it needs."""
+    match experiment.learner:
+        case "decoder":
+            from cm3jax.learners.decoder import DecoderLearner
+
+            return DecoderLearner.from_corpus(experiment)
+        case "vqgan":
+            from cm3jax.learners.vqgan import VQGANLearner
+
+            return VQGANLearner(experiment)
+        case "clip":
+            from cm3jax.learners.clip import CLIPLearner
+
+            return CLIPLearner(experiment)
+        case _:
+            raise ValueError(f"{experiment.learner} has no learner")
+
+
+if __name__ == "__main__":
+    main(run)

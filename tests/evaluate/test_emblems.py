@@ -1,0 +1,150 @@
+"""The exam on an untrained model: what is asked, counted and stamped. (What a model can reach is
+asked in `tests/launch/test_quickstart.py` and of the shipped weights.)"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cm3jax import testing
+from cm3jax.checkpoint import LoadedRun, write_run
+from cm3jax.config import DataConfig, DecoderConfig, RetrievalConfig, VQGANConfig
+from cm3jax.data.emblems import example
+from cm3jax.data.prepare import Tools, tokenise
+from cm3jax.data.sources import RawRecord
+from cm3jax.evaluate.emblems import evaluate, is_current
+from cm3jax.evaluate.results import Evaluation
+from cm3jax.learners import clip as clip_learner
+from cm3jax.model.decoder import Decoder
+from cm3jax.retrieval.bank import Bank, BankDocument
+from cm3jax.retrieval.clip import CLIP, text_and_image
+from cm3jax.tokenizers.image import ImageTokenizer
+from cm3jax.tokenizers.text import TextTokenizer
+from cm3jax.tokenizers.vqgan import VQGAN
+from experiments.miniature.base import base
+
+COUNT = 3
+DOCUMENTS = (0, 1, 2, 3, 600, 601, 602, 4000, 4001)
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """Untrained runs side by side, and a bank of the prompts' emblems and a few others."""
+    root = tmp_path_factory.mktemp("emblems")
+    documents = [example("bank", index) for index in DOCUMENTS]
+    small = base("untrained")
+    small = dataclasses.replace(
+        small,
+        vqgan=VQGANConfig(**vars(small.vqgan) | {"channels": 16, "blocks": 1}),
+        clip=dataclasses.replace(small.clip, vision_layers=1, text_layers=1),
+        model=DecoderConfig(**vars(small.model) | {"layers": 1, "width": 32, "heads": 1}),
+        retrieval=RetrievalConfig(encoder="clip", diversity_cut=1.0),
+        data=DataConfig(bank=str(root / "bank")),
+    )
+    captions = [s for i in range(300) for s in example("train", i).segments if isinstance(s, str)]
+    text = TextTokenizer.train(captions, small.vocab.text_pieces)
+    pixels, ids = jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, 4), jnp.int32)
+    image_variables = nn.meta.unbox(VQGAN(small.vqgan).init(jax.random.key(0), pixels))
+    image = ImageTokenizer(small.vqgan, image_variables)
+    encoder_variables = nn.meta.unbox(CLIP(small.clip).init(jax.random.key(1), ids, pixels))
+
+    def write(name, learner, variables, **fingerprints):
+        run = dataclasses.replace(small, name=name, learner=learner)
+        write_run(LoadedRun(run, variables, 0, fingerprints), root / name)
+
+    text.save(root / "text")
+    text.save(root / "clip")
+    write("vqgan", "vqgan", image_variables)
+    write("clip", "clip", encoder_variables, text=text.fingerprint)
+    tools = Tools(text, image, clip_learner.load(root / "clip"))
+    vocab = tools.vocab(small)
+    decoder = testing.decoder_variables(Decoder(small.model, vocab.size))
+    write("decoder", "decoder", decoder, vocab=vocab.fingerprint)
+
+    raws = [RawRecord(d.key, d.segments, d.kind, d.emblems, d.source, d.licence) for d in documents]
+    parts = [text_and_image(raw.segments) for raw in raws]
+    members = [
+        BankDocument(
+            key=item.raw.key,
+            ids=item.ids,
+            text=words or "",
+            has_text=words is not None,
+            has_image=picture is not None,
+            source=item.raw.source,
+            licence=item.raw.licence,
+            subjects=item.raw.subjects,
+        )
+        for item, (words, picture) in zip(tokenise(raws, tools, vocab), parts, strict=True)
+    ]
+    vectors = tools.encoder.encode_documents(parts)
+    Bank.build(root / "bank", members, vectors, tools.encoder.fingerprint, vocab.fingerprint)
+    return root
+
+
+@pytest.fixture(scope="module")
+def evaluation(chain):
+    lines = []
+    found = evaluate(chain / "decoder", count=COUNT, say=lines.append)
+    assert len(lines) == len(found.scores)
+    return found
+
+
+def test_every_score_has_its_count_and_its_documents(evaluation):
+    asked = {name: score.n for name, score in evaluation.scores.items()}
+    drawn_with_documents = 5 * COUNT  # two kinds with 1 and 2 documents, and the control
+    assert asked.pop("copied_share") == drawn_with_documents
+    assert set(asked.values()) == {COUNT}
+    retrieved = {name: score.protocol.retrieved for name, score in evaluation.scores.items()}
+    for kind in ("heldout_emblem_accuracy", "heldout_pair_accuracy"):
+        assert [retrieved[f"{kind}.docs_{k}"] for k in (0, 1, 2)] == [0, 1, 2]
+    for name in ("scene_accuracy", "caption_exact", "infill_exact", "vqgan_read_exact"):
+        assert retrieved[name] == 0
+    by_hand = [n for n, s in evaluation.scores.items() if "by name" in s.protocol.documents]
+    assert by_hand == ["heldout_emblem_accuracy.right_and_wrong"]
+
+
+def test_an_untrained_model_draws_no_emblem_and_chance_says_so(evaluation):
+    score = evaluation.scores["heldout_emblem_accuracy.docs_2"]
+    assert score.value == 0.0
+    assert score.chance < 1e-6
+    retrieval = evaluation.scores["retrieval_hit_2.text"]
+    assert 0.2 < retrieval.chance < 0.7  # of 9 documents, one or two show the emblem
+
+
+def test_figures_show_documents_with_scores_before_the_pictures(evaluation):
+    figures = [f for f in evaluation.figures if f.kind == "heldout_emblem_accuracy"]
+    assert len(figures) == COUNT
+    for figure in figures:
+        labels = [cell.label for cell in figure.cells]
+        assert all(label.startswith("retrieved, ") for label in labels[:2])
+        assert labels[2:] == ["0 documents", "1 document", "2 documents", "as it should be"]
+        assert all(cell.picture.startswith("data:image/png") for cell in figure.cells[2:])
+        assert [cell.correct is None for cell in figure.cells] == [True] * 2 + [False] * 3 + [True]
+    kinds = {figure.kind for figure in evaluation.figures}
+    assert {"heldout_pair_accuracy", "scene_accuracy", "caption_exact", "infill_exact"} < kinds
+
+
+def test_the_same_weights_and_seed_give_the_same_pictures(chain, evaluation):
+    again = evaluate(chain / "decoder", count=COUNT, say=lambda line: None)
+    assert dataclasses.replace(again, seconds=0.0) == dataclasses.replace(evaluation, seconds=0.0)
+    other = evaluate(chain / "decoder", count=COUNT, seed=1, say=lambda line: None)
+    assert other.pictures != evaluation.pictures
+    assert other.weights == evaluation.weights
+
+
+def test_a_result_is_current_for_its_own_weights_code_and_count(chain, evaluation, tmp_path):
+    evaluation.save(tmp_path / "a.json")
+    stored = Evaluation.load(tmp_path / "a.json")
+    assert stored == evaluation
+    assert is_current(stored, chain / "decoder", COUNT)
+    assert not is_current(stored, chain / "decoder", COUNT + 1)
+    foreign = dataclasses.replace(stored, weights={**stored.weights, "decoder": "another"})
+    assert not is_current(foreign, chain / "decoder", COUNT)
+
+
+def test_every_picture_counts_in_the_fingerprint(evaluation):
+    assert len(evaluation.pictures) == 16
+    assert np.isfinite(evaluation.seconds)

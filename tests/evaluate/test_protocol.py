@@ -1,0 +1,95 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from cm3jax.evaluate.protocol import (
+    Protocol,
+    Score,
+    code_version,
+    differences,
+    scores_from_json,
+    scores_to_json,
+    wilson,
+)
+
+PROTOCOL = Protocol(
+    prompts="emblem",
+    prompts_hash="aa",
+    split="test",
+    retrieved=2,
+    documents="live retrieval",
+    bank="5000 documents",
+    sampler="temperature 1",
+    guidance=1.0,
+    samples=1,
+    seed=0,
+    licensed_share=1.0,
+    reader="emblems.read",
+    weights="bb",
+    code_version="0",
+)
+
+
+def score(hits: int, n: int = 200, **protocol) -> Score:
+    verdicts = [True] * hits + [False] * (n - hits)
+    return Score.share(verdicts, 0.001, dataclasses.replace(PROTOCOL, **protocol))
+
+
+def test_a_score_with_documents_is_never_called_bare_zero_shot():
+    assert PROTOCOL.regime == "zero-shot, 2 retrieved"
+    assert dataclasses.replace(PROTOCOL, retrieved=0).regime == "zero-shot"
+
+
+def test_wilson_agrees_with_published_values():
+    # Newcombe (1998), table I, method 3: 81/263 and 0/20.
+    np.testing.assert_allclose(wilson(81, 263), (0.2553, 0.3662), atol=5e-5)
+    np.testing.assert_allclose(wilson(0, 20), (0.0, 0.1611), atol=5e-5)
+    assert wilson(20, 20)[1] == 1.0
+
+
+def test_wilson_covers_the_true_share_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = rng.binomial(200, 0.93, size=4000)
+    covered = np.mean([low <= 0.93 <= high for low, high in (wilson(int(h), 200) for h in hits)])
+    assert 0.93 < covered < 0.975
+
+
+def test_no_verdicts_are_no_score():
+    with pytest.raises(ValueError, match="no verdicts"):
+        Score.share([], 0.0, PROTOCOL)
+
+
+def test_the_leaf_of_a_dotted_path_is_the_number_itself():
+    scores = {"heldout.docs_2": score(186), "heldout.docs_0": score(0), "caption_exact": score(190)}
+    plain = scores_to_json(scores)
+    assert plain["heldout"]["docs_2"] == 0.93
+    assert plain["caption_exact"] == 0.95
+    detail = plain["details"]["heldout"]["docs_2"]
+    assert (detail["n"], detail["chance"]) == (200, 0.001)
+    assert detail["protocol"]["regime"] == "zero-shot, 2 retrieved"
+    assert scores_from_json(plain) == scores
+    both = scores_from_json({"shipped": plain, "trained_here": plain, "seconds": {"data": 3}})
+    assert both == {
+        f"{model}.{k}": v for model in ("shipped", "trained_here") for k, v in scores.items()
+    }
+
+
+def test_differences_name_the_protocol_before_the_figures():
+    left = {"a": score(100), "b": score(100)}
+    right = {"a": score(90), "b": score(100, n=250, seed=1), "c": score(1)}
+    found = [(d.score, d.what, d.of_protocol) for d in differences(left, right)]
+    assert found == [
+        ("b", "seed", True),
+        ("b", "n", True),
+        ("c", "present", True),
+        ("a", "value", False),
+        ("b", "value", False),
+    ]
+    assert differences(left, left) == []
+
+
+def test_the_code_version_names_the_release_and_the_sources():
+    version, _, sources = code_version().partition("+")
+    assert version.count(".") == 2
+    assert len(sources) == 16

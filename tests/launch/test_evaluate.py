@@ -1,0 +1,46 @@
+import pytest
+
+from cm3jax.errors import UserError
+from cm3jax.evaluate.protocol import scores_to_json
+from cm3jax.files import write_json
+from launch.evaluate import compare, run, table
+from tests.evaluate.test_protocol import score
+
+
+def test_a_table_has_value_interval_chance_and_regime():
+    header, line = table({"heldout.docs_2": score(186)}).splitlines()
+    assert header.split()[:2] == ["score", "value"]
+    for part in ("heldout.docs_2", "0.930", "0.886–0.958", " 200 ", "zero-shot, 2 retrieved"):
+        assert part in line
+
+
+def test_a_difference_of_every_score_takes_one_line():
+    left = {"a": score(100), "b": score(100)}
+    right = {"a": score(100, weights="cc"), "b": score(90, weights="cc")}
+    lines = compare(left, right).splitlines()
+    assert lines[0] == "protocols differ in:"
+    assert lines[1] == "  weights: bb | cc   (every score)"
+    assert lines[2] == "figures differ:"
+    assert lines[3] == "  value: 0.5 | 0.45   (b)"
+    assert len(lines) == 4
+    assert compare(left, left).startswith("no difference")
+
+
+def test_diff_reads_results_and_metrics(tmp_path, capsys):
+    write_json(tmp_path / "a.json", scores_to_json({"x": score(10)}))
+    write_json(tmp_path / "b.json", scores_to_json({"x": score(10, seed=7)}))
+    run(["diff", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+    assert "seed: 0 | 7" in capsys.readouterr().out
+
+
+def test_what_is_no_result_is_one_sentence(tmp_path):
+    write_json(tmp_path / "a.json", {"loss": 3})
+    with pytest.raises(UserError, match="holds no scores"):
+        run(["diff", str(tmp_path / "a.json"), str(tmp_path / "a.json")])
+    with pytest.raises(UserError, match="missing"):
+        run(["diff", str(tmp_path / "no.json"), str(tmp_path / "a.json")])
+
+
+def test_a_run_that_is_not_there_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="holds no trained run"):
+        run(["emblems", "--run", str(tmp_path)])

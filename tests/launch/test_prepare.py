@@ -1,0 +1,18 @@
+import pytest
+
+from cm3jax.errors import UserError
+from launch import prepare
+
+
+def test_what_is_missing_is_named(tmp_path):
+    nowhere = ["--tokenizers.text", str(tmp_path / "text")]
+    with pytest.raises(UserError, match=r"no text tokenizer: .*text\.model does not exist"):
+        prepare.run(["quickstart", *nowhere])
+    with pytest.raises(UserError, match=r"the corpus .*train is missing"):
+        prepare.run(["show", "quickstart", "--data.corpus", str(tmp_path), "--record", "3"])
+
+
+@pytest.mark.parametrize("value", [["-3"], ["fox"], []])
+def test_a_record_is_a_number(value):
+    with pytest.raises(UserError, match="--record takes the number of a record"):
+        prepare.run(["show", "quickstart", "--record", *value])

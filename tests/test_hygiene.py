@@ -1,0 +1,150 @@
+"""Tripwires over the whole repository: imports, layers, paths, dependencies."""
+
+import ast
+import importlib
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("cm3jax", "launch", "experiments")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+# Parts of `cm3jax`, lowest first: a module imports from its own line and from those above it.
+LAYERS = (
+    "config shapes vocab errors files draws",
+    "document sequence masks tokenizers experiment_io",
+    "prompts retrieval tasks",
+    "data partition model",
+    "loss optim state checkpoint metrics distributed",
+    "learners testing interop",
+    "train decode",
+    "generate",
+    "evaluate",
+)
+RANK = {part: rank for rank, line in enumerate(LAYERS) for part in line.split()}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(source: str) -> set[str]:
+    """Every module that a source file imports, also inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            # `from cm3jax import partition` names a module, `from cm3jax.files import digest` none.
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def upward_imports(module: str, source: str) -> list[str]:
+    """The imports of `module` that point against the order of `LAYERS`."""
+    wrong = []
+    package, _, rest = module.partition(".")
+    for target in imported_modules(source):
+        to_package, _, to_rest = target.partition(".")
+        if to_package not in PACKAGES or package == "launch":
+            continue
+        if package == "experiments":
+            allowed = to_package == "experiments" or target.startswith("cm3jax.config")
+        elif to_package != "cm3jax":
+            allowed = False
+        else:
+            # The package itself offers its version to all and takes `load` from anywhere below.
+            part = rest.split(".")[0]
+            assert not part or part in RANK, f"{module} stands in no line of LAYERS; add it"
+            here = RANK[part] if part else len(LAYERS)
+            there = RANK.get(to_rest.split(".")[0], 0)
+            allowed = there <= here
+        if not allowed:
+            wrong.append(f"{module} imports {target}")
+    return sorted(wrong)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_every_module_imports(path):
+    importlib.import_module(module_name(path))
+
+
+def test_imports_point_one_way():
+    wrong = [w for path in SOURCES for w in upward_imports(module_name(path), path.read_text())]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_layer_check_sees_lazy_and_upward_imports():
+    lazy = "def f():\n    from cm3jax.train import train\n"
+    assert upward_imports("cm3jax.model.decoder", lazy) == [
+        "cm3jax.model.decoder imports cm3jax.train.train"
+    ]
+    assert upward_imports("cm3jax.files", "from launch import cli")
+    assert upward_imports("cm3jax.vocab", "from cm3jax import document")
+    assert not upward_imports("cm3jax.train", "from cm3jax import checkpoint\nimport cm3jax")
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    modules = {module_name(path): path for path in SOURCES}
+    waiting = {
+        name: {
+            other
+            for target in imported_modules(path.read_text())
+            for other in (target, target.rpartition(".")[0])
+            if other in modules and other not in (name, name.partition(".")[0])
+        }
+        for name, path in modules.items()
+    }
+    # A package's __init__ gathers its own modules; they do not need it.
+    for name in waiting:
+        waiting[name] -= {other for other in waiting[name] if name.startswith(f"{other}.")}
+    while free := [name for name, needs in waiting.items() if not needs & waiting.keys()]:
+        for name in free:
+            del waiting[name]
+    assert not waiting
+
+
+def test_every_folder_of_tests_is_a_package():
+    folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
+    # Without it two test files of one name, in two folders, are one module to pytest.
+    assert all((folder / "__init__.py").is_file() for folder in folders)
+
+
+def test_no_file_names_a_machine():
+    machine = re.compile(r"(?<![\w.~$}])/(work|root|home|tmp|Users)/")
+    files = [path for path in ROOT.iterdir() if path.is_file()]
+    for folder in (*PACKAGES, "tests", ".ci"):
+        files += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+    texts = {".py", ".sh", ".md", ".toml", ".txt", ".lock", ".json", ".html", ""}
+    named = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in files
+        if path.suffix in texts
+        for line in path.read_text().splitlines()
+        if machine.search(line)
+    ]
+    assert not named, "\n".join(named)
+
+
+def test_the_lock_covers_what_setup_asks_for():
+    assigned = {
+        node.targets[0].id: node.value
+        for node in ast.parse((ROOT / "setup.py").read_text()).body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.List | ast.Dict)
+    }
+    extras = ast.literal_eval(assigned["EXTRAS"])
+    wanted = [*ast.literal_eval(assigned["REQUIRES"]), *itertools.chain(*extras.values())]
+    lock = (ROOT / "requirements.lock").read_text()
+    assert "://" not in lock, "a lock with addresses installs from nowhere else"
+    pinned = [Requirement(line) for line in lock.splitlines() if re.match(r"\w", line)]
+    for requirement in map(Requirement, wanted):
+        name = requirement.name.replace("_", "-").lower()
+        versions = [str(pin.specifier).removeprefix("==") for pin in pinned if pin.name == name]
+        assert versions, f"{name} is not locked; make the lock again, its first lines say how"
+        assert all(v in requirement.specifier for v in versions), f"{requirement}: {versions}"
