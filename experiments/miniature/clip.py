@@ -2,8 +2,9 @@
 
     python -m launch.train miniature/clip
 
-Needs the run `miniature/text`. About 0.7 s a step on two cores. Already the quickstart's 200 steps
-show an emblem that training never saw among the two best documents for 98 % of the prompts.
+Needs the run `miniature/text`. The quickstart's 200 steps took 142 s on two shared cores; with
+them, an emblem that training never saw is among the two best documents for 197 of 200 prompts.
+These 1,000 steps have not been run to their end.
 """
 
 from cm3jax.config import Experiment

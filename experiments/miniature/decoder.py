@@ -3,9 +3,9 @@
     python -m launch.prepare miniature/decoder
     python -m launch.train miniature/decoder
 
-Needs the runs `miniature/text`, `miniature/vqgan` and `miniature/clip`. A step takes about 1.0 s on
-two free cores, so the whole about 5.5 hours; it has not been trained to its end yet, and what comes
-of it is open.
+Needs the runs `miniature/text`, `miniature/vqgan` and `miniature/clip`. The whole should
+take about 5.5 hours on two free cores: a step was measured at about 2 s of processor time, and the
+run was never made. What comes of it is open.
 """
 
 from cm3jax.config import Experiment

@@ -2,8 +2,8 @@
 
     python -m launch.train miniature/vqgan
 
-Two to ten minutes on two cores (605 s on one busy core). Of 2,000 validation pictures, the reader
-read every one exactly from its reconstruction, after 2,000 steps and after 4,000.
+605 s on one busy core; 2,000 steps, in another run, took 103 s. Of 2,000 validation pictures the
+reader read every one exactly from its reconstruction, after either.
 """
 
 from cm3jax.config import Experiment
