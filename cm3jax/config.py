@@ -158,8 +158,12 @@ class DecoderConfig:
     """Type of activations; parameters, norms, softmax and logits are float32."""
     init_std: float = 0.006
     """Standard deviation of the truncated normal initialiser (cut at 3)."""
+    positions: Literal["learned", "rope"] = "learned"
+    """A learned table of positions (OPT, CM3Leon) or rotary ones (Chameleon)."""
     position_std: float = 0.0002
-    """The same for the position table."""
+    """`init_std` for the table of learned positions."""
+    qk_norm: bool = False
+    """Norm queries and keys over each head, with learned gain and bias (Chameleon)."""
     unroll: int = 1
     """Layers per turn of the scan over layers: more compile longer and, on CPUs, run faster."""
     remat: Literal["none", "full", "dots"] = "none"
@@ -169,7 +173,9 @@ class DecoderConfig:
     def parameters(self) -> int:
         """Parameters without the embedding of `vocab` entries (add `vocab * width`)."""
         attention = 4 * self.width * self.heads * self.head_width
-        return self.layers * (attention + 2 * self.width * self.ffn) + self.context * self.width
+        norms = 4 * self.heads * self.head_width if self.qk_norm else 0
+        table = self.context * self.width if self.positions == "learned" else 0
+        return self.layers * (attention + norms + 2 * self.width * self.ffn) + table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,8 +259,11 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with a linear warm-up and a linear decay (FACTS 1.5 of the design: assumptions)."""
+    """A linear warm-up and a linear decay (FACTS 1.5 of the design: assumptions)."""
 
+    method: Literal["adamw", "muon"] = "adamw"
+    """AdamW throughout (the papers), or Muon for the decoder's matrix products and AdamW for the
+    rest (arXiv 2502.16982, whose scaling lets both share a learning rate)."""
     peak_lr: float = 6e-4
     """Learning rate after the warm-up."""
     warmup_steps: int = 1500
@@ -395,6 +404,11 @@ class Experiment:
                 f"{self.vqgan.codes} codes, vocab expects {self.vocab.grid}x{self.vocab.grid} of "
                 f"{self.vocab.image_codes}; make them equal.",
             )
+        _require(
+            self.optim.method == "adamw" or self.learner == "decoder",
+            f"optim.method={self.optim.method} is for the decoder's matrices; a {self.learner} "
+            "trains with adamw.",
+        )
 
     @property
     def run_dir(self) -> str:

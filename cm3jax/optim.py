@@ -1,4 +1,4 @@
-"""AdamW with a linear warm-up and a linear decay (the papers' optimiser; FACTS in the README)."""
+"""AdamW (the papers' optimiser) or Muon, with a linear warm-up and a linear decay."""
 
 from collections.abc import Callable
 from typing import Any
@@ -41,23 +41,54 @@ def decays(boxed: Any) -> Any:
         names = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else ()
         axes = nn.unbox(leaf).ndim - names.count("layers")
         name = jax.tree_util.keystr(path[-1:], simple=True)
-        return axes >= 2 and name != "bias"
+        return axes >= 2 and name not in ("scale", "bias")
 
-    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
-    return jax.tree.map_with_path(matrix, boxed, is_leaf=is_box)
+    return jax.tree.map_with_path(matrix, boxed, is_leaf=_is_box)
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, nn.LogicallyPartitioned)
+
+
+def matrices(boxed: Any) -> Any:
+    """Which parameters Muon orthogonalises, and as which matrices; None for the others.
+
+    These are the kernels named `kernel`: `embed` is one side of the matrix, the axes that are
+    neither `embed` nor `layers` are the other, and each layer is a matrix of its own.
+    """
+
+    def sides(path, leaf):
+        if jax.tree_util.keystr(path[-1:], simple=True) != "kernel":
+            return None
+        (embed,) = (i for i, name in enumerate(leaf.names) if name == "embed")
+        others = tuple(i for i, n in enumerate(leaf.names) if n not in ("embed", "layers"))
+        into, out = (embed, others) if embed < others[0] else (others, embed)
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=into, output_axis=out)
+
+    return jax.tree.map_with_path(sides, boxed, is_leaf=_is_box)
 
 
 def optimizer(config: OptimConfig, steps: int, boxed: Any) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW; `boxed` are the parameters with axis names."""
-    rate = learning_rate(config, steps)
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            lambda count: rate(count + 1),  # optax counts finished updates
+    """Clipping by global norm, then AdamW or Muon; `boxed` are the parameters with axis names."""
+    schedule = learning_rate(config, steps)
+    rate = lambda count: schedule(count + 1)  # noqa: E731 - optax counts finished updates
+    if config.method == "adamw":
+        method = optax.adamw(
+            rate,
             b1=config.beta1,
             b2=config.beta2,
             eps=config.eps,
             weight_decay=config.weight_decay,
             mask=decays(boxed),
-        ),
-    )
+        )
+    else:
+        method = optax.contrib.muon(
+            rate,
+            weight_decay=config.weight_decay,
+            adam_b1=config.beta1,
+            adam_b2=config.beta2,
+            eps=config.eps,
+            muon_weight_dimension_numbers=matrices(boxed),
+            consistent_rms=0.2,
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), method)

@@ -73,13 +73,7 @@ def plan(
     shardings = TrainState(
         step=whole,
         params=params,
-        opt_state=optax.tree_map_params(
-            transform,
-            lambda _, sharding: sharding,
-            abstract.opt_state,
-            params,
-            transform_non_params=lambda _: whole,
-        ),
+        opt_state=_like_params(abstract.opt_state, params, whole),
         extra=extra,
     )
     return Layout(
@@ -92,3 +86,18 @@ def plan(
         init=jax.jit(create, out_shardings=shardings),
         table=partition.table(mesh, boxed),
     )
+
+
+def _like_params(opt_state: Any, params: Any, otherwise: Any) -> Any:
+    """For each leaf of an optimiser's state, the value of the parameter that it belongs to.
+
+    Moments stand in trees like the parameters', so that the ends of their paths name parameters.
+    (`optax.tree_map_params` cannot look into Muon.)
+    """
+    by_path = dict(jax.tree.leaves_with_path(params))
+
+    def find(path, _):
+        tails = (path[start:] for start in range(len(path)))
+        return next((by_path[tail] for tail in tails if tail in by_path), otherwise)
+
+    return jax.tree.map_with_path(find, opt_state)

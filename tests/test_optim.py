@@ -1,6 +1,7 @@
 """The schedule, the decay mask, and one AdamW update by hand."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,6 +49,35 @@ def test_first_update_by_hand():
     # Adam's first step is the gradient's sign; the rate of update 1 of 2 warm-up steps is 0.05.
     assert float(updates["matrix"][0, 0]) == pytest.approx(-0.05 * (1 + 0.5 * 2.0))
     assert float(updates["vector"][0]) == pytest.approx(0.05)
+
+
+def test_muon_takes_the_matrices_of_every_layer_and_adam_the_rest():
+    kernel = ("layers", "embed", "heads", "head")
+    boxed = {
+        "embedding": box((5, 4), "vocab", "embed"),
+        "into": {"kernel": box((2, 4, 2, 3), *kernel)},
+        "out": {"kernel": box((2, 2, 3, 4), "layers", "heads", "head", "embed")},
+    }
+    config = OptimConfig(
+        method="muon", peak_lr=0.1, warmup_steps=1, weight_decay=0.0, clip_norm=1e9
+    )
+    transform = optimizer(config, 10, boxed)
+    params = nn.meta.unbox(boxed)
+    random = np.random.default_rng(0)
+    gradients = jax.tree.map(lambda x: jnp.asarray(random.normal(size=x.shape), x.dtype), params)
+    updates, _ = transform.update(gradients, transform.init(params), params)
+    # Adam's first step with Nesterov's momentum, both terms corrected for their bias.
+    expected = -0.1 * np.sign(gradients["embedding"]) * (0.9 * 0.1 / (1 - 0.9**2) + 1)
+    np.testing.assert_allclose(updates["embedding"], expected, rtol=1e-4)
+    for name, gradient in (("into", gradients["into"]), ("out", gradients["out"])):
+        for layer in range(2):
+            shape = (4, 6) if name == "into" else (6, 4)
+            matrix = np.asarray(gradient["kernel"][layer]).reshape(shape)
+            left, _, right = np.linalg.svd(matrix, full_matrices=False)
+            # All singular values become about 1, times 0.2 * sqrt(6) and the rate.
+            update = np.asarray(updates[name]["kernel"][layer]).reshape(shape)
+            values = np.diag(left.T @ update @ right.T) / (-0.1 * 0.2 * 6**0.5)
+            assert (np.abs(values - 0.95) < 0.3).all()
 
 
 def test_clipping_bounds_the_global_norm():

@@ -88,6 +88,7 @@ def flops_per_token(config: DecoderConfig, vocab_size: int) -> float:
     6 per weight of a matrix product (the tied head among them, lookups not) and 12 per layer,
     width and context for attention; the causal half that is computed and thrown away counts too.
     """
-    weights = config.parameters - config.context * config.width + vocab_size * config.width
+    projections = 4 * config.heads * config.head_width + 2 * config.ffn
+    weights = (config.layers * projections + vocab_size) * config.width
     attention = config.layers * config.heads * config.head_width * config.context
     return 6.0 * weights + 12.0 * attention

@@ -1,5 +1,7 @@
 """The autoregressive decoder of CM3Leon (section 2.3): OPT-like, pre-norm, learned positions.
 
+Fields of `DecoderConfig` turn it into its relatives.
+
 Three ways through the same parameters: `__call__` for training rows, `prefill` for prompts and
 `extend` for the tokens that follow them.
 """
@@ -11,7 +13,15 @@ import jax.numpy as jnp
 from cm3jax.config import DecoderConfig
 from cm3jax.model.attention import attend, attend_cached, packed_mask
 from cm3jax.model.cache import Cache, KeyValues
-from cm3jax.model.layers import FeedForward, Projection, layer_norm, truncated_normal
+from cm3jax.model.layers import (
+    FeedForward,
+    HeadNorm,
+    Projection,
+    layer_norm,
+    rotate,
+    rotations,
+    truncated_normal,
+)
 from cm3jax.shapes import Array, Bool, Float, Int
 
 
@@ -29,23 +39,30 @@ class Block(nn.Module):
         self.query, self.key, self.value = Projection(*into), Projection(*into), Projection(*into)
         self.out = Projection(heads, (c.width,), ("heads", "head", "embed"), 0.0, dtype)
         self.feed_forward = FeedForward(c.width, c.ffn, c.init_std, dtype)
+        if c.qk_norm:
+            self.query_norm, self.key_norm = HeadNorm(*heads), HeadNorm(*heads)
 
-    def _project(self, x):
+    def _project(self, x, rotation):
         normed = layer_norm(x)
-        return self.query(normed), self.key(normed), self.value(normed)
+        queries, keys, values = self.query(normed), self.key(normed), self.value(normed)
+        if self.config.qk_norm:
+            queries, keys = self.query_norm(queries), self.key_norm(keys)
+        if rotation is not None:
+            queries, keys = rotate(queries, rotation), rotate(keys, rotation)
+        return queries, keys, values
 
     def _finish(self, x, attended):
         x = x + self.out(attended)
         return x + self.feed_forward(layer_norm(x))
 
-    def row(self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"]):
+    def row(self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], rotation):
         """A whole row; returns its new states and the keys and values."""
-        queries, keys, values = self._project(x)
+        queries, keys, values = self._project(x, rotation)
         return self._finish(x, attend(queries, keys, values, mask)), KeyValues(keys, values)
 
-    def extend(self, x: Float[Array, "B T D"], layer, cache: Cache, prefix):
+    def extend(self, x: Float[Array, "B T D"], layer, cache: Cache, prefix, rotation):
         """T more tokens per row; `cache.suffix` carries all layers, `prefix` is this layer's."""
-        queries, keys, values = self._project(x)
+        queries, keys, values = self._project(x, rotation)
         rows = jnp.arange(x.shape[0])[:, None]
         slots = cache.lengths[:, None] + jnp.arange(x.shape[1])
         all_keys = cache.suffix.keys.at[layer, rows, slots].set(keys, mode="drop")
@@ -77,19 +94,25 @@ class Decoder(nn.Module):
     vocab_size: int
 
     def setup(self):
-        """Create both tables and the stacked layers."""
+        """Create the tables and the stacked layers."""
         c = self.config
         table = nn.with_logical_partitioning(truncated_normal(c.init_std), ("vocab", "embed"))
         self.embedding = self.param("embedding", table, (self.vocab_size, c.width))
-        table = nn.with_logical_partitioning(
-            truncated_normal(c.position_std), ("positions", "embed")
-        )
-        self.position = self.param("position", table, (c.context, c.width))
+        if c.positions == "learned":
+            table = nn.with_logical_partitioning(
+                truncated_normal(c.position_std), ("positions", "embed")
+            )
+            self.position = self.param("position", table, (c.context, c.width))
         self.layers = Block(c)
 
     def _embed(self, tokens, positions):
-        x = jnp.take(self.embedding, tokens, axis=0) + jnp.take(self.position, positions, axis=0)
-        return x.astype(jnp.dtype(self.config.dtype))
+        """The first layer's input, and the rotation of queries and keys if positions are rotary."""
+        c = self.config
+        x = jnp.take(self.embedding, tokens, axis=0)
+        if c.positions == "learned":
+            x = x + jnp.take(self.position, positions, axis=0)
+        rotation = rotations(positions, c.head_width) if c.positions == "rope" else None
+        return x.astype(jnp.dtype(c.dtype)), rotation
 
     def _scan(self, body, carry, *xs):
         """Run `body(block, carry, x) -> (carry, y)` over the layers."""
@@ -110,9 +133,8 @@ class Decoder(nn.Module):
     ) -> Float[Array, "B L D"]:
         """Final hidden states of packed rows; tokens see earlier ones of their own segment."""
         mask = packed_mask(segments)
-        x, _ = self._scan(
-            lambda block, x, _: (block.row(x, mask)[0], None), self._embed(tokens, positions), None
-        )
+        x, rotation = self._embed(tokens, positions)
+        x, _ = self._scan(lambda block, x, _: (block.row(x, mask, rotation)[0], None), x, None)
         return layer_norm(x)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -129,9 +151,8 @@ class Decoder(nn.Module):
         """
         places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         mask = packed_mask((places < lengths[:, None]).astype(jnp.int32))
-        x, kept = self._scan(
-            lambda block, x, _: block.row(x, mask), self._embed(tokens, places), None
-        )
+        x, rotation = self._embed(tokens, places)
+        x, kept = self._scan(lambda block, x, _: block.row(x, mask, rotation), x, None)
         return layer_norm(x), kept
 
     def extend(
@@ -142,6 +163,8 @@ class Decoder(nn.Module):
         `positions` count from the start of the row's prompt: `prefix length + tokens emitted`.
         """
 
+        x, rotation = self._embed(tokens, positions)
+
         def body(block, carry, per_layer):
             x, suffix = carry
             layer, prefix = per_layer
@@ -150,11 +173,11 @@ class Decoder(nn.Module):
                 layer,
                 Cache(cache.prefix, cache.prefix_lengths, suffix, cache.lengths),
                 (prefix.keys, prefix.values),
+                rotation,
             )
             return (x, suffix), None
 
         layers = jnp.arange(self.config.layers)
-        carry = (self._embed(tokens, positions), cache.suffix)
-        (x, suffix), _ = self._scan(body, carry, (layers, cache.prefix))
+        (x, suffix), _ = self._scan(body, (x, cache.suffix), (layers, cache.prefix))
         lengths = cache.lengths + tokens.shape[1]
         return layer_norm(x), Cache(cache.prefix, cache.prefix_lengths, suffix, lengths)

@@ -1,10 +1,10 @@
-"""Parts of a Transformer layer, without biases and without learnable norms (section 2.3)."""
+"""Parts of a Transformer layer (section 2.3; Chameleon, arXiv 2405.09818, section 2.3)."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cm3jax.shapes import Array, Float
+from cm3jax.shapes import Array, Float, Int
 
 
 def truncated_normal(std: float):
@@ -25,6 +25,41 @@ def layer_norm(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     centred = x32 - x32.mean(-1, keepdims=True)
     scale = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
     return (centred * scale).astype(x.dtype)
+
+
+def rotations(
+    positions: Int[Array, "B L"], width: int
+) -> tuple[Float[Array, "B L 1 half"], Float[Array, "B L 1 half"]]:
+    """Cosines and sines of rotary positions: `width / 2` frequencies, 10,000**(-2i / width)."""
+    frequencies = 10_000.0 ** (-jnp.arange(0, width, 2) / width)
+    angles = positions[..., None, None] * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x: Float[Array, "B L H A"],
+    rotation: tuple[Float[Array, "B L 1 half"], Float[Array, "B L 1 half"]],
+) -> Float[Array, "B L H A"]:
+    """Turn channel i against channel i + A/2 by the position's angle i (the pairing of HF)."""
+    cos, sin = (part.astype(x.dtype) for part in rotation)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class HeadNorm(nn.Module):
+    """Layer normalisation over each head, with a gain and a bias per head and channel."""
+
+    heads: int
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B H A"]) -> Float[Array, "*B H A"]:
+        """Norm in float32; keeps the input's type."""
+        shape, names = (self.heads, self.width), ("heads", "head")
+        ones, zeros = nn.initializers.ones, nn.initializers.zeros
+        scale = self.param("scale", nn.with_logical_partitioning(ones, names), shape)
+        bias = self.param("bias", nn.with_logical_partitioning(zeros, names), shape)
+        return (layer_norm(x.astype(jnp.float32)) * scale + bias).astype(x.dtype)
 
 
 class Projection(nn.Module):

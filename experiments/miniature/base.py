@@ -58,17 +58,20 @@ def base(name: str, home: str = "miniature", **delta: Any) -> Experiment:
             text_vocab=512 + 2,  # the text pieces, begin and end
             width=128,
         ),
+        # A picture's cells are found by their distance from its break, and a document's by theirs:
+        # rotary positions say distances at once, a table has to learn them.
         model=DecoderConfig(
-            layers=6,
-            width=192,
-            heads=4,
-            head_width=48,
-            ffn=768,
+            layers=4,
+            width=128,
+            heads=2,
+            head_width=64,
+            ffn=512,
             context=256,
+            positions="rope",
+            qk_norm=True,
             dtype="float32",
-            unroll=6,
+            unroll=4,
             init_std=0.02,
-            position_std=0.02,
         ),
         retrieval=RetrievalConfig(
             encoder=f"runs/{home}/clip",

@@ -13,11 +13,11 @@ from experiments.miniature.base import base
 
 
 def get_config() -> Experiment:
-    """A decoder of 3 M parameters over rows of 256 tokens."""
+    """A decoder of 1 M parameters over rows of 256 tokens."""
     return base(
         "miniature/decoder",
-        data={"records": 50_000, "batch": 16},
-        optim={"peak_lr": 2e-3, "warmup_steps": 300},
-        train={"steps": 20_000},
+        data={"records": 50_000, "batch": 8},
+        optim={"method": "muon", "peak_lr": 1e-2, "warmup_steps": 100},
+        train={"steps": 16_000},
         checkpoint={"every": 500},
     )

@@ -9,16 +9,18 @@ import pytest
 from cm3jax.config import DecoderConfig
 from cm3jax.model.cache import start_cache
 from cm3jax.model.decoder import Decoder
+from cm3jax.model.layers import rotate, rotations
 
 CONFIG = DecoderConfig(
     layers=3, width=32, heads=4, head_width=8, ffn=64, context=40, dtype="float32", init_std=0.3
 )
+CHAMELEON = dataclasses.replace(CONFIG, positions="rope", qk_norm=True)
 VOCAB = 50
 
 
-@pytest.fixture(scope="module")
-def model():
-    return Decoder(CONFIG, VOCAB)
+@pytest.fixture(scope="module", params=[CONFIG, CHAMELEON], ids=["cm3leon", "chameleon"])
+def model(request):
+    return Decoder(request.param, VOCAB)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,8 @@ def test_a_fresh_model_predicts_uniformly_and_keeps_the_papers_initialisation(mo
     std = np.std(fresh["embedding"])
     assert 0.9 * CONFIG.init_std < std < CONFIG.init_std
     assert np.abs(fresh["embedding"]).max() <= 3 * CONFIG.init_std
-    assert np.abs(fresh["position"]).max() <= 3 * CONFIG.position_std
+    if model.config.positions == "learned":
+        assert np.abs(fresh["position"]).max() <= 3 * CONFIG.position_std
 
 
 def test_tokens_see_only_earlier_ones(model, variables):
@@ -72,11 +75,26 @@ def test_packed_samples_do_not_see_each_other(model, variables):
     np.testing.assert_allclose(together[:, 5:12], run(model, variables, second), atol=1e-5)
 
 
-def test_positions_come_from_the_table(model, variables):
+def test_order_matters_and_rotary_positions_are_relative(model, variables):
     row = tokens(1, 6)
-    places = jnp.asarray([[0, 1, 2, 3, 4, 5]])
-    moved = model.apply(variables, row, places + 1, jnp.ones_like(row))
-    assert np.abs(moved - run(model, variables, row)).max() > 1e-2
+    places, ones = jnp.asarray([[0, 1, 2, 3, 4, 5]]), jnp.ones_like(row)
+    expected = run(model, variables, row)
+    swapped = model.apply(variables, row, places.at[0, 1:3].set(jnp.asarray([2, 1])), ones)
+    assert np.abs(swapped - expected)[0, 3:].max() > 1e-2
+    moved = np.abs(model.apply(variables, row, places + 9, ones) - expected).max()
+    assert moved < 1e-4 if model.config.positions == "rope" else moved > 1e-2
+
+
+def test_rotation_by_hand():
+    x = np.random.default_rng(0).normal(size=(1, 3, 2, 4)).astype(np.float32)
+    turned = rotate(jnp.asarray(x), rotations(jnp.asarray([[0, 5, 7]]), 4))
+    for place, position in enumerate((0, 5, 7)):
+        for pair, frequency in enumerate((1.0, 10_000**-0.5)):
+            number = (x[0, place, :, pair] + 1j * x[0, place, :, pair + 2]) * np.exp(
+                1j * position * frequency
+            )
+            np.testing.assert_allclose(turned[0, place, :, pair], number.real, atol=1e-5)
+            np.testing.assert_allclose(turned[0, place, :, pair + 2], number.imag, atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [(1,) * 10, (1, 1, 3, 5), (10,)])
@@ -108,9 +126,14 @@ def test_rematerialisation_changes_nothing(model, variables, remat):
     def loss(parameters, config):
         return jnp.square(run(Decoder(config, VOCAB), parameters, row)).mean()
 
-    expected = jax.grad(loss)(variables, CONFIG)
-    actual = jax.grad(loss)(variables, dataclasses.replace(CONFIG, remat=remat))
+    expected = jax.grad(loss)(variables, model.config)
+    actual = jax.grad(loss)(variables, dataclasses.replace(model.config, remat=remat))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), actual, expected)
+
+
+def test_parameters_are_counted(model, variables):
+    count = sum(x.size for x in jax.tree.leaves(variables))
+    assert count == model.config.parameters + VOCAB * CONFIG.width
 
 
 @pytest.mark.parametrize(
