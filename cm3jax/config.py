@@ -231,6 +231,8 @@ class RetrievalConfig:
     clauses: bool = False
     """Ask with each clause of a text in turn, so that a text that names two things finds both,
     instead of with the whole text (the paper's way)."""
+    clause_margin: float = 0.2
+    """Score by which a clause that was given a document must beat the others to be given more."""
     index: Literal["auto", "exact", "scann"] = "auto"
     """Index kind; auto is exact up to 100,000 documents and ScaNN above."""
 

@@ -50,10 +50,10 @@ def chain() -> dict[str, Experiment]:
         "quickstart",
         _HOME,
         workdir=f"runs/{_HOME}/decoder",
-        data=data | {"batch": 16},
-        optim={"peak_lr": 1e-3, "warmup_steps": 50},
-        train={"steps": 160, "validate_every": 80, "log_every": 10},
-        checkpoint={"every": 40},
+        data=data | {"batch": 8},
+        optim={"method": "muon", "peak_lr": 1e-2, "warmup_steps": 50},
+        train={"steps": 400, "validate_every": 200, "log_every": 20},
+        checkpoint={"every": 50},
     )
     return {"text": text, "vqgan": vqgan, "clip": clip, "decoder": decoder}
 

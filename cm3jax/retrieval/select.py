@@ -86,8 +86,8 @@ def choose(
     `vectors` and `pair` (has both modalities) are the whole bank's; `exclude` holds ids that a
     query must not get, `NONE` as padding. `relevance_cut` replaces the configured one: generation
     cuts nothing and passes infinity. With several `queries`, a row holds as many lists of equal
-    length (`side_by_side`), which take turns: the best document of all, then the best of another
-    list.
+    length (`side_by_side`): the best document of all comes first, and a list that gave one already
+    must beat the others by `config.clause_margin` to give another.
     """
     if exclude is None:
         exclude = np.full((len(neighbours.ids), 1), NONE)
@@ -125,12 +125,11 @@ def _choose(ids, scores, exclude, vectors, pair, config: RetrievalConfig, querie
     chosen_scores = np.zeros((len(ids), config.candidates), np.float32)
     not_diverse = 0
     for place in range(config.candidates if ids.shape[1] else 0):
-        # Scores are at most 1 apart from -1, so a turn more outweighs any of them.
-        best = np.where(left, rank - 4 * turns[:, query], -np.inf).argmax(1)
+        best = np.where(left, rank - turns[:, query], -np.inf).argmax(1)
         found = left[rows, best]
         chosen_ids[found, place] = ids[rows, best][found]
         chosen_scores[found, place] = scores[rows, best][found]
-        turns[rows, query[best]] += 1
+        turns[rows, query[best]] += np.float32(config.clause_margin)
         left &= ids != ids[rows, best, None]
         similar = near(pool[rows, best], pool, config.diversity_cut) & left & found[:, None]
         not_diverse += int(similar.sum())

@@ -57,6 +57,8 @@ def base(name: str, home: str = "miniature", **delta: Any) -> Experiment:
             text_context=40,
             text_vocab=512 + 2,  # the text pieces, begin and end
             width=128,
+            # A name's own picture is learned by heart, which says nothing of names to come.
+            pair_loss=0.25,
         ),
         # A picture's cells are found by their distance from its break, and a document's by theirs:
         # rotary positions say distances at once, a table has to learn them.
@@ -77,9 +79,10 @@ def base(name: str, home: str = "miniature", **delta: Any) -> Experiment:
             encoder=f"runs/{home}/clip",
             pool=48,
             relevance_cut=0.95,
-            diversity_cut=0.75,
+            # Another picture of the same emblem is no repetition; the same scene would be.
+            diversity_cut=0.99,
             # A text alone is nearer to a text than any pair is, and has no picture to copy from.
-            modality_margin=0.3,
+            modality_margin=0.5,
             clauses=True,
             views=2,
         ),

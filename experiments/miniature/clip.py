@@ -18,5 +18,5 @@ def get_config() -> Experiment:
         learner="clip",
         data={"records": 50_000, "batch": 128},
         optim={"peak_lr": 1e-3, "warmup_steps": 20},
-        train={"steps": 1000},
+        train={"steps": 400},
     )

@@ -18,6 +18,6 @@ def get_config() -> Experiment:
         "miniature/decoder",
         data={"records": 50_000, "batch": 8},
         optim={"method": "muon", "peak_lr": 1e-2, "warmup_steps": 100},
-        train={"steps": 16_000},
+        train={"steps": 8000},
         checkpoint={"every": 500},
     )

@@ -1,7 +1,9 @@
+import dataclasses
 import time
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,10 +58,12 @@ def test_lists_of_one_record_stand_side_by_side():
     assert lists.scores[2].tolist() == [*found.scores[2].tolist(), -np.inf, -np.inf]
 
 
-def test_lists_take_turns_and_never_repeat_a_document():
+@pytest.mark.parametrize(("margin", "expected"), [(0.5, [0, 3]), (0.48, [0, 1])])
+def test_a_list_that_gave_one_must_win_by_a_margin_and_nothing_repeats(margin, expected):
     lists = _neighbours([0, 1, 2, 0, 3, NONE], [0.7, 0.69, 0.68, 0.6, 0.2, -np.inf])
-    found = choose(lists, _far_apart(4), np.ones(4, bool), CONFIG, queries=2)
-    assert found.ids.tolist() == [[0, 3]]
+    config = dataclasses.replace(CONFIG, clause_margin=margin)
+    found = choose(lists, _far_apart(4), np.ones(4, bool), config, queries=2)
+    assert found.ids.tolist() == [expected]
     assert (found.counts["seen"], found.counts["excluded"]) == (5, 0)
     assert choose(lists, _far_apart(4), np.ones(4, bool), CONFIG).ids.tolist() == [[0, 1]]
 
