@@ -219,6 +219,28 @@ class DecoderConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PartiConfig:
+    """What the encoder-decoder (arXiv 2206.10789) has beside `model`, its decoder.
+
+    Its encoder's layers have the decoder's widths; `model.context` plays no part in it.
+    """
+
+    encoder_layers: int = 16
+    """Layers of the encoder."""
+    text_tokens: int = 128
+    """Longest caption in tokens, its end included; longer ones are cut."""
+    drop_captions: float = 0.1
+    """Share of training pairs without their caption, for classifier-free guidance."""
+
+    def __post_init__(self):
+        _require(
+            0 <= self.drop_captions <= 1,
+            f"parti.drop_captions={self.drop_captions} is a probability; give 0 to 1.",
+        )
+        _require(self.text_tokens >= 2, f"parti.text_tokens={self.text_tokens} must be at least 2.")
+
+
+@dataclasses.dataclass(frozen=True)
 class LossConfig:
     """What is added to the mean negative log-likelihood."""
 
@@ -426,7 +448,7 @@ class Experiment:
 
     name: str
     """The experiment's name, as given to `launch.train`."""
-    learner: Literal["decoder", "vqgan", "clip", "text_tokenizer"] = "decoder"
+    learner: Literal["decoder", "parti", "vqgan", "clip", "text_tokenizer"] = "decoder"
     """What is trained."""
     seed: int = 0
     """Seed of every random choice."""
@@ -439,6 +461,7 @@ class Experiment:
     vqgan: VQGANConfig = VQGANConfig()
     clip: ClipConfig = ClipConfig()
     model: DecoderConfig = DecoderConfig()
+    parti: PartiConfig = PartiConfig()
     loss: LossConfig = LossConfig()
     cm3: CM3Config = CM3Config()
     retrieval: RetrievalConfig = RetrievalConfig()
@@ -450,7 +473,7 @@ class Experiment:
     decode: DecodeConfig = DecodeConfig()
 
     def __post_init__(self):
-        if self.learner in ("vqgan", "decoder"):
+        if self.learner in ("vqgan", "decoder", "parti"):
             _require(
                 (self.vqgan.grid, self.vqgan.codes) == (self.vocab.grid, self.vocab.image_codes),
                 f"{self.name}: vqgan gives {self.vqgan.grid}x{self.vqgan.grid} of "

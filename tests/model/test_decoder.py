@@ -151,14 +151,16 @@ def test_dropout_falls_on_both_branches_of_every_layer():
     row = jnp.zeros((1, 6), jnp.int32)
     fresh = nn.meta.unbox(Decoder(config, VOCAB).init(jax.random.key(0), row, row, row))
     noise = jax.tree.map(lambda x: 0.1 * jax.random.normal(jax.random.key(1), x.shape), fresh)
+    states = jax.jit(
+        lambda params, key: Decoder(config, VOCAB).apply(params, row, row, jnp.ones_like(row), key)
+    )
 
     def run_with(part, key):
         """The states with only one sort of branch giving anything."""
         layers = dict(noise["params"]["layers"])
         silent = {"out": "feed_forward", "feed_forward": "out"}[part]
         layers[silent] = jax.tree.map(jnp.zeros_like, layers[silent])
-        parameters = {"params": {**noise["params"], "layers": layers}}
-        return Decoder(config, VOCAB).apply(parameters, row, row, jnp.ones_like(row), key)
+        return states({"params": {**noise["params"], "layers": layers}}, key)
 
     for part in ("out", "feed_forward"):
         first, second = (run_with(part, jax.random.key(seed)) for seed in (0, 1))
