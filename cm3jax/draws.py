@@ -41,6 +41,8 @@ class Stream(enum.IntEnum):
     """The key and the temperature of each generated sample."""
     TOKENS = 11
     """The noise of each generated token."""
+    NO_CAPTION = 13
+    """Whether a pair is shown to the encoder-decoder without its caption."""
 
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

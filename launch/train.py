@@ -1,4 +1,4 @@
-"""Train an experiment: a decoder, an image tokenizer, a text tokenizer or a retrieval encoder.
+"""Train an experiment: a decoder, `parti`, a tokenizer of images or text, a retrieval encoder.
 
 python -m launch.train quickstart --train.steps 40 --workdir runs/mine
 """
@@ -36,6 +36,10 @@ def make_learner(experiment: Experiment) -> Learner:
             from cm3jax.learners.decoder import DecoderLearner
 
             return DecoderLearner.from_corpus(experiment)
+        case "parti":
+            from cm3jax.learners.parti import PartiLearner
+
+            return PartiLearner.from_corpus(experiment)
         case "vqgan":
             from cm3jax.learners.vqgan import VQGANLearner
 

@@ -4,12 +4,13 @@ import dataclasses
 import os
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 
-from cm3jax.config import Experiment
 from cm3jax.model.decoder import Decoder
+from cm3jax.model.encoder_decoder import EncoderDecoder
 from cm3jax.vocab import Vocab
 from launch.cli import experiment_names, load_experiment
 
@@ -47,24 +48,60 @@ def test_every_golden_text_has_its_experiment():
     assert sorted(text.as_posix() for text in texts) == NAMES
 
 
-def parameters(experiment: Experiment) -> int:
-    """Parameters of the decoder, by shape alone."""
-    model = Decoder(experiment.model, Vocab(experiment.vocab).size)
-    row = jnp.zeros((1, 8), jnp.int32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), row, row, row)
+def count(module: nn.Module, *inputs: jax.Array) -> int:
+    """Parameters of a module, by shape alone."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+ROW = jnp.zeros((1, 8), jnp.int32)
 
 
 @pytest.mark.parametrize(
     ("name", "billions"),
-    [("cm3leon_350m", 0.373), ("cm3leon_760m", 0.786), ("cm3leon_7b", 6.73)],
+    [
+        ("cm3leon_350m", 0.373),
+        ("cm3leon_760m", 0.786),
+        ("cm3leon_7b", 6.73),
+        ("ra_cm3", 2.7),
+        ("cm3", 2.7),
+        ("dalle", 12.36),  # "12 billion" and a larger vocabulary
+        ("chameleon_7b", 7.014),
+    ],
 )
-def test_sizes_of_the_paper(name, billions):
+def test_sizes_of_the_papers(name, billions):
     experiment = load_experiment(name)
-    count = parameters(experiment)
-    assert count / 1e9 == pytest.approx(billions, rel=0.002)
-    embedding = Vocab(experiment.vocab).size * experiment.model.width
-    assert count == experiment.model.parameters + embedding
+    size = Vocab(experiment.vocab).size
+    parameters = count(Decoder(experiment.model, size), ROW, ROW, ROW)
+    assert parameters / 1e9 == pytest.approx(billions, rel=0.002)
+    assert parameters == experiment.model.parameters(size)
+
+
+def test_size_of_chameleon_34b():
+    model = dataclasses.replace(
+        load_experiment("chameleon_7b").model,
+        layers=48,
+        width=8192,
+        heads=64,
+        kv_heads=8,
+        ffn=22016,
+        swin_norm=True,
+        dropout=0.0,
+    )
+    assert model.parameters(65536) / 1e9 == pytest.approx(34.29, rel=0.001)
+    assert count(Decoder(model, 65536), ROW, ROW, ROW) == model.parameters(65536)
+
+
+def test_size_of_parti():
+    experiment = load_experiment("parti")
+    vocab, parti = Vocab(experiment.vocab), experiment.parti
+    sizes = (parti.encoder_layers, vocab.size, parti.text_tokens, vocab.image_tokens)
+    model = EncoderDecoder(experiment.model, *sizes)
+    parameters = count(model, ROW, ROW == 0, ROW)
+    # Per layer d * d for each of 4 projections of an attention, of which the decoder has two, and
+    # 8 for the feed-forward layer; then the embedding and both tables of positions.
+    assert parameters == 4096 * (4096 * (16 * 12 + 64 * 16) + 65536 + 128 + 1024)
+    assert parameters / 1e9 == pytest.approx(20, rel=0.05)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("miniature", "quickstart"))])

@@ -1,0 +1,117 @@
+"""Training the encoder-decoder on captions and pictures (Parti, arXiv 2206.10789)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from cm3jax.config import DecoderConfig, Experiment
+from cm3jax.data.pairs import Pairs, PairStream
+from cm3jax.data.pipeline import Stream
+from cm3jax.learners.decoder import chunks_here
+from cm3jax.loss import LossOutput, next_token_loss, token_losses
+from cm3jax.metrics import Work
+from cm3jax.model.encoder_decoder import EncoderDecoder
+from cm3jax.shapes import Array, Int, Key
+from cm3jax.vocab import Vocab
+
+
+@dataclasses.dataclass(frozen=True)
+class PartiLearner:
+    """An `EncoderDecoder`, its next-code loss and its pairs."""
+
+    experiment: Experiment
+    vocab: Vocab
+    streams: Mapping[Literal["train", "validation"], Stream]
+
+    @classmethod
+    def from_corpus(cls, experiment: Experiment) -> "PartiLearner":
+        """Pairs and vocabulary of the corpus `data.corpus`; `UserError` as `PairStream.open`."""
+        train = PairStream.open(experiment, "train")
+        streams = {"train": train, "validation": PairStream.open(experiment, "validation")}
+        return cls(experiment, train.corpus.vocab, streams)
+
+    @property
+    def model(self) -> EncoderDecoder:
+        """The module."""
+        e = self.experiment
+        sizes = (e.parti.encoder_layers, self.vocab.size, e.parti.text_tokens)
+        return EncoderDecoder(e.model, *sizes, self.vocab.image_tokens)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the vocabulary and of both tokenizers."""
+        return {
+            "vocab": self.vocab.fingerprint,
+            "text": self.vocab.text_fingerprint,
+            "image": self.vocab.image_fingerprint,
+        }
+
+    @property
+    def work(self) -> Work:
+        """Of one global batch."""
+        model, rows = self.model, self.experiment.data.batch
+        tokens = model.text_tokens + model.image_tokens
+        return Work(rows * tokens, rows * flops_per_pair(model))
+
+    def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:
+        """The parameters, boxed with their logical axes."""
+        row = jnp.zeros((1, 1), jnp.int32)
+        return self.model.init(key, row, row == 0, row)
+
+    def loss(
+        self,
+        params: Any,
+        extra: Any,
+        batch: Pairs,
+        key: Key[Array, ""],
+        step: Int[Array, ""],
+        training: bool = True,
+    ) -> LossOutput:
+        """Mean negative log-likelihood of the codes over the global batch, in nats.
+
+        A z-loss is added as the config says; dropout is for training alone.
+        """
+        variables = {"params": params}
+        drop = key if training and self.experiment.model.dropout else None
+        # The decoder starts from `eos` and reads each code to give the next.
+        tokens = jnp.pad(batch.codes[:, :-1], ((0, 0), (1, 0)), constant_values=self.vocab.eos)
+        there = batch.texts != Vocab.pad
+        hidden = self.model.apply(variables, batch.texts, there, tokens, drop)
+        losses = token_losses(
+            lambda part: self.model.apply(variables, part, method="logits"),
+            hidden,
+            batch.codes,
+            chunks_here(batch.codes, self.vocab),
+        )
+        loss, metrics = next_token_loss(
+            losses, batch.codes, batch.weights, self.vocab, self.experiment.loss
+        )
+        return LossOutput(loss, metrics, extra)
+
+    def stream(self, split: Literal["train", "validation"]) -> Stream:
+        """Pairs of the corpus."""
+        return self.streams[split]
+
+
+def flops_per_pair(model: EncoderDecoder) -> float:
+    """Floating-point operations of forward and backward pass per caption and picture.
+
+    Counted as `learners.decoder.flops_per_token` counts: 6 per weight and token that meets it, 12
+    per score of an attention and head channel.
+    """
+    config, text, image = model.config, model.text_tokens, model.image_tokens
+    weights = config.layer_weights
+    of_text, of_image = cross_weights(config)
+    encoder = model.encoder_layers * weights * text
+    decoder = config.layers * ((weights + of_image) * image + of_text * text)
+    head = model.vocab_size * config.width * image
+    scores = model.encoder_layers * text * text + config.layers * image * (image + text)
+    return 6.0 * (encoder + decoder + head) + 12.0 * config.heads * config.head_width * scores
+
+
+def cross_weights(config: DecoderConfig) -> tuple[int, int]:
+    """Weights of a layer's cross-attention that the text meets, and that the picture meets."""
+    per_head = 2 * config.head_width * config.width
+    return config.groups * per_head, config.heads * per_head

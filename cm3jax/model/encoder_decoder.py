@@ -1,0 +1,99 @@
+"""Parti's encoder-decoder (arXiv 2206.10789): an encoder reads the caption, a decoder draws.
+
+Layers, norms, positions and the vocabulary are those of `Decoder`; the decoder's layers also attend
+to the encoder's states.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cm3jax.config import DecoderConfig
+from cm3jax.model.attention import packed_mask
+from cm3jax.model.block import Block, CrossBlock, layer_keys, scan_layers
+from cm3jax.model.layers import Norm, rotations, truncated_normal
+from cm3jax.shapes import Array, Bool, Float, Int, Key
+
+
+class EncoderDecoder(nn.Module):
+    """Caption ids and picture ids to hidden states and logits over one vocabulary.
+
+    `config` describes the decoder's layers and, but for their number, the encoder's; its `context`
+    plays no part. S = text_tokens is the longest caption, L at most `image_tokens`.
+    """
+
+    config: DecoderConfig
+    encoder_layers: int
+    vocab_size: int
+    text_tokens: int
+    image_tokens: int
+
+    def setup(self):
+        """Create the tables and both stacks."""
+        c = self.config
+        table = nn.with_logical_partitioning(truncated_normal(c.init_std), ("vocab", "embed"))
+        self.embedding = self.param("embedding", table, (self.vocab_size, c.width))
+        if not c.tied:
+            self.head = self.param("head", table, (self.vocab_size, c.width))
+        if c.positions == "learned":
+            table = nn.with_logical_partitioning(
+                truncated_normal(c.position_std), ("positions", "embed")
+            )
+            self.text_position = self.param("text_position", table, (self.text_tokens, c.width))
+            self.position = self.param("position", table, (self.image_tokens, c.width))
+        else:
+            self.text_position = self.position = None
+        self.encoder, self.encoder_norm = Block(c), Norm(c.norm)
+        self.layers, self.final_norm = CrossBlock(c), Norm(c.norm)
+
+    def _embed(self, tokens, positions):
+        """The first layer's input, and the rotation of queries and keys if positions are rotary."""
+        x = jnp.take(self.embedding, tokens, axis=0)
+        rotation = None
+        if positions is None:
+            places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+            rotation = rotations(places, self.config.head_width)
+        else:
+            x = x + positions[: tokens.shape[1]]
+        return x.astype(jnp.dtype(self.config.dtype)), rotation
+
+    def __call__(
+        self,
+        texts: Int[Array, "B S"],
+        there: Bool[Array, "B S"],
+        tokens: Int[Array, "B L"],
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B L D"]:
+        """Final hidden states of `tokens`, which see earlier ones and all of their text.
+
+        `there` says which text tokens are no padding: at least one per row. With a key,
+        `config.dropout` applies in both stacks.
+        """
+        keys = (None, None) if key is None else jax.random.split(key)
+        there = there[:, None, None]
+        states = self._encode(texts, there, keys[0])
+        causal = packed_mask(jnp.ones_like(tokens))
+        x, rotation = self._embed(tokens, self.position)
+
+        def body(block, x, key):
+            return block.row(x, causal, rotation, key, states, there), None
+
+        layers = self.config.layers
+        x, _ = scan_layers(self.layers, self.config, layers, body, x, layer_keys(keys[1], layers))
+        return self.final_norm(x)
+
+    def _encode(self, texts, there, key):
+        """The text's states [B S D]; every token sees all that are there."""
+        x, rotation = self._embed(texts, self.text_position)
+
+        def body(block, x, key):
+            return block.row(x, there, rotation, key)[0], None
+
+        layers = self.encoder_layers
+        x, _ = scan_layers(self.encoder, self.config, layers, body, x, layer_keys(key, layers))
+        return self.encoder_norm(x)
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Scores of every id as float32, by the embedding or the head's own table."""
+        table = (self.embedding if self.config.tied else self.head).astype(hidden.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
