@@ -25,6 +25,7 @@ import tyro
 
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
+from launch import env
 
 Options = TypeVar("Options")
 
@@ -38,6 +39,7 @@ def main(command: Callable[[list[str]], None]) -> None:
     reader such as `head` that closes the pipe, end it quietly.
     """
     absl.logging.set_verbosity(absl.logging.ERROR)  # what libraries recommend is not for users
+    env.prepare()
     try:
         command(sys.argv[1:])
     except UserError as error:
