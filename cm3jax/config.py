@@ -140,7 +140,10 @@ class ClipConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The autoregressive decoder (section 2.3: pre-LN, no biases, no dropout, non-affine norms)."""
+    """The autoregressive decoder (section 2.3: pre-LN, no biases, no dropout, non-affine norms).
+
+    The fields that say "Chameleon" make the decoder of arXiv 2405.09818 out of it.
+    """
 
     layers: int = 24
     """Number of layers (N)."""
@@ -152,6 +155,20 @@ class DecoderConfig:
     """Width of one head (A)."""
     ffn: int = 4096
     """Width of the feed-forward layer (F)."""
+    kv_heads: int = 0
+    """Heads of keys and values (K), each shared by H / K query heads (Chameleon-34B: 8); 0 gives
+    every query head its own."""
+    activation: Literal["relu", "swiglu"] = "relu"
+    """Of the feed-forward layer: ReLU, or SiLU of one matrix product times another (Chameleon)."""
+    norm: Literal["layer", "rms"] = "layer"
+    """Layer norm without gain or bias (CM3Leon), or RMS norm with a learned gain (Chameleon)."""
+    swin_norm: bool = False
+    """Norm what attention and feed-forward layer give instead of what they get (Chameleon-34B)."""
+    tied: bool = True
+    """Score ids with the embedding, instead of with a table of its own (Chameleon)."""
+    dropout: float = 0.0
+    """Share of what attention and feed-forward layer give that training drops (Chameleon-7B: 0.1);
+    validation and generation drop nothing."""
     context: int = 4096
     """Longest row in tokens, and rows of the learned position table."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -169,13 +186,48 @@ class DecoderConfig:
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes: nothing, everything, or all but matrix products."""
 
+    def __post_init__(self):
+        _require(
+            self.kv_heads >= 0 and self.heads % self.groups == 0,
+            f"model.heads={self.heads} cannot share model.kv_heads={self.kv_heads} equally; make "
+            "the first a multiple of the second.",
+        )
+        _require(
+            0 <= self.dropout < 1,
+            f"model.dropout={self.dropout} is a share of what is dropped; give 0 or more, below 1.",
+        )
+
     @property
-    def parameters(self) -> int:
-        """Parameters without the embedding of `vocab` entries (add `vocab * width`)."""
-        attention = 4 * self.width * self.heads * self.head_width
-        norms = 4 * self.heads * self.head_width if self.qk_norm else 0
-        table = self.context * self.width if self.positions == "learned" else 0
-        return self.layers * (attention + norms + 2 * self.width * self.ffn) + table
+    def groups(self) -> int:
+        """Heads of keys and values (K)."""
+        return self.kv_heads or self.heads
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of the matrices of one layer."""
+        attention = 2 * (self.heads + self.groups) * self.head_width
+        return (attention + (3 if self.activation == "swiglu" else 2) * self.ffn) * self.width
+
+    def parameters(self, vocab_size: int) -> int:
+        """Parameters of a `Decoder` over so many ids."""
+        qk_norms = 2 * (self.heads + self.groups) * self.head_width if self.qk_norm else 0
+        gain = self.width if self.norm == "rms" else 0
+        layer = self.layer_weights + qk_norms + 2 * gain
+        tables = (1 if self.tied else 2) * vocab_size
+        tables += self.context if self.positions == "learned" else 0
+        return self.layers * layer + gain + tables * self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What is added to the mean negative log-likelihood."""
+
+    z_loss: float = 0.0
+    """Weight of the squared log of the softmax's denominator, which keeps logits from drifting
+    (Chameleon: 1e-5)."""
+
+    def __post_init__(self):
+        _require(self.z_loss >= 0, f"loss.z_loss={self.z_loss} must not be negative.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,6 +439,7 @@ class Experiment:
     vqgan: VQGANConfig = VQGANConfig()
     clip: ClipConfig = ClipConfig()
     model: DecoderConfig = DecoderConfig()
+    loss: LossConfig = LossConfig()
     cm3: CM3Config = CM3Config()
     retrieval: RetrievalConfig = RetrievalConfig()
     data: DataConfig = DataConfig()

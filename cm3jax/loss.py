@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cm3jax.config import LossConfig
 from cm3jax.shapes import Array, Float, Int
 from cm3jax.vocab import Modality, Vocab
 
@@ -40,13 +41,22 @@ class LossOutput:
     """Collections other than `params`, as this batch changed them."""
 
 
+class TokenLosses(NamedTuple):
+    """What every target of a batch costs, float32."""
+
+    nll: Float[Array, "B L"]
+    """Negative log-likelihood in nats."""
+    log_z: Float[Array, "B L"]
+    """Log of the softmax's denominator."""
+
+
 def token_losses(
     logits: Callable[[Float[Array, "B C D"]], Float[Array, "B C V"]],
     hidden: Float[Array, "B L D"],
     targets: Int[Array, "B L"],
     chunks: int = 1,
-) -> Float[Array, "B L"]:
-    """Negative log-likelihood of every target in nats, in float32.
+) -> TokenLosses:
+    """Negative log-likelihood of every target.
 
     With `chunks` > 1 the row is worked off in that many pieces (a divisor of L), whose logits the
     backward pass recomputes: at a vocabulary of 65,536 the `B L V` array would be the largest of
@@ -59,7 +69,8 @@ def token_losses(
         # second array of the logits' size.
         chosen = jnp.arange(scores.shape[-1]) == targets[..., None]
         target = jnp.sum(jnp.where(chosen, scores, 0.0), axis=-1)
-        return jax.nn.logsumexp(scores, axis=-1) - target
+        log_z = jax.nn.logsumexp(scores, axis=-1)
+        return TokenLosses(log_z - target, log_z)
 
     if chunks == 1:
         return piece(hidden, targets)
@@ -68,7 +79,28 @@ def token_losses(
         return jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
 
     pieces = jax.lax.map(lambda xs: jax.checkpoint(piece)(*xs), (split(hidden), split(targets)))
-    return jnp.moveaxis(pieces, 0, 1).reshape(targets.shape)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(targets.shape), pieces)
+
+
+def next_token_loss(
+    losses: TokenLosses,
+    targets: Int[Array, "B L"],
+    weights: Float[Array, "B L"],
+    vocab: Vocab,
+    config: LossConfig,
+) -> tuple[Float[Array, ""], dict[str, Mean]]:
+    """The scalar to differentiate, 0 without any weight, and its metrics.
+
+    These are `by_modality`'s, in pure nats, and with a z-loss `loss_z`, the weighted mean of
+    log(Z)**2 (before its own weight, `config.z_loss`).
+    """
+    metrics = by_modality(losses.nll, targets, weights, vocab)
+    total, weight = metrics["loss"]
+    if config.z_loss:
+        squares = jnp.sum(weights * jnp.square(losses.log_z))
+        metrics["loss_z"] = Mean(squares, weight)
+        total = total + config.z_loss * squares
+    return total / jnp.maximum(weight, 1.0), metrics
 
 
 def chunks_for(rows: int, length: int, vocab: int, largest: int = 1 << 26) -> int:

@@ -43,9 +43,19 @@ class Learner(Protocol):
         """`{"params": ..., other collections}`, boxed with logical axis names; it is traced."""
 
     def loss(
-        self, params: Any, extra: Any, batch: Any, key: Key[Array, ""], step: Int[Array, ""]
+        self,
+        params: Any,
+        extra: Any,
+        batch: Any,
+        key: Key[Array, ""],
+        step: Int[Array, ""],
+        training: bool = True,
     ) -> LossOutput:
-        """The loss of one global batch after `step` finished updates; it is traced."""
+        """The loss of one global batch after `step` finished updates; it is traced.
+
+        What it draws depends on the key and a row's number in the batch alone. Without `training`
+        it is measured as it stands: nothing is dropped.
+        """
 
     def stream(self, split: Literal["train", "validation"]) -> Stream:
         """The data; the validation stream is read from its beginning each time."""
@@ -112,7 +122,7 @@ def make_validation(
 
     def measure(params, extra, batch, index):
         key = _key(learner.experiment.seed, np.uint32(2**32 - 1), index)
-        return learner.loss(params, extra, batch, key, index).metrics
+        return learner.loss(params, extra, batch, key, index, training=False).metrics
 
     compiled = jax.jit(measure, out_shardings=layout.shardings.step)
 

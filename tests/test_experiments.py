@@ -63,8 +63,7 @@ def test_sizes_of_the_paper(name, billions):
     experiment = load_experiment(name)
     count = parameters(experiment)
     assert count / 1e9 == pytest.approx(billions, rel=0.002)
-    embedding = Vocab(experiment.vocab).size * experiment.model.width
-    assert count == experiment.model.parameters + embedding
+    assert count == experiment.model.parameters(Vocab(experiment.vocab).size)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("miniature", "quickstart"))])

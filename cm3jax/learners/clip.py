@@ -67,7 +67,13 @@ class CLIPLearner:
         return self.model.init(key, jnp.zeros((1, 16), jnp.int32), jnp.zeros((1, size, size, 3)))
 
     def loss(
-        self, params: Any, extra: Any, batch: Couples, key: Key[Array, ""], step: Int[Array, ""]
+        self,
+        params: Any,
+        extra: Any,
+        batch: Couples,
+        key: Key[Array, ""],
+        step: Int[Array, ""],
+        training: bool = True,
     ) -> LossOutput:
         """The configured sum of pair loss and document loss, in nats."""
         config = self.experiment.clip

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from cm3jax import partition
 from cm3jax.config import DecoderConfig, Experiment
 from cm3jax.data.pipeline import CorpusStream, Stream
-from cm3jax.loss import LossOutput, by_modality, chunks_for, token_losses
+from cm3jax.loss import LossOutput, chunks_for, next_token_loss, token_losses
 from cm3jax.metrics import Work
 from cm3jax.model.decoder import Decoder
 from cm3jax.sequence import Batch
@@ -58,22 +58,31 @@ class DecoderLearner:
         return self.model.init(key, row, row, row)
 
     def loss(
-        self, params: Any, extra: Any, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+        self,
+        params: Any,
+        extra: Any,
+        batch: Batch,
+        key: Key[Array, ""],
+        step: Int[Array, ""],
+        training: bool = True,
     ) -> LossOutput:
-        """Weighted mean of the targets' negative log-likelihoods over the global batch, in nats."""
+        """Weighted mean of the targets' negative log-likelihoods over the global batch, in nats.
+
+        A z-loss is added as the config says; dropout is for training alone.
+        """
         variables = {"params": params}
-        hidden = self.model.apply(variables, batch.tokens, batch.positions, batch.segments)
-        rows, length = batch.tokens.shape
-        rows = -(-rows // partition.batch_shards(jax.sharding.get_abstract_mesh()))
+        drop = key if training and self.experiment.model.dropout else None
+        hidden = self.model.apply(variables, batch.tokens, batch.positions, batch.segments, drop)
         losses = token_losses(
             lambda part: self.model.apply(variables, part, method="logits"),
             hidden,
             batch.targets,
-            chunks_for(rows, length, self.vocab.size),
+            chunks_here(batch.targets, self.vocab),
         )
-        metrics = by_modality(losses, batch.targets, batch.weights, self.vocab)
-        total, weight = metrics["loss"]
-        return LossOutput(total / jnp.maximum(weight, 1.0), metrics, extra)
+        loss, metrics = next_token_loss(
+            losses, batch.targets, batch.weights, self.vocab, self.experiment.loss
+        )
+        return LossOutput(loss, metrics, extra)
 
     def stream(self, split: Literal["train", "validation"]) -> Stream:
         """Rows of the corpus."""
@@ -89,10 +98,17 @@ def decoder_work(experiment: Experiment, vocab_size: int) -> Work:
 def flops_per_token(config: DecoderConfig, vocab_size: int) -> float:
     """Floating-point operations of forward and backward pass per token of a full row.
 
-    6 per weight of a matrix product (the tied head among them, lookups not) and 12 per layer,
-    width and context for attention; the causal half that is computed and thrown away counts too.
+    6 per weight of a matrix product (the head among them, lookups not) and 12 per layer, width of
+    all query heads and context for attention; the causal half that is computed and thrown away
+    counts too.
     """
-    projections = 4 * config.heads * config.head_width + 2 * config.ffn
-    weights = (config.layers * projections + vocab_size) * config.width
+    weights = config.layers * config.layer_weights + vocab_size * config.width
     attention = config.layers * config.heads * config.head_width * config.context
     return 6.0 * weights + 12.0 * attention
+
+
+def chunks_here(targets: Int[Array, "B L"], vocab: Vocab) -> int:
+    """Pieces per row (`loss.chunks_for`) for a batch on the current mesh."""
+    rows, length = targets.shape
+    rows = -(-rows // partition.batch_shards(jax.sharding.get_abstract_mesh()))
+    return chunks_for(rows, length, vocab.size)

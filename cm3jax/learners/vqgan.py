@@ -69,6 +69,7 @@ class VQGANLearner:
         batch: Mapping[str, UInt8[Array, "B Y X 3"]],
         key: Key[Array, ""],
         step: Int[Array, ""],
+        training: bool = True,
     ) -> LossOutput:
         """Mean squared error of pixels in [-1, 1] plus the weighted commitment loss."""
         pixels = to_pixels(batch["images"])

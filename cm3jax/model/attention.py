@@ -19,54 +19,62 @@ def packed_mask(segments: Int[Array, "B L"]) -> Bool[Array, "B 1 L L"]:
 
 def attend(
     queries: Float[Array, "B L H A"],
-    keys: Float[Array, "B S H A"],
-    values: Float[Array, "B S H A"],
-    mask: Bool[Array, "B 1 L S"],
+    keys: Float[Array, "B S K A"],
+    values: Float[Array, "B S K A"],
+    mask: Bool[Array, "B 1 #L S"],
 ) -> Float[Array, "B L H A"]:
-    """Softmax attention with scale A**-0.5; scores and softmax in float32."""
+    """Softmax attention with scale A**-0.5; scores and softmax in float32.
+
+    H is a multiple of K: key head k serves the H / K query heads from k H / K on.
+    """
+    rows, length, heads, width = queries.shape
+    shared = heads // keys.shape[2]
     # Heads are moved next to the batch first: left in the middle, CPUs multiply them one by one.
     queries, keys, values = (x.swapaxes(1, 2) for x in (queries, keys, values))
-    scores = jnp.einsum("bhla,bhsa->bhls", queries, keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask, scores * queries.shape[-1] ** -0.5, -jnp.inf)
+    queries = queries.reshape(rows, -1, shared, length, width)
+    scores = jnp.einsum("bkhla,bksa->bkhls", queries, keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None], scores * width**-0.5, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("bhls,bhsa->bhla", weights, values).swapaxes(1, 2)
+    attended = jnp.einsum("bkhls,bksa->bkhla", weights, values)
+    return attended.reshape(rows, heads, length, width).swapaxes(1, 2)
 
 
 def attend_cached(
     queries: Float[Array, "B T H A"],
-    prefix: tuple[Float[Array, "P S H A"], Float[Array, "P S H A"]],
+    prefix: tuple[Float[Array, "P S K A"], Float[Array, "P S K A"]],
     prefix_lengths: Int[Array, " P"],
-    suffix: tuple[Float[Array, "B C H A"], Float[Array, "B C H A"]],
+    suffix: tuple[Float[Array, "B C K A"], Float[Array, "B C K A"]],
     lengths: Int[Array, " B"],
 ) -> Float[Array, "B T H A"]:
     """Attention of T new tokens per row to their prompt's prefix and their own suffix.
 
     The suffix already holds the new tokens, at `lengths .. lengths + T - 1`; token t sees those up
     to its own. Both parts share one softmax: their maxima and sums are merged, so the prefix is
-    read once per prompt, not once per row.
+    read once per prompt, not once per row. Heads are shared as in `attend`.
     """
     rows, steps, heads, width = queries.shape
-    prompts = prefix[0].shape[0]
+    prompts, _, key_heads, _ = prefix[0].shape
     scaled = queries.astype(jnp.float32) * width**-0.5
-    grouped = scaled.reshape(prompts, rows // prompts, steps, heads, width)
+    scaled = scaled.reshape(rows, steps, key_heads, heads // key_heads, width)
+    by_prompt = scaled.reshape(prompts, rows // prompts, *scaled.shape[1:])
 
     known = jnp.arange(prefix[0].shape[1]) < prefix_lengths[:, None]
-    to_prefix = jnp.einsum("pgtha,psha->pghts", grouped, prefix[0].astype(jnp.float32))
-    to_prefix = jnp.where(known[:, None, None, None], to_prefix, -jnp.inf)
-    to_prefix = to_prefix.reshape(rows, heads, steps, -1)
+    to_prefix = jnp.einsum("pgtkha,pska->pgkhts", by_prompt, prefix[0].astype(jnp.float32))
+    to_prefix = jnp.where(known[:, None, None, None, None], to_prefix, -jnp.inf)
+    grouped = to_prefix.shape
+    to_prefix = to_prefix.reshape(rows, *grouped[2:])
 
     last = lengths[:, None] + jnp.arange(steps)
     seen = jnp.arange(suffix[0].shape[1]) <= last[..., None]
-    to_suffix = jnp.einsum("btha,bcha->bhtc", scaled, suffix[0].astype(jnp.float32))
-    to_suffix = jnp.where(seen[:, None], to_suffix, -jnp.inf)
+    to_suffix = jnp.einsum("btkha,bcka->bkhtc", scaled, suffix[0].astype(jnp.float32))
+    to_suffix = jnp.where(seen[:, None, None], to_suffix, -jnp.inf)
 
     top = jnp.maximum(to_prefix.max(-1), to_suffix.max(-1))[..., None]
     to_prefix, to_suffix = jnp.exp(to_prefix - top), jnp.exp(to_suffix - top)
     total = to_prefix.sum(-1) + to_suffix.sum(-1)
     of_prefix = jnp.einsum(
-        "pghts,psha->pgtha",
-        to_prefix.reshape(prompts, rows // prompts, heads, steps, -1),
-        prefix[1].astype(jnp.float32),
-    ).reshape(rows, steps, heads, width)
-    of_suffix = jnp.einsum("bhtc,bcha->btha", to_suffix, suffix[1].astype(jnp.float32))
-    return ((of_prefix + of_suffix) / total.transpose(0, 2, 1)[..., None]).astype(queries.dtype)
+        "pgkhts,pska->pgtkha", to_prefix.reshape(grouped), prefix[1].astype(jnp.float32)
+    ).reshape(scaled.shape)
+    of_suffix = jnp.einsum("bkhtc,bcka->btkha", to_suffix, suffix[1].astype(jnp.float32))
+    attended = (of_prefix + of_suffix) / jnp.moveaxis(total, 3, 1)[..., None]
+    return attended.reshape(queries.shape).astype(queries.dtype)

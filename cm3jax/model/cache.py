@@ -20,8 +20,8 @@ from cm3jax.shapes import Array, Float, Int
 class KeyValues:
     """Keys and values of a batch of token rows: of all layers stacked, or of one (no N)."""
 
-    keys: Float[Array, "*N P S H A"]
-    values: Float[Array, "*N P S H A"]
+    keys: Float[Array, "*N P S K A"]
+    values: Float[Array, "*N P S K A"]
 
 
 @partial(

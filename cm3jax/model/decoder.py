@@ -7,87 +7,20 @@ Three ways through the same parameters: `__call__` for training rows, `prefill` 
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from cm3jax.config import DecoderConfig
-from cm3jax.model.attention import attend, attend_cached, packed_mask
+from cm3jax.model.attention import packed_mask
+from cm3jax.model.block import Block, layer_keys, scan_layers
 from cm3jax.model.cache import Cache, KeyValues
-from cm3jax.model.layers import (
-    FeedForward,
-    HeadNorm,
-    Projection,
-    layer_norm,
-    rotate,
-    rotations,
-    truncated_normal,
-)
-from cm3jax.shapes import Array, Bool, Float, Int
-
-
-class Block(nn.Module):
-    """One layer: attention and feed-forward, each on the normed residual stream."""
-
-    config: DecoderConfig
-
-    def setup(self):
-        """Name the matrices; the attention's output starts at zero like the feed-forward's."""
-        c = self.config
-        dtype = jnp.dtype(c.dtype)
-        heads = (c.heads, c.head_width)
-        into = ((c.width,), heads, ("embed", "heads", "head"), c.init_std, dtype)
-        self.query, self.key, self.value = Projection(*into), Projection(*into), Projection(*into)
-        self.out = Projection(heads, (c.width,), ("heads", "head", "embed"), 0.0, dtype)
-        self.feed_forward = FeedForward(c.width, c.ffn, c.init_std, dtype)
-        if c.qk_norm:
-            self.query_norm, self.key_norm = HeadNorm(*heads), HeadNorm(*heads)
-
-    def _project(self, x, rotation):
-        normed = layer_norm(x)
-        queries, keys, values = self.query(normed), self.key(normed), self.value(normed)
-        if self.config.qk_norm:
-            queries, keys = self.query_norm(queries), self.key_norm(keys)
-        if rotation is not None:
-            queries, keys = rotate(queries, rotation), rotate(keys, rotation)
-        return queries, keys, values
-
-    def _finish(self, x, attended):
-        x = x + self.out(attended)
-        return x + self.feed_forward(layer_norm(x))
-
-    def row(self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], rotation):
-        """A whole row; returns its new states and the keys and values."""
-        queries, keys, values = self._project(x, rotation)
-        return self._finish(x, attend(queries, keys, values, mask)), KeyValues(keys, values)
-
-    def extend(self, x: Float[Array, "B T D"], layer, cache: Cache, prefix, rotation):
-        """T more tokens per row; `cache.suffix` carries all layers, `prefix` is this layer's."""
-        queries, keys, values = self._project(x, rotation)
-        rows = jnp.arange(x.shape[0])[:, None]
-        slots = cache.lengths[:, None] + jnp.arange(x.shape[1])
-        all_keys = cache.suffix.keys.at[layer, rows, slots].set(keys, mode="drop")
-        all_values = cache.suffix.values.at[layer, rows, slots].set(values, mode="drop")
-        attended = attend_cached(
-            queries,
-            prefix,
-            cache.prefix_lengths,
-            (all_keys[layer], all_values[layer]),
-            cache.lengths,
-        )
-        return self._finish(x, attended), KeyValues(all_keys, all_values)
-
-
-_REMAT = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+from cm3jax.model.layers import Norm, rotations, truncated_normal
+from cm3jax.shapes import Array, Float, Int, Key
 
 
 class Decoder(nn.Module):
     """Token ids to hidden states and logits over one vocabulary of text, pictures and specials.
 
-    The head is tied to the embedding. Parameters are float32 and stacked over layers ([N, ...]);
-    activations have `config.dtype`.
+    Parameters are float32 and stacked over layers ([N, ...]); activations have `config.dtype`.
     """
 
     config: DecoderConfig
@@ -98,12 +31,15 @@ class Decoder(nn.Module):
         c = self.config
         table = nn.with_logical_partitioning(truncated_normal(c.init_std), ("vocab", "embed"))
         self.embedding = self.param("embedding", table, (self.vocab_size, c.width))
+        if not c.tied:
+            self.head = self.param("head", table, (self.vocab_size, c.width))
         if c.positions == "learned":
             table = nn.with_logical_partitioning(
                 truncated_normal(c.position_std), ("positions", "embed")
             )
             self.position = self.param("position", table, (c.context, c.width))
         self.layers = Block(c)
+        self.final_norm = Norm(c.norm)
 
     def _embed(self, tokens, positions):
         """The first layer's input, and the rotation of queries and keys if positions are rotary."""
@@ -115,31 +51,31 @@ class Decoder(nn.Module):
         return x.astype(jnp.dtype(c.dtype)), rotation
 
     def _scan(self, body, carry, *xs):
-        """Run `body(block, carry, x) -> (carry, y)` over the layers."""
-        if self.config.remat != "none":
-            body = nn.remat(body, prevent_cse=False, policy=_REMAT[self.config.remat])
-        scan = nn.scan(
-            body,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=self.config.layers,
-            unroll=self.config.unroll,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        return scan(self.layers, carry, *xs)
+        return scan_layers(self.layers, self.config, self.config.layers, body, carry, *xs)
 
     def __call__(
-        self, tokens: Int[Array, "B L"], positions: Int[Array, "B L"], segments: Int[Array, "B L"]
+        self,
+        tokens: Int[Array, "B L"],
+        positions: Int[Array, "B L"],
+        segments: Int[Array, "B L"],
+        key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B L D"]:
-        """Final hidden states of packed rows; tokens see earlier ones of their own segment."""
+        """Final hidden states of packed rows; tokens see earlier ones of their own segment.
+
+        With a key, `config.dropout` applies.
+        """
         mask = packed_mask(segments)
         x, rotation = self._embed(tokens, positions)
-        x, _ = self._scan(lambda block, x, _: (block.row(x, mask, rotation)[0], None), x, None)
-        return layer_norm(x)
+
+        def body(block, x, key):
+            return block.row(x, mask, rotation, key)[0], None
+
+        x, _ = self._scan(body, x, layer_keys(key, self.config.layers))
+        return self.final_norm(x)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """Scores of every id as float32, by the tied embedding."""
-        table = self.embedding.astype(hidden.dtype)
+        """Scores of every id as float32, by the embedding or the head's own table."""
+        table = (self.embedding if self.config.tied else self.head).astype(hidden.dtype)
         return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
 
     def prefill(
@@ -153,7 +89,7 @@ class Decoder(nn.Module):
         mask = packed_mask((places < lengths[:, None]).astype(jnp.int32))
         x, rotation = self._embed(tokens, places)
         x, kept = self._scan(lambda block, x, _: block.row(x, mask, rotation), x, None)
-        return layer_norm(x), kept
+        return self.final_norm(x), kept
 
     def extend(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Cache
@@ -172,7 +108,7 @@ class Decoder(nn.Module):
                 x,
                 layer,
                 Cache(cache.prefix, cache.prefix_lengths, suffix, cache.lengths),
-                (prefix.keys, prefix.values),
+                prefix,
                 rotation,
             )
             return (x, suffix), None
@@ -180,4 +116,4 @@ class Decoder(nn.Module):
         layers = jnp.arange(self.config.layers)
         (x, suffix), _ = self._scan(body, (x, cache.suffix), (layers, cache.prefix))
         lengths = cache.lengths + tokens.shape[1]
-        return layer_norm(x), Cache(cache.prefix, cache.prefix_lengths, suffix, lengths)
+        return self.final_norm(x), Cache(cache.prefix, cache.prefix_lengths, suffix, lengths)

@@ -1,10 +1,13 @@
 """Parts of a Transformer layer (section 2.3; Chameleon, arXiv 2405.09818, section 2.3)."""
 
+from functools import partial
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cm3jax.shapes import Array, Float, Int
+from cm3jax.shapes import Array, Float, Int, Key
 
 
 def truncated_normal(std: float):
@@ -25,6 +28,42 @@ def layer_norm(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     centred = x32 - x32.mean(-1, keepdims=True)
     scale = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
     return (centred * scale).astype(x.dtype)
+
+
+def rms_norm(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Division by the root mean square in float32, eps 1e-5; keeps the input's type."""
+    x32 = x.astype(jnp.float32)
+    return (x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + 1e-5)).astype(x.dtype)
+
+
+class Norm(nn.Module):
+    """The norm of the residual stream: `layer` without parameters, `rms` with a gain."""
+
+    kind: Literal["layer", "rms"]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """Norm in float32; keeps the input's type."""
+        if self.kind == "layer":
+            return layer_norm(x)
+        ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        scale = self.param("scale", ones, x.shape[-1:])
+        return (rms_norm(x.astype(jnp.float32)) * scale).astype(x.dtype)
+
+
+def dropout(
+    x: Float[Array, "B L D"], rate: float, key: Key[Array, ""] | None
+) -> Float[Array, "B L D"]:
+    """Zero a random share of the entries and scale up the others; without a key, nothing happens.
+
+    Each row's draws depend on the key and the row's number in the global batch alone, not on the
+    batch's size, mesh or processes.
+    """
+    if key is None or rate == 0.0:
+        return x
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(x.shape[0]))
+    keep = jax.vmap(lambda row: jax.random.bernoulli(row, 1.0 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
 def rotations(
@@ -89,16 +128,23 @@ class Projection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """D -> F -> ReLU -> D; the second matrix starts at zero ("output layers", section 2.3)."""
+    """D -> F -> D through ReLU, or through a gate (SwiGLU); `out_std` 0 starts it at zero."""
 
     width: int
     hidden: int
+    activation: Literal["relu", "swiglu"]
     std: float
+    out_std: float
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """Apply both matrices."""
-        up = Projection((self.width,), (self.hidden,), ("embed", "mlp"), self.std, self.dtype)
-        down = Projection((self.hidden,), (self.width,), ("mlp", "embed"), 0.0, self.dtype)
-        return down.copy(name="down")(jax.nn.relu(up.copy(name="up")(x)))
+        """Apply the matrices."""
+        into = ((self.width,), (self.hidden,), ("embed", "mlp"), self.std, self.dtype)
+        out = ((self.hidden,), (self.width,), ("mlp", "embed"), self.out_std, self.dtype)
+        inner = Projection(*into, name="up")(x)
+        if self.activation == "swiglu":
+            inner = jax.nn.silu(Projection(*into, name="gate")(x)) * inner
+        else:
+            inner = jax.nn.relu(inner)
+        return Projection(*out, name="down")(inner)

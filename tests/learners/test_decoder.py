@@ -9,11 +9,22 @@ import numpy as np
 import optax
 import pytest
 
-from cm3jax.config import DecoderConfig
+from cm3jax import partition
+from cm3jax.config import (
+    CM3Config,
+    DecoderConfig,
+    LossConfig,
+    MeshConfig,
+    OptimConfig,
+    RetrievalConfig,
+    TrainConfig,
+)
 from cm3jax.data.pipeline import Position
 from cm3jax.learners.decoder import DecoderLearner, flops_per_token
+from cm3jax.metrics import read
 from cm3jax.model.decoder import Decoder
 from cm3jax.testing import decoder_variables
+from cm3jax.train import train
 from tests.data import corpora
 from tests.tiny import VOCAB, experiment, learner
 
@@ -75,6 +86,49 @@ def test_flops_by_hand():
     matrices = 6 * (2 * (256 + 256) + 800)
     attention = 12 * 2 * 8 * 10
     assert flops_per_token(config, 100) == matrices + attention
+    # Queries and output keep 8*8, keys and values have half of that; the gate is a third 8*16.
+    relative = dataclasses.replace(config, kv_heads=1, activation="swiglu", norm="rms", tied=False)
+    matrices = 6 * (2 * (2 * 64 + 2 * 32 + 3 * 128) + 800)
+    assert flops_per_token(relative, 100) == matrices + attention
+
+
+def test_z_loss_adds_the_squared_log_of_the_denominator(setting):
+    ours, params, batch = setting
+    plain = ours.loss(params, {}, batch, jax.random.key(0), jnp.int32(0))
+    config = dataclasses.replace(ours.experiment, loss=LossConfig(z_loss=0.1))
+    output = learner(config).loss(params, {}, batch, jax.random.key(0), jnp.int32(0))
+    variables = {"params": params}
+    hidden = ours.model.apply(variables, batch.tokens, batch.positions, batch.segments)
+    logits = np.asarray(ours.model.apply(variables, hidden, method="logits"), np.float64)
+    squares = np.log(np.exp(logits).sum(-1)) ** 2
+    weights = np.asarray(batch.weights, np.float64)
+    mean = (squares * weights).sum() / weights.sum()
+    assert float(output.loss) == pytest.approx(float(plain.loss) + 0.1 * mean, rel=1e-5)
+    assert output.metrics["loss_z"].compute() == pytest.approx(mean, rel=1e-5)
+    assert output.metrics["loss"].compute() == pytest.approx(float(plain.loss), rel=1e-6)
+    assert "loss_z" not in plain.metrics
+
+
+def test_dropout_is_for_training_and_the_same_on_any_mesh(setting):
+    ours, params, batch = setting
+    model = dataclasses.replace(ours.experiment.model, dropout=0.3)
+    config = dataclasses.replace(ours.experiment, model=model)
+    dropping = learner(config)
+
+    def loss(batch, key, **mode):
+        return float(dropping.loss(params, {}, batch, key, jnp.int32(0), **mode).loss)
+
+    key = jax.random.key(7)
+    expected = float(ours.loss(params, {}, batch, key, jnp.int32(0)).loss)
+    assert loss(batch, key, training=False) == expected
+    dropped = loss(batch, key)
+    assert abs(dropped - expected) > 1e-3
+    assert abs(loss(batch, jax.random.key(8)) - dropped) > 1e-3
+    mesh = partition.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        cut = jax.device_put(batch, partition.batch_sharding(mesh))
+        compiled = jax.jit(lambda batch: dropping.loss(params, {}, batch, key, jnp.int32(0)).loss)
+        assert float(compiled(cut)) == pytest.approx(dropped, rel=1e-5)
 
 
 def test_reads_rows_and_vocabulary_of_a_corpus(tmp_path):
@@ -90,3 +144,39 @@ def test_reads_rows_and_vocabulary_of_a_corpus(tmp_path):
     batch = next(ours.stream("validation").batches(Position())).data
     assert batch.tokens.shape == (8, 64)
     assert ours.work.tokens == 8 * 64
+
+
+def test_memorises_a_corpus_down_to_what_nothing_tells(tmp_path):
+    """Without masks, all is told by what came before but which record it is: log(4) nats each.
+
+    Less than that share of the loss would be a token that sees itself or what follows.
+    """
+    bank = corpora.write_bank(tmp_path)
+    rng = np.random.default_rng(0)
+    texts = VOCAB.first_text + rng.permuted(np.tile(np.arange(32), (4, 2)), axis=1)[:, :50]
+    images = VOCAB.first_image + rng.integers(0, 64, (4, 4))
+    breaks = np.full((4, 1), VOCAB.break_)
+    documents = np.concatenate([texts, breaks, images], axis=1).astype(np.int32)
+    for split in ("train", "validation"):
+        writer = corpora.CorpusWriter(f"{tmp_path}/corpus/{split}", "this")
+        shard = corpora.shard(range(4), len(bank))
+        own = [
+            dataclasses.replace(document, ids=ids)
+            for document, ids in zip(shard.documents, documents, strict=True)
+        ]
+        writer.write(0, dataclasses.replace(shard, documents=own))
+        writer.finish(1, corpora.facts(bank))
+    tiny = experiment("")
+    config = dataclasses.replace(
+        corpora.experiment(tmp_path, batch=4),
+        workdir=f"{tmp_path}/run",
+        model=dataclasses.replace(tiny.model, context=64),
+        cm3=CM3Config(mean_masks=0.0),
+        retrieval=RetrievalConfig(documents=0),
+        optim=OptimConfig(peak_lr=1e-2, warmup_steps=10, weight_decay=0.0),
+        train=TrainConfig(steps=200, log_every=50, validate_every=0),
+        mesh=MeshConfig(data=1),
+    )
+    train(DecoderLearner.from_corpus(config))
+    least = np.log(4) / (documents.shape[1] + 1)  # `eos` is a target too
+    assert 0.99 * least < read(config.workdir)[-1]["loss"] < 0.05

@@ -9,16 +9,30 @@ import pytest
 from cm3jax.config import DecoderConfig
 from cm3jax.model.cache import start_cache
 from cm3jax.model.decoder import Decoder
-from cm3jax.model.layers import rotate, rotations
+from cm3jax.model.layers import dropout, rotate, rotations
 
 CONFIG = DecoderConfig(
     layers=3, width=32, heads=4, head_width=8, ffn=64, context=40, dtype="float32", init_std=0.3
 )
-CHAMELEON = dataclasses.replace(CONFIG, positions="rope", qk_norm=True)
+# The two Chameleons: pre-norm with dropout, and norms behind the branches with shared key heads.
+SMALL = dataclasses.replace(
+    CONFIG,
+    positions="rope",
+    qk_norm=True,
+    norm="rms",
+    activation="swiglu",
+    tied=False,
+    dropout=0.1,
+)
+LARGE = dataclasses.replace(SMALL, kv_heads=2, swin_norm=True, dropout=0.0)
 VOCAB = 50
 
 
-@pytest.fixture(scope="module", params=[CONFIG, CHAMELEON], ids=["cm3leon", "chameleon"])
+@pytest.fixture(
+    scope="module",
+    params=[CONFIG, SMALL, LARGE],
+    ids=["cm3leon", "chameleon-7b", "chameleon-34b"],
+)
 def model(request):
     return Decoder(request.param, VOCAB)
 
@@ -47,11 +61,13 @@ def run(model, variables, rows):
 def test_a_fresh_model_predicts_uniformly_and_keeps_the_papers_initialisation(model):
     row = tokens(2, 8)
     fresh = nn.meta.unbox(model.init(jax.random.key(0), row, row, row))["params"]
-    assert not np.any(fresh["layers"]["out"]["kernel"])
-    assert not np.any(fresh["layers"]["feed_forward"]["down"]["kernel"])
-    std = np.std(fresh["embedding"])
-    assert 0.9 * CONFIG.init_std < std < CONFIG.init_std
-    assert np.abs(fresh["embedding"]).max() <= 3 * CONFIG.init_std
+    layers = fresh["layers"]
+    for kernel in (layers["out"]["kernel"], layers["feed_forward"]["down"]["kernel"]):
+        # A norm that follows would blow up what comes out of zeros.
+        assert np.any(kernel) == model.config.swin_norm
+    for name in ["embedding"] + ["head"] * (not model.config.tied):
+        assert 0.9 * CONFIG.init_std < np.std(fresh[name]) < CONFIG.init_std
+        assert np.abs(fresh[name]).max() <= 3 * CONFIG.init_std
     if model.config.positions == "learned":
         assert np.abs(fresh["position"]).max() <= 3 * CONFIG.position_std
 
@@ -119,6 +135,37 @@ def test_decoding_equals_the_full_forward(model, variables, steps):
         np.testing.assert_allclose(decoded[row], expected[length:], atol=1e-5)
 
 
+def test_dropout_by_the_definition():
+    x = jnp.ones((3, 50, 40))
+    dropped = np.asarray(dropout(x, 0.2, jax.random.key(0)))
+    assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.8)}
+    assert dropped.mean() == pytest.approx(1.0, abs=0.03)
+    assert len({row.tobytes() for row in dropped}) == 3
+    # A row's draws are its own, however many rows there are.
+    np.testing.assert_array_equal(dropout(x[:2], 0.2, jax.random.key(0)), dropped[:2])
+    np.testing.assert_array_equal(dropout(x, 0.2, None), x)
+
+
+def test_dropout_falls_on_both_branches_of_every_layer():
+    config = dataclasses.replace(CONFIG, dropout=0.5, layers=2)
+    row = jnp.zeros((1, 6), jnp.int32)
+    fresh = nn.meta.unbox(Decoder(config, VOCAB).init(jax.random.key(0), row, row, row))
+    noise = jax.tree.map(lambda x: 0.1 * jax.random.normal(jax.random.key(1), x.shape), fresh)
+
+    def run_with(part, key):
+        """The states with only one sort of branch giving anything."""
+        layers = dict(noise["params"]["layers"])
+        silent = {"out": "feed_forward", "feed_forward": "out"}[part]
+        layers[silent] = jax.tree.map(jnp.zeros_like, layers[silent])
+        parameters = {"params": {**noise["params"], "layers": layers}}
+        return Decoder(config, VOCAB).apply(parameters, row, row, jnp.ones_like(row), key)
+
+    for part in ("out", "feed_forward"):
+        first, second = (run_with(part, jax.random.key(seed)) for seed in (0, 1))
+        assert np.abs(first - second).max() > 1e-3
+        assert np.abs(first - run_with(part, None)).max() > 1e-3
+
+
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_rematerialisation_changes_nothing(model, variables, remat):
     row = tokens(2, 9)
@@ -133,7 +180,7 @@ def test_rematerialisation_changes_nothing(model, variables, remat):
 
 def test_parameters_are_counted(model, variables):
     count = sum(x.size for x in jax.tree.leaves(variables))
-    assert count == model.config.parameters + VOCAB * CONFIG.width
+    assert count == model.config.parameters(VOCAB)
 
 
 @pytest.mark.parametrize(
@@ -145,5 +192,5 @@ def test_the_papers_sizes(layers, width, heads, head_width, billions):
     row = jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(lambda: Decoder(config, 65536).init(jax.random.key(0), row, row, row))
     count = sum(x.size for x in jax.tree.leaves(nn.meta.unbox(shapes)))
-    assert count == config.parameters + 65536 * width
+    assert count == config.parameters(65536)
     assert count / 1e9 == pytest.approx(billions, rel=1e-3)

@@ -1,0 +1,198 @@
+"""Layers of a Transformer, and the scan that runs a stack of them as one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cm3jax.config import DecoderConfig
+from cm3jax.model.attention import attend, attend_cached
+from cm3jax.model.cache import Cache, KeyValues
+from cm3jax.model.layers import FeedForward, HeadNorm, Norm, Projection, dropout, rotate
+from cm3jax.shapes import Array, Bool, Float, Int, Key
+
+Rotation = tuple[Float[Array, "B L 1 half"], Float[Array, "B L 1 half"]] | None
+"""Rotary positions (`layers.rotations`), or None where positions are learned."""
+
+
+def output_std(config: DecoderConfig) -> float:
+    """Standard deviation of the matrices that end a branch.
+
+    They start at zero ("output layers", section 2.3), except before a norm, which would make the
+    first update of a zero as large as the residual stream.
+    """
+    return config.init_std if config.swin_norm else 0.0
+
+
+class Attention(nn.Module):
+    """Attention as a branch of the residual stream: projections, norms and dropout."""
+
+    config: DecoderConfig
+
+    def setup(self):
+        """Name the matrices."""
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        many, few = (c.heads, c.head_width), (c.groups, c.head_width)
+        names = ("embed", "heads", "head")
+        self.query = Projection((c.width,), many, names, c.init_std, dtype)
+        self.key = Projection((c.width,), few, names, c.init_std, dtype)
+        self.value = Projection((c.width,), few, names, c.init_std, dtype)
+        self.out = Projection(many, (c.width,), (*names[1:], names[0]), output_std(c), dtype)
+        self.attention_norm = Norm(c.norm)
+        if c.qk_norm:
+            self.query_norm, self.key_norm = HeadNorm(*many), HeadNorm(*few)
+
+    def enter(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """What the branch reads of the residual stream."""
+        return x if self.config.swin_norm else self.attention_norm(x)
+
+    def queries(self, entered: Float[Array, "B L D"], rotation: Rotation):
+        """Queries [B L H A]."""
+        queries = self.query(entered)
+        queries = self.query_norm(queries) if self.config.qk_norm else queries
+        return queries if rotation is None else rotate(queries, rotation)
+
+    def keys_values(self, entered: Float[Array, "B S D"], rotation: Rotation) -> KeyValues:
+        """Keys and values of what is attended to."""
+        keys, values = self.key(entered), self.value(entered)
+        keys = self.key_norm(keys) if self.config.qk_norm else keys
+        return KeyValues(keys if rotation is None else rotate(keys, rotation), values)
+
+    def leave(self, x: Float[Array, "B L D"], attended: Float[Array, "B L H A"], key):
+        """The residual stream after the branch."""
+        branch = self.out(attended)
+        branch = self.attention_norm(branch) if self.config.swin_norm else branch
+        return x + dropout(branch, self.config.dropout, key)
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward layer, each a branch of the residual stream."""
+
+    config: DecoderConfig
+
+    def setup(self):
+        """The attention's parameters lie beside the feed-forward layer's."""
+        c = self.config
+        self.attention = Attention(c)
+        nn.share_scope(self, self.attention)
+        self.feed_forward = FeedForward(
+            c.width, c.ffn, c.activation, c.init_std, output_std(c), jnp.dtype(c.dtype)
+        )
+        self.feed_forward_norm = Norm(c.norm)
+
+    def row(
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B 1 #L L"],
+        rotation: Rotation,
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "B L D"], KeyValues]:
+        """A whole row: its new states, and the keys and values. Without a key nothing drops."""
+        keys = _split(key, 2)
+        x, kept = self.attend(x, mask, rotation, keys[0])
+        return self.feed(x, keys[1]), kept
+
+    def attend(self, x, mask, rotation, key):
+        """A whole row through the attention alone."""
+        entered = self.attention.enter(x)
+        queries = self.attention.queries(entered, rotation)
+        kept = self.attention.keys_values(entered, rotation)
+        attended = attend(queries, kept.keys, kept.values, mask)
+        return self.attention.leave(x, attended, key), kept
+
+    def feed(self, x: Float[Array, "B L D"], key: Key[Array, ""] | None) -> Float[Array, "B L D"]:
+        """States through the feed-forward layer."""
+        swin = self.config.swin_norm
+        branch = self.feed_forward(x if swin else self.feed_forward_norm(x))
+        branch = self.feed_forward_norm(branch) if swin else branch
+        return x + dropout(branch, self.config.dropout, key)
+
+    def extend(
+        self,
+        x: Float[Array, "B T D"],
+        layer: Int[Array, ""],
+        cache: Cache,
+        prefix: KeyValues,
+        rotation: Rotation,
+    ) -> tuple[Float[Array, "B T D"], KeyValues]:
+        """T more tokens per row; `cache.suffix` carries all layers, `prefix` is this layer's."""
+        entered = self.attention.enter(x)
+        queries = self.attention.queries(entered, rotation)
+        new = self.attention.keys_values(entered, rotation)
+        rows = jnp.arange(x.shape[0])[:, None]
+        slots = cache.lengths[:, None] + jnp.arange(x.shape[1])
+        keys = cache.suffix.keys.at[layer, rows, slots].set(new.keys, mode="drop")
+        values = cache.suffix.values.at[layer, rows, slots].set(new.values, mode="drop")
+        attended = attend_cached(
+            queries,
+            (prefix.keys, prefix.values),
+            cache.prefix_lengths,
+            (keys[layer], values[layer]),
+            cache.lengths,
+        )
+        return self.feed(self.attention.leave(x, attended, None), None), KeyValues(keys, values)
+
+
+class CrossBlock(Block):
+    """A layer that also attends to an encoder's states, between its attention and the rest."""
+
+    def setup(self):
+        """The second attention has a scope of its own."""
+        super().setup()
+        self.cross = Attention(self.config)
+
+    def row(
+        self,
+        x: Float[Array, "B L D"],
+        mask: Bool[Array, "B 1 #L L"],
+        rotation: Rotation,
+        key: Key[Array, ""] | None,
+        source: Float[Array, "B S D"],
+        source_mask: Bool[Array, "B 1 1 S"],
+    ) -> Float[Array, "B L D"]:
+        """A whole row, with the encoder's states `source` and which of them there are."""
+        keys = _split(key, 3)
+        x, _ = self.attend(x, mask, rotation, keys[0])
+        queries = self.cross.queries(self.cross.enter(x), None)
+        kept = self.cross.keys_values(source, None)
+        x = self.cross.leave(x, attend(queries, kept.keys, kept.values, source_mask), keys[1])
+        return self.feed(x, keys[2])
+
+
+def _split(key: Key[Array, ""] | None, count: int):
+    return [None] * count if key is None else jax.random.split(key, count)
+
+
+def layer_keys(key: Key[Array, ""] | None, layers: int) -> Key[Array, " N"] | None:
+    """A key per layer, to be scanned with `scan_layers`; None stays None."""
+    return None if key is None else jax.random.split(key, layers)
+
+
+_REMAT = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def scan_layers(
+    block: nn.Module, config: DecoderConfig, layers: int, body: Callable[..., Any], carry, *xs
+):
+    """Run `body(block, carry, *x) -> (carry, y)` over `layers` layers, stacked in one `block`.
+
+    `xs` are scanned along their leading axis of layers; the config says what is recomputed in the
+    backward pass and how many layers make one turn of the loop.
+    """
+    if config.remat != "none":
+        body = nn.remat(body, prevent_cse=False, policy=_REMAT[config.remat])
+    scan = nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=layers,
+        unroll=config.unroll,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    return scan(block, carry, *xs)
