@@ -116,7 +116,12 @@ def _temporaries(experiment: Experiment, mesh: dict[str, int]) -> int:
     model, tensor = experiment.model, mesh["tensor"]
     rows = experiment.data.batch // (mesh["data"] * mesh["fsdp"])
     # What one device does is the work of a narrower model on fewer rows.
-    local = dataclasses.replace(model, heads=model.heads // tensor, ffn=model.ffn // tensor)
+    local = dataclasses.replace(
+        model,
+        heads=model.heads // tensor,
+        kv_heads=model.kv_heads and max(1, model.kv_heads // tensor),  # 0: one per query head
+        ffn=model.ffn // tensor,
+    )
     vocab_size = Vocab(experiment.vocab).size
     chunks = chunks_for(rows, model.context, vocab_size)
 

@@ -45,7 +45,7 @@ def test_state_and_batch_are_exact_to_the_byte(sizes):
 def test_the_large_model_is_planned_without_its_devices():
     config = dataclasses.replace(load_experiment("cm3leon_7b"), mesh=MeshConfig(1, 256, 1))
     predicted = needs(config)
-    parameters = config.model.parameters + Vocab(config.vocab).size * config.model.width
+    parameters = config.model.parameters(Vocab(config.vocab).size)
     assert predicted.parameters == predicted.gradients == 4 * parameters // 256
     assert predicted.batch == 2048 // 256 * 4096 * 5 * 4
     # At least the input of every layer, in bfloat16.
@@ -82,7 +82,15 @@ def middling(sizes, **model):
 MODELS = {
     "everything kept": {},
     "everything computed again": {"remat": "full", "dtype": "bfloat16"},
-    "products kept": {"remat": "dots"},
+    "products kept, Chameleon": {
+        "remat": "dots",
+        "positions": "rope",
+        "qk_norm": True,
+        "norm": "rms",
+        "activation": "swiglu",
+        "tied": False,
+        "kv_heads": 2,
+    },
 }
 
 
