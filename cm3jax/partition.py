@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from cm3jax.config import MeshConfig
 from cm3jax.errors import UserError
+from cm3jax.shapes import Array
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
@@ -76,6 +77,17 @@ def _sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
 def batch_shards(mesh: Any) -> int:
     """Into how many pieces the mesh cuts a batch."""
     return math.prod(mesh.shape[axis] for axis in RULES["batch"] if axis in mesh.shape)
+
+
+def by_rows(x: Array) -> Array:
+    """`x`, its first axis cut like a batch and the others whole, on the mesh that is set.
+
+    Without this, parameters that are cut along `fsdp` draw activations into the same cut: every
+    device would hold part of the width of all rows, and whole logits.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(RULES["batch"]))
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
