@@ -26,6 +26,7 @@ REQUIRES = [
     "array_record>=0.8.3",  # the corpus and the bank on disk
     "tyro>=1.0,<2",  # config dataclasses as a command line
     "rich>=14",  # progress on a terminal
+    "pyyaml>=6",  # manifests of jobs
     "pillow>=12,<14",  # pictures in and out
     "safetensors>=0.8,<0.9",  # exported and foreign weights
     "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
@@ -53,6 +54,8 @@ EXTRAS = {
         "hypothesis",  # properties of documents and sequences
         "beartype>=0.22",  # checks the jaxtyping annotations at run time
         "ruff>=0.14",  # lint and format
+        "jsonschema>=4",  # manifests of jobs against the published schema
+        "tensorboard>=2.21",  # reads back the curves that a run writes
     ],
     "bench": ["faiss-cpu>=1.15"],  # the other exact index, side by side
 }

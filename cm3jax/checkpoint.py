@@ -15,8 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors
-import safetensors.numpy
 from etils import epath
 
 from cm3jax.config import CheckpointConfig, Experiment
@@ -205,6 +203,8 @@ def write_run(
         tensors[_name(path)] = array.astype(jnp.dtype(dtype)) if real else array
     header = {"step": str(run.step), "fingerprints": json.dumps(dict(run.fingerprints))}
     out = epath.Path(out_dir)
+    import safetensors.numpy
+
     write_atomic(out / "params.safetensors", safetensors.numpy.save(tensors, header))
     portable = dataclasses.replace(run.experiment, workdir="", init_from="")
     save_experiment(out / "config.json", portable)
@@ -274,6 +274,8 @@ def _load_checkpoint(manager: ocp.CheckpointManager, step: int, what: str) -> Lo
 
 
 def _load_exported(path: epath.Path) -> LoadedRun:
+    import safetensors
+
     file = path / "params.safetensors"
     content = file.read_bytes()
     try:

@@ -1,17 +1,24 @@
-"""What a run reports: `metrics.jsonl` for tools, and progress for people."""
+"""What a run reports: `metrics.jsonl` for tools, TensorBoard and progress for people."""
 
 import dataclasses
 import datetime
 import json
 import math
+import os
+import subprocess
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import jax
 import rich.console
 import rich.progress
 from etils import epath
 
+import cm3jax
 from cm3jax.files import write_atomic
+from cm3jax.hardware import a100_hours, peak_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,17 +31,36 @@ class Work:
     """Floating-point operations of forward and backward pass, by formula."""
 
 
+def utilisation(work: Work, steps: int, seconds_per_step: float | None) -> dict[str, Any]:
+    """What work has been done in `steps` steps, and how fast the last ones went.
+
+    `flops` and `a100_hours` (at an A100's full rate) are sums over the run; `mfu` is the share of
+    the devices' bfloat16 peak that `work.flops` took, None where the peak is not known.
+    """
+    per_second = work.flops / seconds_per_step if seconds_per_step else None
+    peak = peak_flops(jax.devices()[0].device_kind)
+    return {
+        "tokens_per_second": work.tokens / seconds_per_step if seconds_per_step else None,
+        "mfu": per_second / (peak * jax.device_count()) if per_second and peak else None,
+        "flops": work.flops * steps,
+        "a100_hours": a100_hours(work.flops * steps),
+    }
+
+
 class MetricsLog:
     """`metrics.jsonl` of a run: one object per logged step, in order, each step once.
 
     Opening it for a run that goes on after `step` drops later lines, and a line that was cut off
-    when the run was killed.
+    when the run was killed. Numbers also go to `tensorboard/`, where TensorBoard is installed (the
+    extra `report`). A bucket cannot append to a file: there the whole log is written each time.
     """
 
     def __init__(self, run_dir: epath.PathLike, step: int):
         self._path = epath.Path(run_dir) / "metrics.jsonl"
         kept = [line for line in read(run_dir) if line["step"] <= step]
-        write_atomic(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomic(self._path, self._text)
+        self._board = _Board.open(epath.Path(run_dir) / "tensorboard", step)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one step; values that are not finite become null."""
@@ -42,8 +68,89 @@ class MetricsLog:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        with self._path.open("a") as file:
-            file.write(json.dumps(clean) + "\n")
+        line = json.dumps(clean) + "\n"
+        if "://" in os.fspath(self._path):
+            self._text += line
+            write_atomic(self._path, self._text)
+        else:
+            with self._path.open("a") as file:
+                file.write(line)
+        if self._board is not None:
+            self._board.write(clean)
+
+
+class _Board:
+    """Event files for TensorBoard, one for each life of a run."""
+
+    @classmethod
+    def open(cls, folder: epath.Path, step: int) -> "_Board | None":
+        """Begin a file for the steps after `step`; None where TensorBoard is not installed."""
+        try:
+            import tensorboard  # noqa: F401
+        except ImportError:
+            return None
+        return cls(folder, step)
+
+    def __init__(self, folder: epath.Path, step: int):
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(os.fspath(folder))
+        # TensorBoard forgets what earlier lives wrote from this step on.
+        log = SessionLog(status=SessionLog.START)
+        self._writer.add_event(Event(wall_time=time.time(), step=step + 1, session_log=log))
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        numbers = {n: v for n, v in values.items() if isinstance(v, int | float) and n != "step"}
+        summary = Summary(
+            value=[Summary.Value(tag=n, simple_value=float(v)) for n, v in numbers.items()]
+        )
+        self._writer.add_event(Event(wall_time=time.time(), step=values["step"], summary=summary))
+        self._writer.flush()
+
+
+def record_life(run_dir: epath.PathLike, step: int) -> None:
+    """Note in `lives.jsonl` which code goes on with a run after `step`, and on what."""
+    path = epath.Path(run_dir) / "lives.jsonl"
+    life = {
+        "step": step,
+        "begun": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "revision": revision(),
+        "version": cm3jax.__version__,
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+    }
+    before = path.read_text() if path.exists() else ""
+    write_atomic(path, before + json.dumps(life) + "\n")
+
+
+def revision() -> str | None:
+    """The commit of the running code, with `+` after it if files differ; None if nothing says.
+
+    A checkout that was shipped without its history says it in `CM3JAX_REVISION`.
+    """
+    if "CM3JAX_REVISION" in os.environ:
+        return os.environ["CM3JAX_REVISION"]
+    command = [
+        "git",
+        "-C",
+        str(Path(cm3jax.__file__).parent),
+        "describe",
+        "--always",
+        "--abbrev=40",
+    ]
+    try:
+        answer = subprocess.run(
+            [*command, "--dirty=+", "--exclude=*"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
 
 
 def read(run_dir: epath.PathLike) -> list[dict[str, Any]]:
@@ -86,6 +193,10 @@ class Progress:
         parts = [f"{k} {v:.4f}" for k, v in values.items() if k.startswith("loss") and v == v]
         if values.get("tokens_per_second"):
             parts.append(f"{values['tokens_per_second']:,.0f} tokens/s")
+        if values.get("mfu"):
+            parts.append(f"MFU {values['mfu']:.1%}")
+        if values.get("data_wait"):
+            parts.append(f"{values['data_wait']:.0%} waiting for data")
         if seconds_left is not None:
             parts.append(f"{datetime.timedelta(seconds=round(seconds_left))} left")
         text = "  ".join(parts)

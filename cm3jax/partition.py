@@ -11,10 +11,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cm3jax.config import MeshConfig
 from cm3jax.errors import UserError
+from cm3jax.shapes import Array
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
@@ -36,28 +37,41 @@ LARGE = 1 << 20
 """Elements from which a parameter must be sharded on a mesh that shards parameters."""
 
 
+AXES = ("data", "fsdp", "tensor")
+# jax.make_mesh defaults to Explicit axes, under which Linen's logical partitioning fails.
+_AUTO = (AxisType.Auto,) * len(AXES)
+
+
 def make_mesh(config: MeshConfig) -> Mesh:
     """The device mesh `data x fsdp x tensor`; a size of -1 takes the devices that are left.
 
     A single process may use fewer devices than it has. Raises `UserError` when the sizes do not
     fit the devices.
     """
-    sizes = [config.data, config.fsdp, config.tensor]
     devices = jax.devices()
-    fixed = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = max(1, len(devices) // fixed)
+    sizes = _sizes(config, len(devices))
+    fixed = math.prod(size for size in (config.data, config.fsdp, config.tensor) if size != -1)
     used = math.prod(sizes)
     if used > len(devices) or (used < len(devices) and (jax.process_count() > 1 or used != fixed)):
         raise UserError(
             f"mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} does not fit "
             f"{len(devices)} devices; choose sizes whose product is {len(devices)}."
         )
-    # jax.make_mesh defaults to Explicit axes, under which Linen's logical partitioning fails.
-    auto = (AxisType.Auto,) * 3
-    return jax.make_mesh(
-        tuple(sizes), ("data", "fsdp", "tensor"), axis_types=auto, devices=devices[:used]
-    )
+    return jax.make_mesh(sizes, AXES, axis_types=_AUTO, devices=devices[:used])
+
+
+def abstract_mesh(config: MeshConfig) -> AbstractMesh:
+    """A mesh of devices that need not exist; a size of -1 takes this machine's."""
+    return AbstractMesh(_sizes(config, jax.device_count()), AXES, axis_types=_AUTO)
+
+
+def _sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
+    """The sizes, a -1 replaced by what the others leave of the devices, at least 1."""
+    sizes = [config.data, config.fsdp, config.tensor]
+    if -1 in sizes:
+        fixed = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = max(1, devices // fixed)
+    return tuple(sizes)
 
 
 def batch_shards(mesh: Any) -> int:
@@ -65,17 +79,28 @@ def batch_shards(mesh: Any) -> int:
     return math.prod(mesh.shape[axis] for axis in RULES["batch"] if axis in mesh.shape)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def by_rows(x: Array) -> Array:
+    """`x`, its first axis cut like a batch and the others whole, on the mesh that is set.
+
+    Without this, parameters that are cut along `fsdp` draw activations into the same cut: every
+    device would hold part of the width of all rows, and whole logits.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(RULES["batch"]))
+
+
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Sharding of an array whose first axis is the global batch."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def shardings(mesh: Mesh, boxed: Any) -> Any:
+def shardings(mesh: Mesh | AbstractMesh, boxed: Any) -> Any:
     """Shardings of a variable tree as `jax.eval_shape` of a module's `init` gives it.
 
     The tree's leaves are boxed with logical axis names (`nn.with_logical_partitioning`) or plain;
@@ -88,7 +113,7 @@ def shardings(mesh: Mesh, boxed: Any) -> Any:
     return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(mesh, leaf)), boxed, is_leaf=_is_box)
 
 
-def table(mesh: Mesh, boxed: Any) -> str:
+def table(mesh: Mesh | AbstractMesh, boxed: Any) -> str:
     """One line per array: name, shape, logical axes, mesh axes and bytes on each device."""
     rows = [("parameter", "shape", "axes", "sharded over", "MB/device")]
     for path, leaf in _leaves(boxed):
@@ -119,7 +144,7 @@ def _axes(leaf: Any) -> tuple[str | None, ...]:
     return leaf.names if _is_box(leaf) else ()
 
 
-def _spec(mesh: Mesh, leaf: Any) -> PartitionSpec:
+def _spec(mesh: Mesh | AbstractMesh, leaf: Any) -> PartitionSpec:
     """Mesh axes per dimension; one that the mesh does not divide stays whole, and so does the
     second of two dimensions that ask for one mesh axis."""
     used: set[str] = set()
@@ -135,7 +160,7 @@ def _spec(mesh: Mesh, leaf: Any) -> PartitionSpec:
     return PartitionSpec(*spec)
 
 
-def _fault(mesh: Mesh, path: str, leaf: Any) -> str | None:
+def _fault(mesh: Mesh | AbstractMesh, path: str, leaf: Any) -> str | None:
     unknown = [name for name in _axes(leaf) if name is not None and name not in RULES]
     if unknown:
         return f"{path} has an axis {unknown[0]!r} without a rule; add one in partition.RULES"

@@ -11,6 +11,17 @@ Letters are written in jaxtyping strings at public boundaries (`Float[Array, "B 
 in einsum; `*B` is any number of leading axes.
 """
 
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8, UInt32
+from typing import Any
+
+try:
+    from jaxtyping import Array, Bool, Float, Int, Key, UInt8, UInt32
+except ImportError:  # accelerator machines without packages of their own still train and decode
+    from jax import Array
+
+    class _Unchecked:
+        def __class_getitem__(cls, item: Any) -> type:
+            return Array
+
+    Bool = Float = Int = Key = UInt8 = UInt32 = _Unchecked
 
 __all__ = ["Array", "Bool", "Float", "Int", "Key", "UInt8", "UInt32"]

@@ -52,11 +52,14 @@ class Layout:
 
 
 def plan(
-    init: Callable[[Key[Array, ""]], Any], experiment: Experiment, mesh: jax.sharding.Mesh
+    init: Callable[[Key[Array, ""]], Any],
+    experiment: Experiment,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
 ) -> Layout:
     """Lay out the state of `init(key) -> {"params": ..., other collections}` on a mesh.
 
-    The values that `Layout.init` gives depend on the key alone, bit by bit, not on the mesh.
+    The values that `Layout.init` gives depend on the key alone, bit by bit, not on the mesh. On an
+    abstract mesh there is a layout, but nothing can be given values.
     """
     boxed = jax.eval_shape(init, jax.random.key(0))
     transform = optimizer(experiment.optim, experiment.train.steps, boxed["params"])

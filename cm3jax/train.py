@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -23,7 +23,7 @@ from cm3jax.data.pipeline import HostBatch, Position, Stream, combine_fingerprin
 from cm3jax.errors import UserError
 from cm3jax.experiment_io import save_experiment
 from cm3jax.loss import LossOutput, Mean
-from cm3jax.metrics import MetricsLog, Progress, Work
+from cm3jax.metrics import MetricsLog, Progress, Work, record_life, utilisation
 from cm3jax.optim import learning_rate
 from cm3jax.shapes import Array, Int, Key
 from cm3jax.state import Layout, TrainState, plan
@@ -195,6 +195,7 @@ class _Clock:
     def __init__(self, seconds: float):
         self._before, self._begin = seconds, time.monotonic()
         self._mark: tuple[int, float] | None = None
+        self._waited = 0.0
 
     @property
     def seconds(self) -> float:
@@ -203,7 +204,19 @@ class _Clock:
 
     def mark(self, step: int) -> None:
         """Measure from here: after compilation, validation, saving."""
-        self._mark = (step, time.monotonic())
+        self._mark, self._waited = (step, time.monotonic()), 0.0
+
+    def wait(self, batches: Iterator[HostBatch]) -> HostBatch:
+        """The next batch; the time until it is there counts as waiting."""
+        begin = time.monotonic()
+        batch = next(batches)
+        self._waited += time.monotonic() - begin
+        return batch
+
+    @property
+    def waiting(self) -> float | None:
+        """Share of the time since the mark that was spent waiting for data."""
+        return self._waited / (time.monotonic() - self._mark[1]) if self._mark else None
 
     def per_step(self, step: int) -> float | None:
         """Seconds per step since the mark; None before there is one."""
@@ -239,6 +252,7 @@ class _Run:
         if jax.process_index() == 0:
             run_dir = epath.Path(self._experiment.run_dir)
             save_experiment(run_dir / "config.json", self._experiment)
+            record_life(run_dir, self._step)
             self._log = MetricsLog(run_dir, self._step)
 
     def loop(self, preemption: distributed.Preemption) -> TrainState:
@@ -247,7 +261,7 @@ class _Run:
         batches = self._learner.stream("train").batches(self._position)
         pending = collections.deque()
         while self._step < steps:
-            batch = next(batches)
+            batch = self._clock.wait(batches)
             self._state, metrics = self._train_step(self._state, self._put(batch))
             self._step += 1
             self._position = batch.next
@@ -279,15 +293,14 @@ class _Run:
         )
 
     def _report(self, metrics: Mapping[str, Any], batch: HostBatch, validates: bool) -> None:
-        per_step = self._clock.per_step(self._step)
+        per_step, waiting = self._clock.per_step(self._step), self._clock.waiting
         values = {name: Mean(*pair).compute() for name, pair in metrics.items()}
         if validates:
             values |= self._validate(self._state, self._validation_batches())
-        work = self._learner.work
         values |= {
             "learning_rate": float(self._rate(self._step)),
-            "tokens_per_second": work.tokens / per_step if per_step else None,
-            "flops": work.flops * self._step,
+            **utilisation(self._learner.work, self._step, per_step),
+            "data_wait": waiting,
             "seconds": self._clock.seconds,
             "resumed_from": self._resumed_from,
             "batch_fingerprint": combine_fingerprints(distributed.gather(batch.fingerprint)),

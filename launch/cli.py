@@ -18,13 +18,14 @@ import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import absl.logging
 import tyro
 
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
+from launch import env
 
 Options = TypeVar("Options")
 
@@ -38,6 +39,7 @@ def main(command: Callable[[list[str]], None]) -> None:
     reader such as `head` that closes the pipe, end it quietly.
     """
     absl.logging.set_verbosity(absl.logging.ERROR)  # what libraries recommend is not for users
+    env.prepare()
     try:
         command(sys.argv[1:])
     except UserError as error:
@@ -76,6 +78,21 @@ def parse_experiment(argv: Sequence[str], description: str) -> Experiment:
     `argv` is `EXPERIMENT --train.steps 40 --optim.peak-lr 3e-4 ...`. `--help` alone lists the
     experiments; after a name it explains every option and shows the experiment's values.
     """
+    return parse_experiment_and(NoOptions, argv, description)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """A command without options of its own."""
+
+
+def parse_experiment_and(
+    options: type[Options], argv: Sequence[str], description: str
+) -> tuple[Experiment, Options]:
+    """As `parse_experiment`, for a command that has options of its own, `--json` or `--out FILE`.
+
+    `options` is a dataclass; its fields must have defaults and other names than an experiment's.
+    """
     if argv and argv[0] in ("-h", "--help"):
         print(f"usage: {_program()} EXPERIMENT [OPTIONS]\n\n{description}\n\nexperiments:")
         print("\n".join(f"  {name}" for name in experiment_names()))
@@ -86,8 +103,15 @@ def parse_experiment(argv: Sequence[str], description: str) -> Experiment:
             f"the first argument is the experiment's name; give one of "
             f"{', '.join(experiment_names())}."
         )
-    experiment = load_experiment(argv[0])
-    return parse(Experiment, argv[1:], description, experiment, f"{_program()} {argv[0]}")
+    bare = tyro.conf.arg(name="")  # both kinds of options stand side by side, without a prefix
+    both = dataclasses.make_dataclass(
+        "Command",
+        [("own", Annotated[options, bare]), ("experiment", Annotated[Experiment, bare])],
+        frozen=True,
+    )
+    default = both(options(), load_experiment(argv[0]))
+    parsed = parse(both, argv[1:], description, default, f"{_program()} {argv[0]}")
+    return parsed.experiment, parsed.own
 
 
 def parse(
@@ -144,7 +168,8 @@ def _option_types(options: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     hints = typing.get_type_hints(options, include_extras=True)
     for field in dataclasses.fields(options):
         name, hint = field.name.replace("_", "-"), hints[field.name]
-        nested = list(_option_types(hint, f"{prefix}{name}."))
+        bare = any(getattr(note, "name", None) == "" for note in typing.get_args(hint))
+        nested = list(_option_types(hint, prefix if bare else f"{prefix}{name}."))
         yield from nested or [(f"--{prefix}{name}", hint)]
         if hint is bool:
             yield f"--{prefix}no-{name}", hint

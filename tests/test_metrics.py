@@ -1,8 +1,17 @@
 """`metrics.jsonl` and what people see."""
 
+import json
 import math
+import subprocess
+import sys
 
-from cm3jax.metrics import MetricsLog, Progress, read
+import pytest
+from etils import epath
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import cm3jax
+from cm3jax import hardware, metrics
+from cm3jax.metrics import MetricsLog, Progress, Work, read, record_life, revision, utilisation
 
 
 def test_each_step_stands_once_after_a_resume(tmp_path):
@@ -37,3 +46,95 @@ def test_progress_without_a_terminal_is_plain_lines(capsys):
         "[a line] as it is",
         "tiny 10/20  loss 1.2500  12,346 tokens/s  0:01:30 left",
     ]
+
+
+def test_utilisation_by_hand(monkeypatch):
+    # 8 devices of 100 FLOP/s; 3 steps of 200 FLOP and 10 tokens in half a second each.
+    monkeypatch.setattr(metrics, "peak_flops", lambda kind: 100.0)
+    values = utilisation(Work(tokens=10, flops=200.0), 3, 0.5)
+    assert values["tokens_per_second"] == 20
+    assert values["mfu"] == 400 / 800
+    assert values["flops"] == 600
+    assert values["a100_hours"] == 600 / (312e12 * 3600)
+    assert utilisation(Work(10, 200.0), 1, None)["mfu"] is None
+
+
+def test_a_processor_has_no_known_peak():
+    assert utilisation(Work(10, 200.0), 3, 0.5)["mfu"] is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("cpu", None),
+    ],
+)
+def test_peaks_of_devices(kind, peak):
+    assert hardware.peak_flops(kind) == peak
+
+
+def curve(run_dir, name):
+    board = EventAccumulator(str(run_dir / "tensorboard"))
+    board.Reload()
+    return [(event.step, event.value) for event in board.Scalars(name)]
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
+    for last, loss in ((0, 1.0), (2, 8.0)):
+        log = MetricsLog(tmp_path, last)
+        for step in range(last + 1, last + 4):
+            log.write({"step": step, "loss": loss, "mfu": None, "batch_fingerprint": "ab"})
+    assert curve(tmp_path, "loss") == [(1, 1.0), (2, 1.0), (3, 8.0), (4, 8.0), (5, 8.0)]
+
+
+def test_a_log_without_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    MetricsLog(tmp_path, 0).write({"step": 1})
+    assert read(tmp_path) == [{"step": 1}]
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_every_life_of_a_run_says_its_code(tmp_path, monkeypatch):
+    record_life(tmp_path, 0)
+    monkeypatch.setenv("CM3JAX_REVISION", "abc")
+    record_life(tmp_path, 40)
+    first, second = map(json.loads, (tmp_path / "lives.jsonl").read_text().splitlines())
+    assert (first["step"], first["devices"], first["version"]) == (0, 8, cm3jax.__version__)
+    assert (second["step"], second["revision"]) == (40, "abc")
+
+
+def test_a_checkout_knows_its_commit(tmp_path, monkeypatch):
+    monkeypatch.delenv("CM3JAX_REVISION", raising=False)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a"]
+    package = tmp_path / "__init__.py"
+    package.write_text("")
+    monkeypatch.setattr(cm3jax, "__file__", str(package))
+    assert revision() is None
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert revision() == head.stdout.strip()
+    package.write_text("changed = True")
+    assert revision() == head.stdout.strip() + "+"
+
+
+def test_a_log_in_a_bucket_is_written_whole(monkeypatch):
+    import fsspec
+
+    # A stand-in for the cloud: the same path class and file system calls, kept in memory.
+    from etils.epath import backend
+
+    memory = fsspec.filesystem("memory")
+    monkeypatch.setattr(backend.fsspec_backend, "fs", lambda path: memory)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    log = MetricsLog(epath.Path("gs://mine/run"), 0)
+    for step in (1, 2):
+        log.write({"step": step})
+    assert read("gs://mine/run") == [{"step": 1}, {"step": 2}]
+    MetricsLog("gs://mine/run", 1).write({"step": 2, "again": True})
+    assert read("gs://mine/run")[1:] == [{"step": 2, "again": True}]

@@ -50,9 +50,7 @@ class DecoderLearner:
     @property
     def work(self) -> Work:
         """Of one global batch."""
-        config = self.experiment.model
-        tokens = self.experiment.data.batch * config.context
-        return Work(tokens, tokens * flops_per_token(config, self.vocab.size))
+        return decoder_work(self.experiment, self.vocab.size)
 
     def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:
         """The decoder's parameters, boxed with their logical axes."""
@@ -89,6 +87,12 @@ class DecoderLearner:
     def stream(self, split: Literal["train", "validation"]) -> Stream:
         """Rows of the corpus."""
         return self.streams[split]
+
+
+def decoder_work(experiment: Experiment, vocab_size: int) -> Work:
+    """Tokens and operations of one global batch of full rows."""
+    tokens = experiment.data.batch * experiment.model.context
+    return Work(tokens, tokens * flops_per_token(experiment.model, vocab_size))
 
 
 def flops_per_token(config: DecoderConfig, vocab_size: int) -> float:

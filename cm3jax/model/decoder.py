@@ -14,6 +14,7 @@ from cm3jax.model.attention import packed_mask
 from cm3jax.model.block import Block, layer_keys, scan_layers
 from cm3jax.model.cache import Cache, KeyValues
 from cm3jax.model.layers import Norm, rotations, truncated_normal
+from cm3jax.partition import by_rows
 from cm3jax.shapes import Array, Float, Int, Key
 
 
@@ -68,9 +69,9 @@ class Decoder(nn.Module):
         x, rotation = self._embed(tokens, positions)
 
         def body(block, x, key):
-            return block.row(x, mask, rotation, key)[0], None
+            return by_rows(block.row(x, mask, rotation, key)[0]), None
 
-        x, _ = self._scan(body, x, layer_keys(key, self.config.layers))
+        x, _ = self._scan(body, by_rows(x), layer_keys(key, self.config.layers))
         return self.final_norm(x)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:

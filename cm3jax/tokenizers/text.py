@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-import sentencepiece
 from etils import epath
 
 from cm3jax.errors import UserError
@@ -35,6 +34,8 @@ class TextTokenizer:
 
     def __init__(self, model: bytes):
         self._model = model
+        import sentencepiece  # only texts need it
+
         self._processor = sentencepiece.SentencePieceProcessor()
         self._processor.load_from_serialized_proto(model)
 
@@ -107,6 +108,8 @@ def _escape(text: str) -> str:
 
 def _train(texts: Sequence[str], pieces: int, algorithm: str, reserved: int) -> bytes:
     """A SentencePiece model of at most `pieces` pieces, `reserved` of them control symbols."""
+    import sentencepiece
+
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

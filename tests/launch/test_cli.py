@@ -15,7 +15,9 @@ from launch import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(
-    path.stem for path in (ROOT / "launch").glob("*.py") if path.stem not in ("__init__", "cli")
+    path.stem
+    for path in (ROOT / "launch").glob("*.py")
+    if path.stem not in ("__init__", "cli", "env")
 )
 
 

@@ -1,0 +1,182 @@
+"""What a training step of the decoder needs, without running it: bytes per device and operations.
+
+Parameters, gradients, moments and batch are exact: they are the shapes and shardings that training
+itself lays out. What lives only within a step is estimated from what automatic differentiation
+keeps between forward and backward pass, which tracing tells without compiling anything.
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+
+from cm3jax import partition
+from cm3jax.config import Experiment
+from cm3jax.errors import UserError
+from cm3jax.learners.decoder import DecoderLearner
+from cm3jax.loss import chunks_for, token_losses
+from cm3jax.sequence import Batch
+from cm3jax.state import Layout, plan
+from cm3jax.train import make_train_step
+from cm3jax.vocab import Vocab
+
+
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """Bytes on each device during a step; the first four are exact, the last is an estimate."""
+
+    parameters: int
+    moments: int
+    """What the optimiser keeps, its counters included."""
+    gradients: int
+    batch: int
+    temporaries: int
+    """Activations, logits and what the backward pass computes from them."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(dataclasses.astuple(self))
+
+
+def lay_out(experiment: Experiment, mesh: jax.sharding.Mesh | AbstractMesh) -> Layout:
+    """The decoder's train state on a mesh of devices that need not exist; nothing is allocated."""
+    learner = _learner(experiment)
+    return plan(learner.init, experiment, mesh)
+
+
+def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh | AbstractMesh) -> Batch:
+    """A global batch before it has values; `UserError` if the mesh cannot share its rows."""
+    shards = partition.batch_shards(mesh)
+    if experiment.data.batch % shards:
+        raise UserError(
+            f"data.batch={experiment.data.batch} cannot be cut into {shards} equal shares; make it "
+            f"a multiple of {shards}, or choose other mesh sizes."
+        )
+    shape = (experiment.data.batch, experiment.model.context)
+    sharding = partition.batch_sharding(mesh)
+    ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+    weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+    return Batch(ids, ids, weights, ids, ids)
+
+
+def footprint(experiment: Experiment, layout: Layout, batch: Batch) -> Footprint:
+    """Bytes on each device of the mesh that `layout` and `batch` were made for."""
+    state = layout.abstract
+    parameters = _local_bytes((state.params, state.extra))
+    return Footprint(
+        parameters=parameters,
+        moments=_local_bytes((state.opt_state, state.step)),
+        gradients=_local_bytes(state.params),
+        batch=_local_bytes(batch),
+        temporaries=_temporaries(experiment, dict(batch.tokens.sharding.mesh.shape)),
+    )
+
+
+def compiled_bytes(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[int, int]:
+    """Bytes per device of a step's arguments and of its temporaries, as XLA allots them.
+
+    Compiles for the devices of `mesh`. Temporaries include the gradients.
+    """
+    with jax.set_mesh(mesh):
+        layout, batch = lay_out(experiment, mesh), abstract_batch(experiment, mesh)
+        step = make_train_step(_learner(experiment), layout)
+        memory = step.lower(layout.abstract, batch).compile().memory_analysis()
+    return memory.argument_size_in_bytes, memory.temp_size_in_bytes
+
+
+def _learner(experiment: Experiment) -> DecoderLearner:
+    if experiment.learner != "decoder":
+        raise UserError(
+            f"{experiment.name} trains a {experiment.learner}; only decoders are planned, the "
+            "others fit any device."
+        )
+    return DecoderLearner(experiment, Vocab(experiment.vocab), {})
+
+
+def _local_bytes(tree: Any) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _temporaries(experiment: Experiment, mesh: dict[str, int]) -> int:
+    """Peak of what lives within a step: at the head, or in the backward pass of a layer.
+
+    At the head all layers' residuals are there, and the logits, and their gradient. In a layer the
+    head's are gone; a layer that recomputes has all of its residuals once more.
+    """
+    model, tensor = experiment.model, mesh["tensor"]
+    rows = experiment.data.batch // (mesh["data"] * mesh["fsdp"])
+    # What one device does is the work of a narrower model on fewer rows.
+    local = dataclasses.replace(
+        model,
+        heads=model.heads // tensor,
+        kv_heads=model.kv_heads and max(1, model.kv_heads // tensor),  # 0: one per query head
+        ffn=model.ffn // tensor,
+    )
+    vocab_size = Vocab(experiment.vocab).size
+    chunks = chunks_for(rows, model.context, vocab_size)
+
+    def kept(config) -> int:
+        return _kept_by_layers(dataclasses.replace(experiment, model=config), rows)
+
+    layers = kept(local)
+    head = _kept_by_head(experiment, rows, -(-vocab_size // tensor), chunks)
+    once = dataclasses.replace(local, layers=1, remat="none")
+    layer = kept(once)
+    return layers + max(head, layer)
+
+
+def _kept_by_layers(experiment: Experiment, rows: int) -> int:
+    """Bytes that the layers keep for their backward pass, parameters left out."""
+    learner = _learner(experiment)
+    variables = nn.unbox(jax.eval_shape(learner.init, jax.random.key(0)))
+    row = jax.ShapeDtypeStruct((rows, experiment.model.context), jnp.int32)
+    hidden = lambda variables, row: learner.model.apply(variables, row, row, row)  # noqa: E731
+    return _kept(hidden, variables, row)
+
+
+def _kept_by_head(experiment: Experiment, rows: int, vocab_size: int, chunks: int) -> int:
+    """Bytes of the head's backward pass: what it keeps, or computes again, and one gradient."""
+    width, length = experiment.model.width, experiment.model.context // chunks
+    dtype = jnp.dtype(experiment.model.dtype)
+    table = jax.ShapeDtypeStruct((vocab_size, width), jnp.float32)
+    hidden = jax.ShapeDtypeStruct((rows, length, width), dtype)
+    targets = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+
+    def losses(inputs, targets):
+        table, hidden = inputs
+
+        def logits(part):
+            return jnp.einsum(
+                "...d,vd->...v", part, table.astype(dtype), preferred_element_type=jnp.float32
+            )
+
+        return token_losses(logits, hidden, targets)
+
+    logits = 4 * rows * length * vocab_size
+    return _kept(losses, (table, hidden), targets) + logits
+
+
+def _kept(function: Callable[[Any, Any], Any], inputs: Any, other: Any) -> int:
+    """Bytes kept between the forward and the backward pass with respect to `inputs`.
+
+    What stands among the inputs already is not counted.
+    """
+
+    def residuals(inputs, other):
+        return jax.vjp(lambda inputs: function(inputs, other), inputs)[1]
+
+    def sizes(tree):
+        return Counter((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree))
+
+    new = sizes(jax.eval_shape(residuals, inputs, other)) - sizes((inputs, other))
+    return sum(count * math.prod(shape) * dtype.itemsize for (shape, dtype), count in new.items())

@@ -1,0 +1,36 @@
+"""What accelerators can do, to say how much of it a run uses."""
+
+A100_FLOPS = 312e12
+"""Dense bfloat16 operations per second of an A100, the unit in which the paper counts."""
+
+# Dense bfloat16 operations per second of one device, from the makers' data sheets, by a part of
+# `jax.Device.device_kind`. The first match counts: "TPU v5 lite" stands before "TPU v5".
+_PEAK = {
+    "A100": A100_FLOPS,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU7x": 2307e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Operations per second of one device at most, in bfloat16; None where it is not known (CPUs).
+
+    A figure for float32 on the same device would be lower: utilisation is against bfloat16 always.
+    """
+    return next((peak for part, peak in _PEAK.items() if part in device_kind), None)
+
+
+def a100_hours(flops: float) -> float:
+    """Hours that an A100 would need at its full rate.
+
+    The paper's hours are those of real runs, at less than the full rate; divide by a utilisation
+    to compare.
+    """
+    return flops / A100_FLOPS / 3600

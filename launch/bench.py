@@ -1,0 +1,347 @@
+"""Measure side by side, in one run on one machine; prints one JSON object.
+
+    python -m launch.bench train
+    python -m launch.bench train --experiment cm3leon_760m --batch 8
+
+`train` times our training step against the same architecture in transformers and torch, with the
+same weights, rows and optimiser. Without `--experiment` it is Chameleon's, 8 layers of width 512;
+an experiment's model has no counterpart in transformers and is timed alone. It needs jax, flax,
+optax, orbax and numpy; where torch and transformers are missing, our side runs alone.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cm3jax import partition
+from cm3jax.config import (
+    DataConfig,
+    DecoderConfig,
+    Experiment,
+    OptimConfig,
+    VocabConfig,
+)
+from cm3jax.hardware import peak_flops
+from cm3jax.learners.decoder import DecoderLearner
+from cm3jax.sequence import Batch
+from cm3jax.state import TrainState, plan
+from cm3jax.train import make_train_step
+from cm3jax.vocab import Vocab
+
+LEARNING_RATE = 1e-4
+
+
+def run(argv: list[str] | None = None) -> None:
+    """Measure and print; options by argparse, since a bare machine has no tyro."""
+    options = _options().parse_args(argv)
+    # torch wants its share of the same accelerator.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    print(json.dumps(bench_train(options), indent=2))
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.bench",
+        description="Measure side by side, in one run on one machine; prints one JSON object.",
+    )
+    parser.add_argument("what", choices=["train"], help="our training step against torch's")
+    parser.add_argument("--experiment", default="", help="time this experiment's decoder alone")
+    parser.add_argument("--batch", type=int, default=8, help="rows of a step")
+    parser.add_argument(
+        "--length", type=int, default=0, help="tokens of a row; default the model's"
+    )
+    parser.add_argument("--layers", type=int, default=8, help="layers of the Chameleon")
+    parser.add_argument("--width", type=int, default=512, help="its width; heads are of 64")
+    parser.add_argument("--vocab", type=int, default=16_384, help="its ids")
+    parser.add_argument("--unroll", type=int, default=1, help="layers per turn of our scan")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps, after two others")
+    parser.add_argument("--compile-torch", action="store_true", help="torch.compile as well")
+    return parser
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One side's measurement."""
+
+    losses: list[float]
+    seconds: list[float]
+    """Of each timed step, from the call to its loss on the host."""
+
+
+def bench_train(options: argparse.Namespace) -> dict[str, Any]:
+    """Time the sides one after another."""
+    experiment = _experiment(options)
+    learner = DecoderLearner(experiment, Vocab(experiment.vocab), {})
+    weights, tokens = _weights(learner), _tokens(learner)
+    work = learner.work
+    matrix_rate = measured_matrix_rate(experiment.model.dtype)
+    device = jax.devices()[0].device_kind
+    peak = peak_flops(device)
+
+    def summary(side: Side) -> dict[str, Any]:
+        seconds = statistics.median(side.seconds)
+        rate = work.flops / seconds
+        return {
+            "tokens_per_second": work.tokens / seconds,
+            "seconds_per_step": seconds,
+            "slowest_step": max(side.seconds),
+            "mfu": rate / peak if peak else None,
+            "share_of_matrix_rate": rate / matrix_rate,
+            "first_loss": side.losses[0],
+            "last_loss": side.losses[-1],
+        }
+
+    answer = {
+        "device": device,
+        "dtype": experiment.model.dtype,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(weights)),
+        "tokens_per_step": work.tokens,
+        "flops_per_step": work.flops,
+        "matrix_flops_per_second": matrix_rate,
+        "ours": summary(_ours(learner, weights, tokens, options.steps)),
+    }
+    missing = "an experiment's model has no counterpart" if options.experiment else _missing()
+    if missing:
+        return answer | {"torch": None, "torch_left_out_because": missing}
+    for name, compiles in (("torch", False), ("torch_compiled", True)):
+        if compiles and not options.compile_torch:
+            continue
+        answer[name] = summary(_torch(experiment, weights, tokens, options.steps, compiles))
+        rates = [answer[side]["tokens_per_second"] for side in ("ours", name)]
+        answer[f"ratio_to_{name}"] = rates[0] / rates[1]
+        first = [answer[side]["first_loss"] for side in ("ours", name)]
+        answer[f"first_loss_difference_to_{name}"] = abs(first[0] - first[1])
+    return answer
+
+
+def measured_matrix_rate(dtype: str) -> float:
+    """Operations per second of a large product of square matrices on one device."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    matrix = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a, b: a @ b)
+    seconds = _timed(lambda: product(matrix, matrix).block_until_ready(), 8)
+    return 2 * size**3 / min(seconds)
+
+
+def _timed(step: Callable[[], Any], times: int) -> list[float]:
+    """Seconds of each call, after two that are not counted: they compile and warm up."""
+    seconds = []
+    for _ in range(times + 2):
+        begin = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - begin)
+    return seconds[2:]
+
+
+def _experiment(options: argparse.Namespace) -> Experiment:
+    optim = OptimConfig(
+        peak_lr=LEARNING_RATE, warmup_steps=1, end_lr_ratio=1.0, weight_decay=0.1, clip_norm=1.0
+    )
+    if options.experiment:
+        module = importlib.import_module(f"experiments.{options.experiment.replace('/', '.')}")
+        model, vocab = module.get_config().model, module.get_config().vocab
+        length = options.length or model.context
+        model = dataclasses.replace(model, context=length)
+    else:
+        model = DecoderConfig(
+            layers=options.layers,
+            width=options.width,
+            heads=options.width // 64,
+            head_width=64,
+            ffn=-(-options.width * 8 // 3 // 64) * 64,  # Llama's: 8/3 of the width
+            context=options.length or 512,
+            dtype=options.dtype,
+            positions="rope",
+            qk_norm=True,
+            norm="rms",
+            activation="swiglu",
+            tied=False,
+            unroll=options.unroll,
+        )
+        vocab = VocabConfig()
+        pieces = options.vocab - vocab.specials - vocab.image_codes
+        vocab = dataclasses.replace(vocab, text_pieces=pieces)
+    return Experiment(
+        name="bench",
+        vocab=vocab,
+        model=model,
+        data=DataConfig(batch=options.batch),
+        optim=optim,
+    )
+
+
+def _weights(learner: DecoderLearner) -> Any:
+    """Random parameters; none is zero, or a layer would do nothing in the first step."""
+    generator = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        gain = jax.tree_util.keystr(path[-1:], simple=True) == "scale"
+        return (0.02 * generator.standard_normal(leaf.shape) + gain).astype(np.float32)
+
+    variables = jax.eval_shape(learner.init, jax.random.key(0))
+    shapes = jax.tree.map(lambda box: box.value, variables["params"], is_leaf=_is_box)
+    return jax.tree.map_with_path(draw, shapes)
+
+
+def _is_box(leaf: Any) -> bool:
+    return hasattr(leaf, "names")
+
+
+def _tokens(learner: DecoderLearner) -> np.ndarray:
+    """Rows of random ids, one longer than the model reads."""
+    experiment = learner.experiment
+    shape = (experiment.data.batch, experiment.model.context + 1)
+    return np.random.default_rng(1).integers(0, learner.vocab.size, shape, dtype=np.int32)
+
+
+def _ours(learner: DecoderLearner, weights: Any, tokens: np.ndarray, steps: int) -> Side:
+    mesh = partition.make_mesh(learner.experiment.mesh)
+    losses: list[float] = []
+    with jax.set_mesh(mesh):
+        layout = plan(learner.init, learner.experiment, mesh)
+        shardings = layout.shardings
+        params = jax.device_put(weights, shardings.params)
+        moments = jax.jit(layout.optimizer.init, out_shardings=shardings.opt_state)(params)
+        state = TrainState(jax.device_put(np.int32(0), shardings.step), params, moments, {})
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        ones = np.ones_like(inputs)
+        places = np.broadcast_to(np.arange(inputs.shape[1], dtype=np.int32), inputs.shape)
+        batch = Batch(inputs, targets, ones.astype(np.float32), ones, places)
+        batch = jax.device_put(batch, partition.batch_sharding(mesh))
+        step = make_train_step(learner, layout)
+
+        def once():
+            nonlocal state
+            state, metrics = step(state, batch)
+            total, weight = metrics["loss"]
+            losses.append(float(total) / float(weight))
+
+        seconds = _timed(once, steps)
+    return Side(losses, seconds)
+
+
+def _missing() -> str:
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed"
+    return ""
+
+
+_NAMES = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "out": "self_attn.o_proj",
+    "query_norm": "self_attn.q_norm",
+    "key_norm": "self_attn.k_norm",
+    "attention_norm": "input_layernorm",
+    "feed_forward_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+"""Our names of a layer's parts and those of transformers."""
+
+
+def _state_dict(weights: Any, width: int) -> dict[str, np.ndarray]:
+    """Our parameters under the names and in the shapes of transformers' Chameleon."""
+    out = {
+        "model.embed_tokens.weight": weights["embedding"],
+        "lm_head.weight": weights["head"],
+        "model.norm.weight": weights["final_norm"]["scale"],
+    }
+    for path, stacked in jax.tree.leaves_with_path(weights["layers"]):
+        *_, part, kind = (key.key for key in path)
+        for index, leaf in enumerate(stacked):
+            if kind == "kernel":  # ours maps from the left, over several axes
+                shape = (width, -1) if part not in ("out", "down") else (-1, width)
+                leaf = np.ascontiguousarray(leaf.reshape(shape).T)
+            name = "bias" if kind == "bias" else "weight"
+            out[f"model.layers.{index}.{_NAMES[part]}.{name}"] = leaf
+    return out
+
+
+def _torch(
+    experiment: Experiment, weights: Any, tokens: np.ndarray, steps: int, compiles: bool
+) -> Side:
+    import torch
+    from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+
+    model, vocab_size = experiment.model, int(weights["head"].shape[0])
+    config = ChameleonConfig(
+        vocab_size=vocab_size,
+        hidden_size=model.width,
+        intermediate_size=model.ffn,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        num_key_value_heads=model.heads,
+        max_position_embeddings=model.context,
+        vocabulary_map={"<image>": 3, "IMGIMGAZ": 4},
+        # The smallest image tokenizer there is; the step does not use it.
+        vq_config={
+            "base_channels": 32,
+            "channel_multiplier": [1],
+            "embed_dim": 4,
+            "latent_channels": 4,
+            "num_embeddings": 2,
+            "num_res_blocks": 1,
+            "resolution": 8,
+        },
+    )
+    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+    network = ChameleonForConditionalGeneration(config)
+    arrays = {name: torch.from_numpy(a) for name, a in _state_dict(weights, model.width).items()}
+    faults = network.load_state_dict(arrays, strict=False)
+    left = [name for name in faults.missing_keys if "vqmodel" not in name]
+    if left or faults.unexpected_keys:
+        raise ValueError(f"weights differ: {left} {faults.unexpected_keys}")
+    network.model.vqmodel.requires_grad_(False)
+    network.to(device).train()
+    trained = [p for p in network.parameters() if p.requires_grad]
+    settings = experiment.optim
+    optimizer = torch.optim.AdamW(
+        trained,
+        lr=LEARNING_RATE,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+    ids = torch.from_numpy(tokens.astype(np.int64)).to(device)
+
+    def loss() -> "torch.Tensor":
+        mixed = torch.autocast(device, torch.bfloat16, enabled=model.dtype == "bfloat16")
+        with mixed:
+            # Not the model's own loss: it forbids image ids.
+            hidden = network.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+            logits = network.lm_head(hidden)
+        scores = logits.float().reshape(-1, vocab_size)
+        return torch.nn.functional.cross_entropy(scores, ids[:, 1:].reshape(-1))
+
+    compute = torch.compile(loss) if compiles else loss
+    losses: list[float] = []
+
+    def once():
+        value = compute()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(trained, settings.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(value.item())
+
+    return Side(losses, _timed(once, steps))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,59 @@
+"""What surrounds a process: compiler flags for each accelerator and the cache of compiled programs.
+
+`launch.cli.main` calls `prepare` before anything starts a jax backend; nothing else sets these.
+"""
+
+import os
+from pathlib import Path
+
+import jax
+
+from cm3jax.files import digest
+
+FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
+    # XLA's own defaults suit CPUs.
+    "cpu": {},
+    # Every jaxlib parses flags for GPUs, and an unknown one aborts the process: a test starts one
+    # with these. Hiding communication behind arithmetic is NVIDIA's own setting for its jax images;
+    # add others here only with the gain that they brought.
+    "gpu": {"XLA_FLAGS": ("--xla_gpu_enable_latency_hiding_scheduler=true",)},
+    # Gathers of parameters that run beside arithmetic. Only libtpu knows these flags, so that no
+    # machine without a TPU can check them.
+    "tpu": {
+        "LIBTPU_INIT_ARGS": (
+            "--xla_tpu_enable_async_collective_fusion=true",
+            "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true",
+            "--xla_tpu_overlap_compute_collective_tc=true",
+        )
+    },
+}
+"""Environment variable and flags by accelerator. All are set on every machine: flags for hardware
+that is not there do nothing. For runs on GPUs that resume bitwise, add
+`XLA_FLAGS=--xla_gpu_deterministic_ops=true`, which costs speed."""
+
+
+def prepare() -> None:
+    """Set the flags and the cache; what the user's environment says goes first."""
+    for variables in FLAGS.values():
+        for variable, flags in variables.items():
+            # Of a flag that stands twice the last one counts: the user's.
+            os.environ[variable] = " ".join([*flags, os.environ.get(variable, "")]).strip()
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir()))
+
+
+def cache_dir() -> Path:
+    """Where compiled programs are kept when `JAX_COMPILATION_CACHE_DIR` does not say.
+
+    A folder of the user's cache, one for each kind of processor: homes are shared between machines,
+    and programs for CPUs are compiled for the very processor.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "cm3jax" / f"xla-{digest(_processor())}"
+
+
+def _processor() -> str:
+    """What distinguishes processors to a compiler."""
+    about = Path("/proc/cpuinfo")  # Linux has it; elsewhere homes are seldom shared
+    lines = about.read_text().splitlines() if about.exists() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

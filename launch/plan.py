@@ -1,0 +1,97 @@
+"""Say what training an experiment needs: parameters, bytes on each device, operations.
+
+    python -m launch.plan cm3leon_7b --mesh.fsdp 256
+
+By formula: nothing is allocated, and the devices of the mesh need not exist; a mesh size of -1
+takes this machine's. `--compile` compiles the step for devices that do exist and prints what XLA
+allots beside.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from cm3jax import partition
+from cm3jax.config import Experiment
+from cm3jax.footprint import abstract_batch, compiled_bytes, footprint, lay_out
+from cm3jax.hardware import a100_hours
+from cm3jax.learners.decoder import decoder_work
+from cm3jax.vocab import Vocab
+from launch.cli import main, parse_experiment_and
+
+_DESCRIPTION = (
+    "What training an experiment needs: parameters, bytes on each device, operations; by formula."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to say it."""
+
+    json: bool = False
+    """Print one JSON object, without the table of shardings."""
+    compile: bool = False
+    """Compile the step too, for this machine's devices, and print what XLA allots."""
+
+
+def run(argv: list[str]) -> None:
+    """Print the plan."""
+    experiment, options = parse_experiment_and(Options, argv, _DESCRIPTION)
+    answer, table = plan(experiment, options.compile)
+    print(json.dumps(answer, indent=2) if options.json else f"{table}\n\n{as_text(answer)}")
+
+
+def plan(experiment: Experiment, compiles: bool = False) -> tuple[dict[str, Any], str]:
+    """The figures, and the table of shardings; `UserError` where the mesh does not fit."""
+    mesh = partition.abstract_mesh(experiment.mesh)
+    layout, batch = lay_out(experiment, mesh), abstract_batch(experiment, mesh)
+    needs = footprint(experiment, layout, batch)
+    work = decoder_work(experiment, Vocab(experiment.vocab).size)
+    steps = experiment.train.steps
+    answer = {
+        "experiment": experiment.name,
+        "parameters": layout.parameters,
+        "mesh": dict(mesh.shape),
+        "devices": mesh.size,
+        "bytes_per_device": {**dataclasses.asdict(needs), "total": needs.total},
+        "tokens_per_step": work.tokens,
+        "flops_per_step": work.flops,
+        "steps": steps,
+        "tokens": work.tokens * steps,
+        "flops": work.flops * steps,
+        "a100_hours": a100_hours(work.flops * steps),
+    }
+    if compiles:
+        arguments, temporaries = compiled_bytes(experiment, partition.make_mesh(experiment.mesh))
+        answer["compiled_bytes_per_device"] = {"arguments": arguments, "temporaries": temporaries}
+    return answer, layout.table
+
+
+def as_text(answer: dict[str, Any]) -> str:
+    """The figures for people."""
+    lines = [f"{answer['experiment']}: {answer['parameters']:,} parameters, mesh {answer['mesh']}"]
+    lines += ["", "bytes on each of the devices (temporaries are an estimate)"]
+    lines += [
+        f"  {name:<12}{size:>20,}  {size / 2**30:>9.3f} GiB"
+        for name, size in answer["bytes_per_device"].items()
+    ]
+    if "compiled_bytes_per_device" in answer:
+        lines.append("as compiled here (temporaries include the gradients)")
+        lines += [
+            f"  {name:<12}{size:>20,}  {size / 2**30:>9.3f} GiB"
+            for name, size in answer["compiled_bytes_per_device"].items()
+        ]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"a step    {answer['tokens_per_step']:,} tokens, {answer['flops_per_step']:.4g} FLOP",
+            f"the run   {answer['steps']:,} steps, {answer['tokens']:.4g} tokens, "
+            f"{answer['flops']:.4g} FLOP",
+            f"          {answer['a100_hours']:,.0f} A100 hours at full rate (312 TFLOP/s, bf16)",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main(run)

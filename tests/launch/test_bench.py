@@ -1,0 +1,82 @@
+"""The bench: our side alone on a bare machine, and its weights under transformers' names."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cm3jax.learners.decoder import DecoderLearner
+from cm3jax.vocab import Vocab
+from launch import bench
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (
+    *("train", "--layers", "2", "--width", "128", "--vocab", "9800"),
+    *("--length", "32", "--batch", "2", "--steps", "2"),
+)
+BARE = """
+import sys
+absent = {absent!r}
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in absent:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Absent())
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in absent else find_spec(name, *rest)
+from launch.bench import run
+run({argv!r})
+"""
+ABSENT = {
+    *("torch", "transformers", "jaxtyping", "beartype", "sentencepiece", "safetensors", "tyro"),
+    *("grain", "array_record", "tensorflow_datasets", "scann", "PIL", "tensorboard"),
+}
+
+
+def test_a_machine_with_little_more_than_jax_measures_our_side():
+    answer = subprocess.run(
+        [sys.executable, "-c", BARE.format(absent=ABSENT, argv=list(SMALL))],
+        cwd=ROOT,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert answer.returncode == 0, answer.stderr
+    figures = json.loads(answer.stdout)
+    assert figures["torch_left_out_because"] == "torch is not installed"
+    ours = figures["ours"]
+    assert ours["first_loss"] == pytest.approx(np.log(9800), rel=0.02)
+    assert ours["last_loss"] < ours["first_loss"]
+    assert ours["mfu"] is None
+    assert 0 < ours["share_of_matrix_rate"] < 2
+    # Worked by hand: 2 layers of 4 D^2 and 3 D F (F = 384) and a head of V D; attention 12 N D L.
+    per_token = 6 * (2 * (4 * 128**2 + 3 * 128 * 384) + 9800 * 128) + 12 * 2 * 128 * 32
+    assert figures["flops_per_step"] == 2 * 32 * per_token
+
+
+def test_weights_go_to_transformers_transposed():
+    experiment = bench._experiment(bench._options().parse_args(SMALL))
+    learner = DecoderLearner(experiment, Vocab(experiment.vocab), {})
+    weights = bench._weights(learner)
+    state = bench._state_dict(weights, 128)
+    assert sum(a.size for a in state.values()) == sum(a.size for a in jax.tree.leaves(weights))
+    query = weights["layers"]["query"]["kernel"][1]  # [D H A]
+    assert state["model.layers.1.self_attn.q_proj.weight"][64 + 5, 7] == query[7, 1, 5]
+    out = weights["layers"]["out"]["kernel"][0]  # [H A D]
+    assert state["model.layers.0.self_attn.o_proj.weight"][7, 64 + 5] == out[1, 5, 7]
+    gate = weights["layers"]["feed_forward"]["gate"]["kernel"][0]
+    np.testing.assert_array_equal(state["model.layers.0.mlp.gate_proj.weight"], gate.T)
+
+
+def test_an_experiment_is_timed_alone():
+    argv = ["train", "--experiment", "cm3leon_350m", "--length", "128", "--batch", "2"]
+    experiment = bench._experiment(bench._options().parse_args(argv))
+    assert (experiment.model.layers, experiment.model.context) == (24, 128)
+    assert experiment.data.batch == 2

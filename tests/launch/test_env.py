@@ -1,0 +1,67 @@
+"""Flags that the installed jaxlib accepts, and a cache of compiled programs that fills."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import env
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(program: str, **variables: str) -> subprocess.CompletedProcess:
+    keep = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=keep | {"JAX_PLATFORMS": "cpu"} | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_installed_jaxlib_accepts_every_flag():
+    flags = [flag for each in env.FLAGS.values() for flag in each.get("XLA_FLAGS", ())]
+    assert flags
+    begin = "import jax; jax.devices()"
+    assert start(begin, XLA_FLAGS=" ".join(flags)).returncode == 0
+    unknown = start(begin, XLA_FLAGS="--xla_gpu_no_such_flag=true")
+    assert unknown.returncode != 0  # or the line above would show nothing
+    assert "Unknown flag" in unknown.stderr
+
+
+def test_flags_and_cache_are_set_before_the_backend_starts(tmp_path):
+    program = (
+        "import os, jax; from launch import env; env.prepare();"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0);"
+        "jax.jit(lambda x: x + 1)(1.0).block_until_ready();"
+        "print(os.environ['XLA_FLAGS']); print(os.environ['LIBTPU_INIT_ARGS'])"
+    )
+    mine = "--xla_gpu_enable_latency_hiding_scheduler=false"
+    answer = start(program, XDG_CACHE_HOME=str(tmp_path), XLA_FLAGS=mine)
+    assert answer.returncode == 0, answer.stderr
+    xla, tpu = answer.stdout.splitlines()
+    assert xla.endswith(f" {mine}")  # the user's word is the last
+    assert tpu.startswith("--xla_tpu_")
+    (folder,) = (tmp_path / "cm3jax").iterdir()
+    assert any(folder.iterdir())
+
+
+def test_the_users_cache_goes_first(tmp_path):
+    program = (
+        "import jax; from launch import env; env.prepare();"
+        "print(jax.config.jax_compilation_cache_dir)"
+    )
+    answer = start(program, JAX_COMPILATION_CACHE_DIR=str(tmp_path))
+    assert answer.stdout.strip() == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["XDG_CACHE_HOME", "HOME"])
+def test_the_cache_lies_in_the_users_cache(name, monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv(name, str(tmp_path))
+    assert env.cache_dir().is_relative_to(tmp_path)

@@ -1,0 +1,224 @@
+"""Rendered jobs: manifests against JobSet's schema, scripts by a shell; no cluster is here."""
+
+import copy
+import dataclasses
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from cm3jax.config import MeshConfig, TrainConfig
+from cm3jax.errors import UserError
+from cm3jax.metrics import MetricsLog
+from launch import cli, submit
+
+SCHEMA = json.loads((Path(__file__).parent / "schemas/jobset.v1alpha2.schema.json").read_text())
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+EXPERIMENT = cli.load_experiment("cm3leon_7b")
+BUCKET = "gs://mine/cm3jax"
+GKE_TPU = submit.Options(
+    "gke-tpu", 64, 4, BUCKET, accelerator="tpu-v5p-slice", topology="8x8x4", restarts=7
+)
+GKE_GPU = submit.Options("gke-gpu", 2, 8, BUCKET, accelerator="nvidia-h100-80gb")
+TPU_VM = submit.Options("tpu-vm", 16, 4, BUCKET, accelerator="v5p-128", zone="us-east5-a")
+SLURM = submit.Options("slurm", 4, 8)
+ALL = (GKE_TPU, GKE_GPU, TPU_VM, SLURM)
+
+
+def strict(schema: dict) -> dict:
+    """The schema with unknown fields forbidden, as `kubectl --validate=strict` does."""
+    schema = copy.deepcopy(schema)
+
+    def close(node):
+        if isinstance(node, dict):
+            if "properties" in node and "additionalProperties" not in node:
+                node["additionalProperties"] = False
+            for value in node.values():
+                close(value)
+
+    close(schema)
+    return schema
+
+
+def manifest(options: submit.Options, experiment=EXPERIMENT) -> dict:
+    return yaml.safe_load(submit.render(experiment, options, REVISION))
+
+
+def check(candidate: dict) -> None:
+    jsonschema.Draft7Validator(strict(SCHEMA)).validate(candidate)
+
+
+@pytest.mark.parametrize("options", [GKE_TPU, GKE_GPU], ids=lambda o: o.cluster)
+@pytest.mark.parametrize("name", ["cm3leon_7b", "miniature/decoder"])
+def test_manifests_follow_the_published_schema(options, name):
+    check(manifest(options, cli.load_experiment(name)))
+
+
+def test_the_schema_sees_mistakes():
+    wrong = manifest(GKE_GPU)
+    wrong["spec"]["failurePolicy"]["maxRestart"] = 3
+    with pytest.raises(jsonschema.ValidationError, match="maxRestart"):
+        check(wrong)
+    wrong = manifest(GKE_GPU)
+    wrong["spec"]["replicatedJobs"][0]["template"]["spec"]["completions"] = "2"
+    with pytest.raises(jsonschema.ValidationError, match="not of type 'integer'"):
+        check(wrong)
+
+
+def test_a_manifest_says_what_the_job_needs():
+    made = manifest(GKE_TPU)
+    assert made["spec"]["failurePolicy"] == {"maxRestarts": 7}
+    job = made["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (64, 64, 0)
+    pod = job["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == 300
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice",
+        "cloud.google.com/gke-tpu-topology": "8x8x4",
+    }
+    (container,) = pod["containers"]
+    assert container["resources"] == {"limits": {"google.com/tpu": 4}}
+    variables = {each["name"]: each["value"] for each in container["env"]}
+    assert variables == {
+        "CM3JAX_REVISION": REVISION,
+        "JAX_COMPILATION_CACHE_DIR": f"{BUCKET}/compiled",
+        "JAX_COORDINATOR_ADDRESS": "cm3leon-7b-worker-0-0.cm3leon-7b:8476",
+        "JAX_NUM_PROCESSES": "64",
+    }
+    (script,) = container["args"]
+    assert "'.[tpu,store]'" in script
+    assert f"--workdir {BUCKET}/runs/cm3leon_7b" in script
+    assert f"checkouts/{REVISION}.tar.gz | tar" in pod["initContainers"][0]["args"][0]
+    gpu = manifest(GKE_GPU)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert gpu["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": 8}}
+    assert "'.[cuda,store]'" in gpu["containers"][0]["args"][0]
+
+
+@pytest.mark.parametrize("options", ALL, ids=lambda o: o.cluster)
+def test_scripts_are_what_a_shell_can_read(options):
+    strange = dataclasses.replace(EXPERIMENT, workdir="runs/it's mine")
+    text = submit.render(strange, options, REVISION)
+    assert REVISION in text
+    if options.cluster.startswith("gke"):
+        pod = yaml.safe_load(text)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+        (text,) = pod["spec"]["containers"][0]["args"]
+    inner = re.findall(r"<<'(\w+)'\n(.*?)^\1$", text, re.DOTALL | re.MULTILINE)
+    for script in (text, *(body for _, body in inner)):
+        read = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+        assert read.returncode == 0, read.stderr
+    (command,) = {line for line in text.splitlines() if "-m launch.train" in line}
+    words = shlex.split(command.removesuffix("&"))
+    assert words[-2:] == ["--workdir", "runs/it's mine"]
+
+
+def test_slurm_asks_for_what_the_job_needs():
+    text = submit.render(EXPERIMENT, SLURM, REVISION)
+    asked = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, re.MULTILINE))
+    assert asked["nodes"] == "4"
+    assert asked["ntasks-per-node"] == asked["gpus-per-node"] == "8"
+    assert asked["signal"] == "TERM@300"
+    assert "requeue" in asked
+    assert "'.[cuda]'" in text
+    assert "gs://" not in text
+
+
+def test_options_turn_the_default_into_the_experiment():
+    mine = dataclasses.replace(
+        EXPERIMENT,
+        seed=7,
+        mesh=MeshConfig(fsdp=64),
+        cm3=dataclasses.replace(EXPERIMENT.cm3, mask_retrieved=False),
+        decode=dataclasses.replace(EXPERIMENT.decode, temperature_range=(0.5, 1.0)),
+    )
+    words = submit.overrides(mine, EXPERIMENT)
+    assert cli.parse_experiment(["cm3leon_7b", *words], "") == mine
+    assert submit.overrides(EXPERIMENT, EXPERIMENT) == []
+
+
+@pytest.fixture
+def supervised(tmp_path):
+    """The script of a pod around a training of 3 steps that does `program`."""
+
+    def start(program: str) -> subprocess.Popen:
+        experiment = dataclasses.replace(
+            EXPERIMENT, workdir=str(tmp_path), train=TrainConfig(steps=3)
+        )
+        script = submit._Job(experiment, GKE_GPU, REVISION).supervised
+        first, _, rest = script.partition("\n")
+        assert first.startswith("python -m launch.train cm3leon_7b ")
+        (tmp_path / "train.py").write_text(program)
+        python = shlex.quote(sys.executable)
+        script = f"set -e\n{python} {tmp_path}/train.py &\n" + rest.replace(
+            "python -c", python + " -c"
+        )
+        return subprocess.Popen(["bash", "-c", script])
+
+    return start
+
+
+def test_a_pod_succeeds_only_when_the_last_step_is_done(supervised, tmp_path):
+    MetricsLog(tmp_path, 0).write({"step": 2})
+    assert supervised("").wait(60) != 0  # it was told to stop: exit code 0, but not finished
+    MetricsLog(tmp_path, 2).write({"step": 3})
+    assert supervised("").wait(60) == 0
+    assert supervised("raise SystemExit(2)").wait(60) == 2
+
+
+def test_a_pod_passes_the_request_to_stop_on(supervised, tmp_path):
+    program = (
+        "import pathlib, signal, sys, time\n"
+        f"here = pathlib.Path({str(tmp_path)!r})\n"
+        "def stop(*_):\n    (here / 'saved').touch()\n    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "(here / 'started').touch()\n"
+        "time.sleep(60)\n"
+    )
+    process = supervised(program)
+    while not (tmp_path / "started").exists():
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) != 0
+    assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"cluster": "gke-tpu"}, "--cluster gke-tpu also needs --bucket, --accelerator, --topo"),
+        ({"cluster": "tpu-vm", "bucket": BUCKET}, "also needs --accelerator, --zone"),
+        ({"bucket": "mine"}, "--bucket mine is no bucket"),
+        ({"nodes": 0}, "must be at least 1"),
+    ],
+)
+def test_refuses_what_would_not_run(fields, said):
+    with pytest.raises(UserError, match=said):
+        submit.Options(**fields)
+
+
+def test_only_commits_are_shipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(submit, "_ROOT", tmp_path)
+    with pytest.raises(UserError, match="no git checkout"):
+        submit.commit()
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a"]
+    (tmp_path / "file").write_text("one")
+    for words in (["init", "-q"], ["add", "file"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    assert re.fullmatch("[0-9a-f]{40}", submit.commit())
+    (tmp_path / "file").write_text("two")
+    with pytest.raises(UserError, match="file differs from the last commit"):
+        submit.commit()
+
+
+def test_the_command_writes_a_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(submit, "commit", lambda: REVISION)
+    out = tmp_path / "train.sbatch"
+    submit.run(["quickstart", "--train.steps", "7", "--nodes", "2", "--out", str(out)])
+    assert "launch.train quickstart --train.steps 7\n" in out.read_text()
+    assert str(out) in capsys.readouterr().out
