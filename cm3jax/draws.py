@@ -41,6 +41,8 @@ class Stream(enum.IntEnum):
     """The key and the temperature of each generated sample."""
     TOKENS = 11
     """The noise of each generated token."""
+    MIXTURE = 12
+    """Which corpus of a mixture a row comes from."""
 
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

@@ -156,9 +156,9 @@ def test_a_path_must_be_given(chain, folder, tmp_path):
 
 
 def test_a_row_is_shown(prepared):
-    stream = CorpusStream.open(prepared, "train")
-    text = show_row(stream, 5, testing.text_tokenizer())
-    key = stream.corpus.document(5).key
+    rows = CorpusStream.open(prepared, "train").corpora[0]
+    text = show_row(rows, 5, testing.text_tokenizer())
+    key = rows.corpus.document(5).key
     assert f"record 5, {key} (pair)" in text
     lines = text.splitlines()
     assert "<eos>" in text
@@ -167,7 +167,7 @@ def test_a_row_is_shown(prepared):
     placed = [line for line in lines if "(<mask:" in line]
     assert all(line.rstrip().endswith(" 0") for line in placed)
     with pytest.raises(UserError, match="there is no record 99"):
-        show_row(stream, 99, testing.text_tokenizer())
+        show_row(rows, 99, testing.text_tokenizer())
 
 
 def test_held_out_documents_are_no_neighbours(chain, folder, tmp_path, monkeypatch):
