@@ -13,7 +13,13 @@ from cm3jax.config import CM3Config, DataConfig
 from cm3jax.data import prepare as module
 from cm3jax.data.corpus import Corpus
 from cm3jax.data.pipeline import CorpusStream
-from cm3jax.data.prepare import Tools, prepare
+from cm3jax.data.prepare import (
+    Tools,
+    is_prepared,
+    prepare,
+    prepare_bank,
+    remove_documents,
+)
 from cm3jax.data.show import show_row
 from cm3jax.document import Image, Text, parse
 from cm3jax.errors import UserError
@@ -148,6 +154,51 @@ def test_other_settings_prepare_again(prepared, chain, folder, tmp_path):
     fewer = experiment(folder, tmp_path, records=30)
     prepare(fewer, chain, lambda line: None)
     assert len(Corpus.open(tmp_path / "corpus" / "train")) == 29
+
+
+def test_preparation_is_up_to_date_or_not(prepared, chain):
+    assert is_prepared(prepared, chain)
+    for name, value in {"pool": 7, "clauses": True, "relevance_cut": 0.5}.items():
+        rules = dataclasses.replace(prepared.retrieval, **{name: value})
+        assert not is_prepared(dataclasses.replace(prepared, retrieval=rules), chain), name
+    drawn = dataclasses.replace(prepared.retrieval, documents=1, encoder="elsewhere")
+    assert is_prepared(dataclasses.replace(prepared, retrieval=drawn), chain)
+    nowhere = dataclasses.replace(prepared.data, bank=f"{prepared.data.bank}-2")
+    assert not is_prepared(dataclasses.replace(prepared, data=nowhere), chain)
+
+
+def test_a_removed_document_stays_out(chain, folder, tmp_path):
+    config = experiment(folder, tmp_path)
+    before = prepare_bank(config, chain, lambda line: None)
+    gone = [before.meta(row).key for row in (3, 11)]
+    with pytest.raises(UserError, match="no document 'fox'; nothing was removed"):
+        remove_documents(config, ["fox"])
+    for key in gone:
+        smaller = remove_documents(config, [key])
+    lines = []
+    prepare(config, chain, lines.append)
+    assert lines[0].endswith("is complete"), "the smaller bank is the one that was wanted"
+    assert Bank.open(config.data.bank).fingerprint == smaller.fingerprint
+    assert is_prepared(config, chain)
+    # Made again from its source, it lacks them still.
+    again = dataclasses.replace(config, seed=1)
+    made = prepare_bank(again, chain, lambda line: None)
+    assert len(made) == len(before) - 2
+    assert not set(gone) & set(made.rows)
+
+
+def test_a_removal_that_was_interrupted_is_completed(chain, folder, tmp_path, monkeypatch):
+    config = experiment(folder, tmp_path)
+    key = prepare_bank(config, chain, lambda line: None).meta(0).key
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "remove", stop)
+    with pytest.raises(KeyboardInterrupt):
+        remove_documents(config, [key])
+    assert not is_prepared(config, chain)
+    assert key not in prepare_bank(config, chain, lambda line: None).rows
 
 
 def test_a_path_must_be_given(chain, folder, tmp_path):
