@@ -60,7 +60,7 @@ class Meta:
     def from_json(cls, values: dict[str, Any], what: str) -> "Meta":
         """The inverse of `to_json`."""
         return cls(
-            position=Position(**values["position"]),
+            position=Position.from_json(values["position"]),
             experiment=from_dict(values["experiment"], what),
             fingerprints=values["fingerprints"],
             **values["timers"],

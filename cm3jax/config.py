@@ -263,7 +263,7 @@ class CM3Config:
     whole_segment: float = 0.5
     """Probability that a mask is one whole segment instead of a random span."""
     mask_retrieved: bool = False
-    """Mask in retrieved documents too (metaseq's way)."""
+    """Mask in retrieved documents too (metaseq's way); with `data.rows=stream` always so."""
     no_documents: float = 0.2
     """Probability that a sample is shown without its documents."""
     retrieved_weight: float = 1.0
@@ -327,10 +327,26 @@ class DataConfig:
     """The prepared corpus, as `launch.prepare` wrote it under `data/`."""
     bank: str = ""
     """The memory bank that the corpus's neighbours point into, and that generation searches."""
+    mixture: tuple[tuple[str, float], ...] = ()
+    """Train on several prepared directories, each with a `corpus` and a `bank` in it, instead of
+    data.corpus: every directory with its weight, which decides its share of the rows, e.g.
+    `data/emblems 3 data/words 1`."""
+    rows: Literal["whole", "stream"] = "whole"
+    """How samples become rows: whole ones, packed, each masked by itself and blind to the others;
+    or one stream of samples cut at the rows' ends, each row masked and attended to as one (the
+    paper's way)."""
     batch: int = 16
     """Rows (decoder) or records (tokenizer, CLIP) of a global batch."""
     threads: int = 2
     """Reading threads of each process."""
+
+    def __post_init__(self):
+        for directory, weight in self.mixture:
+            _require(
+                weight > 0,
+                f"data.mixture gives {directory} the weight {weight}; give a positive one, or "
+                "leave it out.",
+            )
 
 
 @dataclasses.dataclass(frozen=True)

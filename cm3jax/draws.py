@@ -41,6 +41,8 @@ class Stream(enum.IntEnum):
     """The key and the temperature of each generated sample."""
     TOKENS = 11
     """The noise of each generated token."""
+    MIXTURE = 12
+    """Which corpus of a mixture a row comes from."""
     NO_CAPTION = 13
     """Whether a pair is shown to the encoder-decoder without its caption."""
 

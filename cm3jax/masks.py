@@ -70,8 +70,8 @@ def draw_spans(
 ) -> Spans:
     """Draw so many `masks` over each sample's slots; those that find no place are dropped.
 
-    The slots hold what may be masked and the breaks between its segments. `seed` is an integer,
-    `epoch` an integer or one per sample.
+    The slots hold what may be masked and the `<break>`s and `<eos>`s between its segments. `seed`
+    is an integer, `epoch` an integer or one per sample.
     """
     region = _region(xp, tokens, positions, vocab)
     count = len(masks)
@@ -96,7 +96,7 @@ class _Region(NamedTuple):
     stop: Int[AnyArray, " samples"]
     """Place after the last one."""
     rank: Int[AnyArray, "samples W"]
-    """Segment number of each slot, from 0; -1 for breaks and unused slots."""
+    """Segment number of each slot, from 0; -1 for what separates them and for unused slots."""
     starts: Int[AnyArray, "samples W"]
     """First place of the slot's segment."""
     stops: Int[AnyArray, "samples W"]
@@ -105,12 +105,15 @@ class _Region(NamedTuple):
 
 def _region(xp: ModuleType, tokens, positions, vocab: Vocab) -> _Region:
     used = positions >= 0
-    breaks = used & (tokens == vocab.break_)
+    between = used & ((tokens == vocab.break_) | (tokens == vocab.eos))
     first, stop = xp.where(used, positions, NOWHERE).min(1), positions.max(1) + 1
-    starts = _running_max(xp, xp.where(breaks, positions + 1, first[:, None]))
-    ends = xp.where(breaks, positions, stop[:, None])
+    starts = _running_max(xp, xp.where(between, positions + 1, first[:, None]))
+    ends = xp.where(between, positions, stop[:, None])
     stops = -_running_max(xp, -ends[:, ::-1])[:, ::-1]
-    rank = xp.where(used & ~breaks, xp.cumsum(breaks, axis=1), -1).astype(xp.int32)
+    # Counted where they begin: two <eos> in a row have no segment between them.
+    inside = used & ~between
+    rank = xp.cumsum(inside & (positions == starts), axis=1) - 1
+    rank = xp.where(inside, rank, -1).astype(xp.int32)
     return _Region(first, stop, rank, starts, stops)
 
 

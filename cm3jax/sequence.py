@@ -8,7 +8,9 @@ model learns to write from left to right and to fill in what is missing:
     <eos> m0 <break> I1 I2 I3 I4 <eos> m0 a red fox <eoss>         the caption is masked
 
 Nothing is deleted (`restore` undoes it), spans cross neither `<break>` nor `<eos>`, and retrieved
-documents are not masked unless the config says so. A *row* holds whole samples one after another.
+documents are not masked unless the config says so. A row holds whole samples one after another
+(`build_rows`), or a piece of the endless stream of samples, which is masked and rotated as if it
+were one sample, documents included (`build_stream_rows`, the way of the paper's own code).
 
 Every function takes the array module: numpy on the host, jax.numpy under jit. Both give the same
 bits, because draws are a function of (seed, epoch, record), all arithmetic is on integers, and no
@@ -43,19 +45,19 @@ AnyArray = Array | np.ndarray
 )
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Rows of whole samples."""
+    """Rows of whole samples, or of a stream of samples: then all of a row is one segment."""
 
     tokens: Int[AnyArray, "B L"]
     """Ids; `pad` between and after samples."""
     targets: Int[AnyArray, "B L"]
-    """The next token of the same sample; `pad` where there is none."""
+    """The next token of the same segment; `pad` where there is none."""
     weights: Float[AnyArray, "B L"]
     """Loss weight of each target, float32: 0 for placed sentinels, whose place is random, and where
     there is no target; `retrieved_weight` for documents; else 1."""
     segments: Int[AnyArray, "B L"]
     """Which sample of the row a token belongs to, from 1; 0 is padding."""
     positions: Int[AnyArray, "B L"]
-    """Place in the rotated sample, from 0."""
+    """Place in the rotated sample or stream row, from 0."""
 
 
 @no_type_check  # transformations also fill it with shapes, shardings and the like
@@ -79,7 +81,7 @@ class Samples:
     masks: Int[AnyArray, " samples"]
     """How many masks to draw, at most `config.max_masks`."""
     records: Int[AnyArray, " samples"]
-    """Which record it is: decides the draws."""
+    """Which record it is: decides the draws. In stream rows masks and draws are the row's."""
 
 
 @no_type_check  # transformations also fill it with shapes, shardings and the like
@@ -140,27 +142,35 @@ def fit(xp: ModuleType, document_lengths, scores, query_lengths, masks, room: in
     return Fitted(document_lengths, xp.clip(spare // 3, 0, masks).astype(xp.int32), spare >= 0)
 
 
-class _Slots(NamedTuple):
-    """A fixed place for every token that a sample could have, in order: the padded documents with
-    their breaks, then the query. (The two `<eos>` need no slots.)"""
+_UNWEIGHTED, _WEIGHTED, _RETRIEVED = 0, 1, 2
+
+
+class _Tokens(NamedTuple):
+    """Tokens of many samples (or rows), each with its place; not all slots are used."""
 
     tokens: Int[AnyArray, "samples W"]
+    kinds: Int[AnyArray, "samples W"]
+    """Which loss weight it has as a target."""
     positions: Int[AnyArray, "samples W"]
-    """Place in the sample before rotation; -1 for an unused slot."""
+    """Place in the sample; -1 for what does not exist."""
 
 
 def _slots(
     xp: ModuleType, samples: Samples, vocab: Vocab
-) -> tuple[_Slots, Int[AnyArray, " samples"]]:
-    """The slots, and where each query starts."""
+) -> tuple[_Tokens, Int[AnyArray, " samples"]]:
+    """A fixed slot for every token that a sample could have, in order, and the samples' lengths.
+
+    The slots are `<eos>`, the padded documents with their breaks, the padded query, and `<eos>`.
+    """
     count, documents, width = samples.documents.shape
     lengths = samples.document_lengths.astype(xp.int32)
     taken = lengths + (lengths > 0)
     first = (1 + xp.cumsum(taken, axis=1) - taken).astype(xp.int32)
     query_start = (1 + taken.sum(1)).astype(xp.int32)
+    closing = query_start + samples.query_lengths
 
     breaks = xp.full((count, documents, 1), vocab.break_, xp.int32)
-    tokens = xp.concatenate([samples.documents, breaks], axis=2)
+    shown = xp.concatenate([samples.documents, breaks], axis=2)
     place = xp.arange(width + 1, dtype=xp.int32)
     # A document's break has the last slot but follows the last token.
     offset = xp.where(place < width, place, lengths[..., None])
@@ -171,74 +181,54 @@ def _slots(
     used = place < samples.query_lengths[:, None]
     query = xp.where(used, query_start[:, None] + place, -1)
     flat = (count, documents * (width + 1))
-    return _Slots(
-        xp.concatenate([tokens.reshape(flat), samples.query], axis=1).astype(xp.int32),
-        xp.concatenate([positions.reshape(flat), query], axis=1).astype(xp.int32),
-    ), query_start
-
-
-_UNWEIGHTED, _WEIGHTED, _RETRIEVED = 0, 1, 2
-
-
-class _Moves(NamedTuple):
-    """Every token of the rotated samples, and where it goes."""
-
-    tokens: Int[AnyArray, "samples W"]
-    kinds: Int[AnyArray, "samples W"]
-    """Which loss weight it has as a target."""
-    positions: Int[AnyArray, "samples W"]
-    """Place in the rotated sample; -1 for what does not exist."""
+    kinds = np.full(flat[1] + samples.query.shape[1] + 2, _WEIGHTED, np.int32)
+    kinds[1 : flat[1] + 1] = _RETRIEVED
+    eos = xp.full((count, 1), vocab.eos, xp.int32)
+    tokens = (eos, shown.reshape(flat), samples.query, eos)
+    positions = (0 * eos, positions.reshape(flat), query, closing[:, None])
+    return _Tokens(
+        xp.concatenate(tokens, axis=1).astype(xp.int32),
+        xp.broadcast_to(xp.asarray(kinds), (count, len(kinds))),
+        xp.concatenate(positions, axis=1).astype(xp.int32),
+    ), closing + 1
 
 
 def _rotate(
-    xp: ModuleType, samples: Samples, slots: _Slots, query_start, spans: Spans, vocab: Vocab
-) -> _Moves:
+    xp: ModuleType, source: _Tokens, lengths: Int[AnyArray, " samples"], spans: Spans, vocab: Vocab
+) -> _Tokens:
+    """Move the spans behind the samples' `lengths` tokens, each between a sentinel and `<eoss>`."""
     placed = spans.starts < NOWHERE
-    lengths = spans.stops - spans.starts
-    saved = xp.where(placed, lengths - 1, 0)
-    tails = xp.where(placed, lengths + 2, 0)
-    closing = query_start + samples.query_lengths - saved.sum(1)
-    recalled = closing[:, None] + 1 + xp.cumsum(tails, axis=1) - tails
+    masked = spans.stops - spans.starts
+    saved = xp.where(placed, masked - 1, 0)
+    tails = xp.where(placed, masked + 2, 0)
+    recalled = (lengths - saved.sum(1))[:, None] + xp.cumsum(tails, axis=1) - tails
     sentinels = spans.starts - (xp.cumsum(saved, axis=1) - saved)
 
-    shift = xp.zeros_like(slots.positions)
+    shift = xp.zeros_like(source.positions)
     for k in range(spans.starts.shape[1]):
         start, stop = spans.starts[:, k, None], spans.stops[:, k, None]
-        inside = (slots.positions >= start) & (slots.positions < stop)
-        shift = shift - xp.where(slots.positions >= stop, saved[:, k, None], 0)
+        inside = (source.positions >= start) & (source.positions < stop)
+        shift = shift - xp.where(source.positions >= stop, saved[:, k, None], 0)
         shift = xp.where(inside, recalled[:, k, None] + 1 - start, shift)
-    positions = xp.where(slots.positions >= 0, slots.positions + shift, -1)
-
-    def column(value):
-        return xp.full((len(closing), 1), value, xp.int32)
+    positions = xp.where(source.positions >= 0, source.positions + shift, -1)
 
     def where_placed(position):
         return xp.where(placed, position, -1)
 
-    document = slots.positions < query_start[:, None]
     names = xp.broadcast_to(vocab.sentinel(0) + xp.arange(placed.shape[1]), placed.shape)
     ends = xp.full(placed.shape, vocab.eoss)
     weighted = xp.full(placed.shape, _WEIGHTED)
-    return _Moves(
+    return _Tokens(
         *(
             xp.concatenate(parts, axis=1).astype(xp.int32)
             for parts in (
-                (column(vocab.eos), slots.tokens, column(vocab.eos), names, names, ends),
+                (source.tokens, names, names, ends),
+                (source.kinds, xp.full(placed.shape, _UNWEIGHTED), weighted, weighted),
                 (
-                    column(_WEIGHTED),
-                    xp.where(document, _RETRIEVED, _WEIGHTED),
-                    column(_WEIGHTED),
-                    xp.full(placed.shape, _UNWEIGHTED),
-                    weighted,
-                    weighted,
-                ),
-                (
-                    column(0),
                     positions,
-                    closing[:, None],
                     where_placed(sentinels),
                     where_placed(recalled),
-                    where_placed(recalled + 1 + lengths),
+                    where_placed(recalled + 1 + masked),
                 ),
             )
         )
@@ -262,37 +252,99 @@ def build_rows(
     them (`reserved` says how much room to leave) and not overlap there. Raises `UserError` when the
     vocabulary has fewer sentinels than a sample may have masks.
     """
+    _require_sentinels(config, vocab)
+    slots, lengths = _slots(xp, samples, vocab)
+    inner = slots.tokens.shape[1] - 2  # all but the two <eos>
+    width = inner if config.mask_retrieved else samples.query.shape[1]
+    maskable = (slots.tokens[:, -1 - width : -1], slots.positions[:, -1 - width : -1])
+    counts = (samples.masks, samples.records)
+    spans = draw_spans(xp, *maskable, *counts, seed=seed, epoch=epoch, config=config, vocab=vocab)
+    moves = _rotate(xp, slots, lengths, spans, vocab)
+    return _batch(xp, moves, places, shape, config)
+
+
+def build_stream_rows(
+    xp: ModuleType,
+    samples: Samples,
+    places: Places,
+    shape: tuple[int, int],
+    *,
+    seed,
+    epoch,
+    config: CM3Config,
+    vocab: Vocab,
+) -> Batch:
+    """Rows cut from a stream of samples, each row masked and rotated as one.
+
+    A row of `length` tokens shows the first `length - 3 * masks` tokens that `places` puts in it,
+    which leaves room for its tail: nothing of the stream is lost. A sample that reaches over a
+    row's end stands in the next row again, at a negative offset. Samples are ordered by row, every
+    row has one, and `samples.masks` and `samples.records` are those of the row. Any span of a row
+    may be masked that crosses neither `<break>` nor `<eos>`, but not its first token (metaseq).
+    """
+    _require_sentinels(config, vocab)
+    rows, length = shape
+    slots, _ = _slots(xp, samples, vocab)
+    place = places.offsets[:, None] + slots.positions
+    room = length - 3 * samples.masks[:, None]
+    inside = (slots.positions >= 0) & (place >= 0) & (place < room)
+    cut = slots._replace(positions=xp.where(inside, slots.positions, -1))
+    tokens, kinds = _cells(xp, (cut.tokens, cut.kinds), cut.positions, places, shape)
+    used = kinds != _UNWEIGHTED
+    row = xp.arange(rows, dtype=xp.int32)
+    positions = xp.where(used, xp.arange(length, dtype=xp.int32), -1)
+
+    first = xp.searchsorted(places.rows, row)
+    epochs = xp.broadcast_to(xp.asarray(epoch), samples.records.shape)[first]
+    spans = draw_spans(
+        xp,
+        tokens[:, 1:],
+        positions[:, 1:],
+        samples.masks[first],
+        samples.records[first],
+        seed=seed,
+        epoch=epochs,
+        config=config,
+        vocab=vocab,
+    )
+    source = _Tokens(tokens, kinds, positions)
+    moves = _rotate(xp, source, used.sum(1).astype(xp.int32), spans, vocab)
+    return _batch(xp, moves, Places(row, 0 * row, 0 * row + 1), shape, config)
+
+
+def _require_sentinels(config: CM3Config, vocab: Vocab) -> None:
     if config.max_masks > vocab.config.sentinels:
         raise UserError(
             f"cm3.max_masks={config.max_masks} needs as many sentinels, but vocab.sentinels="
             f"{vocab.config.sentinels}; lower the first or raise the second."
         )
-    slots, query_start = _slots(xp, samples, vocab)
-    width = slots.tokens.shape[1] if config.mask_retrieved else samples.query.shape[1]
-    maskable = (slots.tokens[:, -width:], slots.positions[:, -width:])
-    counts = (samples.masks, samples.records)
-    spans = draw_spans(xp, *maskable, *counts, seed=seed, epoch=epoch, config=config, vocab=vocab)
-    moves = _rotate(xp, samples, slots, query_start, spans, vocab)
 
+
+def _cells(xp: ModuleType, columns, positions, places: Places, shape: tuple[int, int]) -> list:
+    """Every column spread over rows: 0 where nothing was placed."""
     rows, length = shape
-    exists = (moves.positions >= 0) & (places.rows >= 0)[:, None]
-    target = (places.rows * length + places.offsets)[:, None] + moves.positions
+    exists = (positions >= 0) & (places.rows >= 0)[:, None]
+    target = (places.rows * length + places.offsets)[:, None] + positions
     target = xp.where(exists, target, rows * length)  # one cell behind the rows takes the rest
-    segments = xp.broadcast_to(places.segments[:, None], moves.positions.shape)
-    values = xp.stack([*moves, segments], axis=-1).astype(xp.int32)
-    cells = xp.zeros((rows * length + 1, 4), xp.int32)
+    values = xp.stack(columns, axis=-1).astype(xp.int32)
+    cells = xp.zeros((rows * length + 1, len(columns)), xp.int32)
     if xp is np:
         cells[target] = values
     else:
         cells = cells.at[target].set(values)
-    tokens, kinds, positions, segments = (
-        cells[:-1, channel].reshape(shape) for channel in range(4)
-    )
-    return _with_targets(xp, tokens, kinds, positions, segments, config)
+    return [cells[:-1, channel].reshape(shape) for channel in range(len(columns))]
+
+
+def _batch(
+    xp: ModuleType, moves: _Tokens, places: Places, shape: tuple[int, int], config: CM3Config
+) -> Batch:
+    segments = xp.broadcast_to(places.segments[:, None], moves.positions.shape)
+    columns = _cells(xp, (*moves, segments), moves.positions, places, shape)
+    return _with_targets(xp, *columns, config)
 
 
 def _with_targets(xp: ModuleType, tokens, kinds, positions, segments, config: CM3Config) -> Batch:
-    """Targets are the tokens shifted by one within each sample (`pad` and kind 0 are both 0)."""
+    """Targets are the tokens shifted by one within each segment (`pad` and kind 0 are both 0)."""
     continues = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
     last = ((0, 0), (0, 1))
     targets = xp.pad(xp.where(continues, tokens[:, 1:], Vocab.pad), last)

@@ -11,12 +11,12 @@ import dataclasses
 import numpy as np
 
 from cm3jax.config import Experiment, RetrievalConfig
-from cm3jax.data.prepare import prepare_bank
+from cm3jax.data.prepare import prepare_bank, remove_documents
 from cm3jax.data.sources import open_source
 from cm3jax.document import ImagePath, parse_prompt
 from cm3jax.errors import UserError
 from cm3jax.learners import clip
-from cm3jax.retrieval import audit, bank
+from cm3jax.retrieval import audit
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.clip import ClipEncoder, fit, text_and_image
 from cm3jax.retrieval.index import SAVED, ExactIndex, Index, ScannIndex, build_index, open_index
@@ -150,8 +150,8 @@ def query(experiment: Experiment, prompt: str) -> str:
 
 
 def remove(experiment: Experiment, keys: list[str]) -> None:
-    """Take documents out of the bank, for good."""
-    smaller = bank.remove(Bank.open(experiment.data.bank), keys)
+    """Take documents out of the bank, for good: `launch.prepare` leaves them out, too."""
+    smaller = remove_documents(experiment, keys)
     print(f"removed {len(keys)} documents, {len(smaller)} are left; prepare the corpora again.")
 
 

@@ -39,9 +39,12 @@ def make_tools(experiment: Experiment) -> Tools:
 
 
 def show(experiment: Experiment, record: int) -> str:
-    """The row of the first epoch that holds a record of the training corpus, as text."""
-    stream = CorpusStream.open(experiment, "train")
-    return show_row(stream, record, TextTokenizer.load(experiment.tokenizers.text))
+    """The row of the first epoch that holds a record of the training corpus, as text.
+
+    Of a mixture, its first corpus.
+    """
+    rows = CorpusStream.open(experiment, "train").corpora[0]
+    return show_row(rows, record, TextTokenizer.load(experiment.tokenizers.text))
 
 
 def _take_record(argv: list[str]) -> tuple[int, list[str]]:

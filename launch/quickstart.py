@@ -21,14 +21,13 @@ from etils import epath
 
 from cm3jax.checkpoint import load_run
 from cm3jax.config import Experiment
-from cm3jax.data.prepare import SPLITS, prepare, prepare_bank
+from cm3jax.data.prepare import is_prepared, prepare, prepare_bank, standing_bank
 from cm3jax.data.sources import open_source
 from cm3jax.errors import UserError
 from cm3jax.evaluate.emblems import evaluate, is_current
 from cm3jax.evaluate.protocol import code_version, scores_to_json
 from cm3jax.evaluate.results import Evaluation
 from cm3jax.files import read_json, write_atomic, write_json
-from cm3jax.retrieval.bank import Bank
 from experiments.quickstart import chain
 from launch.cli import main, parse
 from launch.prepare import make_tools
@@ -145,7 +144,7 @@ def stages(options: Options) -> list[Stage]:
         "corpus, bank and index",
         30,
         decoder.data.corpus,
-        lambda: _prepared(decoder),
+        lambda: is_prepared(decoder, make_tools(decoder)),
         lambda: prepare(decoder, make_tools(decoder), _say),
     )
     return [
@@ -179,28 +178,6 @@ def _raw(member: Experiment) -> Stage:
 def _count(done: int, total: int) -> None:
     if done % 4000 == 0 or done == total:
         _say(f"{done} of {total} documents")
-
-
-def _prepared(experiment: Experiment) -> bool:
-    """Whether the corpus stands and its neighbours are of the bank that stands."""
-    bank = _standing_bank(experiment)
-    manifests = [epath.Path(experiment.data.corpus) / split / "manifest.json" for split in SPLITS]
-    return bank is not None and all(
-        path.exists() and read_json(path, "the corpus")["bank"] == bank.fingerprint
-        for path in manifests
-    )
-
-
-def _standing_bank(experiment: Experiment) -> Bank | None:
-    """The bank, if it is there and was made by the experiment's tokenizers and encoder."""
-    path = epath.Path(experiment.data.bank)
-    if not (path / "manifest.json").exists():
-        return None
-    tools = make_tools(experiment)
-    try:
-        return Bank.open(path, tools.encoder.fingerprint, tools.vocab(experiment).fingerprint)
-    except UserError:
-        return None
 
 
 def _training(member: Experiment, seconds: int) -> Stage:
@@ -247,7 +224,7 @@ def _shipped(decoder: Experiment, options: Options) -> list[Stage]:
         "bank of the shipped weights",
         20,
         str(bank),
-        lambda: _standing_bank(experiment) is not None,
+        lambda: standing_bank(experiment, make_tools(experiment)) is not None,
         lambda: prepare_bank(experiment, make_tools(experiment), _say),
     )
     return [banked, _evaluation("shipped", str(run), str(bank), options)]

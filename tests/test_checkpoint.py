@@ -18,7 +18,7 @@ from cm3jax.state import plan
 from tests.tiny import experiment, learner
 
 PRINTS = {"vocab": "abc"}
-META = Meta(Position(1, 2, 3), experiment(""), PRINTS, seconds=4.5)
+META = Meta(Position(1, 2, 3, (Position(4), Position(5))), experiment(""), PRINTS, seconds=4.5)
 
 
 def layout(mesh=(1, 1, 1), **fields):

@@ -368,6 +368,103 @@ def test_lengths_are_equal_on_host_and_device(max_masks):
         np.testing.assert_array_equal(left, right)
 
 
+# ------------------------------------------------------------------------------------ stream rows
+
+
+def test_a_piece_of_the_stream_is_rotated_as_one(monkeypatch):
+    """The end of one sample, a whole one with a document, and the beginning of a third."""
+
+    def chosen(xp, *_, config, **__):
+        ends = np.full((2, 1, config.max_masks), masks.NOWHERE, np.int32)
+        ends[:, 0, :2] = [[3, 16], [5, 18]]  # I3 I4 of the first, I1 I2 of the second query
+        return Spans(*map(xp.asarray, ends))
+
+    monkeypatch.setattr(sequence, "draw_spans", chosen)
+    samples = pack([FOX_QUERY] * 3, [[], [[RED, BREAK, J1, J2]], []], masks=[2, 2, 2])
+    places = Places(
+        rows=np.zeros(3, np.int32),
+        offsets=np.asarray([-4, 6, 21], np.int32),
+        segments=np.asarray([1, 2, 3], np.int32),
+    )
+    batch = sequence.build_stream_rows(
+        np,
+        samples,
+        places,
+        (1, 30),
+        seed=0,
+        epoch=0,
+        config=CM3Config(retrieved_weight=0.5),
+        vocab=VOCAB,
+    )
+    tokens = [
+        *(BREAK, I1, I2, M0, EOS),
+        *(EOS, RED, BREAK, J1, J2, BREAK, A, RED, FOX, BREAK, M1, I3, I4, EOS),
+        *(EOS, A, RED, M0, I3, I4, EOSS, M1, I1, I2, EOSS),
+    ]
+    assert batch.tokens[0].tolist() == tokens
+    assert batch.targets[0].tolist() == [*tokens[1:], VOCAB.pad]
+    weights = [1, 1, 0, 1, 1, *[0.5] * 5, *[1] * 4, 0, *[1] * 14, 0]
+    assert batch.weights[0].tolist() == weights
+    assert batch.segments[0].tolist() == [1] * 30
+    assert batch.positions[0].tolist() == list(range(30))
+
+
+def random_stream(config, rows=64, length=96):
+    """Samples on end, cut into rows; every row's masks are drawn."""
+    samples = random_samples(240, 7)
+    sizes = reserved(np, samples.document_lengths, samples.query_lengths, 0)
+    stops = np.cumsum(sizes)
+    counts = np.minimum(mask_counts(np, 0, 2, np.arange(rows), config), length // 6)
+    cuts = np.concatenate([[0], np.cumsum(length - 3 * counts)])
+    row, sample = np.nonzero(
+        (stops[None] > cuts[:-1, None]) & (stops - sizes < cuts[1:, None])[:rows]
+    )
+    assert len(set(row.tolist())) == rows
+    samples = jax.tree.map(lambda x: x[sample], samples)
+    samples = dataclasses.replace(samples, masks=counts[row], records=row)
+    offsets = ((stops - sizes)[sample] - cuts[row]).astype(np.int32)
+    return samples, Places(row.astype(np.int32), offsets, np.ones(len(row), np.int32))
+
+
+def test_stream_rows_are_bitwise_equal_on_host_and_device():
+    config = CM3Config(mean_masks=2.0, retrieved_weight=0.1)
+    parts = random_stream(config)
+    build = partial(sequence.build_stream_rows, seed=0, epoch=2, config=config, vocab=VOCAB)
+    host = build(np, *parts, (64, 96))
+    device = jax.jit(lambda *parts: build(jnp, *parts, (64, 96)))(*parts)
+    for field in dataclasses.fields(host):
+        left, right = getattr(host, field.name), getattr(device, field.name)
+        assert left.dtype == right.dtype == ("f4" if field.name == "weights" else "i4")
+        np.testing.assert_array_equal(left, right, err_msg=field.name)
+
+
+def test_stream_spans_cross_neither_break_nor_eos_and_reach_documents():
+    config = CM3Config(mean_masks=2.0, retrieved_weight=0.5)
+    samples, places = random_stream(config)
+    batch = sequence.build_stream_rows(
+        np, samples, places, (64, 96), seed=0, epoch=2, config=config, vocab=VOCAB
+    )
+    spans = in_documents = 0
+    for tokens, weights in zip(batch.tokens, batch.weights, strict=True):
+        assert not VOCAB.is_sentinel(tokens[:1]).any()
+        recalled = np.flatnonzero(tokens == M0)
+        if not len(recalled):
+            continue
+        assert weights[recalled[0] - 1] == 0
+        assert weights[recalled[1] - 1] == 1
+        tail, asked = tokens[recalled[1] :], weights[recalled[1] - 1 :]
+        for start in np.flatnonzero(VOCAB.is_sentinel(tail)):
+            stop = start + np.flatnonzero(tail[start:] == EOSS)[0]
+            inside = tail[start + 1 : stop]
+            assert len(inside)
+            assert len(set(VOCAB.modality(inside).tolist())) == 1
+            assert not np.isin(inside, [EOS, BREAK]).any()
+            spans += 1
+            in_documents += asked[start + 1] == 0.5
+    assert spans > 90
+    assert in_documents > 20
+
+
 # ---------------------------------------------------------------------------------------- packing
 
 

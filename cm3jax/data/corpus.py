@@ -68,7 +68,6 @@ class CorpusWriter:
     def __init__(self, path: epath.PathLike, made_from: str):
         self.path = epath.Path(path)
         self.made_from = made_from
-        self.path.mkdir(parents=True, exist_ok=True)
 
     @property
     def complete(self) -> bool:
@@ -85,6 +84,7 @@ class CorpusWriter:
         """Write one shard; its notes come last and make it count."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
+        self.path.mkdir(parents=True, exist_ok=True)
         name = f"documents-{number:05d}.array_record"
         (self.path / "manifest.json").unlink(missing_ok=True)
         scratch = self.path / f".{name}.part"

@@ -2,11 +2,15 @@
 
 An epoch is a random order of the records, cut into blocks; each block is planned by itself. The
 plan needs no tokens, so every process makes the same one and then reads only its own rows.
+
+A row holds `whole` samples, or is cut out of the block's `stream` of samples; of the latter only
+the block's last row is not full.
 """
 
 import bisect
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +24,26 @@ from cm3jax.shapes import Float, Int
 
 BLOCK = 4096
 """Records that are packed together. Part of what a data position means: never changed in a run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """The next row that a stream gives: the data position of a checkpoint."""
+
+    epoch: int = 0
+    """Passes over the records that are complete."""
+    block: int = 0
+    """Blocks of this epoch that are complete; streams without blocks stay at 0."""
+    row: int = 0
+    """Rows (or records) of this block that were given; of a mixture, all rows that were given."""
+    parts: tuple["Position", ...] = ()
+    """Of a mixture that has begun: the position in each of its corpora."""
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Position":
+        """The inverse of `dataclasses.asdict`, through JSON."""
+        parts = tuple(cls.from_json(part) for part in values.get("parts", ()))
+        return cls(**values | {"parts": parts})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +62,16 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The samples of some rows, ordered by row."""
+    """The samples of some rows, ordered by row; one that stream rows cut stands in each of them."""
 
     records: Int[np.ndarray, " samples"]
+    keys: Int[np.ndarray, " samples"]
+    """What masks are drawn for: the record or, in stream rows, the row."""
     epochs: Int[np.ndarray, " samples"]
     documents: Int[np.ndarray, "samples R"]
     """Bank rows of the documents shown; -1 for none."""
     masks: Int[np.ndarray, " samples"]
-    """Masks to draw."""
+    """Masks to draw: the sample's or, in stream rows, the row's."""
     places: Places
     rows: int
     """How many rows there are."""
@@ -61,20 +87,22 @@ class Plan:
             self.places.offsets[part],
             self.places.segments[part],
         )
-        fields = (self.records, self.epochs, self.documents, self.masks)
-        return Plan(*(field[part] for field in fields), places, stop - start, self.dropped)
+        fields = (getattr(self, name)[part] for name in _BY_SAMPLE)
+        return Plan(*fields, places, stop - start, self.dropped)
+
+
+_BY_SAMPLE = ("records", "keys", "epochs", "documents", "masks")
 
 
 def join(plans: list[Plan]) -> Plan:
     """The rows of several plans, one after another."""
+    if len(plans) == 1:
+        return plans[0]
     first = np.cumsum([0, *(plan.rows for plan in plans)])
     places = [plan.places for plan in plans]
     rows = [place.rows + np.int32(start) for place, start in zip(places, first, strict=False)]
     return Plan(
-        *(
-            np.concatenate([getattr(plan, name) for plan in plans])
-            for name in ("records", "epochs", "documents", "masks")
-        ),
+        *(np.concatenate([getattr(plan, name) for plan in plans]) for name in _BY_SAMPLE),
         Places(
             np.concatenate(rows),
             np.concatenate([place.offsets for place in places]),
@@ -114,11 +142,93 @@ epoch_order = functools.lru_cache(maxsize=4)(draws.permutation)
 def plan_block(
     table: Table, seed: int, epoch: int, block: int, room: int, documents: int, config: CM3Config
 ) -> Plan:
-    """The rows of one block of one epoch: `room` tokens each, up to `documents` per sample.
+    """The whole-sample rows of one block of one epoch: `room` tokens each, up to `documents` per
+    sample.
 
     Which documents and how many masks a sample gets, and the order of rows, are draws of the
     (seed, epoch, record) and (seed, epoch, block) alone. Records must fit a row without documents.
     """
+    shown = _shown(table, seed, epoch, block, documents, config)
+    masks = mask_counts(np, seed, epoch, shown.records, config)
+    fitted = fit(np, shown.lengths, shown.scores, shown.queries, masks, room)
+    places = pack(reserved(np, fitted.document_lengths, shown.queries, fitted.masks), room)
+
+    rows = int(places.rows.max()) + 1
+    shuffled = draws.permutation(seed, epoch, rows, Stream.ROWS, first=block * BLOCK)
+    rows_of = shuffled.astype(np.int32)[places.rows]
+    by_row = np.lexsort((places.offsets, rows_of))
+    records = shown.records[by_row]
+    return Plan(
+        records,
+        records,
+        np.full(len(records), epoch),
+        np.where(fitted.document_lengths > 0, shown.ids, NONE)[by_row],
+        fitted.masks[by_row],
+        Places(rows_of[by_row], places.offsets[by_row], places.segments[by_row]),
+        rows,
+        int(((shown.lengths > 0) & (fitted.document_lengths == 0)).sum()),
+    )
+
+
+def plan_stream_block(
+    table: Table, seed: int, epoch: int, block: int, room: int, documents: int, config: CM3Config
+) -> Plan:
+    """The rows of `room` tokens that the samples of one block, one after another, are cut into.
+
+    A row is drawn its masks first, by (seed, epoch, row), at most as many as half of it has room
+    for; it is cut that much shorter. Documents are drawn as for whole samples; none is dropped.
+    """
+    shown = _shown(table, seed, epoch, block, documents, config)
+    sizes = reserved(np, shown.lengths, shown.queries, 0 * shown.queries).astype(np.int64)
+    stops = np.cumsum(sizes)
+    most = min(config.max_masks, room // 6)
+    # Unique within the epoch unless samples are longer than two rows.
+    keys = 2 * BLOCK * block + np.arange(stops[-1] // (room - 3 * most) + 1)
+    masks = np.minimum(mask_counts(np, seed, epoch, keys, config), most)
+    cuts = np.cumsum(room - 3 * masks)  # where the rows end in the stream
+    first = np.searchsorted(cuts, stops - sizes, side="right")
+    last = np.searchsorted(cuts, stops - 1, side="right")
+    rows = int(last[-1]) + 1
+
+    pieces = last - first + 1
+    sample = np.repeat(np.arange(len(sizes)), pieces)
+    piece = np.arange(len(sample)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    row = first[sample] + piece
+    shuffled = draws.permutation(seed, epoch, rows, Stream.ROWS, first=2 * BLOCK * block)
+    by_row = np.argsort(shuffled[row], kind="stable")
+    sample, row = sample[by_row], row[by_row]
+    offsets = (stops - sizes)[sample] - np.concatenate([[0], cuts])[row]
+    number = np.arange(len(row)) - np.searchsorted(shuffled[row], shuffled[row])
+    return Plan(
+        shown.records[sample],
+        keys[row],
+        np.full(len(sample), epoch),
+        shown.ids[sample],
+        masks[row].astype(np.int32),
+        Places(
+            shuffled[row].astype(np.int32),
+            offsets.astype(np.int32),
+            1 + number.astype(np.int32),
+        ),
+        rows,
+        dropped=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """The records of a block, and the documents drawn for them."""
+
+    records: Int[np.ndarray, " samples"]
+    ids: Int[np.ndarray, "samples R"]
+    scores: Float[np.ndarray, "samples R"]
+    lengths: Int[np.ndarray, "samples R"]
+    """Ids of the documents; 0 for none."""
+    queries: Int[np.ndarray, " samples"]
+    """Ids of the records."""
+
+
+def _shown(table: Table, seed: int, epoch: int, block: int, documents: int, config: CM3Config):
     records = epoch_order(seed, epoch, len(table.lengths))[block * BLOCK : (block + 1) * BLOCK]
     drawn = draw(
         np, table.neighbours[records], table.scores[records], seed, epoch, records, documents
@@ -126,21 +236,4 @@ def plan_block(
     alone = without_documents(np, seed, epoch, records, config)
     ids = np.where(alone[:, None], NONE, drawn.ids)
     lengths = np.where(ids == NONE, 0, table.bank_lengths[ids]).astype(np.int32)
-    queries = table.lengths[records].astype(np.int32)
-    masks = mask_counts(np, seed, epoch, records, config)
-    fitted = fit(np, lengths, drawn.scores, queries, masks, room)
-    places = pack(reserved(np, fitted.document_lengths, queries, fitted.masks), room)
-
-    rows = int(places.rows.max()) + 1
-    shuffled = draws.permutation(seed, epoch, rows, Stream.ROWS, first=block * BLOCK)
-    rows_of = shuffled.astype(np.int32)[places.rows]
-    by_row = np.lexsort((places.offsets, rows_of))
-    return Plan(
-        records[by_row],
-        np.full(len(records), epoch),
-        np.where(fitted.document_lengths > 0, ids, NONE)[by_row],
-        fitted.masks[by_row],
-        Places(rows_of[by_row], places.offsets[by_row], places.segments[by_row]),
-        rows,
-        int(((lengths > 0) & (fitted.document_lengths == 0)).sum()),
-    )
+    return _Shown(records, ids, drawn.scores, lengths, table.lengths[records].astype(np.int32))

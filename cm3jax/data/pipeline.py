@@ -5,9 +5,8 @@ the number of processes, and each process materialises its own rows alone.
 """
 
 import dataclasses
-import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -15,24 +14,13 @@ import numpy as np
 
 from cm3jax import draws
 from cm3jax.config import Experiment
-from cm3jax.data.corpus import Corpus, Documents
-from cm3jax.data.packing import BLOCK, Plan, Table, join, plan_block
+from cm3jax.data.packing import Plan, Position, join
+from cm3jax.data.rows import CorpusRows
 from cm3jax.errors import UserError
 from cm3jax.files import digest
-from cm3jax.retrieval.bank import Bank
-from cm3jax.sequence import Batch, Samples, build_rows, fingerprint
-
-
-@dataclasses.dataclass(frozen=True)
-class Position:
-    """The next row that a stream gives: the data position of a checkpoint."""
-
-    epoch: int = 0
-    """Passes over the records that are complete."""
-    block: int = 0
-    """Blocks of this epoch that are complete; streams without blocks stay at 0."""
-    row: int = 0
-    """Rows (or records) of this block that were given."""
+from cm3jax.sequence import fingerprint
+from cm3jax.shapes import Int
+from cm3jax.vocab import Vocab
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +101,12 @@ class RecordStream:
 
 
 class CorpusStream:
-    """CM3 rows of a prepared corpus, `sequence.Batch` by `sequence.Batch`.
+    """CM3 rows of a prepared corpus, or of a mixture of several, `Batch` by `Batch`.
 
     The rows of all blocks of all epochs follow one another, and a batch takes the next ones: it
-    may reach into the next block or epoch, and an epoch holds every record exactly once. Reading,
-    rotating and packing run in Grain's threads, a few batches ahead.
+    may reach into the next block or epoch, and an epoch holds every record exactly once. Of a
+    mixture, every corpus has its own epochs; which of them gives a row is drawn by (seed, number
+    of the row). Reading, rotating and packing run in Grain's threads, a few batches ahead.
     """
 
     tokens_at_once = 1 << 15
@@ -126,48 +115,44 @@ class CorpusStream:
     def __init__(
         self,
         experiment: Experiment,
-        corpus: Corpus,
-        bank: Bank,
+        corpora: Sequence[CorpusRows],
         process_index: int = 0,
         process_count: int = 1,
     ):
+        """`corpora` are that of `data.corpus`, or those of `data.mixture` in its order."""
         self.experiment = experiment
-        self.corpus = corpus
-        self.bank = bank
-        self.table = Table(corpus.lengths, corpus.neighbours, corpus.scores, bank.lengths)
+        self.corpora = corpora
         self._share = row_slice(experiment.data.batch, process_index, process_count)
-        self._queries = Documents(corpus.lengths, corpus.ids, corpus.all_ids)
-        self._documents = Documents(
-            bank.lengths, bank.ids, lambda: (document.ids for document in bank.documents())
-        )
-        longest = int(np.argmax(corpus.lengths))
-        if corpus.lengths[longest] + 2 > experiment.model.context:
-            raise UserError(
-                f"record {corpus.document(longest).key!r} of {corpus.path} has "
-                f"{corpus.lengths[longest]} tokens and does not fit a row of model.context="
-                f"{experiment.model.context}; raise that, or prepare the corpus again with it."
-            )
+        weights = np.cumsum([weight for _, weight in experiment.data.mixture[: len(corpora)]])
+        self._thresholds = np.round(weights[:-1] / weights[-1:] * 2**32)
+        first = corpora[0].corpus
+        for other in (rows.corpus for rows in corpora[1:]):
+            if other.vocab != first.vocab:
+                raise UserError(
+                    f"{other.path} was prepared with another vocabulary or other tokenizers than "
+                    f"{first.path}; prepare both with the same."
+                )
 
     @staticmethod
     def open(experiment: Experiment, split: Literal["train", "validation"]) -> "CorpusStream":
-        """The stream of this process over `data.corpus`.
+        """The stream of this process over `data.corpus` or `data.mixture`.
 
-        Raises `UserError` when the corpus or its bank is missing or damaged, does not belong to the
-        other, or was made with other vocabulary sizes, and when a record does not fit a row.
+        Raises `UserError` when a corpus or its bank is missing or damaged, does not belong to the
+        other, or was made with other vocabulary sizes or tokenizers, and when a record does not
+        fit a row.
         """
-        corpus = Corpus.open(f"{experiment.data.corpus}/{split}")
-        if corpus.vocab.config != experiment.vocab:
-            raise UserError(
-                f"the corpus {corpus.path} was made with {corpus.vocab.config}, but this run has "
-                f"{experiment.vocab}; make them equal."
-            )
-        bank = Bank.open(experiment.data.bank, vocab_fingerprint=corpus.vocab.fingerprint)
-        if bank.fingerprint != corpus.manifest["bank"]:
-            raise UserError(
-                f"the neighbours of {corpus.path} point into another bank than {bank.path}; "
-                "run launch.prepare."
-            )
-        return CorpusStream(experiment, corpus, bank, jax.process_index(), jax.process_count())
+        data = experiment.data
+        homes = [(f"{home}/corpus", f"{home}/bank") for home, _ in data.mixture]
+        corpora = [
+            CorpusRows.open(experiment, f"{corpus}/{split}", bank)
+            for corpus, bank in homes or [(data.corpus, data.bank)]
+        ]
+        return CorpusStream(experiment, corpora, jax.process_index(), jax.process_count())
+
+    @property
+    def vocab(self) -> Vocab:
+        """The vocabulary of the ids."""
+        return self.corpora[0].corpus.vocab
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """This process's rows of the global batches from `position` on, without end."""
@@ -185,67 +170,79 @@ class CorpusStream:
             for batches in dataset.to_iter_dataset(options):
                 yield from batches
 
-    @functools.cached_property
-    def plan(self) -> Callable[[int, int], Plan]:
-        """`plan(epoch, block)`: the rows of one block, the same on every process."""
-        e = self.experiment
-        room, documents = e.model.context, e.retrieval.documents
-        # Each of a block's batches asks for its plan.
-        return functools.lru_cache(maxsize=2)(
-            lambda *at: plan_block(self.table, e.seed, *at, room, documents, e.cm3)
-        )
-
     def _shares(self, position: Position) -> Iterator["_Share"]:
-        blocks = -(-len(self.corpus) // BLOCK)
-        epoch, block, row = position.epoch, position.block, position.row
+        given, mixed = position.row, len(self.corpora) > 1
+        count = len(self.corpora)
+        if position != Position() and len(position.parts) != (count if mixed else 0):
+            raise UserError(
+                f"the run has read {len(position.parts) or 1} corpora so far, and data.mixture "
+                f"would make it {count}; give those that it began with, or another workdir."
+            )
+        places = list(position.parts or [Position()] * count) if mixed else [position]
         while True:
-            parts, missing = [], self.experiment.data.batch
-            while missing:
-                plan = self.plan(epoch, block)
-                stop = min(row + missing, plan.rows)
-                parts.append(plan.slice(row, stop))
-                missing, row = missing - (stop - row), stop
-                if row == plan.rows:
-                    epoch, block = (epoch, block + 1) if block + 1 < blocks else (epoch + 1, 0)
-                    row = 0
-            share = join(parts).slice(self._share.start, self._share.stop)
-            yield _Share(share, Position(epoch, block, row))
+            chosen = self._choose(given)
+            given += len(chosen)
+            plans, rows = [], []
+            for number, corpus in enumerate(self.corpora):
+                wanted = np.flatnonzero(chosen == number)
+                plan, places[number] = corpus.take(places[number], len(wanted))
+                own = np.searchsorted(wanted, (self._share.start, self._share.stop)).tolist()
+                plans.append(plan.slice(*own))
+                rows.append(wanted[slice(*own)] - self._share.start)
+            after = Position(row=given, parts=tuple(places)) if mixed else places[0]
+            yield _Share(plans, rows, after)
+
+    def _choose(self, given: int) -> Int[np.ndarray, " B"]:
+        """The corpus of each row of the next batch, after so many rows."""
+        rows = given + np.arange(self.experiment.data.batch)
+        words = draws.bits(np, self.experiment.seed, rows >> 32, rows, draws.Stream.MIXTURE, 1)
+        return np.searchsorted(self._thresholds, words[:, 0], side="right")
 
     def _materialise(self, shares: list["_Share"]) -> list[HostBatch]:
-        plan = join([share.plan for share in shares])
-        rows = self.rows(plan)
-        records = np.full((plan.rows, int(plan.places.segments.max())), -1)
-        records[plan.places.rows, plan.places.segments - 1] = plan.records
+        count = self._share.stop - self._share.start
+        parts, records, order = [], [], []
+        for number, corpus in enumerate(self.corpora):
+            plan = join([share.plans[number] for share in shares])
+            if plan.rows:
+                parts.append(corpus.build(plan))
+                # Records of different corpora are different records.
+                records.append(_padded(plan, plan.records * len(self.corpora) + number))
+                order += [share.rows[number] + i * count for i, share in enumerate(shares)]
+        rows, ids = parts[0], records[0]
+        if len(parts) > 1:
+            by_row = np.argsort(np.concatenate(order))
+            rows = jax.tree.map(lambda *arrays: np.concatenate(arrays)[by_row], *parts)
+            ids = _side_by_side(records)[by_row]
         batches = []
         for number, share in enumerate(shares):
-            own = slice(number * share.plan.rows, (number + 1) * share.plan.rows)
+            own = slice(number * count, (number + 1) * count)
             data = jax.tree.map(lambda array, own=own: array[own], rows)
-            mark = fingerprint(data, records[own], self._share.start)
+            mark = fingerprint(data, ids[own], self._share.start)
             batches.append(HostBatch(data, share.next, mark))
         return batches
 
-    def rows(self, plan: Plan) -> Batch:
-        """The rows of a plan."""
-        query, query_lengths = self._queries.padded(plan.records)
-        documents, document_lengths = self._documents.padded(plan.documents)
-        samples = Samples(
-            documents, document_lengths, query, query_lengths, plan.masks, plan.records
-        )
-        return build_rows(
-            np,
-            samples,
-            plan.places,
-            (plan.rows, self.experiment.model.context),
-            seed=self.experiment.seed,
-            epoch=plan.epochs,
-            config=self.experiment.cm3,
-            vocab=self.corpus.vocab,
-        )
+
+def _padded(plan: Plan, values: Int[np.ndarray, " samples"]) -> Int[np.ndarray, "rows N"]:
+    """One value per sample, by rows; -1 as padding."""
+    table = np.full((plan.rows, int(plan.places.segments.max())), -1)
+    table[plan.places.rows, plan.places.segments - 1] = values
+    return table
+
+
+def _side_by_side(tables: list[Int[np.ndarray, "_ _"]]) -> Int[np.ndarray, "rows N"]:
+    """Tables one below the other, each as wide as the widest."""
+    width = max(table.shape[1] for table in tables)
+    fills = [((0, 0), (0, width - table.shape[1])) for table in tables]
+    padded = (np.pad(*part, constant_values=-1) for part in zip(tables, fills, strict=True))
+    return np.concatenate(list(padded))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Share:
     """A process's share of a batch that was not made yet."""
 
-    plan: Plan
+    plans: list[Plan]
+    """By corpus."""
+    rows: list[np.ndarray]
+    """Where the rows of each plan stand in the share, int64."""
     next: Position

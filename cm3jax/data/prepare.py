@@ -1,6 +1,7 @@
 """From raw records to a corpus, a memory bank and the neighbours of every record.
 
     bank           the source's `bank` split: rendered documents and their CLIP vectors
+    bank-removed.json   keys of documents that were taken out of the bank and stay out
     corpus/SPLIT   `train` and `validation`: rendered documents, each with candidates from the bank
 
 Work is cut into shards and saved one by one; what is finished is not done again.
@@ -19,7 +20,7 @@ from cm3jax.data.sources import RawRecord, Source, open_source
 from cm3jax.document import Image, Text, render
 from cm3jax.errors import UserError
 from cm3jax.files import digest, read_json, write_json
-from cm3jax.retrieval.bank import Bank, BankDocument
+from cm3jax.retrieval.bank import Bank, BankDocument, remove, require_keys
 from cm3jax.retrieval.clauses import clauses
 from cm3jax.retrieval.clip import ClipEncoder, fit, text_and_image
 from cm3jax.retrieval.index import build_index
@@ -67,22 +68,41 @@ def prepare(experiment: Experiment, tools: Tools, report: Report = print) -> Non
     for name in ("corpus", "bank"):
         if not getattr(experiment.data, name):
             raise UserError(f"data.{name} is empty; say where it goes, e.g. data/NAME/{name}.")
-    vocab = tools.vocab(experiment)
     bank = prepare_bank(experiment, tools, report)
-    # Where the encoder lies, and how many documents are drawn later, decides nothing here.
-    rules = dataclasses.replace(experiment.retrieval, encoder="", documents=1)
-    rules = repr((experiment.model.context, rules))
     retriever = None
-    for split in SPLITS:
-        writer = CorpusWriter(
-            epath.Path(experiment.data.corpus) / split,
-            _made_from(experiment, split, vocab.fingerprint, bank.fingerprint, rules),
-        )
+    for split, writer in _writers(experiment, tools, bank).items():
         if writer.complete:
             report(f"{split}: {writer.path} is complete")
             continue
         retriever = retriever or _Retriever(experiment, tools.encoder, bank)
         _corpus(experiment, split, tools, retriever, writer, report)
+
+
+def is_prepared(experiment: Experiment, tools: Tools) -> bool:
+    """Whether `prepare` would find nothing to do."""
+    bank = standing_bank(experiment, tools)
+    if bank is None:
+        return False
+    return all(writer.complete for writer in _writers(experiment, tools, bank).values())
+
+
+def _writers(experiment: Experiment, tools: Tools, bank: Bank) -> dict[str, CorpusWriter]:
+    """The writer of each split, which knows what its corpus is to be made from."""
+    # Where the encoder lies, and how many documents are drawn later, decides nothing here.
+    rules = dataclasses.replace(experiment.retrieval, encoder="", documents=1)
+    decides = (tools.vocab(experiment).fingerprint, bank.fingerprint)
+    decides += (repr((_room(experiment), rules)),)
+    return {
+        split: CorpusWriter(
+            epath.Path(experiment.data.corpus) / split, _made_from(experiment, split, *decides)
+        )
+        for split in SPLITS
+    }
+
+
+def _room(experiment: Experiment) -> int | None:
+    """Tokens of the row that a record must fit; None where rows are cut from a stream."""
+    return experiment.model.context if experiment.data.rows == "whole" else None
 
 
 def _made_from(experiment: Experiment, split: str, *decides: str) -> str:
@@ -97,18 +117,15 @@ def _made_from(experiment: Experiment, split: str, *decides: str) -> str:
 
 def prepare_bank(experiment: Experiment, tools: Tools, report: Report = print) -> Bank:
     """The bank `data.bank` alone, made now unless it stands."""
-    vocab = tools.vocab(experiment)
-    path = epath.Path(experiment.data.bank)
-    made_from = _made_from(experiment, "bank", vocab.fingerprint, tools.encoder.fingerprint)
-    note = path / _MADE_FROM
-    if note.exists() and read_json(note, "the bank's notes") == made_from:
-        report(f"bank: {path} is complete")
-        return Bank.open(path, tools.encoder.fingerprint, vocab.fingerprint)
+    if (bank := standing_bank(experiment, tools)) is not None:
+        report(f"bank: {bank.path} is complete")
+        return bank
+    vocab, removed = tools.vocab(experiment), removed_keys(experiment.data.bank)
     source = open_source(experiment.data, "bank", experiment.seed)
     documents, vectors = [], [np.zeros((0, tools.encoder.config.width), np.float32)]
     progress = _Progress("bank", len(source), report)
     for span in _spans(source):
-        raws = [source[record] for record in span]
+        raws = [raw for raw in (source[record] for record in span) if raw.key not in removed]
         kept = [item for item in tokenise(raws, tools, vocab) if not item.refused]
         parts = [_encoder_parts(item.raw, tools.encoder) for item in kept]
         vectors.append(tools.encoder.encode_documents(parts))
@@ -117,9 +134,56 @@ def prepare_bank(experiment: Experiment, tools: Tools, report: Report = print) -
     if not documents:
         raise UserError(f"data.source={experiment.data.source} gives no documents for the bank.")
     fingerprints = (tools.encoder.fingerprint, vocab.fingerprint)
-    bank = Bank.build(path, documents, np.concatenate(vectors), *fingerprints)
-    write_json(note, made_from)
+    bank = Bank.build(experiment.data.bank, documents, np.concatenate(vectors), *fingerprints)
+    write_json(bank.path / _MADE_FROM, _bank_made_from(experiment, *fingerprints))
     return bank
+
+
+def standing_bank(experiment: Experiment, tools: Tools) -> Bank | None:
+    """The bank `data.bank` if it is what `prepare` would make, else None."""
+    fingerprints = (tools.encoder.fingerprint, tools.vocab(experiment).fingerprint)
+    path = epath.Path(experiment.data.bank)
+    note = path / _MADE_FROM
+    if not note.exists():
+        return None
+    if read_json(note, "the bank's notes") != _bank_made_from(experiment, *fingerprints):
+        return None
+    return Bank.open(path, *fingerprints)
+
+
+def remove_documents(experiment: Experiment, keys: Sequence[str]) -> Bank:
+    """Take documents out of the bank `data.bank`, so that no later preparation brings them back.
+
+    Raises `UserError` for a key that is not there.
+    """
+    bank = Bank.open(experiment.data.bank)
+    fingerprints = (bank.manifest["encoder"], bank.manifest["vocab"])
+    note = bank.path / _MADE_FROM
+    made_from = read_json(note, "the bank's notes") if note.exists() else None
+    current = made_from == _bank_made_from(experiment, *fingerprints)
+    require_keys(bank, keys)
+    # First of all: whatever happens after it, they are gone from what is prepared next.
+    write_json(_removed_file(bank.path), sorted(removed_keys(bank.path) | set(keys)))
+    smaller = remove(bank, keys)
+    if current:
+        write_json(note, _bank_made_from(experiment, *fingerprints))
+    return smaller
+
+
+def removed_keys(bank: epath.PathLike) -> set[str]:
+    """The documents that were taken out of the bank at a path."""
+    file = _removed_file(epath.Path(bank))
+    return set(read_json(file, "the list of removed documents")) if file.exists() else set()
+
+
+def _removed_file(bank: epath.Path) -> epath.Path:
+    """Beside the bank, which is replaced as a whole."""
+    return bank.parent / f"{bank.name}-removed.json"
+
+
+def _bank_made_from(experiment: Experiment, encoder: str, vocab: str) -> str:
+    removed = sorted(removed_keys(experiment.data.bank))
+    return _made_from(experiment, "bank", vocab, encoder, *removed)
 
 
 def _bank_document(item: _Tokenised, text: str | None, image: np.ndarray | None) -> BankDocument:
@@ -155,7 +219,7 @@ def _corpus(
     for number, span in enumerate(spans):
         if not writer.has(number):
             raws = [source[record] for record in span]
-            items = tokenise(raws, tools, vocab, experiment.model.context - 2)
+            items = tokenise(raws, tools, vocab, _room(experiment))
             writer.write(number, _shard(items, span, retriever))
         progress.add(len(span))
     facts = {
@@ -281,9 +345,12 @@ class _Retriever:
 
 
 def tokenise(
-    records: Sequence[RawRecord], tools: Tools, vocab: Vocab, longest: int | None = None
+    records: Sequence[RawRecord], tools: Tools, vocab: Vocab, room: int | None = None
 ) -> list[_Tokenised]:
-    """Ids of raw records; pictures are encoded together. Longer ones than `longest` are refused."""
+    """Ids of raw records; pictures are encoded together.
+
+    One that does not fit a row of `room` tokens, between its two `<eos>`, is refused.
+    """
     pictures = [part for raw in records for part in raw.segments if not isinstance(part, str)]
     codes = iter(tools.image.encode(pictures) if pictures else ())
     result = []
@@ -299,8 +366,8 @@ def tokenise(
             refused = "" if len(ids) else "it is empty"
         except ValueError as error:
             ids, refused = np.zeros(0, np.int32), str(error)
-        if longest is not None and len(ids) > longest:
-            refused = f"it has {len(ids)} tokens, and a row holds {longest}"
+        if room is not None and len(ids) > room - 2:
+            refused = f"it has {len(ids)} tokens, and a row holds {room - 2}"
         result.append(_Tokenised(raw, ids, refused))
     return result
 

@@ -3,42 +3,44 @@
 import numpy as np
 
 from cm3jax.data.packing import BLOCK, Plan, epoch_order
-from cm3jax.data.pipeline import CorpusStream
+from cm3jax.data.rows import CorpusRows
 from cm3jax.errors import UserError
 from cm3jax.sequence import Batch
 from cm3jax.tokenizers.text import TextTokenizer
 from cm3jax.vocab import Modality, Vocab
 
 
-def show_row(stream: CorpusStream, record: int, text: TextTokenizer, epoch: int = 0) -> str:
+def show_row(rows: CorpusRows, record: int, text: TextTokenizer, epoch: int = 0) -> str:
     """The row that holds a record in an epoch: its samples, then every token with its target.
 
-    Raises `UserError` for a record that the corpus does not have.
+    Of a record that several stream rows share, the first of them. Raises `UserError` for a record
+    that the corpus does not have.
     """
-    corpus = stream.corpus
+    corpus = rows.corpus
     if not 0 <= record < len(corpus):
         raise UserError(f"there is no record {record}; {corpus.path} has 0 to {len(corpus) - 1}.")
-    order = epoch_order(stream.experiment.seed, epoch, len(corpus))
+    order = epoch_order(rows.experiment.seed, epoch, len(corpus))
     block = int(np.flatnonzero(order == record)[0]) // BLOCK
-    plan = stream.plan(epoch, block)
-    row = int(plan.places.rows[np.flatnonzero(plan.records == record)[0]])
+    plan = rows.plan(epoch, block)
+    held = np.flatnonzero(plan.records == record)
+    row = int(plan.places.rows[held[np.argmax(plan.places.offsets[held])]])
     plan = plan.slice(row, row + 1)
     title = f"{corpus.path}: row {row} of block {block} of epoch {epoch}"
-    tokens = _tokens(stream.rows(plan), corpus.vocab, text)
-    return "\n".join([title, "", *_samples(stream, plan), "", *tokens, ""])
+    tokens = _tokens(rows.build(plan), corpus.vocab, text)
+    return "\n".join([title, "", *_samples(rows, plan), "", *tokens, ""])
 
 
-def _samples(stream: CorpusStream, plan: Plan) -> list[str]:
+def _samples(rows: CorpusRows, plan: Plan) -> list[str]:
     lines = []
     for sample, record in enumerate(plan.records.tolist()):
-        document = stream.corpus.document(record)
+        document = rows.corpus.document(record)
         lines.append(
             f"sample {plan.places.segments[sample]}: record {record}, {document.key} "
             f"({document.kind}), {plan.masks[sample]} masks drawn"
         )
         for row in plan.documents[sample].tolist():
             if row >= 0:
-                shown = stream.bank.meta(row)
+                shown = rows.bank.meta(row)
                 lines.append(f"    document {row}, {shown.key}: {shown.text or '(a picture)'}")
     return lines
 

@@ -28,10 +28,10 @@ class DecoderLearner:
 
     @classmethod
     def from_corpus(cls, experiment: Experiment) -> "DecoderLearner":
-        """Rows and vocabulary of the corpus `data.corpus`; `UserError` as `CorpusStream.open`."""
+        """Rows and vocabulary of the prepared data; `UserError` as `CorpusStream.open`."""
         train = CorpusStream.open(experiment, "train")
         streams = {"train": train, "validation": CorpusStream.open(experiment, "validation")}
-        return cls(experiment, train.corpus.vocab, streams)
+        return cls(experiment, train.vocab, streams)
 
     @property
     def model(self) -> Decoder:

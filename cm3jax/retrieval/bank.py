@@ -189,17 +189,22 @@ class Bank:
         return [ArrayRecordReader(os.fspath(self.path / name), options) for name in names]
 
 
+def require_keys(bank: Bank, keys: Sequence[str]) -> None:
+    """Raise `UserError` for a key that the bank does not have."""
+    unknown = [key for key in keys if key not in bank.rows]
+    if unknown:
+        raise UserError(
+            f"the bank {bank.path} has no document {unknown[0]!r}; nothing was removed."
+        )
+
+
 def remove(bank: Bank, keys: Sequence[str]) -> Bank:
     """Write the bank again without these documents: their text, codes and vectors are gone.
 
     Rows move, so neighbours prepared for the old bank don't fit the new one (its fingerprint
     says so). Raises `UserError` for a key that is not there.
     """
-    unknown = [key for key in keys if key not in bank.rows]
-    if unknown:
-        raise UserError(
-            f"the bank {bank.path} has no document {unknown[0]!r}; nothing was removed."
-        )
+    require_keys(bank, keys)
     gone = {bank.rows[key] for key in keys}
     kept = [row for row in range(len(bank)) if row not in gone]
     documents = (document for row, document in enumerate(bank.documents()) if row not in gone)

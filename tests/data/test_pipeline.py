@@ -2,13 +2,16 @@
 
 import dataclasses
 import itertools
+import json
 import threading
+from collections import Counter
 
 import jax
 import numpy as np
 import pytest
 
 from cm3jax.data import packing
+from cm3jax.data.corpus import Corpus
 from cm3jax.data.packing import pack
 from cm3jax.data.pipeline import (
     CorpusStream,
@@ -16,6 +19,7 @@ from cm3jax.data.pipeline import (
     RecordStream,
     combine_fingerprints,
 )
+from cm3jax.data.rows import CorpusRows
 from cm3jax.errors import UserError
 from cm3jax.retrieval.bank import Bank
 from cm3jax.sequence import restore
@@ -31,8 +35,9 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Five blocks an epoch instead of one."""
-    for module in ("packing", "pipeline"):
+    """Five blocks an epoch instead of one, and fewer batches ahead."""
+    monkeypatch.setattr(CorpusStream, "tokens_at_once", 1 << 12)
+    for module in ("packing", "rows"):
         monkeypatch.setattr(f"cm3jax.data.{module}.BLOCK", 64)
 
 
@@ -49,118 +54,169 @@ def same(left, right):
     )
 
 
-def blocks(stream, epoch):
-    return [stream.plan(epoch, block) for block in range(5)]
+def blocks(rows, epoch):
+    return [rows.plan(epoch, block) for block in range(5)]
+
+
+def stream_of(config, corpus, bank, *process):
+    return CorpusStream(config, [CorpusRows(config, corpus, bank)], *process)
+
+
+def with_rows(config, kind):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, rows=kind))
+
+
+KINDS = pytest.mark.parametrize("kind", ["whole", "stream"])
+
+
+def sample(rows, plan, number):
+    """The ids of a plan's sample before rotation, and its documents with their breaks."""
+    ids = [rows.bank.ids(int(i)) for i in plan.documents[number] if i >= 0]
+    documents = np.concatenate([[], *([*part, VOCAB.break_] for part in ids)])
+    query = rows.corpus.ids(int(plan.records[number]))
+    return np.concatenate([[VOCAB.eos], documents, query, [VOCAB.eos]]), documents
 
 
 def test_rows_hold_whole_samples_of_their_records(prepared):
     config, corpus, bank = prepared
-    stream = CorpusStream(config, corpus, bank)
-    plan = stream.plan(0, 1)
-    batch = stream.rows(plan)
+    rows = CorpusRows(config, corpus, bank)
+    plan = rows.plan(0, 1)
+    batch = rows.build(plan)
     shown = 0
-    for sample in range(len(plan.records)):
-        row, segment = plan.places.rows[sample], plan.places.segments[sample]
+    for number in range(len(plan.records)):
+        row, segment = plan.places.rows[number], plan.places.segments[number]
         inside = batch.segments[row] == segment
         tokens = batch.tokens[row][inside]
         assert batch.positions[row][inside].tolist() == list(range(len(tokens)))
-        ids = [bank.ids(int(i)) for i in plan.documents[sample] if i >= 0]
-        documents = np.concatenate([[], *([*part, VOCAB.break_] for part in ids)])
+        _, documents = sample(rows, plan, number)
         back = restore(tokens, 1 + len(documents), VOCAB)
         np.testing.assert_array_equal(back.documents, documents)
-        np.testing.assert_array_equal(back.query, corpus.ids(int(plan.records[sample])))
-        shown += len(ids)
+        np.testing.assert_array_equal(back.query, corpus.ids(int(plan.records[number])))
+        shown += (plan.documents[number] >= 0).sum()
     assert shown > 30
     assert (batch.tokens[batch.segments == 0] == VOCAB.pad).all()
     assert batch.tokens.shape == (plan.rows, 64)
 
 
-def test_an_epoch_holds_every_record_once_in_another_order(prepared):
+def unrotated(ids):
+    """A stream row before its spans were moved: its tail begins where the first mask recurs."""
+    masks = np.flatnonzero(ids == VOCAB.sentinel(0))
+    source, tail = (ids[: masks[1]], ids[masks[1] :]) if len(masks) else (ids, ids[:0])
+    spans = {}
+    while len(tail):
+        stop = int(np.flatnonzero(tail == VOCAB.eoss)[0])
+        spans[int(tail[0])], tail = tail[1:stop], tail[stop + 1 :]
+    parts = [spans[int(id_)] if VOCAB.is_sentinel(id_) else [id_] for id_ in source]
+    return np.concatenate(parts), len(spans)
+
+
+def test_stream_rows_are_the_samples_one_after_another(prepared):
+    """Every token of a block's samples stands in one row, in order; rows are full."""
     config, corpus, bank = prepared
-    stream = CorpusStream(config, corpus, bank)
-    epochs = [np.concatenate([plan.records for plan in blocks(stream, n)]) for n in (0, 1)]
-    for records in epochs:
+    rows = CorpusRows(with_rows(config, "stream"), corpus, bank)
+    plan = rows.plan(0, 1)
+    batch = rows.build(plan)
+    first = {}
+    for number in range(len(plan.records)):  # the piece of each sample that has its beginning
+        record = int(plan.records[number])
+        if record not in first or plan.places.offsets[number] >= 0:
+            first[record] = number
+    order = packing.epoch_order(0, 0, 300)[64:128].tolist()
+    want = np.concatenate([sample(rows, plan, first[record])[0] for record in order])
+
+    pieces, masked = {}, 0
+    for row in range(plan.rows):
+        length = int((batch.segments[row] > 0).sum())
+        piece, masks = unrotated(batch.tokens[row, :length])
+        key = int(plan.keys[plan.places.rows == row][0])
+        pieces[key] = piece
+        masked += masks
+        asked = int(plan.masks[plan.places.rows == row][0])
+        assert masks <= asked
+        if key < 2 * 64 + plan.rows - 1:  # the block's last row is as long as it is
+            assert len(piece) == 64 - 3 * asked
+            assert length == 64 - 3 * (asked - masks)
+    assert masked > plan.rows / 2
+    np.testing.assert_array_equal(np.concatenate([pieces[key] for key in sorted(pieces)]), want)
+    real = batch.segments > 0
+    assert (batch.segments[real] == 1).all()
+    places = np.broadcast_to(np.arange(64), real.shape)
+    np.testing.assert_array_equal(batch.positions, np.where(real, places, 0))
+
+
+@KINDS
+def test_an_epoch_holds_every_record_once_in_another_order(prepared, kind):
+    config, corpus, bank = prepared
+    rows = CorpusRows(with_rows(config, kind), corpus, bank)
+    plans = [blocks(rows, epoch) for epoch in (0, 1)]
+    begun = [
+        np.concatenate([plan.records[plan.places.offsets >= 0] for plan in epoch])
+        for epoch in plans
+    ]
+    for records in begun:
         np.testing.assert_array_equal(np.sort(records), np.arange(300))
-    assert (epochs[0] != epochs[1]).mean() > 0.9
+    assert (begun[0] != begun[1]).mean() > 0.9
 
 
-def test_batches_go_through_epochs_without_loss_or_repetition(prepared):
+@KINDS
+def test_batches_go_through_epochs_without_loss_or_repetition(prepared, kind):
     config, corpus, bank = prepared
-    stream = CorpusStream(config, corpus, bank)
-    rows = [sum(plan.rows for plan in blocks(stream, epoch)) for epoch in (0, 1)]
+    config = with_rows(config, kind)
+    corpus_rows = CorpusRows(config, corpus, bank)
+    stream = CorpusStream(config, [corpus_rows])
+    rows = [sum(plan.rows for plan in blocks(corpus_rows, epoch)) for epoch in (0, 1)]
     assert rows[0] % 8, "the test wants a batch that reaches into the next epoch"
     batches = take(stream, sum(rows) // 8)
     got = np.concatenate([batch.data.tokens for batch in batches])
-    want = np.concatenate([stream.rows(p).tokens for n in (0, 1) for p in blocks(stream, n)])
+    plans = [plan for epoch in (0, 1) for plan in blocks(corpus_rows, epoch)]
+    want = np.concatenate([corpus_rows.build(plan).tokens for plan in plans])
     np.testing.assert_array_equal(got, want[: len(got)])
     crossing = batches[rows[0] // 8]
     assert crossing.next.epoch == 1
 
 
-def test_any_position_gives_the_same_batches(prepared):
-    config, corpus, bank = prepared
-    stream = CorpusStream(config, corpus, bank)
-    straight = take(stream, 40)
-    assert len({batch.fingerprint for batch in straight}) == 40
-    for done in (1, 17, 30):
-        resumed = take(CorpusStream(config, corpus, bank), 40 - done, straight[done - 1].next)
-        for left, right in zip(resumed, straight[done:], strict=True):
-            assert left.next == right.next
-            assert left.fingerprint == right.fingerprint
-            assert same(left, right)
-
-
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_the_same_global_batches(prepared, processes):
-    config, corpus, bank = prepared
-    whole = take(CorpusStream(config, corpus, bank), 12)
-    parts = [take(CorpusStream(config, corpus, bank, i, processes), 12) for i in range(processes)]
-    for step, batch in enumerate(whole):
-        shares = [part[step] for part in parts]
-        assert {share.next for share in shares} == {batch.next}
-        assert combine_fingerprints([share.fingerprint for share in shares]) == batch.fingerprint
-        for leaf, *pieces in zip(*(jax.tree.leaves(b.data) for b in (batch, *shares)), strict=True):
-            np.testing.assert_array_equal(leaf, np.concatenate(pieces))
-
-
 def test_the_seed_decides(prepared):
     config, corpus, bank = prepared
     other = dataclasses.replace(config, seed=1)
-    left, right = (take(CorpusStream(c, corpus, bank), 1)[0] for c in (config, other))
+    left, right = (take(stream_of(c, corpus, bank), 1)[0] for c in (config, other))
     assert not same(left, right)
 
 
 def test_reading_from_disk_gives_the_same_rows(prepared, monkeypatch):
     config, corpus, bank = prepared
-    from_memory = take(CorpusStream(config, corpus, bank), 5)
+    from_memory = take(stream_of(config, corpus, bank), 5)
     monkeypatch.setattr("cm3jax.data.corpus.IN_MEMORY", 0)
-    from_disk = take(CorpusStream(config, corpus, bank), 5)
+    from_disk = take(stream_of(config, corpus, bank), 5)
     assert all(map(same, from_memory, from_disk))
 
 
 def test_no_thread_is_left_behind(prepared):
     config, corpus, bank = prepared
     before = threading.active_count()
-    batches = CorpusStream(config, corpus, bank).batches(START)
+    batches = stream_of(config, corpus, bank).batches(START)
     next(batches)
     batches.close()
     assert threading.active_count() <= before + 1
 
 
-def test_documents_are_dropped_where_rows_are_short(prepared):
+def test_documents_are_dropped_where_whole_samples_do_not_fit(prepared):
     config, corpus, bank = prepared
     short = dataclasses.replace(config, model=dataclasses.replace(config.model, context=30))
-    stream = CorpusStream(short, corpus, bank)
-    plan = stream.plan(0, 0)
+    rows = CorpusRows(short, corpus, bank)
+    plan = rows.plan(0, 0)
     assert plan.dropped > 0
-    assert (stream.rows(plan).tokens == VOCAB.eos).sum() == 2 * len(plan.records)
+    assert (rows.build(plan).tokens == VOCAB.eos).sum() == 2 * len(plan.records)
 
 
-def test_a_record_too_long_for_a_row_is_named(prepared):
+def test_a_record_longer_than_a_row_is_named_or_cut(prepared):
     config, corpus, bank = prepared
     tiny = dataclasses.replace(config, model=dataclasses.replace(config.model, context=16))
     with pytest.raises(UserError, match=r"record 'record-\d+' .* does not fit a row"):
-        CorpusStream(tiny, corpus, bank)
+        CorpusRows(tiny, corpus, bank)
+    rows = CorpusRows(with_rows(tiny, "stream"), corpus, bank)
+    plan = rows.plan(0, 0)
+    assert rows.build(plan).tokens.shape == (plan.rows, 16)
+    assert np.bincount(plan.records).max() > 2
 
 
 def test_open_checks_that_parts_belong_together(prepared, tmp_path):
@@ -194,11 +250,111 @@ def test_packing_is_whole_disjoint_and_tight():
         assert sorted(places.segments[inside].tolist()) == list(range(1, len(inside) + 1))
 
 
-def test_a_plan_reads_no_document(prepared):
-    config, corpus, bank = prepared
-    stream = CorpusStream(config, corpus, bank)
-    plan = packing.plan_block(stream.table, 0, 0, 0, 64, 2, config.cm3)
-    np.testing.assert_array_equal(plan.records, stream.plan(0, 0).records)
+# ------------------------------------------------------------------------------ mixtures, positions
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    """Three prepared directories of 300, 60 and 20 records, and an experiment that mixes them."""
+    path = tmp_path_factory.mktemp("mixture")
+    for name, records in {"large": 300, "small": 60, "tiny": 20}.items():
+        bank = write_bank(path / name)
+        write_corpus(path / name, bank, records, shards=1)
+    homes = ((f"{path}/large", 6.0), (f"{path}/small", 3.0), (f"{path}/tiny", 1.0))
+    return experiment(path, mixture=homes)
+
+
+def opened(config, *process):
+    return CorpusStream(config, CorpusStream.open(config, "train").corpora, *process)
+
+
+def records_of(stream, position, count):
+    """(corpus, epoch, record) of the samples that begin in the next batches' rows."""
+    return [
+        (number, int(epoch), int(record))
+        for share in itertools.islice(stream._shares(position), count)
+        for number, plan in enumerate(share.plans)
+        for epoch, record, offset in zip(
+            plan.epochs, plan.records, plan.places.offsets, strict=True
+        )
+        if offset >= 0
+    ]
+
+
+def test_a_mixture_keeps_its_weights_and_every_corpus_its_epochs(mixture):
+    stream = opened(mixture)
+    shares = list(itertools.islice(stream._shares(START), 200))
+    rows = np.asarray([[plan.rows for plan in share.plans] for share in shares])
+    assert (rows.sum(1) == 8).all()
+    np.testing.assert_allclose(rows.mean(0), [4.8, 2.4, 0.8], atol=0.25)
+    end = shares[-1].next
+    assert end.row == 1600
+    assert end.parts[1].epoch > end.parts[0].epoch >= 1
+    seen = Counter(records_of(opened(mixture), START, 200))
+    assert max(seen.values()) == 1, "a record came twice in an epoch"
+    for number, size in enumerate((300, 60, 20)):
+        complete = [record for n, epoch, record in seen if (n, epoch) == (number, 0)]
+        assert sorted(complete) == list(range(size))
+
+
+def test_the_rows_of_a_mixture_are_those_of_its_corpora(mixture):
+    stream = opened(mixture)
+    share = next(stream._shares(START))
+    batch = take(opened(mixture), 1)[0].data
+    for corpus, plan, rows in zip(stream.corpora, share.plans, share.rows, strict=True):
+        np.testing.assert_array_equal(batch.tokens[rows], corpus.build(plan).tokens)
+
+
+def test_a_mixture_wants_one_vocabulary_and_positive_weights(mixture, tmp_path):
+    homes = mixture.data.mixture
+    with pytest.raises(UserError, match=r"large the weight 0\.0; give a positive one"):
+        dataclasses.replace(mixture.data, mixture=((homes[0][0], 0.0),))
+    stream = opened(mixture)
+    with pytest.raises(
+        UserError, match=r"read 2 corpora so far, and data\.mixture would make it 3"
+    ):
+        take(stream, 1, Position(row=8, parts=(START, START)))
+    manifest = stream.corpora[1].corpus.manifest
+    other = Corpus(stream.corpora[1].corpus.path, manifest | {"text_fingerprint": "other"})
+    strange = CorpusRows(mixture, other, stream.corpora[1].bank)
+    with pytest.raises(UserError, match="another vocabulary or other tokenizers"):
+        CorpusStream(mixture, [stream.corpora[0], strange])
+
+
+@pytest.mark.parametrize(
+    "mixed", [pytest.param(False, marks=pytest.mark.slow, id="one corpus"), "mixture"]
+)
+@KINDS
+def test_the_next_hundred_batches_are_the_same_on_any_number_of_processes(
+    prepared, mixture, kind, mixed
+):
+    """From a random position, through JSON, whatever the number of processes and of threads."""
+    config = with_rows(mixture if mixed else prepared[0], kind)
+    at = int(np.random.default_rng().integers(1, 200))
+    before = opened(config)._shares(START)
+    position = next(itertools.islice(before, at - 1, None)).next
+    position = Position.from_json(json.loads(json.dumps(dataclasses.asdict(position))))
+    want = [share.next for share in itertools.islice(before, 100)]
+
+    prints, leaves = [], []
+    for processes, threads in ((1, 2), (2, 1), (4, 3)):
+        data = dataclasses.replace(config.data, threads=threads)
+        shared = dataclasses.replace(config, data=data)
+        shares = [take(opened(shared, i, processes), 100, position) for i in range(processes)]
+        for own in shares:
+            assert [batch.next for batch in own] == want
+        steps = list(zip(*shares, strict=True))
+        prints.append([combine_fingerprints([b.fingerprint for b in step]) for step in steps])
+        data = [jax.tree.map(lambda *x: np.concatenate(x), *(b.data for b in s)) for s in steps]
+        leaves.append([np.stack(leaf) for leaf in zip(*map(jax.tree.leaves, data), strict=True)])
+        seen = [records_of(opened(shared, i, processes), position, 100) for i in range(processes)]
+        every = [record for own in seen for record in own]
+        assert len(set(every)) == len(every) > 500, "two processes read one record"
+    assert prints[0] == prints[1] == prints[2]
+    assert len(set(prints[0])) == 100
+    for other in leaves[1:]:
+        for left, right in zip(leaves[0], other, strict=True):
+            np.testing.assert_array_equal(left, right)
 
 
 # ------------------------------------------------------------------------------ records in memory

@@ -13,7 +13,13 @@ from cm3jax.config import CM3Config, DataConfig
 from cm3jax.data import prepare as module
 from cm3jax.data.corpus import Corpus
 from cm3jax.data.pipeline import CorpusStream
-from cm3jax.data.prepare import Tools, prepare
+from cm3jax.data.prepare import (
+    Tools,
+    is_prepared,
+    prepare,
+    prepare_bank,
+    remove_documents,
+)
 from cm3jax.data.show import show_row
 from cm3jax.document import Image, Text, parse
 from cm3jax.errors import UserError
@@ -150,15 +156,60 @@ def test_other_settings_prepare_again(prepared, chain, folder, tmp_path):
     assert len(Corpus.open(tmp_path / "corpus" / "train")) == 29
 
 
+def test_preparation_is_up_to_date_or_not(prepared, chain):
+    assert is_prepared(prepared, chain)
+    for name, value in {"pool": 7, "clauses": True, "relevance_cut": 0.5}.items():
+        rules = dataclasses.replace(prepared.retrieval, **{name: value})
+        assert not is_prepared(dataclasses.replace(prepared, retrieval=rules), chain), name
+    drawn = dataclasses.replace(prepared.retrieval, documents=1, encoder="elsewhere")
+    assert is_prepared(dataclasses.replace(prepared, retrieval=drawn), chain)
+    nowhere = dataclasses.replace(prepared.data, bank=f"{prepared.data.bank}-2")
+    assert not is_prepared(dataclasses.replace(prepared, data=nowhere), chain)
+
+
+def test_a_removed_document_stays_out(chain, folder, tmp_path):
+    config = experiment(folder, tmp_path)
+    before = prepare_bank(config, chain, lambda line: None)
+    gone = [before.meta(row).key for row in (3, 11)]
+    with pytest.raises(UserError, match="no document 'fox'; nothing was removed"):
+        remove_documents(config, ["fox"])
+    for key in gone:
+        smaller = remove_documents(config, [key])
+    lines = []
+    prepare(config, chain, lines.append)
+    assert lines[0].endswith("is complete"), "the smaller bank is the one that was wanted"
+    assert Bank.open(config.data.bank).fingerprint == smaller.fingerprint
+    assert is_prepared(config, chain)
+    # Made again from its source, it lacks them still.
+    again = dataclasses.replace(config, seed=1)
+    made = prepare_bank(again, chain, lambda line: None)
+    assert len(made) == len(before) - 2
+    assert not set(gone) & set(made.rows)
+
+
+def test_a_removal_that_was_interrupted_is_completed(chain, folder, tmp_path, monkeypatch):
+    config = experiment(folder, tmp_path)
+    key = prepare_bank(config, chain, lambda line: None).meta(0).key
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "remove", stop)
+    with pytest.raises(KeyboardInterrupt):
+        remove_documents(config, [key])
+    assert not is_prepared(config, chain)
+    assert key not in prepare_bank(config, chain, lambda line: None).rows
+
+
 def test_a_path_must_be_given(chain, folder, tmp_path):
     with pytest.raises(UserError, match=r"data\.corpus is empty"):
         prepare(experiment(folder, tmp_path, corpus=""), chain)
 
 
 def test_a_row_is_shown(prepared):
-    stream = CorpusStream.open(prepared, "train")
-    text = show_row(stream, 5, testing.text_tokenizer())
-    key = stream.corpus.document(5).key
+    rows = CorpusStream.open(prepared, "train").corpora[0]
+    text = show_row(rows, 5, testing.text_tokenizer())
+    key = rows.corpus.document(5).key
     assert f"record 5, {key} (pair)" in text
     lines = text.splitlines()
     assert "<eos>" in text
@@ -167,7 +218,7 @@ def test_a_row_is_shown(prepared):
     placed = [line for line in lines if "(<mask:" in line]
     assert all(line.rstrip().endswith(" 0") for line in placed)
     with pytest.raises(UserError, match="there is no record 99"):
-        show_row(stream, 99, testing.text_tokenizer())
+        show_row(rows, 99, testing.text_tokenizer())
 
 
 def test_held_out_documents_are_no_neighbours(chain, folder, tmp_path, monkeypatch):

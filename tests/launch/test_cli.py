@@ -42,11 +42,13 @@ def test_options_of_every_kind():
         *("--vqgan.multipliers", "1"),
         *("--decode.temperature-range", "0.5", "1"),
         *("--tokenizers.algorithm", "unigram"),
+        *("--data.mixture", "data/a", "3", "data/b", "0.5"),
         "--cm3.mask-retrieved",
     )
     assert (experiment.vqgan.multipliers, experiment.cm3.mask_retrieved) == ((1,), True)
     assert experiment.decode.temperature_range == (0.5, 1.0)
     assert experiment.tokenizers.algorithm == "unigram"
+    assert experiment.data.mixture == (("data/a", 3.0), ("data/b", 0.5))
 
 
 @pytest.mark.parametrize(

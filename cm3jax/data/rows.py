@@ -1,0 +1,112 @@
+"""The CM3 rows of one prepared corpus: planned for all processes, built for those asked for."""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from etils import epath
+
+from cm3jax.config import Experiment
+from cm3jax.data.corpus import Corpus, Documents
+from cm3jax.data.packing import (
+    BLOCK,
+    Plan,
+    Position,
+    Table,
+    join,
+    plan_block,
+    plan_stream_block,
+)
+from cm3jax.errors import UserError
+from cm3jax.retrieval.bank import Bank
+from cm3jax.sequence import Batch, Samples, build_rows, build_stream_rows
+
+_WAYS = {"whole": (plan_block, build_rows), "stream": (plan_stream_block, build_stream_rows)}
+"""How each kind of `data.rows` is planned and built."""
+
+
+class CorpusRows:
+    """A corpus with its bank; the rows of all blocks of all epochs follow one another.
+
+    Raises `UserError` for a record that does not fit a row, where rows hold whole samples.
+    """
+
+    def __init__(self, experiment: Experiment, corpus: Corpus, bank: Bank):
+        self.experiment = experiment
+        self.corpus = corpus
+        self.bank = bank
+        self.table = Table(corpus.lengths, corpus.neighbours, corpus.scores, bank.lengths)
+        self._queries = Documents(corpus.lengths, corpus.ids, corpus.all_ids)
+        self._documents = Documents(
+            bank.lengths, bank.ids, lambda: (document.ids for document in bank.documents())
+        )
+        self._plan, self._build = _WAYS[experiment.data.rows]
+        longest = int(np.argmax(corpus.lengths))
+        if self._build is build_rows and corpus.lengths[longest] + 2 > experiment.model.context:
+            raise UserError(
+                f"record {corpus.document(longest).key!r} of {corpus.path} has "
+                f"{corpus.lengths[longest]} tokens and does not fit a row of model.context="
+                f"{experiment.model.context}; raise that, or prepare the corpus again with it."
+            )
+
+    @staticmethod
+    def open(experiment: Experiment, corpus: epath.PathLike, bank: epath.PathLike) -> "CorpusRows":
+        """The rows of the corpus (of one split) at a path, whose neighbours are in that bank.
+
+        Raises `UserError` when one is missing or damaged, does not belong to the other, or was
+        made with other vocabulary sizes than the experiment's.
+        """
+        corpus = Corpus.open(corpus)
+        if corpus.vocab.config != experiment.vocab:
+            raise UserError(
+                f"the corpus {corpus.path} was made with {corpus.vocab.config}, but this run has "
+                f"{experiment.vocab}; make them equal."
+            )
+        bank = Bank.open(bank, vocab_fingerprint=corpus.vocab.fingerprint)
+        if bank.fingerprint != corpus.manifest["bank"]:
+            raise UserError(
+                f"the neighbours of {corpus.path} point into another bank than {bank.path}; "
+                "run launch.prepare."
+            )
+        return CorpusRows(experiment, corpus, bank)
+
+    @functools.cached_property
+    def plan(self) -> Callable[[int, int], Plan]:
+        """`plan(epoch, block)`: the rows of one block, the same on every process."""
+        e = self.experiment
+        room, documents = e.model.context, e.retrieval.documents
+        # Each of a block's batches asks for its plan.
+        return functools.lru_cache(maxsize=2)(
+            lambda *at: self._plan(self.table, e.seed, *at, room, documents, e.cm3)
+        )
+
+    def take(self, position: Position, count: int) -> tuple[Plan, Position]:
+        """The next `count` rows from `position` on, and the position after them."""
+        blocks = -(-len(self.corpus) // BLOCK)
+        epoch, block, row = position.epoch, position.block, position.row
+        parts, missing = [], count
+        while missing or not parts:
+            plan = self.plan(epoch, block)
+            stop = min(row + missing, plan.rows)
+            parts.append(plan.slice(row, stop))
+            missing, row = missing - (stop - row), stop
+            if row == plan.rows:
+                epoch, block = (epoch, block + 1) if block + 1 < blocks else (epoch + 1, 0)
+                row = 0
+        return join(parts), Position(epoch, block, row)
+
+    def build(self, plan: Plan) -> Batch:
+        """The rows of a plan."""
+        query, query_lengths = self._queries.padded(plan.records)
+        documents, document_lengths = self._documents.padded(plan.documents)
+        samples = Samples(documents, document_lengths, query, query_lengths, plan.masks, plan.keys)
+        return self._build(
+            np,
+            samples,
+            plan.places,
+            (plan.rows, self.experiment.model.context),
+            seed=self.experiment.seed,
+            epoch=plan.epochs,
+            config=self.experiment.cm3,
+            vocab=self.corpus.vocab,
+        )
