@@ -1,8 +1,11 @@
 """Checkpoints of a run, loading a run for use, and exporting its weights.
 
 A checkpoint `RUN/checkpoints/STEP` holds the train state (orbax, one array per leaf, restorable on
-any mesh) and one JSON for all processes: data position, resolved config, fingerprints, timers. An
-exported run is a directory with `config.json` and `params.safetensors` alone.
+any mesh), one JSON for all processes (data position, resolved config, fingerprints, timers) and the
+checksums of both. Process 0 takes the checksums when all processes have written and before the
+directory gets its final name, so that a checkpoint either stands with its checksums or does not
+stand; on resuming it compares them and tells the others which checkpoint is sound. An exported run
+is a directory with `config.json` and `params.safetensors` alone.
 """
 
 import dataclasses
@@ -17,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from cm3jax import checksums, distributed
 from cm3jax.config import CheckpointConfig, Experiment
 from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
@@ -27,9 +31,8 @@ from cm3jax.tokenizers.text import MODEL_FILE
 
 _log = logging.getLogger(__name__)
 
-_DAMAGE = (OSError, ValueError, KeyError, TypeError)
-"""What orbax and tensorstore raise on files that are missing, cut short or altered."""
-
+_ORBAX_NOTES = "_CHECKPOINT_METADATA"
+"""Times of writing, which orbax changes last and nothing here reads."""
 
 _TYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "I32": np.int32, "U32": np.uint32}
 """safetensors' names of the types that a run's variables have."""
@@ -97,8 +100,12 @@ class Checkpoints:
         self._directory = epath.Path(run_dir).resolve() / "checkpoints"
         for half in _half_written(self._directory):
             _log.warning("passing over %s: the run ended while it was being written.", half)
+        self._saving = ""
         self._manager = _manager(
-            self._directory, max_to_keep=config.keep, cleanup_tmp_directories=True
+            self._directory,
+            max_to_keep=config.keep,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -108,49 +115,95 @@ class Checkpoints:
         self._manager.close()
 
     def restore(self, abstract: TrainState, fingerprints: Mapping[str, str]) -> Restored | None:
-        """The newest complete checkpoint, laid out as `abstract` says; None if there is none.
+        """The newest sound checkpoint, laid out as `abstract` says; None if there is none.
 
-        A damaged one is set aside as `damaged-STEP` with a warning. Raises `UserError` when the
-        checkpoint belongs to another model or vocabulary: nothing is cast.
+        A damaged one is set aside as `damaged-STEP` with a warning. Raises `UserError` when all are
+        damaged, or when the checkpoint belongs to another model or vocabulary: nothing is cast.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            path = self._directory / str(step)
-            try:
-                meta = _read_meta(self._manager, step, str(path))
-                found = _shapes(self._manager.item_metadata(step)["state"].tree)
-            except _DAMAGE as damage:
-                self._set_aside(path, damage)
-                continue
-            require_same(meta.fingerprints, fingerprints, str(path))
-            _require_shapes(found, _shapes(abstract), str(path))
-            try:
-                return Restored(_read_state(self._manager, step, abstract), meta)
-            except _DAMAGE as damage:
-                self._set_aside(path, damage)
-        return None
+        step = self._newest_sound()
+        if step is None:
+            return None
+        path = str(self._directory / str(step))
+        meta = _read_meta(self._manager, step, path)
+        require_same(meta.fingerprints, fingerprints, path)
+        saved = self._manager.item_metadata(step)["state"].tree
+        _require_shapes(_shapes(saved), _shapes(abstract), path)
+        return Restored(_read_state(self._manager, step, abstract), meta)
 
     def save(self, step: int, state: TrainState, meta: Meta) -> None:
         """Begin to write a checkpoint; waits first for one that is still being written."""
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta.to_json())
         )
+        self._manager.wait_until_finished()
+        self._saving = str(step)
         self._manager.save(step, args=items)
 
-    def _set_aside(self, path: epath.Path, damage: Exception) -> None:
-        _log.warning("passing over %s, which is damaged (%s).", path, _brief(damage))
+    def _seal(self) -> None:
+        """Add the checksums to the checkpoint that was just written and has no final name yet."""
+        scratch = [
+            path
+            for path in _half_written(self._directory)
+            if path.name.startswith(f"{self._saving}.")
+        ]
+        # Where renaming is not atomic (buckets), the name is final and a file commits it.
+        path = scratch[0] if scratch else self._directory / self._saving
+        checksums.seal(path, without=(_ORBAX_NOTES,))
+
+    def _newest_sound(self) -> int | None:
+        """The step of the newest sound checkpoint, the same in every process."""
+        answer = {"step": None, "error": ""}
         if jax.process_index() == 0:
-            aside = path.parent / f"damaged-{path.name}"
-            if aside.exists():
-                aside.rmtree()
-            path.rename(aside)
+            try:
+                step, damaged = _newest_sound(self._manager, self._directory)
+            except UserError as error:
+                answer["error"] = str(error)
+            else:
+                answer["step"] = step
+                for path in damaged:
+                    _set_aside(path)
+        answer = json.loads(distributed.from_first(json.dumps(answer)))
+        if answer["error"]:
+            raise UserError(answer["error"])
         self._manager.reload()
+        return answer["step"]
+
+
+def _newest_sound(
+    manager: ocp.CheckpointManager, directory: epath.Path
+) -> tuple[int | None, list[epath.Path]]:
+    """The step of the newest sound checkpoint, if any stands there, and the damaged newer ones.
+
+    Warns of each damaged one; `UserError` if there are no others.
+    """
+    damaged = []
+    for step in sorted(manager.all_steps(), reverse=True):
+        path = directory / str(step)
+        fault = checksums.fault(path)
+        if fault is None:
+            return step, damaged
+        _log.warning("passing over %s, which is damaged: %s.", path, fault)
+        damaged.append(path)
+    if damaged:
+        raise UserError(
+            f"all checkpoints in {directory} are damaged ({', '.join(p.name for p in damaged)}); "
+            "restore them from a copy, or remove the directory to start again."
+        )
+    return None, []
+
+
+def _set_aside(path: epath.Path) -> None:
+    aside = path.parent / f"damaged-{path.name}"
+    if aside.exists():
+        aside.rmtree()
+    path.rename(aside)
 
 
 def load_run(run_dir: epath.PathLike) -> LoadedRun:
     """Parameters and other collections of a run directory or of an exported run, float32.
 
-    Of a run the newest complete checkpoint is read, without its optimiser. Weights that were
-    exported as bfloat16 are widened. Raises `UserError` if nothing there can be read.
+    Of a run the newest sound checkpoint is read, without its optimiser. Weights that were exported
+    as bfloat16 are widened. Raises `UserError` if nothing there can be read.
     """
     path = epath.Path(run_dir).resolve()
     if (path / "params.safetensors").exists():
@@ -161,19 +214,10 @@ def load_run(run_dir: epath.PathLike) -> LoadedRun:
             "train it first, or give another directory."
         )
     with _manager(path / "checkpoints", create=False) as manager:
-        for step in sorted(manager.all_steps(), reverse=True):
-            try:
-                return _load_checkpoint(manager, step, f"{run_dir} at step {step}")
-            except UserError:
-                raise
-            except _DAMAGE as damage:
-                _log.warning(
-                    "passing over %s at step %d, which is damaged (%s).",
-                    run_dir,
-                    step,
-                    _brief(damage),
-                )
-    raise UserError(f"{run_dir} holds no complete checkpoint yet; train it first.")
+        step, _ = _newest_sound(manager, path / "checkpoints")
+        if step is None:
+            raise UserError(f"{run_dir} holds no complete checkpoint yet; train it first.")
+        return _load_checkpoint(manager, step, f"{run_dir} at step {step}")
 
 
 def export_run(

@@ -372,9 +372,13 @@ class OptimConfig:
     """Decoupled weight decay of matrices; vectors and norms have none."""
     clip_norm: float = 1.0
     """Largest global norm of the gradient."""
+    accumulate: int = 1
+    """Parts of a global batch that are worked off one after another before an update: the same
+    update from less memory, for the decoder."""
 
     def __post_init__(self):
         _require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be positive.")
+        _require(self.accumulate >= 1, f"optim.accumulate={self.accumulate} must be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,10 +393,17 @@ class TrainConfig:
     """Steps between two measurements of the validation loss; 0 never."""
     validation_batches: int = 8
     """Batches of one validation."""
+    watchdog_seconds: int = 600
+    """Print the stacks of all threads whenever so many seconds pass without the end of a step, and
+    go on; 0 never. The first step's time includes its compilation."""
 
     def __post_init__(self):
         _require(self.steps >= 1, f"train.steps={self.steps} must be at least 1.")
         _require(self.log_every >= 1, f"train.log_every={self.log_every} must be at least 1.")
+        _require(
+            self.watchdog_seconds >= 0,
+            f"train.watchdog_seconds={self.watchdog_seconds} must not be negative.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -420,6 +431,8 @@ class MeshConfig:
     """Shards of the parameters along the batch (fully sharded data parallelism)."""
     tensor: int = 1
     """Shards of heads, feed-forward width and vocabulary."""
+    platform: Literal["", "cpu", "gpu", "tpu"] = ""
+    """Hardware that must be there; empty takes what jax finds, be it a CPU."""
 
     def __post_init__(self):
         sizes = (self.data, self.fsdp, self.tensor)
@@ -502,6 +515,11 @@ class Experiment:
             self.optim.method == "adamw" or self.learner == "decoder",
             f"optim.method={self.optim.method} is for the decoder's matrices; a {self.learner} "
             "trains with adamw.",
+        )
+        _require(
+            self.optim.accumulate == 1 or self.learner == "decoder",
+            f"optim.accumulate={self.optim.accumulate} is for the decoder's rows; the loss of a "
+            f"{self.learner} is not a mean over rows, so give it 1.",
         )
 
     @property

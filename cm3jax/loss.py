@@ -33,7 +33,8 @@ class LossOutput:
     """What a learner's loss returns for one global batch."""
 
     loss: Float[Array, ""]
-    """The scalar to differentiate."""
+    """The scalar to differentiate. Where batches are accumulated, it must be a mean over the weight
+    of `metrics["loss"]`, or the plain sum where that weight is below 1."""
     metrics: Mapping[str, tuple[Any, Any]]
     """Means (or plain pairs of sum and weight) over the global batch by name; one is `loss`, and
     its parts are named `loss_text` and so on."""

@@ -46,9 +46,9 @@ def make_mesh(config: MeshConfig) -> Mesh:
     """The device mesh `data x fsdp x tensor`; a size of -1 takes the devices that are left.
 
     A single process may use fewer devices than it has. Raises `UserError` when the sizes do not
-    fit the devices.
+    fit the devices, or these are not those of `config.platform`.
     """
-    devices = jax.devices()
+    devices = find_devices(config.platform)
     sizes = _sizes(config, len(devices))
     fixed = math.prod(size for size in (config.data, config.fsdp, config.tensor) if size != -1)
     used = math.prod(sizes)
@@ -72,6 +72,24 @@ def _sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
         fixed = math.prod(size for size in sizes if size != -1)
         sizes[sizes.index(-1)] = max(1, devices // fixed)
     return tuple(sizes)
+
+
+def find_devices(platform: str) -> list[jax.Device]:
+    """All devices of the run; `UserError` if `platform` names others than jax found."""
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError):  # the second is jax's answer to a missing plugin
+        raise UserError(
+            f"jax cannot start JAX_PLATFORMS={jax.config.jax_platforms}; install the extra for the "
+            "hardware (tpu or cuda) and check its driver, or unset JAX_PLATFORMS."
+        ) from None
+    if platform not in ("", devices[0].platform):
+        raise UserError(
+            f"mesh.platform={platform}, but jax found {devices[0].platform} alone; install the "
+            "extra for the hardware (tpu or cuda), check its driver and JAX_PLATFORMS, or change "
+            "mesh.platform."
+        )
+    return devices
 
 
 def batch_shards(mesh: Any) -> int:

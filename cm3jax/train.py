@@ -6,6 +6,8 @@ a checkpoint holds state and position, so that a run that was killed repeats not
 
 import collections
 import dataclasses
+import functools
+import io
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,11 +24,14 @@ from cm3jax.config import Experiment
 from cm3jax.data.pipeline import HostBatch, Position, Stream, combine_fingerprints
 from cm3jax.errors import UserError
 from cm3jax.experiment_io import save_experiment
+from cm3jax.files import write_atomic
+from cm3jax.gradients import accumulated, gradients
 from cm3jax.loss import LossOutput, Mean
 from cm3jax.metrics import MetricsLog, Progress, Work, record_life, utilisation
 from cm3jax.optim import learning_rate
 from cm3jax.shapes import Array, Int, Key
 from cm3jax.state import Layout, TrainState, plan
+from cm3jax.watchdog import Watchdog
 
 
 @runtime_checkable
@@ -66,13 +71,15 @@ def train(learner: Learner) -> TrainState:
 
     Starts from the run directory's newest complete checkpoint, else from the parameters of
     `init_from`, else from scratch, and says which. Raises `UserError` when the loss stops being a
-    number, or when a checkpoint belongs to another model or vocabulary.
+    number (the batch is kept beside the checkpoints), or when a checkpoint belongs to another model
+    or vocabulary.
     """
     experiment = learner.experiment
     mesh = partition.make_mesh(experiment.mesh)
-    _require_divisible(experiment.data.batch, partition.batch_shards(mesh))
+    _require_divisible(experiment, partition.batch_shards(mesh))
     with (
         jax.set_mesh(mesh),
+        Watchdog(experiment.train.watchdog_seconds) as watchdog,
         Checkpoints(experiment.run_dir, experiment.checkpoint) as checkpoints,
         Progress(experiment.name, experiment.train.steps) as progress,
         distributed.Preemption() as preemption,
@@ -86,7 +93,7 @@ def train(learner: Learner) -> TrainState:
             progress.say(layout.table)
         progress.say(f"{layout.parameters:,} parameters, mesh {dict(mesh.shape)}")
         run = _Run(learner, layout, start, mesh, checkpoints, progress)
-        return run.loop(preemption)
+        return run.loop(preemption, watchdog)
 
 
 def make_train_step(
@@ -94,20 +101,24 @@ def make_train_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """One update, compiled; the state that goes in is donated.
 
-    Its metrics are the learner's, and `gradient_norm` before clipping.
+    Its metrics are the learner's, `gradient_norm` before clipping and `parameter_norm` after the
+    update.
     """
+    parts = learner.experiment.optim.accumulate
+    differentiate = gradients
+    if parts > 1:
+        differentiate = functools.partial(accumulated, parts, layout.shardings.params)
 
     def step(state: TrainState, batch: Any):
         key = _key(learner.experiment.seed, state.step + 1)
-
-        def loss(params):
-            output = learner.loss(params, state.extra, batch, key, state.step)
-            return output.loss, output
-
-        gradients, output = jax.grad(loss, has_aux=True)(state.params)
-        updates, opt_state = layout.optimizer.update(gradients, state.opt_state, state.params)
+        slopes, output = differentiate(learner.loss, state, batch, key)
+        updates, opt_state = layout.optimizer.update(slopes, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {**output.metrics, "gradient_norm": (optax.tree.norm(gradients), 1.0)}
+        norms = {
+            "gradient_norm": (optax.tree.norm(slopes), 1.0),
+            "parameter_norm": (optax.tree.norm(params), 1.0),
+        }
+        metrics = {**output.metrics, **norms}
         return TrainState(state.step + 1, params, opt_state, output.extra), metrics
 
     # The gradients of cut parameters do not come back cut by themselves; the outputs must.
@@ -149,11 +160,13 @@ def _validation_name(name: str) -> str:
     return "_".join([first, "valid", *rest])
 
 
-def _require_divisible(batch: int, shards: int) -> None:
-    if batch % shards:
+def _require_divisible(experiment: Experiment, shards: int) -> None:
+    batch, parts = experiment.data.batch, experiment.optim.accumulate
+    if batch % (shards * parts):
         raise UserError(
-            f"data.batch={batch} cannot be cut into {shards} equal shares; make it a multiple of "
-            f"{shards}, or set mesh.data."
+            f"data.batch={batch} cannot be cut into {shards} equal shares"
+            f"{f' of {parts} equal parts' if parts > 1 else ''}; make it a multiple of "
+            f"{shards * parts}, or set mesh.data{' or optim.accumulate' if parts > 1 else ''}."
         )
 
 
@@ -255,7 +268,7 @@ class _Run:
             record_life(run_dir, self._step)
             self._log = MetricsLog(run_dir, self._step)
 
-    def loop(self, preemption: distributed.Preemption) -> TrainState:
+    def loop(self, preemption: distributed.Preemption, watchdog: Watchdog) -> TrainState:
         """Run the steps that are left; the state at the end is saved."""
         settings, steps = self._experiment.train, self._experiment.train.steps
         batches = self._learner.stream("train").batches(self._position)
@@ -265,13 +278,14 @@ class _Run:
             self._state, metrics = self._train_step(self._state, self._put(batch))
             self._step += 1
             self._position = batch.next
-            pending.append((self._step, metrics, batch.fingerprint))
+            pending.append((self._step, metrics, batch))
             stopping = preemption.requested(self._step)
             saves = stopping or self._due(self._experiment.checkpoint.every)
             validates = self._due(settings.validate_every)
             logs = validates or self._due(settings.log_every)
             while len(pending) > (0 if saves or logs else self._queue):
-                _require_finite(*pending.popleft())
+                self._require_finite(*pending.popleft())
+            watchdog.step_ended()
             if logs:
                 self._report(metrics, batch, validates)
             if saves:
@@ -321,13 +335,30 @@ class _Run:
         )
         self._checkpoints.save(self._step, self._state, meta)
 
+    def _require_finite(self, step: int, metrics: Mapping[str, Any], batch: HostBatch) -> None:
+        """Wait for a step; if it gave what is no number, keep its batch and stop the run.
 
-def _require_finite(step: int, metrics: Mapping[str, Any], fingerprint: str) -> None:
-    """Wait for a step and stop the run if its loss or gradient is no number."""
-    for name in ("loss", "gradient_norm"):
-        value = Mean(*metrics[name]).compute()
-        if not math.isfinite(value):
-            raise UserError(
-                f"{name} is {value} at step {step} (batch {fingerprint}); lower optim.peak_lr or "
-                "train in float32, and start again from the last checkpoint."
-            )
+        Every step is looked at before the state is saved, so that what stands in the checkpoints
+        is good.
+        """
+        for name in ("loss", "gradient_norm", "parameter_norm"):
+            value = Mean(*metrics[name]).compute()
+            if not math.isfinite(value):
+                raise UserError(
+                    f"{name} is {value} at step {step} (batch {batch.fingerprint}, kept in "
+                    f"{self._keep(step, batch)}); lower optim.peak_lr or train in float32, and "
+                    "start again from the last checkpoint."
+                )
+
+    def _keep(self, step: int, batch: HostBatch) -> epath.Path:
+        """Write this process's rows of a batch, one array per field."""
+        arrays = {
+            jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
+            for path, leaf in jax.tree.leaves_with_path(batch.data)
+        }
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        name = f"bad-batch-{step}-process-{jax.process_index()}.npz"
+        path = epath.Path(self._experiment.run_dir) / name
+        write_atomic(path, content.getvalue())
+        return path

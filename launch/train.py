@@ -3,7 +3,7 @@
 python -m launch.train quickstart --train.steps 40 --workdir runs/mine
 """
 
-from cm3jax import distributed
+from cm3jax import distributed, partition
 from cm3jax.config import Experiment
 from cm3jax.train import Learner, train
 from launch.cli import main, parse_experiment
@@ -26,6 +26,7 @@ def train_experiment(experiment: Experiment) -> None:
         train_text_tokenizer(experiment)
         return
     distributed.initialize()
+    partition.find_devices(experiment.mesh.platform)  # before the data is read
     train(make_learner(experiment))
 
 

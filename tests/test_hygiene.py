@@ -15,11 +15,11 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 # Parts of `cm3jax`, lowest first: a module imports from its own line and from those above it.
 LAYERS = (
-    "config shapes vocab errors files draws hardware",
+    "config shapes vocab errors files checksums records draws hardware",
     "document sequence masks tokenizers experiment_io",
     "prompts retrieval tasks",
     "data partition model",
-    "loss optim state checkpoint metrics distributed",
+    "loss optim state gradients checkpoint metrics distributed watchdog",
     "learners testing interop",
     "train decode",
     "footprint",

@@ -1,5 +1,9 @@
 """Meshes, rules, coverage, and parameters that are born sharded."""
 
+import os
+import subprocess
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -83,3 +87,18 @@ def test_parameters_are_born_sharded_with_the_same_bits_on_any_mesh():
         assert up.addressable_shards[0].data.size * sizes[1] * sizes[2] == up.size
         moments = [m for m in jax.tree.leaves(cut.opt_state) if m.shape == up.shape]
         assert {m.sharding.spec for m in moments} == {up.sharding.spec}
+
+
+def test_hardware_that_was_asked_for_must_be_there():
+    assert partition.make_mesh(MeshConfig(platform="cpu")).size == 8
+    with pytest.raises(UserError, match=r"mesh\.platform=gpu, but jax found cpu alone"):
+        partition.make_mesh(MeshConfig(platform="gpu"))
+
+
+def test_a_platform_that_jax_cannot_start_is_one_sentence():
+    command = "from cm3jax import partition; partition.find_devices('')"
+    environment = os.environ | {"JAX_PLATFORMS": "cuda"}
+    done = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, env=environment
+    )
+    assert "UserError: jax cannot start JAX_PLATFORMS=cuda;" in done.stderr

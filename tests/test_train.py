@@ -3,16 +3,21 @@
 import dataclasses
 import os
 import signal
+import time
 
 import jax
 import numpy as np
 import pytest
 
+from cm3jax import partition
 from cm3jax.checkpoint import load_run
-from cm3jax.config import MeshConfig, OptimConfig, TrainConfig
+from cm3jax.config import CheckpointConfig, MeshConfig, OptimConfig, TrainConfig
+from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
+from cm3jax.loss import Mean
 from cm3jax.metrics import read
-from cm3jax.train import train
+from cm3jax.state import plan
+from cm3jax.train import make_train_step, train
 from cm3jax.vocab import Vocab
 from tests import tiny
 from tests.tiny import VOCAB, experiment, learner
@@ -86,9 +91,101 @@ def test_sigterm_saves_and_returns(tmp_path, capsys, monkeypatch):
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     config = experiment(tmp_path, optim=OptimConfig(peak_lr=1e30, warmup_steps=1))
-    with pytest.raises(UserError, match=r"is (nan|inf) at step \d \(batch \w{16}\)"):
+    with pytest.raises(UserError, match=r"is (nan|inf) at step \d \(batch \w{16}, kept in"):
         train(learner(config))
     assert not any((tmp_path / "checkpoints").iterdir())
+
+
+def test_the_batch_of_a_loss_that_is_no_number_is_kept(tmp_path, monkeypatch):
+    """And the parameters before it stand in the checkpoints, fit to go on from."""
+    batches = tiny.Rows.batches
+
+    def poisoned(self, position):
+        for number, batch in enumerate(batches(self, position), start=1):
+            if number == 6:
+                batch.data.weights[3, 5] = np.nan
+            yield batch
+
+    monkeypatch.setattr(tiny.Rows, "batches", poisoned)
+    config = experiment(tmp_path)
+    path = tmp_path / "bad-batch-6-process-0.npz"
+    with pytest.raises(UserError, match=f"loss is nan at step 6 .* kept in {path}"):
+        train(learner(config))
+    kept = np.load(path)
+    assert set(kept) == {"tokens", "targets", "weights", "segments", "positions"}
+    assert np.argwhere(np.isnan(kept["weights"])).tolist() == [[3, 5]]
+    run = load_run(tmp_path)
+    assert run.step == 4
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.variables))
+    assert [line["step"] for line in read(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_parameters_that_are_no_numbers_are_not_saved(tmp_path):
+    """The loss and the gradient of the step that spoils them may be fine."""
+    config = experiment(
+        tmp_path,
+        optim=OptimConfig(peak_lr=1e38, warmup_steps=1, clip_norm=1e30),
+        checkpoint=CheckpointConfig(every=1),
+    )
+    with pytest.raises(UserError, match="parameter_norm is inf at step 1"):
+        train(learner(config))
+    assert not any((tmp_path / "checkpoints").iterdir())
+
+
+def test_the_watchdog_shows_where_a_step_hangs(tmp_path, monkeypatch, capfd):
+    row = tiny.Rows._row
+
+    def sleeping_row(self, index):
+        if index == 20:
+            time.sleep(1.5)
+        return row(self, index)
+
+    monkeypatch.setattr(tiny.Rows, "_row", sleeping_row)
+    fields = {"steps": 4, "validate_every": 0, "log_every": 4}
+    train(learner(experiment(tmp_path, train=TrainConfig(watchdog_seconds=1, **fields))))
+    printed = capfd.readouterr().err
+    assert "Timeout (0:00:01)!" in printed
+    assert "in sleeping_row" in printed
+    assert load_run(tmp_path).step == 4  # the run went on
+    time.sleep(1.2)
+    assert not capfd.readouterr().err  # and the dog sleeps
+
+
+@pytest.mark.parametrize(("mesh", "parts"), [((1, 1, 1), 4), ((2, 2, 2), 2)])
+def test_accumulated_parts_make_the_same_update(mesh, parts):
+    """Also where rows have very different weights, so that a mean of means would be wrong."""
+    batch = next(tiny.Rows(16, 16).batches(Position())).data
+    weights = np.random.default_rng(0).random(batch.weights.shape).astype(np.float32)
+    weights[::3] *= 0.01
+    weights[5] = 0
+    batch = dataclasses.replace(batch, weights=weights)
+    results = []
+    for count in (1, parts):
+        optim = OptimConfig(peak_lr=1e-3, warmup_steps=1, eps=1e-4, accumulate=count)
+        made = learner(experiment("", optim=optim))
+        devices = partition.make_mesh(MeshConfig(*mesh))
+        with jax.set_mesh(devices):
+            layout = plan(made.init, made.experiment, devices)
+            shared = jax.device_put(batch, partition.batch_sharding(devices))
+            state = layout.init(jax.random.key(0))
+            results.append(make_train_step(made, layout)(state, shared))
+    (state, metrics), (other, more) = results
+    for name in metrics:
+        value = Mean(*metrics[name]).compute()
+        assert Mean(*more[name]).compute() == pytest.approx(value, rel=1e-6)
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6),
+        (other.params, other.opt_state),
+        (state.params, state.opt_state),
+    )
+
+
+def test_parts_that_a_device_cannot_share_are_refused(tmp_path):
+    config = experiment(tmp_path, optim=OptimConfig(accumulate=3))
+    with pytest.raises(
+        UserError, match=r"1 equal shares of 3 equal parts; make it a multiple of 3"
+    ):
+        train(learner(config))
 
 
 def test_another_vocabulary_is_refused(finished, tmp_path):

@@ -10,10 +10,7 @@ its manifest stands.
 """
 
 import dataclasses
-import functools
-import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -21,9 +18,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from cm3jax.checksums import describe
 from cm3jax.config import VocabConfig
 from cm3jax.errors import UserError
 from cm3jax.files import read_json, write_json
+from cm3jax.records import Records, write_records
 from cm3jax.shapes import Float, Int
 from cm3jax.vocab import Vocab
 
@@ -82,16 +81,11 @@ class CorpusWriter:
 
     def write(self, number: int, shard: Shard) -> None:
         """Write one shard; its notes come last and make it count."""
-        from array_record.python.array_record_module import ArrayRecordWriter
-
         self.path.mkdir(parents=True, exist_ok=True)
         name = f"documents-{number:05d}.array_record"
         (self.path / "manifest.json").unlink(missing_ok=True)
         scratch = self.path / f".{name}.part"
-        writer = ArrayRecordWriter(os.fspath(scratch), "group_size:1")
-        for document in shard.documents:
-            writer.write(_encode(document))
-        writer.close()
+        write_records(scratch, map(_encode, shard.documents))
         scratch.replace(self.path / name)
         columns = {
             "lengths": np.asarray([len(document.ids) for document in shard.documents], np.int32),
@@ -107,7 +101,7 @@ class CorpusWriter:
             "licences": Counter(document.licence for document in shard.documents),
             "refused": shard.refused,
             "selection": shard.selection,
-            "file": _describe(self.path / name),
+            "file": describe(self.path / name),
         }
         write_json(self.path / f"shard-{number:05d}.json", notes)
 
@@ -131,7 +125,7 @@ class CorpusWriter:
             scratch = self.path / f".{column}.part.npy"
             np.save(scratch, np.concatenate(parts))
             scratch.replace(self.path / f"{column}.npy")
-            files[f"{column}.npy"] = _describe(self.path / f"{column}.npy")
+            files[f"{column}.npy"] = describe(self.path / f"{column}.npy")
         licences = sum((Counter(note["licences"]) for note in notes), Counter())
         manifest = facts | {
             "made_from": self.made_from,
@@ -161,7 +155,8 @@ class Corpus:
         self.lengths, self.neighbours, self.scores = (
             np.load(self.path / f"{column}.npy", mmap_mode="r") for column in COLUMNS
         )
-        self._first = np.cumsum([0, *manifest["shards"].values()])
+        remedy = f"remove {self.path} and run launch.prepare"
+        self._records = Records(self.path, manifest["shards"], remedy)
 
     @staticmethod
     def open(path: epath.PathLike) -> "Corpus":
@@ -190,7 +185,7 @@ class Corpus:
     def verify(self) -> None:
         """Read every file and compare checksums; `UserError` names the damaged one."""
         for name, file in self.manifest["files"].items():
-            if _describe(self.path / name) != file:
+            if describe(self.path / name) != file:
                 raise UserError(
                     f"the corpus file {self.path / name} is damaged (its checksum differs); "
                     f"remove {self.path} and run launch.prepare."
@@ -200,34 +195,16 @@ class Corpus:
         return len(self.lengths)
 
     def document(self, record: int) -> CorpusDocument:
-        """One document; `IndexError` outside the corpus."""
-        return _decode(self._read(record))
+        """One document; `IndexError` outside the corpus, `UserError` if it is damaged."""
+        return _decode(self._records[record])
 
     def ids(self, record: int) -> Int[np.ndarray, " L"]:
-        """Its ids, int32; `IndexError` outside the corpus."""
-        return _ids(self._read(record))
+        """Its ids, int32; `IndexError` outside the corpus, `UserError` if it is damaged."""
+        return _ids(self._records[record])
 
     def all_ids(self) -> Iterator[Int[np.ndarray, " L"]]:
-        """The ids of every document, in order."""
-        for reader in self._readers:
-            for start in range(0, reader.num_records(), 1024):
-                yield from map(_ids, reader.read(start, min(start + 1024, reader.num_records())))
-
-    def _read(self, record: int) -> bytes:
-        if not 0 <= record < len(self):
-            raise IndexError(f"record {record} is outside the corpus's {len(self)}")
-        shard = int(np.searchsorted(self._first, record, side="right")) - 1
-        return self._readers[shard].read([int(record - self._first[shard])])[0]
-
-    @functools.cached_property
-    def _readers(self) -> list:
-        from array_record.python.array_record_module import ArrayRecordReader
-
-        options = "readahead_buffer_size:0,max_parallelism:0"
-        return [
-            ArrayRecordReader(os.fspath(self.path / name), options)
-            for name in self.manifest["shards"]
-        ]
+        """The ids of every document, in order; `UserError` names a damaged one."""
+        return map(_ids, self._records)
 
 
 class Documents:
@@ -280,10 +257,3 @@ def _ids(record: bytes) -> Int[np.ndarray, " L"]:
 def _decode(record: bytes) -> CorpusDocument:
     ids = _ids(record)
     return CorpusDocument(**json.loads(record[4 + ids.nbytes :]), ids=ids)
-
-
-def _describe(path: epath.Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file."""
-    with path.open("rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().length, "sha256": checksum}

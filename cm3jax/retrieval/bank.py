@@ -11,19 +11,20 @@ and moved there when complete, and never changed: `remove` writes another one.
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from cm3jax.checksums import describe
 from cm3jax.errors import UserError
 from cm3jax.files import digest, read_json, write_json
+from cm3jax.records import Records, write_records
 from cm3jax.shapes import Float, Int
 
 _SHARD = 65_536
@@ -58,6 +59,13 @@ class Bank:
         self.path = epath.Path(path)
         self.manifest = manifest
         self.fingerprint: str = manifest["fingerprint"]
+        # The last file holds what the others leave.
+        names = sorted(name for name in manifest["files"] if name not in _ARRAYS)
+        counts = [_SHARD] * (len(names) - 1)
+        counts.append(manifest["documents"] - sum(counts))
+        self._records = Records(
+            self.path, dict(zip(names, counts, strict=True)), "build it again with launch.index"
+        )
         self._columns = np.load(self.path / "columns.npy", mmap_mode="r")
         self.vectors: Float[np.ndarray, "M E"] = np.load(self.path / "vectors.npy", mmap_mode="r")
 
@@ -81,7 +89,7 @@ class Bank:
             manifest = _write_documents(scratch, documents, len(vectors))
             np.save(scratch / "vectors.npy", np.asarray(vectors, np.float32))
             manifest |= {"encoder": encoder_fingerprint, "vocab": vocab_fingerprint}
-            manifest["files"] |= {name: _describe(scratch / name) for name in _ARRAYS}
+            manifest["files"] |= {name: describe(scratch / name) for name in _ARRAYS}
             sums = [file["sha256"] for _, file in sorted(manifest["files"].items())]
             manifest["fingerprint"] = digest(encoder_fingerprint, vocab_fingerprint, *sums)
             write_json(scratch / "manifest.json", manifest)
@@ -125,7 +133,7 @@ class Bank:
     def verify(self) -> None:
         """Read every file and compare checksums; `UserError` names the damaged one."""
         for name, file in self.manifest["files"].items():
-            if _describe(self.path / name) != file:
+            if describe(self.path / name) != file:
                 raise UserError(
                     f"the bank's file {self.path / name} is damaged (its checksum differs); "
                     "build the bank again with launch.index."
@@ -135,19 +143,17 @@ class Bank:
         return len(self._columns)
 
     def ids(self, row: int) -> Int[np.ndarray, " L"]:
-        """The vocabulary ids of one document, int32; `IndexError` outside the bank."""
-        return _ids(self._record(row))
+        """The vocabulary ids of one document, int32; `IndexError` outside the bank, `UserError` if
+        it is damaged."""
+        return _ids(self._records[row])
 
     def meta(self, row: int) -> BankDocument:
         """All that the bank keeps of one document; `IndexError` outside the bank."""
-        return _decode(self._record(row))
+        return _decode(self._records[row])
 
     def documents(self) -> Iterable[BankDocument]:
         """Every document, in order."""
-        for reader in self._readers:
-            for start in range(0, reader.num_records(), 1024):
-                stop = min(start + 1024, reader.num_records())
-                yield from map(_decode, reader.read(start, stop))
+        return map(_decode, self._records)
 
     @functools.cached_property
     def rows(self) -> dict[str, int]:
@@ -173,20 +179,6 @@ class Bank:
     def held_out(self) -> np.ndarray:
         """Which documents are kept from training, bool [M]."""
         return self._columns["held_out"]
-
-    def _record(self, row: int) -> bytes:
-        if not 0 <= row < len(self):
-            raise IndexError(f"document {row} is outside the bank's {len(self)}")
-        shard, offset = divmod(int(row), _SHARD)
-        return self._readers[shard].read([offset])[0]
-
-    @functools.cached_property
-    def _readers(self) -> list:
-        from array_record.python.array_record_module import ArrayRecordReader
-
-        names = sorted(name for name in self.manifest["files"] if name not in _ARRAYS)
-        options = "readahead_buffer_size:0,max_parallelism:0"
-        return [ArrayRecordReader(os.fspath(self.path / name), options) for name in names]
 
 
 def require_keys(bank: Bank, keys: Sequence[str]) -> None:
@@ -216,15 +208,12 @@ def _write_documents(
     directory: epath.Path, documents: Iterable[BankDocument], count: int
 ) -> dict[str, Any]:
     """Write shards and columns; the manifest's counts and shard files."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     columns, keys = np.zeros(count, _COLUMNS), set()
     sources, licences, files = Counter(), Counter(), {}
     rows = iter(documents)
-    for shard in range(0, max(count, 1), _SHARD):
-        name = f"documents-{shard // _SHARD:05d}.array_record"
-        writer = ArrayRecordWriter(os.fspath(directory / name), "group_size:1")
-        for row, document in enumerate(itertools.islice(rows, _SHARD), start=shard):
+
+    def encoded(first: int) -> Iterator[bytes]:
+        for row, document in enumerate(itertools.islice(rows, _SHARD), start=first):
             if document.key in keys:
                 raise UserError(
                     f"two documents have the key {document.key!r}; keys must be unique."
@@ -240,9 +229,12 @@ def _write_documents(
             )
             sources[document.source] += 1
             licences[document.licence] += 1
-            writer.write(_encode(document))
-        writer.close()
-        files[name] = _describe(directory / name)
+            yield _encode(document)
+
+    for first in range(0, max(count, 1), _SHARD):
+        name = f"documents-{first // _SHARD:05d}.array_record"
+        write_records(directory / name, encoded(first))
+        files[name] = describe(directory / name)
     if len(keys) != count or next(rows, None) is not None:
         raise ValueError(f"there are {count} vectors for another number of documents")
     np.save(directory / "columns.npy", columns)
@@ -282,10 +274,3 @@ def _decode(record: bytes) -> BankDocument:
     ids = _ids(record)
     rest = json.loads(record[4 + ids.nbytes :])
     return BankDocument(**rest | {"ids": ids, "subjects": tuple(rest["subjects"])})
-
-
-def _describe(path: epath.Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file."""
-    with path.open("rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().length, "sha256": checksum}

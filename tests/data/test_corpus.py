@@ -102,3 +102,40 @@ def test_documents_are_the_same_from_memory_and_from_disk(corpus, in_memory):
         expected = corpus.ids(int(row)) if row >= 0 else []
         np.testing.assert_array_equal(ids[place][: lengths[place]], expected)
         assert not ids[place][lengths[place] :].any()
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(bytes(content))
+
+
+def test_a_damaged_record_is_named_when_it_is_read(corpus):
+    """The format's own hashes find it; the rest of the file stays readable."""
+    path = corpus.path / "documents-00001.array_record"
+    written = np.flatnonzero(np.frombuffer(path.read_bytes(), np.uint8))
+    whole = list(corpus.all_ids())
+    flip(path, int(written[3000]))
+    damaged = Corpus.open(corpus.path)
+    unread = {}
+    for record, ids in enumerate(whole):
+        try:
+            np.testing.assert_array_equal(damaged.ids(record), ids)
+        except UserError as error:
+            unread[record] = str(error)
+    ((record, message),) = unread.items()
+    assert f"record {record - 100} of {path} is damaged" in message
+    with pytest.raises(UserError, match=message.partition(" (")[0]):
+        list(damaged.all_ids())
+
+
+def test_a_damaged_index_is_not_an_empty_file(corpus):
+    path = corpus.path / "documents-00002.array_record"
+    content = path.read_bytes()
+    written = [place for place, byte in enumerate(content) if byte]
+    index = [place for place in written if place > 1 << 16][20]  # the footer's block
+    flip(path, index)
+    with pytest.raises(
+        UserError, match=r"documents-00002\S* is damaged \(its index says 0 records"
+    ):
+        list(Corpus.open(corpus.path).all_ids())
