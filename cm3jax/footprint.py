@@ -114,7 +114,8 @@ def _temporaries(experiment: Experiment, mesh: dict[str, int]) -> int:
     head's are gone; a layer that recomputes has all of its residuals once more.
     """
     model, tensor = experiment.model, mesh["tensor"]
-    rows = experiment.data.batch // (mesh["data"] * mesh["fsdp"])
+    shards = mesh["data"] * mesh["fsdp"] * experiment.optim.accumulate
+    rows = experiment.data.batch // shards
     # What one device does is the work of a narrower model on fewer rows.
     local = dataclasses.replace(
         model,
