@@ -43,7 +43,8 @@ _SPLITS: dict[Kind, str] = {
     "caption": "pictures that no other split shows",
     "infill": "pictures that no other split shows",
 }
-_CURVES = ("loss", "loss_text", "loss_image", "loss_valid")
+_PARTS = ("", "_text", "_image")
+_CURVES = tuple(f"loss{split}{part}" for split in ("", "_valid") for part in _PARTS)
 
 
 def evaluate(

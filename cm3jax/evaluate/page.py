@@ -66,7 +66,9 @@ _BESIDE = {
 _LOSSES = {
     "loss_text": "text",
     "loss_image": "image",
-    "loss": "all, training",
+    "loss": "all",
+    "loss_valid_text": "text, validation",
+    "loss_valid_image": "image, validation",
     "loss_valid": "all, validation",
 }
 

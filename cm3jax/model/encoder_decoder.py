@@ -12,6 +12,7 @@ from cm3jax.config import DecoderConfig
 from cm3jax.model.attention import packed_mask
 from cm3jax.model.block import Block, CrossBlock, layer_keys, scan_layers
 from cm3jax.model.layers import Norm, rotations, truncated_normal
+from cm3jax.partition import by_rows
 from cm3jax.shapes import Array, Bool, Float, Int, Key
 
 
@@ -55,7 +56,7 @@ class EncoderDecoder(nn.Module):
             rotation = rotations(places, self.config.head_width)
         else:
             x = x + positions[: tokens.shape[1]]
-        return x.astype(jnp.dtype(self.config.dtype)), rotation
+        return by_rows(x.astype(jnp.dtype(self.config.dtype))), rotation
 
     def __call__(
         self,
@@ -76,7 +77,7 @@ class EncoderDecoder(nn.Module):
         x, rotation = self._embed(tokens, self.position)
 
         def body(block, x, key):
-            return block.row(x, causal, rotation, key, states, there), None
+            return by_rows(block.row(x, causal, rotation, key, states, there)), None
 
         layers = self.config.layers
         x, _ = scan_layers(self.layers, self.config, layers, body, x, layer_keys(keys[1], layers))
@@ -87,7 +88,7 @@ class EncoderDecoder(nn.Module):
         x, rotation = self._embed(texts, self.text_position)
 
         def body(block, x, key):
-            return block.row(x, there, rotation, key)[0], None
+            return by_rows(block.row(x, there, rotation, key)[0]), None
 
         layers = self.encoder_layers
         x, _ = scan_layers(self.encoder, self.config, layers, body, x, layer_keys(key, layers))

@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -52,10 +53,16 @@ def tokens(*shape, seed=2):
     return jax.random.randint(jax.random.key(seed), shape, 0, VOCAB)
 
 
+@partial(jax.jit, static_argnames=("model", "method"))
+def apply(model, variables, *arguments, method="__call__"):
+    """`model.apply`, compiled once per shape instead of run one operation at a time."""
+    return model.apply(variables, *arguments, method=method)
+
+
 def run(model, variables, rows):
     rows = jnp.asarray(rows)
     positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
-    return model.apply(variables, rows, positions, jnp.ones_like(rows))
+    return apply(model, variables, rows, positions, jnp.ones_like(rows))
 
 
 def test_a_fresh_model_predicts_uniformly_and_keeps_the_papers_initialisation(model):
@@ -85,7 +92,7 @@ def test_packed_samples_do_not_see_each_other(model, variables):
     packed = jnp.concatenate([first, second, jnp.zeros((1, 3), jnp.int32)], 1)
     positions = jnp.concatenate([jnp.arange(5), jnp.arange(7), jnp.zeros(3, jnp.int32)])[None]
     segments = jnp.asarray([[1] * 5 + [2] * 7 + [0] * 3])
-    together = model.apply(variables, packed, positions, segments)
+    together = apply(model, variables, packed, positions, segments)
     assert np.isfinite(together).all()
     np.testing.assert_allclose(together[:, :5], run(model, variables, first), atol=1e-5)
     np.testing.assert_allclose(together[:, 5:12], run(model, variables, second), atol=1e-5)
@@ -95,9 +102,9 @@ def test_order_matters_and_rotary_positions_are_relative(model, variables):
     row = tokens(1, 6)
     places, ones = jnp.asarray([[0, 1, 2, 3, 4, 5]]), jnp.ones_like(row)
     expected = run(model, variables, row)
-    swapped = model.apply(variables, row, places.at[0, 1:3].set(jnp.asarray([2, 1])), ones)
+    swapped = apply(model, variables, row, places.at[0, 1:3].set(jnp.asarray([2, 1])), ones)
     assert np.abs(swapped - expected)[0, 3:].max() > 1e-2
-    moved = np.abs(model.apply(variables, row, places + 9, ones) - expected).max()
+    moved = np.abs(apply(model, variables, row, places + 9, ones) - expected).max()
     assert moved < 1e-4 if model.config.positions == "rope" else moved > 1e-2
 
 
@@ -117,13 +124,13 @@ def test_rotation_by_hand():
 def test_decoding_equals_the_full_forward(model, variables, steps):
     lengths, samples = np.asarray([8, 6]), 2
     prompts, tails = tokens(2, 10), tokens(4, 10, seed=5)
-    hidden, prefix = model.apply(variables, prompts, jnp.asarray(lengths), method="prefill")
+    hidden, prefix = apply(model, variables, prompts, jnp.asarray(lengths), method="prefill")
     cache = start_cache(prefix, jnp.asarray(lengths), samples, capacity=12)
     outputs, done = [], 0
     for count in steps:
         places = np.repeat(lengths, samples)[:, None] + np.arange(done, done + count)
         part = tails[:, done : done + count]
-        out, cache = model.apply(variables, part, jnp.asarray(places), cache, method="extend")
+        out, cache = apply(model, variables, part, jnp.asarray(places), cache, method="extend")
         outputs.append(out)
         done += count
     decoded = np.concatenate(outputs, 1)
