@@ -65,6 +65,7 @@ def run(folder: Path, kills: int, seed: int = 0) -> Outcome:
             shutil.copytree(
                 broken / "checkpoints" / str(begun), replays / f"{number}/checkpoints/{begun}"
             )
+        before = read(broken)
         (victim,) = start(options, broken, STEPS, devices=devices)
         if number == kills:
             finish([victim])
@@ -77,7 +78,9 @@ def run(folder: Path, kills: int, seed: int = 0) -> Outcome:
             time.sleep(draw.random() * 0.05)  # anywhere in a step or a save
             victim.kill()
             victim.communicate()
-        lines = [line for line in read(broken) if line["step"] > begun]
+        after = read(broken)
+        # Killed before it opened the log, it wrote nothing: the last lines are an earlier life's.
+        lines = [line for line in after if line["step"] > begun] if after != before else []
         lives.append(Life(devices, begun, lines))
         print(
             f"life {number}: {devices} devices, steps {begun} to {begun + len(lines)}", flush=True
