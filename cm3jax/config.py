@@ -319,6 +319,9 @@ class DataConfig:
     """Raw data: `emblems`, or a folder of pictures with a `captions.jsonl`."""
     records: int = 50_000
     """Records to generate or to take from the source for training."""
+    emblems: int = 3000
+    """Emblems to train on, where the source is `emblems`: the more there are, the less their looks
+    can be learnt by heart instead of being copied from documents."""
     raw: str = "data/raw"
     """Where generated raw data (`emblems`) is kept."""
     image_size: int = 32
@@ -355,7 +358,9 @@ class OptimConfig:
 
     method: Literal["adamw", "muon"] = "adamw"
     """AdamW throughout (the papers), or Muon for the decoder's matrix products and AdamW for the
-    rest (arXiv 2502.16982, whose scaling lets both share a learning rate)."""
+    rest (arXiv 2502.16982, whose scaling lets both share a learning rate). With Muon, beta1, beta2
+    and eps are of the rest alone, and weight decay of the matrix products alone: embedding and
+    position tables have none."""
     peak_lr: float = 6e-4
     """Learning rate after the warm-up."""
     warmup_steps: int = 1500

@@ -105,6 +105,15 @@ class Vocab:
         sizes = dataclasses.astuple(self.config)
         return digest(repr(sizes), self.text_fingerprint, self.image_fingerprint)
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the vocabulary and of both tokenizers, as checkpoints keep them."""
+        return {
+            "vocab": self.fingerprint,
+            "text": self.text_fingerprint,
+            "image": self.image_fingerprint,
+        }
+
     def require(self, fingerprint: str, what: str) -> None:
         """Raise `UserError` unless `what` was made with this vocabulary."""
         if fingerprint != self.fingerprint:

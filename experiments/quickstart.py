@@ -15,7 +15,7 @@ _HOME = "quickstart"
 
 def chain() -> dict[str, Experiment]:
     """Text tokenizer, image tokenizer, retrieval encoder and decoder, in the order of training."""
-    data = {"records": 20_000}
+    data = {"records": 20_000, "emblems": 3_000}
     text = base(
         "quickstart/text",
         _HOME,

@@ -11,14 +11,13 @@ optax, orbax and numpy; where torch and transformers are missing, our side runs 
 
 import argparse
 import dataclasses
-import importlib
 import importlib.util
 import json
 import os
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -32,41 +31,65 @@ from cm3jax.config import (
     OptimConfig,
     VocabConfig,
 )
+from cm3jax.errors import UserError
 from cm3jax.hardware import peak_flops
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.sequence import Batch
 from cm3jax.state import TrainState, plan
 from cm3jax.train import make_train_step
 from cm3jax.vocab import Vocab
+from launch.env import main
+from launch.names import load_experiment
 
 LEARNING_RATE = 1e-4
 
 
 def run(argv: list[str] | None = None) -> None:
-    """Measure and print; options by argparse, since a bare machine has no tyro."""
+    """Measure and print; options by argparse, since a bare machine has no tyro.
+
+    Raises `UserError` for options that can't be measured.
+    """
     options = _options().parse_args(argv)
     # torch wants its share of the same accelerator.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     print(json.dumps(bench_train(options), indent=2))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists all options.")
+
+
+def _positive(text: str) -> int:
+    """An integer above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    return number
+
+
+_positive.__name__ = "integer"  # what argparse calls it in a message
+
+
 def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m launch.bench",
         description="Measure side by side, in one run on one machine; prints one JSON object.",
     )
     parser.add_argument("what", choices=["train"], help="our training step against torch's")
     parser.add_argument("--experiment", default="", help="time this experiment's decoder alone")
-    parser.add_argument("--batch", type=int, default=8, help="rows of a step")
+    parser.add_argument("--batch", type=_positive, default=8, help="rows of a step")
     parser.add_argument(
-        "--length", type=int, default=0, help="tokens of a row; default the model's"
+        "--length", type=_positive, help="tokens of a row; default the model's, or 512"
     )
-    parser.add_argument("--layers", type=int, default=8, help="layers of the Chameleon")
-    parser.add_argument("--width", type=int, default=512, help="its width; heads are of 64")
-    parser.add_argument("--vocab", type=int, default=16_384, help="its ids")
-    parser.add_argument("--unroll", type=int, default=1, help="layers per turn of our scan")
+    parser.add_argument("--layers", type=_positive, default=8, help="layers of the Chameleon")
+    parser.add_argument("--width", type=_positive, default=512, help="its width; heads are of 64")
+    parser.add_argument("--vocab", type=_positive, default=16_384, help="its ids")
+    parser.add_argument("--unroll", type=_positive, default=1, help="layers per turn of our scan")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps, after two others")
+    parser.add_argument("--steps", type=_positive, default=10, help="timed steps, after two others")
     parser.add_argument("--compile-torch", action="store_true", help="torch.compile as well")
     return parser
 
@@ -150,8 +173,8 @@ def _experiment(options: argparse.Namespace) -> Experiment:
         peak_lr=LEARNING_RATE, warmup_steps=1, end_lr_ratio=1.0, weight_decay=0.1, clip_norm=1.0
     )
     if options.experiment:
-        module = importlib.import_module(f"experiments.{options.experiment.replace('/', '.')}")
-        model, vocab = module.get_config().model, module.get_config().vocab
+        experiment = load_experiment(options.experiment)
+        model, vocab = experiment.model, experiment.vocab
         length = options.length or model.context
         model = dataclasses.replace(model, context=length)
     else:
@@ -172,6 +195,11 @@ def _experiment(options: argparse.Namespace) -> Experiment:
         )
         vocab = VocabConfig()
         pieces = options.vocab - vocab.specials - vocab.image_codes
+        if pieces < 1 or options.width % 64:
+            raise UserError(
+                f"--vocab {options.vocab} must be above {vocab.specials + vocab.image_codes}, and "
+                f"--width {options.width} a multiple of 64."
+            )
         vocab = dataclasses.replace(vocab, text_pieces=pieces)
     return Experiment(
         name="bench",
@@ -344,4 +372,4 @@ def _torch(
 
 
 if __name__ == "__main__":
-    run()
+    main(run)

@@ -1,4 +1,4 @@
-"""From a command line to an `Experiment`, and from a `UserError` to one sentence and exit code 2.
+"""From a command line to an `Experiment` or to a command's own options.
 
 Every field of a config dataclass is an option, `--optim.peak-lr 3e-4`; its docstring is its help.
 tyro parses and documents; what it prints about a mistake, a box of several lines, becomes one
@@ -7,69 +7,24 @@ sentence here.
 
 import contextlib
 import dataclasses
-import difflib
 import functools
-import importlib
 import io
 import itertools
 import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import absl.logging
 import tyro
 
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
-from launch import env
+from launch.names import experiment_names, load_experiment, nearest
 
 Options = TypeVar("Options")
-
-_EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
-
-
-def main(command: Callable[[list[str]], None]) -> None:
-    """Run `command` on the process's arguments; the last line of every launch module.
-
-    A `UserError` ends the process with its sentence on standard error and code 2; Ctrl-C, and a
-    reader such as `head` that closes the pipe, end it quietly.
-    """
-    absl.logging.set_verbosity(absl.logging.ERROR)  # what libraries recommend is not for users
-    env.prepare()
-    try:
-        command(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush fails
-        sys.exit(1)
-
-
-def experiment_names() -> list[str]:
-    """Names of all experiments, e.g. `miniature/clip`, sorted."""
-    return sorted(
-        path.relative_to(_EXPERIMENTS).with_suffix("").as_posix()
-        for path in _EXPERIMENTS.rglob("*.py")
-        if "\ndef get_config(" in path.read_text()
-    )
-
-
-def load_experiment(name: str) -> Experiment:
-    """The experiment that `experiments/NAME.py` defines; `UserError` if there is none."""
-    names = experiment_names()
-    if name not in names:
-        raise UserError(
-            f"there is no experiment {name!r}{_nearest(name, names)}; "
-            f"the experiments are {', '.join(names)}."
-        )
-    return importlib.import_module(f"experiments.{name.replace('/', '.')}").get_config()
 
 
 def parse_experiment(argv: Sequence[str], description: str) -> Experiment:
@@ -131,7 +86,7 @@ def parse(
     for token in argv:
         name = _option(token)
         if name.startswith("--") and name not in {"--help", *known}:
-            raise UserError(f"there is no option {name}{_nearest(name, known)}; --help lists all.")
+            raise UserError(f"there is no option {name}{nearest(name, known)}; --help lists all.")
     call = functools.partial(
         tyro.cli, options, args=argv, prog=program or _program(), description=description
     )
@@ -147,11 +102,6 @@ def parse(
 
 def _program() -> str:
     return f"python -m launch.{Path(sys.argv[0]).stem}"
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _option(token: str) -> str:

@@ -1,13 +1,17 @@
-"""What surrounds a process: compiler flags for each accelerator and the cache of compiled programs.
+"""What surrounds a command: compiler flags, the cache of compiled programs, exit codes.
 
-`launch.cli.main` calls `prepare` before anything starts a jax backend; nothing else sets these.
+A user's mistake ends a command with one sentence and code 2.
 """
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import absl.logging
 import jax
 
+from cm3jax.errors import UserError
 from cm3jax.files import digest
 
 FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -30,6 +34,26 @@ FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
 """Environment variable and flags by accelerator. All are set on every machine: flags for hardware
 that is not there do nothing. For runs on GPUs that resume bitwise, add
 `XLA_FLAGS=--xla_gpu_deterministic_ops=true`, which costs speed."""
+
+
+def main(command: Callable[[list[str]], None]) -> None:
+    """Run `command` on the process's arguments; the last line of every launch module.
+
+    A `UserError` ends the process with its sentence on standard error and code 2; Ctrl-C, and a
+    reader such as `head` that closes the pipe, end it quietly.
+    """
+    absl.logging.set_verbosity(absl.logging.ERROR)  # what libraries recommend is not for users
+    prepare()  # before anything starts a backend of jax
+    try:
+        command(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush fails
+        sys.exit(1)
 
 
 def prepare() -> None:

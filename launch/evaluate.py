@@ -17,7 +17,8 @@ from cm3jax.evaluate.emblems import evaluate
 from cm3jax.evaluate.protocol import Score, differences, scores_from_json, scores_to_json
 from cm3jax.evaluate.retrieval import evaluate_encoder
 from cm3jax.files import read_json, write_json
-from launch.cli import main, parse
+from launch.cli import parse
+from launch.env import main
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,8 @@ from cm3jax.errors import UserError
 from cm3jax.files import digest, write_atomic
 from cm3jax.generate import Generated, Generator, Retrieved
 from cm3jax.tokenizers.image import load_picture
-from launch.cli import main, parse
+from launch.cli import parse
+from launch.env import main
 
 MODES = ("text", "caption", "infill")
 

@@ -24,7 +24,8 @@ from cm3jax.retrieval.retriever import Retriever
 from cm3jax.retrieval.select import choose
 from cm3jax.shapes import Float
 from cm3jax.tokenizers.image import load_picture
-from launch.cli import main, parse_experiment
+from launch.cli import parse_experiment
+from launch.env import main
 from launch.prepare import make_tools
 
 COMMANDS = ("build", "audit", "query", "remove")

@@ -17,7 +17,8 @@ from cm3jax.footprint import abstract_batch, compiled_bytes, footprint, lay_out
 from cm3jax.hardware import a100_hours
 from cm3jax.learners.decoder import decoder_work
 from cm3jax.vocab import Vocab
-from launch.cli import main, parse_experiment_and
+from launch.cli import parse_experiment_and
+from launch.env import main
 
 _DESCRIPTION = (
     "What training an experiment needs: parameters, bytes on each device, operations; by formula."

@@ -11,7 +11,8 @@ from cm3jax.data.show import show_row
 from cm3jax.errors import UserError
 from cm3jax.learners import clip, vqgan
 from cm3jax.tokenizers.text import TextTokenizer
-from launch.cli import main, parse_experiment
+from launch.cli import parse_experiment
+from launch.env import main
 
 _DESCRIPTION = (
     "Turn raw pairs into a tokenised corpus and a memory bank; what was interrupted continues. "

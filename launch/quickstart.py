@@ -29,7 +29,8 @@ from cm3jax.evaluate.protocol import code_version, scores_to_json
 from cm3jax.evaluate.results import Evaluation
 from cm3jax.files import read_json, write_atomic, write_json
 from experiments.quickstart import chain
-from launch.cli import main, parse
+from launch.cli import parse
+from launch.env import main
 from launch.prepare import make_tools
 from launch.report import stored, write_report
 from launch.train import train_experiment
@@ -256,12 +257,8 @@ def command(argv: list[str]) -> None:
     """Parse the arguments, run every stage, write metrics and report, and say what came of it."""
     options = parse(Options, argv, "The whole path in miniature, from raw pairs to a report.")
     start = time.perf_counter()
-    if jax.config.jax_compilation_cache_dir is None:
-        # Both models run the same programs, and so does a second run.
-        jax.config.update(
-            "jax_compilation_cache_dir", str(epath.Path(options.workdir) / "compiled")
-        )
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # Both models run the same programs, and so does a second run: keep also what compiles fast.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     run_stages(stages(options), epath.Path(options.workdir) / TIMINGS)
     metrics = write_metrics(options.workdir)
     page = write_report(options.workdir)

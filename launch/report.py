@@ -14,7 +14,8 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate.page import report
 from cm3jax.evaluate.results import Evaluation
 from cm3jax.files import read_json, write_atomic
-from launch.cli import main, parse
+from launch.cli import parse
+from launch.env import main
 
 MODELS = ("shipped", "trained_here")
 """Whose results a report may show, in its order."""

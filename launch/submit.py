@@ -21,7 +21,9 @@ import yaml
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
 from cm3jax.files import write_atomic
-from launch.cli import load_experiment, main, parse_experiment_and
+from launch.cli import parse_experiment_and
+from launch.env import main
+from launch.names import load_experiment
 
 _DESCRIPTION = "Render a SLURM script, a GKE JobSet or TPU VM commands that train an experiment."
 _ROOT = Path(__file__).resolve().parent.parent

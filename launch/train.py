@@ -6,7 +6,8 @@ python -m launch.train quickstart --train.steps 40 --workdir runs/mine
 from cm3jax import distributed, partition
 from cm3jax.config import Experiment
 from cm3jax.train import Learner, train
-from launch.cli import main, parse_experiment
+from launch.cli import parse_experiment
+from launch.env import main
 
 _DESCRIPTION = (
     "Train an experiment; a run directory that holds a checkpoint is continued from its newest one."

@@ -12,7 +12,7 @@ import pytest
 from cm3jax.model.decoder import Decoder
 from cm3jax.model.encoder_decoder import EncoderDecoder
 from cm3jax.vocab import Vocab
-from launch.cli import experiment_names, load_experiment
+from launch.names import experiment_names, load_experiment
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = experiment_names()

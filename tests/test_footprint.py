@@ -14,7 +14,7 @@ from cm3jax.errors import UserError
 from cm3jax.footprint import abstract_batch, compiled_bytes, footprint, lay_out
 from cm3jax.state import plan
 from cm3jax.vocab import Vocab
-from launch.cli import load_experiment
+from launch.names import load_experiment
 from tests.tiny import VOCAB, experiment, learner
 
 

@@ -159,8 +159,11 @@ class Corpus:
         self._records = Records(self.path, manifest["shards"], remedy)
 
     @staticmethod
-    def open(path: epath.PathLike) -> "Corpus":
-        """Open a corpus; `UserError` if it is missing, or names the file that is truncated."""
+    def open(path: epath.PathLike, sizes: VocabConfig | None = None) -> "Corpus":
+        """Open a corpus; `UserError` if it is missing, or names the file that is truncated.
+
+        So, too, if `sizes` is given and the corpus was made with other vocabulary sizes.
+        """
         path = epath.Path(path)
         if not (path / "manifest.json").exists():
             raise UserError(
@@ -174,7 +177,13 @@ class Corpus:
                 raise UserError(
                     f"the corpus file {path / name} {found}; remove {path} and run launch.prepare."
                 )
-        return Corpus(path, manifest)
+        corpus = Corpus(path, manifest)
+        if sizes is not None and corpus.vocab.config != sizes:
+            raise UserError(
+                f"the corpus {path} was made with {corpus.vocab.config}, but this run has {sizes}; "
+                "make them equal."
+            )
+        return corpus
 
     @property
     def vocab(self) -> Vocab:

@@ -12,7 +12,6 @@ from cm3jax import draws
 from cm3jax.config import Experiment
 from cm3jax.data.corpus import Corpus, Documents
 from cm3jax.data.pipeline import HostBatch, Position, RecordStream
-from cm3jax.errors import UserError
 from cm3jax.shapes import Array, Float, Int
 from cm3jax.vocab import Modality, Vocab
 
@@ -84,12 +83,7 @@ class PairStream:
 
         Raises `UserError` when the corpus is missing, damaged, or has other vocabulary sizes.
         """
-        corpus = Corpus.open(f"{experiment.data.corpus}/{split}")
-        if corpus.vocab.config != experiment.vocab:
-            raise UserError(
-                f"the corpus {corpus.path} was made with {corpus.vocab.config}, but this run has "
-                f"{experiment.vocab}; make them equal."
-            )
+        corpus = Corpus.open(f"{experiment.data.corpus}/{split}", experiment.vocab)
         drop = experiment.parti.drop_captions if split == "train" else 0.0
         return PairStream(experiment, corpus, drop, jax.process_index(), jax.process_count())
 

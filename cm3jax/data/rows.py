@@ -56,12 +56,7 @@ class CorpusRows:
         Raises `UserError` when one is missing or damaged, does not belong to the other, or was
         made with other vocabulary sizes than the experiment's.
         """
-        corpus = Corpus.open(corpus)
-        if corpus.vocab.config != experiment.vocab:
-            raise UserError(
-                f"the corpus {corpus.path} was made with {corpus.vocab.config}, but this run has "
-                f"{experiment.vocab}; make them equal."
-            )
+        corpus = Corpus.open(corpus, experiment.vocab)
         bank = Bank.open(bank, vocab_fingerprint=corpus.vocab.fingerprint)
         if bank.fingerprint != corpus.manifest["bank"]:
             raise UserError(

@@ -74,7 +74,9 @@ def _emblems(
     # TFDS takes a second to import, and folders do without.
     from cm3jax.data.emblems.builder import EmblemsConfig, prepare
 
-    config = EmblemsConfig(records=data.records, seed=seed, size=data.image_size)
+    config = EmblemsConfig(
+        records=data.records, emblems=data.emblems, seed=seed, size=data.image_size
+    )
     return EmblemsSource(prepare(data.raw, config, progress).as_data_source(split))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax.checkpoint import load_run
-from cm3jax.data.emblems import BANK, example, prompts
+from cm3jax.data.emblems import bank_size, example, prompts
 from cm3jax.evaluate import chance
 from cm3jax.evaluate.protocol import Protocol, Score, code_version
 from cm3jax.files import digest
@@ -30,7 +30,9 @@ def evaluate_encoder(run_dir: epath.PathLike, count: int = 200) -> dict[str, Sco
     """
     experiment, encoder = load_run(run_dir).experiment, clip.load(run_dir)
     seed, size = experiment.seed, experiment.clip.image_size
-    documents = [example("bank", index, seed, size) for index in range(BANK)]
+    training = experiment.data.emblems
+    total = bank_size(training)
+    documents = [example("bank", index, seed, size, training) for index in range(total)]
     parts = [text_and_image(document.segments) for document in documents]
     vectors = encoder.encode_documents(parts)
     pair = np.asarray([text is not None and image is not None for text, image in parts])
@@ -48,7 +50,7 @@ def evaluate_encoder(run_dir: epath.PathLike, count: int = 200) -> dict[str, Sco
     ]
     holders = Counter(name for names in shows for name in names)
     names = [prompt.scene.emblems[0].name for prompt in asked]
-    guessed = float(np.mean([chance.of_a_hit(holders[name], BANK, 2) for name in names]))
+    guessed = float(np.mean([chance.of_a_hit(holders[name], total, 2) for name in names]))
     scores = {}
     for modality, query in queries.items():
         found = ExactIndex(vectors).search(query, config.pool)
@@ -64,7 +66,7 @@ def evaluate_encoder(run_dir: epath.PathLike, count: int = 200) -> dict[str, Sco
             split="memory-only emblems",
             retrieved=2,
             documents=f"exact search by the prompt's {modality}, best 2",
-            bank=f"{BANK} documents, encoded by this encoder",
+            bank=f"{total} documents, encoded by this encoder",
             sampler="none",
             guidance=1.0,
             samples=1,

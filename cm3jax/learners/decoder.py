@@ -41,11 +41,7 @@ class DecoderLearner:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Of the vocabulary and of both tokenizers."""
-        return {
-            "vocab": self.vocab.fingerprint,
-            "text": self.vocab.text_fingerprint,
-            "image": self.vocab.image_fingerprint,
-        }
+        return self.vocab.fingerprints
 
     @property
     def work(self) -> Work:

@@ -86,7 +86,13 @@ def base(name: str, home: str = "miniature", **delta: Any) -> Experiment:
             clauses=True,
             views=2,
         ),
-        data=DataConfig(corpus=f"data/{home}/corpus", bank=f"data/{home}/bank"),
+        # More looks than a small model learns by heart before it learns to copy.
+        data=DataConfig(
+            records=80_000,
+            emblems=16_000,
+            corpus=f"data/{home}/corpus",
+            bank=f"data/{home}/bank",
+        ),
     )
     nested = {
         field: dataclasses.replace(getattr(experiment, field), **value)

@@ -16,7 +16,7 @@ def get_config() -> Experiment:
     return base(
         "miniature/clip",
         learner="clip",
-        data={"records": 50_000, "batch": 128},
+        data={"batch": 128},
         optim={"peak_lr": 1e-3, "warmup_steps": 20},
         train={"steps": 400},
     )

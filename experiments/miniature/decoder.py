@@ -19,7 +19,7 @@ def get_config() -> Experiment:
     """A decoder of 1 M parameters over rows of 256 tokens."""
     return base(
         "miniature/decoder",
-        data={"records": 50_000, "batch": 8},
+        data={"batch": 8},
         optim={"method": "muon", "peak_lr": 1e-2, "warmup_steps": 100},
         train={"steps": 16_000},
         checkpoint={"every": 500},

@@ -15,7 +15,7 @@ def get_config() -> Experiment:
     return base(
         "miniature/vqgan",
         learner="vqgan",
-        data={"records": 50_000, "batch": 32},
+        data={"batch": 32},
         optim={
             "peak_lr": 4e-3,
             "warmup_steps": 50,

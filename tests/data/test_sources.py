@@ -23,13 +23,13 @@ def folder(tmp_path):
 
 
 def test_emblems_are_prepared_and_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(builder, "BANK", 60)
-    data = DataConfig(records=120, raw=str(tmp_path))
+    monkeypatch.setattr(builder, "bank_size", lambda training: 60)
+    data = DataConfig(records=120, emblems=90, raw=str(tmp_path))
     for split, count in (("train", 120), ("validation", 200), ("bank", 60)):
         source = open_source(data, split, 5)
         assert len(source) == count
         for index in range(0, count, 7):
-            record, document = source[index], example(split, index, 5)
+            record, document = source[index], example(split, index, 5, training=90)
             assert len(record.segments) == len(document.segments)
             for read, made in zip(record.segments, document.segments, strict=True):
                 np.testing.assert_array_equal(read, made)

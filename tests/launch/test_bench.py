@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from cm3jax.errors import UserError
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.vocab import Vocab
 from launch import bench
@@ -59,6 +60,22 @@ def test_a_machine_with_little_more_than_jax_measures_our_side():
     # Worked by hand: 2 layers of 4 D^2 and 3 D F (F = 384) and a head of V D; attention 12 N D L.
     per_token = 6 * (2 * (4 * 128**2 + 3 * 128 * 384) + 9800 * 128) + 12 * 2 * 128 * 32
     assert figures["flops_per_step"] == 2 * 32 * per_token
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "--experiment", "cm3leon_35m"], "no experiment 'cm3leon_35m'.*cm3leon_350m"),
+        (["train", "--steps", "0"], "--steps: 0 must be at least 1"),
+        (["train", "--steps", "ten"], "--steps: invalid integer value: 'ten'"),
+        (["train", "--vocab", "100"], "--vocab 100 must be above"),
+        (["train", "--width", "100"], "--width 100 a multiple of 64"),
+        (["decode"], "invalid choice: 'decode'"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_sentence(argv, message):
+    with pytest.raises(UserError, match=message):
+        bench.run(argv)
 
 
 def test_weights_go_to_transformers_transposed():

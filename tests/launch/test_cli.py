@@ -11,13 +11,13 @@ import tyro
 
 from cm3jax.config import VQGANConfig
 from cm3jax.errors import UserError
-from launch import cli
+from launch import cli, env, names
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(
     path.stem
     for path in (ROOT / "launch").glob("*.py")
-    if path.stem not in ("__init__", "cli", "env")
+    if '__name__ == "__main__"' in path.read_text()
 )
 
 
@@ -32,7 +32,7 @@ def test_options_override_fields():
     assert (experiment.train.steps, experiment.optim.peak_lr) == (40, 3e-4)
     assert (experiment.mesh.data, experiment.seed) == (-1, 7)
     untouched = ("name", "vocab", "model", "data", "cm3", "retrieval", "decode", "checkpoint")
-    default = cli.load_experiment("quickstart")
+    default = names.load_experiment("quickstart")
     assert all(getattr(experiment, field) == getattr(default, field) for field in untouched)
 
 
@@ -92,7 +92,7 @@ def test_help_lists_the_experiments(capsys):
         parse("--help")
     assert end.value.code == 0
     out = capsys.readouterr().out
-    assert all(f"  {name}\n" in out for name in cli.experiment_names())
+    assert all(f"  {name}\n" in out for name in names.experiment_names())
 
 
 def test_help_of_an_experiment_explains_every_option(capsys):
@@ -134,7 +134,7 @@ def test_commands_with_their_own_options():
 
 def exit_code(command, capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main(command)
+        env.main(command)
     return end.value.code, capsys.readouterr().err
 
 

@@ -7,7 +7,7 @@ import pytest
 from cm3jax.config import MeshConfig, OptimConfig, TrainConfig
 from cm3jax.metrics import read
 from cm3jax.train import train
-from launch.cli import load_experiment
+from launch.names import load_experiment
 from launch.train import make_learner
 from tests.data import corpora
 

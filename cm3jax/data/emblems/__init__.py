@@ -2,19 +2,19 @@
 
 from cm3jax.data.emblems.captions import caption, caption_states
 from cm3jax.data.emblems.draw import draw
-from cm3jax.data.emblems.examples import BANK, Example, example
+from cm3jax.data.emblems.examples import Example, bank_size, example
 from cm3jax.data.emblems.prompts import Prompt, confirms, confirms_batch, prompts, tells
 from cm3jax.data.emblems.reader import Reading, read, read_batch
 from cm3jax.data.emblems.scene import Emblem, Scene, Shape
 
 __all__ = [
-    "BANK",
     "Emblem",
     "Example",
     "Prompt",
     "Reading",
     "Scene",
     "Shape",
+    "bank_size",
     "caption",
     "caption_states",
     "confirms",

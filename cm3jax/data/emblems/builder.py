@@ -18,7 +18,8 @@ from etils import epath
 from PIL import Image
 
 from cm3jax.data.emblems.draw import SIZE
-from cm3jax.data.emblems.examples import BANK, Example, example
+from cm3jax.data.emblems.examples import Example, bank_size, example
+from cm3jax.data.emblems.looks import TRAINING
 
 Progress = Callable[[int, int], None]
 """Called with the number of documents written and of all documents."""
@@ -31,12 +32,15 @@ class EmblemsConfig(tfds.core.BuilderConfig):
     name: str = ""
     records: int = 50_000
     """Documents for training; validation has a fiftieth of that, at least 200."""
+    emblems: int = TRAINING
+    """Emblems to train on; the bank has three documents of each, and 3,000 of emblems that training
+    never shows."""
     seed: int = 0
     size: int = SIZE
     """Pixels along one side of a picture."""
 
     def __post_init__(self):
-        self.name = f"{self.size}px-{self.records}-seed{self.seed}"
+        self.name = f"{self.size}px-{self.records}-of-{self.emblems}-seed{self.seed}"
 
     @property
     def counts(self) -> dict[str, int]:
@@ -44,7 +48,7 @@ class EmblemsConfig(tfds.core.BuilderConfig):
         return {
             "train": self.records,
             "validation": max(200, self.records // 50),
-            "bank": BANK,
+            "bank": bank_size(self.emblems),
         }
 
 
@@ -56,7 +60,7 @@ class Emblems(tfds.core.GeneratorBasedBuilder):
     which `annotations.annotate` derives boxes, segmentation, depth, edges, questions and an edit.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
     progress: Progress | None = None
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -106,7 +110,7 @@ class Emblems(tfds.core.GeneratorBasedBuilder):
         for index in range(count):
             if self.progress and not (done + index) % 1000:
                 self.progress(done + index, total)
-            yield index, _record(example(split, index, config.seed, config.size))
+            yield index, _record(example(split, index, config.seed, config.size, config.emblems))
         if self.progress and done + count == total:
             self.progress(total, total)
 

@@ -1,9 +1,9 @@
-"""Documents of the dataset: a function of (seed, split, index) and nothing else.
+"""Documents of the dataset: a function of (seed, split, index, number of training emblems) alone.
 
 train, validation   per 100: 45 with one emblem, 20 with two, 25 plain scenes, 4 words, 3 palms,
                     3 stories
 bank                5 documents of each memory-only emblem, then 3 of each training emblem;
-                    86 % pairs, 7 % texts alone, 7 % pictures alone
+                    a seventh are halves: a text alone or a picture alone
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 from cm3jax.data.emblems import sample
 from cm3jax.data.emblems.captions import caption, step
 from cm3jax.data.emblems.draw import SIZE, draw
-from cm3jax.data.emblems.looks import MEMORY_ONLY, TRAINING
+from cm3jax.data.emblems.looks import MEMORY_ONLY, TRAINING, Catalogue, catalogue
 from cm3jax.data.emblems.scene import Scene
 
 _PER_MEMORY_ONLY = 5
@@ -23,9 +23,6 @@ _PAIRS_PER_MEMORY_ONLY = 3  # at least
 _PER_TRAINING = 3
 _MEMORY_DOCUMENTS = _PER_MEMORY_ONLY * MEMORY_ONLY
 _SURE_PAIRS = _PAIRS_PER_MEMORY_ONLY * MEMORY_ONLY
-
-BANK = _MEMORY_DOCUMENTS + _PER_TRAINING * TRAINING
-"""Documents in the bank."""
 
 SPLITS = ("train", "validation", "bank")
 ORIGINS = (
@@ -35,6 +32,7 @@ ORIGINS = (
 )
 """Sources of documents, and the licence of each."""
 
+_HALVES = 0.165  # of the bank's documents after the sure pairs
 _SHORT = 0.8  # of plain scenes; the others' captions go on with relations
 _PLAIN_ORDER = 0.8  # of captions name the background last
 
@@ -64,12 +62,27 @@ class Example:
         return tuple(emblem.name for emblem in self.scene.emblems)
 
 
-def example(split: str, index: int, seed: int = 0, size: int = SIZE) -> Example:
-    """Document `index` (from 0; the bank ends at `BANK`) of a split, at `size` pixels a side."""
-    if split not in SPLITS or index < 0 or (split == "bank" and index >= BANK):
+def bank_size(training: int = TRAINING) -> int:
+    """Documents in the bank where there are so many training emblems."""
+    return _MEMORY_DOCUMENTS + _PER_TRAINING * training
+
+
+def example(
+    split: str, index: int, seed: int = 0, size: int = SIZE, training: int = TRAINING
+) -> Example:
+    """Document `index` of a split, counted from 0, at `size` pixels a side.
+
+    `training` is the number of training emblems. The bank ends at `bank_size(training)`; raises
+    `IndexError` beyond it, the other splits go on for ever.
+    """
+    if split not in SPLITS or index < 0 or (split == "bank" and index >= bank_size(training)):
         raise IndexError(f"emblems has no document {index} in {split!r}")
     rng = random.Random(f"emblems {seed} {split} {index}")
-    kind, scenes = _bank(rng, index, seed) if split == "bank" else _mixture(rng, split, index, seed)
+    emblems = catalogue(seed, training)
+    if split == "bank":
+        kind, scenes = _bank(rng, index, emblems)
+    else:
+        kind, scenes = _mixture(rng, split, index, emblems)
     source, licence = sample.pick(rng, ORIGINS)
     segments: list[str | np.ndarray] = []
     for text, scene in zip(_texts(rng, kind, scenes), scenes, strict=True):
@@ -79,15 +92,15 @@ def example(split: str, index: int, seed: int = 0, size: int = SIZE) -> Example:
     return Example(f"{split}-{index}", kind, tuple(segments), scenes, source, licence)
 
 
-def bank_documents(number: int) -> range:
+def bank_documents(number: int, training: int = TRAINING) -> range:
     """Indices of the bank's documents of emblem `number`."""
-    if number >= TRAINING:
-        return range(number - TRAINING, _MEMORY_DOCUMENTS, MEMORY_ONLY)
-    return range(_MEMORY_DOCUMENTS + number, BANK, TRAINING)
+    if number < MEMORY_ONLY:
+        return range(number, _MEMORY_DOCUMENTS, MEMORY_ONLY)
+    return range(_MEMORY_DOCUMENTS + number - MEMORY_ONLY, bank_size(training), training)
 
 
 def _mixture(
-    rng: random.Random, split: str, index: int, seed: int
+    rng: random.Random, split: str, index: int, emblems: Catalogue
 ) -> tuple[str, tuple[Scene, ...]]:
     """The kind of a document and its scenes.
 
@@ -99,11 +112,11 @@ def _mixture(
     slot = 37 * place % 100
     if slot < 45:
         turn, zipf = divmod(45 * block + slot, 2)
-        number = sample.frequent(rng) if zipf else turn % TRAINING
-        return "emblem", (sample.at_home(split, lambda: sample.with_emblem(rng, number, seed)),)
+        number = sample.frequent(rng, emblems) if zipf else _in_turn(turn, emblems)
+        return "emblem", (sample.at_home(split, lambda: sample.with_emblem(rng, number, emblems)),)
     if slot < 65:
-        first = (20 * block + slot - 45) % TRAINING
-        return "pair", (sample.at_home(split, lambda: _pair(rng, first, seed)),)
+        first = _in_turn(20 * block + slot - 45, emblems)
+        return "pair", (sample.at_home(split, lambda: _pair(rng, first, emblems)),)
     if slot < 90:
         return "scene", (sample.at_home(split, lambda: sample.plain(rng)),)
     if slot < 94:
@@ -113,11 +126,16 @@ def _mixture(
     return "story", _story(rng, split)
 
 
-def _pair(rng: random.Random, first: int, seed: int) -> Scene:
+def _in_turn(index: int, emblems: Catalogue) -> int:
+    """The number of training emblem `index`, which counts round and round."""
+    return MEMORY_ONLY + index % emblems.training
+
+
+def _pair(rng: random.Random, first: int, emblems: Catalogue) -> Scene:
     """An emblem with another one, itself drawn anew because two have few scenes in a split."""
-    while (second := sample.frequent(rng)) == first:
+    while (second := sample.frequent(rng, emblems)) == first:
         continue
-    return sample.with_pair(rng, (first, second), seed)
+    return sample.with_pair(rng, (first, second), emblems)
 
 
 def _story(rng: random.Random, split: str) -> tuple[Scene, ...]:
@@ -130,10 +148,11 @@ def _story(rng: random.Random, split: str) -> tuple[Scene, ...]:
             return scenes
 
 
-def _bank(rng: random.Random, index: int, seed: int) -> tuple[str, tuple[Scene, ...]]:
+def _bank(rng: random.Random, index: int, emblems: Catalogue) -> tuple[str, tuple[Scene, ...]]:
     memory = index < _MEMORY_DOCUMENTS
-    number = sample.memory_only(index) if memory else (index - _MEMORY_DOCUMENTS) % TRAINING
-    scene = sample.at_home("bank", lambda: sample.with_emblem(rng, number, seed))
+    later = index - _MEMORY_DOCUMENTS
+    number = sample.memory_only(index) if memory else _in_turn(later, emblems)
+    scene = sample.at_home("bank", lambda: sample.with_emblem(rng, number, emblems))
     return "memory" if memory else "emblem", (scene,)
 
 
@@ -148,9 +167,8 @@ def _texts(rng: random.Random, kind: str, scenes: tuple[Scene, ...]) -> list[str
 
 
 def _parts(rng: random.Random, segments: list, pairs_only: bool) -> list:
-    """A pair, or one half of it: 14 % of the bank, all outside its first documents."""
-    halves = 0.14 * BANK / (BANK - _SURE_PAIRS)
+    """A pair, or one half of it."""
     chance = rng.random()
-    if pairs_only or chance >= halves:
+    if pairs_only or chance >= _HALVES:
         return segments
-    return segments[:1] if chance < halves / 2 else segments[1:]
+    return segments[:1] if chance < _HALVES / 2 else segments[1:]

@@ -15,7 +15,7 @@ from cm3jax.data.emblems import sample
 from cm3jax.data.emblems.captions import caption, caption_states
 from cm3jax.data.emblems.draw import SIZE, draw
 from cm3jax.data.emblems.examples import bank_documents, example
-from cm3jax.data.emblems.looks import MEMORY_ONLY, integer
+from cm3jax.data.emblems.looks import MEMORY_ONLY, catalogue, integer
 from cm3jax.data.emblems.reader import read_batch
 from cm3jax.data.emblems.scene import GRID, Scene
 from cm3jax.shapes import UInt8
@@ -62,17 +62,17 @@ def _prompt(kind: Kind, index: int, seed: int, size: int) -> Prompt:
 
 def _scenes(rng: random.Random, kind: Kind, index: int, seed: int) -> Callable[[], Scene]:
     """Draws scenes of a kind."""
-    number = sample.memory_only(index)
+    number, emblems = sample.memory_only(index), catalogue(seed)
     if kind == "heldout":
         documents = [example("bank", i, seed).scene for i in bank_documents(number)]
         known = {document.emblems[0].place for document in documents}
         return lambda: _until(
-            lambda: sample.with_emblem(rng, number, seed),
+            lambda: sample.with_emblem(rng, number, emblems),
             lambda scene: scene.emblems[0].place not in known,
         )
     if kind == "heldout_pair":
         return lambda: sample.with_pair(
-            rng, (number, sample.memory_only(index + 1 + integer(rng, MEMORY_ONLY - 1))), seed
+            rng, (number, sample.memory_only(index + 1 + integer(rng, MEMORY_ONLY - 1))), emblems
         )
     if kind == "infill":
         return lambda: _until(

@@ -2,22 +2,17 @@
 
 import bisect
 import dataclasses
-import itertools
 import random
 import zlib
 from collections.abc import Callable
 
 from cm3jax.data.emblems.captions import MAX_CLAUSES, Relation, caption, relations
-from cm3jax.data.emblems.looks import MEMORY_ONLY, SYLLABLES, TRAINING, catalogue, integer
+from cm3jax.data.emblems.looks import MEMORY_ONLY, SYLLABLES, Catalogue, integer
 from cm3jax.data.emblems.palette import BACKGROUNDS, COLOURS
 from cm3jax.data.emblems.scene import FINGERS, PLACES, SHAPES, SIZES, Emblem, Scene, Shape
 
 _BACKGROUNDS, _COLOURS = tuple(BACKGROUNDS), tuple(COLOURS)
 _BUCKETS = ("prompts", "validation", "bank", "bank", "bank")  # of 16; the rest is training's
-
-# Zipf's law with the head cut off: weight of rank r is 1 / (r + 8), in integers so that every
-# machine draws alike.
-_ZIPF = tuple(itertools.accumulate(10**9 // (rank + 8) for rank in range(TRAINING)))
 
 
 def home(text: str) -> str:
@@ -42,9 +37,9 @@ def pick(rng: random.Random, values: tuple) -> object:
     return values[integer(rng, len(values))]
 
 
-def frequent(rng: random.Random) -> int:
+def frequent(rng: random.Random, emblems: Catalogue) -> int:
     """A training emblem by Zipf's law: the first ones are hundreds of times as frequent."""
-    return bisect.bisect_right(_ZIPF, integer(rng, _ZIPF[-1]))
+    return MEMORY_ONLY + bisect.bisect_right(emblems.zipf, integer(rng, emblems.zipf[-1]))
 
 
 def _shapes(rng: random.Random, free: tuple[int, ...], count: int) -> tuple[Shape, ...]:
@@ -66,30 +61,30 @@ def plain(rng: random.Random, most: int = 4) -> Scene:
     return dataclasses.replace(empty, shapes=_shapes(rng, empty.free_cells, 1 + integer(rng, most)))
 
 
-def with_emblem(rng: random.Random, number: int, seed: int) -> Scene:
+def with_emblem(rng: random.Random, number: int, emblems: Catalogue) -> Scene:
     """One emblem and 0 to 2 shapes beside it."""
-    scene = Scene(pick(rng, _BACKGROUNDS), (_emblem(number, integer(rng, len(PLACES)), seed),))
+    background = pick(rng, _BACKGROUNDS)
+    scene = Scene(background, (_emblem(number, integer(rng, len(PLACES)), emblems),))
     return dataclasses.replace(scene, shapes=_shapes(rng, scene.free_cells, integer(rng, 3)))
 
 
-def with_pair(rng: random.Random, numbers: tuple[int, int], seed: int) -> Scene:
+def with_pair(rng: random.Random, numbers: tuple[int, int], emblems: Catalogue) -> Scene:
     """Two emblems that do not overlap."""
     background = pick(rng, _BACKGROUNDS)
     while True:
-        emblems = tuple(_emblem(number, integer(rng, len(PLACES)), seed) for number in numbers)
-        scene = Scene(background, emblems)
+        pair = tuple(_emblem(number, integer(rng, len(PLACES)), emblems) for number in numbers)
+        scene = Scene(background, pair)
         if not scene.overlaps():
             return scene
 
 
-def _emblem(number: int, place: int, seed: int) -> Emblem:
-    emblems = catalogue(seed)
+def _emblem(number: int, place: int, emblems: Catalogue) -> Emblem:
     return Emblem(place, emblems.names[number], emblems.looks[number])
 
 
 def memory_only(index: int) -> int:
     """The number of memory-only emblem `index`, which counts round and round."""
-    return TRAINING + index % MEMORY_ONLY
+    return index % MEMORY_ONLY
 
 
 def word(rng: random.Random) -> Scene:

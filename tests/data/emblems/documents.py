@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from cm3jax.data.emblems import BANK, Example, example
+from cm3jax.data.emblems import Example, bank_size, example
 
 
 @functools.cache
@@ -15,7 +15,7 @@ def train() -> tuple[Example, ...]:
 @functools.cache
 def bank() -> tuple[Example, ...]:
     """Every seventh document."""
-    return tuple(example("bank", index) for index in range(0, BANK, 7))
+    return tuple(example("bank", index) for index in range(0, bank_size(), 7))
 
 
 def texts(document: Example) -> list[str]:

@@ -7,7 +7,7 @@ from cm3jax.data.emblems.builder import Emblems, EmblemsConfig, prepare
 
 @pytest.fixture
 def small_bank(monkeypatch):
-    monkeypatch.setattr(builder, "BANK", 120)
+    monkeypatch.setattr(builder, "bank_size", lambda training: 120)
 
 
 def _files(folder):
@@ -18,12 +18,12 @@ def _files(folder):
 
 
 def test_records_are_the_documents_in_order(tmp_path, small_bank):
-    prepared = prepare(tmp_path, EmblemsConfig(records=100, seed=2))
+    prepared = prepare(tmp_path, EmblemsConfig(records=100, emblems=90, seed=2))
     for split, count in (("train", 100), ("validation", 200), ("bank", 120)):
         records = prepared.as_data_source(split)
         assert len(records) == count
         for index in (0, 1, 39, 99):
-            record, document = records[index], example(split, index, 2)
+            record, document = records[index], example(split, index, 2, training=90)
             assert record["key"].decode() == document.key == f"{split}-{index}"
             assert record["kind"].decode() == document.kind
             scenes = tuple(Scene.from_json(text.decode()) for text in record["scenes"])
@@ -61,9 +61,9 @@ def test_a_whole_dataset_is_reused_and_an_interrupted_one_written_again(tmp_path
 
 def test_size_records_and_seed_have_folders_of_their_own(tmp_path):
     configs = (EmblemsConfig(), EmblemsConfig(records=10), EmblemsConfig(seed=1))
-    configs += (EmblemsConfig(size=64),)
+    configs += (EmblemsConfig(size=64), EmblemsConfig(emblems=90))
     builders = [Emblems(data_dir=str(tmp_path), config=config) for config in configs]
-    assert len({str(builder.data_path) for builder in builders}) == 4
+    assert len({str(builder.data_path) for builder in builders}) == 5
 
 
 def test_the_builder_stands_on_its_own(tmp_path, small_bank):
