@@ -266,6 +266,9 @@ class CM3Config:
     """Mask in retrieved documents too (metaseq's way); with `data.rows=stream` always so."""
     no_documents: float = 0.2
     """Probability that a sample is shown without its documents."""
+    vary_documents: bool = False
+    """Show the others a number of documents drawn from 0 to retrieval.documents with equal odds
+    (RA-CM3) instead of all."""
     retrieved_weight: float = 1.0
     """Loss weight of retrieved documents (1 in CM3Leon, 0.1 in RA-CM3)."""
 

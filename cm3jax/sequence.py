@@ -100,12 +100,15 @@ class Places:
     """Its segment id, from 1."""
 
 
-def without_documents(
-    xp: ModuleType, seed, epoch, records: Int[AnyArray, " samples"], config: CM3Config
-) -> Bool[AnyArray, " samples"]:
-    """Which samples are shown without their documents (probability `no_documents`)."""
-    word = draws.bits(xp, seed, epoch, records, Stream.NO_DOCUMENTS, 1)[..., 0]
-    return draws.chance(xp, word, config.no_documents)
+def documents_shown(
+    xp: ModuleType, seed, epoch, records: Int[AnyArray, " samples"], most: int, config: CM3Config
+) -> Int[AnyArray, " samples"]:
+    """How many of its documents each sample is shown, 0 to `most`: the first ones."""
+    words = draws.bits(xp, seed, epoch, records, Stream.NO_DOCUMENTS, 2)
+    count = xp.full(records.shape, most, xp.int32)
+    if config.vary_documents:
+        count = draws.below(xp, words[..., 1], most + 1).astype(xp.int32)
+    return xp.where(draws.chance(xp, words[..., 0], config.no_documents), 0, count)
 
 
 def reserved(xp: ModuleType, document_lengths, query_lengths, masks):

@@ -2,7 +2,7 @@
 
     python -m launch.train cm3 --data.corpus PATH --data.bank PATH
 
-RA-CM3's model, data and optimiser without the documents. Samples are 3/7 as long, hence the fewer
+RA-CM3's model, data and optimiser without the documents. Samples are half as long, hence the fewer
 steps for one pass over the pairs.
 """
 

@@ -3,9 +3,9 @@
     python -m launch.train ra_cm3 --data.corpus PATH --data.bank PATH
 
 The paper gives the parameters, Adam's constants, rate and warm-up, 16 rows on each of 256 A100s and
-the loss weight 0.1; layers and widths are metaseq's at this size. It draws 0, 1 or 2 documents with
-equal odds; here a third of the samples has none and the others have two. How long it trained, but
-for "5 days", is not known: the steps are one pass over the pairs with 4/3 documents each.
+the loss weight 0.1; layers and widths are metaseq's at this size. 0, 1 or 2 documents are shown
+with equal odds. How long it trained, but for "5 days", is not known: the steps are one pass over
+the pairs with one document each.
 """
 
 import dataclasses
@@ -24,9 +24,11 @@ def get_config() -> Experiment:
             base.model, layers=32, width=2560, heads=32, head_width=80, ffn=10240, remat="full"
         ),
         retrieval=RetrievalConfig(documents=2),
-        cm3=CM3Config(no_documents=1 / 3, mask_retrieved=True, retrieved_weight=0.1),
+        cm3=CM3Config(
+            no_documents=0.0, vary_documents=True, mask_retrieved=True, retrieved_weight=0.1
+        ),
         data=dataclasses.replace(base.data, records=150_000_000, batch=4096),
         optim=OptimConfig(peak_lr=1e-4, warmup_steps=1500, end_lr_ratio=0.0),
-        train=dataclasses.replace(base.train, steps=21_600),
+        train=dataclasses.replace(base.train, steps=18_500),
         mesh=MeshConfig(data=1, fsdp=-1),
     )

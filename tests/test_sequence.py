@@ -304,9 +304,16 @@ def test_counts_are_poisson_and_captions_are_masked():
     assert 0.25 < whole_picture.mean() < 0.35
 
 
-def test_no_documents_has_its_probability():
-    alone = sequence.without_documents(np, 0, 0, np.arange(20_000), CM3Config())
-    assert abs(alone.mean() - 0.2) < 0.01
+@pytest.mark.parametrize(
+    ("config", "shares"),
+    [
+        (CM3Config(), [0.2, 0, 0.8]),
+        (CM3Config(no_documents=0.0, vary_documents=True), [1 / 3, 1 / 3, 1 / 3]),
+    ],
+)
+def test_documents_are_shown_as_often_as_configured(config, shares):
+    shown = sequence.documents_shown(np, 0, 0, np.arange(20_000), 2, config)
+    assert np.bincount(shown) / 20_000 == pytest.approx(shares, abs=0.01)
 
 
 # --------------------------------------------------------------------- numpy and jax.numpy, meshes

@@ -19,7 +19,7 @@ from cm3jax.config import CM3Config
 from cm3jax.draws import Stream
 from cm3jax.masks import mask_counts
 from cm3jax.retrieval.select import NONE, draw
-from cm3jax.sequence import Places, fit, reserved, without_documents
+from cm3jax.sequence import Places, documents_shown, fit, reserved
 from cm3jax.shapes import Float, Int
 
 BLOCK = 4096
@@ -233,7 +233,7 @@ def _shown(table: Table, seed: int, epoch: int, block: int, documents: int, conf
     drawn = draw(
         np, table.neighbours[records], table.scores[records], seed, epoch, records, documents
     )
-    alone = without_documents(np, seed, epoch, records, config)
-    ids = np.where(alone[:, None], NONE, drawn.ids)
+    count = documents_shown(np, seed, epoch, records, documents, config)
+    ids = np.where(np.arange(drawn.ids.shape[1]) < count[:, None], drawn.ids, NONE)
     lengths = np.where(ids == NONE, 0, table.bank_lengths[ids]).astype(np.int32)
     return _Shown(records, ids, drawn.scores, lengths, table.lengths[records].astype(np.int32))

@@ -27,8 +27,8 @@ from cm3jax.sequence import (
     Places,
     Samples,
     build_rows,
+    documents_shown,
     fit,
-    without_documents,
 )
 from cm3jax.shapes import Array, Float, Int
 from cm3jax.vocab import Vocab
@@ -153,8 +153,8 @@ def _build(
     tokens, lengths = _fetch(axes, bank, ids, first)
     ids, scores, tokens, lengths = (_own(axes, part) for part in (ids, scores, tokens, lengths))
 
-    bare = without_documents(jnp, seed, epoch, queries.records, config)
-    lengths = jnp.where(bare[:, None], 0, lengths)
+    count = documents_shown(jnp, seed, epoch, queries.records, documents, config)
+    lengths = jnp.where(jnp.arange(documents) < count[:, None], lengths, 0)
     masks = mask_counts(jnp, seed, epoch, queries.records, config)
     fitted = fit(jnp, lengths, scores, queries.lengths, masks, length)
     shown = fitted.document_lengths > 0

@@ -6,6 +6,7 @@ from typing import Any
 from cm3jax.config import (
     ClipConfig,
     DataConfig,
+    DecodeConfig,
     DecoderConfig,
     Experiment,
     RetrievalConfig,
@@ -86,6 +87,8 @@ def base(name: str, home: str = "miniature", **delta: Any) -> Experiment:
             clauses=True,
             views=2,
         ),
+        # What a caption and its documents say decides every code: nothing is left to chance.
+        decode=DecodeConfig(temperature=0.1),
         # More looks than a small model learns by heart before it learns to copy.
         data=DataConfig(
             records=80_000,

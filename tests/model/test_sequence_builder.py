@@ -12,7 +12,7 @@ from cm3jax.config import CM3Config
 from cm3jax.masks import mask_counts
 from cm3jax.model.sequence_builder import Queries, SequenceBuilder, bank_variables
 from cm3jax.retrieval.index import ExactIndex
-from cm3jax.sequence import Places, Samples, build_rows, fit, without_documents
+from cm3jax.sequence import Places, Samples, build_rows, documents_shown, fit
 from tests.data.corpora import VOCAB, pair, write_bank
 
 CONFIG = CM3Config(retrieved_weight=0.1)
@@ -65,8 +65,8 @@ def host_rows(bank, queries, ids, scores):
     documents = np.zeros((COUNT, R, int(lengths.max(initial=1))), np.int32)
     for place in np.ndindex(COUNT, R):
         documents[place][: lengths[place]] = found[place[0]][place[1]]
-    bare = without_documents(np, 0, EPOCH, queries.records, CONFIG)
-    lengths = np.where(bare[:, None], 0, lengths)
+    count = documents_shown(np, 0, EPOCH, queries.records, R, CONFIG)
+    lengths = np.where(np.arange(R) < count[:, None], lengths, 0)
     masks = mask_counts(np, 0, EPOCH, queries.records, CONFIG)
     fitted = fit(np, lengths, scores, queries.lengths, masks, LENGTH)
     samples = Samples(
@@ -95,7 +95,7 @@ def test_rows_are_the_hosts(bank, queries, sizes):
     rows = build(bank, queries, sizes)
     nearest = ExactIndex(bank.vectors).search(queries.vectors, R)
     assert_same(rows.batch, host_rows(bank, queries, nearest.ids, nearest.scores))
-    bare = without_documents(np, 0, EPOCH, queries.records, CONFIG)
+    bare = documents_shown(np, 0, EPOCH, queries.records, R, CONFIG) == 0
     assert 0 < bare.sum() < COUNT
     np.testing.assert_array_equal(rows.ids, np.where(bare[:, None], -1, nearest.ids))
     np.testing.assert_allclose(rows.scores[~bare], nearest.scores[~bare], rtol=1e-6)
@@ -106,7 +106,7 @@ def test_excluded_documents_are_not_shown(bank, queries, sizes):
     nearest = ExactIndex(bank.vectors).search(queries.vectors, R + 1)
     without = dataclasses.replace(queries, exclude=nearest.ids[:, 1:2])
     rows = build(bank, without, sizes)
-    shown = ~without_documents(np, 0, EPOCH, queries.records, CONFIG)
+    shown = documents_shown(np, 0, EPOCH, queries.records, R, CONFIG) > 0
     np.testing.assert_array_equal(rows.ids[shown], nearest.ids[shown][:, [0, 2]])
 
 
@@ -115,7 +115,7 @@ def test_a_small_bank_gives_what_it_has(tmp_path, queries):
     small = write_bank(tmp_path, documents=3)
     without = dataclasses.replace(queries, exclude=np.tile([[0, 2]], (COUNT, 1)))
     rows = build(small, without, (2, 2, 2))
-    shown = ~without_documents(np, 0, EPOCH, queries.records, CONFIG)
+    shown = documents_shown(np, 0, EPOCH, queries.records, R, CONFIG) > 0
     assert rows.ids[shown].tolist() == [[1, -1]] * int(shown.sum())
 
 
