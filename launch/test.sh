@@ -4,4 +4,4 @@
 # `-m slow` runs what takes minutes.
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-exec "$PYTHON_IN_VENV" -m pytest "$@"
+exec "$PYTHON_IN_VENV" -m pytest --numprocesses 2 --dist loadfile "$@"

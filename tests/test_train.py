@@ -216,3 +216,35 @@ def test_meshes_agree(finished, tmp_path):
         )
     marks = [[line["batch_fingerprint"] for line in lines] for lines in (ours, theirs)]
     assert marks[0] == marks[1]
+
+
+@pytest.mark.slow
+def test_twenty_steps_are_the_same_on_five_meshes(tmp_path):
+    model = dataclasses.replace(experiment("").model, heads=8, head_width=4)
+    runs = {}
+    for sizes in [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)]:
+        runs[sizes] = tmp_path / "x".join(map(str, sizes))
+        train(
+            learner(
+                experiment(
+                    runs[sizes],
+                    model=model,
+                    mesh=MeshConfig(*sizes),
+                    optim=OptimConfig(peak_lr=1e-3, warmup_steps=5),
+                    train=TrainConfig(steps=20, log_every=1, validate_every=0),
+                )
+            )
+        )
+    alone = read(runs.pop((1, 1, 1)))
+    assert len(alone) == 20
+    for sizes, run in runs.items():
+        lines = read(run)
+        for name in ("loss", "loss_text", "loss_image"):
+            np.testing.assert_allclose(
+                [line[name] for line in lines],
+                [line[name] for line in alone],
+                rtol=1e-5,
+                err_msg=f"{name} on {sizes}",
+            )
+        marks = [[line["batch_fingerprint"] for line in part] for part in (lines, alone)]
+        assert marks[0] == marks[1]
