@@ -185,6 +185,10 @@ class DecoderConfig:
     """Layers per turn of the scan over layers: more compile longer and, on CPUs, run faster."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes: nothing, everything, or all but matrix products."""
+    attention: Literal["xla", "cudnn", "splash"] = "xla"
+    """How training rows attend: plain operations for any hardware, which hold all scores of a row
+    against itself at once, or a kernel that never does: cuDNN's for GPUs, where a row is one
+    segment (`data.rows=stream`), or splash attention for TPUs. Generation always uses the first."""
 
     def __post_init__(self):
         _require(
@@ -196,6 +200,17 @@ class DecoderConfig:
             0 <= self.dropout < 1,
             f"model.dropout={self.dropout} is a share of what is dropped; give 0 or more, below 1.",
         )
+        if self.attention == "cudnn":
+            _require(
+                self.dtype == "bfloat16",
+                f"model.attention=cudnn cannot compute in model.dtype={self.dtype}; use bfloat16, "
+                "or model.attention=xla.",
+            )
+            _require(
+                self.head_width % 8 == 0 and self.head_width <= 128,
+                f"model.attention=cudnn cannot have model.head_width={self.head_width}; make it a "
+                "multiple of 8 up to 128, or use model.attention=xla.",
+            )
 
     @property
     def groups(self) -> int:
@@ -528,6 +543,24 @@ class Experiment:
             self.optim.accumulate == 1 or self.learner == "decoder",
             f"optim.accumulate={self.optim.accumulate} is for the decoder's rows; the loss of a "
             f"{self.learner} is not a mean over rows, so give it 1.",
+        )
+        self._require_rows_for_attention()
+
+    def _require_rows_for_attention(self):
+        """Rows must be of the kind and length that the kernel of `model.attention` is for."""
+        attention = self.model.attention
+        _require(
+            (attention, self.learner, self.data.rows) != ("cudnn", "decoder", "whole"),
+            "model.attention=cudnn cannot keep the samples of data.rows=whole apart; use "
+            "data.rows=stream, or model.attention=xla.",
+        )
+        lengths = {"decoder": self.model.context, "parti": self.vocab.grid**2}
+        length = lengths.get(self.learner, 0)
+        _require(
+            attention != "splash" or length % 128 == 0,
+            f"model.attention=splash works on blocks of 128 tokens, which rows of {length} do not "
+            f"fill; change {'model.context' if self.learner == 'decoder' else 'vocab.grid'}, or "
+            "use model.attention=xla.",
         )
 
     @property

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from cm3jax import partition
-from cm3jax.config import Experiment
+from cm3jax.config import DecoderConfig, Experiment
 from cm3jax.errors import UserError
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.loss import chunks_for, token_losses
 from cm3jax.sequence import Batch
 from cm3jax.state import Layout, plan
-from cm3jax.train import make_train_step
+from cm3jax.train import make_train_step, require_attention
 from cm3jax.vocab import Vocab
 
 
@@ -84,6 +84,7 @@ def compiled_bytes(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[int
 
     Compiles for the devices of `mesh`. Temporaries include the gradients.
     """
+    require_attention(experiment, mesh)
     with jax.set_mesh(mesh):
         layout, batch = lay_out(experiment, mesh), abstract_batch(experiment, mesh)
         step = make_train_step(_learner(experiment), layout)
@@ -138,11 +139,22 @@ def _temporaries(experiment: Experiment, mesh: dict[str, int]) -> int:
 
 def _kept_by_layers(experiment: Experiment, rows: int) -> int:
     """Bytes that the layers keep for their backward pass, parameters left out."""
+    experiment = dataclasses.replace(experiment, model=_traceable(experiment.model))
     learner = _learner(experiment)
     variables = nn.unbox(jax.eval_shape(learner.init, jax.random.key(0)))
     row = jax.ShapeDtypeStruct((rows, experiment.model.context), jnp.int32)
     hidden = lambda variables, row: learner.model.apply(variables, row, row, row)  # noqa: E731
     return _kept(hidden, variables, row)
+
+
+def _traceable(model: DecoderConfig) -> DecoderConfig:
+    """cuDNN's attention can be traced only where the library is; splash attention keeps the same.
+
+    (Of whole blocks: the context is rounded up to one.)
+    """
+    if model.attention != "cudnn":
+        return model
+    return dataclasses.replace(model, attention="splash", context=-(-model.context // 128) * 128)
 
 
 def _kept_by_head(experiment: Experiment, rows: int, vocab_size: int, chunks: int) -> int:

@@ -6,7 +6,7 @@ batch alike, `tensor` cuts heads, feed-forward width and vocabulary.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -106,6 +106,23 @@ def by_rows(x: Array) -> Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(RULES["batch"]))
+
+
+def on_each_device(
+    function: Callable[..., Array],
+    inputs: Sequence[tuple[str | None, ...]],
+    output: tuple[str | None, ...],
+) -> Callable[..., Array]:
+    """`function`, run by every device of the mesh that is set on its own parts of the arrays.
+
+    `inputs` and `output` name the arrays' logical axes, which the mesh must divide.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+    specs = [PartitionSpec(*map(RULES.get, names)) for names in (*inputs, output)]
+    # Kernels do not say along which axes what they give is the same.
+    return jax.shard_map(function, in_specs=tuple(specs[:-1]), out_specs=specs[-1], check_vma=False)
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:

@@ -53,6 +53,20 @@ def test_the_large_model_is_planned_without_its_devices():
     assert predicted.temporaries > 32 * 8 * 4096 * 4096 * 2
 
 
+def test_kernels_keep_no_scores():
+    config = experiment("", data=DataConfig(batch=8, rows="stream"))
+    shape = {"context": 256, "head_width": 32, "dtype": "bfloat16"}
+    model = dataclasses.replace(config.model, **shape)
+
+    def temporaries(attention):
+        chosen = dataclasses.replace(model, attention=attention)
+        return needs(dataclasses.replace(config, model=chosen)).temporaries
+
+    # At least the softmax of both layers, and of one once more, in bfloat16.
+    scores = 3 * 8 * 2 * 256 * 256 * 2
+    assert temporaries("splash") == temporaries("cudnn") < temporaries("xla") - scores
+
+
 def test_refuses_what_it_cannot_plan():
     with pytest.raises(UserError, match=r"data\.batch=8 cannot be cut into 3"):
         needs(experiment("", mesh=MeshConfig(data=3)))

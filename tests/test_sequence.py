@@ -445,6 +445,18 @@ def test_stream_rows_are_bitwise_equal_on_host_and_device():
         np.testing.assert_array_equal(left, right, err_msg=field.name)
 
 
+def test_a_stream_row_is_one_segment_with_padding_only_behind_it():
+    """So that causal attention, which cuDNN computes without segments, is attention within it."""
+    config = CM3Config(mean_masks=12.0)  # so many that some find no place
+    batch = sequence.build_stream_rows(
+        np, *random_stream(config), (64, 96), seed=0, epoch=2, config=config, vocab=VOCAB
+    )
+    lengths = (batch.segments > 0).sum(1, keepdims=True)
+    assert len(np.unique(lengths)) > 1
+    np.testing.assert_array_equal(batch.segments, np.arange(96) < lengths)
+    assert not batch.weights[batch.segments == 0].any()
+
+
 def test_stream_spans_cross_neither_break_nor_eos_and_reach_documents():
     config = CM3Config(mean_masks=2.0, retrieved_weight=0.5)
     samples, places = random_stream(config)

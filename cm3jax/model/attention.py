@@ -1,9 +1,35 @@
 """Attention: over a row of packed samples in training, over a two-part cache in decoding."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
+from cm3jax import partition
 from cm3jax.shapes import Array, Bool, Float, Int
+
+Attend = Callable[
+    [Float[Array, "B L H A"], Float[Array, "B S K A"], Float[Array, "B S K A"]],
+    Float[Array, "B L H A"],
+]
+"""Attention of queries to keys and values, `attend` with its mask chosen."""
+
+
+def row_attention(
+    segments: Int[Array, "B L"], backend: Literal["xla", "cudnn", "splash"]
+) -> Attend:
+    """Causal attention within the segments of rows, by one of the backends.
+
+    They agree on every token that is no padding. `cudnn` never looks at the segments: rows must be
+    of one segment, with padding only behind it. No backend but `xla` makes an array of L x L.
+    """
+    if backend == "cudnn":
+        return partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
+    if backend == "splash":
+        return partial(_splash, segments)
+    return partial(attend, mask=packed_mask(segments))
 
 
 def packed_mask(segments: Int[Array, "B L"]) -> Bool[Array, "B 1 L L"]:
@@ -37,6 +63,38 @@ def attend(
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     attended = jnp.einsum("bkhls,bksa->bkhla", weights, values)
     return attended.reshape(rows, heads, length, width).swapaxes(1, 2)
+
+
+def _splash(
+    segments: Int[Array, "B L"],
+    queries: Float[Array, "B L H A"],
+    keys: Float[Array, "B L K A"],
+    values: Float[Array, "B L K A"],
+) -> Float[Array, "B L H A"]:
+    """`attend` within segments by the kernel for TPUs; L is a multiple of 128."""
+    rows, heads = ("batch", None), ("batch", None, "heads", None)
+    # XLA cannot cut a kernel as it cuts its own operations.
+    kernel = partition.on_each_device(_splash_whole, (rows, heads, heads, heads), heads)
+    return kernel(segments, queries, keys, values)
+
+
+def _splash_whole(segments, queries, keys, values):
+    """`_splash` on one device."""
+    # The import takes a second, which only runs on TPUs should wait for.
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    length, heads, width = queries.shape[1:]
+    block = next(size for size in (512, 256, 128) if length % size == 0)
+    kernel = splash_attention.make_splash_mha(
+        splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads),
+        block_sizes=splash_attention.BlockSizes(*[block] * 8),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=jax.default_backend() == "cpu",
+    )
+    by_head = (x.swapaxes(1, 2) for x in (queries * width**-0.5, keys, values))
+    segment_ids = splash_attention.SegmentIds(segments, segments)
+    return jax.vmap(kernel)(*by_head, segment_ids).swapaxes(1, 2)
 
 
 def attend_cached(

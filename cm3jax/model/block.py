@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from cm3jax.config import DecoderConfig
-from cm3jax.model.attention import attend, attend_cached
+from cm3jax.model.attention import Attend, attend_cached
 from cm3jax.model.cache import Cache, KeyValues
 from cm3jax.model.layers import FeedForward, HeadNorm, Norm, Projection, dropout, rotate
-from cm3jax.shapes import Array, Bool, Float, Int, Key
+from cm3jax.shapes import Array, Float, Int, Key
 
 Rotation = tuple[Float[Array, "B L 1 half"], Float[Array, "B L 1 half"]] | None
 """Rotary positions (`layers.rotations`), or None where positions are learned."""
@@ -86,21 +86,21 @@ class Block(nn.Module):
     def row(
         self,
         x: Float[Array, "B L D"],
-        mask: Bool[Array, "B 1 #L L"],
+        attend: Attend,
         rotation: Rotation,
         key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B L D"], KeyValues]:
         """A whole row: its new states, and the keys and values. Without a key nothing drops."""
         keys = _split(key, 2)
-        x, kept = self.attend(x, mask, rotation, keys[0])
+        x, kept = self.attend(x, attend, rotation, keys[0])
         return self.feed(x, keys[1]), kept
 
-    def attend(self, x, mask, rotation, key):
+    def attend(self, x, attend, rotation, key):
         """A whole row through the attention alone."""
         entered = self.attention.enter(x)
         queries = self.attention.queries(entered, rotation)
         kept = self.attention.keys_values(entered, rotation)
-        attended = attend(queries, kept.keys, kept.values, mask)
+        attended = attend(queries, kept.keys, kept.values)
         return self.attention.leave(x, attended, key), kept
 
     def feed(self, x: Float[Array, "B L D"], key: Key[Array, ""] | None) -> Float[Array, "B L D"]:
@@ -147,18 +147,18 @@ class CrossBlock(Block):
     def row(
         self,
         x: Float[Array, "B L D"],
-        mask: Bool[Array, "B 1 #L L"],
+        attend: Attend,
         rotation: Rotation,
         key: Key[Array, ""] | None,
         source: Float[Array, "B S D"],
-        source_mask: Bool[Array, "B 1 1 S"],
+        attend_source: Attend,
     ) -> Float[Array, "B L D"]:
-        """A whole row, with the encoder's states `source` and which of them there are."""
+        """A whole row, with the encoder's states `source` and how they are attended to."""
         keys = _split(key, 3)
-        x, _ = self.attend(x, mask, rotation, keys[0])
+        x, _ = self.attend(x, attend, rotation, keys[0])
         queries = self.cross.queries(self.cross.enter(x), None)
         kept = self.cross.keys_values(source, None)
-        x = self.cross.leave(x, attend(queries, kept.keys, kept.values, source_mask), keys[1])
+        x = self.cross.leave(x, attend_source(queries, kept.keys, kept.values), keys[1])
         return self.feed(x, keys[2])
 
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from cm3jax.config import DecoderConfig
-from cm3jax.model.attention import packed_mask
+from cm3jax.model.attention import row_attention
 from cm3jax.model.block import Block, layer_keys, scan_layers
 from cm3jax.model.cache import Cache, KeyValues
 from cm3jax.model.layers import Norm, rotations, truncated_normal
@@ -65,11 +65,13 @@ class Decoder(nn.Module):
 
         With a key, `config.dropout` applies.
         """
-        mask = packed_mask(segments)
+        # The rows that parameters are made with are too short for kernels.
+        backend = "xla" if self.is_initializing() else self.config.attention
+        attend = row_attention(segments, backend)
         x, rotation = self._embed(tokens, positions)
 
         def body(block, x, key):
-            return by_rows(block.row(x, mask, rotation, key)[0]), None
+            return by_rows(block.row(x, attend, rotation, key)[0]), None
 
         x, _ = self._scan(body, by_rows(x), layer_keys(key, self.config.layers))
         return self.final_norm(x)
@@ -87,9 +89,10 @@ class Decoder(nn.Module):
         Prompts stand at the left; beyond `lengths` is padding, which no later token reads.
         """
         places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        mask = packed_mask((places < lengths[:, None]).astype(jnp.int32))
+        # Prompts have any length, and are read on other hardware than the model was trained on.
+        attend = row_attention((places < lengths[:, None]).astype(jnp.int32), "xla")
         x, rotation = self._embed(tokens, places)
-        x, kept = self._scan(lambda block, x, _: block.row(x, mask, rotation), x, None)
+        x, kept = self._scan(lambda block, x, _: block.row(x, attend, rotation), x, None)
         return self.final_norm(x), kept
 
     def extend(

@@ -4,12 +4,14 @@ Layers, norms, positions and the vocabulary are those of `Decoder`; the decoder'
 to the encoder's states.
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from cm3jax.config import DecoderConfig
-from cm3jax.model.attention import packed_mask
+from cm3jax.model.attention import attend, row_attention
 from cm3jax.model.block import Block, CrossBlock, layer_keys, scan_layers
 from cm3jax.model.layers import Norm, rotations, truncated_normal
 from cm3jax.partition import by_rows
@@ -71,24 +73,26 @@ class EncoderDecoder(nn.Module):
         `config.dropout` applies in both stacks.
         """
         keys = (None, None) if key is None else jax.random.split(key)
-        there = there[:, None, None]
-        states = self._encode(texts, there, keys[0])
-        causal = packed_mask(jnp.ones_like(tokens))
+        to_text = partial(attend, mask=there[:, None, None])
+        states = self._encode(texts, to_text, keys[0])
+        # The rows that parameters are made with are too short for kernels.
+        backend = "xla" if self.is_initializing() else self.config.attention
+        to_row = row_attention(jnp.ones_like(tokens), backend)
         x, rotation = self._embed(tokens, self.position)
 
         def body(block, x, key):
-            return by_rows(block.row(x, causal, rotation, key, states, there)), None
+            return by_rows(block.row(x, to_row, rotation, key, states, to_text)), None
 
         layers = self.config.layers
         x, _ = scan_layers(self.layers, self.config, layers, body, x, layer_keys(keys[1], layers))
         return self.final_norm(x)
 
-    def _encode(self, texts, there, key):
+    def _encode(self, texts, to_text, key):
         """The text's states [B S D]; every token sees all that are there."""
         x, rotation = self._embed(texts, self.text_position)
 
         def body(block, x, key):
-            return by_rows(block.row(x, there, rotation, key)[0]), None
+            return by_rows(block.row(x, to_text, rotation, key)[0]), None
 
         layers = self.encoder_layers
         x, _ = scan_layers(self.encoder, self.config, layers, body, x, layer_keys(key, layers))
