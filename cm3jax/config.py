@@ -416,6 +416,10 @@ class TrainConfig:
     """Steps between two measurements of the validation loss; 0 never."""
     validation_batches: int = 8
     """Batches of one validation."""
+    samples: int = 8
+    """Pictures that the report shows at each validation: drawn for captions (decoder), or encoded
+    and decoded (image tokenizer); 0 none. They are one small batch, drawn from the parameters in
+    memory; a run of several processes draws none."""
     watchdog_seconds: int = 600
     """Print the stacks of all threads whenever so many seconds pass without the end of a step, and
     go on; 0 never. The first step's time includes its compilation."""
@@ -423,6 +427,7 @@ class TrainConfig:
     def __post_init__(self):
         _require(self.steps >= 1, f"train.steps={self.steps} must be at least 1.")
         _require(self.log_every >= 1, f"train.log_every={self.log_every} must be at least 1.")
+        _require(self.samples >= 0, f"train.samples={self.samples} must not be negative.")
         _require(
             self.watchdog_seconds >= 0,
             f"train.watchdog_seconds={self.watchdog_seconds} must not be negative.",

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from cm3jax.checkpoint import load_run
+from cm3jax.checkpoint import LoadedRun, load_run
 from cm3jax.config import DecodeConfig
 from cm3jax.decode import loop
 from cm3jax.decode.grammar import Codes, Program, Words
@@ -97,6 +97,11 @@ class Generator:
     def retriever(self) -> Retriever:
         """Encoder, bank and index; `UserError` if one is missing or was made for another run."""
         return self._open_retriever()
+
+    def with_variables(self, variables: dict) -> "Generator":
+        """The same with other parameters, say those of a model in training."""
+        parts = (self.vocab, self.text, self.image, self._open_retriever, self.decode)
+        return Generator(self.model, variables, *parts)
 
     def retrieve(
         self,
@@ -348,9 +353,14 @@ def load(run_dir: epath.PathLike, bank: epath.PathLike = "") -> Generator:
     replaces the config's. Raises `UserError` for what is missing or doesn't belong together.
     """
     run = load_run(run_dir)
+    if run.experiment.learner != "decoder":
+        raise UserError(f"{run_dir} is a run of a {run.experiment.learner}; give a decoder's.")
+    return assemble(run, run_dir, bank)
+
+
+def assemble(run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "") -> Generator:
+    """The generator of a decoder that is in memory, with what `load` would find for `run_dir`."""
     experiment = run.experiment
-    if experiment.learner != "decoder":
-        raise UserError(f"{run_dir} is a run of a {experiment.learner}; give a decoder's.")
     text = TextTokenizer.load(_companion(run_dir, experiment.tokenizers.text))
     image = vqgan.load(_companion(run_dir, experiment.tokenizers.image))
     vocab = Vocab(experiment.vocab, text.fingerprint, image.fingerprint)

@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,12 @@ def record_life(run_dir: epath.PathLike, step: int) -> None:
     write_atomic(path, before + json.dumps(life) + "\n")
 
 
+def lives(run_dir: epath.PathLike) -> list[dict[str, Any]]:
+    """What `record_life` noted, oldest first; empty if there is nothing."""
+    path = epath.Path(run_dir) / "lives.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def revision() -> str | None:
     """The commit of the running code, with `+` after it if files differ; None if nothing says.
 
@@ -160,6 +166,17 @@ def read(run_dir: epath.PathLike) -> list[dict[str, Any]]:
         return []
     lines = path.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1]]  # the last is empty, or was cut off
+
+
+def curve(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """(step, value) of the logged steps that have a value of that name."""
+    return [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+
+
+def validation_name(name: str) -> str:
+    """How a metric is called where validation measures it: `loss_text` is `loss_valid_text`."""
+    first, *rest = name.split("_")
+    return "_".join([first, "valid", *rest])
 
 
 class Progress:

@@ -7,10 +7,12 @@ batch alike, `tensor` cuts heads, feed-forward width and vocabulary.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cm3jax.config import MeshConfig
@@ -123,6 +125,11 @@ def on_each_device(
     specs = [PartitionSpec(*map(RULES.get, names)) for names in (*inputs, output)]
     # Kernels do not say along which axes what they give is the same.
     return jax.shard_map(function, in_specs=tuple(specs[:-1]), out_specs=specs[-1], check_vma=False)
+
+
+def no_mesh() -> AbstractContextManager:
+    """A context without the mesh that is set: programs run wherever their arguments lie."""
+    return jax.set_mesh(Mesh(np.empty((), object), ()))
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:

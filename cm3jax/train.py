@@ -10,7 +10,7 @@ import functools
 import io
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -27,8 +27,16 @@ from cm3jax.experiment_io import save_experiment
 from cm3jax.files import write_atomic
 from cm3jax.gradients import accumulated, gradients
 from cm3jax.loss import LossOutput, Mean
-from cm3jax.metrics import MetricsLog, Progress, Work, record_life, utilisation
+from cm3jax.metrics import (
+    MetricsLog,
+    Progress,
+    Work,
+    record_life,
+    utilisation,
+    validation_name,
+)
 from cm3jax.optim import learning_rate
+from cm3jax.run_report import Illustration, keep_pictures, write_report
 from cm3jax.shapes import Array, Int, Key
 from cm3jax.state import Layout, TrainState, plan
 from cm3jax.watchdog import Watchdog
@@ -66,13 +74,24 @@ class Learner(Protocol):
         """The data; the validation stream is read from its beginning each time."""
 
 
-def train(learner: Learner) -> TrainState:
+Illustrator = Callable[[TrainState], Sequence[Illustration]]
+"""What the parameters make by now, for the run's report.
+
+Every process calls it at each validation, with no mesh set; process 0 writes its answer.
+"""
+
+
+def _nothing(_: TrainState) -> Sequence[Illustration]:
+    return ()
+
+
+def train(learner: Learner, illustrate: Illustrator = _nothing) -> TrainState:
     """Train until `train.steps`, or until SIGTERM, and return the state, which is saved.
 
     Starts from the run directory's newest complete checkpoint, else from the parameters of
-    `init_from`, else from scratch, and says which. Raises `UserError` when the loss stops being a
-    number (the batch is kept beside the checkpoints), or when a checkpoint belongs to another model
-    or vocabulary.
+    `init_from`, else from scratch, and says which. The report is written at validations and at the
+    end. Raises `UserError` when the loss stops being a number (the batch is kept beside the
+    checkpoints), or when a checkpoint belongs to another model or vocabulary.
     """
     experiment = learner.experiment
     mesh = partition.make_mesh(experiment.mesh)
@@ -93,7 +112,7 @@ def train(learner: Learner) -> TrainState:
         if mesh.size > 1:
             progress.say(layout.table)
         progress.say(f"{layout.parameters:,} parameters, mesh {dict(mesh.shape)}")
-        run = _Run(learner, layout, start, mesh, checkpoints, progress)
+        run = _Run(learner, illustrate, layout, start, mesh, checkpoints, progress)
         return run.loop(preemption, watchdog)
 
 
@@ -144,7 +163,7 @@ def make_validation(
             for name, (total, weight) in compiled(state.params, state.extra, batch, index).items():
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = (before[0] + float(total), before[1] + float(weight))
-        return {_validation_name(name): Mean(*pair).compute() for name, pair in sums.items()}
+        return {validation_name(name): Mean(*pair).compute() for name, pair in sums.items()}
 
     return validate
 
@@ -154,11 +173,6 @@ def _key(seed: int, *numbers: Any) -> Key[Array, ""]:
     for number in numbers:
         key = jax.random.fold_in(key, number)
     return key
-
-
-def _validation_name(name: str) -> str:
-    first, *rest = name.split("_")
-    return "_".join([first, "valid", *rest])
 
 
 def _require_divisible(experiment: Experiment, shards: int) -> None:
@@ -267,6 +281,7 @@ class _Run:
     def __init__(
         self,
         learner: Learner,
+        illustrate: Illustrator,
         layout: Layout,
         start: _Start,
         mesh: jax.sharding.Mesh,
@@ -274,6 +289,7 @@ class _Run:
         progress: Progress,
     ):
         self._learner, self._experiment = learner, learner.experiment
+        self._illustrate = illustrate
         self._state, self._position = start.state, start.position
         self._step = self._resumed_from = int(start.state.step)
         self._checkpoints, self._progress = checkpoints, progress
@@ -313,6 +329,8 @@ class _Run:
                 self._report(metrics, batch, validates)
             if saves:
                 self._save()
+            if validates or self._step == steps:
+                self._draw(validates)
             if logs or saves or self._step == self._resumed_from + 1:
                 self._clock.mark(self._step)
             if stopping:
@@ -346,6 +364,17 @@ class _Run:
             self._log.write({"step": self._step, **values})
         left = per_step * (self._experiment.train.steps - self._step) if per_step else None
         self._progress.show(self._step, values, left)
+
+    def _draw(self, validates: bool) -> None:
+        """Write the run's report: after a validation with pictures, else with the curves alone."""
+        drawn: Sequence[Illustration] = ()
+        if validates:
+            with partition.no_mesh():
+                drawn = self._illustrate(self._state)
+        if jax.process_index() == 0:
+            run_dir = epath.Path(self._experiment.run_dir)
+            keep_pictures(run_dir / "samples" / str(self._step), drawn)
+            write_report(run_dir, drawn)
 
     def _validation_batches(self) -> Iterable[Any]:
         batches = self._learner.stream("validation").batches(Position())

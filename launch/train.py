@@ -3,9 +3,12 @@
 python -m launch.train quickstart --train.steps 40 --workdir runs/mine
 """
 
+import jax
+
 from cm3jax import distributed, partition
 from cm3jax.config import Experiment
-from cm3jax.train import Learner, train
+from cm3jax.run_report import Illustration
+from cm3jax.train import Illustrator, Learner, train
 from launch.cli import parse_experiment
 from launch.env import main
 
@@ -28,7 +31,8 @@ def train_experiment(experiment: Experiment) -> None:
         return
     distributed.initialize()
     partition.find_devices(experiment.mesh.platform)  # before the data is read
-    train(make_learner(experiment))
+    learner = make_learner(experiment)
+    train(learner, make_illustrator(learner))
 
 
 def make_learner(experiment: Experiment) -> Learner:
@@ -52,6 +56,26 @@ def make_learner(experiment: Experiment) -> Learner:
             return CLIPLearner(experiment)
         case _:
             raise ValueError(f"{experiment.learner} has no learner")
+
+
+def make_illustrator(learner: Learner) -> Illustrator:
+    """What draws for the run's report; nothing for what makes no pictures."""
+    experiment = learner.experiment
+    if not experiment.train.samples or experiment.learner not in ("decoder", "vqgan"):
+        return lambda state: ()
+    if jax.process_count() > 1:
+        absent = Illustration.absent(
+            "of several processes, none holds all parameters. Let launch.generate draw from a "
+            "checkpoint."
+        )
+        return lambda state: (absent,)
+    if experiment.learner == "vqgan":
+        from cm3jax.illustrate import vqgan
+
+        return vqgan.illustrator(learner)
+    from cm3jax.illustrate import decoder
+
+    return decoder.illustrator(learner)
 
 
 if __name__ == "__main__":

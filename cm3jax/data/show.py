@@ -1,4 +1,6 @@
-"""One training row as text, so that what a model reads and is asked can be seen."""
+"""One training row, token by token or run by run: what a model reads, and what it is asked."""
+
+import dataclasses
 
 import numpy as np
 
@@ -6,6 +8,7 @@ from cm3jax.data.packing import BLOCK, Plan, epoch_order
 from cm3jax.data.rows import CorpusRows
 from cm3jax.errors import UserError
 from cm3jax.sequence import Batch
+from cm3jax.shapes import Float, Int
 from cm3jax.tokenizers.text import TextTokenizer
 from cm3jax.vocab import Modality, Vocab
 
@@ -27,10 +30,11 @@ def show_row(rows: CorpusRows, record: int, text: TextTokenizer, epoch: int = 0)
     plan = plan.slice(row, row + 1)
     title = f"{corpus.path}: row {row} of block {block} of epoch {epoch}"
     tokens = _tokens(rows.build(plan), corpus.vocab, text)
-    return "\n".join([title, "", *_samples(rows, plan), "", *tokens, ""])
+    return "\n".join([title, "", *describe_samples(rows, plan), "", *tokens, ""])
 
 
-def _samples(rows: CorpusRows, plan: Plan) -> list[str]:
+def describe_samples(rows: CorpusRows, plan: Plan) -> list[str]:
+    """A line for each sample of a plan: its record and masks; below it, one for each document."""
     lines = []
     for sample, record in enumerate(plan.records.tolist()):
         document = rows.corpus.document(record)
@@ -43,6 +47,69 @@ def _samples(rows: CorpusRows, plan: Plan) -> list[str]:
                 shown = rows.bank.meta(row)
                 lines.append(f"    document {row}, {shown.key}: {shown.text or '(a picture)'}")
     return lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A run of ids of one kind and one weight; a special id stands alone."""
+
+    kind: Modality
+    ids: tuple[int, ...]
+    weight: float
+    """With which the loss counts them as targets; 0 for what the model is given."""
+    place: int
+    """Of image codes: where in its picture the first one stands, row-major, masks undone. Of a
+    picture that the beginning of a stream row cuts, where in what is left."""
+
+
+def pieces(batch: Batch, vocab: Vocab) -> list[list[Piece]]:
+    """The samples of a batch's first row as runs; padding is left out."""
+    segments, tokens, targets, weights = (
+        column[0] for column in (batch.segments, batch.tokens, batch.targets, batch.weights)
+    )
+    samples = []
+    for segment in range(1, int(segments.max()) + 1):
+        held = segments == segment
+        # A sample's last target is asked for and never read, or belongs to what follows.
+        ids, asked = tokens[held], np.append(0.0, weights[held])
+        ids = np.append(ids, targets[held][-1]) if asked[-1] else ids
+        samples.append(_runs(ids, asked[: len(ids)], vocab))
+    return samples
+
+
+def _runs(
+    ids: Int[np.ndarray, " L"], weights: Float[np.ndarray, " L"], vocab: Vocab
+) -> list[Piece]:
+    hidden, starts = _span_lengths(ids, vocab), {}
+    runs: list[Piece] = []
+    place = 0
+    for id_, weight in zip(ids.tolist(), weights.tolist(), strict=True):
+        kind = Modality(int(vocab.modality(id_)))
+        if kind != Modality.SPECIAL:
+            last = runs[-1] if runs else None
+            if last and (last.kind, last.weight) == (kind, weight):
+                runs[-1] = dataclasses.replace(last, ids=(*last.ids, id_))
+            else:
+                runs.append(Piece(kind, (id_,), weight, place))
+            place += 1
+            continue
+        runs.append(Piece(kind, (id_,), weight, 0))
+        if not vocab.is_sentinel(id_):
+            place = 0
+        elif id_ in starts:  # recalled: its span follows
+            place = starts[id_]
+        else:
+            starts[id_] = place
+            place += hidden.get(id_, 0)
+    return runs
+
+
+def _span_lengths(ids: Int[np.ndarray, " L"], vocab: Vocab) -> dict[int, int]:
+    """How many ids each recalled sentinel has behind it, by sentinel."""
+    specials = np.flatnonzero(vocab.modality(ids) == Modality.SPECIAL)
+    ends = np.append(specials[1:], len(ids))
+    # The second occurrence is the recalled one and overwrites the first.
+    return {int(ids[at]): int(end - at - 1) for at, end in zip(specials, ends, strict=True)}
 
 
 def _tokens(batch: Batch, vocab: Vocab, text: TextTokenizer) -> list[str]:

@@ -6,7 +6,6 @@ picture shows. Documents come from the live encoder and index; names choose them
 alone, whose protocol says so.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from cm3jax import generate
+from cm3jax import generate, metrics
 from cm3jax.checkpoint import load_run
 from cm3jax.data.emblems import Prompt, confirms_batch, prompts, tells
 from cm3jax.data.emblems.patches import QUARTERS
@@ -74,7 +73,7 @@ def evaluate(
         run=str(run_dir),
         scores=exam.scores,
         figures=tuple(exam.figures),
-        losses=_losses(epath.Path(run_dir) / "metrics.jsonl"),
+        losses=_losses(run_dir),
         weights=exam.weights,
         pictures=digest(*exam.pictures),
         seconds=round(time.perf_counter() - start, 1),
@@ -315,11 +314,8 @@ def _fingerprint(variables: dict[str, Any]) -> str:
     )
 
 
-def _losses(path: epath.Path) -> dict[str, list[tuple[int, float]]]:
+def _losses(run_dir: epath.PathLike) -> dict[str, list[tuple[int, float]]]:
     """The curves in a run's `metrics.jsonl`; exported weights may come without one."""
-    if not path.exists():
-        return {}
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return {
-        name: [(line["step"], line[name]) for line in lines if name in line] for name in _CURVES
-    }
+    lines = metrics.read(run_dir)
+    curves = {name: metrics.curve(lines, name) for name in _CURVES}
+    return {name: points for name, points in curves.items() if points}

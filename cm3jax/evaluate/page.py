@@ -1,11 +1,12 @@
 """The report: one HTML page from stored results, open offline, nothing computed here."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from cm3jax.evaluate.html import Html, curves, join, page, tag
 from cm3jax.evaluate.protocol import Score
-from cm3jax.evaluate.results import Cell, Evaluation, Figure
+from cm3jax.evaluate.results import Cell, Evaluation
+from cm3jax.html import Html, cell, facts, figure, join, page, tag
+from cm3jax.run_report import STRUCTURE, loss_curves
 
 _NAMES = {"shipped": "Shipped weights", "trained_here": "Trained just now"}
 
@@ -63,15 +64,6 @@ _BESIDE = {
     False: "This checkout holds no shipped weights to put beside it.",
 }
 
-_LOSSES = {
-    "loss_text": "text",
-    "loss_image": "image",
-    "loss": "all",
-    "loss_valid_text": "text, validation",
-    "loss_valid_image": "image, validation",
-    "loss_valid": "all, validation",
-}
-
 
 def report(evaluations: dict[str, Evaluation], metrics: dict[str, Any]) -> Html:
     """The whole page. `evaluations` by name (`shipped`, `trained_here`), as `metrics` has them."""
@@ -80,10 +72,15 @@ def report(evaluations: dict[str, Evaluation], metrics: dict[str, Any]) -> Html:
     for key, title, explanation in _SECTIONS:
         shown = [
             join(
-                tag("h3", _NAMES[name]), *(_figure(f) for f in evaluation.figures if f.kind == key)
+                tag("h3", _NAMES[name]),
+                *(
+                    figure(shown.prompt, *map(_cell, shown.cells))
+                    for shown in evaluation.figures
+                    if shown.kind == key
+                ),
             )
             for name, evaluation in evaluations.items()
-            if any(figure.kind == key for figure in evaluation.figures)
+            if any(shown.kind == key for shown in evaluation.figures)
         ]
         if shown:
             parts.append(tag("section", tag("h2", title), tag("p", explanation), *shown))
@@ -160,47 +157,36 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else "< 0.1 %"
 
 
-def _figure(figure: Figure) -> Html:
-    cells = tag("div", *(_cell(cell) for cell in figure.cells), class_="cells")
-    return tag("div", tag("p", figure.prompt), cells, class_="figure")
-
-
-def _cell(cell: Cell) -> Html:
-    inside = []
-    if cell.picture is not None:
-        inside.append(tag("img", src=cell.picture, alt=cell.text or cell.label))
-    inside.append(tag("span", cell.label))
-    if cell.correct is not None:
-        mark, class_ = ("✓ right", "right") if cell.correct else ("✗ wrong", "wrong")
-        inside.append(join(" ", tag("span", mark, class_=class_)))
-    if cell.text:
-        inside.append(join(tag("br"), tag("q", cell.text)))
-    return tag("div", *inside, class_="cell" if cell.picture is not None else "cell wide")
+def _cell(shown: Cell) -> Html:
+    more = []
+    if shown.correct is not None:
+        mark, class_ = ("✓ right", "right") if shown.correct else ("✗ wrong", "wrong")
+        more.append(join(" ", tag("span", mark, class_=class_)))
+    if shown.text:
+        more.append(join(tag("br"), tag("q", shown.text)))
+    return cell(shown.label, *more, picture=shown.picture, alt=shown.text)
 
 
 def _losses(evaluations: dict[str, Evaluation]) -> Html:
     plots = []
     for name, evaluation in evaluations.items():
-        series = {
-            legend: evaluation.losses[key]
-            for key, legend in _LOSSES.items()
-            if evaluation.losses.get(key)
-        }
-        if series:
-            plots += [tag("h3", _NAMES[name]), curves(series, "loss in nats per token")]
+        if evaluation.losses:
+            plots += [
+                tag("h3", _NAMES[name]),
+                loss_curves(evaluation.losses, "loss in nats per token"),
+            ]
     if not plots:
         return Html("")
-    why = "Structure (breaks, ends, masks) counts in “all” and in neither modality."
-    return tag("section", tag("h2", "Loss by modality"), tag("p", why), *plots)
+    return tag("section", tag("h2", "Loss by modality"), tag("p", STRUCTURE), *plots)
 
 
 def _origins(evaluations: dict[str, Evaluation], metrics: dict[str, Any]) -> Html:
-    facts = [("versions", _pairs(metrics["versions"]))]
-    facts.append(("seconds per stage", _pairs(metrics["seconds"])))
+    found = [("versions", _pairs(metrics["versions"]))]
+    found.append(("seconds per stage", _pairs(metrics["seconds"])))
     for name, evaluation in evaluations.items():
-        facts.append((f"{_NAMES[name]}: run", evaluation.run))
-        facts.append((f"{_NAMES[name]}: weights", _pairs(evaluation.weights)))
-        facts.append((f"{_NAMES[name]}: pictures", evaluation.pictures))
+        found.append((f"{_NAMES[name]}: run", evaluation.run))
+        found.append((f"{_NAMES[name]}: weights", _pairs(evaluation.weights)))
+        found.append((f"{_NAMES[name]}: pictures", evaluation.pictures))
     stamps = [
         tag("details", tag("summary", f"{_NAMES[name]}: {score}"), _stamp(evaluation.scores[score]))
         for name, evaluation in evaluations.items()
@@ -209,7 +195,7 @@ def _origins(evaluations: dict[str, Evaluation], metrics: dict[str, Any]) -> Htm
     return tag(
         "section",
         tag("h2", "Where this comes from"),
-        _fact_table(facts),
+        facts(found),
         tag("h3", "Protocol of each score"),
         *stamps,
     )
@@ -217,12 +203,7 @@ def _origins(evaluations: dict[str, Evaluation], metrics: dict[str, Any]) -> Htm
 
 def _stamp(score: Score) -> Html:
     fields = [(key.replace("_", " "), str(value)) for key, value in vars(score.protocol).items()]
-    return _fact_table([("regime", score.protocol.regime), *fields])
-
-
-def _fact_table(facts: Sequence[tuple[str, str]]) -> Html:
-    rows = [tag("tr", tag("th", key), tag("td", value)) for key, value in facts]
-    return tag("table", tag("tbody", *rows), class_="facts")
+    return facts([("regime", score.protocol.regime), *fields])
 
 
 def _pairs(values: dict[str, Any]) -> str:

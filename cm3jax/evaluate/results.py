@@ -11,9 +11,9 @@ from etils import epath
 from jaxtyping import UInt8
 
 from cm3jax.errors import UserError
-from cm3jax.evaluate.html import png_uri
 from cm3jax.evaluate.protocol import Score, scores_from_json, scores_to_json
 from cm3jax.files import read_json, write_json
+from cm3jax.html import png_uri
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,14 +5,15 @@ from etils import epath
 from cm3jax.config import Experiment
 from cm3jax.data.sources import open_source
 from cm3jax.experiment_io import save_experiment
+from cm3jax.run_report import write_report
 from cm3jax.tokenizers.text import MODEL_FILE, TextTokenizer
 
 
 def train_text_tokenizer(experiment: Experiment) -> None:
     """Learn `vocab.text_pieces` pieces from the training captions.
 
-    Writes `text.model` and `config.json` into the run directory, and does nothing if the model is
-    there. Raises `UserError` if the source has no captions or too many characters.
+    Writes `text.model`, `config.json` and `report.html` into the run directory, and does nothing
+    if the model is there. Raises `UserError` if the source has no captions or too many characters.
     """
     path = epath.Path(experiment.run_dir) / MODEL_FILE
     if path.exists():
@@ -25,5 +26,6 @@ def train_text_tokenizer(experiment: Experiment) -> None:
         texts, experiment.vocab.text_pieces, experiment.tokenizers.algorithm
     )
     save_experiment(path.parent / "config.json", experiment)
+    write_report(path.parent)
     tokenizer.save(experiment.run_dir)  # last: its presence says that the run is complete
     print(f"{experiment.name}: learnt {tokenizer.pieces} pieces from {len(source)} records.")

@@ -1,4 +1,4 @@
-"""The few pieces of HTML that the report needs, all inline: elements, pictures, curves.
+"""The few pieces of HTML that reports need, all inline: elements, pictures, curves.
 
 Text is escaped unless it is `Html` already, so that a caption with `<script>` in it stays a
 caption. Nothing refers to anything outside the page.
@@ -8,13 +8,16 @@ import base64
 import html
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
 _VOID = {"img", "meta", "link", "br"}
+
+Points = Sequence[tuple[int, float]]
+"""(step, value) of a curve."""
 
 
 class Html(str):
@@ -46,18 +49,47 @@ def _attribute(name: str) -> str:
 
 def png_uri(image: UInt8[np.ndarray, "Y X 3"]) -> str:
     """The picture as a `data:` URI, losslessly."""
+    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
+
+
+def png(image: UInt8[np.ndarray, "Y X 3"]) -> bytes:
+    """The picture as a PNG file."""
     buffer = io.BytesIO()
     PIL.Image.fromarray(image).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
-def curves(series: dict[str, Sequence[tuple[int, float]]], unit: str) -> Html:
+def cell(label: str, *more: str, picture: str | None = None, alt: str = "") -> Html:
+    """A label and what more there is to say, under a picture (a `data:` URI) if there is one."""
+    image = [] if picture is None else [tag("img", src=picture, alt=alt or label)]
+    return tag("div", *image, tag("span", label), *more, class_="cell" if image else "cell wide")
+
+
+def figure(title: str, *cells: str) -> Html:
+    """Cells side by side under a line of text."""
+    return tag("div", tag("p", title), tag("div", *cells, class_="cells"), class_="figure")
+
+
+def facts(pairs: Sequence[tuple[str, str]]) -> Html:
+    """A table of names and values."""
+    rows = [tag("tr", tag("th", key), tag("td", value)) for key, value in pairs]
+    return tag("table", tag("tbody", *rows), class_="facts")
+
+
+def curves(
+    series: Mapping[str, Points], unit: str, validation: Mapping[str, Points] | None = None
+) -> Html:
     """Lines over training steps as inline SVG, one class (`line-0`, `line-1`, …) per series.
 
-    `series` maps a legend to (step, value) points; `unit` names the vertical axis.
+    `series` maps a legend to its points; a line of `validation` is dashed and looks else like the
+    one of the same legend. `unit` names the vertical axis. Of a line with many points, so many are
+    drawn as the plot is wide.
     """
     width, height, left, bottom, top = 640, 260, 44, 30, 12
-    points = [point for line in series.values() for point in line if math.isfinite(point[1])]
+    names = list(dict.fromkeys([*series, *(validation or {})]))
+    lines = [(name, "", points) for name, points in series.items()]
+    lines += [(name, ", validation", points) for name, points in (validation or {}).items()]
+    points = [point for _, _, line in lines for point in line if math.isfinite(point[1])]
     last = max((x for x, _ in points), default=1) or 1
     most = max((y for _, y in points), default=1) or 1
 
@@ -74,19 +106,24 @@ def curves(series: dict[str, Sequence[tuple[int, float]]], unit: str) -> Html:
     for value in _ticks(last):
         x, _ = place(value, 0)
         marks.append(tag("text", f"{value:,.0f}", x=x, y=height - 10, text_anchor="middle"))
-    for number, line in enumerate(series.values()):
-        path = " ".join("{},{}".format(*place(x, y)) for x, y in line if math.isfinite(y))
-        marks.append(tag("polyline", points=path, class_=f"line line-{number}"))
-    legend = [
-        tag("span", tag("i", class_=f"key line-{number}"), name)
-        for number, name in enumerate(series)
-    ]
-    label = f"{unit} over steps: {', '.join(series)}"
+    legend = []
+    for name, suffix, line in lines:
+        look = f"line-{names.index(name)}{' dashed' if suffix else ''}"
+        drawn = _thinned([(x, y) for x, y in line if math.isfinite(y)], width)
+        path = " ".join("{},{}".format(*place(x, y)) for x, y in drawn)
+        marks.append(tag("polyline", points=path, class_=f"line {look}"))
+        legend.append(tag("span", tag("i", class_=f"key {look}"), name + suffix))
+    label = f"{unit} over steps: {', '.join(name + suffix for name, suffix, _ in lines)}"
     svg = tag(
         "svg", *marks, view_box=f"0 0 {width} {height}", role="img", aria_label=label, class_="plot"
     )
     caption = tag("figcaption", *legend, tag("span", f"{unit}, over steps", class_="unit"))
     return tag("figure", svg, caption, class_="curves")
+
+
+def _thinned(points: Points, most: int) -> Points:
+    """Every so-many-th point, at most about `most` of them, the last among them."""
+    return points[::-1][:: -(-len(points) // most) or 1][::-1]
 
 
 def _ticks(largest: int | float) -> list[float]:
@@ -113,10 +150,10 @@ def page(title: str, *body: str) -> Html:
 _CSS = """
 :root { color-scheme: light dark; --paper: #fbfaf7; --ink: #22211f; --soft: #6d6a64;
   --rule: #e2ded5; --card: #fff; --good: #19734a; --bad: #b3402e; --a: #2563a8; --b: #c2701c;
-  --c: #7a4fa3; }
+  --c: #7a4fa3; --d: #19734a; }
 @media (prefers-color-scheme: dark) { :root { --paper: #171716; --ink: #e9e6df; --soft: #a19d94;
   --rule: #35332f; --card: #1f1f1d; --good: #63c795; --bad: #ef8a76; --a: #79b0ea; --b: #e8a35c;
-  --c: #bc98e2; } }
+  --c: #bc98e2; --d: #63c795; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.5rem 1.25rem 5rem; max-width: 64rem; background: var(--paper);
   color: var(--ink); font: 17px/1.55 Charter, "Bitstream Charter", Cambria, Georgia, serif; }
@@ -153,15 +190,19 @@ td small { color: var(--soft); display: block; font-size: .74rem; }
 .line-0 { stroke: var(--a); background: var(--a); }
 .line-1 { stroke: var(--b); background: var(--b); }
 .line-2 { stroke: var(--c); background: var(--c); }
-.line-3 { stroke: var(--a); background: var(--a); }
-.line-4 { stroke: var(--b); background: var(--b); }
-.line-5 { stroke: var(--c); background: var(--c); }
-.line-3, .line-4, .line-5 { stroke-dasharray: 6 4; opacity: .65; }
+.line-3 { stroke: var(--d); background: var(--d); }
+.dashed { stroke-dasharray: 6 4; opacity: .65; }
 figcaption { font-size: .78rem; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; }
 .key { display: inline-block; width: 1rem; height: 3px; margin-right: .35rem;
   vertical-align: middle; }
 .unit { margin-left: auto; }
 .facts { font-size: .8rem; overflow-wrap: anywhere; }
+.row { display: flex; flex-wrap: wrap; gap: .35rem; align-items: flex-end; font-size: .86rem; }
+.piece { padding: .1rem .3rem; border-bottom: 3px solid var(--rule); overflow-wrap: anywhere; }
+.piece.asked { border-bottom-color: var(--good); }
+.piece.mark { color: var(--soft); } .piece small { color: var(--soft); display: block; }
+.piece img { display: block; width: 5rem; height: 5rem; image-rendering: pixelated; }
+pre { font-size: .78rem; overflow-x: auto; }
 summary { cursor: pointer; font-size: .86rem; }
 @media (max-width: 34rem) { body { font-size: 16px; padding: 1.5rem 1rem 3rem; }
   h1 { font-size: 1.65rem; }

@@ -1,0 +1,138 @@
+"""`report.html` of a run: what is trained, on what, how its losses went, what it makes by now.
+
+One page that is open offline, made from the files of the run directory and from illustrations,
+which are drawn from the parameters in memory.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from cm3jax import metrics
+from cm3jax.experiment_io import load_experiment
+from cm3jax.files import write_atomic
+from cm3jax.html import Html, Points, curves, facts, page, png, tag
+from cm3jax.metrics import validation_name
+from cm3jax.shapes import UInt8
+
+STRUCTURE = "Structure (breaks, ends, masks) counts in “all” and in neither modality."
+"""What a reader of a decoder's curves wants to know."""
+
+_BOOKKEEPING = {"step", "seconds", "flops", "a100_hours", "resumed_from", "batch_fingerprint"}
+"""What is logged and is no curve."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Illustration:
+    """A section of the page, drawn at a validation."""
+
+    title: str
+    body: Html
+    pictures: Mapping[str, UInt8[np.ndarray, "_ _ 3"]] = dataclasses.field(default_factory=dict)
+    """What of it is kept beside the page, by file name without suffix."""
+
+    @classmethod
+    def absent(cls, reason: str) -> "Illustration":
+        """The section that says, in a sentence, why there are no pictures."""
+        return cls("Pictures", tag("p", f"There are none: {reason}"))
+
+
+def write_report(run_dir: epath.PathLike, illustrations: Sequence[Illustration] = ()) -> None:
+    """Write `report.html` from what the run directory holds by now, atomically.
+
+    It needs `config.json` alone; `UserError` if that is missing or damaged.
+    """
+    run_dir = epath.Path(run_dir)
+    experiment = load_experiment(run_dir / "config.json")
+    lines, lives = metrics.read(run_dir), metrics.lives(run_dir)
+    names = dict.fromkeys(name for line in lines for name in line)
+    points = {name: metrics.curve(lines, name) for name in names if name not in _BOOKKEEPING}
+    points = {name: curve for name, curve in points.items() if curve}
+    losses = {name: curve for name, curve in points.items() if name.startswith("loss")}
+    others = {name: curve for name, curve in points.items() if name not in losses}
+    body = [tag("header", tag("h1", experiment.name), _state(experiment.train.steps, lines))]
+    if losses:
+        note = [tag("p", STRUCTURE)] if "loss_text" in losses else []
+        body.append(_section("Loss", *note, loss_curves(losses, "loss")))
+    body += [_section(drawn.title, drawn.body) for drawn in illustrations]
+    if others:
+        body.append(_section("What else was logged", _folded("Curves", *_small_curves(others))))
+    if lives:
+        body.append(_section("Lives", _table(lives)))
+    config = (run_dir / "config.json").read_text()
+    body.append(_section("Experiment", _folded("config.json", tag("pre", config))))
+    title = f"{experiment.name}: {experiment.learner}"
+    write_atomic(run_dir / "report.html", page(title, tag("main", *body)))
+
+
+def keep_pictures(folder: epath.PathLike, illustrations: Sequence[Illustration]) -> None:
+    """Write the illustrations' pictures as PNG files; no folder where there are none."""
+    for drawn in illustrations:
+        for name, picture in drawn.pictures.items():
+            write_atomic(epath.Path(folder) / f"{name}.png", png(picture))
+
+
+def loss_curves(losses: Mapping[str, Points], unit: str) -> Html:
+    """Losses by their names in `metrics.jsonl` in one plot, those of validation dashed."""
+    legends = {
+        name: name.removeprefix("loss_").replace("_", " ") if name != "loss" else "all"
+        for name in sorted(_training(losses), reverse=True)  # text, image, then their sum
+    }
+    return curves(
+        {legend: losses[name] for name, legend in legends.items()},
+        unit,
+        {
+            legend: losses[validation_name(name)]
+            for name, legend in legends.items()
+            if validation_name(name) in losses
+        },
+    )
+
+
+def _training(points: Mapping[str, Points]) -> list[str]:
+    """The names that are no other's validation."""
+    validations = {validation_name(name) for name in points}
+    return [name for name in points if name not in validations]
+
+
+def _small_curves(points: Mapping[str, Points]) -> list[Html]:
+    plots = []
+    for name in _training(points):
+        twin = points.get(validation_name(name))
+        plots.append(curves({name: points[name]}, name, {name: twin} if twin else None))
+    return plots
+
+
+def _state(steps: int, lines: Sequence[Mapping[str, Any]]) -> Html:
+    """How far the run is, and at what pace."""
+    if not lines:
+        return Html("")
+    last = lines[-1]
+    known = [
+        ("step", f"{last['step']:,} of {steps:,}"),
+        ("hours of training", f"{last['seconds'] / 3600:.2f}"),
+        ("the same in A100 hours at full rate", f"{last['a100_hours']:.3g}"),
+    ]
+    if last.get("tokens_per_second"):
+        known.append(("tokens per second", f"{last['tokens_per_second']:,.0f}"))
+    if last.get("mfu"):
+        known.append(("share of the devices' peak (MFU)", f"{last['mfu']:.1%}"))
+    return facts(known)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Html:
+    head = tag("tr", *(tag("th", name) for name in rows[0]))
+    body = [tag("tr", *(tag("td", str(row.get(name, ""))) for name in rows[0])) for row in rows]
+    table = tag("table", tag("thead", head), tag("tbody", *body), class_="facts")
+    return tag("div", table, class_="scroll")
+
+
+def _section(title: str, *body: str) -> Html:
+    return tag("section", tag("h2", title), *body)
+
+
+def _folded(summary: str, *body: str) -> Html:
+    return tag("details", tag("summary", summary), *body)

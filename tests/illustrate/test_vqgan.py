@@ -1,0 +1,48 @@
+"""Reconstructions of an image tokenizer in training."""
+
+import dataclasses
+import io
+import json
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+from cm3jax import testing
+from cm3jax.config import DataConfig, TrainConfig
+from cm3jax.html import png
+from cm3jax.illustrate.vqgan import illustrator
+from cm3jax.learners.vqgan import VQGANLearner
+from cm3jax.state import TrainState
+
+
+@pytest.fixture
+def learner(tmp_path):
+    lines = []
+    for number, picture in enumerate(testing.pictures(100)):
+        (tmp_path / f"{number}.png").write_bytes(png(picture))
+        lines.append(json.dumps({"file": f"{number}.png", "caption": "noise"}) + "\n")
+    (tmp_path / "captions.jsonl").write_text("".join(lines))
+    config = dataclasses.replace(
+        testing.experiment(),
+        learner="vqgan",
+        data=DataConfig(source=str(tmp_path), image_size=16),
+        train=TrainConfig(samples=2),
+    )
+    return VQGANLearner(config)
+
+
+def test_pictures_stand_over_what_their_codes_decode_to(learner):
+    variables = dict(testing.image_tokenizer()._variables)
+    params = variables.pop("params")
+    state = TrainState(jax.numpy.int32(0), params, None, variables)
+    (drawn,) = illustrator(learner)(state)
+    assert drawn.body.count("<img") == 4
+    grid = drawn.pictures["reconstructions"]
+    true = testing.pictures(100)[[49, 99]]  # every 50th is for validation
+    np.testing.assert_array_equal(grid[:16], np.concatenate(true, axis=1))
+    tokenizer = testing.image_tokenizer()
+    remade = np.concatenate(tokenizer.decode(tokenizer.encode(true)), axis=1)
+    np.testing.assert_allclose(grid[16:].astype(int), remade.astype(int), atol=1)
+    assert PIL.Image.open(io.BytesIO(png(grid))).size == (32, 32)
