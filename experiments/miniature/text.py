@@ -2,7 +2,7 @@
 
     python -m launch.train miniature/text
 
-A second after the data is there. Everyday words of the captions are one piece, made-up names are
+A second after the data is there, which takes two and a half minutes. Everyday words of the captions are one piece, made-up names are
 their syllables; a caption has 20 pieces on average.
 """
 

@@ -1,0 +1,39 @@
+"""The weights in the repository, without retrieval: the documents are given."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cm3jax import generate
+from cm3jax.data.emblems import confirms_batch, example, prompts
+from cm3jax.data.emblems.examples import bank_documents
+from cm3jax.data.emblems.looks import catalogue
+from cm3jax.document import Image, Text, render
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "experiments/miniature/weights"
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return generate.load(WEIGHTS / "decoder")
+
+
+def test_they_are_small():
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*")) < 20e6
+
+
+def test_they_draw_what_only_a_document_shows(generator):
+    asked = prompts("heldout", 16)
+    numbers = [catalogue(0).names.index(prompt.scene.emblems[0].name) for prompt in asked]
+    pairs = [example("bank", bank_documents(number)[0]).segments for number in numbers]
+    codes = generator.image.encode([picture for _, picture in pairs])
+    documents = [
+        [render((Text(tuple(generator.text.encode(text))), Image(tuple(own))), generator.vocab)]
+        for (text, _), own in zip(pairs, codes.tolist(), strict=True)
+    ]
+    texts = [prompt.text for prompt in asked]
+    for shown, least, most in ((documents, 13, 16), (None, 0, 0)):
+        drawn = generator.text_to_image(texts, shown)
+        images = np.stack([group[0].image for group in drawn])
+        assert least <= sum(confirms_batch(images, [prompt.scene for prompt in asked])) <= most
