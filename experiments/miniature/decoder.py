@@ -3,11 +3,11 @@
     python -m launch.prepare miniature/decoder
     python -m launch.train miniature/decoder
 
-Needs the runs `miniature/text`, `miniature/vqgan` and `miniature/clip`. Preparing took eight minutes
-and 16,000 steps 93 on two Intel Xeon cores that other work shared (jax 0.10.2; from step 519 on with
-MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ at gigabytes, which raised 4,800 tokens a second to
-6,200). The shipped weights are that run's, but its first 8,435 steps had `cm3.no_documents` 0.2 and
-`cm3.mean_masks` 1; a run from scratch was not tried.
+Needs the runs `miniature/text`, `miniature/vqgan` and `miniature/clip`. Preparing took eight
+minutes and 16,000 steps 93 on two Intel Xeon cores that other work shared (jax 0.10.2; from step
+519 on with MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ at gigabytes, which raised 4,800
+tokens a second to 6,200). The shipped weights are that run's, but its first 8,435 steps had
+`cm3.no_documents` 0.2 and `cm3.mean_masks` 1; a run from scratch was not tried.
 
 `python -m launch.evaluate emblems --run experiments/miniature/weights/decoder`, 200 prompts each:
 memory-only emblems drawn exactly with 0 / 1 / 2 documents 0 / 95 / 95.5 %, two of them in a picture

@@ -2,8 +2,8 @@
 
     python -m launch.train miniature/text
 
-A second after the data is there, which takes two and a half minutes. Everyday words of the captions are one piece, made-up names are
-their syllables; a caption has 20 pieces on average.
+A second after the data is there, which takes two and a half minutes. Everyday words of the captions
+are one piece, made-up names are their syllables; a caption has 20 pieces on average.
 """
 
 from cm3jax.config import Experiment
