@@ -15,7 +15,7 @@ _HOME = "quickstart"
 
 def chain() -> dict[str, Experiment]:
     """Text tokenizer, image tokenizer, retrieval encoder and decoder, in the order of training."""
-    data = {"records": 20_000, "emblems": 3_000}
+    data = {"records": 16_000, "emblems": 3_000}
     text = base(
         "quickstart/text",
         _HOME,
@@ -43,8 +43,8 @@ def chain() -> dict[str, Experiment]:
         learner="clip",
         data=data | {"batch": 128},
         optim={"peak_lr": 1e-3, "warmup_steps": 20},
-        train={"steps": 200, "validate_every": 100},
-        checkpoint={"every": 100},
+        train={"steps": 120, "validate_every": 60},
+        checkpoint={"every": 40},
     )
     decoder = base(
         "quickstart",
@@ -52,7 +52,7 @@ def chain() -> dict[str, Experiment]:
         workdir=f"runs/{_HOME}/decoder",
         data=data | {"batch": 8},
         optim={"method": "muon", "peak_lr": 1e-2, "warmup_steps": 50},
-        train={"steps": 400, "validate_every": 200, "log_every": 20},
+        train={"steps": 250, "validate_every": 125, "log_every": 25},
         checkpoint={"every": 50},
     )
     return {"text": text, "vqgan": vqgan, "clip": clip, "decoder": decoder}

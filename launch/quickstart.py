@@ -139,11 +139,11 @@ def stages(options: Options) -> list[Stage]:
     decoder = members["decoder"]
     train = {
         part: _training(member, seconds)
-        for (part, member), seconds in zip(members.items(), (10, 90, 45, 150), strict=True)
+        for (part, member), seconds in zip(members.items(), (10, 60, 90, 140), strict=True)
     }
     prepared = Stage(
         "corpus, bank and index",
-        30,
+        70,
         decoder.data.corpus,
         lambda: is_prepared(decoder, make_tools(decoder)),
         lambda: prepare(decoder, make_tools(decoder), _say),
@@ -173,7 +173,7 @@ def _raw(member: Experiment) -> Stage:
         open_source(member.data, "train", member.seed, _count)
         write_atomic(mark, "")
 
-    return Stage("raw pairs", 40, str(raw), mark.exists, generate)
+    return Stage("raw pairs", 25, str(raw), mark.exists, generate)
 
 
 def _count(done: int, total: int) -> None:
