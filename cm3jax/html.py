@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import PIL.Image
-from jaxtyping import UInt8
+
+from cm3jax.shapes import UInt8
 
 _VOID = {"img", "meta", "link", "br"}
 
@@ -54,6 +54,8 @@ def png_uri(image: UInt8[np.ndarray, "Y X 3"]) -> str:
 
 def png(image: UInt8[np.ndarray, "Y X 3"]) -> bytes:
     """The picture as a PNG file."""
+    import PIL.Image  # a bare machine that only trains or measures may lack it
+
     buffer = io.BytesIO()
     PIL.Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
