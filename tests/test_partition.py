@@ -80,7 +80,7 @@ def test_parameters_are_born_sharded_with_the_same_bits_on_any_mesh():
             return plan(learner(config).init, config, mesh).init(jax.random.key(3))
 
     whole = born(1, 1, 1)
-    for sizes in [(8, 1, 1), (2, 2, 2), (1, 1, 8)]:
+    for sizes in [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)]:
         cut = born(*sizes)
         jax.tree.map(np.testing.assert_array_equal, cut, whole)
         up = cut.params["layers"]["feed_forward"]["up"]["kernel"]
