@@ -63,8 +63,11 @@ def base(name: str, home: str = "miniature", **delta: Any) -> Experiment:
             pair_loss=0.25,
         ),
         # Captioning and infilling are asked for without documents, and are learnt from masks alone:
-        # with a fifth of bare samples and one mask each they come far behind drawing.
-        cm3=CM3Config(no_documents=0.5, mean_masks=1.5),
+        # with a fifth of bare samples and one mask each they come far behind drawing, and whole
+        # segments say little of where a span begins. Documents in full weight drown them.
+        cm3=CM3Config(
+            no_documents=0.5, mean_masks=2.0, whole_segment=0.35, retrieved_weight=0.1
+        ),
         # A picture's cells are found by their distance from its break, and a document's by theirs:
         # rotary positions say distances at once, a table has to learn them.
         model=DecoderConfig(
@@ -84,12 +87,14 @@ def base(name: str, home: str = "miniature", **delta: Any) -> Experiment:
             encoder=f"runs/{home}/clip",
             pool=48,
             relevance_cut=0.95,
-            # Another picture of the same emblem is no repetition; the same scene would be.
-            diversity_cut=0.99,
+            # The second document shows another emblem: two of the same would not teach the decoder
+            # to read names (the model then took either of two documents, as by a coin).
+            diversity_cut=0.6,
             # A text alone is nearer to a text than any pair is, and has no picture to copy from.
             modality_margin=0.5,
             clauses=True,
-            views=2,
+            # A name is three syllables: a query that lost some of them finds another emblem.
+            views=1,
         ),
         # What a caption and its documents say decides every code: nothing is left to chance.
         decode=DecodeConfig(temperature=0.1),
