@@ -351,7 +351,7 @@ class DataConfig:
     mixture: tuple[tuple[str, float], ...] = ()
     """Train on several prepared directories, each with a `corpus` and a `bank` in it, instead of
     data.corpus: every directory with its weight, which decides its share of the rows, e.g.
-    `data/emblems 3 data/words 1`."""
+    `data/emblems 3 data/words 1`, or `data/emblems:pair 1` for its records of one kind alone."""
     rows: Literal["whole", "stream"] = "whole"
     """How samples become rows: whole ones, packed, each masked by itself and blind to the others;
     or one stream of samples cut at the rows' ends, each row masked and attended to as one (the

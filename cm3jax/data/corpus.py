@@ -9,7 +9,9 @@ It is written shard by shard, so that an interrupted preparation continues, and 
 its manifest stands.
 """
 
+import copy
 import dataclasses
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -157,6 +159,8 @@ class Corpus:
         )
         remedy = f"remove {self.path} and run launch.prepare"
         self._records = Records(self.path, manifest["shards"], remedy)
+        self._kept = np.ones(len(self.lengths), bool)
+        self._numbers = np.flatnonzero(self._kept)
 
     @staticmethod
     def open(path: epath.PathLike, sizes: VocabConfig | None = None) -> "Corpus":
@@ -185,6 +189,21 @@ class Corpus:
             )
         return corpus
 
+    def only(self, kind: str) -> "Corpus":
+        """Its records of one kind, numbered anew; `UserError` if there is none. Reads them all."""
+        kinds = np.array([_decode(record).kind for record in self._records])
+        part = copy.copy(self)
+        part._kept = kinds == kind
+        part._numbers = np.flatnonzero(part._kept)
+        if not len(part._numbers):
+            raise UserError(
+                f"the corpus {self.path} has no record of the kind {kind!r}; "
+                f"it has {', '.join(np.unique(kinds).tolist())}."
+            )
+        for column in COLUMNS:
+            setattr(part, column, getattr(self, column)[part._kept])
+        return part
+
     @property
     def vocab(self) -> Vocab:
         """The vocabulary that its ids belong to."""
@@ -205,15 +224,20 @@ class Corpus:
 
     def document(self, record: int) -> CorpusDocument:
         """One document; `IndexError` outside the corpus, `UserError` if it is damaged."""
-        return _decode(self._records[record])
+        return _decode(self._record(record))
 
     def ids(self, record: int) -> Int[np.ndarray, " L"]:
         """Its ids, int32; `IndexError` outside the corpus, `UserError` if it is damaged."""
-        return _ids(self._records[record])
+        return _ids(self._record(record))
 
     def all_ids(self) -> Iterator[Int[np.ndarray, " L"]]:
         """The ids of every document, in order; `UserError` names a damaged one."""
-        return map(_ids, self._records)
+        return map(_ids, itertools.compress(self._records, self._kept))
+
+    def _record(self, number: int) -> bytes:
+        if not 0 <= number < len(self):
+            raise IndexError(f"record {number} is outside the {len(self)} of {self.path}")
+        return self._records[int(self._numbers[number])]
 
 
 class Documents:

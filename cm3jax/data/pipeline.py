@@ -100,6 +100,12 @@ class RecordStream:
             yield HostBatch(data, Position(epoch, 0, row), mark)
 
 
+def _part(name: str) -> tuple[str, str]:
+    """The directory and the kind of records that `data.mixture` names; "" is all of them."""
+    home, colon, kind = name.rpartition(":")
+    return (home, kind) if colon and "/" not in kind else (name, "")  # gs://bucket/data is a path
+
+
 class CorpusStream:
     """CM3 rows of a prepared corpus, or of a mixture of several, `Batch` by `Batch`.
 
@@ -142,10 +148,11 @@ class CorpusStream:
         fit a row.
         """
         data = experiment.data
-        homes = [(f"{home}/corpus", f"{home}/bank") for home, _ in data.mixture]
+        parts = [_part(name) for name, _ in data.mixture]
+        homes = [(f"{home}/corpus", f"{home}/bank", kind) for home, kind in parts]
         corpora = [
-            CorpusRows.open(experiment, f"{corpus}/{split}", bank)
-            for corpus, bank in homes or [(data.corpus, data.bank)]
+            CorpusRows.open(experiment, f"{corpus}/{split}", bank, kind)
+            for corpus, bank, kind in homes or [(data.corpus, data.bank, "")]
         ]
         return CorpusStream(experiment, corpora, jax.process_index(), jax.process_count())
 

@@ -50,11 +50,14 @@ class CorpusRows:
             )
 
     @staticmethod
-    def open(experiment: Experiment, corpus: epath.PathLike, bank: epath.PathLike) -> "CorpusRows":
+    def open(
+        experiment: Experiment, corpus: epath.PathLike, bank: epath.PathLike, kind: str = ""
+    ) -> "CorpusRows":
         """The rows of the corpus (of one split) at a path, whose neighbours are in that bank.
 
-        Raises `UserError` when one is missing or damaged, does not belong to the other, or was
-        made with other vocabulary sizes than the experiment's.
+        With a `kind`, of its records of that kind alone. Raises `UserError` when corpus or bank is
+        missing or damaged, does not belong to the other, or was made with other vocabulary sizes
+        than the experiment's, and when there is no such record.
         """
         corpus = Corpus.open(corpus, experiment.vocab)
         bank = Bank.open(bank, vocab_fingerprint=corpus.vocab.fingerprint)
@@ -63,7 +66,7 @@ class CorpusRows:
                 f"the neighbours of {corpus.path} point into another bank than {bank.path}; "
                 "run launch.prepare."
             )
-        return CorpusRows(experiment, corpus, bank)
+        return CorpusRows(experiment, corpus.only(kind) if kind else corpus, bank)
 
     @functools.cached_property
     def plan(self) -> Callable[[int, int], Plan]:

@@ -62,7 +62,12 @@ def shard(records: range, bank: int) -> Shard:
     shape = (len(records), 2, 2, 2)
     return Shard(
         documents=[
-            CorpusDocument(f"record-{i}", "pair", ("CC0-1.0", "CC-BY-4.0")[i % 2], pair(rng))
+            CorpusDocument(
+                f"record-{i}",
+                "scene" if i % 3 else "pair",
+                ("CC0-1.0", "CC-BY-4.0")[i % 2],
+                pair(rng),
+            )
             for i in records
         ],
         neighbours=rng.integers(-1, bank, shape).astype(np.int32),

@@ -110,6 +110,23 @@ def flip(path, place):
     path.write_bytes(bytes(content))
 
 
+def test_records_of_one_kind_are_a_corpus(corpus):
+    scenes = corpus.only("scene")
+    numbers = [n for n in range(len(corpus)) if n % 3]
+    assert len(scenes) == len(numbers)
+    for place, number in enumerate(numbers):
+        assert scenes.document(place).key == corpus.document(number).key
+    for ids, number in zip(scenes.all_ids(), numbers, strict=True):
+        np.testing.assert_array_equal(ids, corpus.ids(number))
+    for column in ("lengths", "neighbours", "scores"):
+        np.testing.assert_array_equal(getattr(scenes, column), getattr(corpus, column)[numbers])
+    for outside in (-1, len(numbers)):
+        with pytest.raises(IndexError):
+            scenes.ids(outside)
+    with pytest.raises(UserError, match="no record of the kind 'word'; it has pair, scene"):
+        corpus.only("word")
+
+
 def test_a_damaged_record_is_named_when_it_is_read(corpus):
     """The format's own hashes find it; the rest of the file stays readable."""
     path = corpus.path / "documents-00001.array_record"

@@ -305,6 +305,17 @@ def test_the_rows_of_a_mixture_are_those_of_its_corpora(mixture):
         np.testing.assert_array_equal(batch.tokens[rows], corpus.build(plan).tokens)
 
 
+def test_a_mixture_takes_records_of_one_kind(mixture):
+    home = mixture.data.mixture[0][0]
+    parts = ((f"{home}:pair", 1.0), (home, 1.0))
+    stream = opened(
+        dataclasses.replace(mixture, data=dataclasses.replace(mixture.data, mixture=parts))
+    )
+    pairs, everything = (rows.corpus for rows in stream.corpora)
+    assert {pairs.document(n).kind for n in range(len(pairs))} == {"pair"}
+    assert (len(pairs), len(everything)) == (100, 300)
+
+
 def test_a_mixture_wants_one_vocabulary_and_positive_weights(mixture, tmp_path):
     homes = mixture.data.mixture
     with pytest.raises(UserError, match=r"large the weight 0\.0; give a positive one"):
