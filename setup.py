@@ -36,7 +36,10 @@ REQUIRES = [
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
-    "pipeline": ["apache-beam>=2.77"],  # corpus preparation on a cluster
+    "pipeline": [
+        "apache-beam>=2.77",  # corpus preparation on many workers
+        "pyarrow>=18",  # parquet tables of captions
+    ],
     "store": [
         "pymilvus>=3.0,<4",  # a shared server for growing banks
         "milvus-lite>=3.2",  # the same in one local file

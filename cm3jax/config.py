@@ -314,6 +314,9 @@ class RetrievalConfig:
     calibrate it per encoder."""
     diversity_cut: float = 0.9
     """Candidates closer than this to a chosen document are skipped; calibrate it per encoder."""
+    duplicate_cut: float = 0.98
+    """Documents closer than this are marked as near-duplicates, and evaluation records that are so
+    close to a document of the bank as leaked; calibrate it per encoder."""
     modality_margin: float = 0.05
     """Score by which a document of one modality must beat one with text and picture."""
     views: int = 4
@@ -334,14 +337,33 @@ class DataConfig:
     """Where training rows come from."""
 
     source: str = "emblems"
-    """Raw data: `emblems`, or a folder of pictures with a `captions.jsonl`."""
+    """Raw data: `emblems`; a folder of pictures with a `captions.jsonl`; a folder with a
+    `documents.jsonl` of interleaved documents, or such a file; a folder of tar shards (webdataset,
+    img2dataset) or of parquet files; `tfds:NAME` for a dataset of tensorflow-datasets."""
     records: int = 50_000
     """Records to generate or to take from the source for training."""
     emblems: int = 3000
     """Emblems to train on, where the source is `emblems`: the more there are, the less their looks
     can be learnt by heart instead of being copied from documents."""
     raw: str = "data/raw"
-    """Where generated raw data (`emblems`) is kept."""
+    """Where generated raw data (`emblems`) and datasets of tensorflow-datasets are kept."""
+    licences: tuple[str, ...] = ()
+    """Licences that a record may have, e.g. `CC0-1.0 CC-BY-4.0`: one with another or none is
+    refused, and listed; empty allows all."""
+    min_side: int = 0
+    """Pixels of a picture's shorter side, in its file; a record below is refused."""
+    max_aspect: float = 0.0
+    """Longer side of a picture over its shorter one, at most; 0 allows all."""
+    min_words: int = 1
+    """Words of a record's text; a record with fewer is refused (one without any text is not)."""
+    max_words: int = 0
+    """Words of a record's text, at most; 0 allows all."""
+    max_watermark: float = 1.0
+    """Refuse records whose `watermark` or `pwatermark`, where there is one, is above this."""
+    max_unsafe: float = 1.0
+    """Refuse records whose `unsafe`, `punsafe` or `NSFW`, where there is one, is above this."""
+    shard: int = 2048
+    """Records that are prepared and saved at a time; what an interruption costs at most."""
     image_size: int = 32
     """Pixels along one side of raw pictures as they are read; the image tokenizer's."""
     corpus: str = ""
@@ -362,6 +384,7 @@ class DataConfig:
     """Reading threads of each process."""
 
     def __post_init__(self):
+        _require(self.shard >= 1, f"data.shard={self.shard} must be at least 1.")
         for directory, weight in self.mixture:
             _require(
                 weight > 0,

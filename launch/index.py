@@ -1,9 +1,12 @@
 """The memory bank and its index: build them, audit them, search them, take documents out.
 
 python -m launch.index build quickstart
-python -m launch.index audit quickstart --retrieval.index scann
+python -m launch.index audit quickstart --retrieval.index scann --out audit.html
 python -m launch.index query quickstart "a red circle <image:x.png>" --retrieval.documents 5
 python -m launch.index remove quickstart bank-17 bank-40
+python -m launch.index remove quickstart --licence unknown
+python -m launch.index merge quickstart data/other/bank
+python -m launch.index verify quickstart
 """
 
 import dataclasses
@@ -11,30 +14,36 @@ import dataclasses
 import numpy as np
 
 from cm3jax.config import Experiment, RetrievalConfig
-from cm3jax.data.prepare import prepare_bank, remove_documents
+from cm3jax.data.prepare import merge_banks, prepare_bank, remove_documents
+from cm3jax.data.readers.items import BadRecord
 from cm3jax.data.sources import open_source
 from cm3jax.document import ImagePath, parse_prompt
 from cm3jax.errors import UserError
-from cm3jax.learners import clip
+from cm3jax.files import write_atomic
+from cm3jax.learners import clip, vqgan
 from cm3jax.retrieval import audit
-from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.audit_page import Example, audit_page
+from cm3jax.retrieval.bank import Bank, Removed
 from cm3jax.retrieval.clip import ClipEncoder, fit, text_and_image
+from cm3jax.retrieval.duplicates import find_duplicates
 from cm3jax.retrieval.index import SAVED, ExactIndex, Index, ScannIndex, build_index, open_index
 from cm3jax.retrieval.retriever import Retriever
 from cm3jax.retrieval.select import choose
 from cm3jax.shapes import Float
-from cm3jax.tokenizers.image import load_picture
-from launch.cli import parse_experiment
+from cm3jax.tokenizers.image import ImageTokenizer, load_picture
+from launch.cli import parse_experiment, parse_experiment_and
 from launch.env import main
-from launch.prepare import make_tools
+from launch.tools import make_tools
 
-COMMANDS = ("build", "audit", "query", "remove")
+COMMANDS = ("build", "audit", "query", "remove", "merge", "verify")
 _DESCRIPTION = (
     "The first argument is what to do with the experiment's memory bank: `build` it and its index; "
-    "`audit` recall and licences; `query` it with a PROMPT; `remove` documents by their KEYs."
+    "`audit` recall and licences; `query` it with a PROMPT; `remove` documents by their KEYs, by "
+    "--source or by --licence; `merge` the banks at other PATHs into it; `verify` its checksums."
 )
 _RECALL_AT = 10
 _QUERIES = 500
+_EXAMPLES = 12
 
 
 def run(argv: list[str]) -> None:
@@ -46,21 +55,55 @@ def run(argv: list[str]) -> None:
         raise UserError(f"there is no {command!r} of an index; there are {', '.join(COMMANDS)}.")
     first_option = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
     words = rest[1:first_option]
-    experiment = parse_experiment([*rest[:1], *rest[max(first_option, 1) :]], _DESCRIPTION)
-    expected = {"query": "a prompt, in quotes", "remove": "the keys of documents"}
-    if bool(words) != (command in expected) or (command == "query" and len(words) != 1):
-        raise UserError(f"launch.index {command} takes {expected.get(command, 'no words')}.")
+    argv = [*rest[:1], *rest[max(first_option, 1) :]]
+    experiment, options = parse_experiment_and(Options, argv, _DESCRIPTION)
+    _require_words(command, words, options)
     if not experiment.data.bank:
         raise UserError("data.bank is empty; say where the memory bank is.")
     match command:
         case "build":
             build(experiment)
         case "audit":
-            print(audit_report(experiment))
+            audited = audit_bank(experiment)
+            print(audited.text)
+            if options.out:
+                write_atomic(options.out, audited.page)
         case "query":
             print(query(experiment, words[0]))
         case "remove":
-            remove(experiment, words)
+            remove(experiment, Removed(tuple(words), options.source, options.licence))
+        case "merge":
+            merge(experiment, words)
+        case "verify":
+            verify(experiment)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What one of the commands needs beside the experiment."""
+
+    source: tuple[str, ...] = ()
+    """`remove`: the sources whose documents go."""
+    licence: tuple[str, ...] = ()
+    """`remove`: the licences whose documents go."""
+    out: str = ""
+    """`audit`: also write a page with example queries as pictures, e.g. audit.html."""
+
+
+def _require_words(command: str, words: list[str], options: Options) -> None:
+    """Raise `UserError` unless the command has the words and options that it takes."""
+    expected = {
+        "query": "a prompt, in quotes",
+        "remove": "the keys of documents, or --source or --licence",
+        "merge": "the paths of other banks",
+    }
+    rules = bool(options.source or options.licence)
+    right = bool(words) == (command in expected) or (command == "remove" and rules)
+    if not right or (command == "query" and len(words) != 1):
+        raise UserError(f"launch.index {command} takes {expected.get(command, 'no words')}.")
+    for given, owner in ((rules, "remove"), (bool(options.out), "audit")):
+        if given and command != owner:
+            raise UserError(f"launch.index {command} does not take the options of {owner}.")
 
 
 def build(experiment: Experiment) -> None:
@@ -72,27 +115,63 @@ def build(experiment: Experiment) -> None:
     print(f"{made.path}: {len(made)} documents, {type(index).__name__}")
 
 
-def audit_report(experiment: Experiment) -> str:
-    """What is in the bank, what of it is found by text and by picture, and which cuts would fit."""
+@dataclasses.dataclass(frozen=True)
+class Audited:
+    """An audit for a terminal and for a browser."""
+
+    text: str
+    page: str
+
+
+def audit_bank(experiment: Experiment) -> Audited:
+    """What is in the bank, what of it is found by text, by picture and by both, how fast, and which
+    cuts would fit."""
     encoder, opened = _open(experiment)
     opened.verify()
     index = open_index(opened, experiment.retrieval.index)
     asking = _asking(experiment, encoder)
     fitted = audit.calibrate(asking.text, asking.image, asking.document, asking.subjects)
-    manifest, config = opened.manifest, experiment.retrieval
-    return "\n".join(
-        [
-            f"documents       {len(opened)}: {_counts(manifest['counts'])}",
-            f"licences        {_counts(manifest['licences'])}",
-            f"sources         {_counts(manifest['sources'])}",
-            "checksums       all files are as they were written",
-            f"self-retrieval  {audit.self_retrieval(opened, index):.4f}",
-            f"by text         {_found(opened, index, asking.text, asking, config)}",
-            f"by picture      {_found(opened, index, asking.image, asking, config)}",
-            f"relevance cut   {config.relevance_cut:.2f}; {fitted.relevance_cut:.2f} would fit",
-            f"diversity cut   {config.diversity_cut:.2f}; {fitted.diversity_cut:.2f} would fit",
-        ]
+    copies = find_duplicates(
+        opened.vectors, opened.content, index, experiment.retrieval.duplicate_cut
     )
+    manifest, config = opened.manifest, experiment.retrieval
+    queries = {"text": asking.text, "picture": asking.image, "both": asking.document}
+    dead = audit.dead_shards(opened, index)
+    rows = [
+        ("documents", f"{len(opened)}: {_counts(manifest['counts'])}"),
+        ("licences", _counts(manifest["licences"])),
+        ("sources", _counts(manifest["sources"])),
+        ("checksums", "all files are as they were written"),
+        ("duplicates", f"{copies.exact} copies of other documents, {copies.near} nearly so"),
+        ("self-retrieval", f"{audit.self_retrieval(opened, index):.4f}"),
+        ("dead shards", ", ".join(dead) or "none"),
+        ("index", f"{type(index).__name__}, {audit.index_bytes(opened, index) / 2**20:.1f} MiB"),
+    ]
+    for name, vectors in queries.items():
+        rows.append((f"by {name}", _found(opened, index, vectors, asking, config)))
+        rows.append(("latency", _percentiles(audit.latencies(index, vectors, config.pool))))
+    rows += [
+        ("relevance cut", f"{config.relevance_cut:.2f}; {fitted.relevance_cut:.2f} would fit"),
+        ("diversity cut", f"{config.diversity_cut:.2f}; {fitted.diversity_cut:.2f} would fit"),
+    ]
+    shown = [
+        Example(text, picture, {name: index.search(q[i : i + 1], 4) for name, q in queries.items()})
+        for i, (text, picture) in enumerate(asking.pairs[:_EXAMPLES])
+    ]
+    page = audit_page(opened, rows, shown, experiment.vocab, _image_tokenizer(experiment))
+    return Audited("\n".join(f"{name:<15} {value}" for name, value in rows), page)
+
+
+def _image_tokenizer(experiment: Experiment) -> ImageTokenizer | None:
+    """What draws the bank's pictures from their codes, where the experiment names it."""
+    path = experiment.tokenizers.image
+    return vqgan.load(path) if path else None
+
+
+def _percentiles(seconds: Float[np.ndarray, " B"]) -> str:
+    """Milliseconds of single queries."""
+    parts = [f"p{p} {1000 * np.percentile(seconds, p):.2f} ms" for p in (50, 95, 99)]
+    return f"{', '.join(parts)} of {len(seconds)} single queries"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +182,17 @@ class _Asking:
     image: Float[np.ndarray, "B E"]
     document: Float[np.ndarray, "B E"]
     subjects: list[tuple[str, ...]]
+    pairs: list[tuple[str, np.ndarray]]
 
 
 def _asking(experiment: Experiment, encoder: ClipEncoder) -> _Asking:
     source = open_source(experiment.data, "validation", experiment.seed)
     pairs, subjects = [], []
-    for record in (source[i] for i in range(min(_QUERIES, len(source)))):
+    for i in range(min(_QUERIES, len(source))):
+        try:
+            record = source[i]
+        except BadRecord:  # the preparation lists it
+            continue
         text, image = text_and_image(record.segments)
         if text is not None and image is not None:
             pairs.append((text, fit(image, encoder.config.image_size)))
@@ -117,7 +201,7 @@ def _asking(experiment: Experiment, encoder: ClipEncoder) -> _Asking:
         raise UserError("the source's validation split has no pairs to ask with; mend data.source.")
     text = encoder.encode_texts([text for text, _ in pairs])
     image = encoder.encode_images([image for _, image in pairs])
-    return _Asking(text, image, encoder.encode_documents(pairs), subjects)
+    return _Asking(text, image, encoder.encode_documents(pairs), subjects, pairs)
 
 
 def _found(opened: Bank, index: Index, queries, asking: _Asking, config: RetrievalConfig) -> str:
@@ -150,10 +234,29 @@ def query(experiment: Experiment, prompt: str) -> str:
     )
 
 
-def remove(experiment: Experiment, keys: list[str]) -> None:
-    """Take documents out of the bank, for good: `launch.prepare` leaves them out, too."""
-    smaller = remove_documents(experiment, keys)
-    print(f"removed {len(keys)} documents, {len(smaller)} are left; prepare the corpora again.")
+def remove(experiment: Experiment, removed: Removed) -> None:
+    """Take documents out for good: `launch.prepare` and `merge` leave them out, too."""
+    before = len(Bank.open(experiment.data.bank))
+    smaller = remove_documents(experiment, removed)
+    gone = before - len(smaller)
+    print(f"removed {gone} documents, {len(smaller)} are left; prepare the corpora again.")
+
+
+def merge(experiment: Experiment, paths: list[str]) -> None:
+    """Add the documents of other banks; what was taken out of any of them stays out."""
+    before = len(Bank.open(experiment.data.bank))
+    larger = merge_banks(experiment, paths)
+    print(
+        f"{larger.path}: {len(larger)} documents, {len(larger) - before} of them new; build its "
+        "index and prepare the corpora again."
+    )
+
+
+def verify(experiment: Experiment) -> None:
+    """Compare every file of the bank with its checksum."""
+    opened = Bank.open(experiment.data.bank)
+    opened.verify()
+    print(f"{opened.path}: all {len(opened.manifest['files'])} files are as they were written.")
 
 
 def _open(experiment: Experiment) -> tuple[ClipEncoder, Bank]:

@@ -1,18 +1,24 @@
 """Prepare an experiment's data (tokens, memory bank, neighbours), or show a training row.
 
 python -m launch.prepare miniature/decoder
+python -m launch.prepare miniature/decoder --data.source PHOTOS --data.licences CC0-1.0 CC-BY-4.0
+python -m launch.prepare miniature/decoder --runner DirectRunner --workers 4
 python -m launch.prepare show miniature/decoder --record 12
 """
 
+import dataclasses
+
 from cm3jax.config import Experiment
+from cm3jax.data.engines import Beam, Engine, InProcess
 from cm3jax.data.pipeline import CorpusStream
-from cm3jax.data.prepare import Tools, prepare
+from cm3jax.data.prepare import prepare
 from cm3jax.data.show import show_row
+from cm3jax.data.tokenised import Tools
 from cm3jax.errors import UserError
-from cm3jax.learners import clip, vqgan
 from cm3jax.tokenizers.text import TextTokenizer
-from launch.cli import parse_experiment
+from launch.cli import parse_experiment, parse_experiment_and
 from launch.env import main
+from launch.tools import make_tools
 
 _DESCRIPTION = (
     "Turn raw pairs into a tokenised corpus and a memory bank; what was interrupted continues. "
@@ -20,23 +26,50 @@ _DESCRIPTION = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Who does the work, and what that costs."""
+
+    runner: str = ""
+    """A runner of Apache Beam, e.g. DirectRunner or DataflowRunner; empty prepares in this process.
+    The corpus is the same, byte for byte."""
+    workers: int = 1
+    """Processes of a DirectRunner."""
+    beam: tuple[str, ...] = ()
+    """Further options of the runner, as NAME=VALUE."""
+    hourly_price: float = 0.0
+    """Price of an hour of this machine, for the estimate of what a million pairs cost."""
+
+
 def run(argv: list[str]) -> None:
     """Prepare, or show a row when the first argument is `show`."""
     if argv[:1] == ["show"]:
         record, rest = _take_record(argv[1:])
         print(show(parse_experiment(rest, _DESCRIPTION), record), end="")
-    else:
-        experiment = parse_experiment(argv, _DESCRIPTION)
-        prepare(experiment, make_tools(experiment), lambda line: print(line, flush=True))
+        return
+    experiment, options = parse_experiment_and(Options, argv, _DESCRIPTION)
+    tools = make_tools(experiment)
+    engine = make_engine(options, tools)
+    prepare(experiment, tools, _say, engine, options.hourly_price)
 
 
-def make_tools(experiment: Experiment) -> Tools:
-    """The tokenizers and the encoder that an experiment names; `UserError` without them."""
-    return Tools(
-        text=TextTokenizer.load(experiment.tokenizers.text),
-        image=vqgan.load(experiment.tokenizers.image),
-        encoder=clip.load(experiment.retrieval.encoder),
-    )
+def make_engine(options: Options, tools: Tools) -> Engine:
+    """Who makes the shards; `UserError` for options that contradict each other."""
+    if options.workers < 1:
+        raise UserError(f"--workers {options.workers} must be at least 1.")
+    if not options.runner:
+        if options.workers > 1 or options.beam:
+            raise UserError("--workers and --beam need a --runner, e.g. DirectRunner.")
+        return InProcess(tools)
+    given = [f"--runner={options.runner}", *(f"--{option}" for option in options.beam)]
+    if options.workers > 1:
+        given.append(f"--direct_num_workers={options.workers}")
+        given.append("--direct_running_mode=multi_processing")
+    return Beam(make_tools, given)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def show(experiment: Experiment, record: int) -> str:

@@ -31,8 +31,8 @@ from cm3jax.files import read_json, write_atomic, write_json
 from experiments.quickstart import chain
 from launch.cli import parse
 from launch.env import main
-from launch.prepare import make_tools
 from launch.report import stored, write_report
+from launch.tools import make_tools
 from launch.train import train_experiment
 
 HEADLINES = (

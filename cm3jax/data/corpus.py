@@ -23,9 +23,10 @@ from etils import epath
 from cm3jax.checksums import describe
 from cm3jax.config import VocabConfig
 from cm3jax.errors import UserError
-from cm3jax.files import read_json, write_json
-from cm3jax.records import Records, write_records
+from cm3jax.files import read_json
+from cm3jax.records import Records
 from cm3jax.shapes import Float, Int
+from cm3jax.shards import Notes, ShardWriter
 from cm3jax.vocab import Vocab
 
 COLUMNS = ("lengths", "neighbours", "scores")
@@ -44,6 +45,9 @@ class CorpusDocument:
     licence: str
     ids: Int[np.ndarray, " L"]
     """The rendered document in the vocabulary."""
+    source: str = ""
+    hash: str = ""
+    """Of the raw record's content."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Shard:
     """Keys of records that are no part of the corpus, with the reason."""
     selection: dict[str, int]
     """What the retrieval rules did (`cm3jax.retrieval.select.Choice.counts`)."""
+    leaks: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Keys of evaluation records that the bank holds too, with the key of the bank's document."""
 
 
 class CorpusWriter:
@@ -68,84 +74,61 @@ class CorpusWriter:
 
     def __init__(self, path: epath.PathLike, made_from: str):
         self.path = epath.Path(path)
-        self.made_from = made_from
+        self._shards = ShardWriter(path, made_from)
 
     @property
     def complete(self) -> bool:
         """Whether the corpus stands."""
-        path = self.path / "manifest.json"
-        return path.exists() and read_json(path, "the corpus")["made_from"] == self.made_from
+        return self._shards.complete
 
     def has(self, number: int) -> bool:
         """Whether a shard was written."""
-        path = self.path / f"shard-{number:05d}.json"
-        return path.exists() and read_json(path, "a shard's notes")["made_from"] == self.made_from
+        return self._shards.has(number)
 
     def write(self, number: int, shard: Shard) -> None:
         """Write one shard; its notes come last and make it count."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        name = f"documents-{number:05d}.array_record"
-        (self.path / "manifest.json").unlink(missing_ok=True)
-        scratch = self.path / f".{name}.part"
-        write_records(scratch, map(_encode, shard.documents))
-        scratch.replace(self.path / name)
         columns = {
             "lengths": np.asarray([len(document.ids) for document in shard.documents], np.int32),
             "neighbours": shard.neighbours,
             "scores": shard.scores,
         }
-        for column, values in columns.items():
-            np.save(self.path / f"{column}-{number:05d}.npy", values)
         notes = {
-            "made_from": self.made_from,
-            "name": name,
-            "records": len(shard.documents),
             "licences": Counter(document.licence for document in shard.documents),
             "refused": shard.refused,
+            "leaks": shard.leaks,
             "selection": shard.selection,
-            "file": describe(self.path / name),
         }
-        write_json(self.path / f"shard-{number:05d}.json", notes)
+        self._shards.write(number, map(_encode, shard.documents), columns, notes)
 
     def finish(self, shards: int, facts: dict[str, Any]) -> None:
         """Join the columns of all shards and write the manifest, which also holds `facts`.
 
         Raises `UserError` when no shard holds a record.
         """
-        notes = [
-            read_json(self.path / f"shard-{number:05d}.json", "a shard's notes")
-            for number in range(shards)
-        ]
+        self._shards.finish(shards, COLUMNS, lambda notes, _: facts | self._manifest(notes))
+
+    def tidy(self) -> None:
+        """Delete what a killed `finish` left beside a complete corpus."""
+        self._shards.tidy()
+
+    def _manifest(self, notes: list[Notes]) -> dict[str, Any]:
         records = sum(note["records"] for note in notes)
         if not records:
+            reasons = [reason for note in notes for reason in note["refused"].values()]
+            first = f" (the first was refused because {reasons[0]})" if reasons else ""
             raise UserError(
-                f"{self.path} would have no record; check data.source and data.records."
+                f"{self.path} would have no record{first}; check data.source and data.records."
             )
-        files = {note["name"]: note["file"] for note in notes}
-        for column in COLUMNS:
-            parts = [np.load(self.path / f"{column}-{n:05d}.npy") for n in range(shards)]
-            scratch = self.path / f".{column}.part.npy"
-            np.save(scratch, np.concatenate(parts))
-            scratch.replace(self.path / f"{column}.npy")
-            files[f"{column}.npy"] = describe(self.path / f"{column}.npy")
         licences = sum((Counter(note["licences"]) for note in notes), Counter())
-        manifest = facts | {
-            "made_from": self.made_from,
-            "records": records,
-            "shards": {note["name"]: note["records"] for note in notes},
+        return {
             "licence_shares": {name: n / records for name, n in sorted(licences.items())},
             "refused": dict(item for note in notes for item in note["refused"].items()),
+            "leaks": dict(item for note in notes for item in note["leaks"].items()),
             "selection": {
                 name: sum(note["selection"][name] for note in notes)
                 for name in notes[0]["selection"]
             },
-            "files": files,
         }
-        write_json(self.path / "manifest.json", manifest)
-        for number in range(shards):
-            for column in COLUMNS:
-                (self.path / f"{column}-{number:05d}.npy").unlink()
-            (self.path / f"shard-{number:05d}.json").unlink()
 
 
 class Corpus:
@@ -277,7 +260,8 @@ class Documents:
 def _encode(document: CorpusDocument) -> bytes:
     """uint32 number of ids, the ids, the rest as JSON."""
     ids = np.ascontiguousarray(document.ids, "<i4")
-    rest = {"key": document.key, "kind": document.kind, "licence": document.licence}
+    names = ("key", "kind", "licence", "source", "hash")
+    rest = {name: getattr(document, name) for name in names}
     text = json.dumps(rest, ensure_ascii=False, separators=(",", ":"))
     return np.uint32(len(ids)).astype("<u4").tobytes() + ids.tobytes() + text.encode()
 

@@ -1,26 +1,35 @@
-"""Raw caption-picture data behind one interface: `emblems`, or a folder of pictures.
+"""Raw caption-picture data behind one interface. `data.source` is one of
 
-A folder holds a `captions.jsonl`, one JSON object per line:
-
-    {"file": "cats/1.png", "caption": "a cat", "licence": "CC0-1.0", "source": "my camera"}
-
-`file` is relative to the folder; `licence` and `source` may be missing.
+emblems             the miniature's pictures, generated under `data.raw`
+a folder            with a `captions.jsonl`, one JSON object per line, and the pictures:
+                    {"file": "cats/1.png", "caption": "a cat", "licence": "CC0-1.0",
+                    "source": "my camera"}; `licence` and `source` may be missing
+a folder            with a `documents.jsonl` (or the path of such a file): interleaved
+                    documents, each a list of {"text": ...} and {"image": "cats/1.png"}
+a folder            of tar shards, as webdataset and img2dataset write them
+a folder            of parquet files, with pictures in them or beside them
+tfds:NAME#SPLIT     a dataset of tensorflow-datasets below `data.raw`; SPLIT is train if left out
 """
 
+import bisect
 import dataclasses
-import json
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
 
 from cm3jax.config import DataConfig
+from cm3jax.data.readers.items import Reader, decode
+from cm3jax.data.readers.lines import CaptionLines, InterleavedLines
+from cm3jax.data.readers.tars import TarShard
 from cm3jax.errors import UserError
-from cm3jax.tokenizers.image import load_picture
+from cm3jax.files import digest
 
 CAPTIONS = "captions.jsonl"
-_HELD_BACK = 50  # every so-many-th line of a folder is for validation
+DOCUMENTS = "documents.jsonl"
+_HELD_BACK = 50  # every so-many-th record of what has no splits is for validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +46,8 @@ class RawRecord:
     licence: str
     held_out: bool = False
     """Of a bank: shown at generation alone, never beside a training record."""
+    hash: str = ""
+    """Of the segments' content."""
 
 
 @runtime_checkable
@@ -48,7 +59,8 @@ class Source(Protocol):
         ...
 
     def __getitem__(self, index: int) -> RawRecord:
-        """Record `index`, from 0; `UserError` if it cannot be read."""
+        """Record `index`, from 0; `BadRecord` if it can't be read or is refused, `IndexError`
+        outside."""
         ...
 
 
@@ -58,14 +70,15 @@ def open_source(
     """The records of a split, `train`, `validation` or `bank`.
 
     `emblems` is written under `data.raw` first, unless it is there; `progress` is told (documents
-    written, documents in all). A folder gives its first `data.records` lines but every 50th for
-    training and for the bank, and every 50th for validation.
+    written, documents in all). What has no splits gives its first `data.records` records but every
+    50th for training and for the bank, and every 50th for validation. Raises `UserError` if there
+    is nothing to read.
     """
     if split not in ("train", "validation", "bank"):
         raise ValueError(f"no split {split!r}; there are train, validation and bank")
     if data.source == "emblems":
         return _emblems(data, split, seed, progress)
-    return FolderSource(epath.Path(data.source), data, split)
+    return ItemSource(_readers(data), data, split)
 
 
 def _emblems(
@@ -93,9 +106,11 @@ class EmblemsSource:
         record = self._records[index]
         parts = {"t": iter(record["texts"]), "i": iter(record["images"])}
         segments = tuple(next(parts[mark]) for mark in record["order"].decode())
+        segments = tuple(s.decode() if isinstance(s, bytes) else s for s in segments)
         return RawRecord(
             key=record["key"].decode(),
-            segments=tuple(s.decode() if isinstance(s, bytes) else s for s in segments),
+            segments=segments,
+            hash=digest(*segments),
             kind=record["kind"].decode(),
             subjects=tuple(name.decode() for name in record["emblems"]),
             source=record["source"].decode(),
@@ -104,73 +119,72 @@ class EmblemsSource:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Line:
-    """A line of `captions.jsonl`, numbered from 1."""
+class ItemSource:
+    """A split of raw data that readers give; every 50th record of it is for validation.
 
-    number: int
-    file: str
-    caption: str
-    licence: str
-    source: str
+    Pictures are read, cut square and resized on access; nothing of them is kept.
+    """
 
-
-class FolderSource:
-    """A split of a folder of pictures. Pictures are read, cut square and resized on access."""
-
-    def __init__(self, folder: epath.Path, data: DataConfig, split: str):
-        self._folder = folder
-        self._size = data.image_size
-        lines = _lines(folder)
-        held_back = lines[_HELD_BACK - 1 :: _HELD_BACK]
-        if split == "validation":
-            self._lines = held_back
-        else:
-            kept = {line.number for line in held_back}
-            self._lines = [line for line in lines if line.number not in kept][: data.records]
+    def __init__(self, readers: Sequence[Reader], data: DataConfig, split: str):
+        self._readers, self._data = readers, data
+        self._first = list(itertools.accumulate(map(len, readers), initial=0))
+        held_back, self._validation = self._first[-1] // _HELD_BACK, split == "validation"
+        kept = min(data.records, self._first[-1] - held_back)
+        self._count = held_back if self._validation else kept
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return self._count
 
     def __getitem__(self, index: int) -> RawRecord:
-        line = self._lines[index]
-        try:
-            picture = load_picture(self._folder / line.file, self._size)
-        except UserError as error:
-            raise UserError(f"{self._folder / CAPTIONS} line {line.number}: {error}") from None
+        if not 0 <= index < self._count:
+            raise IndexError(f"record {index} is outside the {self._count}")
+        number = index + index // (_HELD_BACK - 1)
+        if self._validation:
+            number = _HELD_BACK * (index + 1) - 1
+        reader = bisect.bisect_right(self._first, number) - 1
+        item = self._readers[reader].item(number - self._first[reader])
+        segments, content = decode(item, self._data)
+        kinds = [isinstance(segment, str) for segment in segments]
         return RawRecord(
-            key=line.file,
-            segments=(line.caption, picture),
-            kind="pair",
+            key=item.key,
+            segments=segments,
+            kind="pair" if kinds == [True, False] else "interleaved",
             subjects=(),
-            source=line.source,
-            licence=line.licence,
+            source=item.source,
+            licence=item.licence,
+            hash=content,
         )
 
 
-def _lines(folder: epath.Path) -> list[_Line]:
-    path = folder / CAPTIONS
-    try:
-        text = path.read_text()
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"data.source={folder} is neither `emblems` nor a folder with a {CAPTIONS}; give one."
-        ) from None
-    lines = [_line(path, *numbered) for numbered in enumerate(text.splitlines(), 1)]
-    if not lines:
-        raise UserError(f"{path} is empty; write one JSON object per picture.")
-    return lines
+def _readers(data: DataConfig) -> list[Reader]:
+    """The readers of `data.source`, by what lies there; `UserError` if nothing that is known."""
+    if data.source.startswith("tfds:"):
+        from cm3jax.data.readers.datasets import TfdsSplit
+
+        name, _, split = data.source.removeprefix("tfds:").partition("#")
+        return [TfdsSplit(name, split or "train", data.raw)]
+    path = epath.Path(data.source)
+    if path.suffix == ".jsonl" and path.is_file():
+        return [InterleavedLines(path)]
+    if (path / CAPTIONS).is_file():
+        return [CaptionLines(path / CAPTIONS)]
+    if (path / DOCUMENTS).is_file():
+        return [InterleavedLines(path / DOCUMENTS)]
+    if tars := _files(path, ".tar"):
+        return [TarShard(file, name) for name, file in tars.items()]
+    if tables := _files(path, ".parquet"):
+        from cm3jax.data.readers.tables import TableShard
+
+        return [TableShard(file, name, path) for name, file in tables.items()]
+    raise UserError(
+        f"data.source={data.source} is neither `emblems` nor tfds:NAME, a JSONL of documents, or a "
+        f"folder with a {CAPTIONS}, a {DOCUMENTS}, tar or parquet files; give one."
+    )
 
 
-def _line(path: epath.Path, number: int, text: str) -> _Line:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} line {number} is not JSON ({error.msg}); mend it.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} line {number} is not a JSON object; write one per line.")
-    fields = {"licence": "unknown", "source": str(path.parent)} | value
-    for name in ("file", "caption", "licence", "source"):
-        if not isinstance(fields.get(name), str) or not fields[name]:
-            raise UserError(f"{path} line {number} has no text in {name!r}; give it one.")
-    return _Line(number, *(fields[name] for name in ("file", "caption", "licence", "source")))
+def _files(folder: epath.Path, suffix: str) -> dict[str, epath.Path]:
+    """The files of a kind in a folder and the folders in it, by relative name, in order."""
+    if not folder.is_dir():
+        return {}
+    found = [*folder.glob(f"*{suffix}"), *folder.glob(f"*/*{suffix}")]
+    return {str(file.relative_to(folder)): file for file in sorted(found)}

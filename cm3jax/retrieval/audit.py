@@ -1,13 +1,14 @@
 """Measurements of a bank and its index: does what is in it get found?"""
 
 import dataclasses
+import time
 
 import numpy as np
 
 from cm3jax.retrieval.bank import Bank
-from cm3jax.retrieval.index import Index
+from cm3jax.retrieval.index import SAVED, ExactIndex, Index
 from cm3jax.retrieval.select import NONE
-from cm3jax.shapes import Float, Int
+from cm3jax.shapes import Bool, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +53,51 @@ def self_retrieval(bank: Bank, index: Index, sample: int = 1000) -> float:
     Looks at every so-many-th document, `sample` of them at most; less than 1 means a broken index.
     """
     rows = np.arange(0, len(bank), max(1, len(bank) // sample))
+    return float(np.mean(_find_themselves(bank, index, rows)))
+
+
+def _find_themselves(
+    bank: Bank, index: Index, rows: Int[np.ndarray, " M"]
+) -> Bool[np.ndarray, " M"]:
     vectors = np.asarray(bank.vectors[rows])
     best = index.search(vectors, 1).ids[:, 0]
     own = (vectors * vectors).sum(1)
-    found = (vectors * bank.vectors[best]).sum(1)
-    return float(np.mean(found >= own - 1e-5))
+    return (vectors * bank.vectors[best]).sum(1) >= own - 1e-5
+
+
+def dead_shards(bank: Bank, index: Index, sample: int = 32) -> list[str]:
+    """Files of the bank none of whose documents, of `sample` at most, finds itself or an equal.
+
+    Such a shard is in the bank and not in the index.
+    """
+    dead, first = [], 0
+    for name, count in bank.manifest["shards"].items():
+        rows = first + np.arange(0, count, max(1, count // sample))
+        first += count
+        if count and not _find_themselves(bank, index, rows).any():
+            dead.append(name)
+    return dead
+
+
+def latencies(
+    index: Index, queries: Float[np.ndarray, "B E"], k: int, sample: int = 200
+) -> Float[np.ndarray, " M"]:
+    """Seconds of single queries, one after the other; a first one, which compiles, is left out."""
+    index.search(queries[:1], k)
+    taken = []
+    for row in range(min(sample, len(queries))):
+        start = time.perf_counter()
+        index.search(queries[row : row + 1], k)
+        taken.append(time.perf_counter() - start)
+    return np.asarray(taken)
+
+
+def index_bytes(bank: Bank, index: Index) -> int:
+    """Memory or disk that the index takes: its saved files, or the vectors that it searches."""
+    saved = bank.path / SAVED
+    if isinstance(index, ExactIndex) or not saved.exists():
+        return int(bank.vectors.size) * 4
+    return sum(file.stat().length for file in saved.iterdir())
 
 
 def recall(index: Index, reference: Index, queries: Float[np.ndarray, "B E"], k: int) -> float:

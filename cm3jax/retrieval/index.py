@@ -198,9 +198,28 @@ def build_index(
     mesh: Mesh | None = None,
 ) -> ExactIndex | ScannIndex:
     """An index of the vectors; `mesh` spreads an exact one over its devices."""
-    if kind == "scann" or (kind == "auto" and len(vectors) > _EXACT_UP_TO):
+    if _is_scann(len(vectors), kind):
         return ScannIndex.build(vectors)
     return ExactIndex(vectors, mesh)
+
+
+def training_index(bank: Bank, kind: Literal["auto", "exact", "scann"] = "auto") -> Index:
+    """The index of the documents that are not held out; its ids count those alone.
+
+    ScaNN's is built once and saved, so that all who prepare a corpus read the same one.
+    """
+    shown = np.flatnonzero(~bank.held_out)
+    vectors = bank.vectors[shown] if len(shown) < len(bank) else bank.vectors
+    if not _is_scann(len(shown), kind):
+        return ExactIndex(vectors)
+    saved = bank.path / (SAVED if len(shown) == len(bank) else f"{SAVED}-training")
+    if not (saved / "index.json").exists():
+        ScannIndex.build(vectors).save(saved)
+    return ScannIndex.load(saved, vectors)
+
+
+def _is_scann(size: int, kind: Literal["auto", "exact", "scann"]) -> bool:
+    return kind == "scann" or (kind == "auto" and size > _EXACT_UP_TO)
 
 
 def open_index(bank: Bank, kind: Literal["auto", "exact", "scann"] = "auto") -> Index:

@@ -1,5 +1,7 @@
 """Pictures <-> codes on the host: uint8 in, uint8 out, and the reading of picture files."""
 
+import contextlib
+import dataclasses
 import functools
 import io
 from collections.abc import Mapping, Sequence
@@ -86,10 +88,46 @@ def to_bytes(pixels: Float[Array, "B Y X 3"]) -> UInt8[Array, "B Y X 3"]:
     return jnp.round((jnp.clip(pixels, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
 
+MOST_PIXELS = 1 << 26
+"""Pixels of the largest picture that is read, 8192 x 8192: decoding one stays below 1 GiB."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture file's content, ready to be encoded."""
+
+    pixels: UInt8[np.ndarray, "S S 3"]
+    width: int
+    """Pixels across in the file."""
+    height: int
+    """Pixels down in the file."""
+
+
+def decode_picture(content: bytes, size: int) -> Picture:
+    """Decode and `preprocess` the content of a picture file of any kind that Pillow knows.
+
+    Raises `ValueError`, with the reason, if it is no picture, is cut off, or has more than
+    `MOST_PIXELS` pixels, which are not decoded then.
+    """
+    if not content:
+        raise ValueError("it is empty, not a picture")
+    try:
+        with PIL.Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            if width * height <= MOST_PIXELS:
+                return Picture(preprocess(image, size), width, height)
+    except PIL.Image.DecompressionBombError:
+        raise ValueError(f"the picture has far more than {MOST_PIXELS} pixels") from None
+    except Exception as error:  # decoders raise whatever their bytes lead them to
+        name = type(error).__name__
+        raise ValueError(f"it is not a picture that can be read ({name})") from None
+    raise ValueError(f"the picture has {width}x{height} pixels, more than {MOST_PIXELS} in all")
+
+
 def load_picture(path: epath.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]:
     """Read and `preprocess` a picture file of any kind that Pillow knows.
 
-    Raises `UserError` if the file is missing, is no picture, or is cut off.
+    Raises `UserError` if the file is missing, is no picture, is cut off or is too large.
     """
     path = epath.Path(path)
     try:
@@ -97,12 +135,10 @@ def load_picture(path: epath.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]:
     except OSError:
         raise UserError(f"the picture {path} can't be read; check the path.") from None
     try:
-        with PIL.Image.open(io.BytesIO(content)) as image:
-            return preprocess(image, size)
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        return decode_picture(content, size).pixels
+    except ValueError as error:
         raise UserError(
-            f"{path} is not a picture that can be read ({type(error).__name__}); give a whole "
-            "PNG, JPEG, WebP, GIF or similar file."
+            f"{path}: {error}; give a whole PNG, JPEG, WebP, GIF or similar file."
         ) from None
 
 
@@ -112,7 +148,9 @@ def preprocess(image: PIL.Image.Image, size: int) -> UInt8[np.ndarray, "S S 3"]:
     Turned as EXIF says; transparency on white; of an animation the first frame. A picture that has
     the size already passes unchanged.
     """
-    image = PIL.ImageOps.exif_transpose(image)
+    # A broken EXIF block says nothing about the pixels, so they are taken as they stand.
+    with contextlib.suppress(Exception):
+        image = PIL.ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scaling
         values = np.asarray(image).astype(np.float32) / 257
         image = PIL.Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))

@@ -11,29 +11,20 @@ import pytest
 from cm3jax import testing
 from cm3jax.config import CM3Config, DataConfig
 from cm3jax.data import prepare as module
+from cm3jax.data import stations
 from cm3jax.data.corpus import Corpus
 from cm3jax.data.pipeline import CorpusStream
-from cm3jax.data.prepare import (
-    Tools,
-    is_prepared,
-    prepare,
-    prepare_bank,
-    remove_documents,
-)
+from cm3jax.data.prepare import is_prepared, prepare, prepare_bank, remove_documents
 from cm3jax.data.show import show_row
+from cm3jax.data.tokenised import Tools
 from cm3jax.document import Image, Text, parse
 from cm3jax.errors import UserError
 from cm3jax.learners import clip
-from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank import Bank, Removed
 from cm3jax.retrieval.select import NONE
 
 RECORDS = 59
 """Lines of the folder; the 50th is for validation."""
-
-
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch):
-    monkeypatch.setattr(module, "SHARD", 20)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +54,7 @@ def experiment(folder, out, **data):
         "corpus": str(out / "corpus"),
         "bank": str(out / "bank"),
         "batch": 4,
+        "shard": 20,
     }
     base = testing.experiment()
     cuts = dataclasses.replace(base.retrieval, relevance_cut=1.0, views=2)
@@ -74,9 +66,7 @@ def experiment(folder, out, **data):
 @pytest.fixture(scope="module")
 def prepared(chain, folder, tmp_path_factory):
     config = experiment(folder, tmp_path_factory.mktemp("out"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SHARD", 20)
-        prepare(config, chain, lambda line: None)
+    prepare(config, chain, lambda line: None)
     return config
 
 
@@ -133,15 +123,15 @@ def test_an_interrupted_preparation_goes_on(prepared, chain, folder, tmp_path):
         return report
 
     config = experiment(folder, tmp_path)
-    for words in ("bank: 20", "train: 40", "validation: 1"):
+    for words in ("bank: 1/3", "train: 2/3", "validation: 1/1"):
         with pytest.raises(Interrupted):
             prepare(config, chain, stop_after(words))
     with pytest.raises(UserError, match="not complete"):
         CorpusStream.open(config, "validation")
     tokenised = []
-    original = module.tokenise
+    original = stations.read
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "tokenise", lambda *a: tokenised.append(a) or original(*a))
+        patch.setattr(stations, "read", lambda *a: tokenised.append(a) or original(*a))
         prepare(config, chain, lambda line: None)
     assert not tokenised, "every shard stood already"
     straight = Path(prepared.data.corpus)
@@ -172,9 +162,9 @@ def test_a_removed_document_stays_out(chain, folder, tmp_path):
     before = prepare_bank(config, chain, lambda line: None)
     gone = [before.meta(row).key for row in (3, 11)]
     with pytest.raises(UserError, match="no document 'fox'; nothing was removed"):
-        remove_documents(config, ["fox"])
+        remove_documents(config, Removed(keys=("fox",)))
     for key in gone:
-        smaller = remove_documents(config, [key])
+        smaller = remove_documents(config, Removed(keys=(key,)))
     lines = []
     prepare(config, chain, lines.append)
     assert lines[0].endswith("is complete"), "the smaller bank is the one that was wanted"
@@ -196,7 +186,7 @@ def test_a_removal_that_was_interrupted_is_completed(chain, folder, tmp_path, mo
 
     monkeypatch.setattr(module, "remove", stop)
     with pytest.raises(KeyboardInterrupt):
-        remove_documents(config, [key])
+        remove_documents(config, Removed(keys=(key,)))
     assert not is_prepared(config, chain)
     assert key not in prepare_bank(config, chain, lambda line: None).rows
 
@@ -222,7 +212,7 @@ def test_a_row_is_shown(prepared):
 
 
 def test_held_out_documents_are_no_neighbours(chain, folder, tmp_path, monkeypatch):
-    opened = module.open_source
+    opened = stations.open_source
 
     class HalfHeldOut:
         def __init__(self, source):
@@ -238,7 +228,7 @@ def test_held_out_documents_are_no_neighbours(chain, folder, tmp_path, monkeypat
         source = opened(data, split, seed)
         return HalfHeldOut(source) if split == "bank" else source
 
-    monkeypatch.setattr(module, "open_source", open_source)
+    monkeypatch.setattr(stations, "open_source", open_source)
     config = experiment(folder, tmp_path)
     prepare(config, chain, lambda line: None)
     bank = Bank.open(config.data.bank)

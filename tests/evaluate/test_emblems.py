@@ -13,8 +13,8 @@ from cm3jax import testing
 from cm3jax.checkpoint import LoadedRun, write_run
 from cm3jax.config import DataConfig, DecoderConfig, RetrievalConfig, VQGANConfig
 from cm3jax.data.emblems import example
-from cm3jax.data.prepare import Tools, tokenise
 from cm3jax.data.sources import RawRecord
+from cm3jax.data.tokenised import Tools, tokenise
 from cm3jax.evaluate.emblems import evaluate, is_current
 from cm3jax.evaluate.results import Evaluation
 from cm3jax.learners import clip as clip_learner

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -8,8 +9,10 @@ import pytest
 from cm3jax import testing
 from cm3jax.config import DataConfig, RetrievalConfig, TokenizersConfig
 from cm3jax.errors import UserError
-from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank import Bank, Removed
+from cm3jax.retrieval.index import open_index
 from launch import index
+from tests.pages import require_sound
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +41,18 @@ def test_build_audit_query_remove(experiment, capsys):
     bank = Bank.open(experiment.data.bank)
     assert f"{len(bank)} documents, ExactIndex" in capsys.readouterr().out
 
-    report = index.audit_report(experiment)
+    audited = index.audit_bank(experiment)
+    report = audited.text
     assert f"documents       {len(bank)}: {len(bank)} pairs, 0 pictures, 0 texts" in report
     assert "self-retrieval  1.0000" in report
-    assert report.count("recall@10 1.0000") == 2
+    assert report.count("recall@10 1.0000") == 3
     assert "licences        59 CC0-1.0" in report
+    assert "dead shards     none" in report
+    assert report.count("of 1 single queries") == 3
+    require_sound(audited.page)
+    # The one pair that asks, before each of three rows of four documents, all drawn.
+    assert audited.page.count("<img") == 3 * (1 + 4)
+    assert "by both" in audited.page
 
     first = bank.meta(0)
     picture = f"<image:{experiment.data.source}/{first.key}>"
@@ -51,9 +61,33 @@ def test_build_audit_query_remove(experiment, capsys):
         assert len(lines) == 3
     assert index.query(experiment, f"{first.text} {picture}").split()[1] == first.key
 
-    index.remove(experiment, [first.key])
+    index.remove(experiment, Removed(keys=(first.key,)))
     assert f"removed 1 documents, {len(bank) - 1} are left" in capsys.readouterr().out
     assert first.key not in index.query(experiment, f"{first.text} {picture}")
+    index.verify(experiment)
+    assert "files are as they were written" in capsys.readouterr().out
+
+
+def test_what_was_removed_does_not_come_back_by_merging(experiment, tmp_path, capsys):
+    """Neither from a copy of the bank nor from a saved index."""
+    data = dataclasses.replace(experiment.data, bank=str(tmp_path / "bank"))
+    config = dataclasses.replace(experiment, data=data)
+    index.build(config)
+    whole = Bank.open(data.bank)
+    shutil.copytree(data.bank, tmp_path / "copy")
+    gone = [whole.meta(row).key for row in (3, 17)]
+    index.remove(config, Removed(keys=tuple(gone)))
+    index.merge(config, [str(tmp_path / "copy")])
+    assert "57 documents, 0 of them new" in capsys.readouterr().out
+    for kind in ("exact", "scann"):
+        retrieval = dataclasses.replace(config.retrieval, index=kind)
+        index.build(dataclasses.replace(config, retrieval=retrieval))
+        merged = Bank.open(data.bank)
+        found = open_index(merged, kind).search(np.asarray(whole.vectors), len(whole))
+        keys = {merged.meta(int(row)).key for row in np.unique(found.ids)}
+        assert len(keys) == 57
+        assert not keys & set(gone)
+        assert ("scann" in {path.name for path in merged.path.iterdir()}) == (kind == "scann")
 
 
 def test_a_saved_index_is_used(experiment, tmp_path):
@@ -64,11 +98,11 @@ def test_a_saved_index_is_used(experiment, tmp_path):
     )
     index.build(scann)
     assert (tmp_path / "bank" / "scann" / "index.json").exists()
-    assert index.audit_report(scann).count("recall@10 1.0000") == 2
+    assert index.audit_bank(scann).text.count("recall@10 1.0000") == 3
     vectors = np.load(tmp_path / "bank" / "vectors.npy")
     np.save(tmp_path / "bank" / "vectors.npy", -vectors)
     with pytest.raises(UserError, match=r"vectors\.npy is damaged"):
-        index.audit_report(scann)
+        index.audit_bank(scann)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +111,10 @@ def test_a_saved_index_is_used(experiment, tmp_path):
         (["find", "quickstart"], "there is no 'find' of an index; there are build, audit, query"),
         (["query", "quickstart"], "launch.index query takes a prompt, in quotes"),
         (["query", "quickstart", "two", "words"], "takes a prompt, in quotes"),
-        (["remove", "quickstart"], "takes the keys of documents"),
+        (["remove", "quickstart"], "takes the keys of documents, or --source or --licence"),
+        (["merge", "quickstart"], "takes the paths of other banks"),
+        (["build", "quickstart", "--licence", "MIT"], "does not take the options of remove"),
+        (["query", "quickstart", "x", "--out", "y"], "does not take the options of audit"),
         (["build", "quickstart", "what"], "launch.index build takes no words"),
         (["audit", "quickstart", "--data.bank", ""], "data.bank is empty"),
         (["audit", "quikstart"], "did you mean quickstart"),

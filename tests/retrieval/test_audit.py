@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cm3jax.retrieval import audit
+from cm3jax.retrieval import bank as bank_module
 from cm3jax.retrieval.bank import Bank, BankDocument
 from cm3jax.retrieval.index import ExactIndex, Neighbours
 from cm3jax.retrieval.select import NONE
@@ -36,6 +37,26 @@ class _Backwards:
 def test_self_retrieval(bank):
     assert audit.self_retrieval(bank, ExactIndex(bank.vectors)) == 1
     assert audit.self_retrieval(bank, _Backwards(bank.vectors)) == 0
+
+
+def test_a_shard_that_no_one_finds_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(bank_module, "_SHARD", 20)
+    vectors = _unit(np.random.default_rng(0).standard_normal((40, 8)))
+    documents = [
+        BankDocument(f"d{i}", np.zeros(1, np.int32), "", True, True, "s", "l") for i in range(40)
+    ]
+    bank = Bank.build(tmp_path / "bank", documents, vectors, "e", "v")
+    assert audit.dead_shards(bank, ExactIndex(bank.vectors)) == []
+    assert audit.dead_shards(bank, ExactIndex(bank.vectors[:20])) == [
+        "documents-00001.array_record"
+    ]
+
+
+def test_latencies_are_of_single_queries(bank):
+    index = ExactIndex(bank.vectors)
+    taken = audit.latencies(index, np.asarray(bank.vectors), 5, sample=7)
+    assert taken.shape == (7,)
+    assert (taken > 0).all()
 
 
 def test_recall(bank):

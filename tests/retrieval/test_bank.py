@@ -1,11 +1,12 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from cm3jax.errors import UserError
 from cm3jax.retrieval import bank as bank_module
-from cm3jax.retrieval.bank import Bank, BankDocument, remove
+from cm3jax.retrieval.bank import Bank, BankDocument, Removed, merge, remove
 
 
 def _documents(count: int) -> list[BankDocument]:
@@ -102,12 +103,12 @@ def test_a_failed_build_leaves_the_old_bank(bank):
 
 
 def test_removed_documents_are_gone(bank):
-    smaller = remove(bank, ["record-2", "record-5"])
+    smaller = remove(bank, Removed(keys=("record-2", "record-5")))
     assert list(smaller.rows) == ["record-0", "record-1", "record-3", "record-4", "record-6"]
     np.testing.assert_array_equal(smaller.vectors, np.delete(_vectors(7), [2, 5], axis=0))
     assert smaller.fingerprint != bank.fingerprint
     with pytest.raises(UserError, match="no document 'record-5'"):
-        remove(smaller, ["record-5"])
+        remove(smaller, Removed(keys=("record-5",)))
 
 
 def test_rows_outside_raise(bank):
@@ -120,3 +121,69 @@ def test_an_empty_bank(tmp_path):
     bank = Bank.build(tmp_path / "bank", [], np.zeros((0, 8), np.float32), "e", "v")
     assert len(bank) == 0
     assert list(bank.documents()) == []
+
+
+def _others(path, start=5, count=4, encoder="encoder-a", source=None):
+    documents = [
+        dataclasses.replace(d, source=source or d.source) for d in _documents(start + count)[start:]
+    ]
+    return Bank.build(path, documents, _vectors(start + count)[start:], encoder, "vocab-a")
+
+
+def test_banks_are_merged_without_repeating_what_both_have(bank, tmp_path, monkeypatch):
+    monkeypatch.setattr(bank_module, "_SHARD", 3)
+    other = _others(tmp_path / "other")
+    both = merge(tmp_path / "both", [bank, other])
+    assert list(both.rows) == [f"record-{i}" for i in range(9)]
+    np.testing.assert_array_equal(both.vectors, _vectors(9))
+    both.verify()
+    assert both.manifest["merged"] == [other.fingerprint]
+    assert sum(both.manifest["sources"].values()) == 9
+    straight = Bank.build(tmp_path / "all", _documents(9), _vectors(9), "encoder-a", "vocab-a")
+    assert both.lengths.tolist() == straight.lengths.tolist()
+    # Appending is merging into the first one's place.
+    assert len(merge(bank.path, [bank, other])) == 9
+
+
+def test_what_does_not_fit_is_not_merged(bank, tmp_path):
+    with pytest.raises(UserError, match="only banks of one encoder can be merged"):
+        merge(bank.path, [bank, _others(tmp_path / "b", encoder="other")])
+    other = [dataclasses.replace(_documents(1)[0], ids=np.arange(9, dtype=np.int32))]
+    clash = Bank.build(tmp_path / "c", other, _vectors(1), "encoder-a", "vocab-a")
+    with pytest.raises(UserError, match="two documents have the key 'record-0'"):
+        merge(bank.path, [bank, clash])
+    assert Bank.open(bank.path).fingerprint == bank.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("removed", "left"),
+    [
+        (Removed(keys=("record-4",)), [0, 1, 2, 3, 5, 6]),
+        (Removed(sources=("dogs",)), [1, 3, 5]),
+        (Removed(licences=("CC0-1.0",)), []),
+        (Removed(keys=("record-1",), sources=("dogs",)), [3, 5]),
+    ],
+)
+def test_documents_are_removed_by_key_source_or_licence(bank, removed, left):
+    smaller = remove(bank, removed)
+    assert list(smaller.rows) == [f"record-{i}" for i in left]
+    removed.save(bank.path)
+    assert Removed.of(bank.path) == removed
+
+
+def test_what_is_not_there_cannot_be_removed(bank):
+    for removed, said in (
+        (Removed(sources=("cats",)), "no source 'cats'"),
+        (Removed(licences=("MIT",)), "no licence 'MIT'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            remove(bank, removed)
+
+
+def test_a_bank_of_an_earlier_version_is_refused(bank):
+    path = bank.path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["shards"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="made by an earlier version"):
+        Bank.open(bank.path)

@@ -1,0 +1,1 @@
+"""Readers of raw data: each gives undecoded records by number, from files of one kind."""

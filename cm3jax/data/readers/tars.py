@@ -1,0 +1,147 @@
+"""Tar shards as webdataset and img2dataset write them.
+
+Members that share a name up to the first dot of their file name are one sample: `0001.jpg`,
+`0001.txt` or the `caption` in `0001.json`. Nothing is ever extracted: bytes are read in place.
+"""
+
+import dataclasses
+import functools
+import tarfile
+from collections import Counter
+
+from etils import epath
+
+from cm3jax.data.readers.items import MOST_BYTES, BadRecord, RawItem, parse_object, require_inside
+from cm3jax.data.readers.lines import origin, others
+
+_PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_TEXTS = ("txt", "text", "caption")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sample:
+    """Where a sample's members lie: first byte and size by extension."""
+
+    key: str
+    members: dict[str, tuple[int, int]]
+    fault: str = ""
+
+
+class TarShard:
+    """The samples of one uncompressed tar archive. `name` goes in front of their keys."""
+
+    def __init__(self, path: epath.Path, name: str):
+        self._path, self._name = path, name
+        self._count = len(_samples(path))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def item(self, place: int) -> RawItem:
+        """One sample; `BadRecord` says what is wrong with it."""
+        sample = _samples(self._path)[place]
+        key = f"{self._name}/{sample.key}" if sample.key else self._name
+        try:
+            return self._read(sample, key)
+        except ValueError as error:
+            raise BadRecord(key, str(error)) from None
+
+    def _read(self, sample: _Sample, key: str) -> RawItem:
+        if sample.fault:
+            raise ValueError(sample.fault)
+        fields = {}
+        if "json" in sample.members:
+            fields = parse_object(self._member(sample, "json"))
+            if not isinstance(fields, dict):
+                raise ValueError("its .json is not an object")
+        picture = next((name for name in _PICTURES if name in sample.members), None)
+        if picture is None:
+            raise ValueError("it has no picture")
+        text = next((name for name in _TEXTS if name in sample.members), None)
+        if text is not None:
+            try:
+                caption = self._member(sample, text).decode()
+            except UnicodeDecodeError:
+                raise ValueError(f"its .{text} is not UTF-8") from None
+        else:
+            caption = fields.get("caption")
+        if not isinstance(caption, str) or not caption.strip():
+            raise ValueError("it has no caption")
+        source, licence = origin(fields, self._path.parent.name)
+        parts = (caption, self._member(sample, picture))
+        return RawItem(key, parts, source, licence, others(fields))
+
+    def _member(self, sample: _Sample, extension: str) -> bytes:
+        start, size = sample.members[extension]
+        if size > MOST_BYTES:
+            raise ValueError(f"its .{extension} has {size} bytes, more than {MOST_BYTES}")
+        with self._path.open("rb") as file:
+            file.seek(start)
+            content = file.read(size)
+        if len(content) != size:
+            raise ValueError(f"its .{extension} is cut off where the archive ends")
+        return content
+
+
+@functools.lru_cache(maxsize=4)
+def _samples(path: epath.Path) -> list[_Sample]:
+    """The samples of an archive in order; what is damaged is a sample with a fault."""
+    samples: list[_Sample] = []
+    seen: Counter[str] = Counter()
+
+    def add(key: str, members: dict[str, tuple[int, int]], fault: str = "") -> None:
+        seen[key] += 1
+        key = key if seen[key] == 1 else f"{key}#{seen[key]}"
+        samples.append(_Sample(key, members, fault))
+
+    current, members = None, {}
+    with path.open("rb") as file:
+        for entry in _entries(file):
+            if isinstance(entry, str):
+                add("", {}, entry)
+                continue
+            stem, extension = _split(entry.name)
+            fault = _fault(entry)
+            if fault:
+                add(entry.name, {}, fault)
+                continue
+            if stem != current or extension in members:
+                if current is not None:
+                    add(current, members)
+                current, members = stem, {}
+            members[extension] = (entry.offset_data, entry.size)
+    if current is not None:
+        add(current, members)
+    return samples
+
+
+def _entries(file):
+    """The members of an archive but folders; then what is wrong with it, if anything is."""
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            while (entry := archive.next()) is not None:
+                archive.members = []  # or all of them are kept
+                if not entry.isdir():
+                    yield entry
+            end = archive.offset
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        yield f"the archive can't be read further ({error})"
+        return
+    file.seek(end)
+    if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile stops at a damaged header, silently
+        yield f"the archive is damaged at byte {end}; what follows is lost"
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A member's name up to the first dot of its last part, and what follows in lower case."""
+    folder, _, last = name.rpartition("/")
+    stem, _, extension = last.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), extension.lower()
+
+
+def _fault(entry: tarfile.TarInfo) -> str:
+    try:
+        require_inside(entry.name)
+    except ValueError as error:
+        return str(error)
+    return "" if entry.isreg() and not entry.issparse() else "it is a link or device, not a file"

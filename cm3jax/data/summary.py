@@ -1,0 +1,71 @@
+"""What a preparation did: refused and leaked records, speed, the cost of a million pairs."""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+from etils import epath
+
+from cm3jax.data.corpus import Corpus
+from cm3jax.files import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Work of this process's life."""
+
+    records: int
+    seconds: float
+
+
+def report_path(corpus: epath.PathLike) -> epath.Path:
+    """Where the report on a corpus stands: beside it, since the corpus itself knows no clock."""
+    path = epath.Path(corpus)
+    return path.parent / f"{path.name}-report.json"
+
+
+def summarise(
+    corpus: epath.PathLike, timings: Mapping[str, Timing], cores: int, hourly_price: float
+) -> list[str]:
+    """Write the report on a corpus, and say what is in it in a few lines.
+
+    A million pairs are estimated from the records that were prepared by now, on this machine;
+    `hourly_price` of 0 names no price.
+    """
+    splits = {}
+    for split in ("train", "validation"):
+        manifest = Corpus.open(epath.Path(corpus) / split).manifest
+        names = ("records", "licence_shares", "refused", "leaks", "selection")
+        splits[split] = {name: manifest[name] for name in names}
+        splits[split]["reasons"] = dict(Counter(map(_kind, manifest["refused"].values())))
+    records = sum(timing.records for timing in timings.values())
+    seconds = sum(timing.seconds for timing in timings.values())
+    hours = seconds / max(records, 1) * 1e6 / 3600
+    estimate = {
+        "records": records,
+        "seconds": seconds,
+        "records_per_second": records / seconds,
+        "cores": cores,
+        "hours_per_million": hours,
+        "price_per_million": hours * hourly_price,
+    }
+    path = report_path(corpus)
+    write_json(path, {"splits": splits, "estimate": estimate})
+    price = f", for {hours * hourly_price:.2f} at {hourly_price:g} an hour" if hourly_price else ""
+    shares = splits["train"]["licence_shares"]
+    lines = [f"licences: {', '.join(f'{share:.1%} {name}' for name, share in shares.items())}"]
+    for split, facts in splits.items():
+        for reason, count in facts["reasons"].items():
+            lines.append(f"{split}: {count} refused: {reason}")
+    lines.append(
+        f"{records} records in {seconds:.0f} s, {records / seconds:.1f} a second on {cores} cores; "
+        f"a million pairs would take {hours:.1f} hours{price}. See {path}."
+    )
+    return lines
+
+
+def _kind(reason: str) -> str:
+    """A reason without what differs from record to record."""
+    reason = re.sub(r"^\S+ line \d+:? ?(\S+: )?", "", reason)
+    return re.sub(r"'[^']*'|\d+(\.\d+)?", "…", reason)

@@ -1,0 +1,69 @@
+"""The audit of a bank as a page: its figures, and what some queries find, as pictures."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cm3jax.config import VocabConfig
+from cm3jax.document import Image, parse
+from cm3jax.html import cell, facts, figure, page, png_uri, tag
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.index import Neighbours
+from cm3jax.shapes import UInt8
+from cm3jax.tokenizers.image import ImageTokenizer
+from cm3jax.vocab import Vocab
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A pair that asked, and what it found by kind of query."""
+
+    text: str
+    picture: UInt8[np.ndarray, "Y X 3"]
+    found: Mapping[str, Neighbours]
+    """`text`, `picture` or `both` → the neighbours of one query."""
+
+
+def audit_page(
+    bank: Bank,
+    rows: Sequence[tuple[str, str]],
+    examples: Sequence[Example],
+    vocab: VocabConfig,
+    tokenizer: ImageTokenizer | None,
+) -> str:
+    """The page; without a tokenizer the bank's pictures can't be drawn, and captions stand alone."""
+    shown = _pictures(bank, examples, Vocab(vocab), tokenizer)
+    body = [tag("h1", f"The memory bank {bank.path.name}"), facts(rows)]
+    for example in examples:
+        body.append(tag("h2", example.text))
+        asked = cell("asked with", picture=png_uri(example.picture), alt=example.text)
+        for kind, found in example.found.items():
+            cells = [
+                cell(
+                    f"{score:.3f} {bank.meta(int(row)).text}",
+                    tag("small", bank.meta(int(row)).key),
+                    picture=shown.get(int(row)),
+                )
+                for row, score in zip(found.ids[0], found.scores[0], strict=True)
+            ]
+            body.append(figure(f"by {kind}", asked, *cells))
+    return page("Audit of a memory bank", *body)
+
+
+def _pictures(
+    bank: Bank, examples: Sequence[Example], vocab: Vocab, tokenizer: ImageTokenizer | None
+) -> dict[int, str]:
+    """The first picture of every document that was found, as a `data:` URI, by row."""
+    if tokenizer is None:
+        return {}
+    found = {int(row) for example in examples for n in example.found.values() for row in n.ids[0]}
+    codes = {}
+    for row in sorted(found):
+        pictures = [part for part in parse(bank.ids(row), vocab) if isinstance(part, Image)]
+        if pictures:
+            codes[row] = pictures[0].codes
+    if not codes:
+        return {}
+    pixels = tokenizer.decode(np.asarray(list(codes.values()), np.int32))
+    return {row: png_uri(image) for row, image in zip(codes, pixels, strict=True)}

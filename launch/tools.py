@@ -1,0 +1,15 @@
+"""The tokenizers and the encoder that an experiment names, from their run directories."""
+
+from cm3jax.config import Experiment
+from cm3jax.data.tokenised import Tools
+from cm3jax.learners import clip, vqgan
+from cm3jax.tokenizers.text import TextTokenizer
+
+
+def make_tools(experiment: Experiment) -> Tools:
+    """The tokenizers and the encoder that an experiment names; `UserError` without them."""
+    return Tools(
+        text=TextTokenizer.load(experiment.tokenizers.text),
+        image=vqgan.load(experiment.tokenizers.image),
+        encoder=clip.load(experiment.retrieval.encoder),
+    )

@@ -1,0 +1,101 @@
+"""The same corpus, byte for byte, whoever prepares it and however often it is killed."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cm3jax.data.engines import Beam, InProcess
+from cm3jax.data.prepare import prepare
+from cm3jax.files import read_json
+from launch.tools import make_tools
+from tests.data import preparation
+
+ROOT = Path(__file__).parents[2]
+RECORDS, SHARD, KILLS = 120, 10, 5
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Raw data and its undisturbed preparation."""
+    path = preparation.write(tmp_path_factory.mktemp("made"), RECORDS)
+    config = preparation.experiment(path, path / "out", SHARD)
+    tools = make_tools(config)
+    prepare(config, tools, lambda line: None, InProcess(tools))
+    return path
+
+
+def start(path, out, *options):
+    command = [sys.executable, "-m", "tests.data.preparation", str(path), str(out), str(SHARD)]
+    return subprocess.Popen(
+        [*command, *options],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_the_report_lists_what_was_refused(made):
+    report = read_json(made / "out" / "corpus-report.json", "the report")
+    train = report["splits"]["train"]
+    broken = [n for n in range(RECORDS) if n % 7 == 3 and n % 50 != 49]
+    assert sorted(train["refused"]) == sorted(f"{n}.png" for n in broken)
+    assert list(train["reasons"].values()) == [len(broken)]
+    assert train["records"] == RECORDS - 2 - len(broken)
+    estimate = report["estimate"]
+    assert estimate["records"] == train["records"] + report["splits"]["validation"]["records"]
+    hours = estimate["seconds"] / estimate["records"] * 1e6 / 3600
+    assert estimate["hours_per_million"] == pytest.approx(hours)
+    bank = read_json(made / "out" / "bank" / "manifest.json", "the bank")
+    assert bank["refused"] == train["refused"]
+
+
+@pytest.mark.slow
+def test_beam_in_one_process_gives_the_same_bytes(made, tmp_path):
+    config = preparation.experiment(made, tmp_path, SHARD)
+    lines = []
+    engine = Beam(make_tools, ["--runner=BundleBasedDirectRunner"])
+    prepare(config, make_tools(config), lines.append, engine)
+    assert preparation.content(tmp_path) == preparation.content(made / "out")
+    assert any(line.startswith("train: 12/12 shards") for line in lines)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.slow
+def test_beam_in_two_processes_gives_the_same_bytes(made, tmp_path):
+    workers = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
+    process = start(made, tmp_path, "--runner=DirectRunner", *workers)
+    printed, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, printed
+    assert preparation.content(tmp_path) == preparation.content(made / "out")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.slow
+def test_a_preparation_that_is_killed_again_and_again_comes_out_the_same(made, tmp_path):
+    draw, killed, stood = random.Random(0), 0, []
+    while True:
+        process = start(made, tmp_path)
+        seen = 0
+        stop = draw.randint(1, 8)  # shards of this life
+        for line in process.stdout:
+            seen += "shards, about" in line
+            if seen >= stop and killed < KILLS:
+                time.sleep(draw.random() * 0.03)  # anywhere in a shard or a save
+                process.kill()
+                killed += 1
+                break
+        rest = process.communicate()[0]
+        stood.append(seen)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -9, rest
+    assert killed == KILLS
+    assert sum(n > 0 for n in stood) >= 3
+    assert preparation.content(tmp_path) == preparation.content(made / "out")
