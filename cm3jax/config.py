@@ -328,8 +328,12 @@ class RetrievalConfig:
     instead of with the whole text (the paper's way)."""
     clause_margin: float = 0.2
     """Score by which a clause that was given a document must beat the others to be given more."""
-    index: Literal["auto", "exact", "scann"] = "auto"
-    """Index kind; auto is exact up to 100,000 documents and ScaNN above."""
+    index: Literal["auto", "exact", "scann", "milvus"] = "auto"
+    """Index kind; auto is exact up to 100,000 documents and ScaNN above. Milvus is a server for
+    generation; the neighbours of training are then found as by auto."""
+    milvus: str = ""
+    """Address of the Milvus server, e.g. http://localhost:19530, or the path of a .db file for
+    Milvus Lite."""
 
 
 @dataclasses.dataclass(frozen=True)

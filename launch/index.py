@@ -26,7 +26,8 @@ from cm3jax.retrieval.audit_page import Example, audit_page
 from cm3jax.retrieval.bank import Bank, Removed
 from cm3jax.retrieval.clip import ClipEncoder, fit, text_and_image
 from cm3jax.retrieval.duplicates import find_duplicates
-from cm3jax.retrieval.index import SAVED, ExactIndex, Index, ScannIndex, build_index, open_index
+from cm3jax.retrieval.index import SAVED, ExactIndex, ScannIndex, build_index, open_index
+from cm3jax.retrieval.protocol import Index
 from cm3jax.retrieval.retriever import Retriever
 from cm3jax.retrieval.select import choose
 from cm3jax.shapes import Float
@@ -109,7 +110,11 @@ def _require_words(command: str, words: list[str], options: Options) -> None:
 def build(experiment: Experiment) -> None:
     """Build the bank unless it stands, and beside it the index if that is one that is saved."""
     made = prepare_bank(experiment, make_tools(experiment))
-    index = build_index(made.vectors, experiment.retrieval.index)
+    config = experiment.retrieval
+    if config.index == "milvus":
+        index = open_index(made, config.index, config.milvus)
+    else:
+        index = build_index(made.vectors, config.index)
     if isinstance(index, ScannIndex):
         index.save(made.path / SAVED)
     print(f"{made.path}: {len(made)} documents, {type(index).__name__}")
@@ -128,7 +133,7 @@ def audit_bank(experiment: Experiment) -> Audited:
     cuts would fit."""
     encoder, opened = _open(experiment)
     opened.verify()
-    index = open_index(opened, experiment.retrieval.index)
+    index = open_index(opened, experiment.retrieval.index, experiment.retrieval.milvus)
     asking = _asking(experiment, encoder)
     fitted = audit.calibrate(asking.text, asking.image, asking.document, asking.subjects)
     copies = find_duplicates(

@@ -70,7 +70,7 @@ def is_prepared(experiment: Experiment, tools: Tools) -> bool:
 def _jobs(experiment: Experiment, tools: Tools, bank: Bank) -> list[Job]:
     """A job per split, which knows what its corpus is to be made from."""
     # Where the encoder lies, and how many documents are drawn later, decides nothing here.
-    rules = dataclasses.replace(experiment.retrieval, encoder="", documents=1)
+    rules = dataclasses.replace(experiment.retrieval, encoder="", documents=1, milvus="")
     decides = (tools.vocab(experiment).fingerprint, bank.fingerprint)
     decides += (repr((room_for(experiment), rules)),)
     return [Job(experiment, split, _made_from(experiment, split, *decides)) for split in SPLITS]

@@ -6,7 +6,8 @@ import time
 import numpy as np
 
 from cm3jax.retrieval.bank import Bank
-from cm3jax.retrieval.index import SAVED, ExactIndex, Index
+from cm3jax.retrieval.index import SAVED, ExactIndex
+from cm3jax.retrieval.protocol import Index
 from cm3jax.retrieval.select import NONE
 from cm3jax.shapes import Bool, Float, Int
 

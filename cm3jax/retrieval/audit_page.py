@@ -9,7 +9,7 @@ from cm3jax.config import VocabConfig
 from cm3jax.document import Image, parse
 from cm3jax.html import cell, facts, figure, page, png_uri, tag
 from cm3jax.retrieval.bank import Bank
-from cm3jax.retrieval.index import Neighbours
+from cm3jax.retrieval.protocol import Neighbours
 from cm3jax.shapes import UInt8
 from cm3jax.tokenizers.image import ImageTokenizer
 from cm3jax.vocab import Vocab
@@ -32,7 +32,7 @@ def audit_page(
     vocab: VocabConfig,
     tokenizer: ImageTokenizer | None,
 ) -> str:
-    """The page; without a tokenizer the bank's pictures can't be drawn, and captions stand alone."""
+    """The page; without a tokenizer the bank's pictures can't be drawn, captions stand alone."""
     shown = _pictures(bank, examples, Vocab(vocab), tokenizer)
     body = [tag("h1", f"The memory bank {bank.path.name}"), facts(rows)]
     for example in examples:

@@ -6,7 +6,8 @@ import numpy as np
 
 from cm3jax.config import RetrievalConfig
 from cm3jax.retrieval.bank import Bank
-from cm3jax.retrieval.index import Index, open_index
+from cm3jax.retrieval.index import open_index
+from cm3jax.retrieval.protocol import Index
 from cm3jax.shapes import Float, Int
 
 DUPLICATES = "duplicates.npy"
@@ -49,7 +50,7 @@ def find_duplicates(
 
 def save_duplicates(bank: Bank, config: RetrievalConfig) -> Duplicates:
     """Find the duplicates of a bank and write them into its directory, atomically."""
-    index = open_index(bank, config.index)
+    index = open_index(bank, "auto" if config.index == "milvus" else config.index)
     found = find_duplicates(bank.vectors, bank.content, index, config.duplicate_cut)
     scratch = bank.path / f".{DUPLICATES}"
     with scratch.open("wb") as file:

@@ -4,10 +4,9 @@ Exact search is the reference, and on accelerators the engine for large banks: t
 spread over all devices, each finds its own best k, and only those travel.
 """
 
-import dataclasses
 import functools
 import os
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,29 +17,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cm3jax.errors import UserError
 from cm3jax.files import digest, read_json, write_json
 from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.milvus import MilvusIndex
+from cm3jax.retrieval.protocol import Index, Neighbours
 from cm3jax.shapes import Array, Float, Int
 
 SAVED = "scann"
 """Where in a bank's directory its saved index stands."""
 _EXACT_UP_TO = 100_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Neighbours:
-    """The best documents of each query, best first; equal scores in the order of their ids."""
-
-    ids: Int[np.ndarray, "B k"]
-    """Rows of the bank, int64."""
-    scores: Float[np.ndarray, "B k"]
-    """Inner products with the query, float32."""
-
-
-@runtime_checkable
-class Index(Protocol):
-    """What searches a bank's vectors. Same queries, same answer."""
-
-    def search(self, queries: Float[np.ndarray, "B E"], k: int) -> Neighbours:
-        """The `k` best documents of each query, fewer when the bank has fewer."""
+Kind = Literal["auto", "exact", "scann", "milvus"]
 
 
 class ExactIndex:
@@ -194,7 +178,7 @@ class ScannIndex:
 
 def build_index(
     vectors: Float[np.ndarray, "M E"],
-    kind: Literal["auto", "exact", "scann"] = "auto",
+    kind: Kind = "auto",
     mesh: Mesh | None = None,
 ) -> ExactIndex | ScannIndex:
     """An index of the vectors; `mesh` spreads an exact one over its devices."""
@@ -203,10 +187,11 @@ def build_index(
     return ExactIndex(vectors, mesh)
 
 
-def training_index(bank: Bank, kind: Literal["auto", "exact", "scann"] = "auto") -> Index:
+def training_index(bank: Bank, kind: Kind = "auto") -> Index:
     """The index of the documents that are not held out; its ids count those alone.
 
-    ScaNN's is built once and saved, so that all who prepare a corpus read the same one.
+    Training asks no server: `milvus` is as `auto` here. ScaNN's is built once and saved, so that
+    all who prepare a corpus read the same one.
     """
     shown = np.flatnonzero(~bank.held_out)
     vectors = bank.vectors[shown] if len(shown) < len(bank) else bank.vectors
@@ -218,12 +203,17 @@ def training_index(bank: Bank, kind: Literal["auto", "exact", "scann"] = "auto")
     return ScannIndex.load(saved, vectors)
 
 
-def _is_scann(size: int, kind: Literal["auto", "exact", "scann"]) -> bool:
-    return kind == "scann" or (kind == "auto" and size > _EXACT_UP_TO)
+def _is_scann(size: int, kind: Kind) -> bool:
+    return kind == "scann" or (kind != "exact" and size > _EXACT_UP_TO)
 
 
-def open_index(bank: Bank, kind: Literal["auto", "exact", "scann"] = "auto") -> Index:
-    """The index of a bank: a saved ScaNN index where `launch.index build` left one."""
+def open_index(bank: Bank, kind: Kind = "auto", address: str = "") -> Index:
+    """The index of a bank: a saved ScaNN index where `launch.index build` left one.
+
+    `address` is that of a Milvus server, for the kind `milvus`.
+    """
+    if kind == "milvus":
+        return MilvusIndex(bank.vectors, address)
     saved = bank.path / SAVED
     if kind != "exact" and (saved / "index.json").exists():
         return ScannIndex.load(saved, bank.vectors)

@@ -9,7 +9,8 @@ from cm3jax.config import RetrievalConfig
 from cm3jax.retrieval.bank import Bank, BankDocument
 from cm3jax.retrieval.clauses import clauses
 from cm3jax.retrieval.clip import ClipEncoder
-from cm3jax.retrieval.index import Index, open_index
+from cm3jax.retrieval.index import open_index
+from cm3jax.retrieval.protocol import Index
 from cm3jax.retrieval.select import NONE, choose, side_by_side
 from cm3jax.shapes import Int, UInt8
 
@@ -47,7 +48,7 @@ class Retriever:
         self.encoder = encoder
         self.bank = bank
         self.config = config
-        self._index: Index = open_index(bank, config.index)
+        self._index: Index = open_index(bank, config.index, config.milvus)
         self._pair = bank.has_text & bank.has_image
 
     def retrieve(

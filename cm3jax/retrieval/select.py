@@ -13,7 +13,7 @@ import numpy as np
 
 from cm3jax import draws
 from cm3jax.config import RetrievalConfig
-from cm3jax.retrieval.index import Neighbours
+from cm3jax.retrieval.protocol import Neighbours
 from cm3jax.shapes import Array, Bool, Float, Int
 
 NONE = -1

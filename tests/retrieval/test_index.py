@@ -6,14 +6,8 @@ import pytest
 
 from cm3jax.errors import UserError
 from cm3jax.retrieval.bank import Bank
-from cm3jax.retrieval.index import (
-    SAVED,
-    ExactIndex,
-    Neighbours,
-    ScannIndex,
-    build_index,
-    open_index,
-)
+from cm3jax.retrieval.index import SAVED, ExactIndex, ScannIndex, build_index, open_index
+from cm3jax.retrieval.protocol import Neighbours
 
 
 def _unit(x):

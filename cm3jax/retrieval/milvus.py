@@ -1,0 +1,95 @@
+"""A bank's vectors on a Milvus server, which several machines ask and which may be larger than one.
+
+Milvus Lite is the same in one local file, for tests and notebooks: it answers few queries a second.
+Training asks neither.
+"""
+
+import numpy as np
+
+from cm3jax.errors import UserError
+from cm3jax.files import digest
+from cm3jax.retrieval.protocol import Neighbours
+from cm3jax.shapes import Float
+
+_TOGETHER = 1000
+"""Vectors of one request."""
+
+
+class MilvusIndex:
+    """A collection of a server, named after the vectors that it holds, by their inner product.
+
+    `address` is `http://HOST:19530`, or the path of a `.db` file for Milvus Lite. The collection is
+    made unless it is there and complete. Raises `UserError` without pymilvus or a server.
+    """
+
+    def __init__(self, vectors: Float[np.ndarray, "M E"], address: str):
+        self._client = _connect(address)
+        self.size = len(vectors)
+        self.collection = f"cm3jax_{digest(np.asarray(vectors))}"
+        if not self._complete():
+            self._upload(vectors)
+
+    def search(self, queries: Float[np.ndarray, "B E"], k: int) -> Neighbours:
+        """The `k` best documents that it finds, fewer when the bank has fewer."""
+        k = min(k, self.size)
+        ids = np.zeros((len(queries), k), np.int64)
+        scores = np.zeros((len(queries), k), np.float32)
+        for start in range(0, len(queries) if k else 0, _TOGETHER):
+            part = np.asarray(queries[start : start + _TOGETHER], np.float32)
+            hits = self._client.search(self.collection, data=part.tolist(), limit=k)
+            for row, found in enumerate(hits, start):
+                ids[row] = [hit["id"] for hit in found]
+                scores[row] = [hit["distance"] for hit in found]
+        order = np.lexsort((ids, -scores))
+        ids, scores = (np.take_along_axis(part, order, axis=1) for part in (ids, scores))
+        return Neighbours(ids, scores)
+
+    def drop(self) -> None:
+        """Delete the collection from the server, as after a takedown."""
+        self._client.drop_collection(self.collection)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._client.close()
+
+    def _complete(self) -> bool:
+        if not self._client.has_collection(self.collection):
+            return False
+        rows = self._client.query(self.collection, filter="", output_fields=["count(*)"])
+        return rows[0]["count(*)"] == self.size
+
+    def _upload(self, vectors: Float[np.ndarray, "M E"]) -> None:
+        if self._client.has_collection(self.collection):  # an upload that was interrupted
+            self.drop()
+        self._client.create_collection(
+            self.collection,
+            dimension=vectors.shape[1],
+            metric_type="IP",
+            auto_id=False,
+            consistency_level="Strong",  # what was uploaded is found at once
+        )
+        for start in range(0, self.size, _TOGETHER):
+            part = np.asarray(vectors[start : start + _TOGETHER]).tolist()
+            rows = [{"id": start + i, "vector": vector} for i, vector in enumerate(part)]
+            self._client.insert(self.collection, rows)
+
+
+def _connect(address: str):
+    try:
+        from pymilvus import MilvusClient
+    except ImportError:
+        raise UserError(
+            "retrieval.index=milvus needs pymilvus; install it with `pip install cm3jax[store]`."
+        ) from None
+    if not address:
+        raise UserError(
+            "retrieval.index=milvus needs retrieval.milvus: a server's address, e.g. "
+            "http://localhost:19530, or the path of a .db file."
+        )
+    try:
+        return MilvusClient(address)
+    except Exception as error:  # gRPC's, pymilvus's and the file system's
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(
+            f"there is no Milvus at {address} ({reason}); mend retrieval.milvus."
+        ) from None
