@@ -40,6 +40,12 @@ class Options:
     hourly_price: float = 0.0
     """Price of an hour of this machine, for the estimate of what a million pairs cost."""
 
+    def __post_init__(self):
+        if self.workers < 1:
+            raise UserError(f"--workers {self.workers} must be at least 1.")
+        if not self.runner and (self.workers > 1 or self.beam):
+            raise UserError("--workers and --beam need a --runner, e.g. DirectRunner.")
+
 
 def run(argv: list[str]) -> None:
     """Prepare, or show a row when the first argument is `show`."""
@@ -54,12 +60,8 @@ def run(argv: list[str]) -> None:
 
 
 def make_engine(options: Options, tools: Tools) -> Engine:
-    """Who makes the shards; `UserError` for options that contradict each other."""
-    if options.workers < 1:
-        raise UserError(f"--workers {options.workers} must be at least 1.")
+    """Who makes the shards; `UserError` where a runner is asked for and Beam is not installed."""
     if not options.runner:
-        if options.workers > 1 or options.beam:
-            raise UserError("--workers and --beam need a --runner, e.g. DirectRunner.")
         return InProcess(tools)
     given = [f"--runner={options.runner}", *(f"--{option}" for option in options.beam)]
     if options.workers > 1:

@@ -29,8 +29,9 @@ class Choice:
     scores: Float[np.ndarray, "B C"]
     """Their inner products with the query; 0 for `NONE`."""
     counts: dict[str, int]
-    """What the rules did: neighbours `seen`, `excluded`, `too_relevant`, `not_diverse`, and
-    candidates `missing` in the end."""
+    """What the rules did: neighbours `seen`, `excluded`, `too_relevant`, `not_diverse`, candidates
+    that came before a better score for having both modalities (`preferred`), and candidates
+    `missing` in the end."""
 
 
 def excluded(
@@ -123,10 +124,12 @@ def _choose(ids, scores, exclude, vectors, pair, config: RetrievalConfig, querie
     pool = vectors[ids]
     chosen_ids = np.full((len(ids), config.candidates), NONE, np.int64)
     chosen_scores = np.zeros((len(ids), config.candidates), np.float32)
-    not_diverse = 0
+    not_diverse = preferred = 0
     for place in range(config.candidates if ids.shape[1] else 0):
         best = np.where(left, rank - turns[:, query], -np.inf).argmax(1)
+        by_score = np.where(left, scores - turns[:, query], -np.inf).argmax(1)
         found = left[rows, best]
+        preferred += int((found & (ids[rows, best] != ids[rows, by_score])).sum())
         chosen_ids[found, place] = ids[rows, best][found]
         chosen_scores[found, place] = scores[rows, best][found]
         turns[rows, query[best]] += np.float32(config.clause_margin)
@@ -139,6 +142,7 @@ def _choose(ids, scores, exclude, vectors, pair, config: RetrievalConfig, querie
         "excluded": int((own & (ids != NONE)).sum()),
         "too_relevant": int(close.sum()),
         "not_diverse": not_diverse,
+        "preferred": preferred,
         "missing": int((chosen_ids == NONE).sum()),
     }
     return Choice(chosen_ids, chosen_scores, counts)

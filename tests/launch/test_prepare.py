@@ -16,3 +16,16 @@ def test_what_is_missing_is_named(tmp_path):
 def test_a_record_is_a_number(value):
     with pytest.raises(UserError, match="--record takes the number of a record"):
         prepare.run(["show", "quickstart", "--record", *value])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"workers": 0}, "--workers 0 must be at least 1"),
+        ({"workers": 2}, "--workers and --beam need a --runner"),
+        ({"beam": ("region=x",)}, "--workers and --beam need a --runner"),
+    ],
+)
+def test_workers_need_a_runner(options, said):
+    with pytest.raises(UserError, match=said):
+        prepare.Options(**options)

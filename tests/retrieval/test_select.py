@@ -83,6 +83,7 @@ def test_the_best_that_pass():
         "excluded": 1,
         "too_relevant": 1,
         "not_diverse": 0,
+        "preferred": 0,
         "missing": 0,
     }
 
@@ -105,9 +106,13 @@ def test_chosen_documents_differ():
 def test_pairs_before_single_modalities_of_about_the_same_score():
     pair = np.array([False, True, False])
     neighbours = _neighbours([0, 1, 2], [0.8, 0.75, 0.4])
-    assert choose(neighbours, _far_apart(3), pair, CONFIG).ids.tolist() == [[1, 0]]
+    found = choose(neighbours, _far_apart(3), pair, CONFIG)
+    assert found.ids.tolist() == [[1, 0]]
+    assert found.counts["preferred"] == 1
     neighbours = _neighbours([0, 1, 2], [0.8, 0.65, 0.4])
-    assert choose(neighbours, _far_apart(3), pair, CONFIG).ids.tolist() == [[0, 1]]
+    found = choose(neighbours, _far_apart(3), pair, CONFIG)
+    assert found.ids.tolist() == [[0, 1]]
+    assert found.counts["preferred"] == 0
 
 
 def test_too_few_are_counted():
