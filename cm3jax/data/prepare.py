@@ -25,7 +25,7 @@ from cm3jax.data.tokenised import Tools
 from cm3jax.errors import UserError
 from cm3jax.files import digest, read_json
 from cm3jax.retrieval.bank import Bank, Removed, merge, remove, require_there
-from cm3jax.retrieval.duplicates import save_duplicates
+from cm3jax.retrieval.duplicates import DUPLICATES, save_duplicates
 from cm3jax.retrieval.index import training_index
 
 SPLITS = ("train", "validation")
@@ -132,6 +132,8 @@ def prepare_bank(
     others were merged.
     """
     if (bank := standing_bank(experiment, tools)) is not None:
+        if not (bank.path / DUPLICATES).exists():  # killed before, or made by a merge or removal
+            save_duplicates(bank, experiment.retrieval)
         report(f"bank: {bank.path} is complete")
         return bank
     _require_replaceable(experiment.data.bank)

@@ -378,6 +378,8 @@ class Removed:
         if not file.exists():
             return Removed()
         value = read_json(file, "the list of removed documents")
+        if isinstance(value, list):  # an earlier version's, of keys alone
+            return Removed(tuple(value))
         return Removed(**{name: tuple(entries) for name, entries in value.items()})
 
     def save(self, bank: epath.PathLike) -> None:

@@ -171,6 +171,11 @@ def test_documents_are_removed_by_key_source_or_licence(bank, removed, left):
     assert Removed.of(bank.path) == removed
 
 
+def test_an_earlier_list_of_removed_keys_still_counts(bank):
+    (bank.path.parent / "bank-removed.json").write_text('["record-1"]')
+    assert Removed.of(bank.path) == Removed(keys=("record-1",))
+
+
 def test_what_is_not_there_cannot_be_removed(bank):
     for removed, said in (
         (Removed(sources=("cats",)), "no source 'cats'"),
