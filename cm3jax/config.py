@@ -104,6 +104,46 @@ class VQGANConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class VQGANLossConfig:
+    """What trains the image tokenizer beside `vqgan.commitment` (arXiv 2012.09841, section 3.1).
+
+    The defaults are for flat colours; photographs want all of it.
+    """
+
+    pixels: Literal["l2", "l1"] = "l2"
+    """Error of a pixel: squared or absolute."""
+    perceptual: float = 0.0
+    """Weight of the perceptual loss (LPIPS, arXiv 1801.03924), which needs vqgan_loss.lpips."""
+    lpips: str = ""
+    """A .safetensors or .npz file of LPIPS weights (VGG16), or `random`: the distance between
+    features that nobody trained, which is logged as `random_features` and is not LPIPS."""
+    adversarial: float = 0.0
+    """Share of the adversarial loss in the gradient at the decoder's last layer: 1 gives it as much
+    as pixels and perception together have. 0 trains no discriminator."""
+    adversarial_start: int = 250_000
+    """Updates before the adversarial loss begins and the discriminator learns."""
+    discriminator_channels: int = 64
+    """Channels of the discriminator's first level; each further one has twice as many, up to 8
+    times."""
+    discriminator_layers: int = 3
+    """Levels of the discriminator that halve the side."""
+    region: float = 0.0
+    """How much more the pixels of the source's masks count (Make-A-Scene's faces and objects): a
+    pixel weighs 1 + region * mask, in the pixel and in the perceptual loss. 0 reads no masks."""
+
+    def __post_init__(self):
+        for name in ("perceptual", "adversarial", "region"):
+            value = getattr(self, name)
+            _require(value >= 0, f"vqgan_loss.{name}={value} is a weight; give 0 or more.")
+        _require(
+            self.adversarial_start >= 0
+            and min(self.discriminator_channels, self.discriminator_layers) >= 1,
+            "vqgan_loss: adversarial_start must not be negative, and discriminator_channels and "
+            "discriminator_layers must be at least 1.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class ClipConfig:
     """The retrieval encoder, in the shape of HF `CLIPModel` (ViT-B/32 by default)."""
 
@@ -518,6 +558,7 @@ class Experiment:
     vocab: VocabConfig = VocabConfig()
     tokenizers: TokenizersConfig = TokenizersConfig()
     vqgan: VQGANConfig = VQGANConfig()
+    vqgan_loss: VQGANLossConfig = VQGANLossConfig()
     clip: ClipConfig = ClipConfig()
     model: DecoderConfig = DecoderConfig()
     parti: PartiConfig = PartiConfig()

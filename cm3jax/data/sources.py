@@ -4,7 +4,9 @@ A folder holds a `captions.jsonl`, one JSON object per line:
 
     {"file": "cats/1.png", "caption": "a cat", "licence": "CC0-1.0", "source": "my camera"}
 
-`file` is relative to the folder; `licence` and `source` may be missing.
+`file` is relative to the folder; `licence` and `source` may be missing. So may `mask`, a grey
+picture like `file` that is white where errors of the image tokenizer count most
+(`vqgan_loss.region`).
 """
 
 import dataclasses
@@ -17,6 +19,7 @@ from etils import epath
 
 from cm3jax.config import DataConfig
 from cm3jax.errors import UserError
+from cm3jax.shapes import UInt8
 from cm3jax.tokenizers.image import load_picture
 
 CAPTIONS = "captions.jsonl"
@@ -49,6 +52,15 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> RawRecord:
         """Record `index`, from 0; `UserError` if it cannot be read."""
+        ...
+
+
+@runtime_checkable
+class MaskedSource(Source, Protocol):
+    """A source that knows which parts of its pictures matter."""
+
+    def masks(self, index: int) -> tuple[UInt8[np.ndarray, "S S"], ...]:
+        """A mask for each picture of a record: 255 where pixels matter most, 0 where they don't."""
         ...
 
 
@@ -103,6 +115,19 @@ class EmblemsSource:
             held_out=record["kind"] == b"memory",
         )
 
+    def masks(self, index: int) -> tuple[UInt8[np.ndarray, "S S"], ...]:
+        """Things are white, the background is black."""
+        from cm3jax.data.emblems.annotations import annotate
+        from cm3jax.data.emblems.scene import Scene
+
+        record = self._records[index]
+        if not len(record["images"]):
+            return ()
+        key, size = record["key"].decode(), len(record["images"][0])
+        scenes = (Scene.from_json(scene.decode()) for scene in record["scenes"])
+        things = (annotate(scene, key, size).segmentation > 0 for scene in scenes)
+        return tuple(np.where(thing, np.uint8(255), np.uint8(0)) for thing in things)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Line:
@@ -113,6 +138,8 @@ class _Line:
     caption: str
     licence: str
     source: str
+    mask: str
+    """Empty for none."""
 
 
 class FolderSource:
@@ -134,10 +161,7 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> RawRecord:
         line = self._lines[index]
-        try:
-            picture = load_picture(self._folder / line.file, self._size)
-        except UserError as error:
-            raise UserError(f"{self._folder / CAPTIONS} line {line.number}: {error}") from None
+        picture = self._picture(line, line.file)
         return RawRecord(
             key=line.file,
             segments=(line.caption, picture),
@@ -146,6 +170,19 @@ class FolderSource:
             source=line.source,
             licence=line.licence,
         )
+
+    def masks(self, index: int) -> tuple[UInt8[np.ndarray, "S S"], ...]:
+        """The line's `mask`; black without one."""
+        line = self._lines[index]
+        if not line.mask:
+            return (np.zeros((self._size, self._size), np.uint8),)
+        return (self._picture(line, line.mask)[..., 0],)
+
+    def _picture(self, line: _Line, file: str) -> UInt8[np.ndarray, "S S 3"]:
+        try:
+            return load_picture(self._folder / file, self._size)
+        except UserError as error:
+            raise UserError(f"{self._folder / CAPTIONS} line {line.number}: {error}") from None
 
 
 def _lines(folder: epath.Path) -> list[_Line]:
@@ -173,4 +210,5 @@ def _line(path: epath.Path, number: int, text: str) -> _Line:
     for name in ("file", "caption", "licence", "source"):
         if not isinstance(fields.get(name), str) or not fields[name]:
             raise UserError(f"{path} line {number} has no text in {name!r}; give it one.")
-    return _Line(number, *(fields[name] for name in ("file", "caption", "licence", "source")))
+    texts = (fields[name] for name in ("file", "caption", "licence", "source"))
+    return _Line(number, *texts, str(fields.get("mask") or ""))
