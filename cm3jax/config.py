@@ -392,6 +392,10 @@ class DataConfig:
     """Train on several prepared directories, each with a `corpus` and a `bank` in it, instead of
     data.corpus: every directory with its weight, which decides its share of the rows, e.g.
     `data/emblems 3 data/words 1`, or `data/emblems:pair 1` for its records of one kind alone."""
+    online: bool = False
+    """Make rows in the training step from the pairs of data.source and the bank data.bank: encode
+    pictures, search, rotate, one sample to a row, instead of reading data.corpus. A pair is shown
+    the best documents by its vector; the rules of `retrieval` beside its number have no part."""
     rows: Literal["whole", "stream"] = "whole"
     """How samples become rows: whole ones, packed, each masked by itself and blind to the others;
     or one stream of samples cut at the rows' ends, each row masked and attended to as one (the
@@ -591,6 +595,18 @@ class Experiment:
             f"{self.learner} is not a mean over rows, so give it 1.",
         )
         self._require_rows_for_attention()
+        self._require_pairs_for_online()
+
+    def _require_pairs_for_online(self):
+        """What makes its rows in the step is one decoder's, of one source and whole samples."""
+        if self.data.online:
+            _require(
+                (self.learner, self.data.rows, self.data.mixture, self.optim.accumulate)
+                == ("decoder", "whole", (), 1),
+                "data.online makes the rows of a decoder from one source, whole samples and whole "
+                "batches; leave data.mixture and optim.accumulate out and use data.rows=whole, or "
+                "prepare a corpus.",
+            )
 
     def _require_rows_for_attention(self):
         """Rows must be of the kind and length that the kernel of `model.attention` is for."""
