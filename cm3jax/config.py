@@ -104,6 +104,46 @@ class VQGANConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class VQGANLossConfig:
+    """What trains the image tokenizer beside `vqgan.commitment` (arXiv 2012.09841, section 3.1).
+
+    The defaults are for flat colours; photographs want all of it.
+    """
+
+    pixels: Literal["l2", "l1"] = "l2"
+    """Error of a pixel: squared or absolute."""
+    perceptual: float = 0.0
+    """Weight of the perceptual loss (LPIPS, arXiv 1801.03924), which needs vqgan_loss.lpips."""
+    lpips: str = ""
+    """A .safetensors or .npz file of LPIPS weights (VGG16), or `random`: the distance between
+    features that nobody trained, which is logged as `random_features` and is not LPIPS."""
+    adversarial: float = 0.0
+    """Share of the adversarial loss in the gradient at the decoder's last layer: 1 gives it as much
+    as pixels and perception together have. 0 trains no discriminator."""
+    adversarial_start: int = 250_000
+    """Updates before the adversarial loss begins and the discriminator learns."""
+    discriminator_channels: int = 64
+    """Channels of the discriminator's first level; each further one has twice as many, up to 8
+    times."""
+    discriminator_layers: int = 3
+    """Levels of the discriminator that halve the side."""
+    region: float = 0.0
+    """How much more the pixels of the source's masks count (Make-A-Scene's faces and objects): a
+    pixel weighs 1 + region * mask, in the pixel and in the perceptual loss. 0 reads no masks."""
+
+    def __post_init__(self):
+        for name in ("perceptual", "adversarial", "region"):
+            value = getattr(self, name)
+            _require(value >= 0, f"vqgan_loss.{name}={value} is a weight; give 0 or more.")
+        _require(
+            self.adversarial_start >= 0
+            and min(self.discriminator_channels, self.discriminator_layers) >= 1,
+            "vqgan_loss: adversarial_start must not be negative, and discriminator_channels and "
+            "discriminator_layers must be at least 1.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class ClipConfig:
     """The retrieval encoder, in the shape of HF `CLIPModel` (ViT-B/32 by default)."""
 
@@ -378,6 +418,10 @@ class DataConfig:
     """Train on several prepared directories, each with a `corpus` and a `bank` in it, instead of
     data.corpus: every directory with its weight, which decides its share of the rows, e.g.
     `data/emblems 3 data/words 1`, or `data/emblems:pair 1` for its records of one kind alone."""
+    online: bool = False
+    """Make rows in the training step from the pairs of data.source and the bank data.bank: encode
+    pictures, search, rotate, one sample to a row, instead of reading data.corpus. A pair is shown
+    the best documents by its vector; the rules of `retrieval` beside its number have no part."""
     rows: Literal["whole", "stream"] = "whole"
     """How samples become rows: whole ones, packed, each masked by itself and blind to the others;
     or one stream of samples cut at the rows' ends, each row masked and attended to as one (the
@@ -545,6 +589,7 @@ class Experiment:
     vocab: VocabConfig = VocabConfig()
     tokenizers: TokenizersConfig = TokenizersConfig()
     vqgan: VQGANConfig = VQGANConfig()
+    vqgan_loss: VQGANLossConfig = VQGANLossConfig()
     clip: ClipConfig = ClipConfig()
     model: DecoderConfig = DecoderConfig()
     parti: PartiConfig = PartiConfig()
@@ -577,6 +622,18 @@ class Experiment:
             f"{self.learner} is not a mean over rows, so give it 1.",
         )
         self._require_rows_for_attention()
+        self._require_pairs_for_online()
+
+    def _require_pairs_for_online(self):
+        """What makes its rows in the step is one decoder's, of one source and whole samples."""
+        if self.data.online:
+            _require(
+                (self.learner, self.data.rows, self.data.mixture, self.optim.accumulate)
+                == ("decoder", "whole", (), 1),
+                "data.online makes the rows of a decoder from one source, whole samples and whole "
+                "batches; leave data.mixture and optim.accumulate out and use data.rows=whole, or "
+                "prepare a corpus.",
+            )
 
     def _require_rows_for_attention(self):
         """Rows must be of the kind and length that the kernel of `model.attention` is for."""

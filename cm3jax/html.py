@@ -9,6 +9,7 @@ import html
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -76,6 +77,14 @@ def facts(pairs: Sequence[tuple[str, str]]) -> Html:
     """A table of names and values."""
     rows = [tag("tr", tag("th", key), tag("td", value)) for key, value in pairs]
     return tag("table", tag("tbody", *rows), class_="facts")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Html:
+    """Rows under the names of the first one's fields."""
+    head = tag("tr", *(tag("th", name) for name in rows[0]))
+    body = [tag("tr", *(tag("td", str(row.get(name, ""))) for name in rows[0])) for row in rows]
+    whole = tag("table", tag("thead", head), tag("tbody", *body), class_="facts")
+    return tag("div", whole, class_="scroll")
 
 
 def curves(

@@ -69,7 +69,10 @@ def matrices(boxed: Any) -> Any:
 
 
 def optimizer(config: OptimConfig, steps: int, boxed: Any) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW or Muon; `boxed` are the parameters with axis names."""
+    """Clipping by global norm, then AdamW or Muon; `boxed` are the parameters with axis names.
+
+    A `discriminator` among them has a loss of its own and is clipped by itself.
+    """
     schedule = learning_rate(config, steps)
     rate = lambda count: schedule(count + 1)  # noqa: E731 - optax counts finished updates
     if config.method == "adamw":
@@ -91,4 +94,8 @@ def optimizer(config: OptimConfig, steps: int, boxed: Any) -> optax.GradientTran
             muon_weight_dimension_numbers=matrices(boxed),
             consistent_rms=0.2,
         )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), method)
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    if "discriminator" in boxed:
+        owner = {name: "its" if name == "discriminator" else "ours" for name in boxed}
+        clip = optax.partition({"its": clip, "ours": clip}, owner)
+    return optax.chain(clip, method)

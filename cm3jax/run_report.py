@@ -14,7 +14,7 @@ from etils import epath
 from cm3jax import metrics
 from cm3jax.experiment_io import load_experiment
 from cm3jax.files import write_atomic
-from cm3jax.html import Html, Points, curves, facts, page, png, tag
+from cm3jax.html import Html, Points, curves, facts, page, png, table, tag
 from cm3jax.metrics import validation_name
 from cm3jax.shapes import UInt8
 
@@ -61,7 +61,7 @@ def write_report(run_dir: epath.PathLike, illustrations: Sequence[Illustration] 
     if others:
         body.append(_section("What else was logged", _folded("Curves", *_small_curves(others))))
     if lives:
-        body.append(_section("Lives", _table(lives)))
+        body.append(_section("Lives", table(lives)))
     config = (run_dir / "config.json").read_text()
     body.append(_section("Experiment", _folded("config.json", tag("pre", config))))
     title = f"{experiment.name}: {experiment.learner}"
@@ -121,13 +121,6 @@ def _state(steps: int, lines: Sequence[Mapping[str, Any]]) -> Html:
     if last.get("mfu"):
         known.append(("share of the devices' peak (MFU)", f"{last['mfu']:.1%}"))
     return facts(known)
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> Html:
-    head = tag("tr", *(tag("th", name) for name in rows[0]))
-    body = [tag("tr", *(tag("td", str(row.get(name, ""))) for name in rows[0])) for row in rows]
-    table = tag("table", tag("thead", head), tag("tbody", *body), class_="facts")
-    return tag("div", table, class_="scroll")
 
 
 def _section(title: str, *body: str) -> Html:

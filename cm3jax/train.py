@@ -343,9 +343,12 @@ class _Run:
         return every > 0 and (self._step % every == 0 or ends)
 
     def _put(self, batch: HostBatch) -> Any:
-        return jax.tree.map(
-            lambda rows: jax.make_array_from_process_local_data(self._sharding, rows), batch.data
-        )
+        def place(rows):
+            if isinstance(rows, jax.Array):
+                return rows
+            return jax.make_array_from_process_local_data(self._sharding, rows)
+
+        return jax.tree.map(place, batch.data)
 
     def _report(self, metrics: Mapping[str, Any], batch: HostBatch, validates: bool) -> None:
         per_step, waiting = self._clock.per_step(self._step), self._clock.waiting
@@ -407,6 +410,7 @@ class _Run:
         arrays = {
             jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
             for path, leaf in jax.tree.leaves_with_path(batch.data)
+            if not isinstance(leaf, jax.Array)
         }
         content = io.BytesIO()
         np.savez(content, **arrays)

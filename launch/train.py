@@ -38,6 +38,10 @@ def train_experiment(experiment: Experiment) -> None:
 def make_learner(experiment: Experiment) -> Learner:
     """The learner that an experiment names; each brings only the packages it needs."""
     match experiment.learner:
+        case "decoder" if experiment.data.online:
+            from cm3jax.learners.online import OnlineLearner
+
+            return OnlineLearner(experiment)
         case "decoder":
             from cm3jax.learners.decoder import DecoderLearner
 
@@ -67,6 +71,12 @@ def make_illustrator(learner: Learner) -> Illustrator:
         absent = Illustration.absent(
             "of several processes, none holds all parameters. Let launch.generate draw from a "
             "checkpoint."
+        )
+        return lambda state: (absent,)
+    if experiment.data.online:
+        absent = Illustration.absent(
+            "rows that are made in the step are on no disk to be shown. Let launch.generate draw "
+            "from a checkpoint."
         )
         return lambda state: (absent,)
     if experiment.learner == "vqgan":

@@ -11,6 +11,7 @@ import pytest
 
 from cm3jax.model.decoder import Decoder
 from cm3jax.model.encoder_decoder import EncoderDecoder
+from cm3jax.tokenizers.vqgan import VQGAN
 from cm3jax.vocab import Vocab
 from launch.names import experiment_names, load_experiment
 
@@ -90,6 +91,21 @@ def test_size_of_chameleon_34b():
     )
     assert model.parameters(65536) / 1e9 == pytest.approx(34.29, rel=0.001)
     assert count(Decoder(model, 65536), ROW, ROW, ROW) == model.parameters(65536)
+
+
+def test_sizes_of_the_image_tokenizers():
+    """Chameleon's is counted from the shapes of its checkpoint, whose codebook is a parameter."""
+    sizes = {}
+    for name in ("vqgan_256", "vqgan_512"):
+        config = load_experiment(name).vqgan
+        pixels = jnp.zeros((1, config.image_size, config.image_size, 3))
+        shapes = jax.eval_shape(VQGAN(config).init, jax.random.key(0), pixels)
+        entries = shapes["codebook"]["quantiser"]["entries"]
+        leaves = jax.tree.leaves((shapes["params"], entries))
+        sizes[name] = sum(leaf.size for leaf in leaves)
+        assert config.grid == 32
+    assert sizes["vqgan_512"] / 1e6 == pytest.approx(68.7, abs=0.05)
+    assert sizes["vqgan_256"] < sizes["vqgan_512"]
 
 
 def test_size_of_parti():

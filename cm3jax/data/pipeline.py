@@ -6,7 +6,7 @@ the number of processes, and each process materialises its own rows alone.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -28,7 +28,8 @@ class HostBatch:
     """One process's share of a global batch."""
 
     data: Any
-    """A pytree of numpy arrays whose leading axis is this process's rows."""
+    """A pytree of numpy arrays whose leading axis is this process's rows; jax arrays among them lie
+    on the devices already and go into every step as they are."""
     next: Position
     """The position after this batch: save it with the step that consumed the batch."""
     fingerprint: str
@@ -104,6 +105,20 @@ def _part(name: str) -> tuple[str, str]:
     """The directory and the kind of records that `data.mixture` names; "" is all of them."""
     home, colon, kind = name.rpartition(":")
     return (home, kind) if colon and "/" not in kind else (name, "")  # gs://bucket/data is a path
+
+
+@dataclasses.dataclass(frozen=True)
+class Equipped:
+    """A stream of dictionaries that also hold what does not change, such as foreign weights."""
+
+    stream: Stream
+    constants: Mapping[str, Any]
+    """Trees of jax arrays on the run's mesh."""
+
+    def batches(self, position: Position) -> Iterator[HostBatch]:
+        """The stream's batches from `position` on."""
+        for batch in self.stream.batches(position):
+            yield dataclasses.replace(batch, data={**batch.data, **self.constants})
 
 
 class CorpusStream:

@@ -3,7 +3,9 @@
 emblems             the miniature's pictures, generated under `data.raw`
 a folder            with a `captions.jsonl`, one JSON object per line, and the pictures:
                     {"file": "cats/1.png", "caption": "a cat", "licence": "CC0-1.0",
-                    "source": "my camera"}; `licence` and `source` may be missing
+                    "source": "my camera"}; `licence` and `source` may be missing, and so may
+                    `mask`, a grey picture that is white where errors of the image tokenizer
+                    count most (`vqgan_loss.region`)
 a folder            with a `documents.jsonl` (or the path of such a file): interleaved
                     documents, each a list of {"text": ...} and {"image": "cats/1.png"}
 a folder            of tar shards, as webdataset and img2dataset write them
@@ -21,11 +23,13 @@ import numpy as np
 from etils import epath
 
 from cm3jax.config import DataConfig
-from cm3jax.data.readers.items import Reader, decode
+from cm3jax.data.readers.items import RawItem, Reader, decode
 from cm3jax.data.readers.lines import CaptionLines, InterleavedLines
 from cm3jax.data.readers.tars import TarShard
 from cm3jax.errors import UserError
 from cm3jax.files import digest
+from cm3jax.shapes import UInt8
+from cm3jax.tokenizers.image import load_picture
 
 CAPTIONS = "captions.jsonl"
 DOCUMENTS = "documents.jsonl"
@@ -61,6 +65,15 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> RawRecord:
         """Record `index`, from 0; `BadRecord` if it can't be read or is refused, `IndexError`
         outside."""
+        ...
+
+
+@runtime_checkable
+class MaskedSource(Source, Protocol):
+    """A source that knows which parts of its pictures matter."""
+
+    def masks(self, index: int) -> tuple[UInt8[np.ndarray, "S S"], ...]:
+        """A mask for each picture of a record: 255 where pixels matter most, 0 where they don't."""
         ...
 
 
@@ -118,6 +131,19 @@ class EmblemsSource:
             held_out=record["kind"] == b"memory",
         )
 
+    def masks(self, index: int) -> tuple[UInt8[np.ndarray, "S S"], ...]:
+        """Things are white, the background is black."""
+        from cm3jax.data.emblems.annotations import annotate
+        from cm3jax.data.emblems.scene import Scene
+
+        record = self._records[index]
+        if not len(record["images"]):
+            return ()
+        key, size = record["key"].decode(), len(record["images"][0])
+        scenes = (Scene.from_json(scene.decode()) for scene in record["scenes"])
+        things = (annotate(scene, key, size).segmentation > 0 for scene in scenes)
+        return tuple(np.where(thing, np.uint8(255), np.uint8(0)) for thing in things)
+
 
 class ItemSource:
     """A split of raw data that readers give; every 50th record of it is for validation.
@@ -136,13 +162,7 @@ class ItemSource:
         return self._count
 
     def __getitem__(self, index: int) -> RawRecord:
-        if not 0 <= index < self._count:
-            raise IndexError(f"record {index} is outside the {self._count}")
-        number = index + index // (_HELD_BACK - 1)
-        if self._validation:
-            number = _HELD_BACK * (index + 1) - 1
-        reader = bisect.bisect_right(self._first, number) - 1
-        item = self._readers[reader].item(number - self._first[reader])
+        item = self._item(index)
         segments, content = decode(item, self._data)
         kinds = [isinstance(segment, str) for segment in segments]
         return RawRecord(
@@ -154,6 +174,26 @@ class ItemSource:
             licence=item.licence,
             hash=content,
         )
+
+    def masks(self, index: int) -> tuple[UInt8[np.ndarray, "S S"], ...]:
+        """The line's `mask`; black without one."""
+        item, size = self._item(index), self._data.image_size
+        mask = item.columns.get("mask")
+        if not isinstance(mask, epath.Path):
+            return (np.zeros((size, size), np.uint8),)
+        try:
+            return (load_picture(mask, size)[..., 0],)
+        except UserError as error:
+            raise UserError(f"{item.where}: {error}") from None
+
+    def _item(self, index: int) -> RawItem:
+        if not 0 <= index < self._count:
+            raise IndexError(f"record {index} is outside the {self._count}")
+        number = index + index // (_HELD_BACK - 1)
+        if self._validation:
+            number = _HELD_BACK * (index + 1) - 1
+        reader = bisect.bisect_right(self._first, number) - 1
+        return self._readers[reader].item(number - self._first[reader])
 
 
 def _readers(data: DataConfig) -> list[Reader]:

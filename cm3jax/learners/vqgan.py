@@ -1,16 +1,17 @@
-"""Training the image tokenizer: reconstruction and commitment.
+"""Training the image tokenizer: reconstruction, commitment, perception and an adversary.
 
-Encoder and decoder learn from the squared error of the reconstruction, the encoder also from the
-commitment loss; the codebook follows by moving averages (`cm3jax.tokenizers.quantiser`). A
-tokenizer for photographs also needs the perceptual (LPIPS) and adversarial losses of VQGAN (Esser
-et al. 2021); they are not here yet, and the flat colours of the miniature need neither.
+Encoder and decoder learn from the error of the reconstruction, the encoder also from the commitment
+loss; the codebook follows by moving averages (`cm3jax.tokenizers.quantiser`). `vqgan_loss` adds
+what photographs need (Esser et al. 2021): LPIPS, and a discriminator that is trained beside the
+tokenizer and is part of its train state.
 
-No absolute error: its gradient does not shrink with the error, so that the noise of common patches,
-long since right, drowns the rare ones that are not.
+By default no absolute error: its gradient does not shrink with the error, so that the noise of
+common patches, long since right, drowns the rare ones that are not.
 """
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -18,25 +19,38 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from cm3jax import checkpoint
+from cm3jax import checkpoint, partition
 from cm3jax.config import Experiment
-from cm3jax.data.pipeline import RecordStream
-from cm3jax.data.sources import open_source
+from cm3jax.data.pipeline import Equipped, RecordStream
+from cm3jax.data.sources import MaskedSource, Source, open_source
 from cm3jax.errors import UserError
+from cm3jax.files import digest
 from cm3jax.loss import LossOutput, Mean
 from cm3jax.metrics import Work
 from cm3jax.shapes import Array, Float, Int, Key, UInt8
-from cm3jax.tokenizers.image import ImageTokenizer, to_pixels
+from cm3jax.tokenizers import discriminator, lpips
+from cm3jax.tokenizers.fidelity import code_usage, psnr, ssim
+from cm3jax.tokenizers.image import ImageTokenizer, to_bytes, to_pixels
 from cm3jax.tokenizers.vqgan import VQGAN
 
 
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """All pictures of a split."""
+
+    images: UInt8[np.ndarray, "B Y X 3"]
+    labels: tuple[str, ...]
+    """The kind of record that each is of."""
+    masks: UInt8[np.ndarray, "B Y X"] | None
+    """255 where pixels count most; None where `vqgan_loss.region` is 0."""
+
+
 class VQGANLearner:
-    """A `VQGAN`, its loss and all pictures of the source, read into memory once.
+    """A `VQGAN`, its losses and all pictures of the source, read into memory once.
 
-    Raises `UserError` if the source's pictures do not have the size that `vqgan` says.
+    Raises `UserError` if the source's pictures do not have the size that `vqgan` says, or if the
+    perceptual loss lacks its weights.
     """
-
-    fingerprints: Mapping[str, str] = {}  # it builds on no other tokenizer
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
@@ -46,19 +60,45 @@ class VQGANLearner:
                 f"data.image_size={experiment.data.image_size} and vqgan.image_size="
                 f"{experiment.vqgan.image_size} differ; make them equal."
             )
+        config = experiment.vqgan_loss
+        self.adversary = discriminator.Discriminator(
+            config.discriminator_channels, config.discriminator_layers
+        )
+        self._lpips = _lpips_weights(experiment) if config.perceptual else None
+
+    @functools.cached_property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the LPIPS weights, if they are part of the loss; it builds on no other tokenizer."""
+        if self._lpips is None:
+            return {}
+        return {"lpips": digest(*jax.tree.leaves(self._lpips))}
 
     @functools.cached_property
     def work(self) -> Work:
-        """Of one global batch: three times the forward pass, as XLA counts it."""
+        """Of one global batch: three times the tokenizer's forward pass, as XLA counts it.
+
+        Discriminator and LPIPS are not counted.
+        """
         config = self.experiment.vqgan
-        variables = jax.eval_shape(self.init, jax.random.key(0))
+        variables = jax.eval_shape(self._init_tokenizer, jax.random.key(0))
         picture = jnp.zeros((1, config.image_size, config.image_size, 3))
         forward = jax.jit(self.model.apply).lower(variables, picture).cost_analysis()["flops"]
         batch = self.experiment.data.batch
         return Work(batch * config.grid**2, 3.0 * batch * forward)
 
     def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:
-        """Parameters and codebook, boxed with their logical axes."""
+        """Parameters and codebook, boxed with their logical axes.
+
+        With an adversarial loss, `params` holds the discriminator beside encoder and decoder.
+        """
+        variables = self._init_tokenizer(key)
+        if not self.experiment.vqgan_loss.adversarial:
+            return variables
+        size = self.experiment.vqgan.image_size
+        own = self.adversary.init(jax.random.fold_in(key, 1), jnp.zeros((1, size, size, 3)))
+        return {**variables, "params": {**variables["params"], "discriminator": own["params"]}}
+
+    def _init_tokenizer(self, key: Key[Array, ""]) -> Mapping[str, Any]:
         size = self.experiment.vqgan.image_size
         return self.model.init(key, jnp.zeros((1, size, size, 3)))
 
@@ -66,53 +106,184 @@ class VQGANLearner:
         self,
         params: Any,
         extra: Any,
-        batch: Mapping[str, UInt8[Array, "B Y X 3"]],
+        batch: Mapping[str, Any],
         key: Key[Array, ""],
         step: Int[Array, ""],
         training: bool = True,
     ) -> LossOutput:
-        """Mean squared error of pixels in [-1, 1] plus the weighted commitment loss."""
+        """Error of the reconstruction, weighted commitment, and in training adversarial losses.
+
+        Their sum's gradient is the right one for both sides: what the discriminator minimises has
+        no gradient in the tokenizer, nor the reverse. `metrics["loss"]` leaves them out, so that it
+        means the same before and after they begin and in validation, which also measures PSNR and
+        SSIM of the pictures in bytes.
+        """
         pixels = to_pixels(batch["images"])
-        output, extra = self.model.apply(
-            {"params": params, **extra}, pixels, mutable=["codebook"], rngs={"restart": key}
-        )
-        mse = jnp.square(output.reconstruction - pixels).mean()
+        error = functools.partial(self._error, pixels=pixels, batch=batch)
+
+        def reconstruct(last):
+            decoder = {**params["decoder"], "conv_out": {**params["decoder"]["conv_out"], **last}}
+            output, changed = self.model.apply(
+                {"params": {**params, "decoder": decoder}, **extra},
+                pixels,
+                mutable=["codebook"],
+                rngs={"restart": key},
+            )
+            return output.reconstruction, (output, changed)
+
+        last = {"kernel": params["decoder"]["conv_out"]["kernel"]}
+        adversarial = training and self.experiment.vqgan_loss.adversarial > 0
+        if adversarial:
+            remade, pull, (output, extra) = jax.vjp(reconstruct, last, has_aux=True)
+        else:
+            remade, (output, extra) = reconstruct(last)
+        value, metrics = error(remade)
         config = self.experiment.vqgan
-        loss = mse + config.commitment * output.commitment
+        loss = value + config.commitment * output.commitment
         metrics = {
             "loss": loss,
-            "mse": mse,
+            **metrics,
             "commitment": output.commitment,
             **code_usage(output.codes, config.codes),
         }
+        if adversarial:
+            slope = jax.grad(lambda remade: error(remade)[0])
+            more, theirs = self._adversarial(
+                params["discriminator"], pixels, remade, slope, pull, step
+            )
+            loss, metrics = loss + more, metrics | theirs
+        if not training:
+            seen, images = to_bytes(remade), batch["images"]
+            metrics |= {"psnr": psnr(images, seen).mean(), "ssim": ssim(images, seen).mean()}
         return LossOutput(loss, {name: Mean(value, 1.0) for name, value in metrics.items()}, extra)
 
-    def stream(self, split: Literal["train", "validation"]) -> RecordStream:
-        """The source's pictures, shuffled."""
-        experiment = self.experiment
-        return RecordStream(
-            {"images": self._pictures(split)},
+    def _error(
+        self, remade: Float[Array, "B Y X 3"], pixels: Float[Array, "B Y X 3"], batch
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Pixels and perception, each a mean weighted by `vqgan_loss.region`, and their metrics."""
+        config = self.experiment.vqgan_loss
+        squared = config.pixels == "l2"
+        errors = jnp.square(remade - pixels) if squared else jnp.abs(remade - pixels)
+        weights = None
+        if config.region:
+            weights = 1.0 + config.region * batch["masks"].astype(jnp.float32) / 255.0
+            errors = errors * (weights / weights.mean())[..., None]
+        total = errors.mean()
+        metrics = {"mse" if squared else "mae": total}
+        if config.perceptual:
+            distance = lpips.LPIPS().apply(batch["lpips"], remade, pixels, weights).mean()
+            metrics[self.perception] = distance
+            total = total + config.perceptual * distance
+        return total, metrics
+
+    def _adversarial(
+        self,
+        params: Any,
+        pixels: Float[Array, "B Y X 3"],
+        remade: Float[Array, "B Y X 3"],
+        slope: Callable[[Array], Array],
+        pull: Callable[[Array], Any],
+        step: Int[Array, ""],
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """What is added to the loss, nothing before `adversarial_start` updates, and its metrics.
+
+        `slope` is the gradient of the error in the reconstruction, `pull` takes such a gradient to
+        the decoder's last layer.
+        """
+        config = self.experiment.vqgan_loss
+
+        def verdicts(params, pictures):
+            return self.adversary.apply({"params": params}, pictures)
+
+        def fool(remade):
+            verdict = verdicts(jax.lax.stop_gradient(params), remade)
+            return discriminator.generator_loss(verdict)
+
+        fixed = jax.lax.stop_gradient(remade)
+        wanted, other = (pull(f(fixed))[0]["kernel"] for f in (slope, jax.grad(fool)))
+        weight = config.adversarial * discriminator.adaptive_weight(wanted, other)
+        weight = jnp.where(step >= config.adversarial_start, weight, 0.0)
+        fooled = fool(remade)
+        judged = discriminator.discriminator_loss(verdicts(params, pixels), verdicts(params, fixed))
+        begun = (step >= config.adversarial_start).astype(jnp.float32)
+        metrics = {
+            "loss_generator": fooled,
+            "loss_discriminator": judged,
+            "adversarial_weight": weight,
+        }
+        return weight * fooled + begun * judged, metrics
+
+    def stream(self, split: Literal["train", "validation"]) -> RecordStream | Equipped:
+        """The source's pictures, shuffled; with the perceptual loss also the LPIPS weights."""
+        experiment, pictures = self.experiment, self.pictures(split)
+        arrays = {"images": pictures.images}
+        if pictures.masks is not None:
+            arrays["masks"] = pictures.masks
+        stream = RecordStream(
+            arrays,
             experiment.data.batch,
             experiment.seed,
             jax.process_index(),
             jax.process_count(),
         )
+        return stream if self._lpips is None else Equipped(stream, {"lpips": self.lpips})
+
+    @property
+    def perception(self) -> str:
+        """What the perceptual loss is called: `lpips`, or `random_features`; empty without it."""
+        config = self.experiment.vqgan_loss
+        if not config.perceptual:
+            return ""
+        return "random_features" if config.lpips == "random" else "lpips"
+
+    @functools.cached_property
+    def lpips(self) -> Any:
+        """The weights of the perceptual loss on every device of the mesh; None without it."""
+        if self._lpips is None:
+            return None
+        whole = partition.replicated(partition.make_mesh(self.experiment.mesh))
+        return jax.device_put(self._lpips, whole)
 
     @functools.cache  # noqa: B019 - a learner lives as long as its process
-    def _pictures(self, split: str) -> UInt8[np.ndarray, "B Y X 3"]:
+    def pictures(self, split: Literal["train", "validation"]) -> Pictures:
+        """Every picture of the source's records; `UserError` if there are none, or no masks."""
         source = open_source(self.experiment.data, split, self.experiment.seed)
-        segments = (s for i in range(len(source)) for s in source[i].segments)
-        pictures = [segment for segment in segments if not isinstance(segment, str)]
-        if not pictures:
+        images, labels = [], []
+        for record in (source[index] for index in range(len(source))):
+            found = [segment for segment in record.segments if not isinstance(segment, str)]
+            images += found
+            labels += [record.kind] * len(found)
+        if not images:
             raise UserError(f"{self.experiment.data.source} has no pictures for {split}; add some.")
-        return np.stack(pictures)
+        masks = self._masks(source) if self.experiment.vqgan_loss.region else None
+        return Pictures(np.stack(images), tuple(labels), masks)
+
+    def _masks(self, source: Source) -> UInt8[np.ndarray, "B Y X"]:
+        if not isinstance(source, MaskedSource):
+            raise UserError(
+                f"vqgan_loss.region={self.experiment.vqgan_loss.region} weighs masks, which "
+                f"{self.experiment.data.source} does not have; set it to 0, or give a source with "
+                "masks."
+            )
+        return np.stack([mask for index in range(len(source)) for mask in source.masks(index)])
 
 
-def code_usage(codes: Int[Array, "B T"], count: int) -> dict[str, Float[Array, ""]]:
-    """Share of the codebook that a batch uses, and its perplexity (codes, were all used alike)."""
-    shares = jnp.bincount(codes.reshape(-1), length=count) / codes.size
-    entropy = -jnp.sum(jnp.where(shares > 0, shares * jnp.log(shares), 0.0))
-    return {"code_usage": (shares > 0).mean(), "code_perplexity": jnp.exp(entropy)}
+def _lpips_weights(experiment: Experiment) -> Any:
+    config = experiment.vqgan_loss
+    if not config.lpips:
+        raise UserError(
+            f"vqgan_loss.perceptual={config.perceptual} needs weights: give vqgan_loss.lpips a "
+            "file of LPIPS weights, or `random` for untrained features, or set perceptual to 0."
+        )
+    if experiment.vqgan.image_size < lpips.SMALLEST:
+        raise UserError(
+            f"vqgan_loss.perceptual={config.perceptual} looks at pictures of {lpips.SMALLEST} "
+            f"pixels a side or more, not vqgan.image_size={experiment.vqgan.image_size}; set it "
+            "to 0."
+        )
+    if config.lpips == "random":
+        return lpips.random_weights(experiment.seed)
+    return lpips.load(config.lpips)
 
 
 def load(run_dir: epath.PathLike) -> ImageTokenizer:
@@ -123,4 +294,6 @@ def load(run_dir: epath.PathLike) -> ImageTokenizer:
             f"{run_dir} is the run of a {run.experiment.learner}, not of an image tokenizer; "
             "correct tokenizers.image."
         )
-    return ImageTokenizer(run.experiment.vqgan, run.variables)
+    # A discriminator that was trained beside it is no part of it.
+    params = {part: run.variables["params"][part] for part in ("encoder", "decoder")}
+    return ImageTokenizer(run.experiment.vqgan, {**run.variables, "params": params})

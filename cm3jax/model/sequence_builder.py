@@ -118,13 +118,16 @@ class SequenceBuilder(nn.Module):
         )(bank, queries, epoch)
 
 
-def bank_variables(bank: Bank, mesh: Mesh | None = None) -> dict[str, Any]:
+def bank_variables(bank: Bank, mesh: Mesh | None = None, training: bool = False) -> dict[str, Any]:
     """The collection `bank` of a `SequenceBuilder`, spread over the devices of `mesh`.
 
-    Empty documents fill it up to a multiple of the devices; they are never found.
+    Empty documents fill it up to a multiple of the devices; they are never found. In `training`
+    the documents that are held out of it are empty too.
     """
     documents = Documents(bank.lengths, bank.ids, lambda: (d.ids for d in bank.documents()))
     tokens, lengths = documents.padded(np.arange(len(bank)))
+    if training:
+        lengths = np.where(bank.held_out, np.int32(0), lengths)
     fill = -len(bank) % (mesh.size if mesh else 1)
     arrays = {"tokens": tokens, "lengths": lengths, "vectors": np.asarray(bank.vectors)}
     arrays = {

@@ -303,6 +303,11 @@ class ClipEncoder:
         parts = [part for path in sorted(leaves) for part in (hf_name(path), leaves[path])]
         self.fingerprint: str = digest(repr(config), text_tokenizer.fingerprint, *parts)
 
+    @property
+    def variables(self) -> dict:
+        """Of the `CLIP`, unboxed."""
+        return self._variables
+
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "B E"]:
         """Unit vectors of texts; what is longer than the context is cut."""
         return self.encode_pieces([self.tokenizer.encode(text) for text in texts])

@@ -41,6 +41,11 @@ class ImageTokenizer:
             lambda variables, codes: to_bytes(model.apply(variables, codes, method="decode"))
         )
 
+    @property
+    def variables(self) -> Mapping[str, Any]:
+        """Of the `VQGAN`, unboxed."""
+        return self._variables
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Identifies the configuration, the parameters and the codebook."""

@@ -6,7 +6,8 @@ from PIL import Image
 
 from cm3jax.config import DataConfig
 from cm3jax.data.emblems import builder, example
-from cm3jax.data.sources import open_source
+from cm3jax.data.emblems.palette import BACKGROUNDS
+from cm3jax.data.sources import MaskedSource, open_source
 from cm3jax.errors import UserError
 
 
@@ -36,6 +37,31 @@ def test_emblems_are_prepared_and_read(tmp_path, monkeypatch):
             assert (record.key, record.kind) == (document.key, document.kind)
             assert record.subjects == document.emblems
             assert (record.source, record.licence) == (document.source, document.licence)
+            pictures = [part for part in document.segments if not isinstance(part, str)]
+            masks = source.masks(index)
+            assert len(masks) == len(pictures)
+            for mask, picture, scene in zip(masks, pictures, document.scenes, strict=False):
+                background = (picture == BACKGROUNDS[scene.background]).all(-1)
+                np.testing.assert_array_equal(mask, np.where(background, 0, 255))
+
+
+def test_masks_of_a_folder(folder):
+    half = np.zeros((50, 40), np.uint8)
+    half[:, 20:] = 255
+    Image.fromarray(half).save(folder / "mask.png")
+    lines = (folder / "captions.jsonl").read_text().splitlines()
+    for number, file in ((1, "mask.png"), (2, "no.png")):
+        lines[number] = json.dumps(json.loads(lines[number]) | {"mask": file})
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    source = open_source(DataConfig(source=str(folder), image_size=16), "train", 0)
+    assert isinstance(source, MaskedSource)
+    (none,), (mask,) = source.masks(0), source.masks(1)
+    assert not none.any()
+    assert none.shape == mask.shape == (16, 16)
+    assert (mask[:, :7] < 10).all()
+    assert (mask[:, 9:] > 245).all()
+    with pytest.raises(UserError, match=r"line 3: .*no\.png"):
+        source.masks(2)
 
 
 def test_a_folder_of_pictures(folder):

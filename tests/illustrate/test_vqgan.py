@@ -12,7 +12,7 @@ import pytest
 from cm3jax import testing
 from cm3jax.config import DataConfig, TrainConfig
 from cm3jax.html import png
-from cm3jax.illustrate.vqgan import illustrator
+from cm3jax.illustrate.vqgan import by_label, illustrator
 from cm3jax.learners.vqgan import VQGANLearner
 from cm3jax.state import TrainState
 
@@ -34,7 +34,7 @@ def learner(tmp_path):
 
 
 def test_pictures_stand_over_what_their_codes_decode_to(learner):
-    variables = dict(testing.image_tokenizer()._variables)
+    variables = dict(testing.image_tokenizer().variables)
     params = variables.pop("params")
     state = TrainState(jax.numpy.int32(0), params, None, variables)
     (drawn,) = illustrator(learner)(state)
@@ -46,3 +46,18 @@ def test_pictures_stand_over_what_their_codes_decode_to(learner):
     remade = np.concatenate(tokenizer.decode(tokenizer.encode(true)), axis=1)
     np.testing.assert_allclose(grid[16:].astype(int), remade.astype(int), atol=1)
     assert PIL.Image.open(io.BytesIO(png(grid))).size == (32, 32)
+    assert "<td>pair</td><td>2</td>" in drawn.body
+
+
+def test_figures_by_label():
+    """Two cats and a dog."""
+    codes = np.array([[0, 1], [0, 1], [2, 2]])
+    figures = {"psnr": np.array([10.0, 20.0, 60.0])}
+    rows = by_label(["cat", "cat", "dog"], figures, codes, 8)
+    shares = np.array([2, 2, 2]) / 6
+    every = {"pictures of": "all", "number": "3", "psnr": "30", "code_usage": "0.375"}
+    assert rows[0] == every | {"code_perplexity": f"{np.exp(-(shares * np.log(shares)).sum()):.4g}"}
+    cat = {"pictures of": "cat", "number": "2", "psnr": "15"}
+    assert rows[1] == cat | {"code_usage": "0.25", "code_perplexity": "2"}
+    dog = {"pictures of": "dog", "number": "1", "psnr": "60"}
+    assert rows[2] == dog | {"code_usage": "0.125", "code_perplexity": "1"}

@@ -1,6 +1,7 @@
 """Image tokenizer: the loss, the learning, the data, and loading what was trained."""
 
 import dataclasses
+import shutil
 
 import flax.linen as nn
 import jax
@@ -10,13 +11,24 @@ import PIL.Image
 import pytest
 
 from cm3jax import files
-from cm3jax.config import DataConfig, OptimConfig, TrainConfig
+from cm3jax.config import (
+    CheckpointConfig,
+    DataConfig,
+    MeshConfig,
+    OptimConfig,
+    TrainConfig,
+    VQGANLossConfig,
+)
 from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
 from cm3jax.learners import vqgan
-from cm3jax.learners.vqgan import VQGANLearner, code_usage
-from cm3jax.testing import experiment
+from cm3jax.learners.vqgan import VQGANLearner
+from cm3jax.metrics import read
+from cm3jax.optim import optimizer
+from cm3jax.testing import experiment, random_variables
+from cm3jax.tokenizers.discriminator import discriminator_loss
 from cm3jax.tokenizers.image import to_pixels
+from cm3jax.tokenizers.lpips import LPIPS
 from cm3jax.train import train
 
 PATTERNS, SIZE = 12, 16
@@ -93,12 +105,6 @@ def test_loss_and_metrics(config):
     )
 
 
-def test_code_usage():
-    usage = code_usage(jnp.array([[0, 0, 1, 1], [2, 2, 3, 3]]), 16)
-    np.testing.assert_allclose(usage["code_usage"], 4 / 16)
-    np.testing.assert_allclose(usage["code_perplexity"], 4, rtol=1e-5)
-
-
 def test_work_counts_every_matrix_product(config):
     learner = VQGANLearner(config)
     shapes = jax.eval_shape(learner.init, jax.random.key(0))
@@ -125,3 +131,165 @@ def test_sizes_must_agree(config):
 def test_load_refuses_what_is_no_tokenizer(config, tmp_path):
     with pytest.raises(UserError, match="holds no trained run"):
         vqgan.load(tmp_path / "nothing")
+
+
+def with_loss(config, **fields):
+    """The experiment with other losses, and a discriminator small enough for 16 pixels."""
+    small = {"discriminator_channels": 8, "discriminator_layers": 1}
+    return dataclasses.replace(config, vqgan_loss=VQGANLossConfig(**small | fields))
+
+
+@pytest.fixture(scope="module")
+def adversarial(folder):
+    """A learner with an adversary, its variables, and a batch whose masks cover the left half."""
+    tiny = experiment()
+    config = dataclasses.replace(
+        tiny, learner="vqgan", data=DataConfig(source=str(folder), image_size=SIZE, batch=4)
+    )
+    fields = {"pixels": "l1", "region": 3.0, "adversarial": 0.8, "adversarial_start": 3}
+    learner = VQGANLearner(with_loss(config, **fields))
+    variables = random_variables(learner.init)
+    images = np.random.default_rng(3).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
+    masks = np.zeros((4, SIZE, SIZE), np.uint8)
+    masks[:, :, : SIZE // 2] = 255
+    batch = {"images": jnp.asarray(images), "masks": jnp.asarray(masks)}
+
+    @jax.jit
+    def slopes(params, step):
+        def scalar(params):
+            extra = {"codebook": variables["codebook"]}
+            output = learner.loss(params, extra, batch, jax.random.key(1), step)
+            return output.loss, output.metrics
+
+        return jax.value_and_grad(scalar, has_aux=True)(params)
+
+    return learner, variables, batch, slopes
+
+
+def test_losses_are_the_sum_of_their_parts(adversarial):
+    learner, variables, batch, slopes = adversarial
+    (total, means), _ = slopes(variables["params"], 3)
+    metrics = {name: mean.compute() for name, mean in means.items()}
+    pixels = to_pixels(batch["images"])
+    seen = learner.model.apply(variables, pixels)
+    errors = np.abs(np.asarray(seen.reconstruction) - pixels)
+    left, right = errors[:, :, : SIZE // 2].mean(), errors[:, :, SIZE // 2 :].mean()
+    assert metrics["mae"] == pytest.approx((4 * left + right) / 5, rel=1e-4)
+    error = metrics["mae"] + 0.25 * metrics["commitment"]
+    assert metrics["loss"] == pytest.approx(error, rel=1e-4)
+
+    def verdicts(x):
+        return learner.adversary.apply({"params": variables["params"]["discriminator"]}, x)
+
+    real, drawn = verdicts(pixels), verdicts(seen.reconstruction)
+    assert metrics["loss_generator"] == pytest.approx(-float(drawn.mean()), rel=1e-3, abs=1e-5)
+    judged = (np.maximum(1 - real, 0).mean() + np.maximum(1 + drawn, 0).mean()) / 2
+    assert metrics["loss_discriminator"] == pytest.approx(judged, rel=1e-4)
+    more = metrics["adversarial_weight"] * metrics["loss_generator"] + judged
+    assert total == pytest.approx(metrics["loss"] + more, rel=1e-4)
+
+
+def test_each_side_learns_from_its_own_loss(adversarial):
+    learner, variables, batch, slopes = adversarial
+    params, pixels = variables["params"], to_pixels(batch["images"])
+    (_, early), before = slopes(params, 2)
+    (_, late), after = slopes(params, 3)
+    assert early["adversarial_weight"].compute() == 0
+    assert not any(leaf.any() for leaf in jax.tree.leaves(before["discriminator"]))
+    assert {n: early[n].compute() for n in ("loss", "mae")} == {
+        n: late[n].compute() for n in ("loss", "mae")
+    }
+    remade = learner.model.apply(variables, pixels).reconstruction
+
+    def judge(own):
+        verdicts = [learner.adversary.apply({"params": own}, x) for x in (pixels, remade)]
+        return discriminator_loss(*verdicts)
+
+    expected = jax.jit(jax.grad(judge))(params["discriminator"])
+    for ours, theirs in zip(*map(jax.tree.leaves, (after["discriminator"], expected)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+    # What the adversary adds at the last layer is a share 0.8 of what the other losses ask there.
+    last = [slope["decoder"]["conv_out"]["kernel"] for slope in (before, after)]
+    added = np.linalg.norm(last[1] - last[0])
+    assert added == pytest.approx(0.8 * np.linalg.norm(last[0]), rel=1e-2)
+
+
+def test_validation_measures_pictures_without_the_adversary(adversarial):
+    every, variables, batch, _ = adversarial
+    fields = {"adversarial": 0.8, "perceptual": 0.5, "lpips": "random", "region": 3.0}
+    learner = VQGANLearner(with_loss(every.experiment, **fields))
+    batch = batch | {"lpips": jax.tree.map(jnp.asarray, learner.lpips)}
+    weights = jnp.tile(jnp.repeat(jnp.array([4.0, 1.0]), SIZE // 2), (4, SIZE, 1))
+
+    @jax.jit
+    def validate(params, extra):
+        output = learner.loss(params, extra, batch, jax.random.key(1), jnp.int32(9), training=False)
+        pixels = to_pixels(batch["images"])
+        remade = learner.model.apply({"params": params, **extra}, pixels).reconstruction
+        return output, LPIPS().apply(batch["lpips"], remade, pixels, weights).mean()
+
+    output, apart = validate(variables["params"], {"codebook": variables["codebook"]})
+    metrics = {name: mean.compute() for name, mean in output.metrics.items()}
+    assert metrics["random_features"] == pytest.approx(float(apart), rel=1e-5)
+    error = metrics["mse"] + 0.5 * metrics["random_features"] + 0.25 * metrics["commitment"]
+    assert float(output.loss) == pytest.approx(error, rel=1e-5)
+    assert float(output.loss) == metrics["loss"]
+    assert not metrics.keys() & {"loss_generator", "adversarial_weight", "lpips"}
+    assert {"psnr", "ssim", "code_usage"} <= metrics.keys()
+    assert 3 < metrics["psnr"] < 20
+
+
+def test_a_discriminator_is_clipped_by_itself():
+    params = {"encoder": jnp.ones(3), "discriminator": {"conv": jnp.ones(4)}}
+    transform = optimizer(OptimConfig(clip_norm=1.0, beta1=0.0, weight_decay=0.0), 10, params)
+    slopes = {"encoder": jnp.full(3, 0.1), "discriminator": {"conv": jnp.full(4, 50.0)}}
+    _, state = transform.update(slopes, transform.init(params), params)
+    moments = {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree.leaves_with_path(state)
+    }
+    first = {name.split("mu.")[1]: leaf for name, leaf in moments.items() if "mu." in name}
+    np.testing.assert_allclose(first["encoder"], 0.1, rtol=1e-5)
+    np.testing.assert_allclose(first["discriminator.conv"], 0.5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_with_an_adversary_resumes_bitwise(config):
+    """On devices that cut it, with all that the trainer keeps."""
+    config = with_loss(config, adversarial=0.5, adversarial_start=1)
+    config = dataclasses.replace(
+        config,
+        mesh=MeshConfig(data=2, fsdp=2, tensor=2),
+        optim=OptimConfig(peak_lr=1e-3, warmup_steps=1),
+        train=TrainConfig(steps=4, log_every=1, validate_every=0),
+        checkpoint=CheckpointConfig(every=2),
+    )
+    learner = VQGANLearner(config)
+    whole = train(learner)
+    shutil.rmtree(f"{config.run_dir}/checkpoints/4")
+    again = train(learner)
+    for one, other in zip(*map(jax.tree.leaves, (whole, again)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert [line["resumed_from"] for line in read(config.run_dir)] == [0, 0, 2, 2]
+
+    kernel = whole.params["discriminator"]["conv_in"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape)[-1] == kernel.shape[-1] // 2
+    moments = [
+        leaf
+        for path, leaf in jax.tree.leaves_with_path(whole.opt_state)
+        if "discriminator" in jax.tree_util.keystr(path) and leaf.shape == kernel.shape
+    ]
+    assert len(moments) == 2
+    assert all(leaf.any() and leaf.sharding == kernel.sharding for leaf in moments)
+    tokenizer = vqgan.load(config.run_dir)
+    pixels = np.tile(patches()[:2], (1, 2, 2, 1))
+    assert tokenizer.decode(tokenizer.encode(pixels)).shape == pixels.shape
+
+
+def test_says_what_the_losses_lack(config, tmp_path):
+    with pytest.raises(UserError, match=r"needs weights: give vqgan_loss\.lpips a file"):
+        VQGANLearner(with_loss(config, perceptual=1.0))
+    with pytest.raises(UserError, match=r"nothing\.npz are missing"):
+        VQGANLearner(with_loss(config, perceptual=1.0, lpips=str(tmp_path / "nothing.npz")))
+    with pytest.raises(UserError, match=r"vqgan_loss\.region=-1"):
+        with_loss(config, region=-1.0)

@@ -1,5 +1,6 @@
 """The bridge equals the host path and gives the same ids on any mesh."""
 
+import functools
 from functools import partial
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ from cm3jax.model.bridge import TokenizerBridge
 from cm3jax.partition import batch_sharding, make_mesh, shardings
 from cm3jax.testing import experiment
 from cm3jax.tokenizers.vqgan import VQGAN
-from cm3jax.vocab import Vocab
+from cm3jax.vocab import Modality, Vocab
 
 EXPERIMENT = experiment()
 CONFIG, VOCAB = EXPERIMENT.vqgan, Vocab(EXPERIMENT.vocab)
@@ -39,20 +40,42 @@ def inputs():
     )
 
 
+@functools.cache
+def permutation():
+    """Which image id, counted from the first, stands for each code."""
+    return np.random.default_rng(1).permutation(CONFIG.codes)
+
+
+def permuted(boxed):
+    """The same tokenizer over a vocabulary that numbers the codes in its own order.
+
+    The table is the order of the codebook: an id is where its entry stands.
+    """
+
+    def reorder(path, leaf):
+        if path[0].key != "codebook":
+            return leaf
+        return leaf.replace_boxed(leaf.value[np.argsort(permutation())])
+
+    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+    return jax.tree.map_with_path(reorder, boxed, is_leaf=is_box)
+
+
 def run(mesh_config, boxed, inputs):
     """Pair ids, image ids and their pictures, computed on a mesh."""
     mesh = make_mesh(mesh_config)
     variables = jax.device_put(nn.unbox(boxed), shardings(mesh, boxed))
     inputs = jax.device_put(inputs, batch_sharding(mesh))
 
-    @jax.jit
-    def program(variables, pieces, lengths, pixels):
-        pairs = BRIDGE.apply(variables, pieces, lengths, pixels, method="encode_pairs")
-        ids = BRIDGE.apply(variables, pixels, method="encode_images")
-        return pairs, ids, BRIDGE.apply(variables, ids, method="decode_images")
-
     with jax.set_mesh(mesh):
         return program(variables, *inputs)
+
+
+@jax.jit
+def program(variables, pieces, lengths, pixels):
+    pairs = BRIDGE.apply(variables, pieces, lengths, pixels, method="encode_pairs")
+    ids = BRIDGE.apply(variables, pixels, method="encode_images")
+    return pairs, ids, BRIDGE.apply(variables, ids, method="decode_images")
 
 
 def test_variables_are_those_of_a_vqgan(boxed, inputs):
@@ -79,10 +102,24 @@ def test_equals_the_host_path(boxed, inputs):
         assert (pairs.ids[row, len(expected) :] == VOCAB.pad).all()
 
 
-def test_the_mesh_does_not_matter(boxed, inputs):
-    one = run(MeshConfig(data=1), boxed, inputs)
-    eight = run(MeshConfig(data=2, fsdp=2, tensor=2), boxed, inputs)
+@pytest.mark.parametrize("order", ["codes", "permuted"])
+def test_the_mesh_does_not_matter(boxed, inputs, order):
+    variables = boxed if order == "codes" else permuted(boxed)
+    one = run(MeshConfig(data=1), variables, inputs)
+    eight = run(MeshConfig(data=2, fsdp=2, tensor=2), variables, inputs)
     np.testing.assert_array_equal(one[0].ids, eight[0].ids)
     np.testing.assert_array_equal(one[0].lengths, eight[0].lengths)
     np.testing.assert_array_equal(one[1], eight[1])
     np.testing.assert_allclose(one[2], eight[2], atol=1e-5)
+
+
+def test_a_permuted_table_renames_ids_and_nothing_else(boxed, inputs):
+    plain, renamed = (run(MeshConfig(data=1), v, inputs) for v in (boxed, permuted(boxed)))
+    codes = np.asarray(plain[1]) - VOCAB.first_image
+    np.testing.assert_array_equal(renamed[1], VOCAB.first_image + permutation()[codes])
+    assert not np.array_equal(renamed[1], plain[1])
+    np.testing.assert_allclose(renamed[2], plain[2], atol=1e-5)
+    images = VOCAB.modality(np.asarray(plain[0].ids)) == int(Modality.IMAGE)
+    np.testing.assert_array_equal(renamed[0].ids[~images], plain[0].ids[~images])
+    again = VOCAB.first_image + permutation()[plain[0].ids[images] - VOCAB.first_image]
+    np.testing.assert_array_equal(renamed[0].ids[images], again)

@@ -76,10 +76,13 @@ class CaptionLines:
                     raise ValueError(f"has no text in {name!r}")
             source, licence = origin(value, str(self._folder))
             picture = join_inside(self._folder, value["file"])
+            columns = others(value)
+            if isinstance(columns.get("mask"), str):
+                columns["mask"] = join_inside(self._folder, columns["mask"])
         except ValueError as error:
             raise BadRecord(key, f"{where} {error}") from None
         parts = (value["caption"], picture)
-        return RawItem(key, parts, source, licence, others(value), where)
+        return RawItem(key, parts, source, licence, columns, where)
 
 
 class InterleavedLines:

@@ -1,0 +1,205 @@
+"""Training the decoder from pixels: tokenise, retrieve, rotate and learn in one program.
+
+Where the prepared corpus has neighbours that were chosen once, here every step searches the bank
+with the documents' vectors as the encoder sees them, through `TokenizerBridge` and
+`SequenceBuilder` (`data.online`). A record is shown the K best documents but itself; the cuts, the
+views and the clauses of `launch.prepare` are not applied, and a row holds one sample. Everything
+but the decoder is frozen: it goes into each step and is saved with none.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cm3jax import partition
+from cm3jax.config import Experiment
+from cm3jax.data.pipeline import Equipped, HostBatch, Position, RecordStream
+from cm3jax.data.sources import RawRecord, open_source
+from cm3jax.errors import UserError
+from cm3jax.learners import clip, vqgan
+from cm3jax.learners.decoder import DecoderLearner
+from cm3jax.loss import LossOutput
+from cm3jax.metrics import Work
+from cm3jax.model.bridge import TokenizerBridge
+from cm3jax.model.sequence_builder import Queries, Rows, SequenceBuilder, bank_variables
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.clip import (
+    CLIP,
+    document_vectors,
+    fit,
+    normalise,
+    text_length,
+    text_rows,
+)
+from cm3jax.retrieval.select import NONE
+from cm3jax.shapes import Array, Int, Key, UInt8
+from cm3jax.tokenizers.image import to_pixels
+from cm3jax.tokenizers.text import TextTokenizer
+from cm3jax.vocab import Vocab
+
+
+class OnlineLearner:
+    """A `DecoderLearner` whose rows are made in its loss from texts and pictures.
+
+    Reads all pairs of a text and a picture into memory; other records are left out. Raises
+    `UserError` when tokenizers, encoder or bank are missing or do not belong together, and for a
+    pair that does not fit a row.
+    """
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.text = TextTokenizer.load(experiment.tokenizers.text)
+        image = vqgan.load(experiment.tokenizers.image)
+        encoder = clip.load(experiment.retrieval.encoder)
+        self.vocab = Vocab(experiment.vocab, self.text.fingerprint, image.fingerprint)
+        self.bank = Bank.open(experiment.data.bank, encoder.fingerprint, self.vocab.fingerprint)
+        self.decoder = DecoderLearner(experiment, self.vocab, {})
+        self.bridge = TokenizerBridge(image.config, self.vocab)
+        self.encoder = CLIP(encoder.config)
+        self.builder = SequenceBuilder(
+            experiment.cm3,
+            self.vocab,
+            experiment.retrieval.documents,
+            experiment.model.context,
+        )
+        self._tools = self._place(image.variables, encoder.variables)
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the vocabulary and of both tokenizers."""
+        return self.vocab.fingerprints
+
+    @property
+    def work(self) -> Work:
+        """Of one global batch, the decoder's alone."""
+        return self.decoder.work
+
+    def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:
+        """The decoder's parameters, boxed with their logical axes."""
+        return self.decoder.init(key)
+
+    def loss(
+        self,
+        params: Any,
+        extra: Any,
+        batch: Mapping[str, Any],
+        key: Key[Array, ""],
+        step: Int[Array, ""],
+        training: bool = True,
+    ) -> LossOutput:
+        """The decoder's loss of the batch's `rows`."""
+        return self.decoder.loss(params, extra, self.rows(batch).batch, key, step, training)
+
+    def rows(self, batch: Mapping[str, Any]) -> Rows:
+        """From pixels and pieces to CM3 rows, one per record; it is traced.
+
+        All draws are those of the epoch in which the batch began.
+        """
+        pairs = self.bridge.apply(
+            batch["tokenizer"],
+            batch["pieces"],
+            batch["lengths"],
+            to_pixels(batch["images"]),
+            method="encode_pairs",
+        )
+        vectors = self.encoder.apply(batch["encoder"], batch["texts"], normalise(batch["seen"]))
+        queries = Queries(
+            pairs.ids,
+            pairs.lengths,
+            document_vectors(*vectors),
+            batch["exclude"],
+            batch["records"],
+        )
+        epoch = batch["epochs"].min()
+        return self.builder.apply({"bank": batch["bank"]}, queries, self.experiment.seed, epoch)
+
+    def stream(self, split: Literal["train", "validation"]) -> Equipped:
+        """Pairs of the source, with the tokenizer, the encoder and the bank."""
+        return Equipped(self._pairs(split), self._tools)
+
+    def _place(self, tokenizer: Mapping[str, Any], encoder: Mapping[str, Any]) -> dict[str, Any]:
+        mesh = partition.make_mesh(self.experiment.mesh)
+        size, clip_size = self.bridge.config.image_size, self.encoder.config.image_size
+
+        def place(init: Callable, variables: Any, *inputs: Any) -> Any:
+            boxed = jax.eval_shape(init, jax.random.key(0), *inputs)
+            return jax.device_put(variables, partition.shardings(mesh, boxed))
+
+        picture, other = (jnp.zeros((1, side, side, 3)) for side in (size, clip_size))
+        return {
+            "tokenizer": place(self.bridge.init, tokenizer, picture),
+            "encoder": place(self.encoder.init, encoder, jnp.zeros((1, 16), jnp.int32), other),
+            "bank": bank_variables(self.bank, mesh, training=True),
+        }
+
+    def _pairs(self, split: Literal["train", "validation"]) -> "PairStream":
+        data = self.experiment.data
+        source = open_source(data, split, self.experiment.seed)
+        numbered = ((number, source[number]) for number in range(len(source)))
+        pairs = [(number, record) for number, record in numbered if _is_pair(record)]
+        if not pairs:
+            raise UserError(
+                f"{data.source} has no pairs of a text and a picture for {split}; add some, or "
+                "prepare a corpus and leave data.online out."
+            )
+        records = [record for _, record in pairs]
+        texts = [self.text.encode(record.segments[0]) for record in records]
+        self._require_room(texts, records)
+        longest = max(map(len, texts))
+        length = text_length(longest, self.encoder.config)
+        pieces = np.zeros((len(texts), max(1, longest)), np.int32)
+        for row, text in zip(pieces, texts, strict=True):
+            row[: len(text)] = text
+        arrays = {
+            "pieces": pieces,
+            "lengths": np.asarray([len(text) for text in texts], np.int32),
+            "texts": text_rows(texts, self.encoder.config, length),
+            "images": np.stack([record.segments[1] for record in records]),
+            "exclude": np.asarray([[self.bank.rows.get(r.key, NONE)] for r in records], np.int32),
+            "records": np.asarray([number for number, _ in pairs], np.int32),
+        }
+        return PairStream(self.experiment, arrays, self.encoder.config.image_size)
+
+    def _require_room(self, texts: Sequence[Sequence[int]], records: Sequence[RawRecord]) -> None:
+        longest = int(np.argmax([len(text) for text in texts]))
+        room = self.experiment.model.context - self.vocab.image_tokens - 3  # <eos>, <break>, <eos>
+        if len(texts[longest]) > room:
+            raise UserError(
+                f"record {records[longest].key!r} of {self.experiment.data.source} has a text of "
+                f"{len(texts[longest])} pieces and does not fit a row of model.context="
+                f"{self.experiment.model.context}; raise that, or shorten it."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class PairStream:
+    """Shuffled pairs in memory, each picture also at the encoder's size."""
+
+    experiment: Experiment
+    arrays: dict[str, np.ndarray]
+    size: int
+    """Pixels along one side of the encoder's pictures."""
+
+    def batches(self, position: Position) -> Iterator[HostBatch]:
+        """This process's share of the batches from `position` on, without end."""
+        experiment = self.experiment
+        process = jax.process_index(), jax.process_count()
+        stream = RecordStream(self.arrays, experiment.data.batch, experiment.seed, *process)
+        for batch in stream.batches(position):
+            epochs = np.full(len(batch.data["records"]), position.epoch, np.int32)
+            seen = _at_size(batch.data["images"], self.size)
+            data = {**batch.data, "seen": seen, "epochs": epochs}
+            yield dataclasses.replace(batch, data=data)
+            position = batch.next
+
+
+def _at_size(images: UInt8[np.ndarray, "B Y X 3"], size: int) -> UInt8[np.ndarray, "B S S 3"]:
+    return np.stack([fit(image, size) for image in images])
+
+
+def _is_pair(record: RawRecord) -> bool:
+    return [isinstance(segment, str) for segment in record.segments] == [True, False]
