@@ -266,6 +266,16 @@ def write_export(
     save_experiment(epath.Path(out_dir) / "config.json", portable)
 
 
+def companion(run_dir: epath.PathLike, path: str) -> epath.Path:
+    """Another run that this one names: its namesake inside or beside this run, else `path` itself.
+
+    Weights that belong together are shipped together, wherever that is.
+    """
+    here, name = epath.Path(run_dir).resolve(), epath.Path(path).name
+    places = [here / name, here.parent / name] if path else []
+    return next((place for place in places if place.exists()), epath.Path(path))
+
+
 def require_same(saved: Mapping[str, str], ours: Mapping[str, str], what: str) -> None:
     """Raise `UserError` if a fingerprint that both name differs."""
     for name in sorted(saved.keys() & ours.keys()):

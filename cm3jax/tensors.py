@@ -1,11 +1,12 @@
 """safetensors files, read and written tensor by tensor, so that no model is ever whole in memory.
 
-A file is eight bytes of length, a JSON header (name -> type, shape, offsets) and the tensors' bytes.
-Reading maps files into memory and copies what is asked for; nothing in a file is ever executed.
+A file is eight bytes of length, a JSON header (name -> type, shape, offsets) and the bytes of all
+tensors. Reading maps it into memory and copies what is asked for; nothing in it is ever executed.
 """
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -19,13 +20,17 @@ from etils import epath
 from cm3jax.errors import UserError
 
 TYPES = {
+    "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(jnp.bfloat16),
+    "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
     "U32": np.dtype(np.uint32),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
 }
-"""The types that weights have here, by safetensors' names; others are refused when read."""
+"""safetensors' names of types; files with others are refused."""
 
 _LONGEST_HEADER = 100_000_000
 
@@ -106,16 +111,15 @@ def _header(path: epath.Path) -> tuple[dict[str, Any], int]:
             type_, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
             known = type_ in TYPES
             sound = 0 <= begin <= end and all(type(n) is int and n >= 0 for n in shape)
-            sound = sound and (
-                not known or end - begin == math.prod(shape) * TYPES[type_].itemsize
-            )
+            sound = sound and (not known or end - begin == math.prod(shape) * TYPES[type_].itemsize)
         except (KeyError, TypeError, ValueError):
             sound = False
         if not sound:
             raise UserError(f"{path} is damaged: its entry {name} makes no sense; get it again.")
         if not known:
             raise UserError(
-                f"{path}: {name} has the type {type_}; weights are {', '.join(TYPES)} here."
+                f"{path}: {name} has the type {type_}, which is not read; save the weights as one "
+                f"of {', '.join(TYPES)}."
             )
         if end > room:
             raise UserError(
@@ -126,21 +130,24 @@ def _header(path: epath.Path) -> tuple[dict[str, Any], int]:
 
 
 def _tensor(path: epath.Path, name: str, entry: dict[str, Any], start: int) -> Tensor:
-    shape, dtype = tuple(entry["shape"]), TYPES[entry["dtype"]]
+    type_, shape = entry["dtype"], tuple(entry["shape"])
     offset = start + entry["data_offsets"][0]
+    return Tensor(type_, shape, functools.partial(_read, path, offset, TYPES[type_], shape))
 
-    def read(index: Any) -> np.ndarray:
-        count = math.prod(shape)
-        if count and os.path.exists(os.fspath(path)):
-            # Mapped anew each time: pages that were read do not stay with the process.
-            flat = np.memmap(os.fspath(path), dtype, "r", offset, (count,))
-        else:  # in a bucket
-            with path.open("rb") as file:
-                file.seek(offset)
-                flat = np.frombuffer(file.read(count * dtype.itemsize), dtype)
-        return np.array(flat.reshape(shape)[index])
 
-    return Tensor(entry["dtype"], shape, read)
+def _read(
+    path: epath.Path, offset: int, dtype: np.dtype, shape: tuple[int, ...], index: Any
+) -> np.ndarray:
+    """The part `index` of a tensor whose bytes begin at `offset`."""
+    count = math.prod(shape)
+    if count and os.path.exists(os.fspath(path)):
+        # Mapped anew each time: pages that were read do not stay with the process.
+        flat = np.memmap(os.fspath(path), dtype, "r", offset, (count,))
+    else:  # in a bucket
+        with path.open("rb") as file:
+            file.seek(offset)
+            flat = np.frombuffer(file.read(count * dtype.itemsize), dtype)
+    return np.array(flat.reshape(shape)[index])
 
 
 def write_file(
@@ -161,7 +168,7 @@ def write_file(
             written = 0
             for part in tensor.parts():
                 content = np.ascontiguousarray(part, TYPES[tensor.type])
-                written += file.write(content.tobytes())
+                written += file.write(content.reshape(-1).view(np.uint8))
             if written != tensor.size:
                 raise ValueError(f"{name} has {written} bytes, not {tensor.size}")
 
