@@ -375,7 +375,7 @@ def tokenise(
 def _encoder_parts(raw: RawRecord, encoder: ClipEncoder) -> tuple[str | None, np.ndarray | None]:
     """The text and the picture of a record as the encoder takes them."""
     text, image = text_and_image(raw.segments)
-    return text, None if image is None else fit(image, encoder.config.image_size)
+    return text, None if image is None else fit(image, encoder.config)
 
 
 def _spans(source: Source) -> list[range]:
