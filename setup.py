@@ -20,7 +20,8 @@ REQUIRES = [
     "etils[epath]>=1.13",  # one path type for local folders and buckets
     "sentencepiece>=0.2.2,<0.3",  # the text tokenizer
     "scann>=1.4.2,<2; sys_platform == 'linux'",  # the index of large banks; no macOS wheels
-    "transformers>=5.17,<6",  # CLIP and Chameleon tokenizers and configs; no torch needed
+    "transformers>=5.17,<6",  # text tokenizers without a tokenizer.json; no torch needed
+    "tokenizers>=0.22",  # those with one
     "tensorflow-datasets>=4.9.10,<5",  # `emblems` as a builder, array_record files; no tensorflow
     "grain>=0.2.18,<0.3",  # parallel reading of training rows
     "array_record>=0.8.3",  # the corpus and the bank on disk

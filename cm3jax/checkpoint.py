@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from cm3jax import checksums, distributed
+from cm3jax import checksums, distributed, tensors
 from cm3jax.config import CheckpointConfig, Experiment
 from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
@@ -31,11 +31,11 @@ from cm3jax.tokenizers.text import MODEL_FILE
 
 _log = logging.getLogger(__name__)
 
+PARAMS_FILE = "params.safetensors"
+"""The weights of an exported run."""
+
 _ORBAX_NOTES = "_CHECKPOINT_METADATA"
 """Times of writing, which orbax changes last and nothing here reads."""
-
-_TYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "I32": np.int32, "U32": np.uint32}
-"""safetensors' names of the types that a run's variables have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,15 +199,17 @@ def _set_aside(path: epath.Path) -> None:
     path.rename(aside)
 
 
-def load_run(run_dir: epath.PathLike) -> LoadedRun:
+def load_run(run_dir: epath.PathLike, onto: TrainState | None = None) -> LoadedRun:
     """Parameters and other collections of a run directory or of an exported run, float32.
 
     Of a run the newest sound checkpoint is read, without its optimiser. Weights that were exported
-    as bfloat16 are widened. Raises `UserError` if nothing there can be read.
+    as bfloat16 are widened. They are laid out as `onto` says (as `place` does; of exported weights
+    every device reads its own part), else on the first device. Raises `UserError` if nothing there
+    can be read.
     """
     path = epath.Path(run_dir).resolve()
-    if (path / "params.safetensors").exists():
-        return _load_exported(path)
+    if (path / PARAMS_FILE).exists():
+        return _load_exported(path, onto)
     if not (path / "checkpoints").exists():
         raise UserError(
             f"{run_dir} holds no trained run (neither checkpoints nor params.safetensors); "
@@ -217,7 +219,10 @@ def load_run(run_dir: epath.PathLike) -> LoadedRun:
         step, _ = _newest_sound(manager, path / "checkpoints")
         if step is None:
             raise UserError(f"{run_dir} holds no complete checkpoint yet; train it first.")
-        return _load_checkpoint(manager, step, f"{run_dir} at step {step}")
+        run = _load_checkpoint(manager, step, f"{run_dir} at step {step}")
+    if onto is None:
+        return run
+    return dataclasses.replace(run, variables=place(run.variables, onto, str(run_dir)))
 
 
 def export_run(
@@ -240,18 +245,35 @@ def write_run(
 ) -> None:
     """Write weights as `params.safetensors` (names like `params/layers/...`) and `config.json`,
     without paths of this machine; `load_run` reads the directory."""
-    tensors = {}
+    outputs = {}
     for path, leaf in jax.tree.leaves_with_path(run.variables):
-        array = np.asarray(leaf)
-        real = array.dtype == np.float32
-        tensors[_name(path)] = array.astype(jnp.dtype(dtype)) if real else array
-    header = {"step": str(run.step), "fingerprints": json.dumps(dict(run.fingerprints))}
-    out = epath.Path(out_dir)
-    import safetensors.numpy
+        narrow = dtype == "bfloat16" and leaf.dtype == np.float32
+        outputs[_name(path)] = tensors.whole(leaf, "BF16" if narrow else None)
+    write_export(out_dir, run.experiment, outputs, run.step, run.fingerprints)
 
-    write_atomic(out / "params.safetensors", safetensors.numpy.save(tensors, header))
-    portable = dataclasses.replace(run.experiment, workdir="", init_from="")
-    save_experiment(out / "config.json", portable)
+
+def write_export(
+    out_dir: epath.PathLike,
+    experiment: Experiment,
+    outputs: Mapping[str, tensors.Output],
+    step: int,
+    fingerprints: Mapping[str, str],
+) -> None:
+    """`write_run` of tensors that need not be in memory, under their names."""
+    header = {"step": str(step), "fingerprints": json.dumps(dict(fingerprints))}
+    tensors.write_file(epath.Path(out_dir) / PARAMS_FILE, outputs, header)
+    portable = dataclasses.replace(experiment, workdir="", init_from="")
+    save_experiment(epath.Path(out_dir) / "config.json", portable)
+
+
+def companion(run_dir: epath.PathLike, path: str) -> epath.Path:
+    """Another run that this one names: its namesake inside or beside this run, else `path` itself.
+
+    Weights that belong together are shipped together, wherever that is.
+    """
+    here, name = epath.Path(run_dir).resolve(), epath.Path(path).name
+    places = [here / name, here.parent / name] if path else []
+    return next((place for place in places if place.exists()), epath.Path(path))
 
 
 def require_same(saved: Mapping[str, str], ours: Mapping[str, str], what: str) -> None:
@@ -317,32 +339,55 @@ def _load_checkpoint(manager: ocp.CheckpointManager, step: int, what: str) -> Lo
     return LoadedRun(meta.experiment, variables, step, meta.fingerprints)
 
 
-def _load_exported(path: epath.Path) -> LoadedRun:
-    import safetensors
-
-    file = path / "params.safetensors"
-    content = file.read_bytes()
-    try:
-        tensors = dict(safetensors.deserialize(content))
-        size = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + size])["__metadata__"]
-    except (safetensors.SafetensorError, KeyError) as damage:
-        raise UserError(f"{file} is damaged ({_brief(damage)}); export the run again.") from None
+def _load_exported(path: epath.Path, onto: TrainState | None) -> LoadedRun:
+    file = path / PARAMS_FILE
+    found = tensors.read_file(file)
+    header = tensors.read_metadata(file)
+    if not {"step", "fingerprints"} <= header.keys():
+        raise UserError(f"{file} is damaged or no exported run; export the run again.")
     variables: dict[str, Any] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in found.items():
         *parents, leaf = name.split("/")
         node = variables
         for parent in parents:
             node = node.setdefault(parent, {})
-        array = np.frombuffer(tensor["data"], _TYPES[tensor["dtype"]]).reshape(tensor["shape"])
-        narrow = array.dtype == jnp.bfloat16
-        node[leaf] = jnp.asarray(array, jnp.float32 if narrow else array.dtype)
+        node[leaf] = tensor
+    if onto is None:
+        variables = jax.tree.map(lambda tensor: jnp.asarray(_widened(tensor, ...)), variables)
+    else:
+        variables = _read_onto(variables, onto, str(path))
     return LoadedRun(
         load_experiment(path / "config.json"),
         variables,
         int(header["step"]),
         json.loads(header["fingerprints"]),
     )
+
+
+def _read_onto(found: dict[str, Any], onto: TrainState, what: str) -> dict[str, Any]:
+    """Tensors of a file as arrays on a mesh: what a device holds is all that is read for it."""
+    wanted = {"params": onto.params, **onto.extra}
+    described = jax.tree.map(
+        lambda tensor: jax.ShapeDtypeStruct(tensor.shape, _read_type(tensor)), found
+    )
+    _require_shapes(_shapes(described), _shapes(wanted), what)
+
+    def read(tensor: tensors.Tensor, leaf: jax.ShapeDtypeStruct):
+        return jax.make_array_from_callback(
+            leaf.shape, leaf.sharding, lambda index: _widened(tensor, index)
+        )
+
+    return jax.tree.map(read, found, wanted)
+
+
+def _read_type(tensor: tensors.Tensor) -> np.dtype:
+    """The type in memory: parameters are float32, however they were exported."""
+    narrow = tensor.type in ("BF16", "F16")
+    return np.dtype(np.float32) if narrow else tensors.TYPES[tensor.type]
+
+
+def _widened(tensor: tensors.Tensor, index: Any) -> np.ndarray:
+    return tensor.read(index).astype(_read_type(tensor), copy=False)
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -49,6 +49,20 @@ class TokenizersConfig:
     """SentencePiece algorithm (`text_tokenizer` experiments)."""
 
 
+_ADDED = {"attention_sides", "latent_width", "vision_ffn", "text_ffn", "resize"}
+
+
+def identity(config: "VQGANConfig | ClipConfig") -> str:
+    """What fingerprints say of a config: its `repr`, but for defaults of fields that came later,
+    so that what was made before them still fits."""
+    kept = (
+        f"{field.name}={getattr(config, field.name)!r}"
+        for field in dataclasses.fields(config)
+        if field.name not in _ADDED or getattr(config, field.name) != field.default
+    )
+    return f"{type(config).__name__}({', '.join(kept)})"
+
+
 @dataclasses.dataclass(frozen=True)
 class VQGANConfig:
     """The image tokenizer: the taming / Make-A-Scene family, or a patch-local one for CPUs."""
@@ -66,6 +80,9 @@ class VQGANConfig:
     """Residual blocks per level."""
     attention: bool = True
     """Self-attention in the middle (taming's `mid.attn_1`)."""
+    attention_sides: tuple[int, ...] = ()
+    """Self-attention after every residual block of the levels with so many positions along a side
+    (taming's `attn_resolutions`)."""
     kernel: Literal[1, 3] = 3
     """Convolution kernel of residual blocks; with 1 and patch > 1 a code depends on its patch
     alone."""
@@ -73,6 +90,9 @@ class VQGANConfig:
     """Codebook entries; must equal vocab.image_codes."""
     code_width: int = 256
     """Width of a codebook entry."""
+    latent_width: int = 0
+    """Channels at the encoder's end and the decoder's beginning (taming's `z_channels`); 0 takes
+    code_width."""
     commitment: float = 0.25
     """Weight of the commitment loss (beta)."""
     ema_decay: float = 0.99
@@ -90,6 +110,15 @@ class VQGANConfig:
         """Codes along one side."""
         return self.image_size // self.downsample
 
+    @property
+    def latents(self) -> int:
+        """Channels at the encoder's end and the decoder's beginning."""
+        return self.latent_width or self.code_width
+
+    def attends_at(self, level: int) -> bool:
+        """Whether a level's residual blocks are followed by self-attention."""
+        return self.image_size // (self.patch * 2**level) in self.attention_sides
+
     def __post_init__(self):
         _require(
             self.image_size % self.downsample == 0,
@@ -97,9 +126,16 @@ class VQGANConfig:
             "(vqgan.patch times 2 per further level); change one of them.",
         )
         _require(
-            self.kernel == 3 or (len(self.multipliers) == 1 and not self.attention),
+            self.kernel == 3
+            or (len(self.multipliers) == 1 and not self.attention and not self.attention_sides),
             "vqgan.kernel=1 keeps patches apart, which several vqgan.multipliers or "
             "vqgan.attention would mix; use one multiplier and no attention, or vqgan.kernel=3.",
+        )
+        sides = {self.image_size // self.patch // 2**n for n in range(len(self.multipliers))}
+        _require(
+            set(self.attention_sides) <= sides,
+            f"vqgan.attention_sides={self.attention_sides} names a side that no level has; the "
+            f"levels' sides are {sorted(sides)}.",
         )
 
 
@@ -169,8 +205,14 @@ class ClipConfig:
     """Entries of the text tower's embedding."""
     width: int = 512
     """Width of the shared space (E)."""
+    vision_ffn: int = 0
+    """Width of the picture tower's feed-forward layers; 0 is four times its own."""
+    text_ffn: int = 0
+    """Width of the text tower's feed-forward layers; 0 is four times its own."""
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     """Activation of the feed-forward layers."""
+    resize: Literal["lanczos", "bicubic"] = "lanczos"
+    """Filter that brings pictures to the encoder's size (CLIP's public weights: bicubic)."""
     pair_loss: float = 1.0
     """Weight of the pair loss: a text against its own picture (CLIP)."""
     document_loss: float = 1.0

@@ -23,7 +23,7 @@ def from_dict(values: dict[str, Any], what: str = "the config") -> Experiment:
     Fields that are absent take their defaults, so that old runs stay readable when a field is
     added. Raises `UserError` for a field that does not exist or has a value of another type.
     """
-    return _build(Experiment, values, what, "")
+    return build(Experiment, values, what)
 
 
 def save_experiment(path: epath.PathLike, experiment: Experiment) -> None:
@@ -36,9 +36,14 @@ def load_experiment(path: epath.PathLike) -> Experiment:
     return from_dict(read_json(path, "the run's config"), str(path))
 
 
-def _build(kind: Any, value: Any, what: str, where: str) -> Any:
-    """`value` as an instance of the annotation `kind`, found at the dotted field `where`."""
-    wrong = UserError(f"{what}: {where or 'it'} is {value!r}, which is not {_name(kind)}; mend it.")
+def build(kind: Any, value: Any, what: str, where: str = "") -> Any:
+    """JSON's `value` as an instance of the annotation `kind`, found at the dotted field `where`.
+
+    Raises `UserError` that names `what` and the field where they don't fit.
+    """
+    wrong = UserError(
+        f"{what}: {where or 'it'} is {value!r:.80}, which is not {_name(kind)}; mend it."
+    )
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise wrong
@@ -50,18 +55,18 @@ def _build(kind: Any, value: Any, what: str, where: str) -> Any:
                     f"{what} has a field {prefix}{name} that this version does not know; remove it "
                     "or use the version that wrote it."
                 )
-        fields = {n: _build(hints[n], v, what, prefix + n) for n, v in value.items()}
+        fields = {n: build(hints[n], v, what, prefix + n) for n, v in value.items()}
         return kind(**fields)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple and isinstance(value, list | tuple):
         kinds = args[:1] * len(value) if args[1:] == (...,) else args
         if len(kinds) != len(value):
             raise wrong
-        return tuple(_build(k, v, what, where) for k, v in zip(kinds, value, strict=True))
+        return tuple(build(k, v, what, where) for k, v in zip(kinds, value, strict=True))
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        return _build(next(k for k in args if k is not type(None)), value, what, where)
+        return build(next(k for k in args if k is not type(None)), value, what, where)
     if origin is typing.Literal:
         fits = value in args
     elif kind is float:

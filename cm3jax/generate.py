@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from cm3jax.checkpoint import LoadedRun, load_run
+from cm3jax.checkpoint import LoadedRun, companion, load_run
 from cm3jax.config import DecodeConfig
 from cm3jax.decode import loop
 from cm3jax.decode.grammar import Codes, Program, Words
@@ -361,8 +361,8 @@ def load(run_dir: epath.PathLike, bank: epath.PathLike = "") -> Generator:
 def assemble(run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "") -> Generator:
     """The generator of a decoder that is in memory, with what `load` would find for `run_dir`."""
     experiment = run.experiment
-    text = TextTokenizer.load(_companion(run_dir, experiment.tokenizers.text))
-    image = vqgan.load(_companion(run_dir, experiment.tokenizers.image))
+    text = TextTokenizer.load(companion(run_dir, experiment.tokenizers.text))
+    image = vqgan.load(companion(run_dir, experiment.tokenizers.image))
     vocab = Vocab(experiment.vocab, text.fingerprint, image.fingerprint)
     vocab.require(run.fingerprints["vocab"], f"the decoder {run_dir}")
 
@@ -373,18 +373,9 @@ def assemble(run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "")
                 f"{run_dir} names no memory bank or no encoder (data.bank, retrieval.encoder); "
                 "give a bank, or ask for no documents."
             )
-        encoder = clip.load(_companion(run_dir, experiment.retrieval.encoder))
+        encoder = clip.load(companion(run_dir, experiment.retrieval.encoder))
         opened = Bank.open(where, encoder.fingerprint, vocab.fingerprint)
         return Retriever(encoder, opened, experiment.retrieval)
 
     model = Decoder(experiment.model, vocab.size)
     return Generator(model, run.variables, vocab, text, image, open_retriever, experiment.decode)
-
-
-def _companion(run_dir: epath.PathLike, path: str) -> epath.Path:
-    """Another run that this one names: its namesake beside this run, else where the config says.
-
-    Weights that were trained together are shipped side by side, wherever that is.
-    """
-    beside = epath.Path(run_dir).resolve().parent / epath.Path(path).name
-    return beside if path and beside.exists() else epath.Path(path)

@@ -230,12 +230,12 @@ def _start(learner: Learner, layout: Layout, checkpoints: Checkpoints) -> _Start
     state = layout.init(_key(experiment.seed, 0))
     if not experiment.init_from:
         return _Start(state, Position(), 0.0, "starting from scratch.")
-    run = checkpoint.load_run(experiment.init_from)
+    run = checkpoint.load_run(experiment.init_from, layout.abstract)
     checkpoint.require_same(run.fingerprints, learner.fingerprints, experiment.init_from)
-    variables = checkpoint.place(run.variables, layout.abstract, experiment.init_from)
-    params = variables.pop("params")
+    extra = dict(run.variables)
+    params = extra.pop("params")
     source = f"starting from the parameters of {experiment.init_from} at step {run.step}."
-    state = dataclasses.replace(state, params=params, extra=variables)
+    state = dataclasses.replace(state, params=params, extra=extra)
     return _Start(state, Position(), 0.0, source)
 
 

@@ -200,7 +200,7 @@ def _asking(experiment: Experiment, encoder: ClipEncoder) -> _Asking:
             continue
         text, image = text_and_image(record.segments)
         if text is not None and image is not None:
-            pairs.append((text, fit(image, encoder.config.image_size)))
+            pairs.append((text, fit(image, encoder.config)))
             subjects.append(record.subjects)
     if not pairs:
         raise UserError("the source's validation split has no pairs to ask with; mend data.source.")

@@ -15,12 +15,12 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 # Parts of `cm3jax`, lowest first: a module imports from its own line and from those above it.
 LAYERS = (
-    "config shapes vocab errors files checksums records shards draws hardware html",
+    "config shapes vocab errors files checksums records shards tensors draws hardware html",
     "document sequence masks tokenizers experiment_io",
     "prompts retrieval tasks",
     "data partition model",
     "loss optim state gradients checkpoint metrics run_report distributed watchdog",
-    "learners testing interop",
+    "learners testing convert",
     "train decode",
     "footprint",
     "generate",

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from cm3jax import draws
-from cm3jax.config import Experiment
+from cm3jax.config import ClipConfig, Experiment
 from cm3jax.data.pipeline import HostBatch, Position, RecordStream
 from cm3jax.data.sources import Source
 from cm3jax.errors import UserError
@@ -49,14 +49,14 @@ class Records:
     Raises `UserError` when there is none.
     """
 
-    def __init__(self, source: Source, tokenizer: TextTokenizer, image_size: int):
+    def __init__(self, source: Source, tokenizer: TextTokenizer, config: ClipConfig):
         texts, images, names = [], [], []
         for index in range(len(source)):
             record = source[index]
             text, image = text_and_image(record.segments)
             if text and image is not None:
                 texts.append(tokenizer.encode(text))
-                images.append(fit(image, image_size))
+                images.append(fit(image, config))
                 names.append(record.subjects)
         if not texts:
             raise UserError("the source has no record with a text and a picture; mend data.source.")

@@ -102,4 +102,4 @@ def tokenise(
 def encoder_parts(raw: RawRecord, encoder: ClipEncoder) -> tuple[str | None, np.ndarray | None]:
     """The text and the picture of a record as the encoder takes them."""
     text, image = text_and_image(raw.segments)
-    return text, None if image is None else fit(image, encoder.config.image_size)
+    return text, None if image is None else fit(image, encoder.config)

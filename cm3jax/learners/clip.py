@@ -52,7 +52,7 @@ class CLIPLearner:
 
     def _records(self, split: Literal["train", "validation"]) -> Records:
         source = open_source(self.experiment.data, split, self.experiment.seed)
-        return Records(source, self.tokenizer, self.experiment.clip.image_size)
+        return Records(source, self.tokenizer, self.experiment.clip)
 
     @property
     def work(self) -> Work:

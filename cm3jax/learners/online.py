@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cm3jax import partition
-from cm3jax.config import Experiment
+from cm3jax.config import ClipConfig, Experiment
 from cm3jax.data.pipeline import Equipped, HostBatch, Position, RecordStream
 from cm3jax.data.sources import RawRecord, open_source
 from cm3jax.errors import UserError
@@ -36,7 +36,7 @@ from cm3jax.retrieval.clip import (
     text_rows,
 )
 from cm3jax.retrieval.select import NONE
-from cm3jax.shapes import Array, Int, Key, UInt8
+from cm3jax.shapes import Array, Int, Key
 from cm3jax.tokenizers.image import to_pixels
 from cm3jax.tokenizers.text import TextTokenizer
 from cm3jax.vocab import Vocab
@@ -162,7 +162,7 @@ class OnlineLearner:
             "exclude": np.asarray([[self.bank.rows.get(r.key, NONE)] for r in records], np.int32),
             "records": np.asarray([number for number, _ in pairs], np.int32),
         }
-        return PairStream(self.experiment, arrays, self.encoder.config.image_size)
+        return PairStream(self.experiment, arrays, self.encoder.config)
 
     def _require_room(self, texts: Sequence[Sequence[int]], records: Sequence[RawRecord]) -> None:
         longest = int(np.argmax([len(text) for text in texts]))
@@ -181,8 +181,7 @@ class PairStream:
 
     experiment: Experiment
     arrays: dict[str, np.ndarray]
-    size: int
-    """Pixels along one side of the encoder's pictures."""
+    encoder: ClipConfig
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """This process's share of the batches from `position` on, without end."""
@@ -191,14 +190,10 @@ class PairStream:
         stream = RecordStream(self.arrays, experiment.data.batch, experiment.seed, *process)
         for batch in stream.batches(position):
             epochs = np.full(len(batch.data["records"]), position.epoch, np.int32)
-            seen = _at_size(batch.data["images"], self.size)
+            seen = np.stack([fit(image, self.encoder) for image in batch.data["images"]])
             data = {**batch.data, "seen": seen, "epochs": epochs}
             yield dataclasses.replace(batch, data=data)
             position = batch.next
-
-
-def _at_size(images: UInt8[np.ndarray, "B Y X 3"], size: int) -> UInt8[np.ndarray, "B S S 3"]:
-    return np.stack([fit(image, size) for image in images])
 
 
 def _is_pair(record: RawRecord) -> bool:

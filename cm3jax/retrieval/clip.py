@@ -12,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
+from PIL.Image import Resampling
 
-from cm3jax.config import ClipConfig
+from cm3jax.config import ClipConfig, identity
 from cm3jax.files import digest
 from cm3jax.shapes import Array, Float, Int, UInt8
 from cm3jax.tokenizers.image import preprocess
 from cm3jax.tokenizers.text import TextTokenizer
 
-_MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
-_STD = np.float32([0.26862954, 0.26130258, 0.27577711])
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
@@ -35,7 +36,7 @@ def hf_name(path: Sequence[str]) -> str:
 
 def normalise(images: UInt8[Array | np.ndarray, "B Y X 3"]) -> Float[Array, "B Y X 3"]:
     """Bytes to CLIP's input: each channel in [0, 1], less CLIP's mean, over its deviation."""
-    return (jnp.asarray(images, jnp.float32) / 255 - _MEAN) / _STD
+    return (jnp.asarray(images, jnp.float32) / 255 - np.float32(PIXEL_MEAN)) / np.float32(PIXEL_STD)
 
 
 def text_rows(
@@ -71,11 +72,12 @@ def text_and_image(
     return " ".join(texts) if texts else None, images[0] if images else None
 
 
-def fit(image: UInt8[np.ndarray, "Y X 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
+def fit(image: UInt8[np.ndarray, "Y X 3"], config: ClipConfig) -> UInt8[np.ndarray, "S S 3"]:
     """A picture at the encoder's size: unchanged, or its centre square rescaled."""
-    if image.shape[:2] == (size, size):
+    if image.shape[:2] == (config.image_size, config.image_size):
         return image
-    return preprocess(PIL.Image.fromarray(image), size)
+    filter_ = Resampling[config.resize.upper()]
+    return preprocess(PIL.Image.fromarray(image), config.image_size, filter_)
 
 
 def _dense(
@@ -121,18 +123,20 @@ class _Attention(nn.Module):
 
 
 class _FeedForward(nn.Module):
+    hidden: int
     activation: Callable
     std: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         width = x.shape[-1]
-        x = _dense(4 * width, (2 * width) ** -0.5, ("embed", "mlp"), "fc1")(x)
+        x = _dense(self.hidden or 4 * width, (2 * width) ** -0.5, ("embed", "mlp"), "fc1")(x)
         return _dense(width, self.std, ("mlp", "embed"), "fc2")(self.activation(x))
 
 
 class _Layer(nn.Module):
     heads: int
+    hidden: int
     causal: bool
     activation: Callable
     std: float
@@ -142,12 +146,14 @@ class _Layer(nn.Module):
         x = x + _Attention(self.heads, self.causal, self.std, name="self_attn")(
             _norm("layer_norm1")(x)
         )
-        return x + _FeedForward(self.activation, self.std, name="mlp")(_norm("layer_norm2")(x))
+        feed_forward = _FeedForward(self.hidden, self.activation, self.std, name="mlp")
+        return x + feed_forward(_norm("layer_norm2")(x))
 
 
 class _Layers(nn.Module):
     count: int
     heads: int
+    hidden: int
     causal: bool
     activation: Callable
 
@@ -155,19 +161,22 @@ class _Layers(nn.Module):
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         std = (x.shape[-1] * 2 * self.count) ** -0.5
         for i in range(self.count):
-            x = _Layer(self.heads, self.causal, self.activation, std, name=str(i))(x)
+            layer = _Layer(self.heads, self.hidden, self.causal, self.activation, std, name=str(i))
+            x = layer(x)
         return x
 
 
 class _Encoder(nn.Module):
     count: int
     heads: int
+    hidden: int
     causal: bool
     activation: Callable
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        return _Layers(self.count, self.heads, self.causal, self.activation, name="layers")(x)
+        shape = (self.count, self.heads, self.hidden, self.causal, self.activation)
+        return _Layers(*shape, name="layers")(x)
 
 
 class _TextEmbeddings(nn.Module):
@@ -188,7 +197,8 @@ class _TextModel(nn.Module):
     def __call__(self, ids: Int[Array, "B L"]) -> Float[Array, "B D"]:
         c = self.config
         x = _TextEmbeddings(c, name="embeddings")(ids)
-        x = _Encoder(c.text_layers, c.text_heads, True, _activation(c), name="encoder")(x)
+        shape = (c.text_layers, c.text_heads, c.text_ffn)
+        x = _Encoder(*shape, True, _activation(c), name="encoder")(x)
         x = _norm("final_layer_norm")(x)
         # Padding follows the end token, and attention is causal: no mask is needed.
         return jnp.take_along_axis(x, ids.argmax(-1)[:, None, None], axis=1)[:, 0]
@@ -225,7 +235,8 @@ class _VisionModel(nn.Module):
     def __call__(self, pixels: Float[Array, "B Y X 3"]) -> Float[Array, "B D"]:
         c = self.config
         x = _norm("pre_layrnorm")(_VisionEmbeddings(c, name="embeddings")(pixels))
-        x = _Encoder(c.vision_layers, c.vision_heads, False, _activation(c), name="encoder")(x)
+        shape = (c.vision_layers, c.vision_heads, c.vision_ffn)
+        x = _Encoder(*shape, False, _activation(c), name="encoder")(x)
         return _norm("post_layernorm")(x[:, 0])
 
 
@@ -301,7 +312,7 @@ class ClipEncoder:
         )
         leaves = flax.traverse_util.flatten_dict(jax.device_get(self._variables["params"]))
         parts = [part for path in sorted(leaves) for part in (hf_name(path), leaves[path])]
-        self.fingerprint: str = digest(repr(config), text_tokenizer.fingerprint, *parts)
+        self.fingerprint: str = digest(identity(config), text_tokenizer.fingerprint, *parts)
 
     @property
     def variables(self) -> dict:

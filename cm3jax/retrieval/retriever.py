@@ -8,7 +8,7 @@ import numpy as np
 from cm3jax.config import RetrievalConfig
 from cm3jax.retrieval.bank import Bank, BankDocument
 from cm3jax.retrieval.clauses import clauses
-from cm3jax.retrieval.clip import ClipEncoder
+from cm3jax.retrieval.clip import ClipEncoder, fit
 from cm3jax.retrieval.index import open_index
 from cm3jax.retrieval.protocol import Index
 from cm3jax.retrieval.select import NONE, choose, side_by_side
@@ -92,6 +92,8 @@ class Retriever:
 
     def _clauses(self, text: str | None, picture: Picture | None) -> list[Query]:
         """What a query asks with: itself, or the clauses of a text alone."""
+        if picture is not None:
+            picture = fit(picture, self.encoder.config)
         if text is None or picture is not None or not self.config.clauses:
             return [(text, picture)]
         return [(clause, None) for clause in clauses(text)]

@@ -14,8 +14,9 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 from etils import epath
+from PIL.Image import Resampling
 
-from cm3jax.config import VQGANConfig
+from cm3jax.config import VQGANConfig, identity
 from cm3jax.errors import UserError
 from cm3jax.files import digest
 from cm3jax.shapes import Array, Float, Int, UInt8
@@ -51,7 +52,7 @@ class ImageTokenizer:
         """Identifies the configuration, the parameters and the codebook."""
         leaves = jax.tree.leaves_with_path(self._variables)
         parts = [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves]
-        return digest(repr(self.config), *(part for pair in parts for part in pair))
+        return digest(identity(self.config), *(part for pair in parts for part in pair))
 
     def encode(
         self, images: UInt8[np.ndarray, "B Y X 3"] | Sequence[UInt8[np.ndarray, "Y X 3"]]
@@ -71,6 +72,11 @@ class ImageTokenizer:
             raise ValueError(f"expected codes [B, {grid * grid}], not {codes.shape}")
         if codes.size and not (codes.min() >= 0 and codes.max() < limit):
             raise ValueError(f"there are codes outside 0..{limit - 1}")
+        if "conv_in" not in self._variables["params"]["decoder"]:
+            raise UserError(
+                "this image tokenizer only reads pictures: it was converted from weights without a "
+                "decoder; convert them again with --vqgan, the file that has it."
+            )
         return self._batched(self._decode, codes, np.zeros((0, side, side, 3), np.uint8))
 
     def _batched(self, function, inputs: np.ndarray, empty: np.ndarray) -> np.ndarray:
@@ -147,11 +153,14 @@ def load_picture(path: epath.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]:
         ) from None
 
 
-def preprocess(image: PIL.Image.Image, size: int) -> UInt8[np.ndarray, "S S 3"]:
-    """RGB bytes of the largest centred square at `size` pixels a side (Lanczos).
+def preprocess(
+    image: PIL.Image.Image, size: int, filter_: Resampling = Resampling.LANCZOS
+) -> UInt8[np.ndarray, "S S 3"]:
+    """RGB bytes: the shorter side becomes `size` pixels, then the centre square is cut out.
 
     Turned as EXIF says; transparency on white; of an animation the first frame. A picture that has
-    the size already passes unchanged.
+    the size already passes unchanged. The cut goes first, into the picture that is resized, so that
+    a long one costs no more than a square one; the bytes are those of the other order.
     """
     # A broken EXIF block says nothing about the pixels, so they are taken as they stand.
     with contextlib.suppress(Exception):
@@ -163,5 +172,11 @@ def preprocess(image: PIL.Image.Image, size: int) -> UInt8[np.ndarray, "S S 3"]:
         image = image.convert("RGBA")
         white = PIL.Image.new("RGBA", image.size, "white")
         image = PIL.Image.alpha_composite(white, image)
-    image = PIL.ImageOps.fit(image.convert("RGB"), (size, size), PIL.Image.Resampling.LANCZOS)
-    return np.asarray(image)
+    width, height = image.size
+    short = min(width, height)
+    # transformers' rounding of the longer side and of the place of the cut.
+    resized = (size * width // short, size * height // short)
+    left, top = ((side - size) // 2 for side in resized)
+    across, down = width / resized[0], height / resized[1]
+    box = (left * across, top * down, (left + size) * across, (top + size) * down)
+    return np.asarray(image.convert("RGB").resize((size, size), filter_, box))

@@ -3,7 +3,7 @@
 CM3Leon trains its own BPE (arXiv 2309.02591, section 2.1). Pieces are numbered from 0; the
 vocabulary decides where they lie. Characters that training did not see fall back to their UTF-8
 bytes, so nothing is unknown, and no text can become a control id: `<break>` in a caption is just
-seven characters.
+seven characters. The tokenizers of foreign checkpoints stand behind the same interface.
 """
 
 import io
@@ -15,6 +15,7 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.files import digest, write_atomic
+from cm3jax.tokenizers.huggingface import HuggingFaceModel
 
 MODEL_FILE = "text.model"
 
@@ -27,17 +28,16 @@ _ESCAPED = re.compile("\ue000[01]")
 
 
 class TextTokenizer:
-    """A trained SentencePiece model.
+    """A trained SentencePiece model, or the tokenizer of a converted checkpoint.
 
-    Every text begins with a virtual space, so that a word is the same piece wherever it stands.
+    Of the former every text begins with a virtual space, so that a word is the same piece wherever
+    it stands, and every text survives; the latter keeps its own ways.
     """
 
     def __init__(self, model: bytes):
-        self._model = model
-        import sentencepiece  # only texts need it
-
-        self._processor = sentencepiece.SentencePieceProcessor()
-        self._processor.load_from_serialized_proto(model)
+        self._bytes = model
+        foreign = model.startswith(b"{")  # JSON, which no SentencePiece model begins like
+        self._model = HuggingFaceModel(model) if foreign else _SentencePieceModel(model)
 
     @classmethod
     def train(
@@ -76,29 +76,49 @@ class TextTokenizer:
 
     def save(self, directory: epath.PathLike) -> None:
         """Write `text.model` atomically."""
-        write_atomic(epath.Path(directory) / MODEL_FILE, self._model)
+        write_atomic(epath.Path(directory) / MODEL_FILE, self._bytes)
 
     @property
     def pieces(self) -> int:
         """Number of pieces; ids are 0..pieces-1."""
-        return self._processor.get_piece_size()
+        return self._model.pieces
 
     @property
     def fingerprint(self) -> str:
         """Identifies the model by its bytes."""
-        return digest(self._model)
+        return digest(self._bytes)
 
     def encode(self, text: str) -> list[int]:
         """Pieces of a text; the empty text has none."""
-        return self._processor.encode(_escape(text))
+        return self._model.encode(text)
 
     def decode(self, pieces: Sequence[int]) -> str:
-        """The text of some pieces; `decode(encode(text)) == text`.
+        """The text of some pieces; `decode(encode(text)) == text` for SentencePiece models.
 
         Any other pieces give a text too: bytes that are not UTF-8 become U+FFFD, reserved pieces
         nothing. Raises `IndexError` for an id outside 0..pieces-1.
         """
-        text = self._processor.decode([int(piece) for piece in pieces])
+        return self._model.decode([int(piece) for piece in pieces])
+
+
+class _SentencePieceModel:
+    """What `TextTokenizer` asks of a model; `RuntimeError` for other bytes."""
+
+    def __init__(self, model: bytes):
+        import sentencepiece  # only texts need it
+
+        self._processor = sentencepiece.SentencePieceProcessor()
+        self._processor.load_from_serialized_proto(model)
+
+    @property
+    def pieces(self) -> int:
+        return self._processor.get_piece_size()
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.encode(_escape(text))
+
+    def decode(self, pieces: list[int]) -> str:
+        text = self._processor.decode(pieces)
         return _ESCAPED.sub(lambda match: _ORIGINALS[match.group()], text)
 
 

@@ -76,10 +76,12 @@ class Encoder(nn.Module):
         for level, multiplier in enumerate(c.multipliers):
             for block in range(c.blocks):
                 x = ResBlock(c, c.channels * multiplier, name=f"down_{level}_block_{block}")(x)
+                if c.attends_at(level):
+                    x = SelfAttention(c, name=f"down_{level}_attn_{block}")(x)
             if level < len(c.multipliers) - 1:
                 x = Downsample(name=f"down_{level}_downsample")(x)
         x = Middle(c, name="mid")(x)
-        x = _conv(c, c.code_width, "conv_out")(nn.swish(_norm(c, "norm_out")(x)))
+        x = _conv(c, c.latents, "conv_out")(nn.swish(_norm(c, "norm_out")(x)))
         return _conv(c, c.code_width, "quant_conv", kernel=1)(x)
 
 
@@ -92,12 +94,14 @@ class Decoder(nn.Module):
     def __call__(self, entries: Float[Array, "B G G C"]) -> Float[Array, "B Y X 3"]:
         """Decode."""
         c = self.config
-        x = _conv(c, c.code_width, "post_quant_conv", kernel=1)(entries)
+        x = _conv(c, c.latents, "post_quant_conv", kernel=1)(entries)
         x = _conv(c, c.channels * c.multipliers[-1], "conv_in")(x)
         x = Middle(c, name="mid")(x)
         for level, multiplier in reversed(list(enumerate(c.multipliers))):
             for block in range(c.blocks + 1):
                 x = ResBlock(c, c.channels * multiplier, name=f"up_{level}_block_{block}")(x)
+                if c.attends_at(level):
+                    x = SelfAttention(c, name=f"up_{level}_attn_{block}")(x)
             if level > 0:
                 x = Upsample(c, name=f"up_{level}_upsample")(x)
         x = _conv(c, 3 * c.patch**2, "conv_out")(nn.swish(_norm(c, "norm_out")(x)))

@@ -32,7 +32,7 @@ def _source(side: int = 16) -> list[RawRecord]:
 
 @pytest.fixture(scope="module")
 def records():
-    return Records(_source(), text_tokenizer(), 16)
+    return Records(_source(), text_tokenizer(), experiment().clip)
 
 
 def test_partners_share_a_subject_and_are_all_drawn(records):
@@ -104,10 +104,10 @@ def test_processes_share_the_global_batch(records):
 
 
 def test_pictures_of_another_size_are_fitted():
-    assert Records(_source(24), text_tokenizer(), 16).images.shape == (8, 16, 16, 3)
+    assert Records(_source(24), text_tokenizer(), experiment().clip).images.shape == (8, 16, 16, 3)
 
 
 def test_a_source_without_pairs_is_refused():
     texts = [dataclasses.replace(record, segments=("only text",)) for record in _source()]
     with pytest.raises(UserError, match="no record with a text and a picture"):
-        Records(texts, text_tokenizer(), 16)
+        Records(texts, text_tokenizer(), experiment().clip)

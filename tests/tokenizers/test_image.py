@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from PIL.Image import Resampling
 
 from cm3jax.config import VQGANConfig
 from cm3jax.errors import UserError
@@ -106,6 +107,21 @@ def test_shorter_side_and_centre():
     assert out.shape == (10, 10, 3)
     np.testing.assert_allclose(out[:, 0], [[255, 0, 0]] * 10, atol=12)
     np.testing.assert_allclose(out[:, -1], [[0, 0, 0]] * 10, atol=12)
+
+
+@pytest.mark.parametrize("shape", [(40, 20), (33, 57), (64, 64), (10, 100), (19, 21)])
+@pytest.mark.parametrize("filter_", [Resampling.LANCZOS, Resampling.BICUBIC])
+def test_cutting_first_gives_the_bytes_of_cutting_last(shape, filter_):
+    picture = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+    image, short = PIL.Image.fromarray(picture), min(shape)
+    height, width = (16 * side // short for side in shape)
+    left, top = (width - 16) // 2, (height - 16) // 2
+    whole = image.resize((width, height), filter_).crop((left, top, left + 16, top + 16))
+    np.testing.assert_array_equal(preprocess(image, 16, filter_), np.asarray(whole))
+
+
+def test_a_ribbon_costs_no_more_than_a_square():
+    assert (preprocess(PIL.Image.new("RGB", (200_000, 1), "red"), 64) == [255, 0, 0]).all()
 
 
 @pytest.mark.parametrize("mode", ["P", "CMYK", "RGBA", "YCbCr"])

@@ -1,5 +1,6 @@
 """The network and its quantiser: shapes, locality, nearest codes, a codebook that follows."""
 
+import dataclasses
 from functools import partial
 
 import flax.linen as nn
@@ -66,6 +67,20 @@ def test_taming_parameters():
     # One block more per level on the way up.
     assert "down_0_block_1" not in encoder
     assert "up_0_block_1" in decoder
+
+
+def test_attention_at_sides():
+    config = dataclasses.replace(TAMING, attention_sides=(4,), latent_width=12)
+    weights = nn.unbox(jax.eval_shape(VQGAN(config).init, jax.random.key(0), pictures(config)))
+    encoder, decoder = weights["params"]["encoder"], weights["params"]["decoder"]
+    attended = {name for part in (encoder, decoder) for name in part if "_attn_" in name}
+    assert attended == {"down_1_attn_0", "up_1_attn_0", "up_1_attn_1"}
+    assert encoder["quant_conv"]["kernel"].shape == (12, 8)
+    assert decoder["post_quant_conv"]["kernel"].shape == (8, 12)
+    with pytest.raises(UserError, match=r"levels' sides are \[4, 8\]"):
+        dataclasses.replace(TAMING, attention_sides=(5,))
+    with pytest.raises(UserError, match=r"vqgan\.kernel=1"):
+        dataclasses.replace(LOCAL, attention_sides=(4,))
 
 
 @pytest.mark.parametrize("at", [(0, 0), (1, 2), (3, 3)])

@@ -1,0 +1,1 @@
+"""Foreign weights to ours and back; needs neither torch nor the network."""

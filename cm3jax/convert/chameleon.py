@@ -1,0 +1,341 @@
+"""Chameleon-class folders of transformers <-> our runs, tensor by tensor.
+
+An imported folder is a decoder's exported run with its tokenizers inside:
+
+    OUT/params.safetensors, config.json     the decoder, its ids in our order
+    OUT/text/text.model, import.json        the text tokenizer; what exporting needs to know
+    OUT/vqgan/                              the image tokenizer
+    OUT/report.txt                          what became of every tensor
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from cm3jax import tensors
+from cm3jax.checkpoint import LoadedRun, companion, load_run, write_export
+from cm3jax.config import (
+    DataConfig,
+    DecoderConfig,
+    Experiment,
+    MeshConfig,
+    TokenizersConfig,
+    VQGANConfig,
+)
+from cm3jax.convert import folders, vqgan
+from cm3jax.convert.layout import Key, Place, exported, imported, match
+from cm3jax.convert.vocabulary import Vocabulary, make_map, read_map
+from cm3jax.errors import UserError
+from cm3jax.experiment_io import build
+from cm3jax.files import write_atomic, write_json
+from cm3jax.learners import vqgan as vqgan_learner
+from cm3jax.shapes import Int
+from cm3jax.tokenizers import huggingface
+from cm3jax.tokenizers.text import MODEL_FILE, TextTokenizer
+from cm3jax.vocab import Vocab
+
+_VQ = "model.vqmodel."
+_NOTES = "import.json"
+_TOKENIZER = "tokenizer.json"
+_UNUSED = {"rotary_emb.inv_freq": "computed here", "rope.freqs": "computed here"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """The fields of a config.json that decide the network, with the defaults of transformers."""
+
+    model_type: str = ""
+    vocab_size: int = 65536
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = 32
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 4096
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = False
+    rope_theta: float | None = None
+    rope_scaling: dict | None = None
+    rope_parameters: dict | None = None
+    attention_bias: bool | None = False
+    mlp_bias: bool = False
+    swin_norm: bool | None = False
+    vq_config: dict | None = None
+    vocabulary_map: dict | None = None
+
+    def decoder(self, what: str, dtype: str) -> DecoderConfig:
+        """Our config; `UserError` for what ours cannot be."""
+        rope = {"rope_theta": self.rope_theta or 10000.0, "rope_type": "default"}
+        rope |= self.rope_parameters or {}
+        fixed = {
+            "model_type": (self.model_type, "chameleon"),
+            "hidden_act": (self.hidden_act, "silu"),
+            "rms_norm_eps": (self.rms_norm_eps, 1e-5),
+            "rope_theta": (rope["rope_theta"], 10000),
+            "rope_type": (rope["rope_type"], "default"),
+            "rope_scaling": (self.rope_scaling or None, None),
+            "attention_bias": (bool(self.attention_bias), False),
+            "mlp_bias": (self.mlp_bias, False),
+        }
+        for name, (given, wanted) in fixed.items():
+            if given != wanted:
+                raise UserError(
+                    f"{what} has {name}={given!r}, and this project's Chameleon has {wanted!r}; "
+                    "give a Chameleon-class config."
+                )
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(f"{what}: num_attention_heads does not divide hidden_size; mend it.")
+        few = self.num_key_value_heads or self.num_attention_heads
+        return DecoderConfig(
+            layers=self.num_hidden_layers,
+            width=self.hidden_size,
+            heads=self.num_attention_heads,
+            head_width=self.hidden_size // self.num_attention_heads,
+            ffn=self.intermediate_size,
+            kv_heads=0 if few == self.num_attention_heads else few,
+            activation="swiglu",
+            norm="rms",
+            swin_norm=bool(self.swin_norm),
+            tied=self.tie_word_embeddings,
+            context=self.max_position_embeddings,
+            dtype=dtype,
+            positions="rope",
+            qk_norm=True,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A folder that was read and fits its config; its tensors are still on disk."""
+
+    config: dict[str, Any]
+    """config.json as it is."""
+    model: DecoderConfig
+    vqgan: VQGANConfig
+    vocabulary: Vocabulary
+    places: list[Place]
+    """Of the decoder."""
+    image_places: list[Place]
+    """Of the image tokenizer."""
+    tensors: dict[str, tensors.Tensor]
+    report: list[Key]
+
+
+def read(folder: Path) -> Checkpoint:
+    """Read a folder of transformers' Chameleon; `UserError` for what is missing or doesn't fit."""
+    path = folder / "config.json"
+    config = folders.read_object(path, "the config")
+    names = {field.name for field in dataclasses.fields(Foreign)}
+    foreign = build(Foreign, {k: v for k, v in config.items() if k in names}, str(path))
+    found = folders.read_tensors(folder)
+    head = found.get("model.embed_tokens.weight")
+    narrow = head is not None and head.type != "F32"
+    model = foreign.decoder(str(path), "bfloat16" if narrow else "float32")
+    image = vqgan.read_config(foreign.vq_config or {}, f"{path}: vq_config")
+    vocabulary = read_map(foreign.vocabulary_map or {}, foreign.vocab_size, image.grid)
+    if vocabulary.config.image_codes != image.codes:
+        raise UserError(
+            f"{path}: vocabulary_map names {vocabulary.config.image_codes} image codes and "
+            f"vq_config has {image.codes}; get the config again."
+        )
+    mine, images = places(model, vocabulary.ids), vqgan.places(image, _VQ, decoder=False)
+    report = match([*mine, *images], found, _UNUSED, str(folder))
+    return Checkpoint(config, model, image, vocabulary, mine, images, found, report)
+
+
+def places(config: DecoderConfig, ids: Int[np.ndarray, " V"]) -> list[Place]:
+    """Where our decoder's arrays lie in a state dict whose vocabulary has the order `ids`."""
+    n, d, a, h, k, f = (
+        config.layers,
+        config.width,
+        config.head_width,
+        config.heads,
+        config.groups,
+        config.ffn,
+    )
+
+    def layered(ours: str, theirs: str, shape: tuple[int, ...], kind="same", inputs=1) -> Place:
+        keys = tuple(f"model.layers.{i}.{theirs}" for i in range(n))
+        return Place(f"params/layers/{ours}", (n, *shape), keys, kind, inputs, stacked=True)
+
+    table = (len(ids), d)
+    found = [
+        Place("params/embedding", table, ("model.embed_tokens.weight",), rows=ids),
+        Place("params/final_norm/scale", (d,), ("model.norm.weight",)),
+        layered("attention_norm/scale", "input_layernorm.weight", (d,)),
+        layered("feed_forward_norm/scale", "post_attention_layernorm.weight", (d,)),
+        layered("query/kernel", "self_attn.q_proj.weight", (d, h, a), "matrix"),
+        layered("key/kernel", "self_attn.k_proj.weight", (d, k, a), "matrix"),
+        layered("value/kernel", "self_attn.v_proj.weight", (d, k, a), "matrix"),
+        layered("out/kernel", "self_attn.o_proj.weight", (h, a, d), "matrix", inputs=2),
+        layered("feed_forward/gate/kernel", "mlp.gate_proj.weight", (d, f), "matrix"),
+        layered("feed_forward/up/kernel", "mlp.up_proj.weight", (d, f), "matrix"),
+        layered("feed_forward/down/kernel", "mlp.down_proj.weight", (f, d), "matrix"),
+    ]
+    for part, heads in (("query", h), ("key", k)):
+        for ours, theirs in (("scale", "weight"), ("bias", "bias")):
+            name = f"self_attn.{part[0]}_norm.{theirs}"
+            found.append(layered(f"{part}_norm/{ours}", name, (heads, a), "heads"))
+    if not config.tied:
+        found.append(Place("params/head", table, ("lm_head.weight",), rows=ids))
+    return found
+
+
+def convert(source: Path, out: Path, decoder: Path | None, decoder_config: Path) -> list[Key]:
+    """Import a folder; returns the report, which also stands in `out`.
+
+    transformers keeps no decoder of pictures: `decoder` is the VQGAN's own checkpoint, whose
+    encoder must be the folder's. Without one, pictures can be read but not drawn.
+    """
+    folder = read(source)
+    images, found = folder.image_places, folder.tensors
+    if decoder is not None:
+        images, found = _with_decoder(folder, decoder, decoder_config)
+    with folders.new_folder(out) as scratch:
+        text = _write_text(source, folder, scratch / "text")
+        vqgan.write_run(scratch / "vqgan", folder.vqgan, images, found)
+        vocab = Vocab(
+            folder.vocabulary.config,
+            text.fingerprint,
+            vqgan_learner.load(scratch / "vqgan").fingerprint,
+        )
+        outputs = {place.path: imported(place, folder.tensors) for place in folder.places}
+        write_export(scratch, _experiment(folder), outputs, 0, vocab.fingerprints)
+        folders.write_report(scratch, folder.report)
+    return folder.report
+
+
+def _experiment(folder: Checkpoint) -> Experiment:
+    return Experiment(
+        name="chameleon",
+        vocab=folder.vocabulary.config,
+        tokenizers=TokenizersConfig(text="text", image="vqgan"),
+        vqgan=folder.vqgan,
+        model=folder.model,
+        data=DataConfig(image_size=folder.vqgan.image_size),
+        mesh=MeshConfig(data=1, fsdp=-1),
+    )
+
+
+def _write_text(source: Path, folder: Checkpoint, out: Path) -> TextTokenizer:
+    """The folder's text tokenizer, ours or transformers', and what exporting needs to know."""
+    if (source / MODEL_FILE).exists():
+        text = TextTokenizer.load(source)
+    else:
+        text = TextTokenizer(huggingface.read(source, folder.vocabulary.text_ids))
+    if text.pieces != folder.vocabulary.config.text_pieces:
+        raise UserError(
+            f"{source}: the text tokenizer has {text.pieces} pieces and the vocabulary_map "
+            f"{folder.vocabulary.config.text_pieces}; give the tokenizer of these weights."
+        )
+    text.save(out)
+    keys = {key.key: [key.type, key.shape] for key in folder.report}
+    notes = {"config": folder.config, "ids": folder.vocabulary.ids.tolist(), "keys": keys}
+    write_json(out / _NOTES, notes)
+    return text
+
+
+def _with_decoder(
+    folder: Checkpoint, path: Path, config: Path
+) -> tuple[list[Place], dict[str, tensors.Tensor]]:
+    """Places and tensors of the VQGAN's own checkpoint, if its encoder is the folder's."""
+    ours, found = vqgan.read(path, config)
+    if ours != folder.vqgan:
+        raise UserError(f"{config} describes another VQGAN than vq_config; give its own.")
+    where = vqgan.places(ours)
+    match(where, found, {"loss.": "of its training"}, str(path))
+    for place in folder.image_places:
+        (key,) = place.keys
+        here, there = folder.tensors[key].read(...), found[key.removeprefix(_VQ)].read(...)
+        if not np.array_equal(here.astype(np.float32), there.astype(here.dtype).astype(np.float32)):
+            raise UserError(f"{path}: {key.removeprefix(_VQ)} differs from the folder's; give its.")
+    return where, found
+
+
+def export(run_dir: epath.PathLike, out: Path) -> int:
+    """Write a decoder and its image tokenizer as a folder of transformers' Chameleon.
+
+    Keys that were imported get their type and shape back, others are float32. Returns how many
+    were written; `UserError` for a model of another architecture.
+    """
+    run = load_run(run_dir)
+    _require_chameleon(run, str(run_dir))
+    experiment = run.experiment
+    text_dir = companion(run_dir, experiment.tokenizers.text)
+    image_dir = companion(run_dir, experiment.tokenizers.image)
+    images = load_run(image_dir)
+    vq_config = vqgan.write_config(images.experiment.vqgan)
+    notes = _notes(text_dir, run)
+    described = {k: Key(k, type_, tuple(shape), "") for k, (type_, shape) in notes["keys"].items()}
+    mine = places(experiment.model, np.asarray(notes["ids"]))
+    theirs = vqgan.places(images.experiment.vqgan, _VQ, decoder=False)
+    outputs: dict[str, tensors.Output] = {}
+    for where, variables in ((mine, run.variables), (theirs, images.variables)):
+        for place in where:
+            outputs |= exported(place, _leaf(variables, place.path), described)
+    with folders.new_folder(out) as folder:
+        folders.write_tensors(folder, outputs)
+        write_json(folder / "config.json", _config(experiment, notes["config"], vq_config))
+        model = (text_dir / MODEL_FILE).read_bytes()
+        foreign = model.startswith(b"{")
+        name = _TOKENIZER if foreign else MODEL_FILE
+        write_atomic(folder / name, huggingface.unpack(model) if foreign else model)
+    return len(outputs)
+
+
+def _notes(text_dir: epath.Path, run: LoadedRun) -> dict[str, Any]:
+    """What importing wrote down, or the same of a vocabulary in our own order."""
+    if (text_dir / _NOTES).exists():
+        return folders.read_object(Path(text_dir / _NOTES), "the notes of the import")
+    vocab = Vocab(run.experiment.vocab)
+    ids = list(range(vocab.size))
+    return {"config": {"vocabulary_map": make_map(vocab)}, "ids": ids, "keys": {}}
+
+
+def _require_chameleon(run: LoadedRun, what: str) -> None:
+    model = run.experiment.model
+    wanted = {"positions": "rope", "qk_norm": True, "norm": "rms", "activation": "swiglu"}
+    for name, value in wanted.items():
+        if run.experiment.learner != "decoder" or getattr(model, name) != value:
+            raise UserError(
+                f"{what} is no Chameleon: it has model.{name}={getattr(model, name)}, not {value}; "
+                "give a decoder of that architecture."
+            )
+    if model.heads * model.head_width != model.width:
+        raise UserError(
+            f"{what}: model.heads times model.head_width is not model.width, as the other format "
+            "requires; give another model."
+        )
+
+
+def _config(experiment: Experiment, known: dict[str, Any], vq: dict[str, Any]) -> dict[str, Any]:
+    """config.json: what was imported, and what our config says of the network."""
+    model, vocab = experiment.model, Vocab(experiment.vocab)
+    ours = {
+        "architectures": ["ChameleonForConditionalGeneration"],
+        "model_type": "chameleon",
+        "vocab_size": vocab.size,
+        "hidden_size": model.width,
+        "intermediate_size": model.ffn,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.groups,
+        "max_position_embeddings": model.context,
+        "tie_word_embeddings": model.tied,
+        "swin_norm": model.swin_norm,
+        "vq_config": (known.get("vq_config") or {}) | vq,
+    }
+    defaults = {"pad_token_id": vocab.pad, "bos_token_id": vocab.eos, "eos_token_id": vocab.eos}
+    return defaults | known | ours
+
+
+def _leaf(variables: Mapping[str, Any], path: str) -> Any:
+    node: Any = variables
+    for part in path.split("/"):
+        node = node[part]
+    return node

@@ -1,0 +1,110 @@
+"""Foreign folders: their JSON, their sharded tensors, and a conversion that is whole or nothing."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cm3jax import tensors
+from cm3jax.convert.layout import Key
+from cm3jax.errors import UserError
+from cm3jax.files import read_json, write_atomic, write_json
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_FILE_BYTES = 5 << 30
+"""A file of an export is closed before it becomes larger than this."""
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """A file that must hold one JSON object."""
+    value = read_json(path, what)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object; get {what} again.")
+    return value
+
+
+def read_tensors(folder: Path) -> dict[str, tensors.Tensor]:
+    """The tensors of a folder by name, of all its files; none is in memory yet.
+
+    Raises `UserError` when there are none, when an index and the files disagree, and for pickles,
+    which are never opened.
+    """
+    if (folder / _INDEX).exists():
+        return _read_indexed(folder)
+    if (folder / _SINGLE).exists():
+        return tensors.read_file(folder / _SINGLE)
+    pickles = [*folder.glob("*.bin"), *folder.glob("*.pth"), *folder.glob("*.pt")]
+    if pickles:
+        raise UserError(
+            f"{folder} holds pickled weights ({pickles[0].name}), which could run code and are not "
+            "read; save them as safetensors first."
+        )
+    raise UserError(f"{folder} holds neither {_SINGLE} nor {_INDEX}; give a folder with weights.")
+
+
+def _read_indexed(folder: Path) -> dict[str, tensors.Tensor]:
+    index = read_object(folder / _INDEX, "the index of the weights").get("weight_map")
+    if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+        raise UserError(f"{folder / _INDEX} has no weight_map of file names; get it again.")
+    found = {}
+    for name in sorted(set(index.values())):
+        if Path(name).name != name:
+            raise UserError(
+                f"{folder / _INDEX} names {name!r}, which is no file of this folder; get it again."
+            )
+        here = tensors.read_file(folder / name)
+        listed = {key for key, file in index.items() if file == name}
+        if here.keys() != listed:
+            key = min(here.keys() ^ listed)
+            raise UserError(
+                f"{folder / _INDEX} and {name} disagree about {key}; get the weights again."
+            )
+        found |= here
+    return found
+
+
+def write_tensors(folder: Path, outputs: Mapping[str, tensors.Output]) -> None:
+    """Write tensors in files of a few GB with their index, as transformers does."""
+    groups: list[dict[str, tensors.Output]] = [{}]
+    for key, output in outputs.items():
+        if groups[-1] and sum(o.size for o in groups[-1].values()) + output.size > _FILE_BYTES:
+            groups.append({})
+        groups[-1][key] = output
+    if len(groups) == 1:
+        tensors.write_file(folder / _SINGLE, groups[0], {"format": "pt"})
+        return
+    weight_map = {}
+    for number, group in enumerate(groups, 1):
+        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        tensors.write_file(folder / name, group, {"format": "pt"})
+        weight_map |= dict.fromkeys(group, name)
+    total = sum(output.size for output in outputs.values())
+    write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when all went well and vanishes when not."""
+    if out.exists():
+        raise UserError(f"{out} exists; give another --out, or remove it first.")
+    scratch = out.parent / f".{out.name}.{os.getpid()}.part"
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        scratch.rename(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_report(folder: Path, report: Sequence[Key]) -> None:
+    """`report.txt`: a line per tensor, with its type, its shape and what it is here."""
+    rows = [(key.key, key.type, "x".join(map(str, key.shape)), key.ours) for key in report]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
+        for row in rows
+    ]
+    write_atomic(folder / "report.txt", "\n".join(lines) + "\n")

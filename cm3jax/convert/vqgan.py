@@ -1,0 +1,222 @@
+"""VQGANs of the taming family (Chameleon's among them) <-> ours: names, files and configs."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import yaml
+
+from cm3jax import tensors
+from cm3jax.checkpoint import write_export
+from cm3jax.config import Experiment, VocabConfig, VQGANConfig
+from cm3jax.convert import folders
+from cm3jax.convert.layout import Key, Place, imported, match
+from cm3jax.errors import UserError
+from cm3jax.experiment_io import build
+from cm3jax.tokenizers.vqgan import VQGAN
+
+_USES = "codebook/quantiser/uses"
+"""Ours alone: how often training chose each code of late."""
+_UNUSED = {"loss.": "of its training"}
+_LEVEL = re.compile(r"(down|up)_(\d+)_(block|attn)_(\d+)|(down|up)_(\d+)_(\w+sample)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """The fields of a config that decide the network, under HF's names and with its defaults."""
+
+    embed_dim: int = 256
+    num_embeddings: int = 8192
+    double_latent: bool = False
+    latent_channels: int = 256
+    resolution: int = 512
+    in_channels: int = 3
+    base_channels: int = 128
+    channel_multiplier: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] | None = None
+    attn_type: str | None = "vanilla"
+
+
+def read_config(values: Mapping[str, Any], what: str) -> VQGANConfig:
+    """Our config of HF's `vq_config`; `UserError` for what ours cannot be."""
+    names = {field.name for field in dataclasses.fields(Foreign)}
+    foreign = build(Foreign, {k: v for k, v in values.items() if k in names}, what)
+    if foreign.double_latent or foreign.in_channels != 3 or foreign.base_channels % 32:
+        raise UserError(
+            f"{what}: double latents, other than 3 colours and base channels that are no multiple "
+            "of 32 are not supported; give a VQGAN without them."
+        )
+    sides = {foreign.resolution >> level for level in range(len(foreign.channel_multiplier))}
+    vanilla = foreign.attn_type == "vanilla"
+    attended = sides & set(foreign.attn_resolutions or ()) if vanilla else set()
+    same = foreign.latent_channels == foreign.embed_dim
+    return VQGANConfig(
+        image_size=foreign.resolution,
+        channels=foreign.base_channels,
+        multipliers=foreign.channel_multiplier,
+        blocks=foreign.num_res_blocks,
+        attention=vanilla,
+        attention_sides=tuple(sorted(attended)),
+        codes=foreign.num_embeddings,
+        code_width=foreign.embed_dim,
+        latent_width=0 if same else foreign.latent_channels,
+    )
+
+
+def write_config(config: VQGANConfig) -> dict[str, Any]:
+    """The inverse of `read_config`; `UserError` for a network of another family."""
+    if config.kernel != 3 or config.patch != 1 or config.channels % 32:
+        raise UserError(
+            f"an image tokenizer with vqgan.kernel={config.kernel}, vqgan.patch={config.patch} and "
+            f"vqgan.channels={config.channels} is none of taming's family; it needs kernel 3, "
+            "patch 1 and a multiple of 32."
+        )
+    foreign = Foreign(
+        embed_dim=config.code_width,
+        num_embeddings=config.codes,
+        latent_channels=config.latents,
+        resolution=config.image_size,
+        base_channels=config.channels,
+        channel_multiplier=config.multipliers,
+        num_res_blocks=config.blocks,
+        attn_resolutions=config.attention_sides or None,
+        attn_type="vanilla" if config.attention else None,
+    )
+    return dataclasses.asdict(foreign)
+
+
+def places(config: VQGANConfig, prefix: str = "", decoder: bool = True) -> list[Place]:
+    """Where our arrays lie in a state dict whose names begin with `prefix`.
+
+    Without `decoder` only what HF keeps of it: its first convolution.
+    """
+    found = []
+    for name, shape in _shapes(config).items():
+        kept = decoder or "/decoder/" not in name or "/post_quant_conv/" in name
+        if name != _USES and kept:
+            kind = "convolution" if name.endswith("kernel") else "same"
+            found.append(Place(name, shape, (prefix + _foreign_name(name),), kind))
+    return found
+
+
+@functools.cache
+def _shapes(config: VQGANConfig) -> dict[str, tuple[int, ...]]:
+    pixels = jnp.zeros((1, config.image_size, config.image_size, 3))
+    shapes = nn.unbox(jax.eval_shape(VQGAN(config).init, jax.random.key(0), pixels))
+    leaves = jax.tree.leaves_with_path(shapes)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in leaves}
+
+
+def _foreign_name(name: str) -> str:
+    if name == "codebook/quantiser/entries":
+        return "quantize.embedding.weight"
+    _, tower, *modules, leaf = name.split("/")
+    joined = _LEVEL.sub(lambda found: ".".join(filter(None, found.groups())), ".".join(modules))
+    leaf = "bias" if leaf == "bias" else "weight"
+    outside = modules[0] in ("quant_conv", "post_quant_conv")
+    return f"{joined}.{leaf}" if outside else f"{tower}.{joined}.{leaf}"
+
+
+def write_run(
+    folder: Path, config: VQGANConfig, where: list[Place], found: Mapping[str, tensors.Tensor]
+) -> None:
+    """Write an image tokenizer that `cm3jax.learners.vqgan.load` reads."""
+    vocab = VocabConfig(image_codes=config.codes, grid=config.grid)
+    experiment = Experiment(name="vqgan", learner="vqgan", vqgan=config, vocab=vocab)
+    outputs = {place.path: imported(place, found) for place in where}
+    outputs[_USES] = tensors.whole(np.ones(config.codes, np.float32))
+    write_export(folder, experiment, outputs, 0, {})
+
+
+def convert(source: Path, out: Path, config: Path) -> list[Key]:
+    """A VQGAN with its decoder, from safetensors or a training checkpoint, to an exported run.
+
+    `config` is taming's YAML or HF's JSON. Returns the report, which also stands in the folder.
+    """
+    ours, found = read(source, config)
+    where = places(ours)
+    report = match(where, found, _UNUSED, str(source))
+    with folders.new_folder(out) as folder:
+        write_run(folder, ours, where, found)
+        folders.write_report(folder, report)
+    return report
+
+
+def read(source: Path, config: Path) -> tuple[VQGANConfig, dict[str, tensors.Tensor]]:
+    """Our config and the tensors of a VQGAN's file."""
+    ours = read_config(_settings(config), str(config))
+    if source.suffix == ".safetensors":
+        return ours, tensors.read_file(source)
+    return ours, _read_checkpoint(source)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """HF's `vq_config` of its own JSON, of a model's, or of taming's YAML."""
+    try:
+        values = yaml.safe_load(path.read_text())  # reads JSON too, and makes plain values alone
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"the config {path} can't be read ({type(error).__name__}); give the VQGAN's YAML or "
+            "JSON as --config."
+        ) from None
+    try:
+        if "model" not in values:
+            return dict(values.get("vq_config", values))
+        params = values["model"]["params"]
+        parts = params["ddconfig"]
+        return {
+            "embed_dim": params["embed_dim"],
+            "num_embeddings": params["n_embed"],
+            "double_latent": parts.get("double_z", False),
+            "latent_channels": parts["z_channels"],
+            "resolution": parts["resolution"],
+            "in_channels": parts.get("in_channels", 3),
+            "base_channels": parts["ch"],
+            "channel_multiplier": parts["ch_mult"],
+            "num_res_blocks": parts["num_res_blocks"],
+            "attn_resolutions": parts["attn_resolutions"],
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"the config {path} is no VQGAN's: {error} is missing or of another kind; give its "
+            "YAML or JSON as --config."
+        ) from None
+
+
+def _read_checkpoint(path: Path) -> dict[str, tensors.Tensor]:
+    """The tensors of a torch checkpoint; nothing but tensors is unpickled."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the VQGAN's file.")
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path} is a torch checkpoint and torch is not installed; install torch, or save the "
+            "weights as safetensors."
+        ) from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # whatever a file that is no checkpoint makes torch raise
+        raise UserError(
+            f"{path} is damaged, or holds more than tensors, which could run code and is not read; "
+            "save its state_dict alone."
+        ) from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    found = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    if not found:
+        raise UserError(f"{path} holds no state_dict; give a VQGAN's checkpoint.")
+    return {key: _torch_tensor(value) for key, value in found.items()}
+
+
+def _torch_tensor(value: Any) -> tensors.Tensor:
+    """A tensor of torch, which numpy is given as float32."""
+    kind = "F32" if value.is_floating_point() else "I32"
+    return tensors.Tensor(kind, tuple(value.shape), lambda index: value.float().numpy()[index])

@@ -1,0 +1,119 @@
+"""Convert weights: import those of Chameleon, VQGANs and CLIP, export ours as Chameleon's.
+
+    python -m launch.convert chameleon FOLDER --out chameleon --vqgan vqgan.ckpt --config vqgan.yaml
+    python -m launch.convert vqgan vqgan.ckpt --config vqgan.yaml --out vqgan
+    python -m launch.convert clip FOLDER --out clip
+    python -m launch.convert export chameleon --out FOLDER
+
+What is imported becomes an exported run, which every command that takes a run reads. Weights carry
+licences of their own: Chameleon's is for research without commerce.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from cm3jax.convert import chameleon, clip, vqgan
+from cm3jax.convert.layout import Key
+from cm3jax.errors import UserError
+from launch.cli import parse
+from launch.env import main
+
+
+@dataclasses.dataclass(frozen=True)
+class Chameleon:
+    """Import a folder of transformers' Chameleon: decoder, text tokenizer, image tokenizer."""
+
+    source: tyro.conf.Positional[str]
+    """The folder: config.json, safetensors, tokenizer.json."""
+    out: str
+    """The new run directory."""
+    vqgan: str = ""
+    """The image tokenizer's own checkpoint, whose decoder transformers leaves out; without it the
+    model can read pictures but not draw them."""
+    config: str = ""
+    """The image tokenizer's own YAML; empty takes vq_config of the folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Vqgan:
+    """Import a VQGAN of the taming family with its decoder."""
+
+    source: tyro.conf.Positional[str]
+    """Its weights: safetensors, or a torch checkpoint (for which torch must be installed)."""
+    out: str
+    """The new run directory."""
+    config: str
+    """Its config: taming's YAML or HF's JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """Import a folder of HF's CLIP as a retrieval encoder."""
+
+    source: tyro.conf.Positional[str]
+    """The folder: config.json, preprocessor_config.json, safetensors, tokenizer."""
+    out: str
+    """The new run directory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Export a decoder of Chameleon's architecture as a folder of transformers."""
+
+    run: tyro.conf.Positional[str]
+    """Run directory of the decoder, or exported or imported weights."""
+    out: str
+    """The new folder."""
+
+
+Options = (
+    Annotated[Chameleon, tyro.conf.subcommand("chameleon")]
+    | Annotated[Vqgan, tyro.conf.subcommand("vqgan")]
+    | Annotated[Clip, tyro.conf.subcommand("clip")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+)
+
+
+def run(argv: list[str]) -> None:
+    """Convert, and say what became of the weights."""
+    options = parse(Options, argv, "Import and export weights.")
+    out = Path(options.out)
+    match options:
+        case Export():
+            print(f"{chameleon.export(options.run, out)} tensors in {out}")
+            return
+        case Chameleon():
+            source = _folder(options.source)
+            decoder = Path(options.vqgan) if options.vqgan else None
+            settings = Path(options.config) if options.config else source / "config.json"
+            report = chameleon.convert(source, out, decoder, settings)
+            if decoder is None:
+                print("without --vqgan the model can read pictures but not draw them")
+        case Vqgan():
+            report = vqgan.convert(Path(options.source), out, Path(options.config))
+        case Clip():
+            report = clip.convert(_folder(options.source), out)
+    print(summary(report, out))
+
+
+def _folder(source: str) -> Path:
+    path = Path(source)
+    if not path.is_dir():
+        raise UserError(f"{source} is no folder; give the one with the weights.")
+    return path
+
+
+def summary(report: Sequence[Key], out: Path) -> str:
+    """How many tensors were used, which were not and why, and where each one stands."""
+    unused = [key for key in report if key.ours.startswith("(")]
+    lines = [f"{key.key} left out {key.ours}" for key in unused]
+    used = len(report) - len(unused)
+    return "\n".join([*lines, f"{used} tensors in {out}; report.txt there names each"])
+
+
+if __name__ == "__main__":
+    main(run)

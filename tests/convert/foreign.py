@@ -1,0 +1,119 @@
+"""Foreign folders of tiny models, written with the official safetensors library."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+
+from cm3jax.convert.layout import Place, imported
+from cm3jax.tensors import Tensor
+from tests.convert import cases
+
+TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+def stored(name: str) -> dict[str, np.ndarray]:
+    """A reference."""
+    with np.load(cases.REFERENCE / f"{name}.npz") as file:
+        return dict(file)
+
+
+def state(name: str, seed: int = 0) -> dict[str, np.ndarray]:
+    """The weights that a reference was made from."""
+    shapes = json.loads(str(stored(name)["shapes"]))
+    return {key: cases.weights(key, tuple(shape), seed) for key, shape in shapes.items()}
+
+
+def in_memory(weights: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """Tensors as a file would give them."""
+    return {
+        key: Tensor("F32", value.shape, lambda index, value=value: value[index])
+        for key, value in weights.items()
+    }
+
+
+def read(place: Place, weights: Mapping[str, np.ndarray]) -> np.ndarray:
+    """One array of ours from foreign weights."""
+    parts = list(imported(place, in_memory(weights)).parts())
+    return np.concatenate([part.reshape(-1) for part in parts]).reshape(place.shape)
+
+
+def tree(arrays: Mapping[str, np.ndarray]) -> dict:
+    """Arrays by path as a tree."""
+    out: dict = {}
+    for path, array in arrays.items():
+        *parents, leaf = path.split("/")
+        node = out
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = array
+    return out
+
+
+def write_chameleon(folder: Path, name: str, dtype: str = "float32", shards: int = 3) -> Path:
+    """A folder as transformers saves it: shards, an index, a config and a tokenizer."""
+    folder.mkdir()
+    case = cases.CASES[name]
+    weights = state(f"chameleon-{name}", case.seed)
+    weights = {key: value.astype(TYPES[dtype]) for key, value in weights.items()}
+    weight_map = {}
+    for number in range(shards):
+        part = dict(list(weights.items())[number::shards])
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        safetensors.numpy.save_file(part, folder / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = case.config | {"torch_dtype": dtype, "transformers_version": "5.23.0"}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder / "tokenizer.json")
+    return folder
+
+
+def write_tokenizer(path: Path) -> None:
+    """Letters as tokens of the map's ids; specials are recognised in texts, as Chameleon's are."""
+    import tokenizers
+
+    names = cases.vocabulary_map()
+    bpe = tokenizers.models.BPE(vocab=names, merges=[], unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(bpe)
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    specials = [name for name in names if len(name) > 1 and name.startswith("<")]
+    tokenizer.add_special_tokens(specials)
+    # Some folders add image codes, not all of them as special.
+    tokenizer.add_tokens(["IMGIMGDZ"])
+    tokenizer.save(str(path))
+
+
+def write_clip(folder: Path, name: str, **processor) -> Path:
+    """A folder as transformers saves it, in one file."""
+    folder.mkdir()
+    weights = state(f"clip-{name}")
+    positions = {"text_model.embeddings.position_ids": np.arange(16)[None]}  # of older versions
+    safetensors.numpy.save_file(weights | positions, folder / "model.safetensors")
+    config = cases.CLIPS[name] | {"model_type": "clip"}
+    (folder / "config.json").write_text(json.dumps(config))
+    sizes = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
+    values = sizes | {"resample": 3} | processor
+    (folder / "preprocessor_config.json").write_text(json.dumps(values))
+    tokenizer = (cases.REFERENCE / "clip-tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(tokenizer)
+    return folder
+
+
+def write_vqgan(folder: Path) -> tuple[Path, Path]:
+    """A VQGAN's checkpoint with its discriminator, and taming's YAML."""
+    folder.mkdir()
+    weights = state("vq") | {"loss.discriminator.main.0.weight": np.ones((4, 3), np.float32)}
+    safetensors.numpy.save_file(weights, folder / "vqgan.safetensors")
+    (folder / "vqgan.yaml").write_text(
+        "model:\n  base_learning_rate: 4.5e-06\n  params:\n"
+        f"    embed_dim: {cases.VQ['embed_dim']}\n    n_embed: {cases.CODES}\n    ddconfig:\n"
+        f"      double_z: false\n      z_channels: {cases.VQ['latent_channels']}\n"
+        "      resolution: 16\n      in_channels: 3\n      out_ch: 3\n      ch: 32\n"
+        "      ch_mult: [2, 2]\n      num_res_blocks: 1\n      attn_resolutions: [8]\n"
+    )
+    return folder / "vqgan.safetensors", folder / "vqgan.yaml"

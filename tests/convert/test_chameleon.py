@@ -1,0 +1,248 @@
+"""Chameleon folders in and out, against what transformers computes (`make_references.py`)."""
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from cm3jax import generate
+from cm3jax.checkpoint import load_run
+from cm3jax.convert import chameleon
+from cm3jax.model.decoder import Decoder
+from cm3jax.tokenizers.vqgan import VQGAN
+from cm3jax.vocab import Vocab
+from tests.convert import cases, foreign
+
+ROOT = Path(__file__).resolve().parents[2]
+LENGTH = 24 + 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A case after its import: what was stored, what was loaded, and the model compiled."""
+
+    name: str
+    folder: chameleon.Checkpoint
+    stored: dict
+    params: dict
+    rows: tuple
+    score: object
+
+    def logits(self, params) -> np.ndarray:
+        """Of all rows, in the order of their ids."""
+        ours = np.asarray(self.score(params, *self.rows))
+        theirs = np.empty_like(ours)
+        theirs[..., self.folder.vocabulary.ids] = ours
+        return theirs
+
+    def errors(self, params) -> dict[str, float]:
+        """Largest difference of each input's logits, over the scale of the reference."""
+        text, image, packed = self.logits(params)
+        found = {
+            "text": text[:24],
+            "image": image[:75],
+            "first": packed[:10],
+            "second": packed[10:24],
+        }
+        return {
+            key: float(np.abs(value - self.stored[key]).max() / np.abs(self.stored[key]).max())
+            for key, value in found.items()
+        }
+
+
+@pytest.fixture(scope="module", params=cases.CASES)
+def case(request, tmp_path_factory):
+    name = request.param
+    home = tmp_path_factory.mktemp("chameleon")
+    source = foreign.write_chameleon(home / "in", name)
+    report = chameleon.convert(source, home / "out", None, source / "config.json")
+    assert len(report) == len(foreign.state(f"chameleon-{name}"))
+    folder, run = chameleon.read(source), load_run(home / "out")
+    stored = foreign.stored(f"chameleon-{name}")
+    ours = np.argsort(folder.vocabulary.ids)
+    theirs = cases.rows(cases.CASES[name].seed)
+    image = ours[theirs["image"]]
+    place = theirs["image"] == cases.vocabulary_map()["<image>"]
+    image[place] = stored["codes"] + Vocab(folder.vocabulary.config).first_image
+    packed = ours[np.concatenate([theirs["first"], theirs["second"]])]
+    inputs = [
+        _padded([ours[stored["greedy"]], image, packed]),
+        _padded([np.arange(LENGTH), np.arange(75), np.r_[:10, :14]]),
+        _padded([np.ones(LENGTH), np.ones(75), np.r_[[1] * 10, [2] * 14]]),
+    ]
+    model = Decoder(run.experiment.model, len(ours))
+
+    @jax.jit
+    def score(params, *rows):
+        hidden = model.apply({"params": params}, *rows)
+        return model.apply({"params": params}, hidden, method="logits")
+
+    return Imported(name, folder, stored, run.variables["params"], tuple(inputs), score)
+
+
+def _padded(rows) -> jnp.ndarray:
+    return jnp.asarray(np.stack([np.pad(row, (0, LENGTH - len(row))) for row in rows]), jnp.int32)
+
+
+def test_logits_are_those_of_transformers(case):
+    errors = case.errors(case.params)
+    assert max(errors.values()) <= 2e-4, errors
+
+
+def test_greedy_continuation_is_that_of_transformers(case):
+    """By induction: after its first n tokens, the next one is ours too."""
+    logits = case.logits(case.params)[0]
+    names = cases.vocabulary_map()
+    codes = [id_ for name, id_ in names.items() if name.startswith("IMGIMG")]
+    logits[:, codes] = -np.inf  # transformers never says a picture
+    greedy = case.stored["greedy"]
+    np.testing.assert_array_equal(logits[23:-1].argmax(-1), greedy[24:])
+    assert len(greedy[24:]) == 64
+
+
+def test_every_tensor_matters(case):
+    """A reference that some tensor does not reach would say nothing about it."""
+    weights = foreign.state(f"chameleon-{case.name}", cases.CASES[case.name].seed)
+    checked = 0
+    for place in case.folder.places:
+        for key in place.keys:
+            changed = weights | {key: np.roll(weights[key], 1, axis=-1) + 0.1}
+            node = foreign.tree({place.path: foreign.read(place, changed)})["params"]
+            errors = case.errors(_merged(case.params, node))
+            assert min(errors["text"], errors["image"]) > 1e-3, key
+            checked += 1
+    assert checked == sum("vqmodel" not in key for key in weights)
+
+
+def _merged(tree: dict, other: dict) -> dict:
+    return tree | {
+        key: _merged(tree[key], value) if isinstance(value, dict) else value
+        for key, value in other.items()
+    }
+
+
+@pytest.mark.parametrize(("name", "dtype"), list(zip(cases.CASES, foreign.TYPES, strict=True)))
+def test_there_and_back_bit_for_bit(tmp_path, name, dtype):
+    source = foreign.write_chameleon(tmp_path / "in", name, dtype)
+    chameleon.convert(source, tmp_path / "ours", None, source / "config.json")
+    written = chameleon.export(tmp_path / "ours", tmp_path / "back")
+    before, after = {}, {}
+    for folder, tensors in (("in", before), ("back", after)):
+        for file in (tmp_path / folder).glob("*.safetensors"):
+            tensors |= safetensors.numpy.load_file(file)
+    assert before.keys() == after.keys()
+    assert len(after) == written
+    for key, tensor in before.items():
+        assert tensor.dtype == after[key].dtype == foreign.TYPES[dtype]
+        assert tensor.shape == after[key].shape
+        assert tensor.tobytes() == after[key].tobytes(), key
+    configs = [json.loads((tmp_path / f / "config.json").read_text()) for f in ("in", "back")]
+    vq = [config.pop("vq_config") for config in configs]
+    assert configs[0].items() <= configs[1].items()
+    assert vq[0].items() <= vq[1].items()
+    tokenizers = [(tmp_path / f / "tokenizer.json").read_text() for f in ("in", "back")]
+    assert tokenizers[0] == tokenizers[1]
+
+
+def test_heads_that_part_are_all_written(tmp_path):
+    """One row of q-norm for all heads comes back as one only while the heads agree."""
+    folder = chameleon.read(foreign.write_chameleon(tmp_path / "in", "broadcast"))
+    place = next(place for place in folder.places if place.path.endswith("query_norm/scale"))
+    described = {key.key: key for key in folder.report}
+    array = foreign.read(place, foreign.state("chameleon-broadcast", 2))
+    same = chameleon.exported(place, array, described)
+    assert {output.shape for output in same.values()} == {(1, 16)}
+    array[1, 1] += 1
+    parted = chameleon.exported(place, array, described)
+    assert [output.shape for output in parted.values()] == [(1, 16), (2, 16)]
+    np.testing.assert_array_equal(next(iter(parted[place.keys[1]].parts())), array[1])
+
+
+def test_ours_there_and_back(tmp_path):
+    """A model in our own order of ids, with our own text tokenizer, survives the other format."""
+    source = foreign.write_chameleon(tmp_path / "in", "swin")
+    chameleon.convert(source, tmp_path / "first", None, source / "config.json")
+    (tmp_path / "first" / "text" / "import.json").unlink()  # as if it had been trained here
+    chameleon.export(tmp_path / "first", tmp_path / "foreign")
+    config = json.loads((tmp_path / "foreign" / "config.json").read_text())
+    chameleon.convert(
+        tmp_path / "foreign", tmp_path / "again", None, tmp_path / "foreign" / "config.json"
+    )
+    runs = [load_run(tmp_path / name) for name in ("first", "again")]
+    assert runs[0].experiment == runs[1].experiment
+    jax.tree.map(np.testing.assert_array_equal, runs[0].variables, runs[1].variables)
+    assert config["vocabulary_map"]["</s>"] == Vocab.eos
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    home = tmp_path_factory.mktemp("whole")
+    source = foreign.write_chameleon(home / "in", "swin", "bfloat16")
+    decoder, config = foreign.write_vqgan(home / "vq")
+    weights = foreign.state("vq")
+    theirs = foreign.state("chameleon-swin", 1)
+    # The folder's image tokenizer is the checkpoint's, as bfloat16.
+    for file in source.glob("*.safetensors"):
+        tensors = safetensors.numpy.load_file(file)
+        for key in tensors.keys() & theirs.keys():
+            if key.startswith("model.vqmodel."):
+                tensors[key] = weights[key.removeprefix("model.vqmodel.")].astype("bfloat16")
+        safetensors.numpy.save_file(tensors, file)
+    chameleon.convert(source, home / "out", decoder, config)
+    return generate.load(home / "out")
+
+
+def test_texts_never_become_control_tokens(generator):
+    text = generator.text
+    for written in ("a fox, <eoss> and <image>", "<sentinel:0><s>", "", "a fox"):
+        pieces = text.encode(written)
+        assert all(0 <= piece < text.pieces for piece in pieces)
+        assert text.decode(pieces) == written
+    assert text.decode(text.encode("IMGIMGDZ")) == "<unk>" * 8  # this table has no capitals
+    with pytest.raises(IndexError):
+        text.decode([text.pieces])
+
+
+@pytest.mark.slow
+def test_it_reads_pictures_like_its_float32_self(generator):
+    pictures = np.round((cases.scenes(4) + 1) * 127.5).astype(np.uint8)
+    encode = functools.partial(VQGAN(generator.image.config).apply, method="encode")
+    where = chameleon.vqgan.places(generator.image.config)
+    weights = foreign.state("vq")
+    arrays = foreign.tree({place.path: foreign.read(place, weights) for place in where})
+    arrays["codebook"]["quantiser"]["uses"] = np.ones(cases.CODES, np.float32)
+    codes = encode(arrays, jnp.asarray(pictures / 127.5 - 1, jnp.float32))
+    np.testing.assert_array_equal(generator.image.encode(pictures), codes)
+
+
+@pytest.mark.slow
+def test_an_import_draws_and_tells(generator, tmp_path):
+    import PIL.Image
+
+    drawn = generator.generate("a red fox", seed=1)
+    assert drawn.image.shape == (16, 16, 3)
+    PIL.Image.fromarray(drawn.image).save(tmp_path / "x.png")
+    told = generator.generate(f"a <mask>: <image:{tmp_path / 'x.png'}> <infill>", seed=1)
+    assert isinstance(told.text, str)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone tells the memory")
+def test_memory_of_an_import_is_that_of_its_parameters(tmp_path):
+    """On 8 devices, in a process of its own."""
+    words = [sys.executable, "-m", "tests.convert.memory", str(tmp_path / "x"), "8", "512", "16000"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(found)
+    assert found["devices"] == 8
+    assert found["loading"] <= 1.5 * found["parameters"]
+    assert found["converting"] <= 0.5 * found["parameters"]

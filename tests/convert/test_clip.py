@@ -1,0 +1,104 @@
+"""CLIP folders in, against what transformers computes (`make_references.py`)."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cm3jax.config import ClipConfig
+from cm3jax.convert import clip
+from cm3jax.errors import UserError
+from cm3jax.learners.clip import load
+from cm3jax.retrieval.clip import CLIP, fit, normalise, text_rows
+from tests.convert import cases, foreign
+
+
+@pytest.fixture(scope="module", params=cases.CLIPS)
+def case(request, tmp_path_factory):
+    home = tmp_path_factory.mktemp("clip")
+    source = foreign.write_clip(home / "in", request.param)
+    report = clip.convert(source, home / "out")
+    assert [key.ours for key in report if "position_ids" in key.key] == ["(computed here)"]
+    return request.param, load(home / "out"), foreign.stored(f"clip-{request.param}")
+
+
+def test_token_ids_are_those_of_the_tokenizer(case):
+    _, encoder, stored = case
+    pieces = [encoder.tokenizer.encode(text) for text in cases.TEXTS]
+    np.testing.assert_array_equal(text_rows(pieces, encoder.config, 16), stored["ids"])
+
+
+def test_pixels_are_those_of_the_processor(case):
+    _, encoder, stored = case
+    pictures = np.stack([fit(picture, encoder.config) for picture in cases.photographs()])
+    np.testing.assert_allclose(normalise(pictures), stored["pixels"], atol=1e-6)
+
+
+def test_vectors_are_those_of_transformers(case):
+    _, encoder, stored = case
+    np.testing.assert_allclose(encoder.encode_texts(cases.TEXTS), stored["text"], atol=1e-5)
+    pictures = np.stack([fit(picture, encoder.config) for picture in cases.photographs()])
+    np.testing.assert_allclose(encoder.encode_images(pictures), stored["image"], atol=1e-5)
+
+
+def test_every_tensor_matters(case):
+    name, encoder, stored = case
+    weights, model = foreign.state(f"clip-{name}"), CLIP(encoder.config)
+    ids, pixels = jnp.asarray(stored["ids"][:3]), jnp.asarray(stored["pixels"])
+    apply = jax.jit(model.apply)
+    places = clip.places(encoder.config)
+    arrays = {place.path: foreign.read(place, weights) for place in places}
+    for place in places:
+        (key,) = place.keys
+        if key == "logit_scale":  # of the training loss
+            continue
+        changed = {key: np.roll(weights[key], 1, axis=-1) + np.float32(0.05)}
+        text, image = apply(
+            foreign.tree(arrays | {place.path: foreign.read(place, changed)}), ids, pixels
+        )
+        apart = max(np.abs(text - stored["text"][:3]).max(), np.abs(image - stored["image"]).max())
+        assert apart > 1e-4 or ".k_proj.bias" in key, key  # softmax takes that bias away again
+    assert {place.keys[0] for place in places} == weights.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"do_center_crop": False}, "steps"),
+        ({"resample": 0}, "resample"),
+        ({"size": {"shortest_edge": 30}}, "size"),
+        ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean"),
+        ({"image_std": 3}, "image_std"),
+    ],
+)
+def test_other_processors_are_refused(tmp_path, change, match):
+    source = foreign.write_clip(tmp_path / "in", "patch-8", **change)
+    with pytest.raises(UserError, match=match):
+        clip.read_config(source)
+
+
+def test_other_models_are_refused(tmp_path):
+    source = foreign.write_clip(tmp_path / "in", "patch-8")
+    config = json.loads((source / "config.json").read_text())
+    for change, match in (
+        ({"model_type": "siglip"}, "siglip"),
+        ({"text_config": config["text_config"] | {"hidden_act": "gelu"}}, "one activation"),
+        ({"text_config": config["text_config"] | {"vocab_size": "many"}}, "vocab_size"),
+        ({"vision_config": 3}, "vision_config"),
+    ):
+        (source / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(UserError, match=match):
+            clip.read_config(source)
+    text = config["text_config"] | {"vocab_size": 521}
+    (source / "config.json").write_text(json.dumps(config | {"text_config": text}))
+    with pytest.raises(UserError, match="token_embedding"):
+        clip.convert(source, tmp_path / "out")
+
+
+def test_vit_b_32_is_the_default(tmp_path):
+    source = foreign.write_clip(tmp_path / "in", "patch-8")
+    (source / "config.json").write_text('{"model_type": "clip"}')
+    (source / "preprocessor_config.json").write_text('{"size": 224, "crop_size": 224}')
+    assert clip.read_config(source) == ClipConfig(resize="bicubic")

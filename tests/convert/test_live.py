@@ -1,0 +1,72 @@
+"""With torch: the references are what transformers computes now, and torch's own files are read.
+
+The stored references carry the parity of the default suite; this ties them to what is installed.
+CI installs torch beside the `test` extra and runs this file (`CM3JAX_PARITY=1`, under which a
+missing torch fails).
+"""
+
+import importlib.util
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from tests.convert import cases, foreign
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("torch") is None and not os.environ.get("CM3JAX_PARITY"),
+        reason="torch is not installed; `pip install torch` and run again",
+    ),
+    pytest.mark.filterwarnings("ignore"),  # torch's and transformers' own
+]
+
+
+def _same(made: dict, name: str) -> None:
+    stored = foreign.stored(name)
+    assert made.keys() == stored.keys()
+    for key, value in made.items():
+        if key == "shapes":
+            assert str(value) == str(stored[key])
+        else:
+            np.testing.assert_allclose(value, stored[key], atol=1e-4, err_msg=f"{name} {key}")
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+def test_chameleon(name):
+    from tests.convert import make_references
+
+    _same(make_references.chameleon(name), f"chameleon-{name}")
+
+
+def test_vq():
+    from tests.convert import make_references
+
+    _same(make_references.vq(), "vq")
+
+
+def test_clip(tmp_path):
+    from tests.convert import make_references
+
+    tokenizer = make_references.clip_tokenizer(tmp_path)
+    written = (tmp_path / "clip-tokenizer.json").read_text()
+    assert written == (cases.REFERENCE / "clip-tokenizer.json").read_text()
+    for name in cases.CLIPS:
+        _same(make_references.clip(name, tokenizer), f"clip-{name}")
+
+
+def test_a_torch_checkpoint_is_the_same_run(tmp_path):
+    import torch
+
+    from cm3jax.checkpoint import load_run
+    from cm3jax.convert import vqgan
+
+    source, config = foreign.write_vqgan(tmp_path / "in")
+    state = {key: torch.from_numpy(value) for key, value in foreign.state("vq").items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "in" / "vqgan.ckpt")
+    vqgan.convert(source, tmp_path / "a", config)
+    vqgan.convert(tmp_path / "in" / "vqgan.ckpt", tmp_path / "b", config)
+    runs = [load_run(tmp_path / name).variables for name in "ab"]
+    jax.tree.map(np.testing.assert_array_equal, *runs)

@@ -1,0 +1,37 @@
+"""The command: a folder in, a run that others read, a folder out."""
+
+import pytest
+
+from cm3jax.errors import UserError
+from launch.convert import run
+from tests.convert import foreign
+
+
+def test_in_and_out(tmp_path, capsys):
+    source = foreign.write_chameleon(tmp_path / "in", "plain", "bfloat16", shards=1)
+    run(["chameleon", str(source), "--out", str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    count = len(foreign.state("chameleon-plain"))
+    assert "can read pictures but not draw them" in said
+    assert f"{count} tensors in {tmp_path / 'run'}" in said
+    report = (tmp_path / "run" / "report.txt").read_text()
+    assert report.count("\n") == count
+    run(["export", str(tmp_path / "run"), "--out", str(tmp_path / "back")])
+    assert f"{count} tensors in" in capsys.readouterr().out
+
+
+def test_what_is_left_out_is_said(tmp_path, capsys):
+    source, config = foreign.write_vqgan(tmp_path / "in")
+    run(["vqgan", str(source), "--config", str(config), "--out", str(tmp_path / "vqgan")])
+    assert "loss.discriminator.main.0.weight left out (of its training)" in capsys.readouterr().out
+
+
+def test_wrong_models_and_folders(tmp_path):
+    from cm3jax import testing
+
+    with pytest.raises(UserError, match="is no folder"):
+        run(["clip", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+    decoder = testing.write_chain(tmp_path)
+    with pytest.raises(UserError, match=r"no Chameleon: it has model\.positions=learned"):
+        run(["export", str(decoder), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
