@@ -23,6 +23,7 @@ LAYERS = (
     "learners testing interop",
     "train decode",
     "footprint",
+    "asks",
     "generate",
     "evaluate illustrate",
 )
