@@ -12,14 +12,21 @@ from cm3jax.errors import UserError
 
 
 def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part."""
+    """Write a file so that a reader sees the old content or the new one, never a part.
+
+    Raises `OSError` if that fails, say on a full disk, and leaves nothing behind.
+    """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.parent / f".{path.name}.{os.getpid()}.part"
     if isinstance(content, str):
         content = content.encode()
-    scratch.write_bytes(content)
-    scratch.replace(path)
+    try:
+        scratch.write_bytes(content)
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

@@ -1,58 +1,59 @@
-"""Documents in, documents out: text to picture, captioning and infilling (sections 3.1 and 4).
+"""Documents in, documents out: pictures, captions, infilling, editing, stories (sections 3, 4).
 
-    generator = cm3jax.load("runs/quickstart/decoder")
-    generator.generate("a red circle left of a blue square", retrieve=2).image
-
-Prompts take the form that training rows have: `<eos>`, documents with a `<break>` after each, the
-query, and for what a mask hides `<eos>` and the mask's sentinel.
+generator = cm3jax.load("runs/quickstart/decoder")
+generator.generate("a red circle left of a blue square", retrieve=2).image
 """
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Literal
 
 import jax
 import numpy as np
 from etils import epath
 
+from cm3jax.asks import (
+    Ask,
+    Asker,
+    Broken,
+    Document,
+    Documents,
+    Part,
+    Picture,
+    read_answer,
+    to_text,
+)
 from cm3jax.checkpoint import LoadedRun, companion, load_run
 from cm3jax.config import DecodeConfig
-from cm3jax.decode import loop
-from cm3jax.decode.grammar import Codes, Program, Words
-from cm3jax.decode.loop import Request
+from cm3jax.decode import loop, rerank
+from cm3jax.decode.meter import Meter
+from cm3jax.document import Mark
 from cm3jax.errors import UserError
 from cm3jax.learners import clip, vqgan
 from cm3jax.model.decoder import Decoder
-from cm3jax.prompts import raster_run, read_prompt, text_ids
+from cm3jax.prompts import Prompt, Segments, Shown, read_prompt
 from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.clip import ClipEncoder
 from cm3jax.retrieval.retriever import Retrieved, Retriever
 from cm3jax.shapes import Bool, Int, UInt8
 from cm3jax.tokenizers.image import ImageTokenizer
 from cm3jax.tokenizers.text import TextTokenizer
 from cm3jax.vocab import Vocab
 
-Shown = Retrieved | Int[np.ndarray, " _"]
-"""A document in front of a prompt: from the bank, or any other's vocabulary ids."""
-Documents = Sequence[Sequence[Shown]]
-"""The documents of each prompt, in the order shown."""
-Picture = UInt8[np.ndarray, "Y X 3"]
-"""A picture of the image tokenizer's size."""
 Pictures = UInt8[np.ndarray, "B Y X 3"] | Sequence[Picture | None]
-
-_BLANK = 128
-"""Grey that hides a hole from the image tokenizer."""
+Segment = str | Broken | Picture
 
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """One sample: a picture or a text, and how it came about."""
+    """One sample and how it came about."""
 
-    image: Picture | None
-    """The picture."""
-    text: str | None
-    """The text."""
-    documents: tuple[Shown, ...]
+    segments: tuple[Segment, ...]
+    """What was asked for: a picture or a text, a story's texts and pictures, or what filled each
+    mask, in order."""
+    documents: tuple[Document, ...]
     """The documents that the model saw."""
     prefix: Int[np.ndarray, " L"]
     """All ids that the model saw, documents among them."""
@@ -60,14 +61,35 @@ class Generated:
     """The ids that it emitted."""
     logprob: float
     """Their log-probability (`decode.loop.Sample`)."""
+    sampled: int
+    """How many of them were sampled, not forced."""
     temperature: float
     """The temperature of this sample."""
     prompt_id: int
     sample_id: int
 
+    @property
+    def image(self) -> Picture | None:
+        """The first picture."""
+        return next((s for s in self.segments if isinstance(s, np.ndarray)), None)
+
+    @property
+    def text(self) -> str | None:
+        """The first text."""
+        return next((s for s in self.segments if isinstance(s, str)), None)
+
+    @property
+    def perplexity(self) -> float:
+        """Of the sampled ids."""
+        return float(rerank.perplexities([self.logprob], [self.sampled])[0])
+
+
+Finished = list[tuple[int, Generated]]
+"""Samples that were done together, each with the place of its ask."""
+
 
 class Generator:
-    """A decoder with its tokenizers, and a retriever that is opened when it is needed.
+    """A decoder with its tokenizers, and an encoder and a retriever that are opened when needed.
 
     `samples` of a prompt share its documents; results come prompt by prompt. A sample's noise
     depends on (seed, prompt id, sample id, tokens emitted) alone; prompt ids are places in the
@@ -82,7 +104,8 @@ class Generator:
         vocab: Vocab,
         text: TextTokenizer,
         image: ImageTokenizer,
-        open_retriever: Callable[[], Retriever],
+        open_encoder: Callable[[], ClipEncoder],
+        open_retriever: Callable[[ClipEncoder], Retriever],
         decode: DecodeConfig,
     ):
         self.model = model
@@ -90,18 +113,24 @@ class Generator:
         self.text = text
         self.image = image
         self.decode = decode
-        self._variables = jax.device_put(variables)
-        self._open_retriever = open_retriever
+        self.ask = Asker(vocab, text, image, model.config.context)
+        self._variables = jax.device_put(as_read(variables, model.config.dtype))
+        self._open_encoder, self._open_retriever = open_encoder, open_retriever
+
+    @functools.cached_property
+    def encoder(self) -> ClipEncoder:
+        """The retrieval encoder; `UserError` if the run names none."""
+        return self._open_encoder()
 
     @functools.cached_property
     def retriever(self) -> Retriever:
         """Encoder, bank and index; `UserError` if one is missing or was made for another run."""
-        return self._open_retriever()
+        return self._open_retriever(self.encoder)
 
     def with_variables(self, variables: dict) -> "Generator":
         """The same with other parameters, say those of a model in training."""
-        parts = (self.vocab, self.text, self.image, self._open_retriever, self.decode)
-        return Generator(self.model, variables, *parts)
+        parts = (self.vocab, self.text, self.image, self._open_encoder, self._open_retriever)
+        return Generator(self.model, variables, *parts, self.decode)
 
     def retrieve(
         self,
@@ -130,10 +159,9 @@ class Generator:
         prompt_ids: Sequence[int] | None = None,
     ) -> list[list[Generated]]:
         """Pictures of plain texts; guided where `decode.guidance_scale` is not 1."""
-        tails = [[*self._words(prompt), self.vocab.break_] for prompt in prompts]
-        program = (Codes((None,) * self.vocab.image_tokens),)
-        jobs = self._jobs(tails, [program] * len(tails), documents, prompt_ids, guided=True)
-        return self._pictures(self._decode(jobs, samples, seed, decode))
+        rows = [((prompt,),) for prompt in prompts]
+        asks = self.ask.pictures(rows, documents, prompt_ids, decode or self.decode)
+        return self._all(asks, samples, seed, decode)
 
     def caption(
         self,
@@ -145,13 +173,9 @@ class Generator:
         prompt_ids: Sequence[int] | None = None,
     ) -> list[list[Generated]]:
         """Texts of uint8 pictures: the text of the pair is masked, then recalled."""
-        mask = self.vocab.sentinel(0)
-        tails = [
-            [mask, self.vocab.break_, *codes, self.vocab.eos, mask] for codes in self._codes(images)
-        ]
-        program = (Words((decode or self.decode).max_text_tokens),)
-        jobs = self._jobs(tails, [program] * len(tails), documents, prompt_ids)
-        return self._texts(self._decode(jobs, samples, seed, decode))
+        rows: list[Segments] = [((Mark.MASK,), Shown(image)) for image in images]
+        asks = self.ask.fillings(rows, documents, prompt_ids, decode or self.decode)
+        return self._all(asks, samples, seed, decode)
 
     def infill(
         self,
@@ -170,30 +194,33 @@ class Generator:
         and the hole is blanked before the picture is encoded, so that no code knows it. An empty
         caption leaves the picture to stand alone. Raises `UserError` for a mask without pixels.
         """
-        images, masks = np.asarray(images), np.asarray(masks)
-        known = self._codes(np.where(masks[..., None], np.uint8(_BLANK), images))
-        mark, grid = self.vocab.sentinel(0), self.vocab.config.grid
-        tails, programs, frames = [], [], []
-        for caption, codes, mask in zip(captions, known, masks, strict=True):
-            run = raster_run(mask, grid)
-            before, after = codes[: run.start], codes[run.stop :]
-            front = [*self._words(caption), self.vocab.break_] if caption else []
-            tails.append([*front, *before, mark, *after, self.vocab.eos, mark])
-            inside = zip(codes[run.start : run.stop], run.masked, strict=True)
-            programs.append((Codes(tuple(None if hidden else code for code, hidden in inside)),))
-            frames.append((before, after))
-        jobs = self._jobs(tails, programs, documents, prompt_ids)
-        drawn = self._pictures(self._decode(jobs, samples, seed, decode), frames)
-        return [
-            [dataclasses.replace(s, image=np.where(mask[..., None], s.image, image)) for s in group]
-            for image, mask, group in zip(images, masks, drawn, strict=True)
+        rows: list[Segments] = [
+            (*([(caption,)] if caption else []), Shown(image, mask))
+            for caption, image, mask in zip(captions, images, masks, strict=True)
         ]
+        asks = self.ask.fillings(rows, documents, prompt_ids, decode or self.decode)
+        return self._all(asks, samples, seed, decode)
+
+    def edit(
+        self,
+        images: Pictures,
+        instructions: Sequence[str],
+        documents: Documents | None = None,
+        samples: int = 1,
+        seed: int = 0,
+        decode: DecodeConfig | None = None,
+        prompt_ids: Sequence[int] | None = None,
+    ) -> list[list[Generated]]:
+        """uint8 pictures as the instructions change them, guided in three streams."""
+        config = decode or self.decode
+        asks = self.ask.edits(images, instructions, documents, prompt_ids, config)
+        return self._all(asks, samples, seed, decode)
 
     def generate(
         self,
         prompt: str,
         retrieve: int = 0,
-        documents: Sequence[Shown] = (),
+        documents: Sequence[Document] = (),
         seed: int = 0,
         decode: DecodeConfig | None = None,
     ) -> Generated:
@@ -204,7 +231,7 @@ class Generator:
         self,
         prompts: Sequence[str],
         retrieve: int = 0,
-        documents: Sequence[Shown] = (),
+        documents: Sequence[Document] = (),
         samples: int = 1,
         seed: int = 0,
         decode: DecodeConfig | None = None,
@@ -214,135 +241,137 @@ class Generator:
         `A photo of a cat` is followed by a picture, `Image of a <mask>: <image:x.png> <infill>` by
         the text under its mask. `documents` come first, before those that are retrieved.
         """
-        read = [read_prompt(prompt, self.text, self.image, self.vocab) for prompt in prompts]
+        size = self.image.config.image_size
+        read = [read_prompt(prompt, size) for prompt in prompts]
+        shown = self.company(read, retrieve, documents)
+        return self._all(self.asks(read, shown, decode or self.decode), samples, seed, decode)
+
+    def company(
+        self, prompts: Sequence[Prompt], retrieve: int, documents: Sequence[Document] = ()
+    ) -> list[list[Document]]:
+        """For each prompt these documents, and so many that are retrieved with it."""
         shown = [list(documents) for _ in prompts]
         if retrieve:
-            found = self.retrieve([p.words for p in read], [p.picture for p in read], retrieve)
-            shown = [mine + more for mine, more in zip(shown, found, strict=True)]
-        config = decode or self.decode
-        out: list[list[Generated]] = [[] for _ in prompts]
-        pictures = (Codes((None,) * self.vocab.image_tokens),)
-        for recall, program in ((False, pictures), (True, (Words(config.max_text_tokens),))):
-            here = [index for index, prompt in enumerate(read) if prompt.recall == recall]
-            jobs = self._jobs(
-                [read[index].ids for index in here],
-                [program] * len(here),
-                [shown[index] for index in here],
-                here,
-                guided=not recall,
+            found = self.retrieve(
+                [p.words for p in prompts], [p.picture for p in prompts], retrieve
             )
-            found = self._decode(jobs, samples, seed, config)
-            finish = self._texts if recall else self._pictures
-            for index, group in zip(here, finish(found), strict=True):
-                out[index] = group
+            shown = [mine + more for mine, more in zip(shown, found, strict=True)]
+        return shown
+
+    def asks(
+        self, prompts: Sequence[Prompt], documents: Documents, config: DecodeConfig
+    ) -> list[Ask]:
+        """What prompts ask for, in their order: what is masked, or else a picture."""
+        out: list[Ask | None] = [None] * len(prompts)
+        for recall, build in ((False, self.ask.pictures), (True, self.ask.fillings)):
+            here = [index for index, prompt in enumerate(prompts) if prompt.recall == recall]
+            rows = [prompts[index].segments for index in here]
+            for index, ask in zip(
+                here, build(rows, [documents[i] for i in here], here, config), strict=True
+            ):
+                out[index] = ask
         return out
+
+    def answer(
+        self,
+        asks: Sequence[Ask],
+        samples: int = 1,
+        seed: int = 0,
+        decode: DecodeConfig | None = None,
+        meter: Meter | None = None,
+        watch: loop.Watch | None = None,
+    ) -> Iterator[Finished]:
+        """Samples of every ask as they are done; `meter` and `watch` as in `loop.decode_each`."""
+        requests, config = [ask.request for ask in asks], decode or self.decode
+        call = (self.model, self._variables, self.vocab, requests, config, samples, seed)
+        for finished in loop.decode_each(*call, meter, watch):
+            yield self._finish(asks, finished)
+
+    def _all(
+        self, asks: Sequence[Ask], samples: int, seed: int, decode: DecodeConfig | None
+    ) -> list[list[Generated]]:
+        out: list[list[Generated | None]] = [[None] * samples for _ in asks]
+        for finished in self.answer(asks, samples, seed, decode):
+            for index, sample in finished:
+                out[index][sample.sample_id] = sample
+        return out
+
+    def _finish(self, asks: Sequence[Ask], finished: list[loop.Finished]) -> Finished:
+        """Read the ids; all pictures are decoded together."""
+        found = [
+            (done.request, done.first + offset, sample, asks[done.request])
+            for done in finished
+            for offset, sample in enumerate(done.samples)
+        ]
+        parts = [read_answer(ask, sample.ids, self.ask) for _, _, sample, ask in found]
+        codes = [part for each in parts for part in each if isinstance(part, np.ndarray)]
+        images = iter(self.image.decode(np.asarray(codes)) if codes else ())
+        return [
+            (
+                index,
+                Generated(
+                    segments=_close(ask, each, images),
+                    documents=ask.documents,
+                    prefix=ask.request.prefix,
+                    prompt_id=ask.request.prompt_id,
+                    sample_id=number,
+                    **vars(sample),
+                ),
+            )
+            for (index, number, sample, ask), each in zip(found, parts, strict=True)
+        ]
+
+    def ranked(
+        self, group: Sequence[Generated], by: Literal["clip", "perplexity"], text: str = ""
+    ) -> list[Generated]:
+        """Samples of one prompt, best first: pictures by CLIP beside a text, texts by perplexity.
+
+        Samples without a picture stand last by CLIP.
+        """
+        if by == "perplexity":
+            scores = -np.asarray([sample.perplexity for sample in group])
+        else:
+            scores = np.full(len(group), -np.inf)
+            there = [place for place, sample in enumerate(group) if sample.image is not None]
+            if there:
+                images = np.stack([group[place].image for place in there])
+                scores[there] = rerank.clip_scores(self.encoder, text, images)
+        return [group[place] for place in rerank.best_first(scores)]
 
     def describe(self, ids: Int[np.ndarray, " L"]) -> str:
         """Ids with readable names, texts in quotes."""
         names = []
-        for is_text, part in itertools.groupby(ids.tolist(), lambda i: i >= self.vocab.first_text):
+        for is_text, part in groupby(ids.tolist(), lambda i: i >= self.vocab.first_text):
             part = list(part)
-            names += [repr(self._to_text(part))] if is_text else map(self.vocab.name, part)
+            words = [repr(to_text(np.asarray(part), self.ask))] if is_text else []
+            names += words or map(self.vocab.name, part)
         return " ".join(names)
 
-    def _words(self, text: str) -> list[int]:
-        return text_ids(text, self.text, self.vocab)
 
-    def _codes(self, images: Pictures) -> list[list[int]]:
-        """Vocabulary ids of the codes of each picture."""
-        if not len(images):
-            return []
-        return (self.image.encode(images) + self.vocab.first_image).tolist()
-
-    def _to_text(self, ids: Sequence[int]) -> str:
-        pieces = [id_ - self.vocab.first_text for id_ in ids if id_ >= self.vocab.first_text]
-        return self.text.decode(pieces)
-
-    def _jobs(
-        self,
-        tails: Sequence[list[int]],
-        programs: Sequence[Program],
-        documents: Documents | None,
-        prompt_ids: Sequence[int] | None,
-        guided: bool = False,
-    ) -> list["_Job"]:
-        """What to decode: `<eos>`, documents with a break after each, and the prompt's tail."""
-        vocab, count = self.vocab, len(tails)
-        shown = [()] * count if documents is None else documents
-        names = range(count) if prompt_ids is None else prompt_ids
-        jobs = []
-        for tail, program, mine, name in zip(tails, programs, shown, names, strict=True):
-            front = [vocab.eos]
-            for document in mine:
-                front += [*_ids(document).tolist(), vocab.break_]
-            # The unconditional stream is what training knows: the query's text under a mask.
-            blind = [*front, vocab.sentinel(0), vocab.break_] if guided else None
-            request = Request(
-                np.asarray(front + tail, np.int32),
-                None if blind is None else np.asarray(blind, np.int32),
-                program,
-                int(name),
-            )
-            jobs.append(_Job(request, tuple(mine)))
-        return jobs
-
-    def _decode(
-        self, jobs: Sequence["_Job"], samples: int, seed: int, decode: DecodeConfig | None
-    ) -> list[list[Generated]]:
-        """Samples of every job, as ids alone."""
-        requests = [job.request for job in jobs]
-        config = decode or self.decode
-        found = loop.decode(
-            self.model, self._variables, self.vocab, requests, config, samples, seed
-        )
-        return [
-            [
-                Generated(
-                    image=None,
-                    text=None,
-                    documents=job.documents,
-                    prefix=job.request.prefix,
-                    prompt_id=job.request.prompt_id,
-                    sample_id=number,
-                    **vars(sample),
-                )
-                for number, sample in enumerate(group)
-            ]
-            for job, group in zip(jobs, found, strict=True)
-        ]
-
-    def _texts(self, found: list[list[Generated]]) -> list[list[Generated]]:
-        return [
-            [dataclasses.replace(s, text=self._to_text(s.ids.tolist())) for s in group]
-            for group in found
-        ]
-
-    def _pictures(
-        self, found: list[list[Generated]], frames: Sequence[tuple[list, list]] | None = None
-    ) -> list[list[Generated]]:
-        """Add the pictures; `frames` are the codes before and after what a prompt emitted."""
-        around = [([], [])] * len(found) if frames is None else frames
-        codes = [
-            [*before, *s.ids.tolist(), *after]
-            for (before, after), group in zip(around, found, strict=True)
-            for s in group
-        ]
-        if not codes:
-            return found
-        images = iter(self.image.decode(np.asarray(codes) - self.vocab.first_image))
-        return [[dataclasses.replace(s, image=next(images)) for s in group] for group in found]
+def _close(ask: Ask, parts: Sequence[Part], images: Iterator[Picture]) -> tuple[Segment, ...]:
+    """Parts with pictures in place of codes; pixels outside of holes are those of before."""
+    holes = [None] * len(parts) if ask.holes is None else ask.holes
+    out = []
+    for part, hole in zip(parts, holes, strict=True):
+        if isinstance(part, np.ndarray):
+            part = next(images)
+            if hole is not None:
+                part = np.where(hole.shown.hole[..., None], part, hole.shown.image)
+        out.append(part)
+    return tuple(out)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """A request and the documents in it."""
+def as_read(variables: dict, dtype: str) -> dict:
+    """Parameters with matrices in the type that they are multiplied in: half the bytes in bfloat16.
 
-    request: Request
-    documents: tuple[Shown, ...]
+    Each layer would cast them to it at every step; norms and tables that are looked up stay.
+    """
 
+    def cast(path, leaf):
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        return leaf.astype(dtype) if name in ("kernel", "head") else leaf
 
-def _ids(document: Shown) -> Int[np.ndarray, " L"]:
-    return document.ids if isinstance(document, Retrieved) else np.asarray(document)
+    return jax.tree.map_with_path(cast, variables)
 
 
 def load(run_dir: epath.PathLike, bank: epath.PathLike = "") -> Generator:
@@ -366,16 +395,31 @@ def assemble(run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "")
     vocab = Vocab(experiment.vocab, text.fingerprint, image.fingerprint)
     vocab.require(run.fingerprints["vocab"], f"the decoder {run_dir}")
 
-    def open_retriever() -> Retriever:
-        where = bank or experiment.data.bank
-        if not where or not experiment.retrieval.encoder:
+    def open_encoder() -> ClipEncoder:
+        if not experiment.retrieval.encoder:
             raise UserError(
-                f"{run_dir} names no memory bank or no encoder (data.bank, retrieval.encoder); "
-                "give a bank, or ask for no documents."
+                f"{run_dir} names no encoder (retrieval.encoder); ask for no documents and no "
+                "ranking by CLIP."
             )
-        encoder = clip.load(companion(run_dir, experiment.retrieval.encoder))
+        return clip.load(companion(run_dir, experiment.retrieval.encoder))
+
+    def open_retriever(encoder: ClipEncoder) -> Retriever:
+        where = bank or experiment.data.bank
+        if not where:
+            raise UserError(
+                f"{run_dir} names no memory bank (data.bank); give one, or ask for no documents."
+            )
         opened = Bank.open(where, encoder.fingerprint, vocab.fingerprint)
         return Retriever(encoder, opened, experiment.retrieval)
 
     model = Decoder(experiment.model, vocab.size)
-    return Generator(model, run.variables, vocab, text, image, open_retriever, experiment.decode)
+    return Generator(
+        model,
+        run.variables,
+        vocab,
+        text,
+        image,
+        open_encoder,
+        open_retriever,
+        experiment.decode,
+    )

@@ -2,16 +2,21 @@
 
     python -m launch.bench train
     python -m launch.bench train --experiment cm3leon_760m --batch 8
+    python -m launch.bench decode --batch 1
+    python -m launch.bench decode --batch 1 --samples 8 --prompt 600
+    python -m launch.bench decode --experiment cm3leon_7b --batch 1 --guided --new 1024
 
 `train` times our training step against the same architecture in transformers and torch, with the
 same weights, rows and optimiser. Without `--experiment` it is Chameleon's, 8 layers of width 512;
 an experiment's model has no counterpart in transformers and is timed alone. It needs jax, flax,
 optax, orbax and numpy; where torch and transformers are missing, our side runs alone.
+
+`decode` times our engine against `generate` of transformers with the same weights: see
+`launch.bench_decode`.
 """
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import os
 import statistics
@@ -38,8 +43,10 @@ from cm3jax.sequence import Batch
 from cm3jax.state import TrainState, plan
 from cm3jax.train import make_train_step
 from cm3jax.vocab import Vocab
+from launch.bench_decode import bench_decode
 from launch.env import main
 from launch.names import load_experiment
+from launch.rivals import chameleon, missing
 
 LEARNING_RATE = 1e-4
 
@@ -52,7 +59,7 @@ def run(argv: list[str] | None = None) -> None:
     options = _options().parse_args(argv)
     # torch wants its share of the same accelerator.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    print(json.dumps(bench_train(options), indent=2))
+    print(json.dumps(_BENCHES[options.what](options), indent=2))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,9 +85,11 @@ def _options() -> argparse.ArgumentParser:
         prog="python -m launch.bench",
         description="Measure side by side, in one run on one machine; prints one JSON object.",
     )
-    parser.add_argument("what", choices=["train"], help="our training step against torch's")
+    parser.add_argument(
+        "what", choices=list(_BENCHES), help="our training step, or our decoding, against torch's"
+    )
     parser.add_argument("--experiment", default="", help="time this experiment's decoder alone")
-    parser.add_argument("--batch", type=_positive, default=8, help="rows of a step")
+    parser.add_argument("--batch", type=_positive, default=8, help="rows of a step, or prompts")
     parser.add_argument(
         "--length", type=_positive, help="tokens of a row; default the model's, or 512"
     )
@@ -91,6 +100,10 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--steps", type=_positive, default=10, help="timed steps, after two others")
     parser.add_argument("--compile-torch", action="store_true", help="torch.compile as well")
+    parser.add_argument("--prompt", type=_positive, default=64, help="decode: ids of a prompt")
+    parser.add_argument("--new", type=_positive, default=64, help="decode: ids after each prompt")
+    parser.add_argument("--samples", type=_positive, default=1, help="decode: of each prompt")
+    parser.add_argument("--guided", action="store_true", help="decode: with a second stream")
     return parser
 
 
@@ -135,9 +148,8 @@ def bench_train(options: argparse.Namespace) -> dict[str, Any]:
         "matrix_flops_per_second": matrix_rate,
         "ours": summary(_ours(learner, weights, tokens, options.steps)),
     }
-    missing = "an experiment's model has no counterpart" if options.experiment else _missing()
-    if missing:
-        return answer | {"torch": None, "torch_left_out_because": missing}
+    if why := _no_rival(options):
+        return answer | {"torch": None, "torch_left_out_because": why}
     for name, compiles in (("torch", False), ("torch_compiled", True)):
         if compiles and not options.compile_torch:
             continue
@@ -260,83 +272,14 @@ def _ours(learner: DecoderLearner, weights: Any, tokens: np.ndarray, steps: int)
     return Side(losses, seconds)
 
 
-def _missing() -> str:
-    for package in ("torch", "transformers"):
-        if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed"
-    return ""
-
-
-_NAMES = {
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "out": "self_attn.o_proj",
-    "query_norm": "self_attn.q_norm",
-    "key_norm": "self_attn.k_norm",
-    "attention_norm": "input_layernorm",
-    "feed_forward_norm": "post_attention_layernorm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
-"""Our names of a layer's parts and those of transformers."""
-
-
-def _state_dict(weights: Any, width: int) -> dict[str, np.ndarray]:
-    """Our parameters under the names and in the shapes of transformers' Chameleon."""
-    out = {
-        "model.embed_tokens.weight": weights["embedding"],
-        "lm_head.weight": weights["head"],
-        "model.norm.weight": weights["final_norm"]["scale"],
-    }
-    for path, stacked in jax.tree.leaves_with_path(weights["layers"]):
-        *_, part, kind = (key.key for key in path)
-        for index, leaf in enumerate(stacked):
-            if kind == "kernel":  # ours maps from the left, over several axes
-                shape = (width, -1) if part not in ("out", "down") else (-1, width)
-                leaf = np.ascontiguousarray(leaf.reshape(shape).T)
-            name = "bias" if kind == "bias" else "weight"
-            out[f"model.layers.{index}.{_NAMES[part]}.{name}"] = leaf
-    return out
-
-
 def _torch(
     experiment: Experiment, weights: Any, tokens: np.ndarray, steps: int, compiles: bool
 ) -> Side:
     import torch
-    from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
-    model, vocab_size = experiment.model, int(weights["head"].shape[0])
-    config = ChameleonConfig(
-        vocab_size=vocab_size,
-        hidden_size=model.width,
-        intermediate_size=model.ffn,
-        num_hidden_layers=model.layers,
-        num_attention_heads=model.heads,
-        num_key_value_heads=model.heads,
-        max_position_embeddings=model.context,
-        vocabulary_map={"<image>": 3, "IMGIMGAZ": 4},
-        # The smallest image tokenizer there is; the step does not use it.
-        vq_config={
-            "base_channels": 32,
-            "channel_multiplier": [1],
-            "embed_dim": 4,
-            "latent_channels": 4,
-            "num_embeddings": 2,
-            "num_res_blocks": 1,
-            "resolution": 8,
-        },
-    )
-    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
-    network = ChameleonForConditionalGeneration(config)
-    arrays = {name: torch.from_numpy(a) for name, a in _state_dict(weights, model.width).items()}
-    faults = network.load_state_dict(arrays, strict=False)
-    left = [name for name in faults.missing_keys if "vqmodel" not in name]
-    if left or faults.unexpected_keys:
-        raise ValueError(f"weights differ: {left} {faults.unexpected_keys}")
+    network = chameleon(experiment, weights).train()
     network.model.vqmodel.requires_grad_(False)
-    network.to(device).train()
+    device, model = network.device.type, experiment.model
     trained = [p for p in network.parameters() if p.requires_grad]
     settings = experiment.optim
     optimizer = torch.optim.AdamW(
@@ -354,7 +297,7 @@ def _torch(
             # Not the model's own loss: it forbids image ids.
             hidden = network.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
             logits = network.lm_head(hidden)
-        scores = logits.float().reshape(-1, vocab_size)
+        scores = logits.float().flatten(0, 1)
         return torch.nn.functional.cross_entropy(scores, ids[:, 1:].reshape(-1))
 
     compute = torch.compile(loss) if compiles else loss
@@ -369,6 +312,21 @@ def _torch(
         losses.append(value.item())
 
     return Side(losses, _timed(once, steps))
+
+
+def _decode(options: argparse.Namespace) -> dict[str, Any]:
+    if not options.experiment:
+        options.length = options.prompt + options.new + 1
+    experiment = _experiment(options)
+    learner = DecoderLearner(experiment, Vocab(experiment.vocab), {})
+    return bench_decode(experiment, _weights(learner), _no_rival(options), options)
+
+
+def _no_rival(options: argparse.Namespace) -> str:
+    return "an experiment's model has no counterpart" if options.experiment else missing()
+
+
+_BENCHES = {"train": bench_train, "decode": _decode}
 
 
 if __name__ == "__main__":

@@ -1,70 +1,96 @@
-"""Pictures from texts, texts from pictures, and pictures with a part drawn anew.
+"""Pictures from texts, texts from pictures, pictures with a part drawn anew, whole documents.
 
     python -m launch.generate "A photo of a cat shown on a dslr" --run RUN --retrieve 2
+    python -m launch.generate text "a red fox" "a blue fox" --samples 8 --rerank clip --run RUN
     python -m launch.generate "Image of a <mask>: <image:x.png> <infill>" --run RUN
     python -m launch.generate caption x.png --run RUN
     python -m launch.generate infill "a red fox <image:x.png>" --box 0,16,32,16 --run RUN
+    python -m launch.generate edit "make the fox blue <image:x.png>" --run RUN
+    python -m launch.generate interleave "a fox goes out" --run RUN
+    python -m launch.generate text --prompts prompts.txt --run RUN
 
-Writes PNGs, each with its recipe in its metadata, and one line per sample in `samples.jsonl`.
+Writes PNGs, each with its recipe in its metadata, and one line per sample in `samples.jsonl`, both
+as soon as a sample is done; several pictures also stand side by side in `contact.png`.
 """
 
 import dataclasses
-import io
-import json
 import re
-from typing import Any
+import sys
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
-import PIL.Image
-import PIL.PngImagePlugin
+import rich.console
+import rich.progress
 import tyro
 from etils import epath
 
 import cm3jax
+from cm3jax.asks import Ask, Document
 from cm3jax.config import DecodeConfig
-from cm3jax.document import Image, ImagePath, Text, parse_prompt, render
+from cm3jax.decode.meter import Meter
+from cm3jax.document import Image, Mark, Text, parse_prompt, render
 from cm3jax.errors import UserError
-from cm3jax.files import digest, write_atomic
-from cm3jax.generate import Generated, Generator, Retrieved
+from cm3jax.generate import Generator
+from cm3jax.hardware import copy_rate
+from cm3jax.prompts import Prompt, Shown, outpaint, read_infill, read_prompt
+from cm3jax.shapes import Bool
 from cm3jax.tokenizers.image import load_picture
 from launch.cli import parse
 from launch.env import main
+from launch.gallery import Gallery
 
-MODES = ("text", "caption", "infill")
+MODES = ("text", "caption", "infill", "edit", "interleave")
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What to generate, with what, and where to."""
 
-    words: tyro.conf.Positional[tuple[str, ...]]
-    """`text`, `caption`, `infill` or nothing, then the prompt: a text or the prompt notation
-    (<image:PATH>, <break>, <mask>, <infill>); for `caption` the path of a picture; for `infill`
-    a caption and an <image:PATH>."""
+    words: tyro.conf.Positional[tuple[str, ...]] = ()
+    """`text`, `caption`, `infill`, `edit`, `interleave` or nothing, then prompts, each in quotes: a
+    text or the prompt notation (<image:PATH>, <break>, <mask>, <infill>); for `caption` the path of
+    a picture; for `infill` an <image:PATH> and a caption, which may have <mask>s; for `edit` an
+    <image:PATH> and an instruction."""
+    prompts: str = ""
+    """A file with one prompt per line; - is standard input."""
     run: str = "runs/quickstart/decoder"
     """The decoder: a run directory, or exported weights."""
     bank: str = ""
     """The memory bank to search instead of the run's own."""
     retrieve: int = 0
-    """Documents to retrieve for the prompt."""
+    """Documents to retrieve for each prompt."""
     docs: tuple[str, ...] = ()
     """Documents by hand: pictures, each with a caption if PATH.txt stands beside PATH.png."""
     samples: int = 1
-    """Samples of the prompt."""
+    """Samples of each prompt."""
     seed: int = 0
     """Seed of the sampling."""
     guidance: str | None = None
-    """Classifier-free guidance of pictures, as `cfg:3`."""
+    """Of pictures: `cfg:3`, classifier-free; `cfg:7.5,1.5` for `edit`, by instruction and by
+    picture; `cdk:8,0.5`, CD-K with its k and alpha; `half:8,0.5`, CD-K for every second sample."""
     temperature: float | None = None
     """Divides the logits; 0 takes the likeliest."""
     temperature_range: tuple[float, float] | None = None
     """Draw each sample's temperature from this range."""
+    top_k: int | None = None
+    """Sample from so many likeliest tokens."""
     top_p: float | None = None
     """Sample from the likeliest tokens with this probability."""
+    max_document_tokens: int | None = None
+    """`interleave`: the longest document; as far as the context reaches if not given."""
+    grammar: bool = True
+    """Without it a picture may end early or late, which is then reported."""
+    rerank: Literal["", "clip", "perplexity"] = ""
+    """Order each prompt's samples: pictures by CLIP, or all by the model's own perplexity."""
     box: str = ""
     """`infill`: what to draw anew, as x,y,width,height in pixels."""
     mask: str = ""
     """`infill`: a picture whose light pixels are to be drawn anew."""
+    outpaint: str = ""
+    """`infill`: put the picture at x,y with so many pixels a side (x,y,side); draw the rest."""
+    partial: bool = False
+    """Write what is there of each picture after each chunk, to NAME.partial.png."""
     out: str = ""
     """Where to write; empty is `samples` in the run directory."""
     show_sequence: bool = False
@@ -73,42 +99,74 @@ class Options:
     @property
     def mode(self) -> str:
         """One of `MODES`, or `prompt`: the notation decides."""
-        return self.words[0] if len(self.words) > 1 else "prompt"
+        given = self.words and self.words[0] in MODES and (len(self.words) > 1 or self.prompts)
+        return self.words[0] if given else "prompt"
 
-    @property
-    def prompt(self) -> str:
-        """The prompt without the mode."""
-        return self.words[-1]
+    def asked(self) -> list[str]:
+        """The prompts, without the mode: from the command line, then from the file."""
+        words = list(self.words[self.mode != "prompt" :])
+        return words + _lines(self.prompts) if self.prompts else words
 
     def __post_init__(self):
-        if len(self.words) not in (1, 2) or (len(self.words) == 2 and self.words[0] not in MODES):
+        if not self.words and not self.prompts:
             raise UserError(
-                f"give one prompt, in quotes, after one of {', '.join(MODES)} or nothing; "
-                f"these are {len(self.words)} words."
+                f"give a prompt, in quotes, after one of {', '.join(MODES)} or nothing, or give "
+                "--prompts FILE."
             )
         if self.samples < 1 or self.retrieve < 0:
             raise UserError("--samples must be at least 1 and --retrieve at least 0.")
-        if (self.mode == "infill") != bool(self.box or self.mask) or (self.box and self.mask):
-            raise UserError("infill takes either --box or --mask, and nothing else takes one.")
+        holes = [self.box, self.mask, self.outpaint]
+        if (self.mode == "infill") != any(holes) or sum(map(bool, holes)) > 1:
+            raise UserError(
+                "infill takes one of --box, --mask and --outpaint, and nothing else takes one."
+            )
         if self.guidance and self.mode in ("caption", "infill"):
-            raise UserError(f"--guidance is for pictures from texts, not for {self.mode}.")
+            raise UserError(f"--guidance is for new pictures, not for {self.mode}.")
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        text = sys.stdin.read() if path == "-" else epath.Path(path).read_text()
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"--prompts {path} can't be read as text; check the path.") from None
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"--prompts {path} has no prompt in it; write one per line.")
+    return lines
 
 
 def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:
     """The run's own settings, with what the options replace."""
-    given = {
-        "temperature": options.temperature,
-        "temperature_range": options.temperature_range,
-        "top_p": options.top_p,
-    }
+    names = ("temperature", "temperature_range", "top_k", "top_p", "max_document_tokens")
+    given = {name: getattr(options, name) for name in names}
+    if not options.grammar:
+        given["grammar"] = False
     if options.guidance is not None:
-        found = re.fullmatch(r"cfg:(\d+(?:\.\d*)?|\.\d+)", options.guidance)
-        if not found:
-            raise UserError(f"--guidance {options.guidance!r} is unknown; write it as cfg:3.")
-        given["guidance_scale"] = float(found[1])
+        given |= _guidance(options.guidance, options.mode)
     if options.temperature is not None and options.temperature_range is None:
         default = dataclasses.replace(default, temperature_range=None)
     return dataclasses.replace(default, **{k: v for k, v in given.items() if v is not None})
+
+
+def _guidance(text: str, mode: str) -> dict:
+    """The fields of `DecodeConfig` that `cfg:3` and its like stand for."""
+    kind, _, numbers = text.partition(":")
+    try:
+        values = [float(number) for number in numbers.split(",")]
+    except ValueError:
+        values = []
+    if kind == "cfg" and len(values) == (2 if mode == "edit" else 1):
+        if mode == "edit":
+            return {"edit_scales": tuple(values)}
+        return {"guidance_scale": values[0], "contrast": "none"}
+    if kind in ("cdk", "half") and len(values) in (1, 2) and mode != "edit":
+        alpha = {"contrast_alpha": values[1]} if len(values) == 2 else {}
+        share = "all" if kind == "cdk" else "half"
+        return {"contrast": share, "contrast_k": int(values[0])} | alpha
+    raise UserError(
+        f"--guidance {text!r} is unknown; write cfg:3, cdk:8,0.5 or half:8,0.5, and for edit "
+        "cfg:7.5,1.5."
+    )
 
 
 def hand_picked(generator: Generator, path: str) -> np.ndarray:
@@ -121,12 +179,11 @@ def hand_picked(generator: Generator, path: str) -> np.ndarray:
     return render(segments, generator.vocab)
 
 
-def hole(options: Options, size: int) -> np.ndarray:
-    """The pixels to draw anew, bool [size, size]."""
+def hole(options: Options, size: int) -> Bool[np.ndarray, "Y X"]:
+    """The pixels to draw anew."""
     if options.mask:
         return load_picture(options.mask, size).mean(-1) >= 128
-    found = re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)", options.box.replace(" ", ""))
-    x, y, width, height = map(int, found.groups()) if found else (0, 0, 0, 0)
+    x, y, width, height = _numbers(options.box, 4)
     if not (width and height) or x + width > size or y + height > size:
         raise UserError(
             f"--box {options.box!r} is no part of the picture; write x,y,width,height in pixels "
@@ -137,105 +194,120 @@ def hole(options: Options, size: int) -> np.ndarray:
     return out
 
 
-def run(options: Options, generator: Generator) -> list[Generated]:
-    """The samples of the prompt."""
-    config = decode_config(options, generator.decode)
-    given = [hand_picked(generator, path) for path in options.docs]
-    if options.mode == "prompt":
-        return generator.generate_samples(
-            [options.prompt], options.retrieve, given, options.samples, options.seed, config
-        )[0]
+def _numbers(text: str, count: int) -> list[int]:
+    """So many numbers with commas between; zeros for anything else."""
+    found = re.fullmatch(",".join([r"(\d+)"] * count), text.replace(" ", ""))
+    return [int(number) for number in found.groups()] if found else [0] * count
 
-    def shown(text=None, image=None) -> list[list]:
-        if not options.retrieve:
-            return [given]
-        return [given + generator.retrieve([text], [image], options.retrieve)[0]]
 
-    size, again = generator.image.config.image_size, (options.samples, options.seed, config)
+def read(options: Options, prompt: str, size: int) -> Prompt:
+    """A prompt as its mode has it."""
     if options.mode == "text":
-        return generator.text_to_image([options.prompt], shown(options.prompt), *again)[0]
+        return Prompt(((prompt,),), False)
     if options.mode == "caption":
-        picture = load_picture(options.prompt, size)
-        return generator.caption(picture[None], shown(image=picture), *again)[0]
-    parts = parse_prompt(options.prompt)
-    paths = [part.path for part in parts if isinstance(part, ImagePath)]
-    caption = " ".join(part for part in parts if isinstance(part, str))
-    if len(paths) != 1 or len(parts) != len(paths) + bool(caption):
-        raise UserError("infill takes a caption and one <image:PATH>, in quotes.")
-    picture = load_picture(paths[0], size)
-    documents = shown(caption or None, picture)
-    masks = hole(options, size)[None]
-    return generator.infill([caption], picture[None], masks, documents, *again)[0]
+        return Prompt(((Mark.MASK,), Shown(load_picture(prompt, size))), True)
+    if options.mode != "infill":
+        return read_prompt(prompt, size)
+    if not options.outpaint:
+        return read_infill(prompt, size, hole(options, size))
+    x, y, side = _numbers(options.outpaint, 3)
+    if not side or max(x, y) + side > size or side == size:
+        raise UserError(
+            f"--outpaint {options.outpaint!r} leaves nothing to draw or does not fit; write "
+            f"x,y,side in pixels, within {size}x{size}."
+        )
+    return outpaint(read_infill(prompt, size, np.ones((size, size), bool)), x, y, side)
 
 
-def recipe(options: Options, config: DecodeConfig, sample: Generated) -> dict[str, Any]:
-    """Everything that made a sample."""
+def asks(
+    options: Options, generator: Generator, prompts: Sequence[str], config: DecodeConfig
+) -> list[Ask]:
+    """What the prompts ask for, with their documents."""
+    size = generator.image.config.image_size
+    given: list[Document] = [hand_picked(generator, path) for path in options.docs]
+    if options.mode == "edit":
+        pairs = [_edit(prompt, size) for prompt in prompts]
+        rows = [Prompt(((words,), Shown(picture)), False) for words, picture in pairs]
+        shown = generator.company(rows, options.retrieve, given)
+        words, pictures = zip(*pairs, strict=True)
+        return generator.ask.edits(np.stack(pictures), words, shown, None, config)
+    rows = [read(options, prompt, size) for prompt in prompts]
+    shown = generator.company(rows, options.retrieve, given)
+    if options.mode == "interleave":
+        segments = [row.segments for row in rows]
+        return generator.ask.stories(segments, shown, None, config)
+    return generator.asks(rows, shown, config)
+
+
+def _edit(prompt: str, size: int) -> tuple[str, np.ndarray]:
+    """The instruction and the picture."""
+    parts = parse_prompt(prompt)
+    words = " ".join(part for part in parts if isinstance(part, str))
+    paths = [part.path for part in parts if not isinstance(part, str | Mark)]
+    if len(paths) != 1 or not words or any(isinstance(part, Mark) for part in parts):
+        raise UserError("edit takes an instruction and one <image:PATH>, in quotes.")
+    return words, load_picture(paths[0], size)
+
+
+def command(argv: list[str]) -> None:
+    """Parse the arguments, generate, write each sample as it is done, and tell where."""
+    options = parse(Options, argv, "Generate pictures and texts from prompts.")
+    prompts = options.asked()
+    generator = cm3jax.load(options.run, options.bank)
+    config = decode_config(options, generator.decode)
+    asked = asks(options, generator, prompts, config)
+    out = epath.Path(options.out) if options.out else epath.Path(options.run) / "samples"
+    gallery = Gallery(out, generator, recipe(options, config), prompts, asked)
+    console = rich.console.Console(stderr=True)
+    meter = Meter()
+    with rich.progress.Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("samples", total=len(asked) * options.samples)
+        watch = gallery.watch if options.partial else None
+        answers = generator.answer(asked, options.samples, options.seed, config, meter, watch)
+        try:
+            for finished in answers:
+                for line in gallery.add(finished, options.show_sequence):
+                    print(line, flush=True)
+                bar.advance(task, len(finished))
+        except KeyboardInterrupt:
+            print(f"stopped; kept {gallery.count} in {out / 'samples.jsonl'}")
+            raise
+    for line in gallery.close(options.rerank):
+        print(line)
+    print(speed(meter, gallery.pictures))
+    print(f"wrote {gallery.count} to {out / 'samples.jsonl'}")
+
+
+def recipe(options: Options, config: DecodeConfig) -> dict:
+    """What all samples of this call share."""
     return {
         "mode": options.mode,
-        "prompt": options.prompt,
         "box": options.box,
         "mask": options.mask,
+        "outpaint": options.outpaint,
         "run": options.run,
         "seed": options.seed,
-        "sample": sample.sample_id,
         "decode": dataclasses.asdict(config),
-        "temperature": sample.temperature,
-        "logprob": sample.logprob,
-        "documents": [{"path": path} for path in options.docs]
-        + [
-            {"id": document.id, "key": document.key, "score": document.score}
-            for document in sample.documents
-            if isinstance(document, Retrieved)
-        ],
-        "ids": sample.ids.tolist(),
+        "docs": list(options.docs),
         "version": cm3jax.__version__,
     }
 
 
-def save(out: epath.Path, lines: list[dict[str, Any]], samples: list[Generated]) -> None:
-    """Write pictures, and `samples.jsonl` with these lines in place of older ones of their name."""
-    log = out / "samples.jsonl"
-    try:
-        old = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-        for line, sample in zip(lines, samples, strict=True):
-            if sample.image is not None:
-                write_atomic(out / line["file"], png(sample.image, line))
-        names = {line["name"] for line in lines}
-        kept = [line for line in old if line["name"] not in names] + lines
-        write_atomic(log, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
-    except OSError as error:
-        raise UserError(f"can't write to {out} ({error.strerror}); choose another --out.") from None
-
-
-def png(image: np.ndarray, line: dict[str, Any]) -> bytes:
-    """A PNG file with its recipe as the text chunk `cm3jax`."""
-    info = PIL.PngImagePlugin.PngInfo()
-    info.add_itxt("cm3jax", json.dumps(line, ensure_ascii=False))
-    file = io.BytesIO()
-    PIL.Image.fromarray(image).save(file, "PNG", pnginfo=info)
-    return file.getvalue()
-
-
-def command(argv: list[str]) -> None:
-    """Parse the arguments, generate, write and tell where."""
-    options = parse(Options, argv, "Generate pictures and texts from a prompt.")
-    generator = cm3jax.load(options.run, options.bank)
-    samples = run(options, generator)
-    config = decode_config(options, generator.decode)
-    slug = re.sub(r"[^a-z0-9]+", "-", options.prompt.lower()).strip("-")[:40]
-    lines = []
-    for sample in samples:
-        line = recipe(options, config, sample)
-        name = f"{slug}-{digest(json.dumps(line, sort_keys=True))[:8]}"
-        answer = {"text": sample.text} if sample.image is None else {"file": f"{name}.png"}
-        lines.append({"name": name, **answer, **line})
-    out = epath.Path(options.out) if options.out else epath.Path(options.run) / "samples"
-    save(out, lines, samples)
-    for line, sample in zip(lines, samples, strict=True):
-        if options.show_sequence:
-            print(generator.describe(np.concatenate([sample.prefix, sample.ids])))
-        print(line["text"] if sample.image is None else out / line["file"])
-    print(f"wrote {len(lines)} to {out / 'samples.jsonl'}")
+def speed(meter: Meter, pictures: int) -> str:
+    """The call's figures in a line."""
+    figures = meter.report(pictures, copy_rate())
+    words = [f"compiled in {meter.compile_seconds:.1f} s"]
+    for name, unit in (
+        ("prefill_tokens_per_second", "prompt tokens/s"),
+        ("decode_tokens_per_second", "new tokens/s"),
+        ("decode_gigabytes_per_second", "GB/s"),
+        ("share_of_copy_rate", "of the copy rate measured"),
+        ("seconds_per_picture", "s per picture"),
+    ):
+        value = figures[name]
+        if value is not None:
+            words.append(f"{value:.0%} {unit}" if "share" in name else f"{value:,.3g} {unit}")
+    return ", ".join(words)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ import pytest
 
 import cm3jax
 from cm3jax import testing
+from cm3jax.asks import Broken, read_answer, to_text
 from cm3jax.config import DecodeConfig
-from cm3jax.document import Text, parse, render
+from cm3jax.document import Image, Text, parse, render
 from cm3jax.errors import UserError
 from cm3jax.files import read_json, write_json
+from cm3jax.prompts import outpaint, read_infill
 
 SIZE = testing.experiment().vqgan.image_size
 
@@ -78,10 +80,17 @@ def test_prompt_ids_name_the_noise(generator):
 
 def test_the_unconditional_stream_keeps_documents_and_masks_the_text(generator, vocab):
     document = render(testing.documents(1)[0], vocab)
-    (job,) = generator._jobs([[40, vocab.break_]], [()], [[document]], None, guided=True)
-    expected = [vocab.eos, *document, vocab.break_, vocab.sentinel(0), vocab.break_]
-    assert job.request.unconditional.tolist() == expected
     guided = DecodeConfig(temperature=0.0, guidance_scale=5.0)
+    (ask,) = generator.ask.pictures([(("a fox",),)], [[document]], None, guided)
+    expected = [vocab.eos, *document, vocab.break_, vocab.sentinel(0), vocab.break_]
+    (guide,) = ask.request.guides
+    assert guide.prefix.tolist() == expected
+    assert guide.scale == 5
+    contrasted = DecodeConfig(contrast="half")
+    (ask,) = generator.ask.pictures([(("a fox",),)], [[document]], None, contrasted)
+    assert ask.request.guides[0].prefix.tolist() == expected
+    (ask,) = generator.ask.pictures([(("a fox",),)], None, None, DecodeConfig())
+    assert not ask.request.guides, "guidance of scale 1 runs no second stream"
     plain = dataclasses.replace(guided, guidance_scale=1.0)
     first, second = (
         generator.text_to_image(["a red fox", "a large cat"], samples=2, decode=config)
@@ -155,6 +164,126 @@ def test_the_three_lines_that_people_know(generator, vocab, picture_path):
     assert isinstance(sample.text, str)
 
 
+def test_several_masks_follow_in_the_order_of_their_places(generator, vocab, picture_path):
+    """Text, a part of a picture, text: `m0 … $ m1 I2 I3 $ m2 … $`, as in a training row."""
+    hole = np.zeros((SIZE, SIZE), bool)
+    hole[8:] = True  # codes 2 and 3
+    prompt = read_infill(f"a <mask> fox <image:{picture_path}> <mask>", SIZE, hole)
+    (ask,) = generator.ask.fillings([prompt.segments], None, None, generator.decode)
+    ((_, sample),) = next(generator.answer([ask], seed=3))
+    m0, m1, m2 = map(vocab.sentinel, range(3))
+    image = np.asarray(PIL.Image.open(picture_path))
+    known = codes(generator, np.where(hole[..., None], np.uint8(128), image))[:2]
+    text = [*words(generator, "a"), m0, *words(generator, "fox")]
+    seen = [vocab.eos, *text, vocab.break_, *known, m1, vocab.break_, m2, vocab.eos, m0]
+    assert sample.prefix.tolist() == seen
+    first, drawn, last = sample.segments
+    ends = np.flatnonzero(sample.ids == vocab.eoss)
+    assert len(ends) == 3
+    assert first == to_text(sample.ids[: ends[0]], generator.ask)
+    assert sample.ids[ends[0] + 1] == m1
+    assert ends[1] == ends[0] + 4
+    assert sample.ids[ends[1] + 1] == m2
+    assert last == to_text(sample.ids[ends[1] + 2 : -1], generator.ask)
+    np.testing.assert_array_equal(drawn[~hole], image[~hole])
+    whole = np.asarray([*known, *sample.ids[ends[1] - 2 : ends[1]]]) - vocab.first_image
+    np.testing.assert_array_equal(drawn[hole], generator.image.decode(whole[None])[0][hole])
+    assert sample.sampled == len(sample.ids) - 3
+
+
+def test_outpainting_draws_what_is_around_a_picture(generator, picture_path):
+    prompt = read_infill(f"<image:{picture_path}>", SIZE, np.ones((SIZE, SIZE), bool))
+    (shown,) = outpaint(prompt, 4, 8, 8).segments
+    inside = np.zeros((SIZE, SIZE), bool)
+    inside[8:16, 4:12] = True
+    np.testing.assert_array_equal(shown.hole, ~inside)
+    small = PIL.Image.open(picture_path).resize((8, 8), PIL.Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(shown.image[8:16, 4:12], np.asarray(small))
+    (ask,) = generator.ask.fillings([(shown,)], None, None, generator.decode)
+    ((_, sample),) = next(generator.answer([ask]))
+    np.testing.assert_array_equal(sample.image[inside], shown.image[inside])
+
+
+def test_editing_is_guided_by_the_instruction_and_by_the_picture(generator, vocab):
+    image = testing.pictures(1, seed=5)
+    config = dataclasses.replace(generator.decode, edit_scales=(7.5, 1.5))
+    (ask,) = generator.ask.edits(image, ["a red fox"], None, None, config)
+    picture, break_ = codes(generator, image[0]), vocab.break_
+    shown = [vocab.eos, *picture, break_]
+    assert ask.request.prefix.tolist() == [*shown, *words(generator, "a red fox"), break_]
+    by_text, by_picture = ask.request.guides
+    assert (by_text.prefix.tolist(), by_text.scale) == (shown, 7.5)
+    blind = [vocab.eos, vocab.sentinel(0), break_]
+    assert (by_picture.prefix.tolist(), by_picture.scale) == (blind, 1.5)
+    ((sample,),) = generator.edit(image, ["a red fox"], decode=config)
+    assert sample.image.shape == (SIZE, SIZE, 3)
+
+
+def test_stories_have_texts_and_pictures_as_the_model_likes(generator, vocab):
+    config = DecodeConfig(max_document_tokens=30)
+    segments = [(("a red fox",),), (("a large cat",),)]
+    asks = generator.ask.stories(segments, None, None, config)
+    kinds = set()
+    for finished in generator.answer(asks, 4, 2, config):
+        for _, sample in finished:
+            assert len(sample.ids) <= 30
+            document = parse(sample.ids[:-1], vocab)
+            assert len(document) == len(sample.segments)
+            for part, segment in zip(document, sample.segments, strict=True):
+                assert isinstance(part, Text) == isinstance(segment, str)
+                kinds.add(type(part))
+    assert kinds == {Text, Image}, "the model wrote or drew nothing; choose another seed"
+
+
+def test_without_grammar_a_broken_picture_is_reported_with_its_length(generator, vocab):
+    config = DecodeConfig(grammar=False)
+    found = generator.text_to_image(["a red fox", "a cat"], samples=8, seed=1, decode=config)
+    lengths = set()
+    for sample in (sample for group in found for sample in group):
+        assert not vocab.is_sentinel(sample.ids).any()
+        assert sample.ids[-1] == vocab.eos
+        for segment in sample.segments:
+            if isinstance(segment, Broken):
+                lengths.add(segment.length)
+            elif not isinstance(segment, str):
+                assert segment.shape == (SIZE, SIZE, 3)
+    assert lengths - {vocab.image_tokens}
+    (ask,) = generator.ask.pictures([(("a fox",),)], None, None, config)
+    first = vocab.first_image
+    for ids, expected in (
+        ([first, vocab.break_, first, first, vocab.eos], [1, 2]),
+        ([first] * 6 + [vocab.eos], [6]),
+        ([first, first, vocab.first_text, first, vocab.eos], [3]),
+    ):
+        parts = read_answer(ask, np.asarray(ids), generator.ask)
+        assert parts == [Broken(length) for length in expected]
+    whole, text = read_answer(
+        ask,
+        np.asarray([*[first + 1] * 4, vocab.break_, vocab.first_text, vocab.eos]),
+        generator.ask,
+    )
+    assert whole.tolist() == [1] * 4
+    assert isinstance(text, str)
+
+
+def test_samples_are_ranked_by_clip_or_by_perplexity(generator):
+    text = "a red fox"
+    (group,) = generator.text_to_image([text], samples=5)
+    encoder = generator.encoder
+    by_hand = [
+        float(encoder.encode_images(s.image[None])[0] @ encoder.encode_texts([text])[0])
+        for s in group
+    ]
+    order = sorted(range(5), key=lambda i: -by_hand[i])
+    ranked = generator.ranked(group, "clip", text)
+    assert [s.sample_id for s in ranked] == order
+    (texts,) = generator.caption(testing.pictures(1), samples=5)
+    ranked = generator.ranked(texts, "perplexity")
+    values = [np.exp(-s.logprob / len(s.ids)) for s in ranked]
+    assert values == sorted(values)
+    assert values[0] == pytest.approx(ranked[0].perplexity)
+
+
 def test_prompts_of_both_kinds_in_one_call_match_single_ones(generator, picture_path):
     prompts = [f"<mask> <image:{picture_path}> <infill>", f"a cat <image:{picture_path}> a fox"]
     (caption,), (story,) = generator.generate_samples(prompts, seed=9)
@@ -170,7 +299,7 @@ def test_prompts_of_both_kinds_in_one_call_match_single_ones(generator, picture_
     [
         ("a <mask> fox", "1 <mask> and 0 <infill>"),
         ("a fox <infill>", "0 <mask> and 1 <infill>"),
-        ("a <mask> or <mask> <infill> <infill>", "2 <mask> and 2 <infill>"),
+        ("a <mask> or <mask> <infill> <infill> <infill>", "2 <mask> and 3 <infill>"),
         ("<mask> <infill> fox", "at the prompt's end"),
         ("<image:PICTURE>", "ends with a picture"),
         ("<break>", "marks alone"),

@@ -23,6 +23,7 @@ LAYERS = (
     "learners testing convert",
     "train decode",
     "footprint",
+    "asks",
     "generate",
     "evaluate illustrate",
 )

@@ -1,10 +1,10 @@
 """What may follow: a table-driven automaton that runs beside every decoded row.
 
 A *program* says what a row emits, slot by slot: codes of a picture, a text up to its `<eoss>`,
-ids that are known beforehand. Compiled, it is a table with one state per token; a state says which
-kinds of ids may be sampled or which id is forced, and where an `<eoss>` leads. Nothing else can be
-emitted: no code inside a text, no text inside a picture, no break, and no sentinel, whose first
-occurrence only training may place.
+ids that are known beforehand, a document whose segments the model chooses. Compiled, it is a table
+with one state per column; a state says which id is forced or which kinds of ids may be sampled,
+and where each kind leads. Nothing else can be emitted: no code inside a text, no text inside a
+picture, and no sentinel, whose first occurrence only training may place.
 """
 
 import dataclasses
@@ -41,72 +41,158 @@ class Fixed:
     ids: tuple[int, ...]
 
 
-Program = tuple[Codes | Words | Fixed, ...]
+@dataclasses.dataclass(frozen=True)
+class Interleaved:
+    """Texts and whole pictures with `<break>`s between, as the model likes, then `<eos>`.
+
+    At most `limit` ids in all, at least 2. No picture begins that would not fit with the `<eos>`.
+    The last slot of a program.
+    """
+
+    limit: int
 
 
-class Kind(enum.IntFlag):
-    """Kinds of ids, as bits: a state allows a set of them, an id is of one or of none."""
+@dataclasses.dataclass(frozen=True)
+class Free:
+    """No grammar: anything but sentinels, until `<eos>` or `limit` ids. The last slot."""
+
+    limit: int
+
+
+Slot = Codes | Words | Fixed | Interleaved | Free
+Program = tuple[Slot, ...]
+
+
+class Kind(enum.IntEnum):
+    """Kinds of ids; what is of no kind is never sampled."""
 
     NONE = 0
     IMAGE = 1
     TEXT = 2
-    END = 4
+    END = 3
+    BREAK = 4
+    EOS = 5
 
 
 FREE = -1
 """In `Table.forced`: sample."""
+_ALWAYS = 1 << 30
+_NEVER = -1
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["allowed", "forced", "after_end", "lengths"],
+    data_fields=["until", "forced", "after", "lengths"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class Table:
     """Programs of a batch, one state per column; a row is done when its state is its length."""
 
-    allowed: Int[Array, "B T"]
-    """Kinds of ids that may be sampled, as bits."""
+    until: Int[Array, "B T kinds"]
+    """A kind may be sampled in a state while the row has emitted at most so many ids."""
     forced: Int[Array, "B T"]
     """The id that must follow, or `FREE`."""
-    after_end: Int[Array, "B T"]
-    """The next state if `<eoss>` is emitted; after any other id it is the next column."""
+    after: Int[Array, "B T kinds"]
+    """The next state, by the kind of the id that was emitted."""
     lengths: Int[Array, " B"]
     """States of each program."""
 
 
 def steps(program: Program) -> int:
     """The most ids that a program emits."""
-    return sum(slot.limit if isinstance(slot, Words) else len(slot.ids) for slot in program)
+    return sum(len(s.ids) if isinstance(s, Codes | Fixed) else s.limit for s in program)
+
+
+def columns(program: Program, vocab: Vocab) -> int:
+    """States of a program; those of an interleaved document can be more than it emits ids."""
+    return len(_compiled(program, vocab))
 
 
 def compile_programs(programs: Sequence[Program], vocab: Vocab, width: int) -> Table:
     """The table of these programs, padded to `width` states."""
-    columns = np.zeros((3, len(programs), width), np.int32)
+    shape = (len(programs), width)
+    until = np.full((*shape, len(Kind)), _NEVER, np.int32)
+    forced, lengths = np.full(shape, FREE, np.int32), np.zeros(len(programs), np.int32)
+    after = np.zeros((*shape, len(Kind)), np.int32)
     for row, program in enumerate(programs):
-        states = _states(program, vocab)
-        columns[:, row, : len(states)] = np.asarray(states, np.int32).reshape(-1, 3).T
-    lengths = np.asarray([steps(program) for program in programs], np.int32)
-    return Table(*map(jnp.asarray, columns), lengths=jnp.asarray(lengths))
+        found = _compiled(program, vocab)
+        lengths[row] = len(found)
+        for column, state in enumerate(found):
+            forced[row, column] = state.forced
+            after[row, column] = state.otherwise
+            for kind, (last, target) in state.kinds.items():
+                until[row, column, kind], after[row, column, kind] = last, target
+    return Table(*map(jnp.asarray, (until, forced, after, lengths)))
 
 
-def _states(program: Program, vocab: Vocab) -> list[tuple[int, int, int]]:
-    """`allowed, forced, after_end` of every state."""
-    states: list[tuple[int, int, int]] = []
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """One state: of each kind that may follow, until when, and where it leads."""
+
+    kinds: dict[Kind, tuple[int, int]]
+    otherwise: int
+    """The next state after any other kind."""
+    forced: int = FREE
+
+
+def _compiled(program: Program, vocab: Vocab) -> list[_State]:
+    out: list[_State] = []
     for slot in program:
-        first = len(states)
+        first = len(out)
         if isinstance(slot, Words):
-            end = first + slot.limit
-            # Training drops empty spans, so a text never begins with its end.
-            states.append((Kind.TEXT, FREE, end))
-            states += [(Kind.TEXT | Kind.END, FREE, end)] * (slot.limit - 2)
-            states.append((Kind.END, vocab.eoss, end))
-            continue
-        for state, id_ in enumerate(slot.ids, first):
-            forced = FREE if id_ is None else id_
-            states.append((Kind.IMAGE if id_ is None else Kind.NONE, forced, state + 1))
-    return states
+            out += _words(slot, first)
+        elif isinstance(slot, Interleaved):
+            out += _interleaved(slot, first, steps(program), vocab)
+        elif isinstance(slot, Free):
+            out.append(_free(first, steps(program)))
+        else:
+            out += [_given(id_, here + 1) for here, id_ in enumerate(slot.ids, first)]
+    return out
+
+
+def _given(id_: int | None, following: int) -> _State:
+    if id_ is None:
+        return _State({Kind.IMAGE: (_ALWAYS, following)}, following)
+    return _State({}, following, id_)
+
+
+def _words(slot: Words, first: int) -> list[_State]:
+    """A state per id: the number of pieces that are left is the place in the table."""
+    end = first + slot.limit
+    out = []
+    for here in range(first, end):
+        kinds = {Kind.TEXT: (_ALWAYS, here + 1), Kind.END: (_ALWAYS, end)}
+        if here == first:  # Training drops empty spans, so a text never begins with its end.
+            del kinds[Kind.END]
+        if here == end - 1:
+            del kinds[Kind.TEXT]
+        out.append(_State(kinds, here + 1))
+    return out
+
+
+def _interleaved(slot: Interleaved, first: int, limit: int, vocab: Vocab) -> list[_State]:
+    """A state where a segment begins, one inside texts, one per code that follows the first."""
+    begin, inside, codes = first, first + 1, vocab.image_tokens
+    after_codes = first + 1 + codes
+    end = after_codes + 1
+    # Ids emitted before the one in question: an <eos>, or a <break>, a piece and an <eos>, fit.
+    text, again = (limit - 2, inside), (limit - 3, begin)
+    picture = (limit - codes - 1, after_codes if codes == 1 else inside + 1)
+    close = {Kind.BREAK: again, Kind.EOS: (_ALWAYS, end)}
+    return [
+        _State({Kind.TEXT: text, Kind.IMAGE: picture}, end),
+        _State({Kind.TEXT: text, **close}, end),
+        *(_State({Kind.IMAGE: (_ALWAYS, here + 1)}, end) for here in range(first + 2, after_codes)),
+        _State(close, end),
+    ]
+
+
+def _free(here: int, limit: int) -> _State:
+    kinds = (Kind.IMAGE, Kind.TEXT, Kind.END, Kind.BREAK)
+    return _State(
+        dict.fromkeys(kinds, (limit - 2, here)) | {Kind.EOS: (_ALWAYS, here + 1)}, here + 1
+    )
 
 
 def kinds(vocab: Vocab) -> Int[Array, " V"]:
@@ -115,18 +201,27 @@ def kinds(vocab: Vocab) -> Int[Array, " V"]:
     modality = vocab.modality(ids)
     out = np.where(modality == Modality.IMAGE, Kind.IMAGE, Kind.NONE)
     out = np.where(modality == Modality.TEXT, Kind.TEXT, out)
-    return jnp.asarray(np.where(ids == vocab.eoss, Kind.END, out), jnp.int32)
+    for id_, kind in (
+        (vocab.eoss, Kind.END),
+        (vocab.break_, Kind.BREAK),
+        (vocab.eos, Kind.EOS),
+    ):
+        out[id_] = kind
+    return jnp.asarray(out, jnp.int32)
 
 
-def _at(columns: Int[Array, "B T"], states: Int[Array, " B"]) -> Int[Array, " B"]:
-    return jnp.take_along_axis(columns, states[:, None], axis=1, mode="clip")[:, 0]
+def _at(columns: Int[Array, "B T *kinds"], states: Int[Array, " B"]) -> Int[Array, "B *kinds"]:
+    places = states.reshape(-1, *[1] * (columns.ndim - 1))
+    return jnp.take_along_axis(columns, places, axis=1, mode="clip")[:, 0]
 
 
 def permitted(
-    table: Table, states: Int[Array, " B"], kinds: Int[Array, " V"]
+    table: Table, states: Int[Array, " B"], emitted: Int[Array, " B"], kinds: Int[Array, " V"]
 ) -> Bool[Array, "B V"]:
-    """Which ids may be sampled in these states; none where an id is forced without a kind."""
-    return (_at(table.allowed, states)[:, None] & kinds) != 0
+    """Which ids may be sampled in these states after so many; none where an id is forced."""
+    open_ = emitted[:, None] <= _at(table.until, states)
+    bits = jnp.sum(open_ << jnp.arange(len(Kind)), axis=1)
+    return (bits[:, None] >> kinds) & 1 == 1
 
 
 def forced(table: Table, states: Int[Array, " B"]) -> Int[Array, " B"]:
@@ -135,8 +230,9 @@ def forced(table: Table, states: Int[Array, " B"]) -> Int[Array, " B"]:
 
 
 def advance(
-    table: Table, states: Int[Array, " B"], tokens: Int[Array, " B"], eoss: int
+    table: Table, states: Int[Array, " B"], tokens: Int[Array, " B"], kinds: Int[Array, " V"]
 ) -> Int[Array, " B"]:
     """The states after these ids; rows that are done stay so."""
-    after = jnp.where(tokens == eoss, _at(table.after_end, states), states + 1)
+    kind = jnp.take(kinds, tokens)[:, None]
+    after = jnp.take_along_axis(_at(table.after, states), kind, axis=1)[:, 0]
     return jnp.where(states < table.lengths, after, states)

@@ -1,13 +1,15 @@
-"""The decoding loop: prefill once, then compiled chunks of one step function.
+"""The decoding loop: prompts are prefilled into slots, then compiled chunks of one step run.
 
-Prompts are sorted by length and decoded P at a time, each with G samples that share its prefix in
-the cache. A guidance stream is another prefix with the same samples, so a batch has W * P * G rows,
-stream by stream. Lengths and batches are rounded up to a few sizes: prompts within a bucket run
-the same two programs.
+A slot holds a prompt and G samples that share its prefix in the cache. A guidance stream is another
+prefix with the same samples, so P slots have W * P * G rows, stream by stream. Between two chunks
+the host takes away slots whose samples are done and admits waiting prompts in their place. Lengths
+and numbers of slots are rounded up to a few sizes: prompts within a bucket run the same programs.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -16,15 +18,31 @@ import numpy as np
 
 from cm3jax.config import DecodeConfig
 from cm3jax.decode import grammar, sampling
-from cm3jax.decode.guidance import guide, streams
+from cm3jax.decode.meter import Meter
+from cm3jax.decode.method import Method, contrasted
 from cm3jax.errors import UserError
-from cm3jax.model.cache import Cache, start_cache
+from cm3jax.model.cache import Cache, KeyValues, start_cache
 from cm3jax.model.decoder import Decoder
-from cm3jax.shapes import Array, Float, Int, UInt32
+from cm3jax.shapes import Array, Bool, Float, Int, UInt32
 from cm3jax.vocab import Vocab
 
 CHUNK = 16
 """Tokens between two looks of the host."""
+ADMITTED = 8
+"""Prompts that are prefilled at once, at most."""
+
+Watch = Callable[[int, int, Int[np.ndarray, " T"]], None]
+"""Gets request, sample and the ids that it has emitted so far, after every chunk."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Guide:
+    """A stream that knows less than the one before it."""
+
+    prefix: Int[np.ndarray, " U"]
+    """Ids that it has seen; at least one."""
+    scale: float
+    """How strongly samples are pushed away from it; 1 changes nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +51,8 @@ class Request:
 
     prefix: Int[np.ndarray, " L"]
     """Ids that the conditional stream has seen; at least one."""
-    unconditional: Int[np.ndarray, " U"] | None
-    """Ids that the unconditional stream has seen; None is never guided."""
+    guides: tuple[Guide, ...]
+    """Further streams, each knowing less."""
     program: grammar.Program
     """What follows."""
     prompt_id: int
@@ -50,8 +68,21 @@ class Sample:
     logprob: float
     """Log-probability of the sampled ids, in nats: of the conditional stream, among the ids that
     the grammar permits, at temperature 1."""
+    sampled: int
+    """How many ids were sampled, not forced."""
     temperature: float
     """The temperature that they were sampled at."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """Samples of one request that were done together."""
+
+    request: int
+    """Place of the request."""
+    first: int
+    """Number of the first sample."""
+    samples: list[Sample]
 
 
 def decode(
@@ -65,26 +96,39 @@ def decode(
 ) -> list[list[Sample]]:
     """Decode `samples` of every request; results in the order of `requests`, then of samples.
 
+    See `decode_each`.
+    """
+    found: list[list[Sample | None]] = [[None] * samples for _ in requests]
+    for finished in decode_each(model, variables, vocab, requests, config, samples, seed):
+        for done in finished:
+            found[done.request][done.first : done.first + len(done.samples)] = done.samples
+    return found
+
+
+def decode_each(
+    model: Decoder,
+    variables: dict,
+    vocab: Vocab,
+    requests: Sequence[Request],
+    config: DecodeConfig,
+    samples: int = 1,
+    seed: int = 0,
+    meter: Meter | None = None,
+    watch: Watch | None = None,
+) -> Iterator[list[Finished]]:
+    """Decode `samples` of every request, and give them as they are done, chunk by chunk.
+
     A sample's noise depends on (seed, prompt id, sample id, tokens emitted) alone. Raises
-    `UserError` if a prompt and what it asks for are longer than the model's context.
+    `UserError`, before anything is decoded, if a prompt and what it asks for are longer than the
+    model's context.
     """
     for request in requests:
         _require_fit(request, model.config.context)
     # Programs are compiled per vocabulary, but tokenizers do not matter to them.
     vocab = Vocab(vocab.config)
-    found: list[list[Sample | None]] = [[None] * samples for _ in requests]
-    for batch in _plan(requests, samples, config):
-        emitted = _run(batch, model, variables, vocab, config, seed)
-        for place, job in enumerate(batch.jobs):
-            for offset in range(job.samples):
-                row = place * batch.samples + offset
-                ids = emitted.ids[:, row]
-                found[job.index][job.first_sample + offset] = Sample(
-                    ids[ids != vocab.pad],
-                    float(emitted.logprobs[row]),
-                    float(emitted.temperatures[row]),
-                )
-    return found
+    meter = meter or Meter()
+    for group in _plan(requests, samples, config, vocab, model.config.context):
+        yield from _Engine(model, variables, vocab, group, config, seed, meter).run(watch)
 
 
 def bucket(length: int) -> int:
@@ -96,9 +140,16 @@ def bucket(length: int) -> int:
     return size * 3 // 4 if fits_below else size
 
 
+def _longest(request: Request) -> int:
+    return max(len(prefix) for prefix in _prefixes(request))
+
+
+def _prefixes(request: Request) -> list[np.ndarray]:
+    return [request.prefix, *(guide.prefix for guide in request.guides)]
+
+
 def _require_fit(request: Request, context: int) -> None:
-    blind = () if request.unconditional is None else request.unconditional
-    prompt, new = max(len(request.prefix), len(blind)), grammar.steps(request.program)
+    prompt, new = _longest(request), grammar.steps(request.program)
     if prompt + new > context:
         raise UserError(
             f"prompt {request.prompt_id} is {prompt} tokens long and asks for {new} more, but the "
@@ -108,7 +159,7 @@ def _require_fit(request: Request, context: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """A request, and the samples of it that one batch makes."""
+    """A request, and the samples of it that one slot makes."""
 
     index: int
     request: Request
@@ -117,70 +168,59 @@ class _Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Batch:
-    """Jobs that run together, and the shape that they run in."""
+class _Group:
+    """Jobs that go through the same slots, and the shape that they run in."""
 
     jobs: list[_Job]
-    prompts: int
-    """P, at least the number of jobs; the rest is padding."""
+    slots: int
+    """P."""
     samples: int
     """G, at least each job's samples."""
     ways: int
-    """W, the number of guidance streams."""
+    """W, the number of streams."""
+    width: int
+    """Room for a prompt."""
     capacity: int
     """Room for emitted tokens."""
 
-    def prefixes(self) -> list[np.ndarray]:
-        """The W * P prompts, stream by stream; padding prompts are one `<pad>`."""
-        padding = [np.zeros(1, np.int32)] * (self.prompts - len(self.jobs))
-        out = [job.request.prefix for job in self.jobs] + padding
-        if self.ways == 2:
-            out += [job.request.unconditional for job in self.jobs] + padding
-        return out
 
-    def rows(self) -> list[tuple[int, int, grammar.Program]]:
-        """Prompt id, sample id and program of the P * G samples; padding has an empty program."""
-        out = []
-        for job in self.jobs:
-            for offset in range(self.samples):
-                program = job.request.program if offset < job.samples else ()
-                out.append((job.request.prompt_id, job.first_sample + offset, program))
-        return out + [(0, 0, ())] * (self.prompts * self.samples - len(out))
-
-
-def _plan(requests: Sequence[Request], samples: int, config: DecodeConfig) -> Iterator[_Batch]:
-    """Batches of one shape each, prompts of like length together."""
-    jobs: dict[tuple[int, int, int], list[_Job]] = {}
+def _plan(
+    requests: Sequence[Request], samples: int, config: DecodeConfig, vocab: Vocab, context: int
+) -> Iterator[_Group]:
+    """Groups of one shape each: prompts that differ much in length don't run side by side."""
+    jobs: dict[tuple[int, int, int, int], list[_Job]] = {}
     for index, request in enumerate(requests):
-        ways = 1 if request.unconditional is None else streams(config.guidance_scale)
+        ways = 1 + len(request.guides)
         most = max(1, config.batch // ways)
         size = -(-samples // -(-samples // most))
-        shape = (ways, size, bucket(grammar.steps(request.program)))
+        program = request.program
+        capacity = bucket(max(grammar.steps(program), grammar.columns(program, vocab)))
+        scale = bucket(_longest(request)).bit_length() // 2  # within a factor of 4
         for first in range(0, samples, size):
             job = _Job(index, request, first, min(size, samples - first))
-            jobs.setdefault(shape, []).append(job)
-    for (ways, size, capacity), members in sorted(jobs.items()):
-        members.sort(key=lambda job: len(job.request.prefix))
+            jobs.setdefault((ways, size, capacity, scale), []).append(job)
+    for (ways, size, capacity, _), members in sorted(jobs.items()):
         wanted = 1 << (len(members) - 1).bit_length()
-        prompts = min(wanted, max(1, config.batch // (size * ways)))
-        for start in range(0, len(members), prompts):
-            yield _Batch(members[start : start + prompts], prompts, size, ways, capacity)
+        slots = min(wanted, max(1, config.batch // (size * ways)))
+        longest = max(_longest(job.request) for job in members)
+        # Beyond the context there are no positions, not even for padding.
+        yield _Group(members, slots, size, ways, min(bucket(longest - 1), context), capacity)
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["table", "keys", "temperatures", "scale", "top_p"],
+    data_fields=["table", "keys", "temperatures", "contrasted", "scales"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """What stays the same while a batch is decoded."""
+    """What stays the same while a sample is decoded."""
 
     table: grammar.Table
     keys: UInt32[Array, "B 2"]
     temperatures: Float[Array, " B"]
-    scale: Float[Array, ""]
-    top_p: Float[Array, ""] | None
+    contrasted: Bool[Array, " B"]
+    scales: Float[Array, "B U"]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["cache", "last", "states"], meta_fields=[])
@@ -195,85 +235,265 @@ class _State:
     """Where each sample's automaton stands."""
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["tokens", "lengths", "last", "slots", "rows"],
+    meta_fields=[],
+)
 @dataclasses.dataclass(frozen=True)
-class _Emitted:
-    """What a batch's samples emitted."""
+class _New:
+    """Prompts to admit; those of slot P are padding."""
 
-    ids: Int[np.ndarray, "T B"]
-    """`<pad>` after a sample's last."""
-    logprobs: Float[np.ndarray, " B"]
-    temperatures: Float[np.ndarray, " B"]
-
-
-def _run(
-    batch: _Batch, model: Decoder, variables: dict, vocab: Vocab, config: DecodeConfig, seed: int
-) -> _Emitted:
-    prefixes = batch.prefixes()
-    lengths = np.asarray([len(prefix) - 1 for prefix in prefixes], np.int32)
-    # Beyond the context there are no positions, not even for padding.
-    width = min(bucket(int(lengths.max())), model.config.context)
-    tokens = np.zeros((len(prefixes), width), np.int32)
-    for row, prefix in enumerate(prefixes):
-        tokens[row, : lengths[row]] = prefix[:-1]
-    rows = _rows(batch, vocab, config, seed)
-    cache = _prefill(model, variables, tokens, lengths, batch.samples, batch.capacity)
-    # The last id of a prompt is fed by the first step, so that all steps are alike.
-    last = np.repeat([prefix[-1] for prefix in prefixes], batch.samples).astype(np.int32)
-    states = np.zeros(batch.prompts * batch.samples, np.int32)
-    state = _State(cache, jnp.asarray(last), jnp.asarray(states))
-    ids, logprobs = [], np.zeros(len(states))
-    for _ in range(batch.capacity // CHUNK):
-        state, chunk = _chunk(model, vocab, variables, rows, state)
-        ids.append(np.asarray(chunk.ids))
-        logprobs += np.asarray(chunk.logprobs).sum(0)
-        if np.all(np.asarray(state.states) >= np.asarray(rows.table.lengths)):
-            break
-    return _Emitted(np.concatenate(ids), logprobs, np.asarray(rows.temperatures))
+    tokens: Int[Array, "W new S"]
+    """All ids of the prompts but the last."""
+    lengths: Int[Array, "W new"]
+    last: Int[Array, "W new"]
+    """The last id of a prompt is fed by the first step, so that all steps are alike."""
+    slots: Int[Array, " new"]
+    rows: _Rows
+    """Of their samples, prompt by prompt."""
 
 
-def _rows(batch: _Batch, vocab: Vocab, config: DecodeConfig, seed: int) -> _Rows:
-    prompt_ids, sample_ids, programs = zip(*batch.rows(), strict=True)
-    temperatures = config.temperature_range or (config.temperature, config.temperature)
-    dice = sampling.dice(seed, np.asarray(prompt_ids), np.asarray(sample_ids), temperatures)
-    return _Rows(
-        table=grammar.compile_programs(programs, vocab, batch.capacity),
-        keys=jnp.asarray(dice.keys),
-        temperatures=jnp.asarray(dice.temperatures),
-        scale=jnp.asarray(np.float32(config.guidance_scale)),
-        top_p=jnp.asarray(np.float32(config.top_p)) if config.top_p < 1 else None,
-    )
-
-
-@partial(jax.jit, static_argnames=("model", "samples", "capacity"))
-def _prefill(model, variables, tokens, lengths, samples, capacity) -> Cache:
-    """The cache after the prompts, ready for `samples` rows each."""
-    _, prefix = model.apply(variables, tokens, lengths, method="prefill")
-    return start_cache(prefix, lengths, samples, capacity)
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["ids", "logprobs"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["ids", "logprobs", "free"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class _Chunk:
     """What a few steps emitted."""
 
     ids: Int[Array, "*T B"]
+    """`<pad>` after a sample's last."""
     logprobs: Float[Array, "*T B"]
+    """0 where nothing was sampled, which probability 1 is too."""
+    free: Bool[Array, "*T B"]
 
 
-@partial(jax.jit, static_argnames=("model", "vocab"), donate_argnames="state")
-def _chunk(model, vocab, variables, rows: _Rows, state: _State) -> tuple[_State, _Chunk]:
-    return jax.lax.scan(partial(_step, model, vocab, variables, rows), state, None, CHUNK)
+@dataclasses.dataclass
+class _Slot:
+    """What the samples of an admitted job have emitted."""
+
+    job: _Job
+    ids: list[np.ndarray]
+    logprobs: Float[np.ndarray, " G"]
+    sampled: Int[np.ndarray, " G"]
+    temperatures: Float[np.ndarray, " G"]
 
 
-def _step(model, vocab, variables, rows: _Rows, state: _State, _) -> tuple[_State, _Chunk]:
+class _Engine:
+    """The slots of one group and what is in them."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        variables: dict,
+        vocab: Vocab,
+        group: _Group,
+        config: DecodeConfig,
+        seed: int,
+        meter: Meter,
+    ):
+        self._model, self._variables, self._vocab = model, variables, vocab
+        self._group, self._config, self._seed, self._meter = group, config, seed, meter
+        self._method = Method.of(config)
+        self._waiting = deque(group.jobs)
+        self._slots: list[_Slot | None] = [None] * group.slots
+        self._weights = _weights_read(variables)
+        # Slots without a prompt have programs without states: their samples are done.
+        self._rows = self._rows_of([], group.slots)
+        self._state = _start(model.config, group)
+
+    def run(self, watch: Watch | None) -> Iterator[list[Finished]]:
+        """Work until no job is left."""
+        while self._waiting or any(self._slots):
+            free = [place for place, slot in enumerate(self._slots) if slot is None]
+            while self._waiting and free:
+                count = min(len(self._waiting), len(free), ADMITTED)
+                self._admit(free[:count], [self._waiting.popleft() for _ in range(count)])
+                free = free[count:]
+            self._advance()
+            if watch is not None:
+                self._show(watch)
+            finished = self._retire()
+            if finished:
+                yield finished
+
+    def _admit(self, places: list[int], jobs: list[_Job]) -> None:
+        """Prefill these jobs into these slots."""
+        group = self._group
+        count = 1 << (len(jobs) - 1).bit_length()
+        tokens = np.zeros((group.ways, count, group.width), np.int32)
+        lengths = np.zeros((group.ways, count), np.int32)
+        last = np.zeros((group.ways, count), np.int32)
+        for new, job in enumerate(jobs):
+            for way, prefix in enumerate(_prefixes(job.request)):
+                lengths[way, new], last[way, new] = len(prefix) - 1, prefix[-1]
+                tokens[way, new, : len(prefix) - 1] = prefix[:-1]
+        slots = np.full(count, group.slots, np.int32)
+        slots[: len(jobs)] = places
+        rows = self._rows_of(jobs, count)
+        new = _New(*map(jnp.asarray, (tokens, lengths, last, slots)), rows)
+        begin, known = time.perf_counter(), _prefill._cache_size()
+        self._rows, self._state = _prefill(
+            self._model, self._variables, self._rows, self._state, new, group.samples
+        )
+        jax.block_until_ready(self._state)
+        seconds = time.perf_counter() - begin
+        if _prefill._cache_size() > known:
+            self._meter.compile_seconds += seconds
+        else:
+            self._meter.prefilled(seconds, int(lengths.sum()))
+        temperatures = np.asarray(rows.temperatures).reshape(count, group.samples)
+        for place, job, mine in zip(places, jobs, temperatures, strict=False):
+            zeros = np.zeros(group.samples)
+            self._slots[place] = _Slot(job, [], zeros, zeros.astype(int), mine)
+
+    def _rows_of(self, jobs: list[_Job], count: int) -> _Rows:
+        """Rows of so many prompts, of which all but these are padding."""
+        each, config = self._group.samples, self._config
+        total = count * each
+        prompts, samples = np.zeros(total, np.int64), np.zeros(total, np.int64)
+        programs: list[grammar.Program] = [()] * total
+        scales = np.ones((total, self._group.ways - 1), np.float32)
+        for place, job in enumerate(jobs):
+            mine = slice(place * each, (place + 1) * each)
+            prompts[mine] = job.request.prompt_id
+            samples[mine] = job.first_sample + np.arange(each)
+            programs[mine] = [job.request.program] * job.samples + [()] * (each - job.samples)
+            scales[mine] = [guide.scale for guide in job.request.guides]
+        temperatures = config.temperature_range or (config.temperature, config.temperature)
+        dice = sampling.dice(self._seed, prompts, samples, temperatures)
+        return _Rows(
+            table=grammar.compile_programs(programs, self._vocab, self._group.capacity),
+            keys=jnp.asarray(dice.keys),
+            temperatures=jnp.asarray(dice.temperatures),
+            contrasted=jnp.asarray(contrasted(config, samples)),
+            scales=jnp.asarray(scales),
+        )
+
+    def _advance(self) -> None:
+        """Run a chunk and give each slot what its samples emitted."""
+        begin, known = time.perf_counter(), _chunk._cache_size()
+        greedy = self._config.temperature == 0 and self._config.temperature_range is None
+        self._state, chunk = _chunk(
+            self._model, self._vocab, self._variables, self._method, greedy, self._rows, self._state
+        )
+        ids, logprobs, free = (
+            np.asarray(x).reshape(CHUNK, self._group.slots, -1)
+            for x in (chunk.ids, chunk.logprobs, chunk.free)
+        )
+        seconds = time.perf_counter() - begin
+        for place, slot in enumerate(self._slots):
+            if slot is not None:
+                slot.ids.append(ids[:, place])
+                slot.logprobs += logprobs[:, place].sum(0)
+                slot.sampled += free[:, place].sum(0)
+        if _chunk._cache_size() > known:
+            self._meter.compile_seconds += seconds
+        else:
+            emitted = int((ids != self._vocab.pad).sum())
+            self._meter.stepped(seconds, emitted, CHUNK * self._read_per_step())
+
+    def _read_per_step(self) -> int:
+        """Bytes: the weights, and keys and values of prompts and rows at their padded lengths."""
+        cache = self._state.cache
+        parts = (*jax.tree.leaves(cache.prefix), *jax.tree.leaves(cache.suffix))
+        return self._weights + sum(part.nbytes for part in parts)
+
+    def _show(self, watch: Watch) -> None:
+        for slot in filter(None, self._slots):
+            for offset in range(slot.job.samples):
+                watch(slot.job.index, slot.job.first_sample + offset, self._ids(slot, offset))
+
+    def _ids(self, slot: _Slot, offset: int) -> np.ndarray:
+        ids = np.concatenate(slot.ids)[:, offset]
+        return ids[ids != self._vocab.pad]
+
+    def _retire(self) -> list[Finished]:
+        """Empty the slots whose samples are all done."""
+        states, lengths = np.asarray(self._state.states), np.asarray(self._rows.table.lengths)
+        done = (states >= lengths).reshape(self._group.slots, -1).all(1)
+        out = []
+        for place, slot in enumerate(self._slots):
+            if slot is None or not done[place]:
+                continue
+            self._slots[place] = None
+            samples = [
+                Sample(
+                    self._ids(slot, offset),
+                    float(slot.logprobs[offset]),
+                    int(slot.sampled[offset]),
+                    float(slot.temperatures[offset]),
+                )
+                for offset in range(slot.job.samples)
+            ]
+            out.append(Finished(slot.job.index, slot.job.first_sample, samples))
+        return out
+
+
+def _start(config, group: _Group) -> _State:
+    """Slots without prompts."""
+    prompts, rows = group.ways * group.slots, group.slots * group.samples
+    shape = (config.layers, prompts, group.width, config.groups, config.head_width)
+    empty = KeyValues(*(jnp.zeros(shape, config.dtype) for _ in range(2)))
+    cache = start_cache(empty, jnp.zeros(prompts, jnp.int32), group.samples, group.capacity)
+    zeros = jnp.zeros(prompts * group.samples, jnp.int32)
+    return _State(cache, zeros, jnp.zeros(rows, jnp.int32))
+
+
+def _weights_read(variables: dict) -> int:
+    """Bytes of parameters that a step reads: of tables that are looked up in, next to nothing."""
+    params = variables["params"]
+    looked_up = {"position", *({"embedding"} if "head" in params else ())}
+    read = {name: part for name, part in params.items() if name not in looked_up}
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(read))
+
+
+@partial(jax.jit, static_argnames=("model", "samples"), donate_argnames=("rows", "state"))
+def _prefill(model, variables, rows: _Rows, state: _State, new: _New, samples: int):
+    """Rows and state with new prompts in their slots."""
+    ways, width = new.tokens.shape[0], new.tokens.shape[2]
+    tokens, lengths = new.tokens.reshape(-1, width), new.lengths.reshape(-1)
+    _, found = model.apply(variables, tokens, lengths, method="prefill")
+
+    cache, total = state.cache, len(state.cache.prefix_lengths)
+    slots = total // ways
+    # Padding goes to the end, where it is dropped.
+    starts = jnp.arange(ways)[:, None] * slots + new.slots
+    places = jnp.where(new.slots < slots, starts, total).reshape(-1)
+    of_prompt = (places[:, None] * samples + jnp.arange(samples)).reshape(-1)
+    of_sample = (new.slots[:, None] * samples + jnp.arange(samples)).reshape(-1)
+
+    def put(old, more, at):
+        return old.at[at].set(more, mode="drop")
+
+    cache = Cache(
+        jax.tree.map(lambda old, more: put(old, more, np.s_[:, places]), cache.prefix, found),
+        put(cache.prefix_lengths, lengths, places),
+        cache.suffix,
+        put(cache.lengths, 0, of_prompt),
+    )
+    last = put(state.last, jnp.repeat(new.last.reshape(-1), samples), of_prompt)
+    rows = jax.tree.map(lambda old, more: put(old, more, of_sample), rows, new.rows)
+    return rows, _State(cache, last, put(state.states, 0, of_sample))
+
+
+@partial(jax.jit, static_argnames=("model", "vocab", "greedy"), donate_argnames="state")
+def _chunk(
+    model, vocab, variables, method: Method, greedy: bool, rows: _Rows, state: _State
+) -> tuple[_State, _Chunk]:
+    step = partial(_step, model, vocab, variables, method, greedy, rows)
+    return jax.lax.scan(step, state, None, CHUNK)
+
+
+def _step(model, vocab, variables, method, greedy, rows: _Rows, state: _State, _):
     """One more id of every sample; those that are done emit `<pad>`."""
     logits, cache = _forward(model, variables, state)
     logits = logits.reshape(-1, len(state.states), vocab.size)
     emitted = state.cache.lengths[: len(state.states)]
-    allowed = grammar.permitted(rows.table, state.states, grammar.kinds(vocab))
-    guided = jnp.where(allowed, guide(logits, rows.scale), -jnp.inf)
-    noise = sampling.noise(rows.keys, emitted, vocab.size)
-    drawn = sampling.choose(guided, noise, rows.temperatures, rows.top_p)
+    kinds = grammar.kinds(vocab)
+    allowed = grammar.permitted(rows.table, state.states, emitted, kinds)
+    scores = method.scores(logits, allowed, rows.scales.T, rows.temperatures, rows.contrasted)
+    # Where no sample needs noise, drawing it would cost more than all else but the weights.
+    noise = None if greedy else sampling.noise(rows.keys, emitted, vocab.size)
+    drawn = sampling.choose(scores, noise, rows.temperatures == 0)
     logprob = jax.nn.log_softmax(jnp.where(allowed, logits[0], -jnp.inf))
     logprob = jnp.take_along_axis(logprob, drawn[:, None], axis=-1)[:, 0]
 
@@ -281,9 +501,9 @@ def _step(model, vocab, variables, rows: _Rows, state: _State, _) -> tuple[_Stat
     forced = grammar.forced(rows.table, state.states)
     free = ~done & (forced == grammar.FREE)
     ids = jnp.where(free, drawn, jnp.where(done, vocab.pad, forced))
-    states = grammar.advance(rows.table, state.states, ids, vocab.eoss)
+    states = grammar.advance(rows.table, state.states, ids, kinds)
     last = jnp.tile(ids, len(state.last) // len(ids))
-    return _State(cache, last, states), _Chunk(ids, jnp.where(free, logprob, 0.0))
+    return _State(cache, last, states), _Chunk(ids, jnp.where(free, logprob, 0.0), free)
 
 
 def _forward(model, variables, state: _State) -> tuple[Float[Array, "R V"], Cache]:

@@ -1,13 +1,14 @@
-"""Choosing a token: temperature, nucleus, and noise that belongs to a sample alone."""
+"""Choosing a token: temperature, top-k, nucleus, and noise that belongs to a sample alone."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cm3jax import draws
-from cm3jax.shapes import Array, Float, Int, UInt32
+from cm3jax.shapes import Array, Bool, Float, Int, UInt32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,31 +52,54 @@ def gumbel(words: UInt32[Array, "*B"]) -> Float[Array, "*B"]:
     return -jnp.log(-jnp.log(uniform))
 
 
-def nucleus(logits: Float[Array, "B V"], top_p: Float[Array, ""]) -> Float[Array, "B V"]:
-    """Logits with -inf outside the smallest set of likeliest ids with probability `top_p`.
+def kth_largest(logits: Float[Array, "B V"], k: Int[Array, ""]) -> Float[Array, "B 1"]:
+    """The k-th largest of each row, k from 1; the smallest where k is beyond the row."""
+    ordered = -jnp.sort(-logits, axis=-1)
+    place = jnp.full((len(logits), 1), jnp.minimum(k, logits.shape[1]) - 1)
+    return jnp.take_along_axis(ordered, place, axis=-1)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["k"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class TopK:
+    """Keep the `k` likeliest ids, and those as likely as the last of them."""
+
+    k: Int[Array, ""]
+
+    def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        """Logits with -inf outside."""
+        return jnp.where(logits >= kth_largest(logits, self.k), logits, -jnp.inf)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["p"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class TopP:
+    """Keep the nucleus: the smallest set of likeliest ids with probability `p`.
 
     Ids as likely as the last member are members too.
     """
-    ordered = -jnp.sort(-logits, axis=-1)
-    mass = jax.nn.softmax(ordered, axis=-1)
-    before = jnp.cumsum(mass, axis=-1) - mass
-    last = jnp.sum(before < top_p, axis=-1, keepdims=True) - 1
-    return jnp.where(logits >= jnp.take_along_axis(ordered, last, axis=-1), logits, -jnp.inf)
+
+    p: Float[Array, ""]
+
+    def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        """Logits with -inf outside."""
+        ordered = -jnp.sort(-logits, axis=-1)
+        mass = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(mass, axis=-1) - mass
+        last = jnp.sum(before < self.p, axis=-1, keepdims=True) - 1
+        least = jnp.take_along_axis(ordered, last, axis=-1)
+        return jnp.where(logits >= least, logits, -jnp.inf)
 
 
 def choose(
-    logits: Float[Array, "B V"],
-    noise: Float[Array, "B V"],
-    temperature: Float[Array, " B"],
-    top_p: Float[Array, ""] | None,
+    scores: Float[Array, "B V"], noise: Float[Array, "B V"] | None, greedy: Bool[Array, " B"]
 ) -> Int[Array, " B"]:
-    """A token of each row; temperature 0 takes the likeliest, `top_p` None every id's chance.
+    """A token of each row, drawn from the softmax of its scores; greedy rows take the largest.
 
-    The largest of logits plus Gumbel noise is a sample of their softmax. The nucleus is taken
-    after the temperature.
+    The largest of scores plus Gumbel noise is a sample of their softmax. Without noise all rows are
+    greedy.
     """
-    greedy = temperature[:, None] == 0
-    scaled = logits / jnp.where(greedy, 1, temperature[:, None])
-    if top_p is not None:
-        scaled = nucleus(scaled, top_p)
-    return jnp.argmax(jnp.where(greedy, logits, scaled + noise), axis=-1).astype(jnp.int32)
+    if noise is None:
+        return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    noisy = jnp.where(greedy[:, None], scores, scores + noise)
+    return jnp.argmax(noisy, axis=-1).astype(jnp.int32)

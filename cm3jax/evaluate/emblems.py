@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax import generate, metrics
+from cm3jax.asks import Document, Documents
 from cm3jax.checkpoint import load_run
 from cm3jax.data.emblems import Prompt, confirms_batch, prompts, tells
 from cm3jax.data.emblems.patches import QUARTERS
@@ -25,7 +26,7 @@ from cm3jax.evaluate import chance
 from cm3jax.evaluate.protocol import Protocol, Score, code_version
 from cm3jax.evaluate.results import Cell, Evaluation, Figure
 from cm3jax.files import digest
-from cm3jax.generate import Documents, Generated, Shown
+from cm3jax.generate import Generated
 from cm3jax.retrieval.bank import Bank, BankDocument
 from cm3jax.retrieval.retriever import Retrieved
 
@@ -260,7 +261,7 @@ class _Exam:
                     pairs.setdefault(subject, []).append(document)
         return pairs
 
-    def _pictures(self, document: Shown) -> list[tuple[int, ...]]:
+    def _pictures(self, document: Document) -> list[tuple[int, ...]]:
         """The codes of every picture in a document."""
         ids = document.ids if isinstance(document, Retrieved) else document
         return [s.codes for s in parse(ids, self._generator.vocab) if isinstance(s, Image)]

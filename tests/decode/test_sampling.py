@@ -34,38 +34,44 @@ def literal_nucleus(row, top_p):
 def test_the_nucleus_equals_a_literal_one(top_p):
     rows = logits(20, 37)
     rows[3, 5:] = -np.inf
-    actual = np.asarray(sampling.nucleus(jnp.asarray(rows), jnp.float32(top_p)))
+    actual = np.asarray(sampling.TopP(jnp.float32(top_p))(jnp.asarray(rows)))
     for row, kept in zip(rows, np.isfinite(actual), strict=True):
         assert set(np.flatnonzero(kept)) == literal_nucleus(row, top_p)
     np.testing.assert_array_equal(actual[np.isfinite(actual)], rows[np.isfinite(actual)])
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, None), (0.5, None), (2.0, 0.7)])
-def test_tokens_are_drawn_from_the_softmax(temperature, top_p):
+@pytest.mark.parametrize("k", [1, 4, 37, 99])
+def test_top_k_equals_a_literal_one(k):
+    rows = logits(20, 37)
+    rows[3, 5:] = -np.inf
+    actual = np.asarray(sampling.TopK(jnp.int32(k))(jnp.asarray(rows)))
+    for row, kept in zip(rows, actual, strict=True):
+        best = sorted((i for i in range(37) if np.isfinite(row[i])), key=lambda i: -row[i])[:k]
+        assert set(np.flatnonzero(np.isfinite(kept))) == set(best)
+    tied = jnp.asarray([[1.0, 2.0, 2.0, 0.0]])
+    np.testing.assert_array_equal(sampling.TopK(jnp.int32(1))(tied), [[-np.inf, 2.0, 2.0, -np.inf]])
+
+
+def test_tokens_are_drawn_from_the_softmax():
     row, draws = logits(1, 6)[0], 20_000
     zeros = jnp.zeros(draws, jnp.int32)
     tokens = sampling.choose(
         jnp.tile(row, (draws, 1)),
         noise(keys(np.zeros(draws, int), np.arange(draws)), zeros, 6),
-        jnp.full(draws, temperature, jnp.float32),
-        top_p and jnp.float32(top_p),
+        jnp.zeros(draws, bool),
     )
-    weights = np.exp(row / temperature)
-    if top_p:
-        kept = literal_nucleus(row / temperature, top_p)
-        weights[[i for i in range(6) if i not in kept]] = 0
     frequencies = np.bincount(tokens, minlength=6) / draws
-    np.testing.assert_allclose(frequencies, weights / weights.sum(), atol=0.015)
+    np.testing.assert_allclose(frequencies, np.exp(row) / np.exp(row).sum(), atol=0.015)
 
 
-def test_temperature_zero_takes_the_likeliest_whatever_the_noise():
+def test_greedy_rows_take_the_likeliest_whatever_the_noise():
     rows = jnp.asarray(logits(8, 11))
     loud = 100 * noise(keys(range(8), [0] * 8), jnp.zeros(8, jnp.int32), 11)
-    greedy = jnp.asarray([0.0] * 4 + [1.0] * 4)
-    for top_p in (None, jnp.float32(0.9)):
-        tokens = np.asarray(sampling.choose(rows, loud, greedy, top_p))
-        np.testing.assert_array_equal(tokens[:4], rows[:4].argmax(-1))
-        assert (tokens[4:] != rows[4:].argmax(-1)).any()
+    tokens = np.asarray(sampling.choose(rows, loud, jnp.arange(8) < 4))
+    np.testing.assert_array_equal(tokens[:4], rows[:4].argmax(-1))
+    assert (tokens[4:] != rows[4:].argmax(-1)).any()
+    alone = sampling.choose(rows, None, jnp.ones(8, bool))
+    np.testing.assert_array_equal(alone, rows.argmax(-1))
 
 
 def test_noise_is_a_function_of_seed_prompt_sample_and_tokens_emitted():

@@ -13,7 +13,7 @@ import pytest
 from cm3jax.errors import UserError
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.vocab import Vocab
-from launch import bench
+from launch import bench, rivals
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -70,7 +70,8 @@ def test_a_machine_with_little_more_than_jax_measures_our_side():
         (["train", "--steps", "ten"], "--steps: invalid integer value: 'ten'"),
         (["train", "--vocab", "100"], "--vocab 100 must be above"),
         (["train", "--width", "100"], "--width 100 a multiple of 64"),
-        (["decode"], "invalid choice: 'decode'"),
+        (["encode"], "invalid choice: 'encode'"),
+        (["decode", "--samples", "0"], "--samples: 0 must be at least 1"),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(argv, message):
@@ -82,7 +83,7 @@ def test_weights_go_to_transformers_transposed():
     experiment = bench._experiment(bench._options().parse_args(SMALL))
     learner = DecoderLearner(experiment, Vocab(experiment.vocab), {})
     weights = bench._weights(learner)
-    state = bench._state_dict(weights, 128)
+    state = rivals.state_dict(weights, 128)
     assert sum(a.size for a in state.values()) == sum(a.size for a in jax.tree.leaves(weights))
     query = weights["layers"]["query"]["kernel"][1]  # [D H A]
     assert state["model.layers.1.self_attn.q_proj.weight"][64 + 5, 7] == query[7, 1, 5]
@@ -90,6 +91,24 @@ def test_weights_go_to_transformers_transposed():
     assert state["model.layers.0.self_attn.o_proj.weight"][7, 64 + 5] == out[1, 5, 7]
     gate = weights["layers"]["feed_forward"]["gate"]["kernel"][0]
     np.testing.assert_array_equal(state["model.layers.0.mlp.gate_proj.weight"], gate.T)
+
+
+def test_decoding_is_timed_beside_transformers_or_alone(capsys):
+    """With torch, which no environment of tests has to have, both sides give the same ids."""
+    size = ("--layers", "2", "--width", "128", "--vocab", "9800", "--prompt", "20", "--new", "9")
+    bench.run(["decode", *size, "--batch", "2", "--samples", "2"])
+    figures = json.loads(capsys.readouterr().out)
+    ours = figures["ours"]
+    assert ours["tokens_per_second"] == pytest.approx(2 * 2 * 9 / ours["seconds"])
+    assert ours["decode_tokens_per_second"] > 0
+    # So small a model stays in the processor's cache: its share of the memory's rate says nothing.
+    share = ours["decode_gigabytes_per_second"] / ours["copy_gigabytes_per_second"]
+    assert ours["share_of_copy_rate"] == pytest.approx(share)
+    if "torch_left_out_because" in figures:
+        assert figures["torch_left_out_because"] == rivals.missing() != ""
+    else:
+        for name in ("torch_static", "torch_growing", "torch_repeated"):
+            assert figures[name]["same_ids"] == 1
 
 
 def test_an_experiment_is_timed_alone():

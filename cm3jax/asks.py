@@ -1,0 +1,242 @@
+"""What is asked of the model: documents and a prompt become a request, its answer is read back.
+
+Prompts take the form that training rows have: `<eos>`, documents with a `<break>` after each, the
+query, and for what a mask hides `<eos>` and the mask's sentinel. The unconditional stream is what
+training knows: the documents, and the query's text under a mask.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from cm3jax.config import DecodeConfig
+from cm3jax.decode.grammar import Codes, Fixed, Free, Interleaved, Program, Words
+from cm3jax.decode.loop import Guide, Request
+from cm3jax.prompts import PictureHole, Row, Segments, render_rows
+from cm3jax.retrieval.retriever import Retrieved
+from cm3jax.shapes import Int, UInt8
+from cm3jax.tokenizers.image import ImageTokenizer
+from cm3jax.tokenizers.text import TextTokenizer
+from cm3jax.vocab import Modality, Vocab
+
+Document = Retrieved | Int[np.ndarray, " _"]
+"""A document in front of a prompt: from the bank, or any other's vocabulary ids."""
+Documents = Sequence[Sequence[Document]]
+"""The documents of each prompt, in the order shown."""
+Picture = UInt8[np.ndarray, "Y X 3"]
+"""A picture of the image tokenizer's size."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """A picture that the model ended early or late, which only happens without a grammar."""
+
+    length: int
+    """How many codes it has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """A request, the documents in it, and how its answer is read."""
+
+    request: Request
+    documents: tuple[Document, ...]
+    holes: tuple[PictureHole | None, ...] | None
+    """What fills each slot of the program that is not fixed: the hole of a picture, or None for a
+    text or a new picture. None: the answer is a document of its own."""
+
+
+class Asker:
+    """Builds asks; `context` is the model's."""
+
+    def __init__(self, vocab: Vocab, text: TextTokenizer, image: ImageTokenizer, context: int):
+        self.vocab, self.text, self.image, self.context = vocab, text, image, context
+
+    def pictures(
+        self,
+        prompts: Sequence[Segments],
+        documents: Documents | None,
+        prompt_ids: Sequence[int] | None,
+        config: DecodeConfig,
+    ) -> list[Ask]:
+        """A picture after each prompt, guided."""
+        new = self.vocab.image_tokens
+        program = (Codes((None,) * new),)
+        rows = self._rows(prompts)
+        asks = []
+        for row, mine, name in zip(rows, *_company(rows, documents, prompt_ids), strict=True):
+            front = self._front(mine)
+            prefix = [*front, *row.ids, self.vocab.break_]
+            guides = self._guides(front, config)
+            if config.grammar:
+                asks.append(self._ask(prefix, guides, program, name, mine, (None,)))
+            else:
+                room = self.context - len(prefix)
+                free = (Free(max(2, min(new + config.max_text_tokens, room))),)
+                asks.append(self._ask(prefix, guides, free, name, mine, None))
+        return asks
+
+    def stories(
+        self,
+        prompts: Sequence[Segments],
+        documents: Documents | None,
+        prompt_ids: Sequence[int] | None,
+        config: DecodeConfig,
+    ) -> list[Ask]:
+        """More of each document: texts and pictures as the model likes, guided."""
+        rows = self._rows(prompts)
+        asks = []
+        for row, mine, name in zip(rows, *_company(rows, documents, prompt_ids), strict=True):
+            front = self._front(mine)
+            prefix = [*front, *row.ids, self.vocab.break_]
+            room = max(2, self.context - len(prefix))
+            limit = min(config.max_document_tokens or room, room)
+            program = (Interleaved(limit) if config.grammar else Free(limit),)
+            guides = self._guides(front, config)
+            asks.append(self._ask(prefix, guides, program, name, mine, None))
+        return asks
+
+    def edits(
+        self,
+        images: UInt8[np.ndarray, "B Y X 3"] | Sequence[Picture],
+        instructions: Sequence[str],
+        documents: Documents | None,
+        prompt_ids: Sequence[int] | None,
+        config: DecodeConfig,
+    ) -> list[Ask]:
+        """Each picture as its instruction says; guided by both, in three streams (section 4).
+
+        The second stream has seen the picture alone, the third nothing.
+        """
+        rows = render_rows([((text,),) for text in instructions], self.text, self.image, self.vocab)
+        codes = (self.image.encode(images) + self.vocab.first_image).tolist()
+        program = (Codes((None,) * self.vocab.image_tokens),)
+        asks = []
+        company = _company(rows, documents, prompt_ids)
+        for row, picture, mine, name in zip(rows, codes, *company, strict=True):
+            front, break_ = self._front(mine), self.vocab.break_
+            shown = [*front, *picture, break_]
+            by_text, by_picture = config.edit_scales
+            blind = [*front, self.vocab.sentinel(0), break_]
+            guides = (
+                Guide(np.asarray(shown, np.int32), by_text),
+                Guide(np.asarray(blind, np.int32), by_picture),
+            )
+            asks.append(self._ask([*shown, *row.ids, break_], guides, program, name, mine, (None,)))
+        return asks
+
+    def fillings(
+        self,
+        prompts: Sequence[Segments],
+        documents: Documents | None,
+        prompt_ids: Sequence[int] | None,
+        config: DecodeConfig,
+    ) -> list[Ask]:
+        """What is under the masks of each prompt, at least one, in the order of their places."""
+        rows = self._rows(prompts)
+        asks = []
+        for row, mine, name in zip(rows, *_company(rows, documents, prompt_ids), strict=True):
+            prefix = [*self._front(mine), *row.ids, self.vocab.eos, self.vocab.sentinel(0)]
+            holes = tuple(h if isinstance(h, PictureHole) else None for h in row.holes)
+            asks.append(self._ask(prefix, (), self._spans(holes, config), name, mine, holes))
+        return asks
+
+    def _spans(self, holes: tuple[PictureHole | None, ...], config: DecodeConfig) -> Program:
+        """Each hole's ids; from the second on after the sentinel, as the tail of a training row."""
+        program: list = []
+        for number, hole in enumerate(holes):
+            if number:
+                # A text brings its own end.
+                end = [self.vocab.eoss] * isinstance(holes[number - 1], PictureHole)
+                program.append(Fixed((*end, self.vocab.sentinel(number))))
+            program.append(
+                Words(config.max_text_tokens) if hole is None else Codes(tuple(hole.codes))
+            )
+        return tuple(program)
+
+    def _rows(self, prompts: Sequence[Segments]) -> list[Row]:
+        return render_rows(prompts, self.text, self.image, self.vocab)
+
+    def _front(self, documents: Sequence[Document]) -> list[int]:
+        front = [self.vocab.eos]
+        for document in documents:
+            ids = document.ids if isinstance(document, Retrieved) else np.asarray(document)
+            front += [*ids.tolist(), self.vocab.break_]
+        return front
+
+    def _guides(self, front: list[int], config: DecodeConfig) -> tuple[Guide, ...]:
+        """The unconditional stream, where a scale of 1 does not make it idle."""
+        if config.guidance_scale == 1 and config.contrast == "none":
+            return ()
+        blind = [*front, self.vocab.sentinel(0), self.vocab.break_]
+        return (Guide(np.asarray(blind, np.int32), config.guidance_scale),)
+
+    def _ask(self, prefix, guides, program, name, documents, holes) -> Ask:
+        ids = np.asarray(prefix, np.int32)
+        return Ask(Request(ids, guides, program, int(name)), tuple(documents), holes)
+
+
+def _company(
+    rows: Sequence[Row], documents: Documents | None, prompt_ids: Sequence[int] | None
+) -> tuple[Documents, Sequence[int]]:
+    """The documents and the name of each prompt; without any, none and its place."""
+    shown = [()] * len(rows) if documents is None else documents
+    return shown, range(len(rows)) if prompt_ids is None else prompt_ids
+
+
+Part = str | Broken | Int[np.ndarray, " codes"]
+"""A text, a broken picture, or the codes of a whole one, from 0."""
+
+
+def read_answer(ask: Ask, ids: Int[np.ndarray, " T"], asker: Asker) -> list[Part]:
+    """The segments of an answer; a picture's holes are closed."""
+    if ask.holes is None:
+        return _segments(ids, asker)
+    return _fillings(ask, ids, asker)
+
+
+def _fillings(ask: Ask, ids: np.ndarray, asker: Asker) -> list[Part]:
+    vocab, out, here = asker.vocab, [], 0
+    holes = iter(ask.holes)
+    for slot in ask.request.program:
+        if isinstance(slot, Fixed):
+            here += len(slot.ids)
+            continue
+        hole = next(holes)
+        if isinstance(slot, Words):
+            stop = here + int(np.argmax(ids[here:] == vocab.eoss))
+            out.append(to_text(ids[here:stop], asker))
+            here = stop + 1
+            continue
+        codes = ids[here : here + len(slot.ids)]
+        here += len(slot.ids)
+        if hole is not None:
+            codes = np.asarray([*hole.before, *codes.tolist(), *hole.after])
+        out.append(codes - vocab.first_image)
+    return out
+
+
+def _segments(ids: np.ndarray, asker: Asker) -> list[Part]:
+    """What stands between the `<break>`s up to the first `<eos>`."""
+    vocab = asker.vocab
+    if vocab.eos in ids:
+        ids = ids[: int(np.argmax(ids == vocab.eos))]
+    cuts = np.flatnonzero(ids == vocab.break_)
+    out: list[Part] = []
+    for part in np.split(ids, cuts):
+        part = part[part != vocab.break_]
+        codes = part[vocab.modality(part) == Modality.IMAGE]
+        if len(codes) == len(part) == vocab.image_tokens:
+            out.append(codes - vocab.first_image)
+        elif len(codes):
+            out.append(Broken(len(codes)))
+        elif len(part):
+            out.append(to_text(part, asker))
+    return out
+
+
+def to_text(ids: Int[np.ndarray, " L"], asker: Asker) -> str:
+    """The text of the pieces among these ids."""
+    pieces = ids[ids >= asker.vocab.first_text] - asker.vocab.first_text
+    return asker.text.decode(pieces.tolist())

@@ -1,0 +1,51 @@
+"""What decoding took: tokens, seconds and bytes read from memory, compilation apart."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass
+class Meter:
+    """Sums over the calls that it is handed to.
+
+    A program's first run compiles it; its time is `compile_seconds`, and its tokens count nowhere.
+    """
+
+    compile_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    prefill_tokens: int = 0
+    """Ids of prompts, of all streams, without padding."""
+    decode_seconds: float = 0.0
+    decode_tokens: int = 0
+    """Ids that samples emitted."""
+    decode_bytes: int = 0
+    """What the steps must read: the weights, each prompt's keys and values once, and each row's."""
+
+    def prefilled(self, seconds: float, tokens: int) -> None:
+        """Count prompts."""
+        self.prefill_seconds += seconds
+        self.prefill_tokens += tokens
+
+    def stepped(self, seconds: float, tokens: int, read: int) -> None:
+        """Count steps."""
+        self.decode_seconds += seconds
+        self.decode_tokens += tokens
+        self.decode_bytes += read
+
+    def report(self, pictures: int, copy_rate: float | None = None) -> dict[str, Any]:
+        """Rates; None where nothing was measured. `copy_rate` is the memory's, in bytes/s."""
+        rate = _ratio(self.decode_bytes, self.decode_seconds)
+        seconds = self.prefill_seconds + self.decode_seconds
+        return {
+            "compile_seconds": self.compile_seconds,
+            "prefill_tokens_per_second": _ratio(self.prefill_tokens, self.prefill_seconds),
+            "decode_tokens_per_second": _ratio(self.decode_tokens, self.decode_seconds),
+            "decode_gigabytes_per_second": None if rate is None else rate / 1e9,
+            "copy_gigabytes_per_second": None if copy_rate is None else copy_rate / 1e9,
+            "share_of_copy_rate": None if rate is None or not copy_rate else rate / copy_rate,
+            "seconds_per_picture": _ratio(seconds, pictures),
+        }
+
+
+def _ratio(above: int | float, below: int | float) -> float | None:
+    return above / below if above and below else None
