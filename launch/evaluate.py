@@ -99,31 +99,45 @@ def table(scores: dict[str, Score]) -> str:
     lines = [f"{'score':{width}}   value        95 %    n   chance  protocol"]
     for name, score in scores.items():
         low, high = score.interval
+        chance = "–" if score.chance is None else f"{score.chance:.1e}"
         lines.append(
-            f"{name:{width}}  {score.value:6.3f} {low:.3f}–{high:.3f} {score.n:4d} "
-            f"{score.chance:8.1e}  {score.protocol.regime}; documents: {score.protocol.documents}"
+            f"{name:{width}}  {score.value:6.3f} {low:.3f}–{high:.3f} {score.n:4d} {chance:>8}  "
+            f"{score.protocol.regime}; documents: {score.protocol.documents}"
         )
     return "\n".join(lines)
 
 
 def compare(left: dict[str, Score], right: dict[str, Score]) -> str:
-    """What differs, in words: equal differences of several scores on one line."""
+    """What differs, in words: first the protocols, equal differences of several scores on one
+    line, then each figure with its interval."""
     found = differences(left, right)
     if not found:
         return "no difference: same protocols, same figures."
     lines = []
-    for of_protocol, title in ((True, "protocols differ in"), (False, "figures differ")):
-        mine = [difference for difference in found if difference.of_protocol == of_protocol]
-        groups: dict[tuple, list[str]] = {}
-        for one in mine:
-            groups.setdefault((one.what, one.left, one.right), []).append(one.score)
-        if groups:
-            lines.append(f"{title}:")
-        for (what, a, b), names in groups.items():
-            every = len(names) == len(left.keys() | right.keys())
-            whose = "every score" if every else ", ".join(names)
-            lines.append(f"  {what}: {a} | {b}   ({whose})")
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for one in found:
+        if one.of_protocol:
+            groups.setdefault((one.what, str(one.left), str(one.right)), []).append(one.score)
+    if groups:
+        lines.append("protocols differ in:")
+    for (what, a, b), names in groups.items():
+        every = len(names) == len(left.keys() | right.keys())
+        whose = "every score" if every else ", ".join(names)
+        lines.append(f"  {what}: {a} | {b}   ({whose})")
+    figures = [one.score for one in found if not one.of_protocol]
+    if figures:
+        lines.append("figures differ:")
+    for name in figures:
+        a, b = left[name], right[name]
+        apart = max(a.interval[0], b.interval[0]) > min(a.interval[1], b.interval[1])
+        verdict = "intervals apart" if apart else "intervals overlap"
+        lines.append(f"  {name}: {_figure(a)} | {_figure(b)}   ({verdict})")
     return "\n".join(lines)
+
+
+def _figure(score: Score) -> str:
+    low, high = score.interval
+    return f"{score.value:.4g} ({low:.4g}–{high:.4g}, n = {score.n})"
 
 
 if __name__ == "__main__":
