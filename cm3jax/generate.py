@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax.checkpoint import LoadedRun, load_run
-from cm3jax.config import DecodeConfig
+from cm3jax.config import DecodeConfig, Experiment
 from cm3jax.decode import loop
 from cm3jax.decode.grammar import Codes, Program, Words
 from cm3jax.decode.loop import Request
@@ -26,6 +26,7 @@ from cm3jax.learners import clip, vqgan
 from cm3jax.model.decoder import Decoder
 from cm3jax.prompts import raster_run, read_prompt, text_ids
 from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.clip import ClipEncoder
 from cm3jax.retrieval.retriever import Retrieved, Retriever
 from cm3jax.shapes import Bool, Int, UInt8
 from cm3jax.tokenizers.image import ImageTokenizer
@@ -373,12 +374,19 @@ def assemble(run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "")
                 f"{run_dir} names no memory bank or no encoder (data.bank, retrieval.encoder); "
                 "give a bank, or ask for no documents."
             )
-        encoder = clip.load(_companion(run_dir, experiment.retrieval.encoder))
+        encoder = load_encoder(run_dir, experiment)
         opened = Bank.open(where, encoder.fingerprint, vocab.fingerprint)
         return Retriever(encoder, opened, experiment.retrieval)
 
     model = Decoder(experiment.model, vocab.size)
     return Generator(model, run.variables, vocab, text, image, open_retriever, experiment.decode)
+
+
+def load_encoder(run_dir: epath.PathLike, experiment: Experiment) -> ClipEncoder:
+    """The retrieval encoder that a decoder's run names; `UserError` where it names none."""
+    if not experiment.retrieval.encoder:
+        raise UserError(f"{run_dir} names no encoder (retrieval.encoder); give one.")
+    return clip.load(_companion(run_dir, experiment.retrieval.encoder))
 
 
 def _companion(run_dir: epath.PathLike, path: str) -> epath.Path:

@@ -8,8 +8,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from cm3jax.errors import UserError
 from cm3jax.evaluate.ptb import tokens
+from cm3jax.shapes import Int
 
 ORDERS = 4
 _BETA = 1.2  # ROUGE-L: how much more recall counts than precision
@@ -23,12 +26,26 @@ Words = Sequence[str]
 class CaptionScores:
     """Scores of a set of captions, as COCO's code reports them."""
 
-    bleu: tuple[float, ...]
-    """BLEU-1 to BLEU-4 of the whole set."""
+    counts: Int[np.ndarray, "B 10"]
+    """For BLEU, of each caption: matched and possible runs of 1 to 4 words, words, and words of
+    the reference nearest in length."""
     rouge_l: tuple[float, ...]
     """Of each caption; their mean is the set's."""
     cider: tuple[float, ...]
     """Of each caption; their mean is the set's, 10 at most."""
+
+    @property
+    def bleu(self) -> tuple[float, ...]:
+        """BLEU-1 to BLEU-4 of the whole set."""
+        return _bleu(self.counts.sum(0))
+
+    def bleu_intervals(self, resamples: int) -> list[tuple[float, float]]:
+        """95 % intervals, by the bootstrap over captions."""
+        share = np.full(len(self.counts), 1 / len(self.counts))
+        times = np.random.default_rng(0).multinomial(len(self.counts), share, resamples)
+        drawn = np.asarray([_bleu(sums) for sums in times @ self.counts])
+        low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+        return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
 def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
@@ -43,7 +60,7 @@ def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]])
     made = [tokens(caption) for caption in captions]
     real = [[tokens(reference) for reference in theirs] for theirs in references]
     return CaptionScores(
-        bleu=_bleu(made, real),
+        counts=np.asarray([_counts(*pair) for pair in zip(made, real, strict=True)]),
         rouge_l=tuple(_rouge(mine, theirs) for mine, theirs in zip(made, real, strict=True)),
         cider=tuple(_cider(made, real)),
     )
@@ -58,25 +75,27 @@ def _grams(words: Words) -> Counter[tuple[str, ...]]:
     )
 
 
-def _bleu(made: Sequence[Words], real: Sequence[Sequence[Words]]) -> tuple[float, ...]:
-    hits, tries = [0] * ORDERS, [0] * ORDERS
-    length = closest = 0
-    for mine, theirs in zip(made, real, strict=True):
-        most: Counter[tuple[str, ...]] = Counter()
-        for reference in theirs:
-            most |= _grams(reference)
-        for gram, count in (_grams(mine) & most).items():
-            hits[len(gram) - 1] += count
-        for order in range(ORDERS):
-            tries[order] += max(0, len(mine) - order)
-        length += len(mine)
-        closest += min((abs(len(one) - len(mine)), len(one)) for one in theirs)[1]
+def _counts(mine: Words, theirs: Sequence[Words]) -> list[int]:
+    """A row of `CaptionScores.counts`."""
+    most: Counter[tuple[str, ...]] = Counter()
+    for reference in theirs:
+        most |= _grams(reference)
+    hits = [0] * ORDERS
+    for gram, count in (_grams(mine) & most).items():
+        hits[len(gram) - 1] += count
+    tries = [max(0, len(mine) - order) for order in range(ORDERS)]
+    closest = min((abs(len(one) - len(mine)), len(one)) for one in theirs)[1]
+    return [*hits, *tries, len(mine), closest]
+
+
+def _bleu(sums: Int[np.ndarray, " 10"]) -> tuple[float, ...]:
+    *rest, length, closest = sums.tolist()
     ratio = (length + _NONE) / (closest + _LEAST)
     penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     product, out = 1.0, []
-    for order in range(ORDERS):
-        product *= (hits[order] + _NONE) / (tries[order] + _LEAST)
-        out.append(penalty * product ** (1 / (order + 1)))
+    for order, (hits, tries) in enumerate(zip(rest[:ORDERS], rest[ORDERS:], strict=True), 1):
+        product *= (hits + _NONE) / (tries + _LEAST)
+        out.append(penalty * product ** (1 / order))
     return tuple(out)
 
 

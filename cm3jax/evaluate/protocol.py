@@ -12,6 +12,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 import cm3jax
 from cm3jax.files import digest
 
@@ -113,6 +116,14 @@ def code_version() -> str:
         sources = sorted(folder.rglob("*.py"))
         state = digest(*(part for p in sources for part in (p.name, p.read_bytes())))
     return f"{cm3jax.__version__}+{state}"
+
+
+def fingerprint(variables: Any) -> str:
+    """Of every array in a tree, and of its place there."""
+    leaves = jax.tree.leaves_with_path(variables)
+    return digest(
+        *(part for path, leaf in leaves for part in (jax.tree_util.keystr(path), np.asarray(leaf)))
+    )
 
 
 def scores_to_json(scores: dict[str, Score]) -> dict[str, Any]:
