@@ -26,7 +26,7 @@ from cm3jax.asks import (
     to_text,
 )
 from cm3jax.checkpoint import LoadedRun, companion, load_run
-from cm3jax.config import DecodeConfig
+from cm3jax.config import DecodeConfig, Experiment
 from cm3jax.decode import loop, rerank
 from cm3jax.decode.meter import Meter
 from cm3jax.document import Mark
@@ -395,14 +395,6 @@ def assemble(run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "")
     vocab = Vocab(experiment.vocab, text.fingerprint, image.fingerprint)
     vocab.require(run.fingerprints["vocab"], f"the decoder {run_dir}")
 
-    def open_encoder() -> ClipEncoder:
-        if not experiment.retrieval.encoder:
-            raise UserError(
-                f"{run_dir} names no encoder (retrieval.encoder); ask for no documents and no "
-                "ranking by CLIP."
-            )
-        return clip.load(companion(run_dir, experiment.retrieval.encoder))
-
     def open_retriever(encoder: ClipEncoder) -> Retriever:
         where = bank or experiment.data.bank
         if not where:
@@ -419,7 +411,17 @@ def assemble(run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "")
         vocab,
         text,
         image,
-        open_encoder,
+        functools.partial(load_encoder, run_dir, experiment),
         open_retriever,
         experiment.decode,
     )
+
+
+def load_encoder(run_dir: epath.PathLike, experiment: Experiment) -> ClipEncoder:
+    """The retrieval encoder that a decoder's run names; `UserError` where it names none."""
+    if not experiment.retrieval.encoder:
+        raise UserError(
+            f"{run_dir} names no encoder (retrieval.encoder); ask for no documents and no ranking "
+            "by CLIP."
+        )
+    return clip.load(companion(run_dir, experiment.retrieval.encoder))

@@ -16,9 +16,9 @@ from typing import Annotated
 
 import tyro
 
-from cm3jax.convert import chameleon, clip, vqgan
-from cm3jax.convert.layout import Key
 from cm3jax.errors import UserError
+from cm3jax.interop import chameleon, clip, vqgan
+from cm3jax.interop.layout import Key
 from launch.cli import parse
 from launch.env import main
 

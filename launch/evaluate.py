@@ -2,21 +2,39 @@
 
     python -m launch.evaluate emblems --run runs/quickstart/decoder --out scores.json
     python -m launch.evaluate retrieval --run runs/quickstart/clip
+    python -m launch.evaluate coco_fid --run RUN --captions captions_val2014.json \\
+        --real val2014 --inception pt_inception-2015-12-05-6726825d.pth --out runs/coco
+    python -m launch.evaluate captions --made made.json --captions captions_val2014.json
+    python -m launch.evaluate vqa --made made.json --annotations v2_mscoco_val2014_annotations.json
+    python -m launch.evaluate perplexity --run RUN
     python -m launch.evaluate diff a.json b.json
 
-`diff` reads what `--out` wrote and the quickstart's `metrics.json`.
+`diff` reads what `--out` wrote, `scores.json` of `coco_fid` and the quickstart's `metrics.json`.
 """
 
 import dataclasses
+import re
+import resource
 from typing import Annotated
 
 import tyro
+from etils import epath
 
+from cm3jax.checkpoint import load_run
 from cm3jax.errors import UserError
+from cm3jax.evaluate.answers import score_caption_file, score_vqa_file
+from cm3jax.evaluate.coco import read_captions
+from cm3jax.evaluate.coco_fid import Exam, from_folder, from_run
+from cm3jax.evaluate.coco_page import report, text_table
 from cm3jax.evaluate.emblems import evaluate
+from cm3jax.evaluate.features import Extractor, Resize
+from cm3jax.evaluate.perplexity import evaluate_perplexity
 from cm3jax.evaluate.protocol import Score, differences, scores_from_json, scores_to_json
 from cm3jax.evaluate.retrieval import evaluate_encoder
-from cm3jax.files import read_json, write_json
+from cm3jax.files import read_json, write_atomic, write_json
+from cm3jax.generate import load_encoder
+from cm3jax.interop.inception import load_inception
+from cm3jax.learners import clip
 from launch.cli import parse
 from launch.env import main
 
@@ -50,6 +68,105 @@ class Retrieval:
 
 
 @dataclasses.dataclass(frozen=True)
+class CocoFid:
+    """The paper's zero-shot MS-COCO protocol: FID, KID and CLIP score of pictures for captions.
+
+    A run that was killed goes on where it was. Writes `scores.json`, `report.html`, the pictures
+    and `reference.npz`."""
+
+    captions: str
+    """Captions in COCO's format, captions_val2014.json."""
+    real: str
+    """Folder of the real pictures, or an .npz with their `mu` and `sigma`."""
+    inception: str
+    """Weights of FID's Inception, as pytorch-fid publishes them: .pth, or .safetensors."""
+    out: str
+    """Folder for everything that is written."""
+    run: str = ""
+    """The decoder that draws: a run directory, or exported weights."""
+    made: str = ""
+    """A folder of pictures made elsewhere, instead of --run; named by caption id or COCO's file."""
+    bank: str = ""
+    """Memory bank to retrieve from, instead of the one in the run's config."""
+    clip: str = ""
+    """Run directory of the CLIP encoder that scores and chooses; empty is the run's own."""
+    documents: tuple[int, ...] = (0, 1, 2)
+    """Numbers of retrieved documents to try."""
+    samples: tuple[int, ...] = (1, 8)
+    """Numbers of samples of which the best by CLIP counts."""
+    count: int = 30_000
+    """Captions to ask, drawn by the seed."""
+    seed: int = 0
+    """Seed of the choice of captions and of the sampling."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance, instead of the run's."""
+    resize: Resize = "clean"
+    """How pictures reach Inception's size: clean-fid's way, pytorch-fid's or TensorFlow's."""
+    crop: int = 256
+    """Cut real pictures to centre squares of so many pixels; 0 leaves them as they are."""
+    part: str = "1/1"
+    """Draw this share of the captions, as 3/8: several processes may fill one --out."""
+
+    def __post_init__(self):
+        if bool(self.run) == bool(self.made):
+            raise UserError("coco_fid takes either --run or --made, a folder of pictures.")
+        if not self.documents or min(self.documents) < 0:
+            raise UserError("--documents takes numbers from 0.")
+        if not self.samples or min(self.samples) < 1:
+            raise UserError("--samples takes numbers from 1.")
+        self.share  # noqa: B018  # raises
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """(i, n), i from 0."""
+        found = re.fullmatch(r"(\d+)/(\d+)", self.part)
+        index, count = map(int, found.groups()) if found else (0, 0)
+        if not 1 <= index <= count:
+            raise UserError(f"--part {self.part} is no share; write the third of eight as 3/8.")
+        return index - 1, count
+
+
+@dataclasses.dataclass(frozen=True)
+class Captions:
+    """BLEU, ROUGE-L and CIDEr of captions, as COCO's code gives them."""
+
+    made: str
+    """JSON list of objects with image_id and caption."""
+    captions: str
+    """Captions in COCO's format."""
+    out: str = ""
+    """JSON file for the scores and their protocols."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VQA:
+    """Accuracy of answers, as the official VQA script gives it."""
+
+    made: str
+    """JSON list of objects with question_id and answer."""
+    annotations: str
+    """VQA's annotations."""
+    out: str = ""
+    """JSON file for the scores and their protocols."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity:
+    """Perplexity on validation rows: of all targets, of text and of picture codes."""
+
+    run: str
+    """Run directory of a decoder, or weights exported from one."""
+    corpus: str = ""
+    """Prepared corpus, instead of the one in the run's config."""
+    bank: str = ""
+    """Its memory bank, instead of the one in the run's config."""
+    batches: int = 50
+    """Batches to read."""
+    out: str = ""
+    """JSON file for the scores and their protocols."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Diff:
     """Why two results differ: protocols first, then figures."""
 
@@ -62,6 +179,10 @@ class Diff:
 Options = (
     Annotated[Emblems, tyro.conf.subcommand("emblems")]
     | Annotated[Retrieval, tyro.conf.subcommand("retrieval")]
+    | Annotated[CocoFid, tyro.conf.subcommand("coco_fid")]
+    | Annotated[Captions, tyro.conf.subcommand("captions")]
+    | Annotated[VQA, tyro.conf.subcommand("vqa")]
+    | Annotated[Perplexity, tyro.conf.subcommand("perplexity")]
     | Annotated[Diff, tyro.conf.subcommand("diff")]
 )
 
@@ -73,6 +194,16 @@ def run(argv: list[str]) -> None:
         case Diff():
             print(compare(_scores(options.left), _scores(options.right)))
             return
+        case CocoFid():
+            coco(options)
+            return
+        case Captions():
+            scores = score_caption_file(options.made, options.captions)
+        case VQA():
+            scores = score_vqa_file(options.made, options.annotations)
+        case Perplexity():
+            where = (options.run, options.corpus, options.bank)
+            scores = evaluate_perplexity(*where, options.batches)
         case Retrieval():
             scores = evaluate_encoder(options.run, options.prompts)
         case Emblems():
@@ -80,6 +211,36 @@ def run(argv: list[str]) -> None:
     print(table(scores))
     if options.out:
         write_json(options.out, scores_to_json(scores))
+
+
+def coco(options: CocoFid) -> None:
+    """Draw what is missing, score it, and write JSON and page; or say which shares are missing."""
+    asked = options.count if options.run else None  # others' pictures may be any caption's
+    captions = read_captions(options.captions, asked, options.seed)
+    weights = load_inception(options.inception)
+    if options.clip:
+        encoder = clip.load(options.clip)
+    elif options.run:
+        encoder = load_encoder(options.run, load_run(options.run).experiment)
+    else:
+        encoder = None
+    out = epath.Path(options.out)
+    extractor = Extractor(weights, options.resize)
+    exam = Exam(captions, extractor, encoder, options.real, options.crop, out)
+    if options.made:
+        found = from_folder(options.made, exam)
+    else:
+        how = (options.bank, options.documents, options.samples, options.seed, options.guidance)
+        found = from_run(options.run, exam, *how, options.share, _say)
+    if found is None:
+        _say(f"this share is drawn; run the others into {out}, the last one scores.")
+        return
+    outcome = exam.judge(*found, _say)
+    write_json(out / "scores.json", scores_to_json(outcome.scores))
+    write_atomic(out / "report.html", report(outcome))
+    print(text_table(outcome))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"wrote {out / 'scores.json'} and {out / 'report.html'}; peak memory {peak:.1f} GiB")
 
 
 def _say(line: str) -> None:
@@ -99,31 +260,45 @@ def table(scores: dict[str, Score]) -> str:
     lines = [f"{'score':{width}}   value        95 %    n   chance  protocol"]
     for name, score in scores.items():
         low, high = score.interval
+        chance = "–" if score.chance is None else f"{score.chance:.1e}"
         lines.append(
-            f"{name:{width}}  {score.value:6.3f} {low:.3f}–{high:.3f} {score.n:4d} "
-            f"{score.chance:8.1e}  {score.protocol.regime}; documents: {score.protocol.documents}"
+            f"{name:{width}}  {score.value:6.3f} {low:.3f}–{high:.3f} {score.n:4d} {chance:>8}  "
+            f"{score.protocol.regime}; documents: {score.protocol.documents}"
         )
     return "\n".join(lines)
 
 
 def compare(left: dict[str, Score], right: dict[str, Score]) -> str:
-    """What differs, in words: equal differences of several scores on one line."""
+    """What differs, in words: first the protocols, equal differences of several scores on one
+    line, then each figure with its interval."""
     found = differences(left, right)
     if not found:
         return "no difference: same protocols, same figures."
     lines = []
-    for of_protocol, title in ((True, "protocols differ in"), (False, "figures differ")):
-        mine = [difference for difference in found if difference.of_protocol == of_protocol]
-        groups: dict[tuple, list[str]] = {}
-        for one in mine:
-            groups.setdefault((one.what, one.left, one.right), []).append(one.score)
-        if groups:
-            lines.append(f"{title}:")
-        for (what, a, b), names in groups.items():
-            every = len(names) == len(left.keys() | right.keys())
-            whose = "every score" if every else ", ".join(names)
-            lines.append(f"  {what}: {a} | {b}   ({whose})")
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for one in found:
+        if one.of_protocol:
+            groups.setdefault((one.what, str(one.left), str(one.right)), []).append(one.score)
+    if groups:
+        lines.append("protocols differ in:")
+    for (what, a, b), names in groups.items():
+        every = len(names) == len(left.keys() | right.keys())
+        whose = "every score" if every else ", ".join(names)
+        lines.append(f"  {what}: {a} | {b}   ({whose})")
+    figures = [one.score for one in found if not one.of_protocol]
+    if figures:
+        lines.append("figures differ:")
+    for name in figures:
+        a, b = left[name], right[name]
+        apart = max(a.interval[0], b.interval[0]) > min(a.interval[1], b.interval[1])
+        verdict = "intervals apart" if apart else "intervals overlap"
+        lines.append(f"  {name}: {_figure(a)} | {_figure(b)}   ({verdict})")
     return "\n".join(lines)
+
+
+def _figure(score: Score) -> str:
+    low, high = score.interval
+    return f"{score.value:.4g} ({low:.4g}–{high:.4g}, n = {score.n})"
 
 
 if __name__ == "__main__":

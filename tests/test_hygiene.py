@@ -20,7 +20,7 @@ LAYERS = (
     "prompts retrieval tasks",
     "data partition model",
     "loss optim state gradients checkpoint metrics run_report distributed watchdog",
-    "learners testing convert",
+    "learners testing interop",
     "train decode",
     "footprint",
     "asks",

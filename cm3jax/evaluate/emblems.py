@@ -9,9 +9,7 @@ alone, whose protocol says so.
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -23,7 +21,7 @@ from cm3jax.data.emblems.patches import QUARTERS
 from cm3jax.data.emblems.prompts import Kind
 from cm3jax.document import Image, parse
 from cm3jax.evaluate import chance
-from cm3jax.evaluate.protocol import Protocol, Score, code_version
+from cm3jax.evaluate.protocol import Protocol, Score, code_version, fingerprint
 from cm3jax.evaluate.results import Cell, Evaluation, Figure
 from cm3jax.files import digest
 from cm3jax.generate import Generated
@@ -85,7 +83,7 @@ def is_current(result: Evaluation, run_dir: epath.PathLike, count: int) -> bool:
     """Whether this code would find these scores: same weights, same sources, same prompts."""
     score = next(iter(result.scores.values()))
     made_by = (result.weights["decoder"], score.protocol.code_version, score.n)
-    return made_by == (_fingerprint(load_run(run_dir).variables), code_version(), count)
+    return made_by == (fingerprint(load_run(run_dir).variables), code_version(), count)
 
 
 class _Exam:
@@ -107,7 +105,7 @@ class _Exam:
         self._asked: dict[Kind, list[Prompt]] = {}
         self._with_documents: list[Generated] = []
         self.weights = {
-            "decoder": _fingerprint(run.variables),
+            "decoder": fingerprint(run.variables),
             "text": self._generator.text.fingerprint,
             "image": self._generator.image.fingerprint,
             "clip": self._generator.retriever.encoder.fingerprint,
@@ -306,13 +304,6 @@ class _Exam:
 
 def _documents(count: int) -> str:
     return "1 document" if count == 1 else f"{count} documents"
-
-
-def _fingerprint(variables: dict[str, Any]) -> str:
-    leaves = jax.tree.leaves_with_path(variables)
-    return digest(
-        *(part for path, leaf in leaves for part in (jax.tree_util.keystr(path), np.asarray(leaf)))
-    )
 
 
 def _losses(run_dir: epath.PathLike) -> dict[str, list[tuple[int, float]]]:

@@ -12,6 +12,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 import cm3jax
 from cm3jax.files import digest
 
@@ -39,7 +42,7 @@ class Protocol:
     guidance: float
     """Scale of classifier-free guidance; 1 is none."""
     samples: int
-    """Samples drawn per prompt; each one counts, none is chosen."""
+    """Samples drawn per prompt; each one counts unless `rerank` chooses."""
     seed: int
     """Seed of prompts and sampling."""
     licensed_share: float
@@ -50,6 +53,12 @@ class Protocol:
     """Fingerprint of all weights involved."""
     code_version: str
     """Version and source fingerprint of this package."""
+    rerank: str = "none"
+    """What chooses one of a prompt's samples."""
+    resize: str = "none"
+    """How pictures reach the size that the extractor reads."""
+    extractor: str = "none"
+    """Network whose features are compared, with the fingerprint of its weights."""
 
     @property
     def regime(self) -> str:
@@ -59,14 +68,13 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A share of right answers."""
+    """A figure over `n` answers: a share of right ones, a mean, or a distance of distributions."""
 
     value: float
-    """0 to 1."""
     n: int
     """Answers judged."""
-    chance: float
-    """What guessing scores."""
+    chance: float | None
+    """What guessing scores; None where nobody can say."""
     interval: tuple[float, float]
     """95 % interval of the value."""
     protocol: Protocol
@@ -79,6 +87,16 @@ class Score:
         hits = sum(bool(verdict) for verdict in verdicts)
         interval = wilson(hits, len(verdicts))
         return cls(hits / len(verdicts), len(verdicts), chance, interval, protocol)
+
+    @classmethod
+    def mean(cls, values: Sequence[float], protocol: Protocol) -> "Score":
+        """The mean of one value per answer, with the normal interval; `ValueError` of none."""
+        if not len(values):
+            raise ValueError("a mean of no values is not a score")
+        value = math.fsum(values) / len(values)
+        squares = math.fsum((one - value) ** 2 for one in values)
+        spread = _Z * math.sqrt(squares / max(len(values) - 1, 1) / len(values))
+        return cls(value, len(values), None, (value - spread, value + spread), protocol)
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
@@ -98,6 +116,14 @@ def code_version() -> str:
         sources = sorted(folder.rglob("*.py"))
         state = digest(*(part for p in sources for part in (p.name, p.read_bytes())))
     return f"{cm3jax.__version__}+{state}"
+
+
+def fingerprint(variables: Any) -> str:
+    """Of every array in a tree, and of its place there."""
+    leaves = jax.tree.leaves_with_path(variables)
+    return digest(
+        *(part for path, leaf in leaves for part in (jax.tree_util.keystr(path), np.asarray(leaf)))
+    )
 
 
 def scores_to_json(scores: dict[str, Score]) -> dict[str, Any]:
@@ -131,9 +157,9 @@ def _walk(value: Any, path: tuple[str, ...], detailed: bool) -> Iterator[tuple[s
     if not isinstance(value, dict):
         return
     if detailed and isinstance(value.get("protocol"), dict):
-        stamp = {
-            field.name: value["protocol"][field.name] for field in dataclasses.fields(Protocol)
-        }
+        given = value["protocol"]
+        # What older files do not say is what a field was before it was one: its default.
+        stamp = {f.name: given[f.name] for f in dataclasses.fields(Protocol) if f.name in given}
         low, high = value["interval"]
         score = Score(value["value"], value["n"], value["chance"], (low, high), Protocol(**stamp))
         yield ".".join(path), score

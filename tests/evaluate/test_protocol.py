@@ -58,6 +58,22 @@ def test_wilson_covers_the_true_share_about_as_often_as_it_says():
 def test_no_verdicts_are_no_score():
     with pytest.raises(ValueError, match="no verdicts"):
         Score.share([], 0.0, PROTOCOL)
+    with pytest.raises(ValueError, match="no values"):
+        Score.mean([], PROTOCOL)
+
+
+def test_the_interval_of_a_mean_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    draws = rng.exponential(2.0, size=(500, 100))
+    intervals = [Score.mean(row.tolist(), PROTOCOL).interval for row in draws]
+    assert 0.91 < np.mean([low <= 2.0 <= high for low, high in intervals]) < 0.97
+    assert Score.mean([3.0], PROTOCOL).interval == (3.0, 3.0)
+
+
+def test_a_result_of_before_a_field_was_one_has_its_default():
+    plain = scores_to_json({"a": score(1)})
+    del plain["details"]["a"]["protocol"]["rerank"]
+    assert scores_from_json(plain) == {"a": score(1)}
 
 
 def test_the_leaf_of_a_dotted_path_is_the_number_itself():

@@ -4,7 +4,7 @@ import pytest
 
 from cm3jax.errors import UserError
 from launch.convert import run
-from tests.convert import foreign
+from tests.interop import foreign
 
 
 def test_in_and_out(tmp_path, capsys):

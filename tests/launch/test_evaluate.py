@@ -21,9 +21,12 @@ def test_a_difference_of_every_score_takes_one_line():
     assert lines[0] == "protocols differ in:"
     assert lines[1] == "  weights: bb | cc   (every score)"
     assert lines[2] == "figures differ:"
-    assert lines[3] == "  value: 0.5 | 0.45   (b)"
+    assert lines[3] == (
+        "  b: 0.5 (0.4314–0.5686, n = 200) | 0.45 (0.3826–0.5192, n = 200)   (intervals overlap)"
+    )
     assert len(lines) == 4
     assert compare(left, left).startswith("no difference")
+    assert "(intervals apart)" in compare({"a": score(10)}, {"a": score(190)})
 
 
 def test_diff_reads_results_and_metrics(tmp_path, capsys):

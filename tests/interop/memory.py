@@ -1,6 +1,6 @@
 """A process that converts a random Chameleon folder and loads it onto a mesh of 8 devices.
 
-    python -m tests.convert.memory FOLDER LAYERS WIDTH VOCAB
+    python -m tests.interop.memory FOLDER LAYERS WIDTH VOCAB
 
 Prints one JSON: bytes of the parameters, and the peak of anonymous memory above what the process
 held before, while converting and while loading. `FOLDER` must not exist; it is written here. About
@@ -25,15 +25,15 @@ import numpy as np
 from cm3jax import tensors
 from cm3jax.checkpoint import load_run
 from cm3jax.config import MeshConfig
-from cm3jax.convert import chameleon, folders, vqgan
-from cm3jax.convert.layout import Place
-from cm3jax.convert.vocabulary import read_map
 from cm3jax.experiment_io import load_experiment
 from cm3jax.files import write_json
+from cm3jax.interop import chameleon, folders, vqgan
+from cm3jax.interop.layout import Place
+from cm3jax.interop.vocabulary import read_map
 from cm3jax.model.decoder import Decoder
 from cm3jax.partition import make_mesh
 from cm3jax.state import plan
-from tests.convert import cases, foreign
+from tests.interop import cases, foreign
 
 
 def anonymous() -> int:

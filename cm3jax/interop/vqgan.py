@@ -16,10 +16,10 @@ import yaml
 from cm3jax import tensors
 from cm3jax.checkpoint import write_export
 from cm3jax.config import Experiment, VocabConfig, VQGANConfig
-from cm3jax.convert import folders
-from cm3jax.convert.layout import Key, Place, imported, match
 from cm3jax.errors import UserError
 from cm3jax.experiment_io import build
+from cm3jax.interop import folders
+from cm3jax.interop.layout import Key, Place, imported, match
 from cm3jax.tokenizers.vqgan import VQGAN
 
 _USES = "codebook/quantiser/uses"

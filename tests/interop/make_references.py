@@ -1,6 +1,6 @@
 """Makes `reference/*`: what models of transformers compute from the weights of `cases.weights`.
 
-    python -m tests.convert.make_references
+    python -m tests.interop.make_references
 
 Needs torch and transformers (made with torch 2.13.0 on CPU and transformers 5.23.0). A file holds
 the names and shapes of the state dict (`keys`, `shapes`), and outputs alone.
@@ -22,7 +22,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
 
-from tests.convert import cases
+from tests.interop import cases
 
 
 def fill(model: torch.nn.Module, seed: int, broadcast: bool = False, rename=str) -> dict:

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 from cm3jax.checkpoint import write_export
 from cm3jax.config import ClipConfig, Experiment
-from cm3jax.convert import folders
-from cm3jax.convert.layout import Key, Place, imported, match
 from cm3jax.errors import UserError
 from cm3jax.experiment_io import build
+from cm3jax.interop import folders
+from cm3jax.interop.layout import Key, Place, imported, match
 from cm3jax.retrieval.clip import CLIP, PIXEL_MEAN, PIXEL_STD, hf_name
 from cm3jax.tokenizers import huggingface
 from cm3jax.tokenizers.text import TextTokenizer

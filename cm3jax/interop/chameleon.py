@@ -26,12 +26,12 @@ from cm3jax.config import (
     TokenizersConfig,
     VQGANConfig,
 )
-from cm3jax.convert import folders, vqgan
-from cm3jax.convert.layout import Key, Place, exported, imported, match
-from cm3jax.convert.vocabulary import Vocabulary, make_map, read_map
 from cm3jax.errors import UserError
 from cm3jax.experiment_io import build
 from cm3jax.files import write_atomic, write_json
+from cm3jax.interop import folders, vqgan
+from cm3jax.interop.layout import Key, Place, exported, imported, match
+from cm3jax.interop.vocabulary import Vocabulary, make_map, read_map
 from cm3jax.learners import vqgan as vqgan_learner
 from cm3jax.shapes import Int
 from cm3jax.tokenizers import huggingface

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.convert import cases, foreign
+from tests.interop import cases, foreign
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,19 +36,19 @@ def _same(made: dict, name: str) -> None:
 
 @pytest.mark.parametrize("name", cases.CASES)
 def test_chameleon(name):
-    from tests.convert import make_references
+    from tests.interop import make_references
 
     _same(make_references.chameleon(name), f"chameleon-{name}")
 
 
 def test_vq():
-    from tests.convert import make_references
+    from tests.interop import make_references
 
     _same(make_references.vq(), "vq")
 
 
 def test_clip(tmp_path):
-    from tests.convert import make_references
+    from tests.interop import make_references
 
     tokenizer = make_references.clip_tokenizer(tmp_path)
     written = (tmp_path / "clip-tokenizer.json").read_text()
@@ -61,7 +61,7 @@ def test_a_torch_checkpoint_is_the_same_run(tmp_path):
     import torch
 
     from cm3jax.checkpoint import load_run
-    from cm3jax.convert import vqgan
+    from cm3jax.interop import vqgan
 
     source, config = foreign.write_vqgan(tmp_path / "in")
     state = {key: torch.from_numpy(value) for key, value in foreign.state("vq").items()}

@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from cm3jax.convert.layout import Place, imported
+from cm3jax.interop.layout import Place, imported
 from cm3jax.tensors import Tensor
-from tests.convert import cases
+from tests.interop import cases
 
 TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 

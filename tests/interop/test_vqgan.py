@@ -13,11 +13,11 @@ import pytest
 
 from cm3jax.checkpoint import load_run
 from cm3jax.config import VQGANConfig
-from cm3jax.convert import vqgan
 from cm3jax.errors import UserError
+from cm3jax.interop import vqgan
 from cm3jax.learners.vqgan import load
 from cm3jax.tokenizers.vqgan import VQGAN
-from tests.convert import cases, foreign
+from tests.interop import cases, foreign
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ import safetensors.numpy
 
 from cm3jax import generate
 from cm3jax.checkpoint import load_run
-from cm3jax.convert import chameleon
+from cm3jax.interop import chameleon
 from cm3jax.model.decoder import Decoder
 from cm3jax.tokenizers.vqgan import VQGAN
 from cm3jax.vocab import Vocab
-from tests.convert import cases, foreign
+from tests.interop import cases, foreign
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH = 24 + 64
@@ -238,7 +238,7 @@ def test_an_import_draws_and_tells(generator, tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone tells the memory")
 def test_memory_of_an_import_is_that_of_its_parameters(tmp_path):
     """On 8 devices, in a process of its own."""
-    words = [sys.executable, "-m", "tests.convert.memory", str(tmp_path / "x"), "8", "512", "16000"]
+    words = [sys.executable, "-m", "tests.interop.memory", str(tmp_path / "x"), "8", "512", "16000"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from cm3jax.convert import chameleon
-from cm3jax.convert.vocabulary import read_map
 from cm3jax.errors import UserError
-from tests.convert import cases, foreign
+from cm3jax.interop import chameleon
+from cm3jax.interop.vocabulary import read_map
+from tests.interop import cases, foreign
 
 INDEX = "model.safetensors.index.json"
 FIRST = "model-00001-of-00003.safetensors"

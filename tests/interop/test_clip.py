@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from cm3jax.config import ClipConfig
-from cm3jax.convert import clip
 from cm3jax.errors import UserError
+from cm3jax.interop import clip
 from cm3jax.learners.clip import load
 from cm3jax.retrieval.clip import CLIP, fit, normalise, text_rows
-from tests.convert import cases, foreign
+from tests.interop import cases, foreign
 
 
 @pytest.fixture(scope="module", params=cases.CLIPS)

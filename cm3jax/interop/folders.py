@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cm3jax import tensors
-from cm3jax.convert.layout import Key
 from cm3jax.errors import UserError
 from cm3jax.files import read_json, write_atomic, write_json
+from cm3jax.interop.layout import Key
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"

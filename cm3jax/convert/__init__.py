@@ -1,1 +1,0 @@
-"""Foreign weights to ours and back; needs neither torch nor the network."""

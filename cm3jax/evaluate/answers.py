@@ -1,0 +1,122 @@
+"""Captions and answers in the files that COCO's and VQA's servers take, scored.
+
+[{"image_id": 42, "caption": "a cat"}, …]       [{"question_id": 7, "answer": "two"}, …]
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from cm3jax.errors import UserError
+from cm3jax.evaluate import captions, vqa
+from cm3jax.evaluate.protocol import Protocol, Score, code_version
+from cm3jax.files import digest, read_json
+
+_RESAMPLES = 1000
+
+
+def score_caption_file(made: epath.PathLike, annotations: epath.PathLike) -> dict[str, Score]:
+    """`bleu_1` to `bleu_4`, `rouge_l` and `cider` of captions against COCO's annotations.
+
+    Only pictures that have a caption count. Raises `UserError` for files of another form, for a
+    picture with two captions, and for one without references.
+    """
+    answers = _answers(made, "image_id", "caption")
+    references = defaultdict(list)
+    for one in _rows(annotations, "annotations", ("image_id", "caption")):
+        references[one["image_id"]].append(str(one["caption"]))
+    bare = [picture for picture in answers if picture not in references]
+    if bare:
+        raise UserError(
+            f"{annotations} has no caption of picture {bare[0]}, which {made} describes."
+        )
+    texts = list(answers.values())
+    found = captions.score_captions(texts, [references[picture] for picture in answers])
+    protocol = _stamp(made, annotations, answers, "COCO caption code: PTB words, CIDEr-D")
+    scores = {
+        f"bleu_{order}": Score(value, len(texts), None, interval, protocol)
+        for order, (value, interval) in enumerate(
+            zip(found.bleu, found.bleu_intervals(_RESAMPLES), strict=True), 1
+        )
+    }
+    scores["rouge_l"] = Score.mean(found.rouge_l, protocol)
+    scores["cider"] = Score.mean(found.cider, protocol)
+    return scores
+
+
+def score_vqa_file(made: epath.PathLike, annotations: epath.PathLike) -> dict[str, Score]:
+    """`accuracy`, of all answers and by type (`accuracy.number`), against VQA's annotations.
+
+    Raises `UserError` for files of another form and for questions that they do not share.
+    """
+    answers = _answers(made, "question_id", "answer")
+    people, kinds = {}, {}
+    for one in _rows(annotations, "annotations", ("question_id", "answers")):
+        people[one["question_id"]] = [str(given["answer"]) for given in one["answers"]]
+        kinds[one["question_id"]] = str(one.get("answer_type", ""))
+    odd = sorted(answers.keys() ^ people.keys(), key=str)
+    if odd:
+        raise UserError(
+            f"{made} and {annotations} do not hold the same questions, {odd[0]} first; the score "
+            "is over all."
+        )
+    right = {number: vqa.accuracy(text, people[number]) for number, text in answers.items()}
+    protocol = _stamp(
+        made, annotations, answers, "official VQA normalisation, at least 3 of 9 agree"
+    )
+    scores = {"accuracy.all": Score.mean(list(right.values()), protocol)}
+    for kind in sorted(set(kinds.values()) - {""}):
+        own = [value for number, value in right.items() if kinds[number] == kind]
+        scores[f"accuracy.{kind.replace('/', '_')}"] = Score.mean(own, protocol)
+    return scores
+
+
+def _answers(path: epath.PathLike, key: str, text: str) -> dict[Any, str]:
+    """The answers by number, in order of the file."""
+    found: dict[Any, str] = {}
+    for one in _rows(path, None, (key, text)):
+        if one[key] in found:
+            raise UserError(f"{path} answers {key} {one[key]} twice; leave one.")
+        found[one[key]] = str(one[text])
+    if not found:
+        raise UserError(f"{path} holds no answers.")
+    return found
+
+
+def _rows(
+    path: epath.PathLike, inside: str | None, fields: Sequence[str]
+) -> list[Mapping[str, Any]]:
+    value = read_json(path, "the file of answers" if inside is None else "the annotations")
+    rows = value.get(inside) if inside and isinstance(value, dict) else value
+    good = isinstance(rows, list) and all(
+        isinstance(row, dict) and all(field in row for field in fields) for row in rows
+    )
+    if not good:
+        where = f"a list `{inside}`" if inside else "a list"
+        raise UserError(f"{path} is not {where} of objects with {' and '.join(fields)}.")
+    return rows
+
+
+def _stamp(
+    made: epath.PathLike, annotations: epath.PathLike, answers: Mapping[Any, str], reader: str
+) -> Protocol:
+    """Of what a file says nobody knows how it was made, and the stamp says so."""
+    return Protocol(
+        prompts=f"{len(answers)} of {epath.Path(annotations).name}",
+        prompts_hash=digest(epath.Path(annotations).read_bytes(), *map(str, answers)),
+        split=epath.Path(annotations).name,
+        retrieved=0,
+        documents="not known",
+        bank="not known",
+        sampler="not known",
+        guidance=1.0,
+        samples=1,
+        seed=0,
+        licensed_share=0.0,
+        reader=reader,
+        weights=f"not known; answers of {epath.Path(made).name}",
+        code_version=code_version(),
+        rerank="not known",
+    )

@@ -1,0 +1,272 @@
+"""The paper's zero-shot MS-COCO protocol (section 3.2, table 1).
+
+FID over 30,000 captions with 0, 1 and 2 retrieved documents, one sample or the best of 8 by CLIP.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from etils import epath
+
+from cm3jax import generate
+from cm3jax.checkpoint import load_run
+from cm3jax.errors import UserError
+from cm3jax.evaluate import drawing, pictures
+from cm3jax.evaluate.coco import Caption, Captions
+from cm3jax.evaluate.drawing import Setting
+from cm3jax.evaluate.features import Extractor
+from cm3jax.evaluate.pictures import Reference
+from cm3jax.evaluate.protocol import Protocol, Score, code_version, fingerprint
+from cm3jax.evaluate.results import Cell, Figure
+from cm3jax.files import digest, read_json
+from cm3jax.generate import Generator
+from cm3jax.retrieval.clip import ClipEncoder
+
+CASES = 8
+"""Best and worst pictures that the page shows."""
+_UNKNOWN = ("", "unknown")
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Whose pictures they are: the columns of the paper's table 1 that no picture tells."""
+
+    name: str
+    retrieval: bool | None = None
+    """Whether it saw retrieved documents in training; None where nobody knows."""
+    responsible: float | None = None
+    """Share of its training records with a known licence."""
+    records: int | None = None
+    """Records that it was trained on."""
+    parameters: int | None = None
+    """Of the decoder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureSet:
+    """Pictures of one way to draw them, and their stamp."""
+
+    name: str
+    """`docs_2.samples_8`; empty for pictures made elsewhere."""
+    files: tuple[epath.Path, ...]
+    captions: tuple[Caption | None, ...]
+    """What each picture was drawn for, where that is known."""
+    protocol: Protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Scores of every way to draw, and the cases that show them."""
+
+    model: Model
+    scores: dict[str, Score]
+    figures: tuple[Figure, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exam:
+    """What all pictures are measured by."""
+
+    captions: Captions
+    extractor: Extractor
+    encoder: ClipEncoder | None
+    reference: str
+    """Folder of real pictures, or an `.npz` of statistics."""
+    crop: int
+    """Real pictures are cut to centre squares of so many pixels; 0 leaves them."""
+    out: epath.Path
+
+    def judge(self, model: Model, sets: Sequence[PictureSet], say: Say = print) -> Outcome:
+        """Score every set of pictures."""
+        real = pictures.open_reference(self.reference, self.extractor, self.crop, self.out)
+        scores: dict[str, Score] = {}
+        figures: list[Figure] = []
+        for drawn in sets:
+            found, cases = self._judge(drawn, real)
+            scores |= {".".join(filter(None, (drawn.name, k))): v for k, v in found.items()}
+            figures += cases
+            words = ", ".join(f"{name} {score.value:.4g}" for name, score in found.items())
+            say(f"{drawn.name or 'pictures'}: {words}, {len(drawn.files)} pictures")
+        return Outcome(model, scores, tuple(figures))
+
+    def _judge(self, drawn: PictureSet, real: Reference) -> tuple[dict[str, Score], list[Figure]]:
+        store = self.out / "features" / (drawn.name or "pictures")
+        # As they are: a sampler's pictures have the size that it makes.
+        features = pictures.extract(self.extractor, drawn.files, 0, store)
+        protocol = dataclasses.replace(
+            drawn.protocol,
+            resize=f"{self.extractor.mode}; real: {real.name}",
+            extractor=self.extractor.name,
+            reader=f"distance to {real.name}",
+        )
+        scores = pictures.distances(features, real, protocol)
+        known = [(f, c) for f, c in zip(drawn.files, drawn.captions, strict=True) if c]
+        if self.encoder is None or not known:
+            return scores, []
+        files, captions = zip(*known, strict=True)
+        alike = pictures.cosines(self.encoder, [c.text for c in captions], files)
+        reader = f"CLIP cosine without factor or prefix, encoder {self.encoder.fingerprint}"
+        stamp = dataclasses.replace(drawn.protocol, reader=reader)
+        scores["clip"] = Score.mean(alike.astype(float).tolist(), stamp)
+        return scores, self._cases(drawn.name, files, captions, alike)
+
+    def _cases(
+        self,
+        name: str,
+        files: Sequence[epath.Path],
+        captions: Sequence[Caption],
+        alike: np.ndarray,
+    ) -> list[Figure]:
+        """The pictures that fit their captions worst and best, beside the real ones."""
+        order = np.argsort(alike, kind="stable")
+        count = min(CASES, len(order) // 2)
+        figures = []
+        for title, places in (("worst", order[:count]), ("best", order[::-1][:count])):
+            for place in places.tolist():
+                cells = [Cell.of(f"drawn, cosine {alike[place]:.2f}", self._shown(files[place]))]
+                real = epath.Path(self.reference) / captions[place].file
+                if real.exists():
+                    cells.append(Cell.of("COCO's own", self._shown(real)))
+                kind = f"{name}.{title}" if name else title
+                figures.append(Figure(kind, captions[place].text, tuple(cells)))
+        return figures
+
+    def _shown(self, path: epath.Path) -> np.ndarray:
+        return pictures.read(path, 64 if self.crop > 64 or not self.crop else self.crop)
+
+
+def from_run(
+    run_dir: epath.PathLike,
+    exam: Exam,
+    bank: str,
+    documents: Sequence[int],
+    samples: Sequence[int],
+    seed: int,
+    guidance: float | None,
+    share: tuple[int, int] = (0, 1),
+    say: Say = print,
+) -> tuple[Model, list[PictureSet]] | None:
+    """Draw what is missing for every number of documents; None while other shares are missing.
+
+    `bank` replaces the run's; `guidance` its scale. Raises `UserError` as `generate.load`, and
+    without an encoder to choose samples by.
+    """
+    generator = generate.load(run_dir, bank)
+    encoder = exam.encoder
+    if encoder is None:
+        raise UserError("choosing and scoring samples takes a CLIP encoder; name one with --clip.")
+    if guidance is not None:
+        generator.decode = dataclasses.replace(generator.decode, guidance_scale=guidance)
+    sets, complete = [], True
+    for count in documents:
+        setting = _setting(run_dir, generator, exam, count, samples, seed)
+        chosen = exam.captions.chosen
+        complete &= drawing.draw(generator, encoder, chosen, setting, exam.out, share, say)
+        sets += [_picture_set(generator, exam, setting, n) for n in setting.samples]
+    return (describe(run_dir), sets) if complete else None
+
+
+def _setting(
+    run_dir: epath.PathLike,
+    generator: Generator,
+    exam: Exam,
+    documents: int,
+    samples: Sequence[int],
+    seed: int,
+) -> Setting:
+    weights = [fingerprint(load_run(run_dir).variables), generator.image.fingerprint]
+    origin = {"captions": exam.captions.fingerprint, "weights": digest(*weights), "bank": "none"}
+    if documents:
+        origin["bank"] = generator.retriever.bank.fingerprint
+    if max(samples) > 1:
+        origin["reranker"] = exam.encoder.fingerprint
+    return Setting(documents, tuple(sorted(set(samples))), seed, generator.decode, origin)
+
+
+def _picture_set(generator: Generator, exam: Exam, setting: Setting, samples: int) -> PictureSet:
+    folder = setting.folder(exam.out, samples)
+    files = tuple(folder / f"{caption.id:012d}.png" for caption in exam.captions.chosen)
+    name = f"docs_{setting.documents}.samples_{samples}"
+    protocol = _stamp(exam.captions, setting.origin["weights"])
+    decode = setting.decode
+    protocol = dataclasses.replace(
+        protocol,
+        retrieved=setting.documents,
+        sampler=f"temperature {decode.temperature_range or decode.temperature}, "
+        f"top-p {decode.top_p}",
+        guidance=decode.guidance_scale,
+        samples=samples,
+        seed=setting.seed,
+        rerank=f"best CLIP cosine, encoder {exam.encoder.fingerprint}" if samples > 1 else "none",
+    )
+    if setting.documents:
+        bank = generator.retriever.bank
+        unknown = sum(bank.manifest["licences"].get(name, 0) for name in _UNKNOWN)
+        protocol = dataclasses.replace(
+            protocol,
+            documents=f"live retrieval by the caption, best {setting.documents}",
+            bank=f"{len(bank)} documents, {bank.fingerprint}",
+            licensed_share=1 - unknown / len(bank),
+        )
+    return PictureSet(name, files, exam.captions.chosen, protocol)
+
+
+def _stamp(captions: Captions, weights: str) -> Protocol:
+    """The stamp of pictures without documents, by an unknown sampler."""
+    return Protocol(
+        prompts=f"{len(captions.chosen)} of {captions.total} captions of {captions.file}, "
+        f"drawn by seed {captions.seed}",
+        prompts_hash=captions.fingerprint,
+        split=captions.file,
+        retrieved=0,
+        documents="none",
+        bank="none",
+        sampler="not known",
+        guidance=1.0,
+        samples=1,
+        seed=0,
+        licensed_share=1.0,
+        reader="",
+        weights=weights,
+        code_version=code_version(),
+    )
+
+
+def from_folder(folder: epath.PathLike, exam: Exam) -> tuple[Model, list[PictureSet]]:
+    """Pictures made elsewhere, named by a caption's id or after COCO's file, or anyhow.
+
+    Of what made them nothing is known, and the stamp says so.
+    """
+    files = pictures.files_in(folder)
+    by_name = {epath.Path(c.file).stem: c for c in reversed(exam.captions.chosen)}
+    by_name |= {str(caption.id): caption for caption in exam.captions.chosen}
+    captions = [by_name.get(f.stem) or by_name.get(f.stem.lstrip("0")) for f in files]
+    name = epath.Path(folder).name
+    protocol = dataclasses.replace(
+        _stamp(exam.captions, "not known"),
+        documents="not known",
+        bank="not known",
+        rerank="not known",
+        licensed_share=0.0,
+        prompts=f"pictures in {name}; captions of {exam.captions.file} by their names",
+    )
+    return Model(name), [PictureSet("", tuple(files), tuple(captions), protocol)]
+
+
+def describe(run_dir: epath.PathLike) -> Model:
+    """What a run's config and corpus say of its training."""
+    run = load_run(run_dir)
+    experiment = run.experiment
+    shown = experiment.retrieval.documents and experiment.cm3.no_documents < 1
+    manifest = epath.Path(experiment.data.corpus) / "train" / "manifest.json"
+    records, responsible = experiment.data.records, None
+    if experiment.data.corpus and manifest.exists():
+        corpus = read_json(manifest, "the corpus")
+        records = corpus["records"]
+        responsible = 1 - sum(corpus["licence_shares"].get(name, 0.0) for name in _UNKNOWN)
+    parameters = sum(int(leaf.size) for leaf in jax.tree.leaves(run.variables))
+    return Model(experiment.name, bool(shown), responsible, records, parameters)

@@ -1,0 +1,140 @@
+"""Pictures for many captions, drawn so that a killed run goes on where it was.
+
+    docs_2/settings.json             what the pictures were drawn by; other settings are refused
+    docs_2/drawn-00003.json          a chunk of captions is done, and which documents they saw
+    docs_2/samples_8/000000123.png   the best of 8 samples for caption 123
+
+Chunks are the same whoever draws them, so an interrupted run ends with the same pictures, and
+several machines can share a folder: each draws every so-many-th chunk.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from cm3jax.config import DecodeConfig
+from cm3jax.errors import UserError
+from cm3jax.evaluate.coco import Caption
+from cm3jax.files import read_json, write_atomic, write_json
+from cm3jax.generate import Generated, Generator
+from cm3jax.html import png
+from cm3jax.retrieval.clip import ClipEncoder, fit
+from cm3jax.retrieval.retriever import Retrieved
+from cm3jax.shapes import Float
+
+CHUNK = 64
+"""Captions drawn together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How pictures are drawn."""
+
+    documents: int
+    """Documents in front of each caption."""
+    samples: tuple[int, ...]
+    """For each number, one picture per caption is kept: the best of so many by CLIP."""
+    seed: int
+    decode: DecodeConfig
+    origin: dict[str, str]
+    """Fingerprints of captions, weights and bank."""
+
+    def folder(self, out: epath.PathLike, samples: int) -> epath.Path:
+        """Where the best of `samples` lie."""
+        return self._home(out) / f"samples_{samples}"
+
+    def _home(self, out: epath.PathLike) -> epath.Path:
+        return epath.Path(out) / f"docs_{self.documents}"
+
+    def claim(self, out: epath.PathLike) -> epath.Path:
+        """The folder of this number of documents; `UserError` if other settings have drawn there"""
+        home = self._home(out)
+        mine = {
+            "samples": list(self.samples),
+            "seed": self.seed,
+            "decode": dataclasses.asdict(self.decode),
+            **self.origin,
+        }
+        # As JSON has it: lists for tuples.
+        mine["decode"] = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in mine["decode"].items()
+        }
+        path = home / "settings.json"
+        if not path.exists():
+            write_json(path, mine)
+        theirs = read_json(path, "the settings of earlier pictures")
+        other = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+        if other:
+            raise UserError(
+                f"{home} holds pictures drawn with other {', '.join(other)}; choose another --out, "
+                "or remove it."
+            )
+        return home
+
+
+def draw(
+    generator: Generator,
+    encoder: ClipEncoder,
+    captions: Sequence[Caption],
+    setting: Setting,
+    out: epath.PathLike,
+    share: tuple[int, int] = (0, 1),
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Draw what is missing of this process's share (i of n: every n-th chunk from the i-th).
+
+    Returns whether all chunks are done, others' too. Raises `UserError` as `Setting.claim` and the
+    generator.
+    """
+    home = setting.claim(out)
+    starts = range(0, len(captions), CHUNK)
+    mine = list(range(len(starts)))[share[0] :: share[1]]
+    for number in mine:
+        note = home / f"drawn-{number:05d}.json"
+        if not note.exists():
+            part = captions[starts[number] : starts[number] + CHUNK]
+            write_json(note, _draw_chunk(generator, encoder, part, setting, out))
+            done = sum((home / f"drawn-{other:05d}.json").exists() for other in mine)
+            say(f"docs_{setting.documents}: {done} of {len(mine)} chunks of {CHUNK} captions drawn")
+    return all((home / f"drawn-{number:05d}.json").exists() for number in range(len(starts)))
+
+
+def _draw_chunk(
+    generator: Generator,
+    encoder: ClipEncoder,
+    captions: Sequence[Caption],
+    setting: Setting,
+    out: epath.PathLike,
+) -> dict[str, Any]:
+    """Draw and write the pictures; what there is to note of each."""
+    texts = [caption.text for caption in captions]
+    shown = generator.retrieve(texts, k=setting.documents) if setting.documents else None
+    groups = generator.text_to_image(
+        texts,
+        shown,
+        max(setting.samples),
+        setting.seed,
+        setting.decode,
+        [caption.id for caption in captions],
+    )
+    vectors = encoder.encode_texts(texts)
+    notes = {}
+    for caption, vector, group in zip(captions, vectors, groups, strict=True):
+        alike = likeness(encoder, vector, group) if len(group) > 1 else np.zeros(1, np.float32)
+        for samples in setting.samples:
+            best = group[int(np.argmax(alike[:samples]))]
+            write_atomic(setting.folder(out, samples) / f"{caption.id:012d}.png", png(best.image))
+        keys = [one.key for one in group[0].documents if isinstance(one, Retrieved)]
+        notes[str(caption.id)] = {"documents": keys, "cosines": alike.astype(float).tolist()}
+    return notes
+
+
+def likeness(
+    encoder: ClipEncoder, vector: Float[np.ndarray, " E"], group: Sequence[Generated]
+) -> Float[np.ndarray, " G"]:
+    """Cosines of a text's vector and its samples'."""
+    size = encoder.config.image_size
+    return encoder.encode_images([fit(sample.image, size) for sample in group]) @ vector

@@ -1,0 +1,189 @@
+"""Distances of two sets of pictures by their features: Fréchet (FID) and kernel (KID).
+
+FID (arXiv 1706.08500) compares means and covariances, all in float64; KID (arXiv 1801.01401) is the
+squared maximum mean discrepancy under the kernel (x·y / D + 1)³.
+"""
+
+import dataclasses
+import io
+import math
+import zipfile
+from collections.abc import Iterable
+
+import numpy as np
+from etils import epath
+
+from cm3jax.errors import UserError
+from cm3jax.files import write_atomic
+from cm3jax.shapes import Float
+
+RESAMPLES = 50
+SUBSETS, SUBSET = 100, 1000
+_PIECE = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """Mean and unbiased covariance of features."""
+
+    mean: Float[np.ndarray, " D"]
+    covariance: Float[np.ndarray, "D D"]
+
+    def save(self, path: epath.PathLike) -> None:
+        """Write the `.npz` with `mu` and `sigma` that pytorch-fid and clean-fid read."""
+        buffer = io.BytesIO()
+        np.savez(buffer, mu=self.mean, sigma=self.covariance)
+        write_atomic(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: epath.PathLike) -> "Gaussian":
+        """Read such a file; `UserError` when it is missing, damaged or of another form."""
+        try:
+            with epath.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                mean, covariance = np.float64(stored["mu"]), np.float64(stored["sigma"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{path} holds no statistics ({type(error).__name__}); give an .npz file with `mu` "
+                "and `sigma`."
+            ) from None
+        if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
+            raise UserError(
+                f"{path} has mu {mean.shape} and sigma {covariance.shape}; a vector and a square "
+                "matrix of its length are statistics."
+            )
+        return cls(mean, covariance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Sums of a stream of features, in memory that does not grow with it."""
+
+    count: float
+    mean: Float[np.ndarray, " D"]
+    scatter: Float[np.ndarray, "D D"]
+    """Sum of outer products of the deviations from the mean."""
+
+    @classmethod
+    def of(cls, features: Float[np.ndarray, "B D"], weights: np.ndarray | None = None) -> "Moments":
+        """Of a piece of the stream; `weights` say how often each row counts."""
+        x = features.astype(np.float64)
+        times = np.ones(len(x)) if weights is None else weights.astype(np.float64)
+        count = float(times.sum())
+        mean = times @ x / max(count, 1.0)
+        x -= mean
+        return cls(count, mean, (x * times[:, None]).T @ x)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """Of both pieces (Chan, Golub and LeVeque's update, which does not cancel)."""
+        count = self.count + other.count
+        if not count:
+            return self
+        step = other.mean - self.mean
+        mean = self.mean + step * (other.count / count)
+        scatter = self.scatter + other.scatter
+        scatter += np.outer(step * (self.count * other.count / count), step)
+        return Moments(count, mean, scatter)
+
+    @property
+    def gaussian(self) -> Gaussian:
+        """Mean and covariance; `UserError` of fewer than two."""
+        if self.count < 2:
+            raise UserError("statistics need at least two pictures; give more.")
+        return Gaussian(self.mean, self.scatter / (self.count - 1))
+
+
+def moments(pieces: Iterable[Float[np.ndarray, "_ D"]], width: int) -> Moments:
+    """Of all pieces of a stream of features of `width`."""
+    total = Moments(0.0, np.zeros(width), np.zeros((width, width)))
+    for piece in pieces:
+        total += Moments.of(piece)
+    return total
+
+
+class Frechet:
+    """The squared Fréchet distance to one Gaussian, the reference."""
+
+    def __init__(self, reference: Gaussian):
+        self._reference = reference
+        values, vectors = np.linalg.eigh(reference.covariance)
+        self._root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+
+    def __call__(self, other: Gaussian) -> float:
+        """|μ - ν|² + tr S + tr T - 2 tr (S^½ T S^½)^½, all roots of symmetric matrices.
+
+        `UserError` where the two have features of different width.
+        """
+        mine = self._reference
+        if mine.mean.shape != other.mean.shape:
+            raise UserError(
+                f"features have {len(other.mean)} numbers, the reference statistics "
+                f"{len(mine.mean)}; make both with the same network."
+            )
+        inner = self._root @ other.covariance @ self._root
+        cross = np.sqrt(np.linalg.eigvalsh((inner + inner.T) / 2).clip(0)).sum()
+        step = mine.mean - other.mean
+        traces = np.trace(mine.covariance) + np.trace(other.covariance)
+        return float(step @ step + traces - 2 * cross)
+
+    def interval(
+        self, features: Float[np.ndarray, "B D"], seed: int, resamples: int = RESAMPLES
+    ) -> tuple[float, float]:
+        """95 % interval of the distance of `features`, by the bootstrap over pictures.
+
+        FID of a resample is too large, because pictures repeat in it; what it is too large by is
+        the difference of the resamples' mean and the value, and is taken off. The reference is
+        taken as it is. `features` may lie on disk: a piece at a time is read.
+        """
+        value = self(_resampled(features, np.ones(len(features))))
+        rng = np.random.default_rng(seed)
+        share = np.full(len(features), 1 / len(features))
+        drawn = [
+            self(_resampled(features, rng.multinomial(len(features), share)))
+            for _ in range(resamples)
+        ]
+        low, high = np.quantile(drawn, (0.025, 0.975)) - np.mean(drawn) + value
+        return float(max(low, 0.0)), float(high)
+
+
+def _resampled(features: Float[np.ndarray, "B D"], weights: np.ndarray) -> Gaussian:
+    width = features.shape[1]
+    total = Moments(0.0, np.zeros(width), np.zeros((width, width)))
+    for start in range(0, len(features), _PIECE):
+        part = slice(start, start + _PIECE)
+        total += Moments.of(features[part], weights[part])
+    return total.gaussian
+
+
+def kid(
+    made: Float[np.ndarray, "B D"], real: Float[np.ndarray, "R D"], seed: int = 2020
+) -> tuple[float, tuple[float, float]]:
+    """The mean over 100 subsets of 1,000 pictures of either set, and a 95 % interval.
+
+    Fewer pictures make smaller subsets. The seed's default draws torch-fidelity's subsets. Subsets
+    vary more than the mean over all pictures would, by the root of how many times larger these are.
+    """
+    size = min(SUBSET, len(made), len(real))
+    if size < 2:
+        raise UserError("KID needs at least two pictures on either side; give more.")
+    rng = np.random.RandomState(seed)  # others draw with this one
+    found = []
+    for _ in range(SUBSETS):
+        x = np.float64(made[np.sort(rng.choice(len(made), size, replace=False))])
+        y = np.float64(real[np.sort(rng.choice(len(real), size, replace=False))])
+        found.append(_discrepancy(x, y))
+    value = float(np.mean(found))
+    spread = 1.96 * float(np.std(found)) * math.sqrt(size / min(len(made), len(real)))
+    return value, (value - spread, value + spread)
+
+
+def _discrepancy(x: Float[np.ndarray, "B D"], y: Float[np.ndarray, "B D"]) -> float:
+    """The unbiased estimate of the squared maximum mean discrepancy."""
+
+    def kernel(a, b):
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def apart(a):
+        values = kernel(a, a)
+        return (values.sum() - np.trace(values)) / (len(a) * (len(a) - 1))
+
+    return float(apart(x) + apart(y) - 2 * kernel(x, y).mean())

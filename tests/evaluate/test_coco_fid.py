@@ -1,0 +1,244 @@
+"""The COCO protocol from the command line, on an untrained chain and a narrow Inception."""
+
+import json
+import re
+
+import numpy as np
+import PIL.Image
+import pytest
+import safetensors.numpy
+
+from cm3jax import testing
+from cm3jax.errors import UserError
+from cm3jax.evaluate import drawing
+from cm3jax.evaluate.coco import read_captions
+from cm3jax.evaluate.coco_page import COLUMNS
+from cm3jax.evaluate.fid import Gaussian
+from cm3jax.evaluate.protocol import scores_from_json
+from cm3jax.interop.inception import shapes
+from launch.evaluate import run
+from tests.evaluate import inputs
+from tests.pages import require_sound
+from tests.test_shipped import WEIGHTS
+
+COUNT = 5
+
+
+def write_tree(root, texts, pictures):
+    """Captions and pictures in COCO's format, one caption each; the caption file."""
+    (root / "val").mkdir(parents=True)
+    names = [f"COCO_val_{100 + place:012d}.jpg" for place in range(len(texts))]
+    for name, picture in zip(names, pictures, strict=True):
+        PIL.Image.fromarray(picture).save(root / "val" / name, "JPEG", quality=95)
+    value = {
+        "images": [{"id": 100 + i, "file_name": name} for i, name in enumerate(names)],
+        "annotations": [
+            {"id": 7 * i + 3, "image_id": 100 + i, "caption": t} for i, t in enumerate(texts)
+        ],
+    }
+    (root / "captions.json").write_text(json.dumps(value))
+    return root / "captions.json"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    root = tmp_path_factory.mktemp("coco")
+    testing.write_chain(root)
+    texts = [testing.CAPTIONS[i % 4][:20] for i in range(8)]
+    write_tree(root, texts, inputs.pictures(8, seed=4, size=20))
+    safetensors.numpy.save_file(inputs.weights(shapes(2)), root / "inception.safetensors")
+    return root
+
+
+def words(home, out, *more):
+    fixed = ("--captions", home / "captions.json", "--real", home / "val", "--out", out)
+    weights = ("--inception", home / "inception.safetensors", "--crop", "16")
+    return [str(word) for word in ("coco_fid", *fixed, *weights, *more)]
+
+
+def from_run(home, out, *more):
+    how = ("--run", home / "decoder", "--documents", "0", "1", "--samples", "1", "2")
+    run(words(home, out, *how, "--count", COUNT, *more))
+
+
+@pytest.fixture(scope="module")
+def outcome(home):
+    """A whole run in chunks of two captions."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(drawing, "CHUNK", 2)
+    from_run(home, home / "whole")
+    yield home / "whole"
+    patch.undo()
+
+
+def drawn(out):
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("samples_*/*.png"))}
+
+
+def test_every_way_has_its_pictures_scores_and_stamp(home, outcome):
+    assert len(drawn(outcome)) == 4 * COUNT
+    scores = scores_from_json(json.loads((outcome / "scores.json").read_text()))
+    ways = [f"docs_{k}.samples_{n}" for k in (0, 1) for n in (1, 2)]
+    assert scores.keys() == {f"{way}.{name}" for way in ways for name in ("fid", "kid", "clip")}
+    stamp = scores["docs_1.samples_2.fid"].protocol
+    assert stamp.regime == "zero-shot, 1 retrieved"
+    assert (stamp.samples, stamp.licensed_share, stamp.split) == (2, 1.0, "captions.json")
+    assert stamp.prompts == f"{COUNT} of 8 captions of captions.json, drawn by seed 0"
+    assert "best CLIP cosine" in stamp.rerank
+    assert stamp.resize.startswith("clean; real: 8 pictures of val, centre squares of 16 pixels")
+    assert "Inception" in stamp.extractor
+    bare = scores["docs_0.samples_1.clip"].protocol
+    assert (bare.regime, bare.rerank, bare.bank, bare.resize) == ("zero-shot", *["none"] * 3)
+    for name, score in scores.items():
+        assert score.n == COUNT
+        assert score.interval[0] <= score.value <= score.interval[1], name
+    assert Gaussian.load(outcome / "reference.npz").mean.shape == (128,)
+
+
+def test_the_best_of_two_is_one_of_the_two_and_the_likelier_by_clip(outcome):
+    notes = json.loads((outcome / "docs_1/drawn-00000.json").read_text())
+    pictures = drawn(outcome)
+    for name, note in notes.items():
+        assert len(note["documents"]) == 1
+        first, best = (pictures[f"docs_1/samples_{n}/{int(name):012d}.png"] for n in (1, 2))
+        assert (first == best) == (note["cosines"][0] >= note["cosines"][1])
+
+
+def test_the_page_has_the_paper_s_columns_and_the_worst_and_best_cases(outcome):
+    page = (outcome / "report.html").read_text()
+    require_sound(page)
+    assert all(f"<th>{name}</th>" in page for name in COLUMNS)
+    assert "100 % licensed" not in page  # no corpus beside the run says so
+    for end in ("worst", "best"):
+        assert f"The {end} cases by CLIP: docs_1 samples_2" in page
+    assert page.count("drawn, cosine") == page.count("COCO&#x27;s own") == 4 * 2 * (COUNT // 2)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_pictures(home, outcome, monkeypatch):
+    out, real = home / "killed", drawing._draw_chunk
+    calls = []
+
+    def dies(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(drawing, "_draw_chunk", dies)
+    with pytest.raises(KeyboardInterrupt):
+        from_run(home, out)
+    (out / "docs_0/drawn-00001.json").unlink()  # killed between pictures and note
+    monkeypatch.setattr(drawing, "_draw_chunk", real)
+    from_run(home, out, "--part", "1/2")
+    assert not (out / "scores.json").exists()
+    from_run(home, out, "--part", "2/2")
+    assert drawn(out) == drawn(outcome)
+    first, second = ((o / "scores.json").read_text() for o in (out, outcome))
+    assert json.loads(first) == json.loads(second)
+    with pytest.raises(UserError, match="drawn with other captions, seed"):
+        from_run(home, out, "--seed", "1", "--count", str(COUNT))
+
+
+def test_pictures_made_elsewhere_are_scored_by_their_names(home, outcome, capsys):
+    made = outcome / "docs_1/samples_2"
+    clip = ("--clip", home / "clip")
+    run(words(home, home / "elsewhere", "--made", made, *clip))
+    scores = scores_from_json(json.loads((home / "elsewhere/scores.json").read_text()))
+    own = scores_from_json(json.loads((outcome / "scores.json").read_text()))
+    for name in ("fid", "kid", "clip"):
+        assert scores[name].value == pytest.approx(own[f"docs_1.samples_2.{name}"].value, rel=1e-5)
+    assert scores["fid"].protocol.sampler == "not known"
+    row = next(line for line in capsys.readouterr().out.splitlines() if "samples_2  " in line)
+    assert re.fullmatch(r"samples_2( +–){6} .*", row)
+    stats = words(home, home / "stats", "--made", made)
+    stats[stats.index("--real") + 1] = str(outcome / "reference.npz")
+    run(stats)
+    again = scores_from_json(json.loads((home / "stats/scores.json").read_text()))
+    assert again.keys() == {"fid"}  # no pictures for KID, no encoder for CLIP
+    assert again["fid"].value == pytest.approx(scores["fid"].value, rel=1e-9)
+
+
+def test_which_captions_are_asked_depends_on_the_file_and_the_seed(home):
+    path = home / "captions.json"
+    few, same = read_captions(path, 4), read_captions(path, 4)
+    assert few == same
+    assert [c.id for c in few.chosen] == sorted(c.id for c in few.chosen)
+    assert {c.id for c in few.chosen} != {c.id for c in read_captions(path, 4, seed=1).chosen}
+    assert len(read_captions(path).chosen) == len(read_captions(path, 99).chosen) == 8
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--run", "a", "--made", "b"), "either --run or --made"),
+        (("--made", "nowhere"), "holds 0 pictures"),
+        (("--run", "nowhere"), "nowhere"),
+        (("--run", "nowhere", "--part", "3/2"), "is no share"),
+        (("--run", "nowhere", "--samples", "0"), "--samples takes numbers from 1"),
+        (("--run", "nowhere", "--captions", "none.json"), "the caption file is missing"),
+        (("--run", "nowhere", "--inception", "none.pth"), "does not exist"),
+    ],
+)
+def test_bad_input_is_one_sentence(home, tmp_path, more, message):
+    with pytest.raises(UserError, match=message):
+        run(words(home, tmp_path / "out", *more))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_another_form_is_one_sentence(tmp_path):
+    (tmp_path / "a.json").write_text('{"images": [], "annotations": [{"id": 1}]}')
+    with pytest.raises(UserError, match="is not COCO's format"):
+        read_captions(tmp_path / "a.json")
+
+
+@pytest.mark.slow
+def test_the_shipped_weights_draw_for_coco_with_0_1_and_2_documents(tmp_path, capsys):
+    from cm3jax.data.emblems import prompts
+
+    asked = prompts("heldout", 6)
+    pictures = np.stack([prompt.image for prompt in asked])
+    write_tree(tmp_path, [prompt.text for prompt in asked], pictures)
+    bank = emblem_bank(tmp_path / "bank", asked, WEIGHTS)
+    safetensors.numpy.save_file(inputs.weights(shapes(2)), tmp_path / "inception.safetensors")
+    out = tmp_path / "out"
+    more = ("--run", WEIGHTS / "decoder", "--bank", bank, "--crop", "32")
+    run(words(tmp_path, out, *more))
+    table = capsys.readouterr().out
+    scores = scores_from_json(json.loads((out / "scores.json").read_text()))
+    assert len(drawn(out)) == 6 * len(asked)
+    assert len(re.findall(r"miniature/decoder +yes", table)) == 6
+    # Documents are what these weights draw memory-only emblems by.
+    assert scores["docs_2.samples_1.fid"].value < scores["docs_0.samples_1.fid"].value
+
+
+def emblem_bank(path, asked, weights):
+    """A bank of documents that show the prompts' emblems, by the shipped encoder."""
+    from cm3jax import generate
+    from cm3jax.data.emblems import example
+    from cm3jax.data.emblems.examples import bank_documents
+    from cm3jax.data.emblems.looks import catalogue
+    from cm3jax.document import Image, Text, render
+    from cm3jax.learners import clip
+    from cm3jax.retrieval.bank import Bank, BankDocument
+
+    generator, encoder = generate.load(weights / "decoder"), clip.load(weights / "clip")
+    names = catalogue(0).names
+    numbers = [names.index(prompt.scene.emblems[0].name) for prompt in asked]
+    found = [example("bank", place) for number in numbers for place in bank_documents(number)[:3]]
+    pairs = [document.segments for document in found]
+    codes = generator.image.encode([picture for _, picture in pairs])
+    members = [
+        BankDocument(
+            f"emblem-{place}",
+            render((Text(tuple(generator.text.encode(text))), Image(tuple(own))), generator.vocab),
+            text,
+            True,
+            True,
+            "emblems",
+            "CC0-1.0",
+        )
+        for place, ((text, _), own) in enumerate(zip(pairs, codes.tolist(), strict=True))
+    ]
+    vectors = encoder.encode_documents([(text, picture) for text, picture in pairs])
+    Bank.build(path, members, vectors, encoder.fingerprint, generator.vocab.fingerprint)
+    return path

@@ -1,0 +1,194 @@
+"""Against `reference/fid.npz`, which torch-fidelity and clean-fid made (`make_fid.py`)."""
+
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from cm3jax.errors import UserError
+from cm3jax.evaluate import fid
+from cm3jax.evaluate.features import Extractor, resize
+from cm3jax.evaluate.fid import Frechet, Gaussian, Moments
+from cm3jax.interop.inception import from_tensors, load_inception, shapes, to_tensors
+from tests.evaluate import inputs
+
+STORED = np.load(Path(__file__).parent / "reference/fid.npz")
+EVERY = 13
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return inputs.weights(shapes(2))
+
+
+@pytest.fixture(scope="module")
+def weights(tensors, tmp_path_factory):
+    path = tmp_path_factory.mktemp("inception") / "narrow.safetensors"
+    idle = {"fc.weight": np.zeros((8, 128), np.float32), "x.num_batches_tracked": np.zeros(1)}
+    safetensors.numpy.save_file(tensors | idle, path)
+    return load_inception(path)
+
+
+@pytest.mark.parametrize("size", [("small", 24), ("large", 400)], ids=lambda size: size[0])
+@pytest.mark.parametrize("mode", ["clean", "legacy_pytorch", "legacy_tensorflow"])
+def test_resizing_is_that_of_others(mode, size):
+    name, pixels = size
+    picture = inputs.pictures(1, seed=5, size=pixels)[0][:, : pixels - 3]
+    found = resize(picture, mode)
+    assert found.shape == (299, 299, 3)
+    np.testing.assert_allclose(found[::EVERY, ::EVERY], STORED[f"{name}_{mode}"], atol=1e-4)
+
+
+def test_every_tensor_arrives_and_returns(weights, tensors):
+    again = to_tensors(weights.variables)
+    assert again.keys() == tensors.keys()
+    assert all((again[name] == tensors[name]).all() for name in tensors)
+    assert weights.unused == ("fc.weight", "x.num_batches_tracked")
+    changed = from_tensors({**tensors, "Mixed_7c.branch_pool.bn.bias": np.ones(12)}, "x")
+    assert changed.fingerprint != weights.fingerprint
+
+
+def test_features_on_eight_devices_are_torch_fidelity_s(weights):
+    extractor = Extractor(weights, "legacy_tensorflow", devices=8)
+    pictures = inputs.pictures(4096, seed=1)[:8]
+    found = np.concatenate(list(extractor.features(pictures)))
+    assert found.shape == (8, extractor.width) == (8, 128)
+    np.testing.assert_allclose(found, STORED["features_2"], atol=1e-4 * STORED["features_2"].max())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"Mixed_5b.branch1x1.conv.weight": None}, "lacks 1 tensors"),
+        ({"Mixed_9.conv.weight": np.zeros(1)}, "has unknown 1 tensors, Mixed_9"),
+        ({"Mixed_5b.branch1x1.bn.bias": np.zeros(3)}, "misshapes 1 tensors"),
+        ({"Conv2d_1a_3x3.conv.weight": None}, "holds no Conv2d_1a_3x3"),
+    ],
+)
+def test_other_tensors_are_one_sentence(tensors, change, message):
+    wrong = {name: value for name, value in (tensors | change).items() if value is not None}
+    with pytest.raises(UserError, match=message):
+        from_tensors(wrong, "weights.pth")
+
+
+def test_a_file_that_holds_no_tensors_is_one_sentence(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="does not exist"):
+        load_inception(tmp_path / "none.pth")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00")
+    with pytest.raises(UserError, match="no whole safetensors file"):
+        load_inception(tmp_path / "cut.safetensors")
+    (tmp_path / "a.pth").write_bytes(b"")
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(UserError, match="torch is not installed"):
+        load_inception(tmp_path / "a.pth")
+
+
+def both(width: int, count: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+    return inputs.features(count, width, 1), inputs.features(count, width, 2)
+
+
+def gaussian(features: np.ndarray, piece: int = 500) -> Gaussian:
+    parts = (features[start : start + piece] for start in range(0, len(features), piece))
+    return fid.moments(parts, features.shape[1]).gaussian
+
+
+def test_distances_of_4096_feature_vectors_are_torch_fidelity_s():
+    made, real = both(64)
+    expected, kid = STORED["distances_random_64"]
+    assert Frechet(gaussian(real))(gaussian(made)) == pytest.approx(expected, rel=1e-6)
+    assert fid.kid(made, real)[0] == pytest.approx(kid, rel=1e-6)
+
+
+def require_the_formula(width: int) -> None:
+    """FID by the eigenvalues of the product, which is not symmetric, as torch-fidelity has it."""
+    made, real = (gaussian(features) for features in both(width))
+    cross = np.sqrt(np.linalg.eigvals(made.covariance @ real.covariance).astype(complex)).real.sum()
+    step, traces = made.mean - real.mean, np.trace(made.covariance) + np.trace(real.covariance)
+    assert Frechet(real)(made) == pytest.approx(step @ step + traces - 2 * cross, rel=1e-6)
+
+
+def test_the_symmetric_root_is_the_formula_s():
+    require_the_formula(96)
+
+
+def test_statistics_in_pieces_are_those_of_all_at_once_and_others_read_them(tmp_path):
+    features = inputs.features(300, 16, 1) + 1000  # a sum of squares would cancel
+    pieces = gaussian(features, piece=7)
+    np.testing.assert_allclose(pieces.mean, features.astype(np.float64).mean(0), rtol=1e-14)
+    whole = np.cov(features.astype(np.float64), rowvar=False)
+    np.testing.assert_allclose(pieces.covariance, whole, atol=1e-12)
+    pieces.save(tmp_path / "stats.npz")
+    assert set(np.load(tmp_path / "stats.npz")) == {"mu", "sigma"}
+    again = Gaussian.load(tmp_path / "stats.npz")
+    assert (again.covariance == pieces.covariance).all()
+    weighted = Moments.of(features[:50], np.arange(50)).gaussian
+    repeated = np.repeat(features[:50], np.arange(50), axis=0).astype(np.float64)
+    np.testing.assert_allclose(weighted.covariance, np.cov(repeated, rowvar=False), atol=1e-9)
+
+
+def test_the_distance_of_gaussians_known_by_formula():
+    one = Gaussian(np.zeros(2), np.diag([1.0, 4.0]))
+    other = Gaussian(np.float64([3, 4]), np.diag([9.0, 0.0]))
+    assert Frechet(one)(other) == pytest.approx(25 + (1 - 3) ** 2 + 4)
+    assert Frechet(one)(one) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_bootstrap_s_interval_holds_what_new_pictures_give():
+    real = gaussian(inputs.features(4000, 16, 2))
+    frechet = Frechet(real)
+    low, high = frechet.interval(inputs.features(400, 16, 1), seed=0)
+    rng = np.random.default_rng(7)
+    pool = inputs.features(20_000, 16, 1)
+    fresh = [frechet(gaussian(pool[rng.choice(len(pool), 400)])) for _ in range(100)]
+    assert 0.5 * np.ptp(np.quantile(fresh, [0.025, 0.975])) < high - low
+    assert high - low < 2 * np.ptp(np.quantile(fresh, [0.025, 0.975]))
+    assert np.mean([low < value < high for value in fresh]) > 0.6
+    assert frechet.interval(pool[:50], seed=1) == frechet.interval(pool[:50], seed=1)
+
+
+def test_statistics_that_do_not_fit_are_one_sentence(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"PK")
+    np.savez(tmp_path / "b.npz", mu=np.zeros(3), sigma=np.zeros((2, 2)))
+    for name, message in (("a", "no statistics"), ("b", r"mu \(3,\)"), ("c", "no statistics")):
+        with pytest.raises(UserError, match=message):
+            Gaussian.load(tmp_path / f"{name}.npz")
+    with pytest.raises(UserError, match="features have 3 numbers"):
+        Frechet(Gaussian(np.zeros(2), np.eye(2)))(Gaussian(np.zeros(3), np.eye(3)))
+    with pytest.raises(UserError, match="at least two"):
+        fid.moments([np.zeros((1, 2), np.float32)], 2).gaussian  # noqa: B018  # raises
+
+
+@pytest.mark.slow
+def test_features_of_the_full_network_are_torch_fidelity_s():
+    full = from_tensors(inputs.weights(shapes(32)), "random")
+    extractor = Extractor(full, "legacy_tensorflow", devices=1)
+    found = np.concatenate(list(extractor.features(inputs.pictures(2, seed=3))))
+    expected = STORED["features_32"]
+    np.testing.assert_allclose(found, expected, atol=1e-4 * expected.max())
+
+
+@pytest.mark.slow
+def test_one_device_and_eight_find_the_same_distance(weights):
+    made, real = inputs.pictures(96, seed=1), inputs.pictures(96, seed=2)
+    found = []
+    for devices in (1, 8):
+        extractor = Extractor(weights, devices=devices)
+        one, two = (np.concatenate(list(extractor.features(p))) for p in (made, real))
+        found.append(Frechet(gaussian(two))(gaussian(one)))
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_full_size_distances_and_30_000_vectors_in_bounded_memory():
+    require_the_formula(2048)
+    width, piece = 2048, 1000
+    rng = np.random.default_rng(0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    stream = (rng.random((piece, width), np.float32) for _ in range(30))
+    total = fid.moments(stream, width)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"peak {peak:.0f} MiB, {peak - before:.0f} more than before")
+    assert total.count == 30_000
+    assert peak - before < 250  # all vectors as float64 would be 469 MiB
