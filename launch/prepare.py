@@ -1,12 +1,14 @@
 """Prepare an experiment's data (tokens, memory bank, neighbours), or show a training row.
 
 python -m launch.prepare miniature/decoder
+python -m launch.prepare miniature/sft
 python -m launch.prepare show miniature/decoder --record 12
 """
 
 from cm3jax.config import Experiment
 from cm3jax.data.pipeline import CorpusStream
 from cm3jax.data.prepare import Tools, prepare
+from cm3jax.data.prepare_tasks import prepare_tasks
 from cm3jax.data.show import show_row
 from cm3jax.errors import UserError
 from cm3jax.learners import clip, vqgan
@@ -15,7 +17,8 @@ from launch.cli import parse_experiment
 from launch.env import main
 
 _DESCRIPTION = (
-    "Turn raw pairs into a tokenised corpus and a memory bank; what was interrupted continues. "
+    "Turn raw pairs into a tokenised corpus and a memory bank, or the data sets of data.tasks into "
+    "corpora of instruction tuning; what was interrupted continues. "
     "`show EXPERIMENT --record N` draws the training row that holds a record."
 )
 
@@ -27,7 +30,16 @@ def run(argv: list[str]) -> None:
         print(show(parse_experiment(rest, _DESCRIPTION), record), end="")
     else:
         experiment = parse_experiment(argv, _DESCRIPTION)
-        prepare(experiment, make_tools(experiment), lambda line: print(line, flush=True))
+        if experiment.data.tasks:
+            tokenizers = experiment.tokenizers
+            text, image = TextTokenizer.load(tokenizers.text), vqgan.load(tokenizers.image)
+            prepare_tasks(experiment, text, image, _say)
+        else:
+            prepare(experiment, make_tools(experiment), _say)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def make_tools(experiment: Experiment) -> Tools:

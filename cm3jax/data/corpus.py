@@ -4,6 +4,7 @@
     documents-00000.array_record    one record per document: its ids and what is known of it
     lengths.npy                     ids of every document, int32 [M]
     neighbours.npy, scores.npy      candidates by query view and modality: bank rows [M W Q C]
+    answers.npy                     of instruction tuning: start, stop, recalled (0 or 1), [M 3]
 
 It is written shard by shard, so that an interrupted preparation continues, and is a corpus once
 its manifest stands.
@@ -29,6 +30,7 @@ from cm3jax.shapes import Float, Int
 from cm3jax.vocab import Vocab
 
 COLUMNS = ("lengths", "neighbours", "scores")
+_ANSWERS = "answers"
 IN_MEMORY = 1 << 28
 """Ids (1 GiB) up to which documents are held in memory; larger sets are read as needed."""
 
@@ -57,6 +59,8 @@ class Shard:
     """Keys of records that are no part of the corpus, with the reason."""
     selection: dict[str, int]
     """What the retrieval rules did (`cm3jax.retrieval.select.Choice.counts`)."""
+    answers: Int[np.ndarray, "M 3"] | None = None
+    """Where each document's answer stands (`cm3jax.tasks.example.Answer`)."""
 
 
 class CorpusWriter:
@@ -94,6 +98,8 @@ class CorpusWriter:
             "neighbours": shard.neighbours,
             "scores": shard.scores,
         }
+        if shard.answers is not None:
+            columns[_ANSWERS] = shard.answers
         for column, values in columns.items():
             np.save(self.path / f"{column}-{number:05d}.npy", values)
         notes = {
@@ -122,7 +128,8 @@ class CorpusWriter:
                 f"{self.path} would have no record; check data.source and data.records."
             )
         files = {note["name"]: note["file"] for note in notes}
-        for column in COLUMNS:
+        columns = [c for c in (*COLUMNS, _ANSWERS) if (self.path / f"{c}-00000.npy").exists()]
+        for column in columns:
             parts = [np.load(self.path / f"{column}-{n:05d}.npy") for n in range(shards)]
             scratch = self.path / f".{column}.part.npy"
             np.save(scratch, np.concatenate(parts))
@@ -143,7 +150,7 @@ class CorpusWriter:
         }
         write_json(self.path / "manifest.json", manifest)
         for number in range(shards):
-            for column in COLUMNS:
+            for column in columns:
                 (self.path / f"{column}-{number:05d}.npy").unlink()
             (self.path / f"shard-{number:05d}.json").unlink()
 
@@ -157,6 +164,9 @@ class Corpus:
         self.lengths, self.neighbours, self.scores = (
             np.load(self.path / f"{column}.npy", mmap_mode="r") for column in COLUMNS
         )
+        self.answers: Int[np.ndarray, "M 3"] | None = None
+        if f"{_ANSWERS}.npy" in manifest["files"]:
+            self.answers = np.load(self.path / f"{_ANSWERS}.npy", mmap_mode="r")
         remedy = f"remove {self.path} and run launch.prepare"
         self._records = Records(self.path, manifest["shards"], remedy)
         self._kept = np.ones(len(self.lengths), bool)
@@ -202,6 +212,8 @@ class Corpus:
             )
         for column in COLUMNS:
             setattr(part, column, getattr(self, column)[part._kept])
+        if self.answers is not None:
+            part.answers = self.answers[part._kept]
         return part
 
     @property
