@@ -2,6 +2,7 @@
 
     python -m launch.evaluate emblems --run runs/quickstart/decoder --out scores.json
     python -m launch.evaluate retrieval --run runs/quickstart/clip
+    python -m launch.evaluate tasks --run runs/miniature/sft
     python -m launch.evaluate diff a.json b.json
 
 `diff` reads what `--out` wrote and the quickstart's `metrics.json`.
@@ -16,6 +17,7 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate.emblems import evaluate
 from cm3jax.evaluate.protocol import Score, differences, scores_from_json, scores_to_json
 from cm3jax.evaluate.retrieval import evaluate_encoder
+from cm3jax.evaluate.tasks import NAMES, evaluate_tasks
 from cm3jax.files import read_json, write_json
 from launch.cli import parse
 from launch.env import main
@@ -50,6 +52,24 @@ class Retrieval:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tasks:
+    """What a decoder of the miniature does after instruction tuning, on held-out cases."""
+
+    run: str
+    """Run directory of a decoder, or weights exported from one."""
+    before: str = ""
+    """The decoder before tuning, to score beside it."""
+    tasks: tuple[str, ...] = NAMES
+    """Which tasks."""
+    cases: int = 200
+    """Cases of each task."""
+    seed: int = 0
+    """Seed of the sampling."""
+    out: str = ""
+    """JSON file for the scores and their protocols."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Diff:
     """Why two results differ: protocols first, then figures."""
 
@@ -62,6 +82,7 @@ class Diff:
 Options = (
     Annotated[Emblems, tyro.conf.subcommand("emblems")]
     | Annotated[Retrieval, tyro.conf.subcommand("retrieval")]
+    | Annotated[Tasks, tyro.conf.subcommand("tasks")]
     | Annotated[Diff, tyro.conf.subcommand("diff")]
 )
 
@@ -75,6 +96,9 @@ def run(argv: list[str]) -> None:
             return
         case Retrieval():
             scores = evaluate_encoder(options.run, options.prompts)
+        case Tasks():
+            which = (options.tasks, options.cases, options.seed)
+            scores = evaluate_tasks(options.run, options.before, *which, _say)
         case Emblems():
             scores = evaluate(options.run, options.bank, options.prompts, options.seed, _say).scores
     print(table(scores))

@@ -4,6 +4,8 @@
     python -m launch.generate "Image of a <mask>: <image:x.png> <infill>" --run RUN
     python -m launch.generate caption x.png --run RUN
     python -m launch.generate infill "a red fox <image:x.png>" --box 0,16,32,16 --run RUN
+    python -m launch.generate --task vqa --image x.png "What colour is the circle?" --run RUN
+    python -m launch.generate --task grounded "a circle on sand" --box circle:8,72,56,120 --run RUN
 
 Writes PNGs, each with its recipe in its metadata, and one line per sample in `samples.jsonl`.
 """
@@ -29,6 +31,7 @@ from cm3jax.generate import Generated, Generator, Retrieved
 from cm3jax.tokenizers.image import load_picture
 from launch.cli import parse
 from launch.env import main
+from launch.tasks import find, task_prompt
 
 MODES = ("text", "caption", "infill")
 
@@ -37,7 +40,7 @@ MODES = ("text", "caption", "infill")
 class Options:
     """What to generate, with what, and where to."""
 
-    words: tyro.conf.Positional[tuple[str, ...]]
+    words: tyro.conf.Positional[tuple[str, ...]] = ()
     """`text`, `caption`, `infill` or nothing, then the prompt: a text or the prompt notation
     (<image:PATH>, <break>, <mask>, <infill>); for `caption` the path of a picture; for `infill`
     a caption and an <image:PATH>."""
@@ -61,8 +64,17 @@ class Options:
     """Draw each sample's temperature from this range."""
     top_p: float | None = None
     """Sample from the likeliest tokens with this probability."""
+    task: str = ""
+    """A task of instruction tuning: the words are its text, in the template of its training."""
+    image: str = ""
+    """`--task`: its picture or map."""
+    options: str = ""
+    """`--task science`: the options, with commas between."""
+    context: str = ""
+    """`--task science`: what is known beside the picture."""
     box: str = ""
-    """`infill`: what to draw anew, as x,y,width,height in pixels."""
+    """`infill`: what to draw anew, as x,y,width,height in pixels. `--task grounded`: what is where,
+    as LABEL:x1,y1,x2,y2 with corners from 0 to 255; several with `;` between."""
     mask: str = ""
     """`infill`: a picture whose light pixels are to be drawn anew."""
     out: str = ""
@@ -77,10 +89,18 @@ class Options:
 
     @property
     def prompt(self) -> str:
-        """The prompt without the mode."""
-        return self.words[-1]
+        """The prompt without the mode, or that of the task."""
+        text = self.words[-1] if self.words else ""
+        if not self.task:
+            return text
+        inputs = (self.image, self.box, self.options, self.context)
+        return task_prompt(find(self.task), text, *inputs)
 
     def __post_init__(self):
+        if self.task:
+            return self._require_task()
+        if self.image or self.options or self.context:
+            raise UserError("--image, --options and --context are inputs of a --task; name it.")
         if len(self.words) not in (1, 2) or (len(self.words) == 2 and self.words[0] not in MODES):
             raise UserError(
                 f"give one prompt, in quotes, after one of {', '.join(MODES)} or nothing; "
@@ -92,6 +112,14 @@ class Options:
             raise UserError("infill takes either --box or --mask, and nothing else takes one.")
         if self.guidance and self.mode in ("caption", "infill"):
             raise UserError(f"--guidance is for pictures from texts, not for {self.mode}.")
+
+    def _require_task(self):
+        if len(self.words) > 1:
+            raise UserError(f"--task takes one text, in quotes; these are {len(self.words)} words.")
+        if self.samples < 1 or self.retrieve < 0:
+            raise UserError("--samples must be at least 1 and --retrieve at least 0.")
+        if self.mask:
+            raise UserError("--mask is for infill, not for a --task.")
 
 
 def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:
@@ -172,6 +200,7 @@ def recipe(options: Options, config: DecodeConfig, sample: Generated) -> dict[st
     """Everything that made a sample."""
     return {
         "mode": options.mode,
+        "task": options.task,
         "prompt": options.prompt,
         "box": options.box,
         "mask": options.mask,
