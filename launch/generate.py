@@ -64,14 +64,6 @@ class Options:
     """Draw each sample's temperature from this range."""
     top_p: float | None = None
     """Sample from the likeliest tokens with this probability."""
-    task: str = ""
-    """A task of instruction tuning: the words are its text, in the template of its training."""
-    image: str = ""
-    """`--task`: its picture or map."""
-    options: str = ""
-    """`--task science`: the options, with commas between."""
-    context: str = ""
-    """`--task science`: what is known beside the picture."""
     box: str = ""
     """`infill`: what to draw anew, as x,y,width,height in pixels. `--task grounded`: what is where,
     as LABEL:x1,y1,x2,y2 with corners from 0 to 255; several with `;` between."""
@@ -79,6 +71,14 @@ class Options:
     """`infill`: a picture whose light pixels are to be drawn anew."""
     out: str = ""
     """Where to write; empty is `samples` in the run directory."""
+    task: str = ""
+    """A task of instruction tuning, asked as in training; its text takes the prompt's place."""
+    image: str = ""
+    """`--task`: its picture or map."""
+    options: str = ""
+    """`--task science`: the options, with commas between."""
+    context: str = ""
+    """`--task science`: what is known beside the picture."""
     show_sequence: bool = False
     """Print all ids that the model saw and emitted, with their names."""
 
@@ -89,16 +89,12 @@ class Options:
 
     @property
     def prompt(self) -> str:
-        """The prompt without the mode, or that of the task."""
-        text = self.words[-1] if self.words else ""
-        if not self.task:
-            return text
-        inputs = (self.image, self.box, self.options, self.context)
-        return task_prompt(find(self.task), text, *inputs)
+        """The prompt without the mode."""
+        return self.words[-1]
 
     def __post_init__(self):
         if self.task:
-            return self._require_task()
+            return  # `untasked` makes other options of them, which are checked
         if self.image or self.options or self.context:
             raise UserError("--image, --options and --context are inputs of a --task; name it.")
         if len(self.words) not in (1, 2) or (len(self.words) == 2 and self.words[0] not in MODES):
@@ -113,13 +109,17 @@ class Options:
         if self.guidance and self.mode in ("caption", "infill"):
             raise UserError(f"--guidance is for pictures from texts, not for {self.mode}.")
 
-    def _require_task(self):
-        if len(self.words) > 1:
-            raise UserError(f"--task takes one text, in quotes; these are {len(self.words)} words.")
-        if self.samples < 1 or self.retrieve < 0:
-            raise UserError("--samples must be at least 1 and --retrieve at least 0.")
-        if self.mask:
-            raise UserError("--mask is for infill, not for a --task.")
+
+def untasked(options: Options) -> Options:
+    """The options without a task: the prompt that its template makes, in the notation."""
+    if not options.task:
+        return options
+    if len(options.words) > 1:
+        raise UserError(f"--task takes one text, in quotes; these are {len(options.words)} words.")
+    inputs = (options.image, options.box, options.options, options.context)
+    prompt = task_prompt(find(options.task), "".join(options.words), *inputs)
+    own = {"task": "", "image": "", "box": "", "options": "", "context": ""}
+    return dataclasses.replace(options, words=(prompt,), **own)
 
 
 def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:
@@ -200,7 +200,6 @@ def recipe(options: Options, config: DecodeConfig, sample: Generated) -> dict[st
     """Everything that made a sample."""
     return {
         "mode": options.mode,
-        "task": options.task,
         "prompt": options.prompt,
         "box": options.box,
         "mask": options.mask,
@@ -247,7 +246,7 @@ def png(image: np.ndarray, line: dict[str, Any]) -> bytes:
 
 def command(argv: list[str]) -> None:
     """Parse the arguments, generate, write and tell where."""
-    options = parse(Options, argv, "Generate pictures and texts from a prompt.")
+    options = untasked(parse(Options, argv, "Generate pictures and texts from a prompt."))
     generator = cm3jax.load(options.run, options.bank)
     samples = run(options, generator)
     config = decode_config(options, generator.decode)

@@ -21,13 +21,13 @@ def chain(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("words", "kind"),
+    ("words", "kind", "beginning"),
     [
-        (("vqa", "what is it?", "--image", "X"), "text"),
-        (("segmentation", "a red fox", "--image", "X"), "file"),
+        (("vqa", "what is it?", "--image", "X"), "text", "Question: what is it? Answer: <mask>"),
+        (("segmentation", "a red fox", "--image", "X"), "file", "Make high quality image from a"),
     ],
 )
-def test_tasks_run_from_the_shell(chain, tmp_path, capsys, words, kind):
+def test_tasks_run_from_the_shell(chain, tmp_path, capsys, words, kind, beginning):
     image = str(chain / "x.png")
     options = [image if word == "X" else word for word in words]
     common = ("--run", str(chain / "decoder"), "--out", str(tmp_path))
@@ -35,7 +35,7 @@ def test_tasks_run_from_the_shell(chain, tmp_path, capsys, words, kind):
     (line,) = (tmp_path / "samples.jsonl").read_text().splitlines()
     line = json.loads(line)
     assert line[kind]
-    assert line["task"] == words[0]
+    assert line["prompt"].startswith(beginning)
     assert capsys.readouterr().out.splitlines()[-1].startswith("wrote 1 to ")
 
 
