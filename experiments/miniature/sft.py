@@ -6,7 +6,8 @@
         --before experiments/miniature/weights/decoder
 
 Starts from the shipped decoder. The loss is on the answers alone: a model of this size has none to
-spare for predicting maps and questions.
+spare for predicting maps and questions. `launch.prepare show` draws a row of the first task, of
+another one with `--data.tasks --data.mixture data/miniature_sft/vqa 1`.
 """
 
 from cm3jax.config import Experiment
@@ -14,7 +15,7 @@ from experiments.miniature.base import base
 
 _WEIGHTS = "experiments/miniature/weights"
 _TASKS = (
-    *("editing", "segmentation", "edges", "depth", "grounded", "words"),
+    *("words", "editing", "segmentation", "edges", "depth", "grounded"),
     *("caption", "long_caption", "vqa", "science", "story"),
 )
 
