@@ -119,7 +119,8 @@ def untasked(options: Options) -> Options:
     inputs = (options.image, options.box, options.options, options.context)
     prompt = task_prompt(find(options.task), "".join(options.words), *inputs)
     own = {"task": "", "image": "", "box": "", "options": "", "context": ""}
-    return dataclasses.replace(options, words=(prompt,), **own)
+    words = ("interleave", prompt) if options.task == "story" else (prompt,)
+    return dataclasses.replace(options, words=words, **own)
 
 
 def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:

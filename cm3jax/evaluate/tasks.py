@@ -26,6 +26,7 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import Protocol, Score, code_version
 from cm3jax.files import digest
 from cm3jax.generate import Generator
+from cm3jax.prompts import read_prompt
 from cm3jax.tasks import TASKS, grounded
 from cm3jax.tasks.task import ANSWER, prompt
 
@@ -266,9 +267,18 @@ def write_prompt(case: Asked, folder: Path) -> str:
 def answers(generator: Generator, task: str, prompts: Sequence[str], seed: int) -> list[Answer]:
     """What the model gives to prompts of a task, one sample each."""
     if task == TASKS["story"].name:
-        return [group[0].segments for group in generator.stories(prompts, seed=seed)]
+        return _stories(generator, prompts, seed)
     found = [group[0] for group in generator.generate_samples(prompts, seed=seed)]
     return [(s.text,) if s.image is None else (s.image,) for s in found]
+
+
+def _stories(generator: Generator, prompts: Sequence[str], seed: int) -> list[Answer]:
+    """What follows each first text: as many texts and pictures as the model likes."""
+    size = generator.image.config.image_size
+    rows = [read_prompt(prompt, size).segments for prompt in prompts]
+    asks = generator.ask.stories(rows, None, None, generator.decode)
+    found = dict(pair for done in generator.answer(asks, seed=seed) for pair in done)
+    return [found[index].segments for index in range(len(prompts))]
 
 
 def by_chance(cases: Sequence[Asked], judge: Judge) -> float:
