@@ -368,6 +368,9 @@ class CM3Config:
     (RA-CM3) instead of all."""
     retrieved_weight: float = 1.0
     """Loss weight of retrieved documents (1 in CM3Leon, 0.1 in RA-CM3)."""
+    loss_on: Literal["all", "answer"] = "all"
+    """What the loss counts of a sample that has an answer (instruction tuning): everything, as in
+    the paper, or the answer alone, with the id that ends it."""
 
     def __post_init__(self):
         for name in ("whole_segment", "no_documents"):
@@ -464,6 +467,15 @@ class DataConfig:
     """Make rows in the training step from the pairs of data.source and the bank data.bank: encode
     pictures, search, rotate, one sample to a row, instead of reading data.corpus. A pair is shown
     the best documents by its vector; the rules of `retrieval` beside its number have no part."""
+    resample: tuple[float, float] | None = None
+    """Least and greatest number of times that a corpus of data.mixture may be seen while all of
+    them are seen once on average, whatever its weight asks for: 0.3 and 3 in instruction tuning."""
+    tasks: tuple[tuple[str, str], ...] = ()
+    """Instruction tuning: the data sets that `launch.prepare` turns into the corpora of
+    data.mixture, one for one. Each is a name in `cm3jax.tasks.READERS` and the folder where its
+    files lie, or the name of a task and `emblems`, e.g. `vqa2 data/raw/vqa2 words emblems`."""
+    image_first: bool = False
+    """Put the picture before the text where a task's answer is a text."""
     rows: Literal["whole", "stream"] = "whole"
     """How samples become rows: whole ones, packed, each masked by itself and blind to the others;
     or one stream of samples cut at the rows' ends, each row masked and attended to as one (the
@@ -481,6 +493,16 @@ class DataConfig:
                 f"data.mixture gives {directory} the weight {weight}; give a positive one, or "
                 "leave it out.",
             )
+        low, high = self.resample or (1.0, 1.0)
+        _require(
+            0 < low <= 1 <= high,
+            f"data.resample={low} {high} must be two positive numbers around 1, lower one first.",
+        )
+        _require(
+            not self.tasks or len(self.tasks) == len(self.mixture),
+            f"data.tasks names {len(self.tasks)} data sets and data.mixture {len(self.mixture)} "
+            "directories; give one for each.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

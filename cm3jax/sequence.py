@@ -63,7 +63,10 @@ class Batch:
 @no_type_check  # transformations also fill it with shapes, shardings and the like
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["documents", "document_lengths", "query", "query_lengths", "masks", "records"],
+    data_fields=[
+        *("documents", "document_lengths", "query", "query_lengths", "masks", "records"),
+        "answers",
+    ],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +85,10 @@ class Samples:
     """How many masks to draw, at most `config.max_masks`."""
     records: Int[AnyArray, " samples"]
     """Which record it is: decides the draws. In stream rows masks and draws are the row's."""
+    answers: Int[AnyArray, "samples 3"] | None = None
+    """Of instruction tuning, in whole rows: where the answer starts and stops in the query, and
+    whether it is recalled (1), hence the one span that is masked, or ends the query (0), which has
+    no mask then. `masks` are as `answer_masks` says."""
 
 
 @no_type_check  # transformations also fill it with shapes, shardings and the like
@@ -98,6 +105,11 @@ class Places:
     """Place of its first token in the row."""
     segments: Int[AnyArray, " samples"]
     """Its segment id, from 1."""
+
+
+def answer_masks(answers: Int[AnyArray, "samples 3"]) -> Int[AnyArray, " samples"]:
+    """The masks of samples with answers, int32: 1 where the answer is recalled, else 0."""
+    return answers[:, 2].astype(np.int32)
 
 
 def documents_shown(
@@ -261,9 +273,38 @@ def build_rows(
     width = inner if config.mask_retrieved else samples.query.shape[1]
     maskable = (slots.tokens[:, -1 - width : -1], slots.positions[:, -1 - width : -1])
     counts = (samples.masks, samples.records)
+    if samples.answers is not None:
+        spans = _answer_spans(xp, samples, lengths)
+        moves = _rotate(xp, slots, lengths, spans, vocab)
+        if config.loss_on == "answer":
+            moves = moves._replace(kinds=_kinds_of_answers(xp, slots, moves, samples))
+        return _batch(xp, moves, places, shape, config)
     spans = draw_spans(xp, *maskable, *counts, seed=seed, epoch=epoch, config=config, vocab=vocab)
     moves = _rotate(xp, slots, lengths, spans, vocab)
     return _batch(xp, moves, places, shape, config)
+
+
+def _answer_spans(xp: ModuleType, samples: Samples, lengths: Int[AnyArray, " samples"]) -> Spans:
+    """The answers that are recalled, each the one span of its sample."""
+    first = lengths - 1 - samples.query_lengths  # where the query starts
+    start, stop = (first + samples.answers[:, side] for side in (0, 1))
+    masked = samples.masks > 0
+    ends = (xp.where(masked, place, NOWHERE)[:, None].astype(xp.int32) for place in (start, stop))
+    return Spans(*ends)
+
+
+def _kinds_of_answers(xp: ModuleType, slots: _Tokens, moves: _Tokens, samples: Samples):
+    """Kinds of a sample's moved slots that leave weight to the answer and the id that ends it:
+    `<eoss>` where it is recalled, else the sample's `<eos>`."""
+    closing = slots.positions[:, -1:]
+    first = closing - samples.query_lengths[:, None]
+    start, stop = (first + samples.answers[:, side, None] for side in (0, 1))
+    asked = (slots.positions >= start) & (slots.positions < stop)
+    ends = (slots.positions == closing) & (samples.masks == 0)[:, None]
+    never = xp.zeros((len(samples.masks), 1), bool)
+    # Behind the slots stand the sentinel, placed and recalled, and `<eoss>` of the one span.
+    kept = xp.concatenate([asked | ends, never, never, ~never], axis=1)
+    return xp.where(kept, moves.kinds, _UNWEIGHTED)
 
 
 def build_stream_rows(

@@ -7,6 +7,7 @@
     python -m launch.evaluate captions --made made.json --captions captions_val2014.json
     python -m launch.evaluate vqa --made made.json --annotations v2_mscoco_val2014_annotations.json
     python -m launch.evaluate perplexity --run RUN
+    python -m launch.evaluate tasks --run runs/miniature/sft
     python -m launch.evaluate diff a.json b.json
 
 `diff` reads what `--out` wrote, `scores.json` of `coco_fid` and the quickstart's `metrics.json`.
@@ -31,6 +32,7 @@ from cm3jax.evaluate.features import Extractor, Resize
 from cm3jax.evaluate.perplexity import evaluate_perplexity
 from cm3jax.evaluate.protocol import Score, differences, scores_from_json, scores_to_json
 from cm3jax.evaluate.retrieval import evaluate_encoder
+from cm3jax.evaluate.tasks import NAMES, evaluate_tasks
 from cm3jax.files import read_json, write_atomic, write_json
 from cm3jax.generate import load_encoder
 from cm3jax.interop.inception import load_inception
@@ -167,6 +169,24 @@ class Perplexity:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tasks:
+    """What a decoder of the miniature does after instruction tuning, on held-out cases."""
+
+    run: str
+    """Run directory of a decoder, or weights exported from one."""
+    before: str = ""
+    """The decoder before tuning, to score beside it."""
+    tasks: tuple[str, ...] = NAMES
+    """Which tasks."""
+    cases: int = 200
+    """Cases of each task."""
+    seed: int = 0
+    """Seed of the sampling."""
+    out: str = ""
+    """JSON file for the scores and their protocols."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Diff:
     """Why two results differ: protocols first, then figures."""
 
@@ -183,6 +203,7 @@ Options = (
     | Annotated[Captions, tyro.conf.subcommand("captions")]
     | Annotated[VQA, tyro.conf.subcommand("vqa")]
     | Annotated[Perplexity, tyro.conf.subcommand("perplexity")]
+    | Annotated[Tasks, tyro.conf.subcommand("tasks")]
     | Annotated[Diff, tyro.conf.subcommand("diff")]
 )
 
@@ -206,6 +227,9 @@ def run(argv: list[str]) -> None:
             scores = evaluate_perplexity(*where, options.batches)
         case Retrieval():
             scores = evaluate_encoder(options.run, options.prompts)
+        case Tasks():
+            which = (options.tasks, options.cases, options.seed)
+            scores = evaluate_tasks(options.run, options.before, *which, _say)
         case Emblems():
             scores = evaluate(options.run, options.bank, options.prompts, options.seed, _say).scores
     print(table(scores))

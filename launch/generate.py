@@ -8,6 +8,8 @@
     python -m launch.generate edit "make the fox blue <image:x.png>" --run RUN
     python -m launch.generate interleave "a fox goes out" --run RUN
     python -m launch.generate text --prompts prompts.txt --run RUN
+    python -m launch.generate --task vqa --image x.png "What colour is the circle?" --run RUN
+    python -m launch.generate --task grounded "a circle on sand" --box circle:8,72,56,120 --run RUN
 
 Writes PNGs, each with its recipe in its metadata, and one line per sample in `samples.jsonl`, both
 as soon as a sample is done; several pictures also stand side by side in `contact.png`.
@@ -39,6 +41,7 @@ from cm3jax.tokenizers.image import load_picture
 from launch.cli import parse
 from launch.env import main
 from launch.gallery import Gallery
+from launch.tasks import find, task_prompt
 
 MODES = ("text", "caption", "infill", "edit", "interleave")
 
@@ -84,7 +87,8 @@ class Options:
     rerank: Literal["", "clip", "perplexity"] = ""
     """Order each prompt's samples: pictures by CLIP, or all by the model's own perplexity."""
     box: str = ""
-    """`infill`: what to draw anew, as x,y,width,height in pixels."""
+    """`infill`: what to draw anew, as x,y,width,height in pixels. `--task grounded`: what is where,
+    as LABEL:x1,y1,x2,y2 with corners from 0 to 255; several with `;` between."""
     mask: str = ""
     """`infill`: a picture whose light pixels are to be drawn anew."""
     outpaint: str = ""
@@ -93,6 +97,14 @@ class Options:
     """Write what is there of each picture after each chunk, to NAME.partial.png."""
     out: str = ""
     """Where to write; empty is `samples` in the run directory."""
+    task: str = ""
+    """A task of instruction tuning, asked as in training; its text takes the prompt's place."""
+    image: str = ""
+    """`--task`: its picture or map."""
+    options: str = ""
+    """`--task science`: the options, with commas between."""
+    context: str = ""
+    """`--task science`: what is known beside the picture."""
     show_sequence: bool = False
     """Print all ids that the model saw and emitted, with their names."""
 
@@ -108,6 +120,10 @@ class Options:
         return words + _lines(self.prompts) if self.prompts else words
 
     def __post_init__(self):
+        if self.task:
+            return  # `untasked` makes other options of them, which are checked
+        if self.image or self.options or self.context:
+            raise UserError("--image, --options and --context are inputs of a --task; name it.")
         if not self.words and not self.prompts:
             raise UserError(
                 f"give a prompt, in quotes, after one of {', '.join(MODES)} or nothing, or give "
@@ -133,6 +149,19 @@ def _lines(path: str) -> list[str]:
     if not lines:
         raise UserError(f"--prompts {path} has no prompt in it; write one per line.")
     return lines
+
+
+def untasked(options: Options) -> Options:
+    """The options without a task: the prompt that its template makes, in the notation."""
+    if not options.task:
+        return options
+    if len(options.words) > 1:
+        raise UserError(f"--task takes one text, in quotes; these are {len(options.words)} words.")
+    inputs = (options.image, options.box, options.options, options.context)
+    prompt = task_prompt(find(options.task), "".join(options.words), *inputs)
+    own = {"task": "", "image": "", "box": "", "options": "", "context": ""}
+    words = ("interleave", prompt) if options.task == "story" else (prompt,)
+    return dataclasses.replace(options, words=words, **own)
 
 
 def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:
@@ -251,7 +280,7 @@ def _edit(prompt: str, size: int) -> tuple[str, np.ndarray]:
 
 def command(argv: list[str]) -> None:
     """Parse the arguments, generate, write each sample as it is done, and tell where."""
-    options = parse(Options, argv, "Generate pictures and texts from prompts.")
+    options = untasked(parse(Options, argv, "Generate pictures and texts from prompts."))
     prompts = options.asked()
     generator = cm3jax.load(options.run, options.bank)
     config = decode_config(options, generator.decode)

@@ -3,6 +3,7 @@
 python -m launch.prepare miniature/decoder
 python -m launch.prepare miniature/decoder --data.source PHOTOS --data.licences CC0-1.0 CC-BY-4.0
 python -m launch.prepare miniature/decoder --runner DirectRunner --workers 4
+python -m launch.prepare miniature/sft
 python -m launch.prepare show miniature/decoder --record 12
 """
 
@@ -12,16 +13,19 @@ from cm3jax.config import Experiment
 from cm3jax.data.engines import Beam, Engine, InProcess
 from cm3jax.data.pipeline import CorpusStream
 from cm3jax.data.prepare import prepare
+from cm3jax.data.prepare_tasks import prepare_tasks
 from cm3jax.data.show import show_row
 from cm3jax.data.tokenised import Tools
 from cm3jax.errors import UserError
+from cm3jax.learners import vqgan
 from cm3jax.tokenizers.text import TextTokenizer
 from launch.cli import parse_experiment, parse_experiment_and
 from launch.env import main
 from launch.tools import make_tools
 
 _DESCRIPTION = (
-    "Turn raw pairs into a tokenised corpus and a memory bank; what was interrupted continues. "
+    "Turn raw pairs into a tokenised corpus and a memory bank, or the data sets of data.tasks into "
+    "corpora of instruction tuning; what was interrupted continues. "
     "`show EXPERIMENT --record N` draws the training row that holds a record."
 )
 
@@ -54,6 +58,11 @@ def run(argv: list[str]) -> None:
         print(show(parse_experiment(rest, _DESCRIPTION), record), end="")
         return
     experiment, options = parse_experiment_and(Options, argv, _DESCRIPTION)
+    if experiment.data.tasks:
+        tokenizers = experiment.tokenizers
+        text, image = TextTokenizer.load(tokenizers.text), vqgan.load(tokenizers.image)
+        prepare_tasks(experiment, text, image, _say)
+        return
     tools = make_tools(experiment)
     engine = make_engine(options, tools)
     prepare(experiment, tools, _say, engine, options.hourly_price)

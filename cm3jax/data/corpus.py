@@ -4,6 +4,7 @@
     documents-00000.array_record    one record per document: its ids and what is known of it
     lengths.npy                     ids of every document, int32 [M]
     neighbours.npy, scores.npy      candidates by query view and modality: bank rows [M W Q C]
+    answers.npy                     of instruction tuning: start, stop, recalled (0 or 1), [M 3]
 
 It is written shard by shard, so that an interrupted preparation continues, and is a corpus once
 its manifest stands.
@@ -30,6 +31,7 @@ from cm3jax.shards import Notes, ShardWriter
 from cm3jax.vocab import Vocab
 
 COLUMNS = ("lengths", "neighbours", "scores")
+_ANSWERS = "answers"
 IN_MEMORY = 1 << 28
 """Ids (1 GiB) up to which documents are held in memory; larger sets are read as needed."""
 
@@ -63,6 +65,8 @@ class Shard:
     """What the retrieval rules did (`cm3jax.retrieval.select.Choice.counts`)."""
     leaks: dict[str, str] = dataclasses.field(default_factory=dict)
     """Keys of evaluation records that the bank holds too, with the key of the bank's document."""
+    answers: Int[np.ndarray, "M 3"] | None = None
+    """Where each document's answer stands (`cm3jax.tasks.example.Answer`)."""
 
 
 class CorpusWriter:
@@ -92,6 +96,8 @@ class CorpusWriter:
             "neighbours": shard.neighbours,
             "scores": shard.scores,
         }
+        if shard.answers is not None:
+            columns[_ANSWERS] = shard.answers
         notes = {
             "licences": Counter(document.licence for document in shard.documents),
             "refused": shard.refused,
@@ -105,7 +111,9 @@ class CorpusWriter:
 
         Raises `UserError` when no shard holds a record.
         """
-        self._shards.finish(shards, COLUMNS, lambda notes, _: facts | self._manifest(notes))
+        known = (*COLUMNS, _ANSWERS)
+        columns = [name for name in known if (self.path / f"{name}-00000.npy").exists()]
+        self._shards.finish(shards, columns, lambda notes, _: facts | self._manifest(notes))
 
     def tidy(self) -> None:
         """Delete what a killed `finish` left beside a complete corpus."""
@@ -140,6 +148,9 @@ class Corpus:
         self.lengths, self.neighbours, self.scores = (
             np.load(self.path / f"{column}.npy", mmap_mode="r") for column in COLUMNS
         )
+        self.answers: Int[np.ndarray, "M 3"] | None = None
+        if f"{_ANSWERS}.npy" in manifest["files"]:
+            self.answers = np.load(self.path / f"{_ANSWERS}.npy", mmap_mode="r")
         remedy = f"remove {self.path} and run launch.prepare"
         self._records = Records(self.path, manifest["shards"], remedy)
         self._kept = np.ones(len(self.lengths), bool)
@@ -185,6 +196,8 @@ class Corpus:
             )
         for column in COLUMNS:
             setattr(part, column, getattr(self, column)[part._kept])
+        if self.answers is not None:
+            part.answers = self.answers[part._kept]
         return part
 
     @property

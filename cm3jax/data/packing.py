@@ -19,7 +19,7 @@ from cm3jax.config import CM3Config
 from cm3jax.draws import Stream
 from cm3jax.masks import mask_counts
 from cm3jax.retrieval.select import NONE, draw
-from cm3jax.sequence import Places, documents_shown, fit, reserved
+from cm3jax.sequence import Places, answer_masks, documents_shown, fit, reserved
 from cm3jax.shapes import Float, Int
 
 BLOCK = 4096
@@ -58,6 +58,8 @@ class Table:
     """The scores they were chosen with."""
     bank_lengths: Int[np.ndarray, " K"]
     """Ids of every document of the bank."""
+    answers: Int[np.ndarray, "M 3"] | None = None
+    """Where each record's answer stands, if they have one (`cm3jax.tasks.example.Answer`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +152,8 @@ def plan_block(
     """
     shown = _shown(table, seed, epoch, block, documents, config)
     masks = mask_counts(np, seed, epoch, shown.records, config)
+    if table.answers is not None:
+        masks = answer_masks(table.answers[shown.records])
     fitted = fit(np, shown.lengths, shown.scores, shown.queries, masks, room)
     places = pack(reserved(np, fitted.document_lengths, shown.queries, fitted.masks), room)
 

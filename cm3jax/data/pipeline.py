@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from cm3jax import draws
-from cm3jax.config import Experiment
+from cm3jax.config import DataConfig, Experiment
 from cm3jax.data.packing import Plan, Position, join
 from cm3jax.data.rows import CorpusRows
 from cm3jax.errors import UserError
@@ -121,6 +121,29 @@ class Equipped:
             yield dataclasses.replace(batch, data={**batch.data, **self.constants})
 
 
+def row_weights(data: DataConfig, corpora: Sequence[CorpusRows]) -> list[float]:
+    """How often each corpus of `data.mixture` gives a row, in proportion.
+
+    As the mixture says or, with `data.resample`, so that the corpora are seen in the mixture's
+    shares of records, except that none is seen less or more often than it says (section 4).
+    """
+    shares = [weight for _, weight in data.mixture[: len(corpora)]]
+    if data.resample is None:
+        return shares
+    sizes = [len(rows.corpus) for rows in corpora]
+    passes = resampled(sizes, shares, *data.resample)
+    return [times * rows.count for times, rows in zip(passes, corpora, strict=True)]
+
+
+def resampled(
+    sizes: Sequence[int], shares: Sequence[float], low: float, high: float
+) -> list[float]:
+    """How often each corpus of so many records is seen while all are seen once on average: what
+    gives it its share of all records, clipped to `low` and `high`."""
+    wanted = np.asarray(shares) / sum(shares) * sum(sizes) / np.asarray(sizes)
+    return np.clip(wanted, low, high).tolist()
+
+
 class CorpusStream:
     """CM3 rows of a prepared corpus, or of a mixture of several, `Batch` by `Batch`.
 
@@ -144,7 +167,7 @@ class CorpusStream:
         self.experiment = experiment
         self.corpora = corpora
         self._share = row_slice(experiment.data.batch, process_index, process_count)
-        weights = np.cumsum([weight for _, weight in experiment.data.mixture[: len(corpora)]])
+        weights = np.cumsum(row_weights(experiment.data, corpora) if len(corpora) > 1 else [1.0])
         self._thresholds = np.round(weights[:-1] / weights[-1:] * 2**32)
         first = corpora[0].corpus
         for other in (rows.corpus for rows in corpora[1:]):

@@ -31,21 +31,33 @@ class CorpusRows:
     Raises `UserError` for a record that does not fit a row, where rows hold whole samples.
     """
 
-    def __init__(self, experiment: Experiment, corpus: Corpus, bank: Bank):
+    def __init__(self, experiment: Experiment, corpus: Corpus, bank: Bank | None):
+        """Without a bank no record has documents."""
         self.experiment = experiment
         self.corpus = corpus
         self.bank = bank
-        self.table = Table(corpus.lengths, corpus.neighbours, corpus.scores, bank.lengths)
+        bank_lengths = np.zeros(0, np.int32) if bank is None else bank.lengths
+        self.table = Table(
+            corpus.lengths, corpus.neighbours, corpus.scores, bank_lengths, corpus.answers
+        )
         self._queries = Documents(corpus.lengths, corpus.ids, corpus.all_ids)
         self._documents = Documents(
-            bank.lengths, bank.ids, lambda: (document.ids for document in bank.documents())
+            bank_lengths,
+            lambda row: bank.ids(row),
+            lambda: (document.ids for document in (() if bank is None else bank.documents())),
         )
         self._plan, self._build = _WAYS[experiment.data.rows]
-        longest = int(np.argmax(corpus.lengths))
-        if self._build is build_rows and corpus.lengths[longest] + 2 > experiment.model.context:
+        if self._build is not build_rows and corpus.answers is not None:
+            raise UserError(
+                f"{corpus.path} has answers to learn, which rows of a stream would cut; use "
+                "data.rows=whole."
+            )
+        sizes = corpus.lengths + (0 if corpus.answers is None else 3 * corpus.answers[:, 2])
+        longest = int(np.argmax(sizes))
+        if self._build is build_rows and sizes[longest] + 2 > experiment.model.context:
             raise UserError(
                 f"record {corpus.document(longest).key!r} of {corpus.path} has "
-                f"{corpus.lengths[longest]} tokens and does not fit a row of model.context="
+                f"{sizes[longest]} tokens and does not fit a row of model.context="
                 f"{experiment.model.context}; raise that, or prepare the corpus again with it."
             )
 
@@ -60,6 +72,8 @@ class CorpusRows:
         than the experiment's, and when there is no such record.
         """
         corpus = Corpus.open(corpus, experiment.vocab)
+        if not corpus.manifest["bank"]:
+            return CorpusRows(experiment, corpus.only(kind) if kind else corpus, None)
         bank = Bank.open(bank, vocab_fingerprint=corpus.vocab.fingerprint)
         if bank.fingerprint != corpus.manifest["bank"]:
             raise UserError(
@@ -77,6 +91,12 @@ class CorpusRows:
         return functools.lru_cache(maxsize=2)(
             lambda *at: self._plan(self.table, e.seed, *at, room, documents, e.cm3)
         )
+
+    @functools.cached_property
+    def count(self) -> float:
+        """Rows of an epoch, estimated from the first block of the first."""
+        records = min(BLOCK, len(self.corpus))
+        return self.plan(0, 0).rows * len(self.corpus) / records
 
     def take(self, position: Position, count: int) -> tuple[Plan, Position]:
         """The next `count` rows from `position` on, and the position after them."""
@@ -97,7 +117,16 @@ class CorpusRows:
         """The rows of a plan."""
         query, query_lengths = self._queries.padded(plan.records)
         documents, document_lengths = self._documents.padded(plan.documents)
-        samples = Samples(documents, document_lengths, query, query_lengths, plan.masks, plan.keys)
+        answers = self.table.answers
+        samples = Samples(
+            documents,
+            document_lengths,
+            query,
+            query_lengths,
+            plan.masks,
+            plan.keys,
+            answers=None if answers is None else np.asarray(answers[plan.records]),
+        )
         return self._build(
             np,
             samples,

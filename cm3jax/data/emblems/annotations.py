@@ -147,6 +147,8 @@ def _questions(rng: random.Random, scene: Scene) -> tuple[Question, ...]:
         where = CELLS[shape.cell]
         known = f"{describe(shape)} is there"
         possible.append(Question(f"what colour is the shape at {where}?", shape.colour, known))
+        if refer(scene, shape) == f"the {shape.shape}":
+            possible.append(Question(f"what colour is the {shape.shape}?", shape.colour, known))
         possible.append(_count(scene, shape.shape))
     possible = list(dict.fromkeys(possible))
     kept = min(len(possible), 1 + integer(rng, 3))

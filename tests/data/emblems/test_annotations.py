@@ -72,6 +72,8 @@ def test_answers_are_right():
         "which emblem is at the top left?": "zomirak",
         "what colour is the shape at d4?": "red",
         "what colour is the shape at a4?": "blue",
+        "what colour is the square?": "red",
+        "what colour is the ring?": "blue",
         "how many square shapes are there?": "one",
         "how many ring shapes are there?": "one",
     }

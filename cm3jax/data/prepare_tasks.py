@@ -1,0 +1,196 @@
+"""From cases of tasks to the corpora of instruction tuning: one for each data set, without a bank.
+
+    HOME/corpus/train, HOME/corpus/validation     for each of `data.tasks` and its `data.mixture`
+
+Work is cut into shards and saved one by one. What a data set has that gives no document is listed
+with its reason in the corpus's manifest, under `refused`.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from etils import epath
+
+from cm3jax.config import DataConfig, Experiment
+from cm3jax.data.corpus import Corpus, CorpusDocument, CorpusWriter, Shard
+from cm3jax.data.emblems.tasks import NAMES, asked
+from cm3jax.errors import UserError
+from cm3jax.files import digest
+from cm3jax.tasks import READERS
+from cm3jax.tasks.example import Answer, Example, example
+from cm3jax.tasks.task import Case, Derived, Filled, Skipped, choose
+from cm3jax.tokenizers.image import ImageTokenizer, load_picture
+from cm3jax.tokenizers.text import TextTokenizer
+from cm3jax.vocab import Vocab
+
+SHARD = 2048
+"""Cases prepared and saved at a time."""
+SPLITS = ("train", "validation")
+
+Report = Callable[[str], None]
+
+
+@runtime_checkable
+class Cases(Protocol):
+    """The cases of a split by number."""
+
+    def __len__(self) -> int:
+        """Number of cases."""
+        ...
+
+    def __getitem__(self, index: int) -> Case | Skipped:
+        """Case `index`, from 0, or why there is none."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class EmblemsCases:
+    """Cases of a task of emblems."""
+
+    task: str
+    split: str
+    count: int
+    seed: int
+    size: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Case:
+        return asked(self.task, self.split, index, self.seed, self.size).case
+
+
+def open_cases(name: str, folder: str, split: str, data: DataConfig, seed: int) -> Cases:
+    """The cases of a data set: `data.records` of emblems, a fiftieth of that for validation; of a
+    folder all that its files have, in training the first `data.records`.
+
+    Raises `UserError` for an unknown name and for a folder without the data set's files.
+    """
+    if folder == "emblems":
+        if name not in NAMES:
+            raise UserError(f"emblems has no task {name!r}; it has {', '.join(NAMES)}.")
+        count = data.records if split == "train" else max(100, data.records // 50)
+        return EmblemsCases(name, split, count, seed, data.image_size)
+    if name not in READERS:
+        raise UserError(f"there is no data set {name!r}; there are {', '.join(READERS)}.")
+    cases = list(READERS[name](epath.Path(folder), split))
+    return cases[: data.records] if split == "train" else cases
+
+
+def prepare_tasks(
+    experiment: Experiment, text: TextTokenizer, image: ImageTokenizer, report: Report = print
+) -> None:
+    """Make the corpora of `data.tasks`, or what is missing of them.
+
+    Raises `UserError` where a data set is unknown or missing, or has no usable record.
+    """
+    maker = _Maker(experiment, text, image)
+    for (name, folder), (home, _) in zip(
+        experiment.data.tasks, experiment.data.mixture, strict=True
+    ):
+        for split in SPLITS:
+            path = epath.Path(home) / "corpus" / split
+            writer = CorpusWriter(path, maker.made_from(name, folder, split))
+            if writer.complete:
+                report(f"{name}, {split}: {path} is complete")
+                continue
+            cases = open_cases(name, folder, split, experiment.data, experiment.seed)
+            _corpus(name, split, cases, maker, writer, report)
+
+
+def _corpus(
+    name: str, split: str, cases: Cases, maker: "_Maker", writer: CorpusWriter, report: Report
+) -> None:
+    start = time.perf_counter()
+    spans = [range(i, min(i + SHARD, len(cases))) for i in range(0, len(cases), SHARD)]
+    for number, span in enumerate(spans):
+        if not writer.has(number):
+            writer.write(number, maker.shard([cases[index] for index in span]))
+    writer.finish(len(spans), maker.facts | {"split": split, "source": name})
+    manifest = Corpus.open(writer.path).manifest
+    report(
+        f"{name}, {split}: {manifest['records']} records in {writer.path}, "
+        f"{len(manifest['refused'])} refused, {time.perf_counter() - start:.0f} s"
+    )
+
+
+class _Maker:
+    """Turns cases into documents."""
+
+    def __init__(self, experiment: Experiment, text: TextTokenizer, image: ImageTokenizer):
+        self._experiment, self._text, self._image = experiment, text, image
+        self._vocab = Vocab(experiment.vocab, text.fingerprint, image.fingerprint)
+
+    def made_from(self, name: str, folder: str, split: str) -> str:
+        """Identifies a split's cases and what else decides its content."""
+        e = self._experiment
+        raw = (name, folder, split, e.data.records, e.data.image_size, e.data.image_first, e.seed)
+        return digest(repr(raw), self._vocab.fingerprint, str(e.model.context))
+
+    @property
+    def facts(self) -> dict:
+        """What a manifest says of the vocabulary."""
+        vocab = self._vocab
+        return {
+            "vocab": dataclasses.asdict(vocab.config),
+            "vocab_fingerprint": vocab.fingerprint,
+            "text_fingerprint": vocab.text_fingerprint,
+            "image_fingerprint": vocab.image_fingerprint,
+            "bank": "",
+        }
+
+    def shard(self, cases: Sequence[Case | Skipped]) -> Shard:
+        """The documents of some cases, their pictures encoded together."""
+        refused = {case.key: case.reason for case in cases if isinstance(case, Skipped)}
+        loaded: list[tuple[Case, Filled, list[np.ndarray]]] = []
+        for case in cases:
+            if isinstance(case, Skipped):
+                continue
+            try:
+                loaded.append((case, *self._load(case)))
+            except ValueError as error:
+                refused[case.key] = str(error)
+        pictures = [picture for _, _, own in loaded for picture in own]
+        codes = iter(self._image.encode(pictures).tolist() if pictures else ())
+        documents, answers = [], []
+        for case, filled, own in loaded:
+            found = example(filled, [next(codes) for _ in own], self._text, self._vocab)
+            if reason := self._too_long(found):
+                refused[case.key] = reason
+                continue
+            documents.append(CorpusDocument(case.key, case.task.name, case.licence, found.ids))
+            answers.append(found.answer)
+        nothing = np.zeros((len(documents), 1, 1, 0))
+        return Shard(
+            documents=documents,
+            neighbours=nothing.astype(np.int32),
+            scores=nothing.astype(np.float32),
+            refused=refused,
+            selection={"seen": 0},
+            answers=np.asarray(answers, np.int32).reshape(-1, len(Answer._fields)),
+        )
+
+    def _load(self, case: Case) -> tuple[Filled, list[np.ndarray]]:
+        """The case in a template, and its pictures; `ValueError` for one that can't be read."""
+        data = self._experiment.data
+        filled = choose(case, self._experiment.seed, data.image_first)
+        pictures = []
+        for part in filled.parts:
+            match part:
+                case Derived(path, by):
+                    pictures.append(by(load_picture(path, data.image_size)))
+                case epath.Path():
+                    pictures.append(load_picture(part, data.image_size))
+                case np.ndarray():
+                    pictures.append(part)
+        return filled, pictures
+
+    def _too_long(self, found: Example) -> str:
+        """Why a document does not fit a row, with its two `<eos>` and room to recall its answer."""
+        room = self._experiment.model.context - 2 - 3 * found.answer.recalled
+        if len(found.ids) <= room:
+            return ""
+        return f"it has {len(found.ids)} tokens, and a row holds {room}"

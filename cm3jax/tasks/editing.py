@@ -1,0 +1,52 @@
+"""Text-guided editing: InstructPix2Pix."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from cm3jax.files import read_json
+from cm3jax.tasks.records import Broken, Read, convert, held_back, inside, listed, text_of
+from cm3jax.tasks.task import Case, Task
+
+EDITING = Task(
+    "editing",
+    templates=(
+        "Edit first image following the instruction<break>{image}<break>{instruction}"
+        "<break>{answer}",
+        "Edit the image as told<break>{image}<break>{instruction}<break>{answer}",
+    ),
+)
+
+
+def instruct_pix2pix(folder: epath.Path, split: str) -> Iterator[Read]:
+    """`seeds.json`, a list of `[NAME, [SEED, …]]`, and in each folder NAME a `prompt.json` with
+    the field `edit` beside `SEED_0.jpg` and `SEED_1.jpg`, before and after
+    (github.com/timothybrooks/instruct-pix2pix, edit_dataset.py)."""
+
+    def make(key: str, record: Any) -> Case:
+        name, seed = record
+        home = inside(folder, name)
+        try:
+            prompt = read_json(home / "prompt.json", "the prompt")
+        except ValueError as error:
+            raise Broken(str(error)) from None
+        values = {
+            "instruction": text_of(prompt, "edit"),
+            "image": home / f"{seed}_0.jpg",
+            "answer": home / f"{seed}_1.jpg",
+        }
+        return Case(key, EDITING, values, "InstructPix2Pix")
+
+    def pairs() -> Iterator[tuple[str, Any]]:
+        for place, entry in enumerate(held_back(listed(folder / "seeds.json"), split)):
+            if not _is_entry(entry):
+                yield f"seeds.json:{place}", ("", "")
+                continue
+            yield from ((f"{entry[0]}/{seed}", (entry[0], seed)) for seed in entry[1])
+
+    return convert(pairs(), make)
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], list)

@@ -1,0 +1,209 @@
+"""Objects at places that the prompt gives: boxes as text (COCO, Open Images, Objects365).
+
+A box is `label at (x1, y1) -> (x2, y2)`, in integers from 0 to 255 over the square that the image
+tokenizer sees.
+"""
+
+import csv
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import PIL.Image
+from etils import epath
+
+from cm3jax.errors import UserError
+from cm3jax.tasks.captions import coco_licence, coco_split
+from cm3jax.tasks.records import Broken, Read, by_id, convert, grouped, inside, lines, listed
+from cm3jax.tasks.task import Case, Task
+
+GRID = 256
+"""Places along one side of a picture."""
+MOST = 8
+"""Boxes of a case; of more, the largest."""
+_VISIBLE = 0.25  # of a box must be inside the square, or it is left out
+
+GROUNDED = Task(
+    "grounded",
+    templates=(
+        "Generate high quality image of {caption} with segmentations {boxes}<break>{answer}",
+        'Generate high quality image of "{caption}" with {boxes}<break>{answer}',
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """A label and its box, on the grid."""
+
+    label: str
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    def __str__(self) -> str:
+        return f"{self.label} at ({self.left}, {self.top}) -> ({self.right}, {self.bottom})"
+
+    @classmethod
+    def of(cls, text: str) -> "Box":
+        """The box of `LABEL:x1,y1,x2,y2`; `UserError` where that is none."""
+        found = re.fullmatch(
+            r"\s*([^:]+?)\s*:\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*", text
+        )
+        left, top, right, bottom = map(int, found.groups()[1:]) if found else (0, 0, 0, 0)
+        if not (left < right < GRID and top < bottom < GRID):
+            raise UserError(
+                f"--box {text!r} is no box; write LABEL:x1,y1,x2,y2 with corners from 0 to "
+                f"{GRID - 1}, the upper left one first."
+            )
+        return cls(found[1], left, top, right, bottom)
+
+
+_BOX = re.compile(r"(.+?) at \((\d+), (\d+)\) -> \((\d+), (\d+)\)(?:, |$)")
+
+
+def write(boxes: Sequence[Box]) -> str:
+    """The text of boxes, as templates have it."""
+    return ", ".join(map(str, boxes))
+
+
+def parse(text: str) -> list[Box]:
+    """The boxes in a text that `write` wrote; what is no box is passed over."""
+    return [Box(found[1], *map(int, found.groups()[1:])) for found in _BOX.finditer(text)]
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes, whatever their labels."""
+    width = min(a.right, b.right) - max(a.left, b.left)
+    height = min(a.bottom, b.bottom) - max(a.top, b.top)
+    shared = max(0, width) * max(0, height)
+    return shared / (_area(a) + _area(b) - shared)
+
+
+def _area(box: Box) -> int:
+    return (box.right - box.left) * (box.bottom - box.top)
+
+
+def place(label: str, box: tuple[float, float, float, float], size: tuple[int, int]) -> Box | None:
+    """A box (left, top, right, bottom) in pixels of a picture (width, height) on the grid.
+
+    Of the picture only the largest centred square is seen; None where little of the box is left.
+    """
+    side = min(size)
+    left, top, right, bottom = box
+    area = (right - left) * (bottom - top)
+    margins = ((size[0] - side) / 2, (size[1] - side) / 2)
+    seen = [
+        min(max(value - margin, 0), side)
+        for value, margin in zip(box, (*margins, *margins), strict=True)
+    ]
+    inside_area = (seen[2] - seen[0]) * (seen[3] - seen[1])
+    if area <= 0 or inside_area < _VISIBLE * area:
+        return None
+    corners = [min(round(value * GRID / side), GRID - 1) for value in seen]
+    if corners[0] >= corners[2] or corners[1] >= corners[3]:
+        return None
+    return Box(label, *corners)
+
+
+def largest(boxes: Sequence[Box | None]) -> list[Box]:
+    """The `MOST` largest boxes in their order; `Broken` without any."""
+    found = [box for box in boxes if box is not None]
+    if not found:
+        raise Broken("it has no box inside the picture's square")
+    kept = sorted(found, key=_area, reverse=True)[:MOST]
+    return [box for box in found if box in kept]
+
+
+def labels(boxes: Sequence[Box]) -> str:
+    """A caption made of labels, for pictures that come without one."""
+    return " and ".join(dict.fromkeys(box.label for box in boxes))
+
+
+def coco_boxes(folder: epath.Path, split: str) -> Iterator[Read]:
+    """`annotations/instances_train2017.json`, `annotations/captions_train2017.json` and
+    `train2017/` (cocodataset.org, "data format"); a crowd's box is left out."""
+    part = coco_split(split)
+    captions = grouped(
+        listed(folder / "annotations" / f"captions_{part}.json", "annotations"), "image_id"
+    )
+    found = {name: [item["caption"] for item in items if "caption" in item]
+             for name, items in captions.items()}  # fmt: skip
+    path = folder / "annotations" / f"instances_{part}.json"
+    return _coco_like(path, folder / part, "COCO", found)
+
+
+def objects365_boxes(folder: epath.Path, split: str) -> Iterator[Read]:
+    """`zhiyuan_objv2_train.json`, in COCO's layout, and the pictures under the names in it
+    (objects365.org, the edition of 2020); captions are made of labels."""
+    name = "val" if split == "validation" else "train"
+    return _coco_like(folder / f"zhiyuan_objv2_{name}.json", folder, "Objects365", {})
+
+
+def _coco_like(
+    path: epath.Path, pictures: epath.Path, source: str, captions: dict[Any, list[str]]
+) -> Iterator[Read]:
+    names = {key: value["name"] for key, value in by_id(listed(path, "categories")).items()}
+    things = grouped(listed(path, "annotations"), "image_id")
+
+    def box(image: dict, thing: dict) -> Box | None:
+        if thing.get("iscrowd"):
+            return None
+        left, top, width, height = map(float, thing["bbox"])
+        corners = (left, top, left + width, top + height)
+        return place(names[thing["category_id"]], corners, (image["width"], image["height"]))
+
+    def make(key: str, image: Any) -> Case:
+        picture = inside(pictures, image["file_name"])
+        boxes = largest([box(image, thing) for thing in things.get(image["id"], [])])
+        told = captions.get(image["id"]) or [labels(boxes)]
+        values = {"caption": told[0], "boxes": write(boxes), "answer": picture}
+        return Case(key, GROUNDED, values, source, coco_licence(image))
+
+    images = listed(path, "images")
+    return convert(((f"image-{n}", image) for n, image in enumerate(images)), make)
+
+
+def open_images_boxes(folder: epath.Path, split: str) -> Iterator[Read]:
+    """`oidv6-train-annotations-bbox.csv` (or `train-…`), `class-descriptions-boxable.csv` and
+    `train/ID.jpg` (storage.googleapis.com/openimages, "data formats"); captions are made of labels.
+    """
+    found = sorted(folder.glob(f"*{split}-annotations-bbox.csv"))
+    if not found:
+        raise UserError(f"{folder} has no *{split}-annotations-bbox.csv; put it there.")
+    names = dict(
+        row[:2]
+        for row in csv.reader(line for _, line in lines(folder / "class-descriptions-boxable.csv"))
+        if len(row) >= 2
+    )
+    rows = csv.DictReader(line for _, line in lines(found[0]))
+
+    def make(key: str, things: Any) -> Case:
+        picture = inside(folder / split, f"{key}.jpg")
+        size = _size(picture)
+        boxes = largest([_open_images_box(thing, names, size) for thing in things])
+        values = {"caption": labels(boxes), "boxes": write(boxes), "answer": picture}
+        return Case(key, GROUNDED, values, "Open Images", "CC-BY-4.0")
+
+    return convert(grouped(rows, "ImageID").items(), make)
+
+
+def _open_images_box(
+    thing: dict[str, str], names: dict[str, str], size: tuple[int, int]
+) -> Box | None:
+    if thing["IsGroupOf"] == "1":
+        return None
+    edges = [float(thing[name]) for name in ("XMin", "YMin", "XMax", "YMax")]
+    corners = tuple(edge * size[i % 2] for i, edge in enumerate(edges))
+    return place(names[thing["LabelName"]].lower(), corners, size)
+
+
+def _size(picture: epath.Path) -> tuple[int, int]:
+    """Width and height of a picture file, from its head."""
+    try:
+        with PIL.Image.open(picture) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError):
+        raise Broken(f"{picture.name} is missing or no picture") from None

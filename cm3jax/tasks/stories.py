@@ -1,0 +1,6 @@
+"""Stories: texts and pictures in turn, which the model continues from a first text."""
+
+from cm3jax.tasks.task import Task
+
+STORY = Task("story", templates=("{beginning}<break>{answer}",))
+"""The answer are all segments after the first."""

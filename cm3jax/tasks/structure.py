@@ -1,0 +1,70 @@
+"""From structure to picture: maps that are computed here (Canny edges, scribbles) or given."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from cm3jax.tasks.captions import coco_captions
+from cm3jax.tasks.edges import canny, scribble
+from cm3jax.tasks.records import Read, convert, held_back, inside, json_lines, text_of
+from cm3jax.tasks.task import Case, Derived, Skipped, Task
+
+
+def _task(name: str, what: str) -> Task:
+    return Task(
+        name,
+        templates=(
+            f"Make high quality image from {what}<break>{{image}}<break>{{caption}}"
+            "<break>{answer}",
+            f"Draw {what} as a picture<break>{{image}}<break>{{caption}}<break>{{answer}}",
+        ),
+    )
+
+
+SEGMENTATION = _task("segmentation", "a segmentation map")
+EDGES = _task("edges", "canny edge features")
+SCRIBBLE = _task("scribble", "children's scribbles")
+DEPTH = _task("depth", "depth features")
+HED = _task("hed", "hed features")
+OPENPOSE = _task("openpose", "openpose features")
+NORMALS = _task("normals", "3D norm features")
+
+
+def given_maps(task: Task, folder: epath.Path, split: str) -> Iterator[Read]:
+    """`prompt.json`, lines of `{"source": MAP, "target": PICTURE, "prompt": CAPTION}`, and the
+    files that they name (github.com/lllyasviel/ControlNet, docs/train.md)."""
+
+    def make(key: str, record: Any) -> Case:
+        values = {
+            "caption": text_of(record, "prompt"),
+            "image": inside(folder, record["source"]),
+            "answer": inside(folder, record["target"]),
+        }
+        return Case(key, task, values)
+
+    return convert(held_back(json_lines(folder / "prompt.json"), split), make)
+
+
+def _from_coco(
+    task: Task, compute: Callable[[np.ndarray], np.ndarray], folder: epath.Path, split: str
+) -> Iterator[Read]:
+    """COCO's pictures and captions, with a map computed from each picture."""
+    for case in coco_captions(folder, split):
+        if isinstance(case, Skipped):
+            yield case
+            continue
+        picture = case.values["image"]
+        values = {
+            "caption": case.values["answer"],
+            "image": Derived(picture, compute),
+            "answer": picture,
+        }
+        yield dataclasses.replace(case, task=task, values=values)
+
+
+coco_canny = partial(_from_coco, EDGES, canny)
+coco_scribble = partial(_from_coco, SCRIBBLE, scribble)

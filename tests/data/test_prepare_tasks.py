@@ -1,0 +1,193 @@
+"""Corpora of tasks: what `launch.prepare` writes, training reads with its answers in place."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+from cm3jax import testing
+from cm3jax.config import CM3Config, DataConfig
+from cm3jax.data.corpus import Corpus
+from cm3jax.data.pipeline import CorpusStream, Position, resampled
+from cm3jax.data.prepare_tasks import open_cases, prepare_tasks
+from cm3jax.data.show import show_row
+from cm3jax.errors import UserError
+from cm3jax.sequence import Places, Samples, answer_masks, build_rows
+
+
+def experiment(folder, **data):
+    base = testing.experiment()
+    data = {
+        "tasks": (("coco_captions", f"{folder}/coco"), ("segmentation", f"{folder}/maps")),
+        "mixture": ((f"{folder}/captions", 1.0), (f"{folder}/maps-made", 1.0)),
+        "image_size": 16,
+        "batch": 4,
+    } | data
+    return dataclasses.replace(
+        base,
+        data=DataConfig(**data),
+        cm3=CM3Config(max_masks=6, loss_on="answer"),
+        model=dataclasses.replace(base.model, context=160),
+    )
+
+
+def write_picture(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(testing.pictures(1, seed)[0]).save(path)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """An experiment over two small data sets with broken files among them."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for split in ("train", "val"):
+        images = [{"id": i, "file_name": f"{i}.jpg", "license": 1} for i in range(9)]
+        captions = [{"id": i, "image_id": i, "caption": f"a red fox {i}"} for i in range(9)]
+        path = folder / f"coco/annotations/captions_{split}2017.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"images": images, "annotations": captions}))
+        for i in range(8):
+            write_picture(folder / f"coco/{split}2017/{i}.jpg", i)
+        (folder / f"coco/{split}2017/7.jpg").write_bytes(b"<html>")
+    lines = []
+    for i in range(60):
+        write_picture(folder / f"maps/{i}.png", i)
+        lines.append({"source": f"{i}.png", "target": f"{i}.png", "prompt": f"the moon {i}"})
+    (folder / "maps/prompt.json").write_text("\n".join(map(json.dumps, [{}, *lines])))
+    made = experiment(folder)
+    said = []
+    prepare_tasks(made, testing.text_tokenizer(), testing.image_tokenizer(), said.append)
+    return made, said
+
+
+def test_what_is_broken_is_listed_with_its_reason(prepared):
+    made, said = prepared
+    assert said[0].startswith("coco_captions, train: 7 records in")
+    corpus = Corpus.open(f"{made.data.mixture[0][0]}/corpus/train")
+    refused = corpus.manifest["refused"]
+    assert "7.jpg is not a picture" in refused["caption-7"]
+    assert "8.jpg can't be read" in refused["caption-8"]
+    maps = Corpus.open(f"{made.data.mixture[1][0]}/corpus/train")
+    assert maps.manifest["refused"] == {"prompt.json:1": "it has no 'prompt'"}
+    assert len(maps) == 59
+    assert len(Corpus.open(f"{made.data.mixture[1][0]}/corpus/validation")) == 1
+    assert corpus.manifest["licence_shares"] == {"COCO image licence 1": 1.0}
+
+
+def test_a_second_preparation_finds_everything_there(prepared):
+    made, _ = prepared
+    said = []
+    prepare_tasks(made, testing.text_tokenizer(), testing.image_tokenizer(), said.append)
+    assert len(said) == 4
+    assert all(line.endswith("is complete") for line in said)
+
+
+def test_training_rows_ask_for_the_answers_alone(prepared):
+    made, _ = prepared
+    stream = CorpusStream.open(made, "train")
+    vocab = stream.vocab
+    captions, maps = stream.corpora
+    row = captions.build(captions.plan(0, 0).slice(0, 1))
+    asked = row.targets[row.weights > 0]
+    texts = testing.text_tokenizer().decode(
+        [id_ - vocab.first_text for id_ in asked.tolist() if id_ >= vocab.first_text]
+    )
+    assert texts.startswith("a red fox")
+    assert (asked == vocab.eoss).sum() == row.segments.max()
+    row = maps.build(maps.plan(0, 0).slice(0, 1))
+    asked = row.targets[row.weights > 0].reshape(row.segments.max(), -1)
+    assert (asked[:, -1] == vocab.eos).all()
+    assert asked.shape[1] == vocab.image_tokens + 1
+    batch = next(iter(stream.batches(Position()))).data
+    assert batch.tokens.shape == (4, 160)
+
+
+def test_show_draws_what_is_asked(prepared):
+    made, _ = prepared
+    rows = CorpusStream.open(made, "train").corpora[0]
+    shown = show_row(rows, 3, testing.text_tokenizer()).splitlines()
+    assert any("caption-3 (caption), 1 masks drawn" in line for line in shown)
+    weighted = [line for line in shown if line.endswith(" 1")]
+    assert any("<eoss>" in line for line in weighted)
+    assert any(line.endswith(" 0") for line in shown)
+
+
+def test_numpy_and_jax_build_the_same_rows(prepared):
+    made, _ = prepared
+    rows = CorpusStream.open(made, "train").corpora[0]
+    vocab, count = rows.corpus.vocab, 5
+    ids = [rows.corpus.ids(record) for record in range(count)]
+    lengths = np.asarray([len(one) for one in ids], np.int32)
+    query = np.stack([np.pad(one, (0, lengths.max() - len(one))) for one in ids]).astype(np.int32)
+    answers = np.asarray(rows.corpus.answers[:count])
+    numbers = np.arange(count, dtype=np.int32)
+
+    def build(xp):
+        none = xp.zeros((count, 0, 1), xp.int32)
+        samples = Samples(
+            none,
+            none[..., 0],
+            xp.asarray(query),
+            xp.asarray(lengths),
+            xp.asarray(answer_masks(answers)),
+            xp.asarray(numbers),
+            xp.asarray(answers),
+        )
+        places = Places(xp.asarray(numbers), xp.asarray(0 * numbers), xp.asarray(0 * numbers + 1))
+        return build_rows(
+            xp, samples, places, (count, 160), seed=0, epoch=0, config=made.cm3, vocab=vocab
+        )
+
+    for name, values in vars(build(np)).items():
+        np.testing.assert_array_equal(values, getattr(build(jnp), name), err_msg=name)
+
+
+def test_the_mixture_is_resampled_between_its_thresholds(prepared):
+    # Equal shares of 1,000 records would be 1/3, 10/3 and 100/3 passes.
+    assert resampled([1000, 100, 10], [1.0, 1.0, 1.0], 0.3, 3.0) == pytest.approx([0.37, 3, 3])
+    assert resampled([10, 10], [9.0, 1.0], 0.3, 3.0) == pytest.approx([1.8, 0.3])
+    made, _ = prepared
+    data = dataclasses.replace(made.data, resample=(0.3, 3.0), batch=100_000)
+    stream = CorpusStream.open(dataclasses.replace(made, data=data), "train")
+    captions, maps = (rows.corpus for rows in stream.corpora)
+    # Equal shares of 66 records are 33 / 7 passes over the captions, of which 3 are allowed.
+    passes = np.asarray([3.0, 33 / 59])
+    counts = np.bincount(stream._choose(0), minlength=2)
+    rows = np.asarray([rows.plan(0, 0).rows for rows in stream.corpora])
+    seen = counts / rows  # passes over each corpus, but for a common factor
+    assert seen[0] / seen[1] == pytest.approx(passes[0] / passes[1], rel=0.03)
+    assert (len(captions), len(maps)) == (7, 59)
+
+
+def test_answers_are_for_whole_rows(prepared):
+    made, _ = prepared
+    stream = dataclasses.replace(made, data=dataclasses.replace(made.data, rows="stream"))
+    with pytest.raises(UserError, match="has answers to learn"):
+        CorpusStream.open(stream, "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "message"),
+    [("cooking", "emblems", "emblems has no task 'cooking'"), ("cooking", "x", "no data set")],
+)
+def test_unknown_names_are_said(name, folder, message):
+    with pytest.raises(UserError, match=message):
+        open_cases(name, folder, "train", DataConfig(), 0)
+
+
+def test_emblems_has_as_many_cases_as_asked():
+    data = DataConfig(records=300)
+    assert len(open_cases("words", "emblems", "train", data, 0)) == 300
+    assert len(open_cases("words", "emblems", "validation", data, 0)) == 100
+    assert open_cases("words", "emblems", "train", data, 0)[2].key == "words-train-2"
+
+
+@pytest.mark.parametrize(
+    "data", [{"resample": (0.0, 3.0)}, {"resample": (1.5, 3.0)}, {"mixture": ()}]
+)
+def test_impossible_settings_are_refused(tmp_path, data):
+    with pytest.raises(UserError, match="data"):
+        experiment(tmp_path, **data)

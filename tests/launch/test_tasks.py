@@ -1,0 +1,72 @@
+"""`launch.generate --task`, with untrained weights: every task runs, mistakes are one sentence."""
+
+import json
+
+import PIL.Image
+import pytest
+
+from cm3jax import testing
+from cm3jax.errors import UserError
+from cm3jax.tasks import TASKS
+from launch import generate
+from launch.tasks import find, task_prompt, text_field
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("chain")
+    testing.write_chain(directory)
+    PIL.Image.fromarray(testing.pictures(1, seed=3)[0]).save(directory / "x.png")
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "beginning"),
+    [
+        (("vqa", "what is it?", "--image", "X"), "text", "Question: what is it? Answer: <mask>"),
+        (("segmentation", "a red fox", "--image", "X"), "file", "Make high quality image from a"),
+    ],
+)
+def test_tasks_run_from_the_shell(chain, tmp_path, capsys, words, kind, beginning):
+    image = str(chain / "x.png")
+    options = [image if word == "X" else word for word in words]
+    common = ("--run", str(chain / "decoder"), "--out", str(tmp_path))
+    generate.command(["--task", *options, *common])
+    (line,) = (tmp_path / "samples.jsonl").read_text().splitlines()
+    line = json.loads(line)
+    assert line[kind]
+    assert line["prompt"].startswith(beginning)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("wrote 1 to ")
+
+
+def test_every_task_that_takes_a_text_has_one_field_for_it():
+    taken = {name: text_field(task) for name, task in TASKS.items()}
+    assert taken["vqa"] == taken["science"] == "question"
+    assert taken["editing"] == "instruction"
+    assert taken["words"] == "text"
+    assert taken["story"] == "beginning"
+    assert taken["caption"] == taken["long_caption"] == taken["narration"] == ""
+    assert {taken[name] for name in ("segmentation", "depth", "grounded")} == {"caption"}
+
+
+def test_boxes_and_options_come_into_the_prompt():
+    text = task_prompt(find("grounded"), "a circle", box="circle:10,10,90,120;ring:0,0,9,9")
+    assert text.endswith("circle at (10, 10) -> (90, 120), ring at (0, 0) -> (9, 9)")
+    asked = task_prompt(find("science"), "which?", "x.png", options="a, b")
+    assert asked == ("Question: which?\nOptions: a, b\nAnswer: <mask><break><image:x.png><infill>")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--task", "vqs", "why?"), "did you mean vqa"),
+        (("--task", "vqa", "why?"), "the task vqa takes image and question"),
+        (("--task", "caption", "why?", "--image", "x.png"), "the task caption takes image"),
+        (("--task", "grounded", "a", "--box", "circle"), "is no box"),
+        (("--task", "vqa", "a", "b"), "takes one text"),
+        (("a", "--image", "x.png"), "inputs of a --task"),
+    ],
+)
+def test_mistakes_are_one_sentence(options, message, chain):
+    with pytest.raises(UserError, match=message):
+        generate.command([*options, "--run", str(chain / "decoder")])
