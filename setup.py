@@ -60,6 +60,10 @@ EXTRAS = {
         "ruff>=0.14",  # lint and format
         "jsonschema>=4",  # manifests of jobs against the published schema
         "tensorboard>=2.21",  # reads back the curves that a run writes
+        "apache-beam>=2.77",  # both engines of preparation give the same bytes
+        "pyarrow>=18",  # parquet tables
+        "pymilvus>=3.0,<4",  # the index protocol over Milvus
+        "milvus-lite>=3.2",  # its server, in the test's own process
     ],
     "bench": ["faiss-cpu>=1.15"],  # the other exact index, side by side
 }
