@@ -51,6 +51,7 @@ def chain() -> dict[str, Experiment]:
         _HOME,
         workdir=f"runs/{_HOME}/decoder",
         data=data | {"batch": 8},
+        retrieval={"relevance_floor": -1.0},  # an encoder of seconds scores on another scale
         optim={"method": "muon", "peak_lr": 1e-2, "warmup_steps": 50},
         train={"steps": 250, "validate_every": 125, "log_every": 25},
         checkpoint={"every": 50},

@@ -113,8 +113,8 @@ def _corpus(job: Job, tools: Tools, bank: Bank, engine: Engine, report: Report) 
     leaked = f"; {len(manifest['leaks'])} stand in the bank, too" if manifest["leaks"] else ""
     report(
         f"{job.split}: {manifest['records']} records in {writer.path}, {len(manifest['refused'])} "
-        f"refused{leaked}; of the neighbours seen, {share['too_relevant']:.1%} were too relevant "
-        f"and {share['not_diverse']:.1%} not diverse"
+        f"refused{leaked}; of the neighbours seen, {share['too_relevant']:.1%} were too "
+        f"relevant, {share['irrelevant']:.1%} irrelevant and {share['not_diverse']:.1%} not diverse"
     )
     done = len(missing) * job.experiment.data.shard
     return Timing(min(done, manifest["records"]), time.perf_counter() - start)

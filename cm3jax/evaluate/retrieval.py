@@ -56,7 +56,7 @@ def evaluate_encoder(run_dir: epath.PathLike, count: int = 200) -> dict[str, Sco
         found = ExactIndex(vectors).search(query, config.pool)
         lists = side_by_side(found, counts[modality])
         most = max(counts[modality])
-        found = choose(lists, vectors, pair, config, relevance_cut=np.inf, queries=most).ids
+        found = choose(lists, vectors, pair, config, cuts=False, queries=most).ids
         right = [
             any(name in shows[row] for row in rows) for name, rows in zip(names, found, strict=True)
         ]

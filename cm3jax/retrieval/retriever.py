@@ -78,7 +78,7 @@ class Retriever:
             self._pair,
             dataclasses.replace(self.config, candidates=k),
             padded,
-            relevance_cut=np.inf,
+            cuts=False,
             queries=max(counts),
         )
         return [

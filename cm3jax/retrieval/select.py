@@ -29,9 +29,9 @@ class Choice:
     scores: Float[np.ndarray, "B C"]
     """Their inner products with the query; 0 for `NONE`."""
     counts: dict[str, int]
-    """What the rules did: neighbours `seen`, `excluded`, `too_relevant`, `not_diverse`, candidates
-    that came before a better score for having both modalities (`preferred`), and candidates
-    `missing` in the end."""
+    """What the rules did: neighbours `seen`, `excluded`, `too_relevant`, `irrelevant`,
+    `not_diverse`, candidates that came before a better score for having both modalities
+    (`preferred`), and candidates `missing` in the end."""
 
 
 def excluded(
@@ -44,6 +44,11 @@ def excluded(
 def too_relevant(scores: Float[np.ndarray, "B P"], cut: float) -> Bool[np.ndarray, "B P"]:
     """Which neighbours are too close to the query to teach anything (the paper: above 0.9)."""
     return scores > cut
+
+
+def irrelevant(scores: Float[np.ndarray, "B P"], floor: float) -> Bool[np.ndarray, "B P"]:
+    """Which neighbours have nothing to do with the query."""
+    return scores < floor
 
 
 def preference(
@@ -79,20 +84,21 @@ def choose(
     pair: Bool[np.ndarray, " M"],
     config: RetrievalConfig,
     exclude: Int[np.ndarray, "B X"] | None = None,
-    relevance_cut: float | None = None,
+    cuts: bool = True,
     queries: int = 1,
 ) -> Choice:
     """Pick `config.candidates` of each query's neighbours, greedily by score.
 
     `vectors` and `pair` (has both modalities) are the whole bank's; `exclude` holds ids that a
-    query must not get, `NONE` as padding. `relevance_cut` replaces the configured one: generation
-    cuts nothing and passes infinity. With several `queries`, a row holds as many lists of equal
+    query must not get, `NONE` as padding. Without `cuts` nothing is too relevant, nor too
+    little: so it is at generation. With several `queries`, a row holds as many lists of equal
     length (`side_by_side`): the best document of all comes first, and a list that gave one already
     must beat the others by `config.clause_margin` to give another.
     """
     if exclude is None:
         exclude = np.full((len(neighbours.ids), 1), NONE)
-    cut = config.relevance_cut if relevance_cut is None else relevance_cut
+    if not cuts:
+        config = dataclasses.replace(config, relevance_cut=np.inf, relevance_floor=-np.inf)
     step = 200_000 // max(neighbours.ids.shape[1], 1) + 1  # whose pools' vectors fit in memory
     parts = [
         _choose(
@@ -101,7 +107,7 @@ def choose(
             exclude[start : start + step],
             vectors,
             pair,
-            dataclasses.replace(config, relevance_cut=cut),
+            config,
             queries,
         )
         for start in range(0, max(len(neighbours.ids), 1), step)
@@ -119,7 +125,8 @@ def _choose(ids, scores, exclude, vectors, pair, config: RetrievalConfig, querie
     turns = np.zeros((len(ids), queries), np.float32)
     own = excluded(ids, exclude) | (ids == NONE)
     close = too_relevant(scores, config.relevance_cut) & ~own
-    left = ~own & ~close
+    far = irrelevant(scores, config.relevance_floor) & ~own
+    left = ~own & ~close & ~far
     rank = preference(scores, pair[ids], config.modality_margin)
     pool = vectors[ids]
     chosen_ids = np.full((len(ids), config.candidates), NONE, np.int64)
@@ -141,6 +148,7 @@ def _choose(ids, scores, exclude, vectors, pair, config: RetrievalConfig, querie
         "seen": int((ids != NONE).sum()),
         "excluded": int((own & (ids != NONE)).sum()),
         "too_relevant": int(close.sum()),
+        "irrelevant": int(far.sum()),
         "not_diverse": not_diverse,
         "preferred": preferred,
         "missing": int((chosen_ids == NONE).sum()),

@@ -86,7 +86,7 @@ def prepared(home):
         neighbours[record, 0, 0] = found.ids[record][others][:DOCUMENTS]
         scores[record, 0, 0] = found.scores[record][others][:DOCUMENTS]
     documents = [CorpusDocument(f"tiny-{i}", "pair", "CC0-1.0", ids[i]) for i in range(RECORDS)]
-    selection = {"seen": RECORDS, "too_relevant": 0, "not_diverse": 0}
+    selection = {"seen": RECORDS, "too_relevant": 0, "irrelevant": 0, "not_diverse": 0}
     writer = CorpusWriter(home / "corpus/train", "this")
     writer.write(0, Shard(documents, neighbours, scores, {}, selection))
     vocab = testing.vocab()

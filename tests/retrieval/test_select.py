@@ -82,6 +82,7 @@ def test_the_best_that_pass():
         "seen": 5,
         "excluded": 1,
         "too_relevant": 1,
+        "irrelevant": 0,
         "not_diverse": 0,
         "preferred": 0,
         "missing": 0,
@@ -90,7 +91,20 @@ def test_the_best_that_pass():
 
 def test_generation_cuts_nothing():
     neighbours = _neighbours([0, 1, 2], [0.99, 0.85, 0.8])
-    found = choose(neighbours, _far_apart(3), np.ones(3, bool), CONFIG, relevance_cut=np.inf)
+    found = choose(neighbours, _far_apart(3), np.ones(3, bool), CONFIG, cuts=False)
+    assert found.ids.tolist() == [[0, 1]]
+
+
+def test_what_has_nothing_to_do_with_the_query_is_not_shown():
+    neighbours = _neighbours([0, 1, 2], [0.85, 0.5, 0.3])
+    config = dataclasses.replace(CONFIG, relevance_floor=0.5)
+    found = choose(neighbours, _far_apart(3), np.ones(3, bool), config)
+    assert found.ids.tolist() == [[0, 1]]
+    higher = dataclasses.replace(CONFIG, relevance_floor=0.6)
+    found = choose(neighbours, _far_apart(3), np.ones(3, bool), higher)
+    assert found.ids.tolist() == [[0, NONE]]
+    assert found.counts["irrelevant"] == 2
+    found = choose(neighbours, _far_apart(3), np.ones(3, bool), higher, cuts=False)
     assert found.ids.tolist() == [[0, 1]]
 
 
@@ -129,7 +143,7 @@ def _literal_choice(ids, scores, vectors, pair, exclude, config):
     left = [
         (score - (0 if pair[i] else np.float32(config.modality_margin)), -place, i, score)
         for place, (i, score) in enumerate(zip(ids, scores, strict=True))
-        if i not in exclude and not score > config.relevance_cut
+        if i not in exclude and config.relevance_floor <= score <= config.relevance_cut
     ]
     chosen = []
     while left and len(chosen) < config.candidates:
