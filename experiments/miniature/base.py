@@ -85,7 +85,7 @@ def base(name: str, home: str = "miniature", **delta: Any) -> Experiment:
             encoder=f"runs/{home}/clip",
             pool=48,
             relevance_cut=0.95,
-            # Between a plain scene's best neighbours (at most 0.47) and another emblem's (from 0.5).
+            # Between a plain scene's best neighbours (up to 0.47) and other emblems (from 0.5).
             relevance_floor=0.48,
             # The second document shows another emblem: two of the same would not teach the decoder
             # to read names (the model then took either of two documents, as by a coin).
