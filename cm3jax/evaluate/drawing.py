@@ -136,5 +136,5 @@ def likeness(
     encoder: ClipEncoder, vector: Float[np.ndarray, " E"], group: Sequence[Generated]
 ) -> Float[np.ndarray, " G"]:
     """Cosines of a text's vector and its samples'."""
-    size = encoder.config.image_size
-    return encoder.encode_images([fit(sample.image, size) for sample in group]) @ vector
+    pictures = [fit(sample.image, encoder.config) for sample in group]
+    return encoder.encode_images(pictures) @ vector

@@ -122,11 +122,13 @@ def cosines(
     encoder: ClipEncoder, texts: Sequence[str], files: Sequence[epath.Path]
 ) -> Float[np.ndarray, " B"]:
     """CLIP's cosine of each text and its picture: no factor, no prefix, nothing clipped at 0."""
-    size, batch = encoder.config.image_size, encoder.batch
+    batch = encoder.batch
     out = [np.zeros(0, np.float32)]
     for start in range(0, len(texts), batch):
         part = slice(start, start + batch)
-        pictures = encoder.encode_images([fit(read(file, 0), size) for file in files[part]])
+        pictures = encoder.encode_images(
+            [fit(read(file, 0), encoder.config) for file in files[part]]
+        )
         out.append((pictures * encoder.encode_texts(list(texts[part]))).sum(-1))
     return np.concatenate(out)
 

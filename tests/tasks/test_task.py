@@ -5,7 +5,8 @@ import pytest
 from etils import epath
 
 from cm3jax import testing
-from cm3jax.config import CM3Config
+from cm3jax.asks import Asker
+from cm3jax.config import CM3Config, DecodeConfig
 from cm3jax.document import Mark, parse_prompt
 from cm3jax.errors import UserError
 from cm3jax.prompts import read_prompt
@@ -122,12 +123,14 @@ def test_a_prompt_is_the_training_row_up_to_its_answer(name, image_first, monkey
     given = {field: value for field, value in values.items() if field != "answer"}
     template = task.fitting(set(given), image_first)[0]
     _, batch = row(fill(template, values))
-    asked = read_prompt(
-        prompt(task, given, image_first), testing.text_tokenizer(), image, testing.vocab()
-    )
+    read = read_prompt(prompt(task, given, image_first), image.config.image_size)
+    asker = Asker(vocab, testing.text_tokenizer(), image, context=256)
+    build = asker.fillings if read.recall else asker.pictures
+    (ask,) = build([read.segments], None, None, DecodeConfig())
+    prefix = ask.request.prefix.tolist()
     tokens = batch.tokens[0].tolist()
-    assert tokens[: len(asked.ids) + 1] == [vocab.eos, *asked.ids]
-    answer = tokens[len(asked.ids) + 1 :]
+    assert tokens[: len(prefix)] == prefix
+    answer = tokens[len(prefix) :]
     if name == "editing":
         assert answer[:5] == [*(vocab.first_image + code for code in CODES), vocab.eos]
     else:
