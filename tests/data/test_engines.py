@@ -83,7 +83,7 @@ def test_a_preparation_that_is_killed_again_and_again_comes_out_the_same(made, t
     while True:
         process = start(made, tmp_path)
         seen = 0
-        stop = draw.randint(1, 8)  # shards of this life
+        stop = draw.randint(1, 4)  # shards of this life
         for line in process.stdout:
             seen += "shards, about" in line
             if seen >= stop and killed < KILLS:

@@ -14,15 +14,20 @@ CLOCKS = {"seconds", "tokens_per_second", "mfu", "data_wait", "resumed_from"}
 
 
 def options(path: Path) -> list[str]:
-    """Command-line options of a tiny decoder, and its corpus below `path`.
+    """Command-line options of a tiny decoder on a mixture of two corpora, which lie below `path`.
 
     Its learning rate does not depend on the end.
     """
-    bank = corpora.write_bank(path)
-    for split in ("train", "validation"):
-        corpora.write_corpus(path, bank, split=split)
+    homes = {path / "large": 300, path / "small": 60}
+    for home, records in homes.items():
+        bank = corpora.write_bank(home)
+        for split in ("train", "validation"):
+            corpora.write_corpus(home, bank, records, split=split)
+    mixture = [
+        str(word) for home, weight in zip(homes, (3, 1), strict=True) for word in (home, weight)
+    ]
     fields = {
-        "data": {"corpus": f"{path}/corpus", "bank": f"{path}/bank", "batch": 8},
+        "data": {"batch": 8},
         "vocab": {"image_codes": 64, "text_pieces": 50, "grid": 2},
         "vqgan": {"image_size": 16, "codes": 64},
         "model": {"layers": 2, "width": 32, "heads": 2, "head_width": 16, "ffn": 64, "context": 64},
@@ -35,7 +40,7 @@ def options(path: Path) -> list[str]:
         "train": {"log_every": 1, "validate_every": 20, "validation_batches": 2},
         "checkpoint": {"every": 4},
     }
-    return [
+    return ["--data.mixture", *mixture] + [
         word
         for section, values in fields.items()
         for name, value in values.items()
