@@ -75,6 +75,7 @@ def drawn(out):
     return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("samples_*/*.png"))}
 
 
+@pytest.mark.slow
 def test_every_way_has_its_pictures_scores_and_stamp(home, outcome):
     assert len(drawn(outcome)) == 4 * COUNT
     scores = scores_from_json(json.loads((outcome / "scores.json").read_text()))
@@ -95,6 +96,7 @@ def test_every_way_has_its_pictures_scores_and_stamp(home, outcome):
     assert Gaussian.load(outcome / "reference.npz").mean.shape == (128,)
 
 
+@pytest.mark.slow
 def test_the_best_of_two_is_one_of_the_two_and_the_likelier_by_clip(outcome):
     notes = json.loads((outcome / "docs_1/drawn-00000.json").read_text())
     pictures = drawn(outcome)
@@ -104,6 +106,7 @@ def test_the_best_of_two_is_one_of_the_two_and_the_likelier_by_clip(outcome):
         assert (first == best) == (note["cosines"][0] >= note["cosines"][1])
 
 
+@pytest.mark.slow
 def test_the_page_has_the_paper_s_columns_and_the_worst_and_best_cases(outcome):
     page = (outcome / "report.html").read_text()
     require_sound(page)
@@ -114,6 +117,7 @@ def test_the_page_has_the_paper_s_columns_and_the_worst_and_best_cases(outcome):
     assert page.count("drawn, cosine") == page.count("COCO&#x27;s own") == 4 * 2 * (COUNT // 2)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_pictures(home, outcome, monkeypatch):
     out, real = home / "killed", drawing._draw_chunk
     calls = []
@@ -139,6 +143,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_pictures(home, outcome, mon
         from_run(home, out, "--seed", "1", "--count", str(COUNT))
 
 
+@pytest.mark.slow
 def test_pictures_made_elsewhere_are_scored_by_their_names(home, outcome, capsys):
     made = outcome / "docs_1/samples_2"
     clip = ("--clip", home / "clip")

@@ -102,6 +102,7 @@ def test_equals_the_transcription(state, file, pictures, measure):
         assert (seen, plain)[row][row] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_slopes(file, pictures):
     """Every array has a part in the distance; where nothing is active the slope stays finite."""
     left, right = map(jnp.asarray, pictures[:, :1])
