@@ -359,6 +359,8 @@ class CM3Config:
     """Largest number of masks in one sample."""
     whole_segment: float = 0.5
     """Probability that a mask is one whole segment instead of a random span."""
+    picture_rows: float = 0.0
+    """Probability that a random span of a picture is widened to whole rows of its codes."""
     mask_retrieved: bool = False
     """Mask in retrieved documents too (metaseq's way); with `data.rows=stream` always so."""
     no_documents: float = 0.2
@@ -373,7 +375,7 @@ class CM3Config:
     the paper, or the answer alone, with the id that ends it."""
 
     def __post_init__(self):
-        for name in ("whole_segment", "no_documents"):
+        for name in ("whole_segment", "picture_rows", "no_documents"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"cm3.{name}={value} is a probability; give 0 to 1.")
         _require(

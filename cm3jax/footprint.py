@@ -112,7 +112,7 @@ def _temporaries(experiment: Experiment, mesh: dict[str, int]) -> int:
     """Peak of what lives within a step: at the head, or in the backward pass of a layer.
 
     At the head all layers' residuals are there, and the logits, and their gradient. In a layer the
-    head's are gone; a layer that recomputes has all of its residuals once more.
+    head's are gone; it computes again those of its own residuals that were not kept.
     """
     model, tensor = experiment.model, mesh["tensor"]
     shards = mesh["data"] * mesh["fsdp"] * experiment.optim.accumulate
@@ -132,9 +132,9 @@ def _temporaries(experiment: Experiment, mesh: dict[str, int]) -> int:
 
     layers = kept(local)
     head = _kept_by_head(experiment, rows, -(-vocab_size // tensor), chunks)
-    once = dataclasses.replace(local, layers=1, remat="none")
-    layer = kept(once)
-    return layers + max(head, layer)
+    of_one = kept(dataclasses.replace(local, layers=1, remat="none"))
+    again = of_one - layers // model.layers
+    return layers + max(head, again)
 
 
 def _kept_by_layers(experiment: Experiment, rows: int) -> int:

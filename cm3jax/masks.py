@@ -2,7 +2,8 @@
 
 The number of masks is Poisson. Each is either one whole segment or a random span clipped to the
 segment that it overlaps most; one that overlaps an earlier mask, or is empty, is drawn again. So
-no span crosses a `<break>` or an `<eos>`; two may touch.
+no span crosses a `<break>` or an `<eos>`; two may touch. A random span of a picture may be widened
+to whole rows of its codes (`config.picture_rows`).
 
 A sample's tokens stand in *slots*: padded to static sizes, in order, each with its place in the
 sample, -1 in an unused slot.
@@ -20,13 +21,13 @@ from cm3jax import draws
 from cm3jax.config import CM3Config
 from cm3jax.draws import Stream
 from cm3jax.shapes import Array, Int
-from cm3jax.vocab import Vocab
+from cm3jax.vocab import Modality, Vocab
 
 AnyArray = Array | np.ndarray
 REPEATS = 8
 """How often an overlapping or empty mask is drawn again before it is dropped."""
 _WORDS = 4
-"""Words reserved for one draw of a mask: kind, two places, one spare (starts must be even)."""
+"""Words of one draw of a mask: kind, two places, whether it is widened (starts must be even)."""
 NOWHERE = 1 << 30
 """The place of a mask that does not exist: behind everything."""
 
@@ -101,6 +102,8 @@ class _Region(NamedTuple):
     """First place of the slot's segment."""
     stops: Int[AnyArray, "samples W"]
     """Place after the last of the slot's segment."""
+    units: Int[AnyArray, "samples W"]
+    """Tokens of a row of the slot's picture; 1 in a text."""
 
 
 def _region(xp: ModuleType, tokens, positions, vocab: Vocab) -> _Region:
@@ -114,7 +117,9 @@ def _region(xp: ModuleType, tokens, positions, vocab: Vocab) -> _Region:
     inside = used & ~between
     rank = xp.cumsum(inside & (positions == starts), axis=1) - 1
     rank = xp.where(inside, rank, -1).astype(xp.int32)
-    return _Region(first, stop, rank, starts, stops)
+    picture = vocab.modality(tokens, xp) == int(Modality.IMAGE)
+    units = xp.where(picture, vocab.config.grid, 1).astype(xp.int32)
+    return _Region(first, stop, rank, starts, stops, units)
 
 
 def _running_max(xp: ModuleType, values):
@@ -154,9 +159,14 @@ def _draw_once(xp: ModuleType, config: CM3Config, seed, inputs: _Inputs, state: 
     overlap = xp.minimum(high, region.stops) - xp.maximum(low, region.starts)
     overlap = xp.where(whole, region.rank == segment[:, None], overlap)
     slot = xp.where(region.rank >= 0, overlap, 0).argmax(1)[:, None]
-    start, stop = (xp.take_along_axis(ends, slot, 1) for ends in (region.starts, region.stops))
-    start = xp.where(whole, start, xp.maximum(low, start))
-    stop = xp.where(whole, stop, xp.minimum(high, stop))
+    first, last, unit = (
+        xp.take_along_axis(part, slot, 1) for part in (region.starts, region.stops, region.units)
+    )
+    start = xp.where(whole, first, xp.maximum(low, first))
+    stop = xp.where(whole, last, xp.minimum(high, last))
+    widened = draws.chance(xp, words[:, 3:], config.picture_rows) & (start < stop)
+    start = xp.where(widened, start - (start - first) % unit, start)
+    stop = xp.where(widened, xp.minimum(stop + (first - stop) % unit, last), stop)
 
     clear = ((stop <= state.starts) | (state.stops <= start)).all(1)
     active = state.mask < inputs.masks

@@ -157,8 +157,9 @@ def test_the_designs_examples(name, monkeypatch):
 # ------------------------------------------------------------------- the rule, written with loops
 
 
-def drawn_spans(segments, first, stop, count, record, epoch, config):
-    """The rule of DESIGN 4 word for word, for one sample; `segments` are (start, stop) places."""
+def drawn_spans(segments, pictures, first, stop, count, record, epoch, config):
+    """The rule of DESIGN 4 word for word, for one sample; `segments` are (start, stop) places, and
+    some of them `pictures`."""
     accepted = []
     for mask in range(count):
         for attempt in range(1 + REPEATS):
@@ -171,6 +172,10 @@ def drawn_spans(segments, first, stop, count, record, epoch, config):
                 overlaps = [min(max(cuts), b) - max(min(cuts), a) for a, b in segments]
                 most = segments[overlaps.index(max(overlaps))]
                 low, high = max(min(cuts), most[0]), min(max(cuts), most[1])
+                wide = words[3] // 2 < round(config.picture_rows * 2**31)
+                if wide and low < high and most in pictures:
+                    rows = range(most[0], most[1] + 1, VOCAB.config.grid)
+                    low, high = max(r for r in rows if r <= low), min(r for r in rows if r >= high)
             if low < high and all(high <= a or b <= low for a, b in accepted):
                 accepted.append((low, high))
                 break
@@ -190,7 +195,8 @@ def rotated(documents, query, count, record, epoch, config):
         if place == len(sample) or sample[place] == BREAK:
             segments.append((start, place))
             start = place + 1
-    spans = drawn_spans(segments, first, len(sample), count, record, epoch, config)
+    pictures = [part for part in segments if VOCAB.modality(sample[part[0]]) == Modality.IMAGE]
+    spans = drawn_spans(segments, pictures, first, len(sample), count, record, epoch, config)
 
     tokens, weights, tail, tail_weights, place = [], [], [], [], 0
     for number, (low, high) in enumerate([*spans, (len(sample), len(sample))]):
@@ -212,6 +218,7 @@ def rotated(documents, query, count, record, epoch, config):
         CM3Config(mean_masks=5.0, whole_segment=0.2, retrieved_weight=0.1),
         CM3Config(mean_masks=3.0, mask_retrieved=True, retrieved_weight=0.5),
         CM3Config(mean_masks=2.0, whole_segment=1.0, max_masks=3),
+        CM3Config(mean_masks=2.5, whole_segment=0.2, picture_rows=0.6),
         CM3Config(mean_masks=0.0, max_masks=0),
     ],
     ids=lambda config: f"mean{config.mean_masks:g}-retrieved{config.mask_retrieved:d}",
@@ -281,6 +288,23 @@ def test_spans_hold_neither_break_nor_eos():
     assert inside > 2000
 
 
+def test_widened_spans_are_whole_rows_of_pictures():
+    wide = CM3Config(mean_masks=1.0, whole_segment=0.0, picture_rows=1.0)
+    records = np.arange(4000)
+    query = [A, RED, FOX, BREAK, *[VOCAB.first_image + i for i in range(4)]]
+    samples = pack([query] * 4000, masks=np.ones(4000), records=records)
+    tails = [tail_of(row) for row in one_per_row(samples, config=wide).tokens]
+    texts = {tail for tail in tails if tail[0] >= VOCAB.first_text}
+    assert len(texts) == 6  # every span of three words
+    assert set(tails) - texts == {(I1, I2), (I3, I4), (I1, I2, I3, I4)}
+
+
+def tail_of(tokens):
+    """What a row's only mask hid."""
+    opening = np.flatnonzero(tokens == M0)[1]
+    return tuple(tokens[opening + 1 : np.flatnonzero(tokens == EOSS)[0]].tolist())
+
+
 def test_counts_are_poisson_and_captions_are_masked():
     config = CM3Config()
     records = np.arange(40_000)
@@ -321,7 +345,7 @@ def test_documents_are_shown_as_often_as_configured(config, shares):
 SIZES = {"1": (1, 1, 1), "2x2x2": (2, 2, 2)}
 
 
-DEVICE_CONFIG = CM3Config(mean_masks=1.5, retrieved_weight=0.1)
+DEVICE_CONFIG = CM3Config(mean_masks=1.5, retrieved_weight=0.1, picture_rows=0.3)
 
 
 def two_per_row(xp, samples):

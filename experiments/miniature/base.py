@@ -65,7 +65,13 @@ def base(name: str, home: str = "miniature", **delta: Any) -> Experiment:
         # Captioning and infilling are asked for without documents, and are learnt from masks alone:
         # with a fifth of bare samples and one mask each they come far behind drawing, and whole
         # segments say little of where a span begins. Documents in full weight drown them.
-        cm3=CM3Config(no_documents=0.5, mean_masks=2.0, whole_segment=0.35, retrieved_weight=0.1),
+        cm3=CM3Config(
+            no_documents=0.5,
+            mean_masks=1.5,
+            whole_segment=0.3,
+            picture_rows=0.7,
+            retrieved_weight=0.1,
+        ),
         # A picture's cells are found by their distance from its break, and a document's by theirs:
         # rotary positions say distances at once, a table has to learn them.
         model=DecoderConfig(

@@ -65,7 +65,7 @@ def test_processes_train_as_one(options, alone, tmp_path, processes, devices):
 @pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (2, 1)])
 def test_a_killed_process_ends_the_run_and_others_go_on(options, alone, tmp_path, before, after):
     started = start(options, tmp_path, 1_000_000, before, 1)
-    wait_for(tmp_path, 6, started)
+    wait_for(tmp_path, 10, started)  # a save waits for the one before: step 4 is written
     started[-1].send_signal(signal.SIGKILL)
     begin = time.monotonic()
     for process in started:

@@ -45,7 +45,8 @@ def test_a_killed_run_goes_on_as_if_never_interrupted(options, tmp_path):
 
 
 def test_a_missing_corpus_is_one_sentence(options, tmp_path):
-    absent = [*arguments(options, tmp_path / "run", 1), "--data.corpus", str(tmp_path / "absent")]
+    corpus = ["--data.mixture", str(tmp_path / "absent"), "1"]
+    absent = [*arguments(options, tmp_path / "run", 1), *corpus]
     with pytest.raises(UserError, match="absent"):
         train.run(absent)
     assert not (tmp_path / "run").exists()
