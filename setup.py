@@ -66,6 +66,9 @@ EXTRAS = {
         "milvus-lite>=3.2",  # its server, in the test's own process
     ],
     "bench": ["faiss-cpu>=1.15"],  # the other exact index, side by side
+    # Tests against transformers' own models and torch's own files; the CPU build will do. It is in
+    # no lock: which build of torch is right depends on the machine.
+    "parity": ["torch>=2.13,<3"],
 }
 
 setup(

@@ -11,7 +11,7 @@ is a directory with `config.json` and `params.safetensors` alone.
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -199,13 +199,16 @@ def _set_aside(path: epath.Path) -> None:
     path.rename(aside)
 
 
-def load_run(run_dir: epath.PathLike, onto: TrainState | None = None) -> LoadedRun:
+def load_run(
+    run_dir: epath.PathLike, onto: Callable[[Experiment], TrainState] | None = None
+) -> LoadedRun:
     """Parameters and other collections of a run directory or of an exported run, float32.
 
     Of a run the newest sound checkpoint is read, without its optimiser. Weights that were exported
-    as bfloat16 are widened. They are laid out as `onto` says (as `place` does; of exported weights
-    every device reads its own part), else on the first device. Raises `UserError` if nothing there
-    can be read.
+    as bfloat16 are widened. `onto` says for the run's experiment what they are and where they lie,
+    and every device reads its own part; without it all are read onto the first device. Raises
+    `UserError` if nothing there can be read, naming the first array that `onto` does not know, or
+    knows otherwise.
     """
     path = epath.Path(run_dir).resolve()
     if (path / PARAMS_FILE).exists():
@@ -219,10 +222,7 @@ def load_run(run_dir: epath.PathLike, onto: TrainState | None = None) -> LoadedR
         step, _ = _newest_sound(manager, path / "checkpoints")
         if step is None:
             raise UserError(f"{run_dir} holds no complete checkpoint yet; train it first.")
-        run = _load_checkpoint(manager, step, f"{run_dir} at step {step}")
-    if onto is None:
-        return run
-    return dataclasses.replace(run, variables=place(run.variables, onto, str(run_dir)))
+        return _load_checkpoint(manager, step, f"{run_dir} at step {step}", onto)
 
 
 def export_run(
@@ -286,18 +286,6 @@ def require_same(saved: Mapping[str, str], ours: Mapping[str, str], what: str) -
             )
 
 
-def place(variables: Mapping[str, Any], abstract: TrainState, what: str) -> dict[str, Any]:
-    """`variables` (as of `load_run`) on the mesh, laid out as the model of `abstract`.
-
-    Raises `UserError` naming the first array that is missing, unknown or of another shape or type.
-    """
-    wanted = {"params": abstract.params, **abstract.extra}
-    _require_shapes(_shapes(variables), _shapes(wanted), what)
-    return jax.tree.map(
-        lambda leaf, target: jax.device_put(leaf, target.sharding), variables, wanted
-    )
-
-
 def _manager(directory: epath.Path, **options) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
         directory,
@@ -326,25 +314,36 @@ def _read_state(manager: ocp.CheckpointManager, step: int, target: Any, **option
     return manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
 
 
-def _load_checkpoint(manager: ocp.CheckpointManager, step: int, what: str) -> LoadedRun:
+def _load_checkpoint(
+    manager: ocp.CheckpointManager,
+    step: int,
+    what: str,
+    onto: Callable[[Experiment], TrainState] | None,
+) -> LoadedRun:
     meta = _read_meta(manager, step, what)
     saved = manager.item_metadata(step)["state"].tree
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-        {"params": saved["params"], "extra": saved.get("extra") or {}},
-    )
+    found = {"params": saved["params"], "extra": saved.get("extra") or {}}
+    if onto is None:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), found
+        )
+    else:
+        wanted = onto(meta.experiment)
+        target = {"params": wanted.params, "extra": wanted.extra}
+        _require_shapes(_shapes(found), _shapes(target), what)
     state = _read_state(manager, step, target, partial_restore=True)
     variables = {"params": state["params"], **state["extra"]}
     return LoadedRun(meta.experiment, variables, step, meta.fingerprints)
 
 
-def _load_exported(path: epath.Path, onto: TrainState | None) -> LoadedRun:
+def _load_exported(path: epath.Path, onto: Callable[[Experiment], TrainState] | None) -> LoadedRun:
     file = path / PARAMS_FILE
     found = tensors.read_file(file)
     header = tensors.read_metadata(file)
     if not {"step", "fingerprints"} <= header.keys():
         raise UserError(f"{file} is damaged or no exported run; export the run again.")
+    experiment = load_experiment(path / "config.json")
     variables: dict[str, Any] = {}
     for name, tensor in found.items():
         *parents, leaf = name.split("/")
@@ -355,13 +354,9 @@ def _load_exported(path: epath.Path, onto: TrainState | None) -> LoadedRun:
     if onto is None:
         variables = jax.tree.map(lambda tensor: jnp.asarray(_widened(tensor, ...)), variables)
     else:
-        variables = _read_onto(variables, onto, str(path))
-    return LoadedRun(
-        load_experiment(path / "config.json"),
-        variables,
-        int(header["step"]),
-        json.loads(header["fingerprints"]),
-    )
+        variables = _read_onto(variables, onto(experiment), str(path))
+    step, fingerprints = int(header["step"]), json.loads(header["fingerprints"])
+    return LoadedRun(experiment, variables, step, fingerprints)
 
 
 def _read_onto(found: dict[str, Any], onto: TrainState, what: str) -> dict[str, Any]:

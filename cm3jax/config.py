@@ -610,6 +610,10 @@ class MeshConfig:
         )
 
 
+ONE_DEVICE = MeshConfig(data=1)
+"""The mesh that generation runs on unless asked for another."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
     """How pictures and texts are sampled (section 3.1)."""

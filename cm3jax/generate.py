@@ -13,7 +13,9 @@ from typing import Literal
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
+from cm3jax import partition
 from cm3jax.asks import (
     Ask,
     Asker,
@@ -26,18 +28,20 @@ from cm3jax.asks import (
     to_text,
 )
 from cm3jax.checkpoint import LoadedRun, companion, load_run
-from cm3jax.config import DecodeConfig, Experiment
+from cm3jax.config import DecodeConfig, Experiment, MeshConfig
 from cm3jax.decode import loop, rerank
 from cm3jax.decode.meter import Meter
 from cm3jax.document import Mark
 from cm3jax.errors import UserError
 from cm3jax.learners import clip, vqgan
+from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.model.decoder import Decoder
 from cm3jax.prompts import Prompt, Segments, Shown, read_prompt
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.clip import ClipEncoder
 from cm3jax.retrieval.retriever import Retrieved, Retriever
 from cm3jax.shapes import Bool, Int, UInt8
+from cm3jax.state import TrainState, plan
 from cm3jax.tokenizers.image import ImageTokenizer
 from cm3jax.tokenizers.text import TextTokenizer
 from cm3jax.vocab import Vocab
@@ -374,17 +378,27 @@ def as_read(variables: dict, dtype: str) -> dict:
     return jax.tree.map_with_path(cast, variables)
 
 
-def load(run_dir: epath.PathLike, bank: epath.PathLike = "") -> Generator:
+def load(
+    run_dir: epath.PathLike, bank: epath.PathLike = "", mesh: MeshConfig | None = None
+) -> Generator:
     """The generator of a trained decoder: a run directory, or weights exported from one.
 
     The tokenizers are those of the run's config, found beside the run or where the config says;
     so is the encoder, which is loaded with the bank when documents are first asked for. `bank`
-    replaces the config's. Raises `UserError` for what is missing or doesn't belong together.
+    replaces the config's. The devices of `mesh` share the decoder and its rows; without one it is
+    the first device. Raises `UserError` for what is missing or doesn't belong together.
     """
-    run = load_run(run_dir)
+    onto = None if mesh is None else functools.partial(_abstract, partition.make_mesh(mesh))
+    run = load_run(run_dir, onto)
     if run.experiment.learner != "decoder":
         raise UserError(f"{run_dir} is a run of a {run.experiment.learner}; give a decoder's.")
     return assemble(run, run_dir, bank)
+
+
+def _abstract(mesh: Mesh, experiment: Experiment) -> TrainState:
+    """What the experiment's decoder is on a mesh."""
+    learner = DecoderLearner(experiment, Vocab(experiment.vocab), {})
+    return plan(learner.init, experiment, mesh).abstract
 
 
 def assemble(run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "") -> Generator:

@@ -96,7 +96,29 @@ def find_devices(platform: str) -> list[jax.Device]:
 
 def batch_shards(mesh: Any) -> int:
     """Into how many pieces the mesh cuts a batch."""
-    return math.prod(mesh.shape[axis] for axis in RULES["batch"] if axis in mesh.shape)
+    return _pieces(mesh, RULES["batch"])
+
+
+def _pieces(mesh: Any, cut: str | tuple[str, ...] | None) -> int:
+    """Into how many pieces the mesh cuts an axis."""
+    axes = (cut,) if isinstance(cut, str) else cut or ()
+    return math.prod(mesh.shape[axis] for axis in axes if axis in mesh.shape)
+
+
+def along(x: Array, *names: str | None) -> Array:
+    """`x`, its axes cut as these logical ones are, the others whole, on the mesh that is set.
+
+    An axis that the mesh does not divide stays whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    cuts = [RULES[name] if name else None for name in names]
+    spec = [
+        cut if size % _pieces(mesh, cut) == 0 else None
+        for cut, size in zip(cuts, x.shape, strict=False)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 def by_rows(x: Array) -> Array:
@@ -105,9 +127,14 @@ def by_rows(x: Array) -> Array:
     Without this, parameters that are cut along `fsdp` draw activations into the same cut: every
     device would hold part of the width of all rows, and whole logits.
     """
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(RULES["batch"]))
+    return along(x, "batch")
+
+
+def mesh_of(arrays: Any) -> Mesh | None:
+    """The mesh that a tree of arrays lies on; None where that is a single device."""
+    sharding = jax.tree.leaves(arrays)[0].sharding
+    one = not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1
+    return None if one else sharding.mesh
 
 
 def on_each_device(

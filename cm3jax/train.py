@@ -230,7 +230,7 @@ def _start(learner: Learner, layout: Layout, checkpoints: Checkpoints) -> _Start
     state = layout.init(_key(experiment.seed, 0))
     if not experiment.init_from:
         return _Start(state, Position(), 0.0, "starting from scratch.")
-    run = checkpoint.load_run(experiment.init_from, layout.abstract)
+    run = checkpoint.load_run(experiment.init_from, lambda _: layout.abstract)
     checkpoint.require_same(run.fingerprints, learner.fingerprints, experiment.init_from)
     extra = dict(run.variables)
     params = extra.pop("params")

@@ -41,7 +41,7 @@ from cm3jax.hardware import peak_flops
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.sequence import Batch
 from cm3jax.state import TrainState, plan
-from cm3jax.train import make_train_step
+from cm3jax.train import make_train_step, require_attention
 from cm3jax.vocab import Vocab
 from launch.bench_decode import bench_decode
 from launch.env import main
@@ -248,6 +248,7 @@ def _tokens(learner: DecoderLearner) -> np.ndarray:
 
 def _ours(learner: DecoderLearner, weights: Any, tokens: np.ndarray, steps: int) -> Side:
     mesh = partition.make_mesh(learner.experiment.mesh)
+    require_attention(learner.experiment, mesh)
     losses: list[float] = []
     with jax.set_mesh(mesh):
         layout = plan(learner.init, learner.experiment, mesh)

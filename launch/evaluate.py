@@ -22,6 +22,7 @@ import tyro
 from etils import epath
 
 from cm3jax.checkpoint import load_run
+from cm3jax.config import ONE_DEVICE, MeshConfig
 from cm3jax.errors import UserError
 from cm3jax.evaluate.answers import score_caption_file, score_vqa_file
 from cm3jax.evaluate.coco import read_captions
@@ -108,6 +109,8 @@ class CocoFid:
     """Cut real pictures to centre squares of so many pixels; 0 leaves them as they are."""
     part: str = "1/1"
     """Draw this share of the captions, as 3/8: several processes may fill one --out."""
+    mesh: MeshConfig = ONE_DEVICE
+    """The devices that share the drawing; `--mesh.data -1` takes all."""
 
     def __post_init__(self):
         if bool(self.run) == bool(self.made):
@@ -255,7 +258,7 @@ def coco(options: CocoFid) -> None:
         found = from_folder(options.made, exam)
     else:
         how = (options.bank, options.documents, options.samples, options.seed, options.guidance)
-        found = from_run(options.run, exam, *how, options.share, _say)
+        found = from_run(options.run, exam, *how, options.share, options.mesh, _say)
     if found is None:
         _say(f"this share is drawn; run the others into {out}, the last one scores.")
         return

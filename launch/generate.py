@@ -27,9 +27,9 @@ import rich.progress
 import tyro
 from etils import epath
 
-import cm3jax
+from cm3jax import generate
 from cm3jax.asks import Ask, Document
-from cm3jax.config import DecodeConfig
+from cm3jax.config import ONE_DEVICE, DecodeConfig, MeshConfig
 from cm3jax.decode.meter import Meter
 from cm3jax.document import Image, Mark, Text, parse_prompt, render
 from cm3jax.errors import UserError
@@ -107,6 +107,8 @@ class Options:
     """`--task science`: what is known beside the picture."""
     show_sequence: bool = False
     """Print all ids that the model saw and emitted, with their names."""
+    mesh: MeshConfig = ONE_DEVICE
+    """The devices that share the work; `--mesh.data -1` takes all."""
 
     @property
     def mode(self) -> str:
@@ -282,7 +284,7 @@ def command(argv: list[str]) -> None:
     """Parse the arguments, generate, write each sample as it is done, and tell where."""
     options = untasked(parse(Options, argv, "Generate pictures and texts from prompts."))
     prompts = options.asked()
-    generator = cm3jax.load(options.run, options.bank)
+    generator = generate.load(options.run, options.bank, options.mesh)
     config = decode_config(options, generator.decode)
     asked = asks(options, generator, prompts, config)
     out = epath.Path(options.out) if options.out else epath.Path(options.run) / "samples"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cm3jax import checksums, partition
-from cm3jax.checkpoint import Checkpoints, Meta, export_run, load_run, place
+from cm3jax.checkpoint import Checkpoints, Meta, export_run, load_run
 from cm3jax.config import CheckpointConfig, MeshConfig
 from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
@@ -229,14 +229,20 @@ def test_a_truncated_export_is_refused(tmp_path, state):
         load_run(tmp_path / "out")
 
 
-def test_parameters_are_placed_on_the_mesh(state):
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_run_is_read_onto_a_mesh(tmp_path, state, exported):
+    save(tmp_path / "run", state, 5)
+    export_run(tmp_path / "run", tmp_path / "out")
+    path = tmp_path / ("out" if exported else "run")
     abstract = layout(mesh=(1, 2, 2)).abstract
-    placed = place({"params": state.params}, abstract, "runs/a")
-    equal(placed["params"], state.params)
-    assert placed["params"]["embedding"].sharding == abstract.params["embedding"].sharding
-    del placed["params"]["embedding"]
-    with pytest.raises(UserError, match="runs/a is of another model: params/embedding is nothing"):
-        place(placed, abstract, "runs/a")
+    loaded = load_run(path, lambda _: abstract).variables
+    equal(loaded["params"], state.params)
+    lies = {str(leaf.sharding) for leaf in jax.tree.leaves(loaded)}
+    assert lies == {str(leaf.sharding) for leaf in jax.tree.leaves(abstract.params)}
+    assert len(lies) > 1
+    more = dataclasses.replace(abstract, params=abstract.params | {"new": abstract.step})
+    with pytest.raises(UserError, match="is of another model: params/new is nothing there"):
+        load_run(path, lambda _: more)
 
 
 def test_meta_is_json():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cm3jax import generate
+from cm3jax.config import MeshConfig
 from cm3jax.data.emblems import confirms_batch, example, prompts
 from cm3jax.data.emblems.examples import bank_documents
 from cm3jax.data.emblems.looks import catalogue
@@ -21,6 +22,15 @@ def generator():
 
 def test_they_are_small():
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*")) < 20e6
+
+
+@pytest.mark.slow
+def test_devices_that_share_the_work_draw_the_same(generator):
+    shared = generate.load(WEIGHTS / "decoder", mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+    asked = [prompt.text for prompt in prompts("scene", 6)]
+    ours, theirs = (one.text_to_image(asked) for one in (shared, generator))
+    for (one,), (other,) in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)
 
 
 def test_they_draw_what_only_a_document_shows(generator):

@@ -1,22 +1,26 @@
 """The decoding loop: prompts are prefilled into slots, then compiled chunks of one step run.
 
 A slot holds a prompt and G samples that share its prefix in the cache. A guidance stream is another
-prefix with the same samples, so P slots have W * P * G rows, stream by stream. Between two chunks
-the host takes away slots whose samples are done and admits waiting prompts in their place. Lengths
-and numbers of slots are rounded up to a few sizes: prompts within a bucket run the same programs.
+prefix with the same samples, so P slots have P * W * G rows, slot by slot and in each stream by
+stream. Between two chunks the host takes away slots whose samples are done and admits waiting
+prompts in their place. Lengths and numbers of slots are rounded up to a few sizes: prompts within a
+bucket run the same programs. Where the parameters lie on a mesh, slots are cut over it like the
+rows of a batch.
 """
 
 import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cm3jax.config import DecodeConfig
+from cm3jax import partition
+from cm3jax.config import DecodeConfig, DecoderConfig
 from cm3jax.decode import grammar, sampling
 from cm3jax.decode.meter import Meter
 from cm3jax.decode.method import Method, contrasted
@@ -120,15 +124,16 @@ def decode_each(
 
     A sample's noise depends on (seed, prompt id, sample id, tokens emitted) alone. Raises
     `UserError`, before anything is decoded, if a prompt and what it asks for are longer than the
-    model's context.
+    model's context. Runs on the mesh that `variables` lie on.
     """
     for request in requests:
         _require_fit(request, model.config.context)
     # Programs are compiled per vocabulary, but tokenizers do not matter to them.
     vocab = Vocab(vocab.config)
-    meter = meter or Meter()
-    for group in _plan(requests, samples, config, vocab, model.config.context):
-        yield from _Engine(model, variables, vocab, group, config, seed, meter).run(watch)
+    meter, mesh = meter or Meter(), partition.mesh_of(variables)
+    shards = partition.batch_shards(mesh) if mesh else 1
+    for group in _plan(requests, samples, config, vocab, model.config.context, shards):
+        yield from _Engine(model, variables, mesh, vocab, group, config, seed, meter).run(watch)
 
 
 def bucket(length: int) -> int:
@@ -168,12 +173,11 @@ class _Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Group:
-    """Jobs that go through the same slots, and the shape that they run in."""
+class _Shape:
+    """What programs are compiled for."""
 
-    jobs: list[_Job]
     slots: int
-    """P."""
+    """P, a multiple of the pieces that a mesh cuts rows into."""
     samples: int
     """G, at least each job's samples."""
     ways: int
@@ -184,8 +188,21 @@ class _Group:
     """Room for emitted tokens."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Jobs that go through the same slots."""
+
+    jobs: list[_Job]
+    shape: _Shape
+
+
 def _plan(
-    requests: Sequence[Request], samples: int, config: DecodeConfig, vocab: Vocab, context: int
+    requests: Sequence[Request],
+    samples: int,
+    config: DecodeConfig,
+    vocab: Vocab,
+    context: int,
+    shards: int,
 ) -> Iterator[_Group]:
     """Groups of one shape each: prompts that differ much in length don't run side by side."""
     jobs: dict[tuple[int, int, int, int], list[_Job]] = {}
@@ -202,9 +219,11 @@ def _plan(
     for (ways, size, capacity, _), members in sorted(jobs.items()):
         wanted = 1 << (len(members) - 1).bit_length()
         slots = min(wanted, max(1, config.batch // (size * ways)))
+        slots = -(-slots // shards) * shards
         longest = max(_longest(job.request) for job in members)
         # Beyond the context there are no positions, not even for padding.
-        yield _Group(members, slots, size, ways, min(bucket(longest - 1), context), capacity)
+        width = min(bucket(longest - 1), context)
+        yield _Group(members, _Shape(slots, size, ways, width, capacity))
 
 
 @partial(
@@ -244,10 +263,10 @@ class _State:
 class _New:
     """Prompts to admit; those of slot P are padding."""
 
-    tokens: Int[Array, "W new S"]
+    tokens: Int[Array, "new W S"]
     """All ids of the prompts but the last."""
-    lengths: Int[Array, "W new"]
-    last: Int[Array, "W new"]
+    lengths: Int[Array, "new W"]
+    last: Int[Array, "new W"]
     """The last id of a prompt is fed by the first step, so that all steps are alike."""
     slots: Int[Array, " new"]
     rows: _Rows
@@ -256,7 +275,7 @@ class _New:
 
 @partial(jax.tree_util.register_dataclass, data_fields=["ids", "logprobs", "free"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
-class _Chunk:
+class _Emitted:
     """What a few steps emitted."""
 
     ids: Int[Array, "*T B"]
@@ -284,21 +303,29 @@ class _Engine:
         self,
         model: Decoder,
         variables: dict,
+        mesh: jax.sharding.Mesh | None,
         vocab: Vocab,
         group: _Group,
         config: DecodeConfig,
         seed: int,
         meter: Meter,
     ):
-        self._model, self._variables, self._vocab = model, variables, vocab
-        self._group, self._config, self._seed, self._meter = group, config, seed, meter
+        self._model, self._variables, self._vocab, self._mesh = model, variables, vocab, mesh
+        self._shape, self._config, self._seed, self._meter = group.shape, config, seed, meter
         self._method = Method.of(config)
         self._waiting = deque(group.jobs)
-        self._slots: list[_Slot | None] = [None] * group.slots
+        self._slots: list[_Slot | None] = [None] * group.shape.slots
+        self._done = np.ones(group.shape.slots, bool)
         self._weights = _weights_read(variables)
         # Slots without a prompt have programs without states: their samples are done.
-        self._rows = self._rows_of([], group.slots)
-        self._state = _start(model.config, group)
+        self._rows = self._rows_of([], group.shape.slots)
+        with self._on_mesh():
+            if mesh is not None:
+                self._rows = jax.device_put(self._rows, partition.batch_sharding(mesh))
+            self._state = _start(model.config, group.shape)
+
+    def _on_mesh(self) -> AbstractContextManager:
+        return nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
     def run(self, watch: Watch | None) -> Iterator[list[Finished]]:
         """Work until no job is left."""
@@ -317,41 +344,42 @@ class _Engine:
 
     def _admit(self, places: list[int], jobs: list[_Job]) -> None:
         """Prefill these jobs into these slots."""
-        group = self._group
+        shape = self._shape
         count = 1 << (len(jobs) - 1).bit_length()
-        tokens = np.zeros((group.ways, count, group.width), np.int32)
-        lengths = np.zeros((group.ways, count), np.int32)
-        last = np.zeros((group.ways, count), np.int32)
+        tokens = np.zeros((count, shape.ways, shape.width), np.int32)
+        lengths = np.zeros((count, shape.ways), np.int32)
+        last = np.zeros((count, shape.ways), np.int32)
         for new, job in enumerate(jobs):
             for way, prefix in enumerate(_prefixes(job.request)):
-                lengths[way, new], last[way, new] = len(prefix) - 1, prefix[-1]
-                tokens[way, new, : len(prefix) - 1] = prefix[:-1]
-        slots = np.full(count, group.slots, np.int32)
+                lengths[new, way], last[new, way] = len(prefix) - 1, prefix[-1]
+                tokens[new, way, : len(prefix) - 1] = prefix[:-1]
+        slots = np.full(count, shape.slots, np.int32)
         slots[: len(jobs)] = places
         rows = self._rows_of(jobs, count)
         new = _New(*map(jnp.asarray, (tokens, lengths, last, slots)), rows)
         begin, known = time.perf_counter(), _prefill._cache_size()
-        self._rows, self._state = _prefill(
-            self._model, self._variables, self._rows, self._state, new, group.samples
-        )
+        with self._on_mesh():
+            self._rows, self._state = _prefill(
+                self._model, self._variables, self._rows, self._state, new, shape.samples
+            )
         jax.block_until_ready(self._state)
         seconds = time.perf_counter() - begin
         if _prefill._cache_size() > known:
             self._meter.compile_seconds += seconds
         else:
             self._meter.prefilled(seconds, int(lengths.sum()))
-        temperatures = np.asarray(rows.temperatures).reshape(count, group.samples)
+        temperatures = np.asarray(rows.temperatures).reshape(count, shape.samples)
         for place, job, mine in zip(places, jobs, temperatures, strict=False):
-            zeros = np.zeros(group.samples)
+            zeros = np.zeros(shape.samples)
             self._slots[place] = _Slot(job, [], zeros, zeros.astype(int), mine)
 
     def _rows_of(self, jobs: list[_Job], count: int) -> _Rows:
         """Rows of so many prompts, of which all but these are padding."""
-        each, config = self._group.samples, self._config
+        each, config = self._shape.samples, self._config
         total = count * each
         prompts, samples = np.zeros(total, np.int64), np.zeros(total, np.int64)
         programs: list[grammar.Program] = [()] * total
-        scales = np.ones((total, self._group.ways - 1), np.float32)
+        scales = np.ones((total, self._shape.ways - 1), np.float32)
         for place, job in enumerate(jobs):
             mine = slice(place * each, (place + 1) * each)
             prompts[mine] = job.request.prompt_id
@@ -361,7 +389,7 @@ class _Engine:
         temperatures = config.temperature_range or (config.temperature, config.temperature)
         dice = sampling.dice(self._seed, prompts, samples, temperatures)
         return _Rows(
-            table=grammar.compile_programs(programs, self._vocab, self._group.capacity),
+            table=grammar.compile_programs(programs, self._vocab, self._shape.capacity),
             keys=jnp.asarray(dice.keys),
             temperatures=jnp.asarray(dice.temperatures),
             contrasted=jnp.asarray(contrasted(config, samples)),
@@ -372,12 +400,13 @@ class _Engine:
         """Run a chunk and give each slot what its samples emitted."""
         begin, known = time.perf_counter(), _chunk._cache_size()
         greedy = self._config.temperature == 0 and self._config.temperature_range is None
-        self._state, chunk = _chunk(
-            self._model, self._vocab, self._variables, self._method, greedy, self._rows, self._state
-        )
+        call = (self._model, self._vocab, self._variables, self._method, greedy)
+        with self._on_mesh():
+            self._state, emitted, done = _chunk(*call, self._rows, self._state)
+        self._done = np.asarray(done).reshape(self._shape.slots, -1).all(1)
         ids, logprobs, free = (
-            np.asarray(x).reshape(CHUNK, self._group.slots, -1)
-            for x in (chunk.ids, chunk.logprobs, chunk.free)
+            np.asarray(x).reshape(CHUNK, self._shape.slots, -1)
+            for x in (emitted.ids, emitted.logprobs, emitted.free)
         )
         seconds = time.perf_counter() - begin
         for place, slot in enumerate(self._slots):
@@ -388,8 +417,8 @@ class _Engine:
         if _chunk._cache_size() > known:
             self._meter.compile_seconds += seconds
         else:
-            emitted = int((ids != self._vocab.pad).sum())
-            self._meter.stepped(seconds, emitted, CHUNK * self._read_per_step())
+            count = int((ids != self._vocab.pad).sum())
+            self._meter.stepped(seconds, count, CHUNK * self._read_per_step())
 
     def _read_per_step(self) -> int:
         """Bytes: the weights, and keys and values of prompts and rows at their padded lengths."""
@@ -408,11 +437,9 @@ class _Engine:
 
     def _retire(self) -> list[Finished]:
         """Empty the slots whose samples are all done."""
-        states, lengths = np.asarray(self._state.states), np.asarray(self._rows.table.lengths)
-        done = (states >= lengths).reshape(self._group.slots, -1).all(1)
         out = []
         for place, slot in enumerate(self._slots):
-            if slot is None or not done[place]:
+            if slot is None or not self._done[place]:
                 continue
             self._slots[place] = None
             samples = [
@@ -428,14 +455,27 @@ class _Engine:
         return out
 
 
-def _start(config, group: _Group) -> _State:
+@partial(jax.jit, static_argnums=(0, 1))
+def _start(config: DecoderConfig, shape: _Shape) -> _State:
     """Slots without prompts."""
-    prompts, rows = group.ways * group.slots, group.slots * group.samples
-    shape = (config.layers, prompts, group.width, config.groups, config.head_width)
-    empty = KeyValues(*(jnp.zeros(shape, config.dtype) for _ in range(2)))
-    cache = start_cache(empty, jnp.zeros(prompts, jnp.int32), group.samples, group.capacity)
-    zeros = jnp.zeros(prompts * group.samples, jnp.int32)
-    return _State(cache, zeros, jnp.zeros(rows, jnp.int32))
+    prompts = shape.slots * shape.ways
+    sizes = (config.layers, prompts, shape.width, config.groups, config.head_width)
+    empty = KeyValues(*(jnp.zeros(sizes, config.dtype) for _ in range(2)))
+    cache = start_cache(empty, jnp.zeros(prompts, jnp.int32), shape.samples, shape.capacity)
+    last = jnp.zeros(prompts * shape.samples, jnp.int32)
+    return _laid_out(_State(cache, last, jnp.zeros(shape.slots * shape.samples, jnp.int32)))
+
+
+def _laid_out(state: _State) -> _State:
+    """The state as it lies between two programs: rows cut over the mesh, and heads of the cache."""
+    cache, heads = state.cache, (None, "batch", None, "heads", None)
+    prefix, suffix = jax.tree.map(
+        lambda x: partition.along(x, *heads), (cache.prefix, cache.suffix)
+    )
+    prefix_lengths, lengths, last, states = map(
+        partition.by_rows, (cache.prefix_lengths, cache.lengths, state.last, state.states)
+    )
+    return _State(Cache(prefix, prefix_lengths, suffix, lengths), last, states)
 
 
 def _weights_read(variables: dict) -> int:
@@ -449,15 +489,13 @@ def _weights_read(variables: dict) -> int:
 @partial(jax.jit, static_argnames=("model", "samples"), donate_argnames=("rows", "state"))
 def _prefill(model, variables, rows: _Rows, state: _State, new: _New, samples: int):
     """Rows and state with new prompts in their slots."""
-    ways, width = new.tokens.shape[0], new.tokens.shape[2]
+    ways, width = new.tokens.shape[1:]
     tokens, lengths = new.tokens.reshape(-1, width), new.lengths.reshape(-1)
     _, found = model.apply(variables, tokens, lengths, method="prefill")
 
-    cache, total = state.cache, len(state.cache.prefix_lengths)
-    slots = total // ways
-    # Padding goes to the end, where it is dropped.
-    starts = jnp.arange(ways)[:, None] * slots + new.slots
-    places = jnp.where(new.slots < slots, starts, total).reshape(-1)
+    cache = state.cache
+    # Padding goes behind the last slot, where it is dropped.
+    places = (new.slots[:, None] * ways + jnp.arange(ways)).reshape(-1)
     of_prompt = (places[:, None] * samples + jnp.arange(samples)).reshape(-1)
     of_sample = (new.slots[:, None] * samples + jnp.arange(samples)).reshape(-1)
 
@@ -471,23 +509,30 @@ def _prefill(model, variables, rows: _Rows, state: _State, new: _New, samples: i
         put(cache.lengths, 0, of_prompt),
     )
     last = put(state.last, jnp.repeat(new.last.reshape(-1), samples), of_prompt)
-    rows = jax.tree.map(lambda old, more: put(old, more, of_sample), rows, new.rows)
-    return rows, _State(cache, last, put(state.states, 0, of_sample))
+    rows = jax.tree.map(
+        lambda old, more: partition.by_rows(put(old, more, of_sample)), rows, new.rows
+    )
+    return rows, _laid_out(_State(cache, last, put(state.states, 0, of_sample)))
 
 
 @partial(jax.jit, static_argnames=("model", "vocab", "greedy"), donate_argnames="state")
 def _chunk(
     model, vocab, variables, method: Method, greedy: bool, rows: _Rows, state: _State
-) -> tuple[_State, _Chunk]:
+) -> tuple[_State, _Emitted, Bool[Array, " B"]]:
+    """The state after a chunk, what was emitted, and which samples are done."""
     step = partial(_step, model, vocab, variables, method, greedy, rows)
-    return jax.lax.scan(step, state, None, CHUNK)
+    state, emitted = jax.lax.scan(step, state, None, CHUNK)
+    done = state.states >= rows.table.lengths
+    # What the host reads is whole on every device, hence in every process.
+    emitted, done = jax.tree.map(partition.along, (emitted, done))
+    return _laid_out(state), emitted, done
 
 
 def _step(model, vocab, variables, method, greedy, rows: _Rows, state: _State, _):
     """One more id of every sample; those that are done emit `<pad>`."""
     logits, cache = _forward(model, variables, state)
-    logits = logits.reshape(-1, len(state.states), vocab.size)
-    emitted = state.cache.lengths[: len(state.states)]
+    logits = _by_stream(logits, state)
+    emitted = _by_stream(state.cache.lengths, state)[0]
     kinds = grammar.kinds(vocab)
     allowed = grammar.permitted(rows.table, state.states, emitted, kinds)
     scores = method.scores(logits, allowed, rows.scales.T, rows.temperatures, rows.contrasted)
@@ -502,8 +547,24 @@ def _step(model, vocab, variables, method, greedy, rows: _Rows, state: _State, _
     free = ~done & (forced == grammar.FREE)
     ids = jnp.where(free, drawn, jnp.where(done, vocab.pad, forced))
     states = grammar.advance(rows.table, state.states, ids, kinds)
-    last = jnp.tile(ids, len(state.last) // len(ids))
-    return _State(cache, last, states), _Chunk(ids, jnp.where(free, logprob, 0.0), free)
+    slots, ways, samples = _sizes(state)
+    last = jnp.broadcast_to(ids.reshape(slots, 1, samples), (slots, ways, samples)).reshape(-1)
+    return _State(cache, last, states), _Emitted(ids, jnp.where(free, logprob, 0.0), free)
+
+
+def _sizes(state: _State) -> tuple[int, int, int]:
+    """P, W and G."""
+    rows, prefixes, samples = map(len, (state.last, state.cache.prefix_lengths, state.states))
+    each = rows // prefixes
+    return samples // each, rows // samples, each
+
+
+def _by_stream(x: Array, state: _State) -> Array:
+    """What there is of every row, for every stream of every sample: (R, ...) as (W, B, ...)."""
+    slots, ways, samples = _sizes(state)
+    return (
+        x.reshape(slots, ways, samples, *x.shape[1:]).swapaxes(0, 1).reshape(ways, -1, *x.shape[1:])
+    )
 
 
 def _forward(model, variables, state: _State) -> tuple[Float[Array, "R V"], Cache]:
@@ -516,4 +577,4 @@ def _forward(model, variables, state: _State) -> tuple[Float[Array, "R V"], Cach
     hidden, cache = model.apply(
         variables, state.last[:, None], positions[:, None], cache, method="extend"
     )
-    return model.apply(variables, hidden[:, 0], method="logits"), cache
+    return partition.by_rows(model.apply(variables, hidden[:, 0], method="logits")), cache

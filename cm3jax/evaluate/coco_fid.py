@@ -12,6 +12,7 @@ from etils import epath
 
 from cm3jax import generate
 from cm3jax.checkpoint import load_run
+from cm3jax.config import MeshConfig
 from cm3jax.errors import UserError
 from cm3jax.evaluate import drawing, pictures
 from cm3jax.evaluate.coco import Caption, Captions
@@ -148,14 +149,15 @@ def from_run(
     seed: int,
     guidance: float | None,
     share: tuple[int, int] = (0, 1),
+    mesh: MeshConfig | None = None,
     say: Say = print,
 ) -> tuple[Model, list[PictureSet]] | None:
     """Draw what is missing for every number of documents; None while other shares are missing.
 
-    `bank` replaces the run's; `guidance` its scale. Raises `UserError` as `generate.load`, and
-    without an encoder to choose samples by.
+    `bank` replaces the run's; `guidance` its scale; the devices of `mesh` share the drawing.
+    Raises `UserError` as `generate.load`, and without an encoder to choose samples by.
     """
-    generator = generate.load(run_dir, bank)
+    generator = generate.load(run_dir, bank, mesh)
     encoder = exam.encoder
     if encoder is None:
         raise UserError("choosing and scoring samples takes a CLIP encoder; name one with --clip.")

@@ -92,7 +92,12 @@ class Decoder(nn.Module):
         # Prompts have any length, and are read on other hardware than the model was trained on.
         attend = row_attention((places < lengths[:, None]).astype(jnp.int32), "xla")
         x, rotation = self._embed(tokens, places)
-        x, kept = self._scan(lambda block, x, _: block.row(x, attend, rotation), x, None)
+
+        def body(block, x, _):
+            x, kept = block.row(x, attend, rotation)
+            return by_rows(x), kept
+
+        x, kept = self._scan(body, by_rows(x), None)
         return self.final_norm(x), kept
 
     def extend(
@@ -115,9 +120,9 @@ class Decoder(nn.Module):
                 prefix,
                 rotation,
             )
-            return (x, suffix), None
+            return (by_rows(x), suffix), None
 
         layers = jnp.arange(self.config.layers)
-        (x, suffix), _ = self._scan(body, (x, cache.suffix), (layers, cache.prefix))
+        (x, suffix), _ = self._scan(body, (by_rows(x), cache.suffix), (layers, cache.prefix))
         lengths = cache.lengths + tokens.shape[1]
         return self.final_norm(x), Cache(cache.prefix, cache.prefix_lengths, suffix, lengths)

@@ -195,20 +195,29 @@ def test_interleaved_documents_end_within_their_limit(variables):
 
 
 @pytest.mark.slow
-def test_parameters_of_any_mesh_draw_the_same(variables):
-    requests = [text_request(i, 20, scale=2.0) for i in range(2)]
-    config = DecodeConfig(temperature=2.0, batch=4)
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 4)])
+def test_any_mesh_draws_the_same(variables, sizes, monkeypatch):
+    """With the parameters laid out as in training; the cache is cut over the mesh."""
+    requests = [text_request(i, 20, scale=2.0) for i in range(8)]
+    config = DecodeConfig(temperature=2.0, batch=16)
     expected = decode(MODEL, variables, VOCAB, requests, config)
-    mesh = partition.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    mesh = partition.make_mesh(MeshConfig(*sizes))
+    row = jnp.zeros((1, 4), jnp.int32)
+    boxed = jax.eval_shape(MODEL.init, jax.random.key(0), row, row, row)
+    placed = jax.device_put(variables, partition.shardings(mesh, boxed))
+    chunk = loop._chunk
 
-    def spread(leaf):
-        axes = [None] * leaf.ndim
-        for axis, name in ((leaf.ndim - 1, "fsdp"), (leaf.ndim - 2, "tensor")):
-            if axis >= 0 and leaf.shape[axis] % 2 == 0:
-                axes[axis] = name
-        return jax.device_put(leaf, jax.NamedSharding(mesh, jax.P(*axes)))
+    def seen(*arguments):
+        state, *rest = chunk(*arguments)
+        for part in jax.tree.leaves((state.cache.prefix, state.cache.suffix)):
+            local = part.addressable_shards[0].data.shape
+            assert local[1] == part.shape[1] // (sizes[0] * sizes[1])
+            assert local[3] == part.shape[3] // sizes[2]
+        return state, *rest
 
-    found = decode(MODEL, jax.tree.map(spread, variables), VOCAB, requests, config)
+    seen._cache_size = chunk._cache_size
+    monkeypatch.setattr(loop, "_chunk", seen)
+    found = decode(MODEL, placed, VOCAB, requests, config)
     for (one,), (other,) in zip(expected, found, strict=True):
         assert one.ids.tolist() == other.ids.tolist()
         assert one.logprob == pytest.approx(other.logprob, abs=1e-4)

@@ -116,7 +116,7 @@ def main() -> None:
     with jax.set_mesh(mesh):
         layout = plan(lambda key: model.init(key, row, row, row), experiment, mesh)
         with peak() as loading:
-            run = load_run(folder / "out", layout.abstract)
+            run = load_run(folder / "out", lambda _: layout.abstract)
             jax.block_until_ready(run.variables)
     shards = {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(run.variables)}
     report = {"parameters": size, "converting": converting[0], "loading": loading[0]}
