@@ -8,7 +8,9 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Virtual devices wait for each other on a thread pool of the size of the machine: with fewer
 # threads than devices a collective never ends.
 os.environ["NPROC"] = "32"
-# Most of the suite's time is compilation, much of it of the same programs in several processes.
+# Most of the suite's time is compilation: of programs that run once or twice, so that LLVM's passes
+# cost more than they save, and often of the same programs in several processes.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / "build/jax-cache")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 

@@ -19,7 +19,13 @@ from cm3jax.evaluate.coco import Caption, Captions
 from cm3jax.evaluate.drawing import Setting
 from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.pictures import Reference
-from cm3jax.evaluate.protocol import Protocol, Score, code_version, fingerprint
+from cm3jax.evaluate.protocol import (
+    Protocol,
+    Score,
+    code_version,
+    fingerprint,
+    licensed_share,
+)
 from cm3jax.evaluate.results import Cell, Figure
 from cm3jax.files import digest, read_json
 from cm3jax.generate import Generator
@@ -27,7 +33,6 @@ from cm3jax.retrieval.clip import ClipEncoder
 
 CASES = 8
 """Best and worst pictures that the page shows."""
-_UNKNOWN = ("", "unknown")
 
 Say = Callable[[str], None]
 
@@ -207,12 +212,11 @@ def _picture_set(generator: Generator, exam: Exam, setting: Setting, samples: in
     )
     if setting.documents:
         bank = generator.retriever.bank
-        unknown = sum(bank.manifest["licences"].get(name, 0) for name in _UNKNOWN)
         protocol = dataclasses.replace(
             protocol,
             documents=f"live retrieval by the caption, best {setting.documents}",
             bank=f"{len(bank)} documents, {bank.fingerprint}",
-            licensed_share=1 - unknown / len(bank),
+            licensed_share=licensed_share(bank.manifest["licences"]),
         )
     return PictureSet(name, files, exam.captions.chosen, protocol)
 
@@ -269,6 +273,6 @@ def describe(run_dir: epath.PathLike) -> Model:
     if experiment.data.corpus and manifest.exists():
         corpus = read_json(manifest, "the corpus")
         records = corpus["records"]
-        responsible = 1 - sum(corpus["licence_shares"].get(name, 0.0) for name in _UNKNOWN)
+        responsible = licensed_share(corpus["licence_shares"])
     parameters = sum(int(leaf.size) for leaf in jax.tree.leaves(run.variables))
     return Model(experiment.name, bool(shown), responsible, records, parameters)

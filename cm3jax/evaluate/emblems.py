@@ -21,7 +21,13 @@ from cm3jax.data.emblems.patches import QUARTERS
 from cm3jax.data.emblems.prompts import Kind
 from cm3jax.document import Image, parse
 from cm3jax.evaluate import chance
-from cm3jax.evaluate.protocol import Protocol, Score, code_version, fingerprint
+from cm3jax.evaluate.protocol import (
+    Protocol,
+    Score,
+    code_version,
+    fingerprint,
+    licensed_share,
+)
 from cm3jax.evaluate.results import Cell, Evaluation, Figure
 from cm3jax.files import digest
 from cm3jax.generate import Generated
@@ -279,7 +285,7 @@ class _Exam:
         documents: str = "none",
         reader: str = "emblems.confirms: shows the exact scene",
     ) -> None:
-        decode, licences = self._generator.decode, self._bank.manifest["licences"]
+        decode = self._generator.decode
         heat = decode.temperature_range or decode.temperature
         asked = self._prompts(kind)
         protocol = Protocol(
@@ -293,7 +299,7 @@ class _Exam:
             guidance=decode.guidance_scale,
             samples=1,
             seed=self._seed,
-            licensed_share=1 - licences.get("", 0) / len(self._bank),
+            licensed_share=licensed_share(self._bank.manifest["licences"]),
             reader=reader,
             weights=digest(*self.weights.values()),
             code_version=code_version(),

@@ -15,7 +15,13 @@ from cm3jax import partition
 from cm3jax.checkpoint import load_run
 from cm3jax.data.packing import Position
 from cm3jax.errors import UserError
-from cm3jax.evaluate.protocol import Protocol, Score, code_version, fingerprint
+from cm3jax.evaluate.protocol import (
+    Protocol,
+    Score,
+    code_version,
+    fingerprint,
+    licensed_share,
+)
 from cm3jax.files import digest
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.shapes import Float
@@ -45,6 +51,8 @@ def evaluate_perplexity(
     learner = DecoderLearner.from_corpus(dataclasses.replace(experiment, data=data))
     learner.vocab.require(run.fingerprints["vocab"], f"the decoder {run_dir}")
     sums, mark = _sums(learner, run.variables, batches)
+    corpora = learner.streams["validation"].corpora
+    shares = [licensed_share(rows.corpus.manifest["licence_shares"]) for rows in corpora]
     protocol = Protocol(
         prompts=f"{batches} batches of {data.batch} rows of {data.corpus or data.mixture}",
         prompts_hash=mark,
@@ -56,7 +64,7 @@ def evaluate_perplexity(
         guidance=1.0,
         samples=1,
         seed=experiment.seed,
-        licensed_share=1.0 - _unlicensed(learner),
+        licensed_share=float(np.mean(shares)),
         reader="exp of the mean nats per target",
         weights=fingerprint(run.variables),
         code_version=code_version(),
@@ -99,11 +107,3 @@ def _sums(
                 pairs.append([float(part) for part in metrics[name]])
             marks.append(host.fingerprint)
     return {name: np.float64(pairs) for name, pairs in found.items()}, digest(*marks)
-
-
-def _unlicensed(learner: DecoderLearner) -> float:
-    """Share of the corpus without a known licence."""
-    shares = [
-        rows.corpus.manifest["licence_shares"] for rows in learner.streams["validation"].corpora
-    ]
-    return float(np.mean([one.get("", 0.0) + one.get("unknown", 0.0) for one in shares]))

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import importlib.resources
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -106,6 +106,13 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     spread = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
     scale = 1 + _Z**2 / n
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def licensed_share(licences: Mapping[str, int | float]) -> float:
+    """Share of documents with a known licence, from counts or shares by licence; 1 of none."""
+    total = sum(licences.values())
+    unknown = licences.get("", 0) + licences.get("unknown", 0)  # readers write the second
+    return 1.0 - unknown / total if total else 1.0
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from cm3jax.evaluate.protocol import (
     Score,
     code_version,
     differences,
+    licensed_share,
     scores_from_json,
     scores_to_json,
     wilson,
@@ -39,6 +40,12 @@ def score(hits: int, n: int = 200, **protocol) -> Score:
 def test_a_score_with_documents_is_never_called_bare_zero_shot():
     assert PROTOCOL.regime == "zero-shot, 2 retrieved"
     assert dataclasses.replace(PROTOCOL, retrieved=0).regime == "zero-shot"
+
+
+def test_a_licence_that_is_unknown_is_none():
+    assert licensed_share({"CC0-1.0": 6, "unknown": 1, "": 1}) == 0.75
+    assert licensed_share({"CC-BY-4.0": 0.9, "unknown": 0.1}) == pytest.approx(0.9)
+    assert licensed_share({}) == 1.0
 
 
 def test_wilson_agrees_with_published_values():
