@@ -409,6 +409,9 @@ class RetrievalConfig:
     close to a document of the bank as leaked; calibrate it per encoder."""
     modality_margin: float = 0.05
     """Score by which a document of one modality must beat one with text and picture."""
+    queries: Literal["both", "text", "image"] = "both"
+    """Whose candidates training shows: of a record's text, as when a picture is asked for, of its
+    picture, or of one of them by chance (the paper)."""
     views: int = 4
     """Query views stored per record: one clean, the others with query dropout."""
     query_dropout: float = 0.2

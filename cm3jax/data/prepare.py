@@ -69,8 +69,9 @@ def is_prepared(experiment: Experiment, tools: Tools) -> bool:
 
 def _jobs(experiment: Experiment, tools: Tools, bank: Bank) -> list[Job]:
     """A job per split, which knows what its corpus is to be made from."""
-    # Where the encoder lies, and how many documents are drawn later, decides nothing here.
-    rules = dataclasses.replace(experiment.retrieval, encoder="", documents=1, milvus="")
+    # Where the encoder lies, and what of the candidates is shown later, decides nothing here.
+    settled = {"encoder": "", "documents": 1, "queries": "both", "milvus": ""}
+    rules = dataclasses.replace(experiment.retrieval, **settled)
     decides = (tools.vocab(experiment).fingerprint, bank.fingerprint)
     decides += (repr((room_for(experiment), rules)),)
     return [Job(experiment, split, _made_from(experiment, split, *decides)) for split in SPLITS]

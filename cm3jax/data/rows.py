@@ -25,6 +25,10 @@ _WAYS = {"whole": (plan_block, build_rows), "stream": (plan_stream_block, build_
 """How each kind of `data.rows` is planned and built."""
 
 
+_ASKED = {"both": slice(None), "text": slice(0, 1), "image": slice(1, 2)}
+"""Where in a record's neighbours the candidates of each kind of query stand."""
+
+
 class CorpusRows:
     """A corpus with its bank; the rows of all blocks of all epochs follow one another.
 
@@ -37,8 +41,13 @@ class CorpusRows:
         self.corpus = corpus
         self.bank = bank
         bank_lengths = np.zeros(0, np.int32) if bank is None else bank.lengths
+        asked = _ASKED[experiment.retrieval.queries]
         self.table = Table(
-            corpus.lengths, corpus.neighbours, corpus.scores, bank_lengths, corpus.answers
+            corpus.lengths,
+            corpus.neighbours[:, :, asked],
+            corpus.scores[:, :, asked],
+            bank_lengths,
+            corpus.answers,
         )
         self._queries = Documents(corpus.lengths, corpus.ids, corpus.all_ids)
         self._documents = Documents(

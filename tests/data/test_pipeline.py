@@ -98,6 +98,20 @@ def test_rows_hold_whole_samples_of_their_records(prepared):
     assert batch.tokens.shape == (plan.rows, 64)
 
 
+@pytest.mark.parametrize(("queries", "places"), [("both", 2), ("text", 0), ("image", 1)])
+def test_documents_are_those_of_the_queries_asked_for(prepared, queries, places):
+    config, corpus, bank = prepared
+    retrieval = dataclasses.replace(config.retrieval, queries=queries, documents=2)
+    plan = CorpusRows(dataclasses.replace(config, retrieval=retrieval), corpus, bank).plan(0, 1)
+    seen = set()
+    for record, shown in zip(plan.records, plan.documents, strict=True):
+        stored = corpus.neighbours[record]
+        for document in shown[shown >= 0]:
+            seen |= {place for place in range(2) if document in stored[:, place]}
+            assert places == 2 or document in stored[:, places]
+    assert places != 2 or seen == {0, 1}
+
+
 def unrotated(ids):
     """A stream row before its spans were moved: its tail begins where the first mask recurs."""
     masks = np.flatnonzero(ids == VOCAB.sentinel(0))
