@@ -6,14 +6,21 @@
 Needs the runs `miniature/text`, `miniature/vqgan` and `miniature/clip`. The preset mixes what the
 shipped weights were taught in turns, each starting from the parameters of the one before
 (`--init-from`); as one run from scratch it was not tried. On two Intel Xeon cores that other work
-shared, jax 0.10.2, 5,000 tokens a second, muon, batches of 8 rows:
+shared, jax 0.10.2, about 5,500 tokens a second, muon, batches of 8 rows, 5.4 hours in all:
 
-- 21,084 steps of everything, while settings changed (16,000 of them in 93 minutes);
-- 4,000 of `--data.mixture data/miniature:scene 1 --cm3.no-documents 1`, peak rate 6e-3, 26 minutes:
-  captions went from 4 to 85 %;
-- 6,500 of scenes, pairs and everything, 2 : 2 : 1, `--cm3.no-documents 0.3`, 5e-3, 36 minutes;
-- 1,900 of scenes, pairs and emblems, 2 : 2 : 1.5, 0.2, 3e-3, 10 minutes, every second emblem with
-  one document instead of two.
+- 21,084 steps of everything, while settings changed;
+- 4,000 of `--data.mixture data/miniature:scene 1 --cm3.no-documents 1`, peak rate 6e-3;
+- 6,500 of scenes, pairs and everything, 2 : 2 : 1, `--cm3.no-documents 0.3`, 5e-3;
+- 1,900 of scenes, pairs and emblems, 2 : 2 : 1.5, 0.2, 3e-3, every second emblem with one document;
+- 3,000 of scenes alone, 6e-3; from here on with `--cm3.picture-rows 0.7` or 0.8, without which
+  infilling a lower half stayed at 15 %;
+- 2,000 of pairs and scenes, 4 : 1.5, 0, 6e-3;
+- 2,715 of scenes, pairs and emblems, 3 : 3 : 1.2, 0.1, 5e-3;
+- 5,500 of the same, 4 : 3 : 0.8, 0.05, 5e-3 falling to 5e-4: infilling went from 25 to 94 %
+  (teacher-forced) in its last 2,500, as the rate fell;
+- 393 of the same, 3 : 3 : 2, 1e-3, `--cm3.vary-documents`;
+- 1,600 of the same, 2 : 4 : 1, 0.03, `--retrieval.queries text`, 1.2e-3;
+- 700 of the same, 2 : 4 : 1.5, `--cm3.vary-documents`, 6e-4 falling to 6e-5.
 
 What it can do stands in the README. Generation shows two documents of one emblem
 (`retrieval.diversity_cut` 0.99 in the weights' config), training showed different ones.
