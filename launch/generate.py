@@ -27,6 +27,7 @@ import rich.progress
 import tyro
 from etils import epath
 
+import cm3jax
 from cm3jax import generate
 from cm3jax.asks import Ask, Document
 from cm3jax.config import ONE_DEVICE, DecodeConfig, MeshConfig

@@ -210,7 +210,7 @@ def kinds(vocab: Vocab) -> Int[Array, " V"]:
     return jnp.asarray(out, jnp.int32)
 
 
-def _at(columns: Int[Array, "B T *kinds"], states: Int[Array, " B"]) -> Int[Array, "B *kinds"]:
+def _at(columns: Int[Array, "B T *kinds"], states: Int[Array, " B"]) -> Int[Array, " B *kinds"]:
     places = states.reshape(-1, *[1] * (columns.ndim - 1))
     return jnp.take_along_axis(columns, places, axis=1, mode="clip")[:, 0]
 

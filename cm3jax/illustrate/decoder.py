@@ -107,7 +107,7 @@ class _Prompt:
     record: int
     caption: str
     picture: Image
-    documents: tuple[Int[np.ndarray, "_"], ...]
+    documents: tuple[Int[np.ndarray, " _"], ...]
 
 
 def _prompts(rows: CorpusRows, text: TextTokenizer, count: int) -> list[_Prompt]:
