@@ -31,6 +31,9 @@ from cm3jax.tokenizers.text import MODEL_FILE
 
 _log = logging.getLogger(__name__)
 
+Onto = Callable[[Experiment], TrainState]
+"""What an experiment's variables are and where they lie, without values."""
+
 PARAMS_FILE = "params.safetensors"
 """The weights of an exported run."""
 
@@ -199,9 +202,7 @@ def _set_aside(path: epath.Path) -> None:
     path.rename(aside)
 
 
-def load_run(
-    run_dir: epath.PathLike, onto: Callable[[Experiment], TrainState] | None = None
-) -> LoadedRun:
+def load_run(run_dir: epath.PathLike, onto: Onto | None = None) -> LoadedRun:
     """Parameters and other collections of a run directory or of an exported run, float32.
 
     Of a run the newest sound checkpoint is read, without its optimiser. Weights that were exported
@@ -318,7 +319,7 @@ def _load_checkpoint(
     manager: ocp.CheckpointManager,
     step: int,
     what: str,
-    onto: Callable[[Experiment], TrainState] | None,
+    onto: Onto | None,
 ) -> LoadedRun:
     meta = _read_meta(manager, step, what)
     saved = manager.item_metadata(step)["state"].tree
@@ -337,7 +338,7 @@ def _load_checkpoint(
     return LoadedRun(meta.experiment, variables, step, meta.fingerprints)
 
 
-def _load_exported(path: epath.Path, onto: Callable[[Experiment], TrainState] | None) -> LoadedRun:
+def _load_exported(path: epath.Path, onto: Onto | None) -> LoadedRun:
     file = path / PARAMS_FILE
     found = tensors.read_file(file)
     header = tensors.read_metadata(file)

@@ -13,7 +13,6 @@ from typing import Literal
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 
 from cm3jax import partition
 from cm3jax.asks import (
@@ -388,17 +387,21 @@ def load(
     replaces the config's. The devices of `mesh` share the decoder and its rows; without one it is
     the first device. Raises `UserError` for what is missing or doesn't belong together.
     """
-    onto = None if mesh is None else functools.partial(_abstract, partition.make_mesh(mesh))
-    run = load_run(run_dir, onto)
-    if run.experiment.learner != "decoder":
-        raise UserError(f"{run_dir} is a run of a {run.experiment.learner}; give a decoder's.")
+    devices = None if mesh is None else partition.make_mesh(mesh)
+
+    def onto(experiment: Experiment) -> TrainState:
+        _require_decoder(run_dir, experiment)
+        learner = DecoderLearner(experiment, Vocab(experiment.vocab), {})
+        return plan(learner.init, experiment, devices).abstract
+
+    run = load_run(run_dir, onto if devices else None)
+    _require_decoder(run_dir, run.experiment)
     return assemble(run, run_dir, bank)
 
 
-def _abstract(mesh: Mesh, experiment: Experiment) -> TrainState:
-    """What the experiment's decoder is on a mesh."""
-    learner = DecoderLearner(experiment, Vocab(experiment.vocab), {})
-    return plan(learner.init, experiment, mesh).abstract
+def _require_decoder(run_dir: epath.PathLike, experiment: Experiment) -> None:
+    if experiment.learner != "decoder":
+        raise UserError(f"{run_dir} is a run of a {experiment.learner}; give a decoder's.")
 
 
 def assemble(run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "") -> Generator:

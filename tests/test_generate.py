@@ -8,9 +8,9 @@ import PIL.Image
 import pytest
 
 import cm3jax
-from cm3jax import testing
+from cm3jax import generate, testing
 from cm3jax.asks import Broken, read_answer, to_text
-from cm3jax.config import DecodeConfig
+from cm3jax.config import ONE_DEVICE, DecodeConfig
 from cm3jax.document import Image, Text, parse, render
 from cm3jax.errors import UserError
 from cm3jax.files import read_json, write_json
@@ -358,6 +358,8 @@ def test_ids_can_be_read(generator, vocab):
 def test_parts_that_do_not_belong_together_are_refused(chain, tmp_path):
     with pytest.raises(UserError, match="is a run of a clip"):
         cm3jax.load(str(chain / "clip"))
+    with pytest.raises(UserError, match="is a run of a clip; give a decoder's"):
+        generate.load(chain / "clip", mesh=ONE_DEVICE)
     moved = shutil.copytree(chain, tmp_path / "moved")
     config = read_json(moved / "decoder" / "config.json", "config")
     write_json(moved / "decoder" / "config.json", config | {"data": {"bank": ""}})

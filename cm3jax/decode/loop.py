@@ -315,7 +315,6 @@ class _Engine:
         self._method = Method.of(config)
         self._waiting = deque(group.jobs)
         self._slots: list[_Slot | None] = [None] * group.shape.slots
-        self._done = np.ones(group.shape.slots, bool)
         self._weights = _weights_read(variables)
         # Slots without a prompt have programs without states: their samples are done.
         self._rows = self._rows_of([], group.shape.slots)
@@ -335,10 +334,10 @@ class _Engine:
                 count = min(len(self._waiting), len(free), ADMITTED)
                 self._admit(free[:count], [self._waiting.popleft() for _ in range(count)])
                 free = free[count:]
-            self._advance()
+            done = self._advance()
             if watch is not None:
                 self._show(watch)
-            finished = self._retire()
+            finished = self._retire(done)
             if finished:
                 yield finished
 
@@ -396,14 +395,13 @@ class _Engine:
             scales=jnp.asarray(scales),
         )
 
-    def _advance(self) -> None:
-        """Run a chunk and give each slot what its samples emitted."""
+    def _advance(self) -> Bool[np.ndarray, " P"]:
+        """Run a chunk and give each slot what its samples emitted; which slots are done."""
         begin, known = time.perf_counter(), _chunk._cache_size()
         greedy = self._config.temperature == 0 and self._config.temperature_range is None
         call = (self._model, self._vocab, self._variables, self._method, greedy)
         with self._on_mesh():
             self._state, emitted, done = _chunk(*call, self._rows, self._state)
-        self._done = np.asarray(done).reshape(self._shape.slots, -1).all(1)
         ids, logprobs, free = (
             np.asarray(x).reshape(CHUNK, self._shape.slots, -1)
             for x in (emitted.ids, emitted.logprobs, emitted.free)
@@ -419,6 +417,7 @@ class _Engine:
         else:
             count = int((ids != self._vocab.pad).sum())
             self._meter.stepped(seconds, count, CHUNK * self._read_per_step())
+        return np.asarray(done).reshape(self._shape.slots, -1).all(1)
 
     def _read_per_step(self) -> int:
         """Bytes: the weights, and keys and values of prompts and rows at their padded lengths."""
@@ -435,11 +434,11 @@ class _Engine:
         ids = np.concatenate(slot.ids)[:, offset]
         return ids[ids != self._vocab.pad]
 
-    def _retire(self) -> list[Finished]:
+    def _retire(self, done: Bool[np.ndarray, " P"]) -> list[Finished]:
         """Empty the slots whose samples are all done."""
         out = []
         for place, slot in enumerate(self._slots):
-            if slot is None or not self._done[place]:
+            if slot is None or not done[place]:
                 continue
             self._slots[place] = None
             samples = [
