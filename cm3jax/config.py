@@ -417,8 +417,8 @@ class RetrievalConfig:
     query_dropout: float = 0.2
     """Share of text tokens dropped from a query view."""
     clauses: bool = False
-    """Ask with each clause of a text in turn, so that a text that names two things finds both,
-    instead of with the whole text (the paper's way)."""
+    """Ask with each clause of a text in turn, so that a text that names two things finds both, in
+    their order, instead of with the whole text (the paper's way)."""
     clause_margin: float = 0.2
     """Score by which a clause that was given a document must beat the others to be given more."""
     index: Literal["auto", "exact", "scann", "milvus"] = "auto"

@@ -57,7 +57,8 @@ class Retriever:
         k: int,
         exclude: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Retrieved]]:
-        """The `k` documents to show each query (its text, its picture, or both), best first.
+        """The `k` documents to show each query (its text, its picture, or both), best first; of a
+        text that asks clause by clause, in the order of the clauses that found them.
 
         Modality and diversity count as in training; nothing is too relevant here (section 2.1).
         `exclude` holds rows of the bank that a query must not get. Fewer than `k` documents come

@@ -22,7 +22,8 @@ NONE = -1
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The candidates of each query, best first, `NONE` where too few passed the rules."""
+    """The candidates of each query, best first, `NONE` where too few passed the rules; of several
+    queries asked side by side, those of the first one first."""
 
     ids: Int[np.ndarray, "B C"]
     """Rows of the bank, int64."""
@@ -92,8 +93,9 @@ def choose(
     `vectors` and `pair` (has both modalities) are the whole bank's; `exclude` holds ids that a
     query must not get, `NONE` as padding. Without `cuts` nothing is too relevant, nor too
     little: so it is at generation. With several `queries`, a row holds as many lists of equal
-    length (`side_by_side`): the best document of all comes first, and a list that gave one already
-    must beat the others by `config.clause_margin` to give another.
+    length (`side_by_side`): the best document of all is chosen first, and a list that gave one
+    already must beat the others by `config.clause_margin` to give another. The chosen ones then
+    stand in the order of their lists, so that a text's first clause has its document first.
     """
     if exclude is None:
         exclude = np.full((len(neighbours.ids), 1), NONE)
@@ -131,6 +133,7 @@ def _choose(ids, scores, exclude, vectors, pair, config: RetrievalConfig, querie
     pool = vectors[ids]
     chosen_ids = np.full((len(ids), config.candidates), NONE, np.int64)
     chosen_scores = np.zeros((len(ids), config.candidates), np.float32)
+    asked_by = np.full((len(ids), config.candidates), queries)
     not_diverse = preferred = 0
     for place in range(config.candidates if ids.shape[1] else 0):
         best = np.where(left, rank - turns[:, query], -np.inf).argmax(1)
@@ -139,11 +142,14 @@ def _choose(ids, scores, exclude, vectors, pair, config: RetrievalConfig, querie
         preferred += int((found & (ids[rows, best] != ids[rows, by_score])).sum())
         chosen_ids[found, place] = ids[rows, best][found]
         chosen_scores[found, place] = scores[rows, best][found]
+        asked_by[found, place] = query[best][found]
         turns[rows, query[best]] += np.float32(config.clause_margin)
         left &= ids != ids[rows, best, None]
         similar = near(pool[rows, best], pool, config.diversity_cut) & left & found[:, None]
         not_diverse += int(similar.sum())
         left &= ~similar
+    order = asked_by.argsort(axis=1, kind="stable")
+    chosen_ids, chosen_scores = _take(np, chosen_ids, order), _take(np, chosen_scores, order)
     counts = {
         "seen": int((ids != NONE).sum()),
         "excluded": int((own & (ids != NONE)).sum()),
@@ -198,10 +204,11 @@ def draw(
 ) -> Drawn:
     """Draw up to `documents` of each record's stored candidates (views W, query modalities Q).
 
-    One view and one order of the query modalities are drawn; the first one's candidates come in
-    random order before the others', without repeats, and the first `documents` are shuffled. With
-    the paper's 2 + 2 candidates, three documents are then a uniform draw of three of the four;
-    fewer all come from one query modality, as they do at inference.
+    One view and one order of the query modalities are drawn; the first one's candidates are taken
+    in random order before the others', without repeats. With the paper's 2 + 2 candidates, three
+    documents are then a uniform draw of three of the four; fewer all come from one query modality,
+    as they do at inference. Those drawn are shown as they are stored, again as at inference: the
+    order itself may tell whose document is whose.
     """
     batch, views, modalities, candidates = ids.shape
     slots = modalities * candidates
@@ -209,17 +216,17 @@ def draw(
     view = draws.below(xp, words[:, 0], views).astype(xp.int32)
     rows = xp.arange(batch)
     ids, scores = (part[rows, view].reshape(batch, slots) for part in (ids, scores))
-    keys = draws.bits(xp, seed, epoch, record, draws.Stream.DOCUMENTS, 2 * slots)
+    keys = draws.bits(xp, seed, epoch, record, draws.Stream.DOCUMENTS, slots)
 
     block = xp.repeat(xp.argsort(xp.argsort(words[:, 2:], axis=1), axis=1), candidates, axis=-1)
-    order = _sorted_by(xp, [keys[:, :slots], block, ids == NONE])
-    ids, scores = _take(xp, ids, order), _take(xp, scores, order)
+    order = _sorted_by(xp, [keys, block, ids == NONE])
+    ids, scores, stored = _take(xp, ids, order), _take(xp, scores, order), order
     earlier = xp.asarray(np.tri(slots, k=-1, dtype=bool))
     repeated = ((ids[:, :, None] == ids[:, None, :]) & earlier).any(-1)
     order = _sorted_by(xp, [repeated | (ids == NONE)])[:, :documents]
     kept = ~_take(xp, repeated | (ids == NONE), order)
-    ids, scores = _take(xp, ids, order), _take(xp, scores, order)
-    order = _sorted_by(xp, [keys[:, slots : slots + ids.shape[1]], ~kept])
+    ids, scores, stored = (_take(xp, part, order) for part in (ids, scores, stored))
+    order = _sorted_by(xp, [stored, ~kept])
     kept, ids, scores = (_take(xp, part, order) for part in (kept, ids, scores))
     return Drawn(xp.where(kept, ids, NONE), xp.where(kept, scores, 0))
 
