@@ -6,7 +6,7 @@
 Needs the runs `miniature/text`, `miniature/vqgan` and `miniature/clip`. The preset mixes what the
 shipped weights were taught in turns, each starting from the parameters of the one before
 (`--init-from`); as one run from scratch it was not tried. On two Intel Xeon cores that other work
-shared, jax 0.10.2, about 5,500 tokens a second, muon, batches of 8 rows, 5.4 hours in all:
+shared, jax 0.10.2, about 5,500 tokens a second, muon, batches of 8 rows, 5.7 hours in all:
 
 - 21,084 steps of everything, while settings changed;
 - 4,000 of `--data.mixture data/miniature:scene 1 --cm3.no-documents 1`, peak rate 6e-3;
@@ -20,7 +20,10 @@ shared, jax 0.10.2, about 5,500 tokens a second, muon, batches of 8 rows, 5.4 ho
   (teacher-forced) in its last 2,500, as the rate fell;
 - 393 of the same, 3 : 3 : 2, 1e-3, `--cm3.vary-documents`;
 - 1,600 of the same, 2 : 4 : 1, 0.03, `--retrieval.queries text`, 1.2e-3;
-- 700 of the same, 2 : 4 : 1.5, `--cm3.vary-documents`, 6e-4 falling to 6e-5.
+- 700 of the same, 2 : 4 : 1.5, `--cm3.vary-documents`, 6e-4 falling to 6e-5;
+- 1,000 of 2,000 of the same, 3 : 4 : 1.5, 1e-3, from here on with documents in the order of the
+  clauses that found them (they were shuffled before, and pairs were 56 % right);
+- 1,200 of the same, 3 : 2 : 3, `--cm3.vary-documents`, 8e-4 falling to 4e-5.
 
 What it can do stands in the README. Generation shows two documents of one emblem
 (`retrieval.diversity_cut` 0.99 in the weights' config), training showed different ones.

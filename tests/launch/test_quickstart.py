@@ -1,5 +1,11 @@
 import dataclasses
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -105,3 +111,50 @@ def test_the_whole_chain_at_a_small_scale(tmp_path, monkeypatch, capsys):
     assert again.count("reusing") == said.count("done in") - 1  # all stages; the last line is all
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("checkpoints/*/*")} == before
     assert json.loads((workdir / "metrics.json").read_text()) == metrics
+
+
+def start(folder: Path) -> subprocess.Popen:
+    arguments = ["--workdir", folder / "runs", "--data", folder / "data", "--scale", str(TINY)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch.quickstart", *map(str, arguments)],
+        cwd=Path(__file__).resolve().parents[2],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run_until_killed(folder: Path, seconds: dict[str, float], killed: list[str]) -> int:
+    """Kill the first stage that is not in `killed`, half-way through; the exit code."""
+    process = start(folder)
+    for line in process.stdout:
+        stage = re.match(r"\[\d+/\d+\] (.*): about", line)
+        if stage and stage[1] not in killed:
+            killed.append(stage[1])
+            time.sleep(seconds[stage[1]] / 2)
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    process.stdout.close()
+    return process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_in_every_stage_it_ends_the_same(tmp_path):
+    undisturbed = start(tmp_path / "whole")
+    said, _ = undisturbed.communicate()
+    assert undisturbed.returncode == 0, said
+    seconds = json.loads((tmp_path / "whole/runs/results/seconds.json").read_text())
+    killed: list[str] = []
+    codes = [run_until_killed(tmp_path / "killed", seconds, killed) for _ in seconds]
+    assert killed == list(seconds)
+    assert codes == [-signal.SIGKILL] * len(seconds)
+    assert run_until_killed(tmp_path / "killed", seconds, killed) == 0
+    whole, pieces = (
+        json.loads((tmp_path / name / "runs/metrics.json").read_text())
+        for name in ("whole", "killed")
+    )
+    for name in ("weights", "pictures", "trained_here"):
+        assert pieces[name] == whole[name], name
