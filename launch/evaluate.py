@@ -10,6 +10,7 @@
     python -m launch.evaluate tasks --run runs/miniature/sft
     python -m launch.evaluate diff a.json b.json
 
+What was killed goes on with the same command: `coco_fid`, and with `--out` `emblems` and `tasks`.
 `diff` reads what `--out` wrote, `scores.json` of `coco_fid` and the quickstart's `metrics.json`.
 """
 

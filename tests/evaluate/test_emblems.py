@@ -17,7 +17,9 @@ from cm3jax.data.sources import RawRecord
 from cm3jax.data.tokenised import Tools, tokenise
 from cm3jax.decode import loop
 from cm3jax.evaluate.emblems import evaluate, is_current
+from cm3jax.evaluate.protocol import scores_from_json
 from cm3jax.evaluate.results import Evaluation
+from cm3jax.files import read_json
 from cm3jax.learners import clip as clip_learner
 from cm3jax.model.decoder import Decoder
 from cm3jax.retrieval.bank import Bank, BankDocument
@@ -26,6 +28,8 @@ from cm3jax.tokenizers.image import ImageTokenizer
 from cm3jax.tokenizers.text import TextTokenizer
 from cm3jax.tokenizers.vqgan import VQGAN
 from experiments.miniature.base import base
+from launch.evaluate import run
+from tests.pages import require_sound
 
 COUNT = 3
 DOCUMENTS = (0, 1, 2, 3, 600, 601, 602, 4000, 4001)
@@ -167,6 +171,24 @@ def test_devices_share_the_drawing(chain, evaluation):
     mesh = MeshConfig(data=8)
     shared = evaluate(chain / "decoder", count=COUNT, say=lambda line: None, mesh=mesh)
     assert without_seconds(shared) == without_seconds(evaluation)
+
+
+@pytest.mark.slow
+def test_tasks_leave_scores_a_page_and_what_was_drawn(chain, tmp_path, monkeypatch):
+    names = ("editing", "vqa", "story")
+    words = ["tasks", "--run", str(chain / "decoder"), "--tasks", *names, "--cases", "2"]
+    run([*words, "--out", str(tmp_path / "scores.json"), "--mesh.data", "2"])
+    scores = scores_from_json(read_json(tmp_path / "scores.json", "the scores"))
+    assert {name.split(".")[1].split("_")[0] for name in scores} == set(names)
+    assert all(score.n == 2 for score in scores.values())
+    page = (tmp_path / "scores.html").read_text()
+    require_sound(page)
+    assert all(f"<h2>{name}</h2>" in page for name in scores)
+    assert page.count("as it should be") >= 2 * len(scores)
+    assert len(list((tmp_path / "scores.samples").iterdir())) == len(names)
+    monkeypatch.setattr(loop, "_plan", lambda requests, *rest: 1 / 0 if requests else ())
+    run([*words, "--out", str(tmp_path / "scores.json")])  # nothing is drawn again
+    assert scores_from_json(read_json(tmp_path / "scores.json", "the scores")) == scores
 
 
 def test_a_result_is_current_for_its_own_weights_code_and_count(chain, evaluation, tmp_path):
