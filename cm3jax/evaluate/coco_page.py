@@ -39,8 +39,8 @@ def _row(model: Model, scores: dict[str, Score], prefix: str) -> tuple[str, ...]
         str(fid.protocol.samples) if known else _DASH,
         _DASH if model.records is None else _short(model.records),
         _DASH if model.parameters is None else _short(model.parameters),
-        f"{fid.value:.2f} ({low:.2f}–{high:.2f})",
-        _DASH if kid is None else f"{1000 * kid.value:.2f}",
+        f"{fid.value:.4g} ({low:.4g}–{high:.4g})",
+        _DASH if kid is None else f"{1000 * kid.value:.4g}",
         _DASH if clip is None else f"{clip.value:.3f}",
     )
 
