@@ -1,6 +1,7 @@
 """Atomic writes and checked reads on local or bucket paths (`gs://`, through etils.epath)."""
 
 import hashlib
+import io
 import json
 import os
 from typing import Any
@@ -32,6 +33,13 @@ def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
 def write_json(path: epath.PathLike, value: Any) -> None:
     """Write `value` as indented, key-sorted JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_array(path: epath.PathLike, array: np.ndarray) -> None:
+    """Write a `.npy` file, atomically."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_atomic(path, buffer.getvalue())
 
 
 def read_json(path: epath.PathLike, what: str) -> Any:

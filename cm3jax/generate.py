@@ -4,6 +4,7 @@ generator = cm3jax.load("runs/quickstart/decoder")
 generator.generate("a red circle left of a blue square", retrieve=2).image
 """
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from cm3jax.asks import (
 from cm3jax.checkpoint import LoadedRun, companion, load_run
 from cm3jax.config import DecodeConfig, Experiment, MeshConfig
 from cm3jax.decode import loop, rerank
+from cm3jax.decode.journal import Journal
 from cm3jax.decode.meter import Meter
 from cm3jax.document import Mark
 from cm3jax.errors import UserError
@@ -119,6 +121,7 @@ class Generator:
         self.ask = Asker(vocab, text, image, model.config.context)
         self._variables = jax.device_put(as_read(variables, model.config.dtype))
         self._open_encoder, self._open_retriever = open_encoder, open_retriever
+        self._decode_each = loop.decode_each
 
     @functools.cached_property
     def encoder(self) -> ClipEncoder:
@@ -134,6 +137,15 @@ class Generator:
         """The same with other parameters, say those of a model in training."""
         parts = (self.vocab, self.text, self.image, self._open_encoder, self._open_retriever)
         return Generator(self.model, variables, *parts, self.decode)
+
+    def keeping(self, folder: epath.PathLike, origin: str) -> "Generator":
+        """The same, with every sample kept in `folder`: those that lie there are not drawn again.
+
+        `origin` is a fingerprint of weights and code; samples of another one do not count.
+        """
+        kept = copy.copy(self)
+        kept._decode_each = Journal(folder, origin).decode_each
+        return kept
 
     def retrieve(
         self,
@@ -287,7 +299,7 @@ class Generator:
         """Samples of every ask as they are done; `meter` and `watch` as in `loop.decode_each`."""
         requests, config = [ask.request for ask in asks], decode or self.decode
         call = (self.model, self._variables, self.vocab, requests, config, samples, seed)
-        for finished in loop.decode_each(*call, meter, watch):
+        for finished in self._decode_each(*call, meter, watch):
             yield self._finish(asks, finished)
 
     def _all(

@@ -10,6 +10,7 @@
     python -m launch.evaluate tasks --run runs/miniature/sft
     python -m launch.evaluate diff a.json b.json
 
+What was killed goes on with the same command: `coco_fid`, and with `--out` `emblems` and `tasks`.
 `diff` reads what `--out` wrote, `scores.json` of `coco_fid` and the quickstart's `metrics.json`.
 """
 
@@ -25,9 +26,11 @@ from cm3jax.checkpoint import load_run
 from cm3jax.config import ONE_DEVICE, MeshConfig
 from cm3jax.errors import UserError
 from cm3jax.evaluate.answers import score_caption_file, score_vqa_file
+from cm3jax.evaluate.cases_page import cases_page, score_table
 from cm3jax.evaluate.coco import read_captions
 from cm3jax.evaluate.coco_fid import Exam, from_folder, from_run
 from cm3jax.evaluate.coco_page import report, text_table
+from cm3jax.evaluate.drawing import Share
 from cm3jax.evaluate.emblems import evaluate
 from cm3jax.evaluate.features import Extractor, Resize
 from cm3jax.evaluate.perplexity import evaluate_perplexity
@@ -54,8 +57,11 @@ class Emblems:
     """Prompts of each kind."""
     seed: int = 0
     """Seed of the sampling."""
+    mesh: MeshConfig = ONE_DEVICE
+    """The devices that share the drawing; `--mesh.data -1` takes all."""
     out: str = ""
-    """JSON file for the scores and their protocols."""
+    """JSON file for the scores and their protocols. Beside it, with its name, lie a page that ends
+    in .html and a folder in .samples of all that was drawn: if killed, the same command goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +114,7 @@ class CocoFid:
     crop: int = 256
     """Cut real pictures to centre squares of so many pixels; 0 leaves them as they are."""
     part: str = "1/1"
-    """Draw this share of the captions, as 3/8: several processes may fill one --out."""
+    """This process's share of the work, as 3/8: several processes may fill one --out."""
     mesh: MeshConfig = ONE_DEVICE
     """The devices that share the drawing; `--mesh.data -1` takes all."""
 
@@ -122,8 +128,8 @@ class CocoFid:
         self.share  # noqa: B018  # raises
 
     @property
-    def share(self) -> tuple[int, int]:
-        """(i, n), i from 0."""
+    def share(self) -> Share:
+        """As numbers."""
         found = re.fullmatch(r"(\d+)/(\d+)", self.part)
         index, count = map(int, found.groups()) if found else (0, 0)
         if not 1 <= index <= count:
@@ -185,8 +191,11 @@ class Tasks:
     """Cases of each task."""
     seed: int = 0
     """Seed of the sampling."""
+    mesh: MeshConfig = ONE_DEVICE
+    """The devices that share the drawing; `--mesh.data -1` takes all."""
     out: str = ""
-    """JSON file for the scores and their protocols."""
+    """JSON file for the scores and their protocols. Beside it, with its name, lie a page that ends
+    in .html and a folder in .samples of all that was drawn: if killed, the same command goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +207,11 @@ class Diff:
     right: tyro.conf.Positional[str]
     """Another one."""
 
+
+_ABOUT = (
+    "Every answer was sampled freely, once, and judged by a program. Of every score the first of "
+    "the worst and of the best answers are shown."
+)
 
 Options = (
     Annotated[Emblems, tyro.conf.subcommand("emblems")]
@@ -232,16 +246,25 @@ def run(argv: list[str]) -> None:
             scores = evaluate_encoder(options.run, options.prompts)
         case Tasks():
             which = (options.tasks, options.cases, options.seed)
-            scores = evaluate_tasks(options.run, options.before, *which, _say)
+            where = (options.mesh, _beside(options.out, ".samples"))
+            found = evaluate_tasks(options.run, options.before, *which, _say, *where)
+            scores = found.scores
         case Emblems():
-            scores = evaluate(options.run, options.bank, options.prompts, options.seed, _say).scores
+            which = (options.bank, options.prompts, options.seed)
+            where = (options.mesh, _beside(options.out, ".samples"))
+            found = evaluate(options.run, *which, _say, *where)
+            scores = found.scores
     print(table(scores))
     if options.out:
         write_json(options.out, scores_to_json(scores))
+    if options.out and isinstance(options, Tasks | Emblems):
+        title = f"What {options.run} does"
+        page = cases_page(title, _ABOUT, score_table(scores), found.figures, scores)
+        write_atomic(_beside(options.out, ".html"), page)
 
 
 def coco(options: CocoFid) -> None:
-    """Draw what is missing, score it, and write JSON and page; or say which shares are missing."""
+    """Do this process's share; score and write JSON and page when that was the last one missing."""
     asked = options.count if options.run else None  # others' pictures may be any caption's
     captions = read_captions(options.captions, asked, options.seed)
     weights = load_inception(options.inception)
@@ -255,19 +278,24 @@ def coco(options: CocoFid) -> None:
     extractor = Extractor(weights, options.resize)
     exam = Exam(captions, extractor, encoder, options.real, options.crop, out)
     if options.made:
-        found = from_folder(options.made, exam)
+        model, sets = from_folder(options.made, exam)
     else:
         how = (options.bank, options.documents, options.samples, options.seed, options.guidance)
-        found = from_run(options.run, exam, *how, options.share, options.mesh, _say)
-    if found is None:
-        _say(f"this share is drawn; run the others into {out}, the last one scores.")
+        model, sets = from_run(options.run, exam, *how, options.share, options.mesh, _say)
+    if not exam.extract(sets, options.share, _say):
+        _say(f"share {options.part} is done; run the others into {out}, the last one scores.")
         return
-    outcome = exam.judge(*found, _say)
+    outcome = exam.judge(model, sets, _say)
     write_json(out / "scores.json", scores_to_json(outcome.scores))
     write_atomic(out / "report.html", report(outcome))
     print(text_table(outcome))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"wrote {out / 'scores.json'} and {out / 'report.html'}; peak memory {peak:.1f} GiB")
+
+
+def _beside(out: str, suffix: str) -> str:
+    """What has the name of `out` and this suffix; nothing without one."""
+    return str(epath.Path(out).with_suffix(suffix)) if out else ""
 
 
 def _say(line: str) -> None:

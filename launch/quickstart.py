@@ -199,7 +199,7 @@ def _evaluation(model: str, run: str, bank: str, options: Options) -> Stage:
         return path.exists() and is_current(Evaluation.load(path), run, count)
 
     def run_it() -> None:
-        evaluate(run, bank, count, say=_say).save(path)
+        evaluate(run, bank, count, say=_say, keep=path.with_suffix(".samples")).save(path)
 
     return Stage(f"evaluate {model.replace('_', ' ')}", 60, str(path), done, run_it)
 

@@ -13,12 +13,14 @@ from etils import epath
 from cm3jax import generate
 from cm3jax.checkpoint import load_run
 from cm3jax.config import MeshConfig
+from cm3jax.data.pipeline import corpora_of
 from cm3jax.errors import UserError
 from cm3jax.evaluate import drawing, pictures
 from cm3jax.evaluate.coco import Caption, Captions
-from cm3jax.evaluate.drawing import Setting
+from cm3jax.evaluate.drawing import ALL, Setting, Share
 from cm3jax.evaluate.features import Extractor
-from cm3jax.evaluate.pictures import Reference
+from cm3jax.evaluate.fid import Gaussian
+from cm3jax.evaluate.pictures import Features, Reference
 from cm3jax.evaluate.protocol import (
     Protocol,
     Score,
@@ -26,13 +28,13 @@ from cm3jax.evaluate.protocol import (
     fingerprint,
     licensed_share,
 )
-from cm3jax.evaluate.results import Cell, Figure
+from cm3jax.evaluate.results import Cell, Figure, worst_and_best
 from cm3jax.files import digest, read_json
 from cm3jax.generate import Generator
 from cm3jax.retrieval.clip import ClipEncoder
 
 CASES = 8
-"""Best and worst pictures that the page shows."""
+"""Worst pictures that the page shows, and best ones."""
 
 Say = Callable[[str], None]
 
@@ -86,9 +88,31 @@ class Exam:
     """Real pictures are cut to centre squares of so many pixels; 0 leaves them."""
     out: epath.Path
 
+    def __post_init__(self):
+        # What is wrong with the reference is said before hours of drawing.
+        if self._has_statistics:
+            Gaussian.load(self.reference)
+        else:
+            pictures.files_in(self.reference)
+
+    def extract(self, sets: Sequence[PictureSet], share: Share = ALL, say: Say = print) -> bool:
+        """Compute features of this process's share of the real and of the drawn pictures.
+
+        Returns whether all are there, so that `judge` can judge.
+        """
+        every = [self._drawn(drawn) for drawn in sets]
+        if not self._has_statistics:
+            every.insert(0, self._real)
+        found = [features.extract(share, say) for features in every]
+        return all(found)
+
     def judge(self, model: Model, sets: Sequence[PictureSet], say: Say = print) -> Outcome:
-        """Score every set of pictures."""
-        real = pictures.open_reference(self.reference, self.extractor, self.crop, self.out)
+        """Score every set of pictures, once all have their features."""
+        path = epath.Path(self.reference)
+        if self._has_statistics:
+            real = Reference(f"statistics {path.name}", Gaussian.load(path), None)
+        else:
+            real = pictures.measure(self._real, path.name, self.out)
         scores: dict[str, Score] = {}
         figures: list[Figure] = []
         for drawn in sets:
@@ -99,10 +123,23 @@ class Exam:
             say(f"{drawn.name or 'pictures'}: {words}, {len(drawn.files)} pictures")
         return Outcome(model, scores, tuple(figures))
 
-    def _judge(self, drawn: PictureSet, real: Reference) -> tuple[dict[str, Score], list[Figure]]:
-        store = self.out / "features" / (drawn.name or "pictures")
+    @property
+    def _has_statistics(self) -> bool:
+        """Whether the reference is a file of statistics."""
+        return epath.Path(self.reference).suffix == ".npz"
+
+    @property
+    def _real(self) -> Features:
+        files = pictures.files_in(self.reference)
+        return Features(self.extractor, files, self.crop, self.out / "features" / "reference")
+
+    def _drawn(self, drawn: PictureSet) -> Features:
         # As they are: a sampler's pictures have the size that it makes.
-        features = pictures.extract(self.extractor, drawn.files, 0, store)
+        folder = self.out / "features" / (drawn.name or "pictures")
+        return Features(self.extractor, drawn.files, 0, folder)
+
+    def _judge(self, drawn: PictureSet, real: Reference) -> tuple[dict[str, Score], list[Figure]]:
+        features = self._drawn(drawn).gather()
         protocol = dataclasses.replace(
             drawn.protocol,
             resize=f"{self.extractor.mode}; real: {real.name}",
@@ -128,17 +165,15 @@ class Exam:
         alike: np.ndarray,
     ) -> list[Figure]:
         """The pictures that fit their captions worst and best, beside the real ones."""
-        order = np.argsort(alike, kind="stable")
-        count = min(CASES, len(order) // 2)
         figures = []
-        for title, places in (("worst", order[:count]), ("best", order[::-1][:count])):
-            for place in places.tolist():
+        for end, places in zip(("worst", "best"), worst_and_best(alike, CASES), strict=True):
+            title = f"The {end} cases by CLIP: {name.replace('.', ' ') or 'the pictures'}"
+            for place in places:
                 cells = [Cell.of(f"drawn, cosine {alike[place]:.2f}", self._shown(files[place]))]
                 real = epath.Path(self.reference) / captions[place].file
                 if real.exists():
                     cells.append(Cell.of("COCO's own", self._shown(real)))
-                kind = f"{name}.{title}" if name else title
-                figures.append(Figure(kind, captions[place].text, tuple(cells)))
+                figures.append(Figure(title, captions[place].text, tuple(cells)))
         return figures
 
     def _shown(self, path: epath.Path) -> np.ndarray:
@@ -153,11 +188,11 @@ def from_run(
     samples: Sequence[int],
     seed: int,
     guidance: float | None,
-    share: tuple[int, int] = (0, 1),
+    share: Share = ALL,
     mesh: MeshConfig | None = None,
     say: Say = print,
-) -> tuple[Model, list[PictureSet]] | None:
-    """Draw what is missing for every number of documents; None while other shares are missing.
+) -> tuple[Model, list[PictureSet]]:
+    """Draw what is missing of this process's share, for every number of documents.
 
     `bank` replaces the run's; `guidance` its scale; the devices of `mesh` share the drawing.
     Raises `UserError` as `generate.load`, and without an encoder to choose samples by.
@@ -168,13 +203,12 @@ def from_run(
         raise UserError("choosing and scoring samples takes a CLIP encoder; name one with --clip.")
     if guidance is not None:
         generator.decode = dataclasses.replace(generator.decode, guidance_scale=guidance)
-    sets, complete = [], True
+    sets = []
     for count in documents:
         setting = _setting(run_dir, generator, exam, count, samples, seed)
-        chosen = exam.captions.chosen
-        complete &= drawing.draw(generator, encoder, chosen, setting, exam.out, share, say)
+        drawing.draw(generator, encoder, exam.captions.chosen, setting, exam.out, share, say)
         sets += [_picture_set(generator, exam, setting, n) for n in setting.samples]
-    return (describe(run_dir), sets) if complete else None
+    return describe(run_dir), sets
 
 
 def _setting(
@@ -268,11 +302,13 @@ def describe(run_dir: epath.PathLike) -> Model:
     run = load_run(run_dir)
     experiment = run.experiment
     shown = experiment.retrieval.documents and experiment.cm3.no_documents < 1
-    manifest = epath.Path(experiment.data.corpus) / "train" / "manifest.json"
     records, responsible = experiment.data.records, None
-    if experiment.data.corpus and manifest.exists():
-        corpus = read_json(manifest, "the corpus")
-        records = corpus["records"]
-        responsible = licensed_share(corpus["licence_shares"])
+    corpora = corpora_of(experiment.data)
+    manifests = [epath.Path(corpus) / "train" / "manifest.json" for corpus in corpora]
+    if manifests and all(path.exists() for path in manifests):
+        found = [read_json(path, "the corpus") for path in manifests]
+        records = sum(one["records"] for one in found)
+        licensed = sum(one["records"] * licensed_share(one["licence_shares"]) for one in found)
+        responsible = licensed / records
     parameters = sum(int(leaf.size) for leaf in jax.tree.leaves(run.variables))
     return Model(experiment.name, bool(shown), responsible, records, parameters)

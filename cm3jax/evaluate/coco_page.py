@@ -1,11 +1,9 @@
 """The result of the COCO protocol as a table with the paper's columns, and as a page."""
 
-from collections.abc import Sequence
-
+from cm3jax.evaluate.cases_page import cases_page, table_of
 from cm3jax.evaluate.coco_fid import Model, Outcome
 from cm3jax.evaluate.protocol import Score
-from cm3jax.evaluate.results import Figure
-from cm3jax.html import Html, cell, facts, figure, join, page, tag
+from cm3jax.html import Html
 
 COLUMNS = (
     "model",
@@ -41,8 +39,8 @@ def _row(model: Model, scores: dict[str, Score], prefix: str) -> tuple[str, ...]
         str(fid.protocol.samples) if known else _DASH,
         _DASH if model.records is None else _short(model.records),
         _DASH if model.parameters is None else _short(model.parameters),
-        f"{fid.value:.2f} ({low:.2f}–{high:.2f})",
-        _DASH if kid is None else f"{1000 * kid.value:.2f}",
+        f"{fid.value:.4g} ({low:.4g}–{high:.4g})",
+        _DASH if kid is None else f"{1000 * kid.value:.4g}",
         _DASH if clip is None else f"{clip.value:.3f}",
     )
 
@@ -67,38 +65,12 @@ def text_table(outcome: Outcome) -> str:
 
 def report(outcome: Outcome) -> Html:
     """The whole page."""
-    head = tag("tr", *(tag("th", name) for name in COLUMNS))
-    body = [tag("tr", *(tag("td", part) for part in row)) for row in rows(outcome)]
-    table = tag("table", tag("thead", head), tag("tbody", *body))
-    parts = [
-        tag("h1", "Pictures for COCO captions"),
-        tag(
-            "p",
-            "FID and KID compare the pictures' Inception features with those of real pictures; "
-            "lower is better, and figures compare only under one protocol. CLIP is the mean cosine "
-            "of caption and picture.",
-        ),
-        tag("div", table, class_="scroll"),
-    ]
-    kinds = list(dict.fromkeys(shown.kind for shown in outcome.figures))
-    for kind in kinds:
-        parts.append(_cases(kind, [shown for shown in outcome.figures if shown.kind == kind]))
-    parts.append(tag("h2", "Protocols"))
-    parts += [_protocol(name, score) for name, score in outcome.scores.items()]
-    return page("cm3jax: COCO captions", tag("main", *parts))
-
-
-def _cases(kind: str, shown: Sequence[Figure]) -> Html:
-    *name, end = kind.split(".")
-    where = " ".join(name) or "the pictures"
-    drawn = [
-        figure(one.prompt, *(cell(c.label, picture=c.picture, alt=one.prompt) for c in one.cells))
-        for one in shown
-    ]
-    return tag("section", tag("h2", f"The {end} cases by CLIP: {where}"), *drawn)
-
-
-def _protocol(name: str, score: Score) -> Html:
-    stamp = [("regime", score.protocol.regime), ("n", str(score.n))]
-    stamp += [(key, str(value)) for key, value in vars(score.protocol).items()]
-    return tag("details", tag("summary", name), join(facts(stamp)))
+    return cases_page(
+        "Pictures for COCO captions",
+        "FID and KID compare the pictures' Inception features with those of real pictures; lower "
+        "is better, and figures compare only under one protocol. CLIP is the mean cosine of "
+        "caption and picture.",
+        table_of(COLUMNS, rows(outcome)),
+        outcome.figures,
+        outcome.scores,
+    )

@@ -10,7 +10,7 @@ several machines can share a folder: each draws every so-many-th chunk.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
@@ -25,8 +25,19 @@ from cm3jax.retrieval.clip import ClipEncoder, fit
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.shapes import Float
 
+Item = TypeVar("Item")
+
 CHUNK = 64
-"""Captions drawn together."""
+"""Captions drawn together, and pictures whose features are written together."""
+
+Share = tuple[int, int]
+"""(i, n), i from 0: of several processes' work every n-th chunk from the i-th."""
+ALL: Share = (0, 1)
+
+
+def chunks(items: Sequence[Item]) -> list[Sequence[Item]]:
+    """What is worked off together, whoever does it."""
+    return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,25 +92,21 @@ def draw(
     captions: Sequence[Caption],
     setting: Setting,
     out: epath.PathLike,
-    share: tuple[int, int] = (0, 1),
+    share: Share = ALL,
     say: Callable[[str], None] = print,
-) -> bool:
-    """Draw what is missing of this process's share (i of n: every n-th chunk from the i-th).
+) -> None:
+    """Draw what is missing of this process's share of the chunks.
 
-    Returns whether all chunks are done, others' too. Raises `UserError` as `Setting.claim` and the
-    generator.
+    Raises `UserError` as `Setting.claim` and the generator.
     """
     home = setting.claim(out)
-    starts = range(0, len(captions), CHUNK)
-    mine = list(range(len(starts)))[share[0] :: share[1]]
-    for number in mine:
+    index, count = share
+    mine = list(enumerate(chunks(captions)))[index::count]
+    for done, (number, part) in enumerate(mine, 1):
         note = home / f"drawn-{number:05d}.json"
         if not note.exists():
-            part = captions[starts[number] : starts[number] + CHUNK]
             write_json(note, _draw_chunk(generator, encoder, part, setting, out))
-            done = sum((home / f"drawn-{other:05d}.json").exists() for other in mine)
-            say(f"docs_{setting.documents}: {done} of {len(mine)} chunks of {CHUNK} captions drawn")
-    return all((home / f"drawn-{number:05d}.json").exists() for number in range(len(starts)))
+            say(f"{home.name}: {done} of {len(mine)} chunks of {CHUNK} captions drawn")
 
 
 def _draw_chunk(

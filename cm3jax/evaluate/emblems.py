@@ -16,6 +16,7 @@ from etils import epath
 from cm3jax import generate, metrics
 from cm3jax.asks import Document, Documents
 from cm3jax.checkpoint import load_run
+from cm3jax.config import MeshConfig
 from cm3jax.data.emblems import Prompt, confirms_batch, prompts, tells
 from cm3jax.data.emblems.patches import QUARTERS
 from cm3jax.data.emblems.prompts import Kind
@@ -28,14 +29,14 @@ from cm3jax.evaluate.protocol import (
     fingerprint,
     licensed_share,
 )
-from cm3jax.evaluate.results import Cell, Evaluation, Figure
+from cm3jax.evaluate.results import Cell, Evaluation, Figure, worst_and_best
 from cm3jax.files import digest
 from cm3jax.generate import Generated
 from cm3jax.retrieval.bank import Bank, BankDocument
 from cm3jax.retrieval.retriever import Retrieved
 
 FIGURES = 8
-"""Prompts of a kind that the report shows: always the first ones, right or wrong."""
+"""Prompts of a kind that the report shows: the first wrong answers, then the first right ones."""
 
 LOOK_CHANCE = 1 / QUARTERS**4
 """Chance of guessing one emblem's look."""
@@ -57,14 +58,17 @@ def evaluate(
     count: int = 200,
     seed: int = 0,
     say: Callable[[str], None] = print,
+    mesh: MeshConfig | None = None,
+    keep: epath.PathLike = "",
 ) -> Evaluation:
     """All scores of a trained decoder over `count` prompts of each kind.
 
-    `run_dir` and `bank` are as in `generate.load`; `seed` is the sampling's. `say` gets a line per
+    `run_dir`, `bank` and `mesh` are as in `generate.load`; `seed` is the sampling's. Samples are
+    kept in the folder `keep`, and those that lie there not drawn again. `say` gets a line per
     score. Raises `UserError` where the run, its companions or the bank are missing or don't match.
     """
     start = time.perf_counter()
-    exam = _Exam(run_dir, bank, count, seed, say)
+    exam = _Exam(run_dir, bank, count, seed, say, mesh, keep)
     exam.draw_emblems("heldout", "heldout_emblem_accuracy", LOOK_CHANCE)
     exam.draw_with_a_distractor("heldout", "heldout_emblem_accuracy.right_and_wrong")
     exam.draw_emblems("heldout_pair", "heldout_pair_accuracy", LOOK_CHANCE**2)
@@ -102,9 +106,11 @@ class _Exam:
         count: int,
         seed: int,
         say: Callable[[str], None],
+        mesh: MeshConfig | None,
+        keep: epath.PathLike,
     ):
         run = load_run(run_dir)
-        self._generator = generate.load(run_dir, bank)
+        self._generator = generate.load(run_dir, bank, mesh)
         self._bank: Bank = self._generator.retriever.bank
         self._data_seed, self._size = run.experiment.seed, run.experiment.vqgan.image_size
         self._count, self._seed, self._say = count, seed, say
@@ -116,6 +122,9 @@ class _Exam:
             "image": self._generator.image.fingerprint,
             "clip": self._generator.retriever.encoder.fingerprint,
         }
+        if keep:
+            origin = digest(*self.weights.values(), code_version())
+            self._generator = self._generator.keeping(keep, origin)
         self.scores: dict[str, Score] = {}
         self.figures: list[Figure] = []
         self.pictures: list[np.ndarray] = []
@@ -130,14 +139,14 @@ class _Exam:
             drawn[k], right[k] = self._draw(asked, shown.get(k))
             how = f"live retrieval by the prompt's text, best {k}" if k else "none"
             self._score(f"{name}.docs_{k}", right[k], guessed, kind, k, how)
-        for place, prompt in enumerate(asked[:FIGURES]):
+        for place in _shown(right[2]):
             cells = [self._document_cell(found) for found in shown[2][place]]
             cells += [
                 Cell.of(_documents(k), drawn[k][place].image, correct=right[k][place])
                 for k in (0, 1, 2)
             ]
-            cells.append(Cell.of("as it should be", prompt.image))
-            self.figures.append(Figure(name, prompt.text, tuple(cells)))
+            cells.append(Cell.of("as it should be", asked[place].image))
+            self.figures.append(Figure(name, texts[place], tuple(cells)))
 
     def draw_with_a_distractor(self, kind: Kind, name: str) -> None:
         """The control: a document that shows the emblem beside one that doesn't, either first."""
@@ -157,12 +166,12 @@ class _Exam:
         asked = self._prompts(kind)
         drawn, right = self._draw(asked, None)
         self._score(name, right, chance.of_another_answer([p.scene.seen() for p in asked]), kind)
-        for prompt, picture, verdict in zip(asked[:FIGURES], drawn, right, strict=False):
+        for place in _shown(right):
             cells = (
-                Cell.of(_documents(0), picture.image, correct=verdict),
-                Cell.of("as it should be", prompt.image),
+                Cell.of(_documents(0), drawn[place].image, correct=right[place]),
+                Cell.of("as it should be", asked[place].image),
             )
-            self.figures.append(Figure(name, prompt.text, cells))
+            self.figures.append(Figure(name, asked[place].text, cells))
 
     def caption(self, kind: Kind, name: str) -> None:
         """Captions by infilling."""
@@ -172,8 +181,9 @@ class _Exam:
         right = [tells(text, prompt.scene) for text, prompt in zip(texts, asked, strict=True)]
         guessed = chance.of_another_answer([prompt.scene.told() for prompt in asked])
         self._score(name, right, guessed, kind, reader="emblems.tells: asserts the exact scene")
-        for prompt, text, verdict in zip(asked[:FIGURES], texts, right, strict=False):
-            cells = (Cell.of("picture", prompt.image), Cell("says", text=text, correct=verdict))
+        for place in _shown(right):
+            says = Cell("says", text=texts[place], correct=right[place])
+            cells = (Cell.of("picture", asked[place].image), says)
             self.figures.append(Figure(name, "What does the picture show?", cells))
 
     def infill(self, kind: Kind, name: str) -> None:
@@ -189,13 +199,13 @@ class _Exam:
         guessed = chance.of_another_answer([image[self._size // 2 :].tobytes() for image in images])
         self._score(name, right, guessed, kind)
         hidden = np.where(masks[..., None], np.uint8(128), images)
-        for place, prompt in enumerate(asked[:FIGURES]):
+        for place in _shown(right):
             cells = (
                 Cell.of("given", hidden[place]),
                 Cell.of("filled in", filled[place].image, correct=right[place]),
-                Cell.of("as it should be", prompt.image),
+                Cell.of("as it should be", images[place]),
             )
-            self.figures.append(Figure(name, prompt.text, cells))
+            self.figures.append(Figure(name, texts[place], cells))
 
     def retrieve(self, kind: Kind, name: str) -> None:
         """Whether the two best documents hold a picture of the prompt's emblem."""
@@ -306,6 +316,12 @@ class _Exam:
         )
         score = self.scores[name] = Score.share(verdicts, guessed, protocol)
         self._say(f"{name}: {score.value:.3f} of {score.n}, chance {score.chance:.2g}")
+
+
+def _shown(verdicts: Sequence[bool]) -> list[int]:
+    """The prompts that the report shows."""
+    worst, best = worst_and_best(verdicts, FIGURES // 2)
+    return worst + best
 
 
 def _documents(count: int) -> str:

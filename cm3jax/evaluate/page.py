@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
+from cm3jax.evaluate.cases_page import figure_cell
 from cm3jax.evaluate.protocol import Score
-from cm3jax.evaluate.results import Cell, Evaluation
-from cm3jax.html import Html, cell, facts, figure, join, page, tag
+from cm3jax.evaluate.results import Evaluation
+from cm3jax.html import Html, facts, figure, join, page, tag
 from cm3jax.run_report import STRUCTURE, loss_curves
 
 _NAMES = {"shipped": "Shipped weights", "trained_here": "Trained just now"}
@@ -74,7 +75,7 @@ def report(evaluations: dict[str, Evaluation], metrics: dict[str, Any]) -> Html:
             join(
                 tag("h3", _NAMES[name]),
                 *(
-                    figure(shown.prompt, *map(_cell, shown.cells))
+                    figure(shown.prompt, *map(figure_cell, shown.cells))
                     for shown in evaluation.figures
                     if shown.kind == key
                 ),
@@ -155,16 +156,6 @@ def _score_cell(score: Score | None) -> Html:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else "< 0.1 %"
-
-
-def _cell(shown: Cell) -> Html:
-    more = []
-    if shown.correct is not None:
-        mark, class_ = ("✓ right", "right") if shown.correct else ("✗ wrong", "wrong")
-        more.append(join(" ", tag("span", mark, class_=class_)))
-    if shown.text:
-        more.append(join(tag("br"), tag("q", shown.text)))
-    return cell(shown.label, *more, picture=shown.picture, alt=shown.text)
 
 
 def _losses(evaluations: dict[str, Evaluation]) -> Html:

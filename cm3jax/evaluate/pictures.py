@@ -1,8 +1,9 @@
 """What a folder of pictures scores against real ones: FID, KID, and CLIP score."""
 
 import dataclasses
-import hashlib
-from collections.abc import Iterator, Sequence
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import PIL.Image
@@ -10,15 +11,17 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.evaluate import fid
+from cm3jax.evaluate.drawing import ALL, Share, chunks
 from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.fid import Frechet, Gaussian
 from cm3jax.evaluate.protocol import Protocol, Score
-from cm3jax.files import read_json, write_json
+from cm3jax.files import digest, write_array
 from cm3jax.retrieval.clip import ClipEncoder, fit
 from cm3jax.shapes import Float, UInt8
 from cm3jax.tokenizers.image import load_picture
 
 _KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_SAID = 8  # chunks between two lines of progress
 
 
 def files_in(folder: epath.PathLike) -> list[epath.Path]:
@@ -45,35 +48,59 @@ def read(path: epath.PathLike, crop: int) -> UInt8[np.ndarray, "Y X 3"]:
         raise UserError(f"{path} is not a picture that can be read ({error}).") from None
 
 
-def extract(
-    extractor: Extractor, files: Sequence[epath.Path], crop: int, store: epath.PathLike
-) -> Float[np.ndarray, "B D"]:
-    """Features of picture files, on disk as `STORE.npy`; read again where nothing has changed.
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Features of picture files, each chunk of them in a file of its own in `folder`.
 
-    No more than a batch of pictures is in memory, and of the features what is looked at.
+    So a killed extraction goes on, and several processes share the work. Files are named after the
+    contents of the pictures, the network, and how pictures are cut and resized: others are never
+    taken for them. A few batches of pictures are in memory, and no features.
     """
-    note, path = epath.Path(f"{store}.json"), epath.Path(f"{store}.npy")
-    made_from = _made_from(extractor, files, crop)
-    if note.exists() and read_json(note, "a note on features")["made_from"] == made_from:
+
+    extractor: Extractor
+    files: Sequence[epath.Path]
+    crop: int
+    """As in `read`."""
+    folder: epath.Path
+
+    def extract(self, share: Share = ALL, say: Callable[[str], None] = print) -> bool:
+        """Compute what is missing of this process's share of the chunks.
+
+        Returns whether all are there, others' too. Raises `UserError` for what is no picture.
+        """
+        parts = list(enumerate(chunks(self.files)))
+        index, count = share
+        mine = {self._path(*part): part[1] for part in parts[index::count]}
+        missing = {path: files for path, files in mine.items() if not path.exists()}
+        pictures = (read(file, self.crop) for files in missing.values() for file in files)
+        rows = itertools.chain.from_iterable(self.extractor.features(pictures))
+        for done, (path, files) in enumerate(missing.items(), 1):
+            write_array(path, np.stack(list(itertools.islice(rows, len(files)))))
+            if done % _SAID == 0 or done == len(missing):
+                say(f"{self.folder.name}: {done} of {len(missing)} chunks of features computed")
+        return all(
+            all(file.exists() for file in files) and self._path(number, files).exists()
+            for number, files in parts
+        )
+
+    def gather(self) -> Float[np.ndarray, "B D"]:
+        """All features in order of the files, on disk, once all are there."""
+        path = self.folder / "all.npy"
+        scratch = self.folder / f".all.{os.getpid()}.part"
+        shape = (len(self.files), self.extractor.width)
+        out = np.lib.format.open_memmap(scratch, "w+", np.float32, shape)
+        row = 0
+        for number, files in enumerate(chunks(self.files)):
+            out[row : row + len(files)] = np.load(self._path(number, files))
+            row += len(files)
+        out.flush()
+        scratch.replace(path)
         return np.load(path, mmap_mode="r")
-    note.unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (len(files), extractor.width)
-    out = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-    row = 0
-    for piece in extractor.features(read(file, crop) for file in files):
-        out[row : row + len(piece)] = piece
-        row += len(piece)
-    out.flush()
-    write_json(note, {"made_from": made_from})
-    return np.load(path, mmap_mode="r")
 
-
-def _made_from(extractor: Extractor, files: Sequence[epath.Path], crop: int) -> str:
-    state = hashlib.sha256(f"{extractor.name} {extractor.mode} {crop}".encode())
-    for file in files:
-        state.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    return state.hexdigest()
+    def _path(self, number: int, files: Sequence[epath.Path]) -> epath.Path:
+        how = f"{self.extractor.name} {self.extractor.mode} {self.crop}"
+        contents = (digest(file.read_bytes()) for file in files)
+        return self.folder / f"{number:05d}-{digest(how, *contents)}.npy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,22 +113,16 @@ class Reference:
     features: Float[np.ndarray, "R D"] | None
 
 
-def open_reference(
-    path: epath.PathLike, extractor: Extractor, crop: int, out: epath.PathLike
-) -> Reference:
-    """From an `.npz` of statistics, or from a folder of pictures.
+def measure(real: Features, name: str, out: epath.PathLike) -> Reference:
+    """The reference that a folder of this name is, once all features are there.
 
-    A folder's statistics are written to `reference.npz` in `out`, for the next time and for others.
+    Its statistics are written to `reference.npz` in `out`, for the next time and for others.
     """
-    path = epath.Path(path)
-    if path.suffix == ".npz":
-        return Reference(f"statistics {path.name}", Gaussian.load(path), None)
-    files = files_in(path)
-    features = extract(extractor, files, crop, epath.Path(out) / "features" / "reference")
-    gaussian = fid.moments(_pieces(features), extractor.width).gaussian
+    features, crop = real.gather(), real.crop
+    gaussian = fid.moments(_pieces(features), features.shape[1]).gaussian
     gaussian.save(epath.Path(out) / "reference.npz")
     cut = f"centre squares of {crop} pixels (Lanczos)" if crop else "as they are"
-    return Reference(f"{len(files)} pictures of {path.name}, {cut}", gaussian, features)
+    return Reference(f"{len(features)} pictures of {name}, {cut}", gaussian, features)
 
 
 def distances(

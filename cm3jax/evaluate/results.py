@@ -4,16 +4,17 @@ Stored as one JSON file, from which `metrics.json` and the report are rebuilt in
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
 
 from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import Score, scores_from_json, scores_to_json
 from cm3jax.files import read_json, write_json
 from cm3jax.html import png_uri
+from cm3jax.shapes import Float, UInt8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +42,19 @@ class Figure:
     """One prompt and everything that came of it, side by side."""
 
     kind: str
-    """The score that it illustrates, without its last part: `heldout_emblem_accuracy`, …"""
+    """What it illustrates: a score without its last part, `heldout_emblem_accuracy`, or a title."""
     prompt: str
     cells: tuple[Cell, ...]
+
+
+def worst_and_best(
+    values: Sequence[float | bool] | Float[np.ndarray, " B"], most: int
+) -> tuple[list[int], list[int]]:
+    """Places of the lowest values and of the highest, the extreme first and of equal ones the
+    first: `most` each, or half of all where there are fewer."""
+    order = np.argsort(values, kind="stable").tolist()
+    count = min(most, len(order) // 2)
+    return order[:count], sorted(order[count:], key=lambda place: -values[place])[:count]
 
 
 @dataclasses.dataclass(frozen=True)

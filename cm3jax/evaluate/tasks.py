@@ -5,10 +5,12 @@ user types, with its pictures as files, and answered freely. Beside each score s
 is what the right answer to another case scores, and, if asked for, the model before tuning.
 """
 
+import dataclasses
 import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +19,7 @@ from etils import epath
 
 from cm3jax import generate
 from cm3jax.checkpoint import load_run
+from cm3jax.config import MeshConfig
 from cm3jax.data.emblems import confirms, read, tells
 from cm3jax.data.emblems.annotations import annotate
 from cm3jax.data.emblems.captions import caption_states
@@ -24,6 +27,7 @@ from cm3jax.data.emblems.scene import Scene
 from cm3jax.data.emblems.tasks import NAMES, Asked, asked, boxes
 from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import Protocol, Score, code_version
+from cm3jax.evaluate.results import Cell, Figure, worst_and_best
 from cm3jax.files import digest
 from cm3jax.generate import Generator
 from cm3jax.prompts import read_prompt
@@ -32,6 +36,18 @@ from cm3jax.tasks.task import ANSWER, prompt
 
 Answer = tuple[str | np.ndarray, ...]
 """The segments that were given: one text, one picture, or those of a story."""
+
+
+FIGURES = 8
+"""Cases of a score that the report shows: the worst, then the best."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tested:
+    """Scores by name, and cases that show them."""
+
+    scores: dict[str, Score]
+    figures: tuple[Figure, ...]
 
 
 def picture_exact(case: Asked, answer: Answer) -> float:
@@ -176,38 +192,55 @@ def evaluate_tasks(
     count: int = 200,
     seed: int = 0,
     say: Callable[[str], None] = print,
-) -> dict[str, Score]:
+    mesh: MeshConfig | None = None,
+    keep: epath.PathLike = "",
+) -> Tested:
     """Scores of the tasks, `tuned.NAME`, over `count` held-out cases each, sampled with `seed`.
 
-    With `before`, a run or weights, the same of that model as `before.NAME`. `say` gets a line per
-    score. Raises `UserError` for an unknown task and for a run that can't be loaded.
+    With `before`, a run or weights, the same of that model as `before.NAME`. The devices of `mesh`
+    share the work. Samples are kept in the folder `keep`, and those that lie there not drawn again.
+    `say` gets a line per score. Raises `UserError` for an unknown task and for a run that can't be
+    loaded.
     """
     for task in tasks:
         if task not in JUDGES:
             raise UserError(f"emblems has no task {task!r}; it has {', '.join(NAMES)}.")
     scores: dict[str, Score] = {}
+    figures: list[Figure] = []
     for name, run in (("before", before), ("tuned", run_dir)):
         if not run:
             continue
-        examiner = _Examiner(run, count, seed)
+        examiner = _Examiner(run, count, seed, mesh, keep)
         for task in tasks:
-            for what, score in examiner.scores(task).items():
+            found = examiner.test(task)
+            for what, score in found.scores.items():
                 scores[f"{name}.{what}"] = score
                 say(f"{name}.{what}: {score.value:.3f} of {score.n}, chance {score.chance:.2g}")
-    return scores
+            named = [dataclasses.replace(one, kind=f"{name}.{one.kind}") for one in found.figures]
+            figures += named
+    return Tested(scores, tuple(figures))
 
 
 class _Examiner:
     """Asks one model."""
 
-    def __init__(self, run_dir: epath.PathLike, count: int, seed: int):
+    def __init__(
+        self,
+        run_dir: epath.PathLike,
+        count: int,
+        seed: int,
+        mesh: MeshConfig | None,
+        keep: epath.PathLike,
+    ):
         run = load_run(run_dir)
-        self._generator = generate.load(run_dir)
+        self._generator = generate.load(run_dir, mesh=mesh)
         self._weights = digest(*map(np.asarray, jax.tree.leaves(run.variables)))
+        if keep:
+            self._generator = self._generator.keeping(keep, digest(self._weights, code_version()))
         self._data_seed, self._size = run.experiment.seed, run.experiment.vqgan.image_size
         self._count, self._seed = count, seed
 
-    def scores(self, task: str) -> dict[str, Score]:
+    def test(self, task: str) -> Tested:
         """What its answers to a task's cases are worth."""
         cases = [
             asked(task, "prompts", index, self._data_seed, self._size)
@@ -216,12 +249,14 @@ class _Examiner:
         with tempfile.TemporaryDirectory() as folder:
             prompts = [write_prompt(case, Path(folder)) for case in cases]
             given = answers(self._generator, task, prompts, self._seed)
-        found = {}
+        found, figures = {}, []
         for name, judge in JUDGES[task]:
             values = [judge(case, answer) for case, answer in zip(cases, given, strict=True)]
             protocol = self._protocol(task, cases, judge)
             found[name] = _mean(values, by_chance(cases, judge), protocol)
-        return found
+            worst, best = worst_and_best(values, FIGURES // 2)
+            figures += [_figure(name, cases[i], given[i], values[i]) for i in worst + best]
+        return Tested(found, tuple(figures))
 
     def _protocol(self, task: str, cases: Sequence[Asked], judge: Judge) -> Protocol:
         decode = self._generator.decode
@@ -242,6 +277,25 @@ class _Examiner:
             weights=self._weights,
             code_version=code_version(),
         )
+
+
+def _figure(name: str, case: Asked, answer: Answer, value: float) -> Figure:
+    """What was given, what came of it, and what is right."""
+    values = dict(case.case.values)
+    truth = values.pop(ANSWER)
+    texts = [one for one in values.values() if isinstance(one, str)]
+    pictures = [one for one in values.values() if not isinstance(one, str)]
+    cells = [Cell.of("given", picture) for picture in pictures]
+    cells += [_cell(f"answer, {value:.2f}", segment) for segment in answer]
+    right = truth if isinstance(truth, tuple) else (truth,)
+    cells += [_cell("as it should be", segment) for segment in right]
+    return Figure(name, " | ".join(texts), tuple(cells))
+
+
+def _cell(label: str, segment: Any) -> Cell:
+    if isinstance(segment, np.ndarray):
+        return Cell.of(label, segment)
+    return Cell(label, text=segment if isinstance(segment, str) else "(no whole picture)")
 
 
 def _content(case: Asked) -> list[str | np.ndarray]:

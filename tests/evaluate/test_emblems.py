@@ -11,12 +11,15 @@ import pytest
 
 from cm3jax import testing
 from cm3jax.checkpoint import LoadedRun, write_run
-from cm3jax.config import DataConfig, DecoderConfig, RetrievalConfig, VQGANConfig
+from cm3jax.config import DataConfig, DecoderConfig, MeshConfig, RetrievalConfig, VQGANConfig
 from cm3jax.data.emblems import example
 from cm3jax.data.sources import RawRecord
 from cm3jax.data.tokenised import Tools, tokenise
+from cm3jax.decode import loop
 from cm3jax.evaluate.emblems import evaluate, is_current
+from cm3jax.evaluate.protocol import scores_from_json
 from cm3jax.evaluate.results import Evaluation
+from cm3jax.files import read_json
 from cm3jax.learners import clip as clip_learner
 from cm3jax.model.decoder import Decoder
 from cm3jax.retrieval.bank import Bank, BankDocument
@@ -25,6 +28,8 @@ from cm3jax.tokenizers.image import ImageTokenizer
 from cm3jax.tokenizers.text import TextTokenizer
 from cm3jax.tokenizers.vqgan import VQGAN
 from experiments.miniature.base import base
+from launch.evaluate import run
+from tests.pages import require_sound
 
 COUNT = 3
 DOCUMENTS = (0, 1, 2, 3, 600, 601, 602, 4000, 4001)
@@ -116,7 +121,7 @@ def test_an_untrained_model_draws_no_emblem_and_chance_says_so(evaluation):
 
 def test_figures_show_documents_with_scores_before_the_pictures(evaluation):
     figures = [f for f in evaluation.figures if f.kind == "heldout_emblem_accuracy"]
-    assert len(figures) == COUNT
+    assert len(figures) == 2 * (COUNT // 2)
     for figure in figures:
         labels = [cell.label for cell in figure.cells]
         assert all(label.startswith("retrieved, ") for label in labels[:2])
@@ -129,10 +134,61 @@ def test_figures_show_documents_with_scores_before_the_pictures(evaluation):
 
 def test_the_same_weights_and_seed_give_the_same_pictures(chain, evaluation):
     again = evaluate(chain / "decoder", count=COUNT, say=lambda line: None)
-    assert dataclasses.replace(again, seconds=0.0) == dataclasses.replace(evaluation, seconds=0.0)
+    assert without_seconds(again) == without_seconds(evaluation)
     other = evaluate(chain / "decoder", count=COUNT, seed=1, say=lambda line: None)
     assert other.pictures != evaluation.pictures
     assert other.weights == evaluation.weights
+
+
+def without_seconds(found):
+    return dataclasses.replace(found, seconds=0.0)
+
+
+def test_a_killed_evaluation_goes_on(chain, evaluation, tmp_path, monkeypatch):
+    real, asked = loop.decode_each, []
+
+    def dies(model, variables, vocab, requests, *rest):
+        asked.extend(requests)
+        for finished in real(model, variables, vocab, requests, *rest):
+            if len(asked) > 4 * COUNT:
+                raise KeyboardInterrupt
+            yield finished
+
+    def exam():
+        return evaluate(chain / "decoder", count=COUNT, say=lambda line: None, keep=tmp_path)
+
+    monkeypatch.setattr(loop, "decode_each", dies)
+    with pytest.raises(KeyboardInterrupt):
+        exam()
+    asked.clear()
+    monkeypatch.setattr(loop, "decode_each", lambda *call: asked.extend(call[3]) or real(*call))
+    assert without_seconds(exam()) == without_seconds(evaluation)
+    assert len(asked) == 6 * COUNT  # ten lists of prompts, of which four were done
+
+
+@pytest.mark.slow
+def test_devices_share_the_drawing(chain, evaluation):
+    mesh = MeshConfig(data=8)
+    shared = evaluate(chain / "decoder", count=COUNT, say=lambda line: None, mesh=mesh)
+    assert without_seconds(shared) == without_seconds(evaluation)
+
+
+@pytest.mark.slow
+def test_tasks_leave_scores_a_page_and_what_was_drawn(chain, tmp_path, monkeypatch):
+    names = ("editing", "vqa", "story")
+    words = ["tasks", "--run", str(chain / "decoder"), "--tasks", *names, "--cases", "2"]
+    run([*words, "--out", str(tmp_path / "scores.json"), "--mesh.data", "2"])
+    scores = scores_from_json(read_json(tmp_path / "scores.json", "the scores"))
+    assert {name.split(".")[1].split("_")[0] for name in scores} == set(names)
+    assert all(score.n == 2 for score in scores.values())
+    page = (tmp_path / "scores.html").read_text()
+    require_sound(page)
+    assert all(f"<h2>{name}</h2>" in page for name in scores)
+    assert page.count("as it should be") >= 2 * len(scores)
+    assert len(list((tmp_path / "scores.samples").iterdir())) == len(names)
+    monkeypatch.setattr(loop, "_plan", lambda requests, *rest: 1 / 0 if requests else ())
+    run([*words, "--out", str(tmp_path / "scores.json")])  # nothing is drawn again
+    assert scores_from_json(read_json(tmp_path / "scores.json", "the scores")) == scores
 
 
 def test_a_result_is_current_for_its_own_weights_code_and_count(chain, evaluation, tmp_path):

@@ -70,3 +70,26 @@ def test_a_torch_checkpoint_is_the_same_run(tmp_path):
     vqgan.convert(tmp_path / "in" / "vqgan.ckpt", tmp_path / "b", config)
     runs = [load_run(tmp_path / name).variables for name in "ab"]
     jax.tree.map(np.testing.assert_array_equal, *runs)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before-1.6"])
+def test_fid_s_network_as_torch_saves_it_has_torch_fidelity_s_features(tmp_path, zipped):
+    """pytorch-fid's file is of the older format, with the classifier and counters in it."""
+    import torch
+
+    from cm3jax.evaluate.features import Extractor
+    from cm3jax.interop.inception import load_inception, shapes
+    from tests.evaluate import inputs
+    from tests.evaluate.test_fid import STORED
+
+    state = {name: torch.from_numpy(value) for name, value in inputs.weights(shapes(2)).items()}
+    counters = {name.replace("running_mean", "num_batches_tracked") for name in state} - set(state)
+    state |= {name: torch.tensor(7) for name in counters}
+    state |= {"fc.weight": torch.zeros(1008, 128), "fc.bias": torch.zeros(1008)}
+    path = tmp_path / "pt_inception.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    weights = load_inception(path)
+    assert set(weights.unused) == {*counters, "fc.weight", "fc.bias"}
+    pictures = inputs.pictures(4096, seed=1)[:8]
+    found = np.concatenate(list(Extractor(weights, "legacy_tensorflow").features(pictures)))
+    np.testing.assert_allclose(found, STORED["features_2"], atol=1e-4 * STORED["features_2"].max())

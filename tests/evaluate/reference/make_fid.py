@@ -91,7 +91,7 @@ def distances(made: torch.Tensor, real: torch.Tensor) -> np.ndarray:
         made,
         real,
         kid_subsets=100,
-        kid_subset_size=1000,
+        kid_subset_size=min(1000, len(made)),
         kid_kernel="poly",
         kid_kernel_poly_degree=3,
         kid_kernel_poly_gamma=None,

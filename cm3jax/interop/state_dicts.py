@@ -1,0 +1,47 @@
+"""One file of foreign tensors: safetensors, or what torch saves, which takes torch to read."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from cm3jax import tensors
+from cm3jax.errors import UserError
+
+
+def read_state_dict(path: Path, what: str) -> dict[str, tensors.Tensor]:
+    """The tensors of a file by name; of a torch checkpoint those of its `state_dict`.
+
+    Nothing but tensors is unpickled, in torch's format of today and that of before 1.6. `what`
+    names the file in the `UserError` where it is missing; others are raised for a file that is
+    damaged or holds more than tensors, and for torch's where torch is not installed.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give {what}.")
+    if path.suffix == ".safetensors":
+        return tensors.read_file(path)
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path} is a torch checkpoint and torch is not installed; install torch, or save the "
+            "weights as safetensors."
+        ) from None
+    try:
+        mapped = zipfile.is_zipfile(path)  # torch maps no file of its older format
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception:  # whatever a file that is no checkpoint makes torch raise
+        raise UserError(
+            f"{path} is damaged, or holds more than tensors, which could run code and is not read; "
+            "save its state_dict alone."
+        ) from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    found = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    if not found:
+        raise UserError(f"{path} holds no state_dict; give {what}.")
+    return {key: _tensor(value) for key, value in found.items()}
+
+
+def _tensor(value: Any) -> tensors.Tensor:
+    """A tensor of torch, which numpy is given as float32."""
+    kind = "F32" if value.is_floating_point() else "I32"
+    return tensors.Tensor(kind, tuple(value.shape), lambda index: value.float().numpy()[index])
