@@ -1,5 +1,6 @@
 """AdamW (the papers' optimiser) or Muon, with a linear warm-up and a linear decay."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,24 @@ def matrices(boxed: Any) -> Any:
         return optax.contrib.MuonDimensionNumbers(reduction_axis=into, output_axis=out)
 
     return jax.tree.map_with_path(sides, boxed, is_leaf=_is_box)
+
+
+def trained(pattern: str, boxed: Any) -> Any:
+    """Which parameters training changes: those in whose names (`optim.trained`) it is found."""
+
+    def found(path, _) -> bool:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return re.search(pattern, name) is not None
+
+    return jax.tree.map_with_path(found, boxed, is_leaf=_is_box)
+
+
+def freezing(method: optax.GradientTransformation, which: Any) -> optax.GradientTransformation:
+    """`method` for the parameters of `which` alone; the others stay and keep no moments."""
+    if all(jax.tree.leaves(which)):
+        return method
+    owner = jax.tree.map(lambda mine: "trained" if mine else "frozen", which)
+    return optax.partition({"trained": method, "frozen": optax.set_to_zero()}, owner)
 
 
 def optimizer(config: OptimConfig, steps: int, boxed: Any) -> optax.GradientTransformation:

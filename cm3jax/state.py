@@ -11,7 +11,8 @@ import optax
 
 from cm3jax import partition
 from cm3jax.config import Experiment
-from cm3jax.optim import optimizer
+from cm3jax.errors import UserError
+from cm3jax.optim import freezing, optimizer, trained
 from cm3jax.shapes import Array, Key
 
 
@@ -39,6 +40,8 @@ class Layout:
     """Compiled with the shardings: no device ever holds a whole large parameter."""
     table: str
     """Sharding table of all variables."""
+    trained: Any
+    """Which parameters training changes, like `abstract.params`."""
 
     @property
     def shardings(self) -> TrainState:
@@ -47,8 +50,44 @@ class Layout:
 
     @property
     def parameters(self) -> int:
-        """Number of trained parameters."""
+        """Number of parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
+
+    @property
+    def trained_params(self) -> Any:
+        """`abstract.params` without what is frozen."""
+        return jax.tree.map(
+            lambda leaf, mine: leaf if mine else None, self.abstract.params, self.trained
+        )
+
+    @property
+    def trained_table(self) -> str:
+        """A line per parameter, whether it is trained or frozen, and how many are; empty when all
+        are."""
+        mine = jax.tree.leaves(self.trained)
+        if all(mine):
+            return ""
+        rows = [
+            (jax.tree_util.keystr(path, simple=True, separator="/"), leaf, here)
+            for (path, leaf), here in zip(
+                jax.tree.leaves_with_path(self.abstract.params), mine, strict=True
+            )
+        ]
+        width = max(len(name) for name, _, _ in rows)
+        lines = [
+            f"{name:{width}}  {'trained' if here else 'frozen':7}  {leaf.size:,}"
+            for name, leaf, here in rows
+        ]
+        count = sum(leaf.size for _, leaf, here in rows if here)
+        share = 100 * count / self.parameters
+        lines.append(f"{count:,} of {self.parameters:,} parameters are trained ({share:.2g} %)")
+        return "\n".join(lines)
+
+    def hold(self, params: Any) -> Any:
+        """`params`, no gradient passing into those that are frozen."""
+        return jax.tree.map(
+            lambda leaf, mine: leaf if mine else jax.lax.stop_gradient(leaf), params, self.trained
+        )
 
 
 def plan(
@@ -59,10 +98,18 @@ def plan(
     """Lay out the state of `init(key) -> {"params": ..., other collections}` on a mesh.
 
     The values that `Layout.init` gives depend on the key alone, bit by bit, not on the mesh. On an
-    abstract mesh there is a layout, but nothing can be given values.
+    abstract mesh there is a layout, but nothing can be given values. Raises `UserError` if
+    `optim.trained` freezes everything.
     """
     boxed = jax.eval_shape(init, jax.random.key(0))
+    which = trained(experiment.trained, boxed["params"])
+    if not any(jax.tree.leaves(which)):
+        raise UserError(
+            f"optim.trained={experiment.optim.trained!r} is found in no parameter's name; the "
+            f"parameters are\n{partition.table(mesh, boxed['params'])}"
+        )
     transform = optimizer(experiment.optim, experiment.train.steps, boxed["params"])
+    transform = freezing(transform, which)
 
     def create(key) -> TrainState:
         variables = nn.unbox(init(key))
@@ -88,6 +135,7 @@ def plan(
         ),
         init=jax.jit(create, out_shardings=shardings),
         table=partition.table(mesh, boxed),
+        trained=which,
     )
 
 
