@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from cm3jax.interop.layout import Key
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_TORCH = "pytorch_model.bin"
+"""What older folders have instead."""
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILE_BYTES = 5 << 30
 """A file of an export is closed before it becomes larger than this."""
 
@@ -26,21 +30,49 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
     return value
 
 
+def find(source: str) -> Path:
+    """A model's folder: `source` itself, or, of the hub's id `OWNER/NAME`, the one in the cache of
+    huggingface_hub, which downloads what is missing there.
+
+    Raises `UserError` if there is neither, e.g. offline.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    if not _HUB_ID.fullmatch(source) or Path(source).exists():
+        raise UserError(f"{source} is no folder; give the one with the weights, or the hub's id.")
+    import huggingface_hub
+
+    parts = ["*.json", "*.txt", "*.safetensors"]
+    try:
+        folder = Path(huggingface_hub.snapshot_download(source, allow_patterns=parts))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(huggingface_hub.snapshot_download(source, allow_patterns=[_TORCH]))
+    except Exception as error:  # of the network, the hub, its permissions
+        raise UserError(
+            f"{source} is no folder here, and neither the hub nor its cache gave a model of that "
+            f"id ({type(error).__name__}); check the id, the network and `hf auth login`, or "
+            "download it elsewhere and give its folder."
+        ) from None
+    return folder
+
+
 def read_tensors(folder: Path) -> dict[str, tensors.Tensor]:
     """The tensors of a folder by name, of all its files; none is in memory yet.
 
-    Raises `UserError` when there are none, when an index and the files disagree, and for pickles,
-    which are never opened.
+    Raises `UserError` when there are none, when an index and the files disagree, and for pickles
+    that hold more than tensors or come in several files.
     """
     if (folder / _INDEX).exists():
         return _read_indexed(folder)
     if (folder / _SINGLE).exists():
         return tensors.read_file(folder / _SINGLE)
+    if (folder / _TORCH).exists():
+        return read_checkpoint(folder / _TORCH)
     pickles = [*folder.glob("*.bin"), *folder.glob("*.pth"), *folder.glob("*.pt")]
     if pickles:
         raise UserError(
             f"{folder} holds pickled weights ({pickles[0].name}), which could run code and are not "
-            "read; save them as safetensors first."
+            f"read; save them as safetensors first, or the tensors alone as {_TORCH}."
         )
     raise UserError(f"{folder} holds neither {_SINGLE} nor {_INDEX}; give a folder with weights.")
 
@@ -64,6 +96,40 @@ def _read_indexed(folder: Path) -> dict[str, tensors.Tensor]:
             )
         found |= here
     return found
+
+
+def read_checkpoint(path: Path) -> dict[str, tensors.Tensor]:
+    """The tensors of a torch checkpoint; nothing but tensors is unpickled.
+
+    Raises `UserError` for what is no such file, and where torch is not installed.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the file with the weights.")
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path} is torch's own format and torch is not installed; install torch, or save the "
+            "weights as safetensors."
+        ) from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # whatever a file that is no checkpoint makes torch raise
+        raise UserError(
+            f"{path} is damaged, or holds more than tensors, which could run code and is not read; "
+            "save its state_dict alone."
+        ) from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    found = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    if not found:
+        raise UserError(f"{path} holds no state_dict; give a checkpoint.")
+    return {key: _torch_tensor(value) for key, value in found.items()}
+
+
+def _torch_tensor(value: Any) -> tensors.Tensor:
+    """A tensor of torch, which numpy is given as float32."""
+    kind = "F32" if value.is_floating_point() else "I32"
+    return tensors.Tensor(kind, tuple(value.shape), lambda index: value.float().numpy()[index])
 
 
 def write_tensors(folder: Path, outputs: Mapping[str, tensors.Output]) -> None:

@@ -6,8 +6,6 @@ Theirs carry the licence of TensorFlow's models, Apache 2.0. Nothing is download
 
 import dataclasses
 import functools
-import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,11 @@ import flax
 import jax
 import numpy as np
 
+from cm3jax import tensors
 from cm3jax.errors import UserError
 from cm3jax.files import digest
+from cm3jax.interop import folders
+from cm3jax.interop.layout import Key
 from cm3jax.model.inception import SIZE, Inception
 
 _FIRST = "Conv2d_1a_3x3.conv.weight"
@@ -125,39 +126,26 @@ def _theirs(array: np.ndarray) -> np.ndarray:
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
 
 
+def convert(source: Path, out: Path) -> list[Key]:
+    """Write the tensors in use as safetensors, which `load_inception` reads without torch.
+
+    Returns the report: what became of each tensor. Raises `UserError` as `load_inception`.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists; give another --out, or remove it first.")
+    if out.suffix != ".safetensors":
+        raise UserError(f"{out} must be named *.safetensors, which is what is written.")
+    weights = load_inception(source)
+    found = {name: tensors.whole(array) for name, array in to_tensors(weights.variables).items()}
+    tensors.write_file(out, found, {"format": "pt"})
+    ours = {_name(path): "/".join(path) for path in _parameters(weights.width)}
+    used = [Key(name, "F32", found[name].shape, ours[name]) for name in weights.used]
+    return used + [Key(name, "", (), "(not of the features)") for name in weights.unused]
+
+
 def _read(path: Path) -> Mapping[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"the Inception weights are missing: {path} does not exist.")
-    if path.suffix == ".safetensors":
-        import safetensors.numpy
-        from safetensors import SafetensorError
-
-        try:
-            return safetensors.numpy.load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"{path} is no whole safetensors file ({error}).") from None
-    return _read_torch(path)
-
-
-def _read_torch(path: Path) -> Mapping[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f"{path} is torch's own format, and torch is not installed; install it, or give the "
-            "tensors as .safetensors."
-        ) from None
-    import pickle
-
-    try:
-        found = torch.load(os.fspath(path), map_location="cpu", weights_only=True)
-        return {name: tensor.numpy() for name, tensor in found.items()}
-    except (
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        EOFError,
-        AttributeError,
-    ) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise UserError(f"{path} holds no plain tensors ({reason}); give another file.") from None
+    torch = path.suffix != ".safetensors"
+    found = folders.read_checkpoint(path) if torch else tensors.read_file(path)
+    return {name: tensor.read(...) for name, tensor in found.items()}

@@ -116,7 +116,7 @@ def _shapes(config: VQGANConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _foreign_name(name: str) -> str:
-    if name == "codebook/quantiser/entries":
+    if name.endswith("/quantiser/entries"):
         return "quantize.embedding.weight"
     _, tower, *modules, leaf = name.split("/")
     joined = _LEVEL.sub(lambda found: ".".join(filter(None, found.groups())), ".".join(modules))
@@ -155,7 +155,7 @@ def read(source: Path, config: Path) -> tuple[VQGANConfig, dict[str, tensors.Ten
     ours = read_config(_settings(config), str(config))
     if source.suffix == ".safetensors":
         return ours, tensors.read_file(source)
-    return ours, _read_checkpoint(source)
+    return ours, folders.read_checkpoint(source)
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -189,34 +189,3 @@ def _settings(path: Path) -> dict[str, Any]:
             f"the config {path} is no VQGAN's: {error} is missing or of another kind; give its "
             "YAML or JSON as --config."
         ) from None
-
-
-def _read_checkpoint(path: Path) -> dict[str, tensors.Tensor]:
-    """The tensors of a torch checkpoint; nothing but tensors is unpickled."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; give the VQGAN's file.")
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f"{path} is a torch checkpoint and torch is not installed; install torch, or save the "
-            "weights as safetensors."
-        ) from None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # whatever a file that is no checkpoint makes torch raise
-        raise UserError(
-            f"{path} is damaged, or holds more than tensors, which could run code and is not read; "
-            "save its state_dict alone."
-        ) from None
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    found = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
-    if not found:
-        raise UserError(f"{path} holds no state_dict; give a VQGAN's checkpoint.")
-    return {key: _torch_tensor(value) for key, value in found.items()}
-
-
-def _torch_tensor(value: Any) -> tensors.Tensor:
-    """A tensor of torch, which numpy is given as float32."""
-    kind = "F32" if value.is_floating_point() else "I32"
-    return tensors.Tensor(kind, tuple(value.shape), lambda index: value.float().numpy()[index])

@@ -11,7 +11,8 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate import fid
 from cm3jax.evaluate.features import Extractor, resize
 from cm3jax.evaluate.fid import Frechet, Gaussian, Moments
-from cm3jax.interop.inception import from_tensors, load_inception, shapes, to_tensors
+from cm3jax.interop.inception import convert, from_tensors, load_inception, shapes, to_tensors
+from cm3jax.interop.layout import Key
 from tests.evaluate import inputs
 
 STORED = np.load(Path(__file__).parent / "reference/fid.npz")
@@ -77,12 +78,25 @@ def test_a_file_that_holds_no_tensors_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="does not exist"):
         load_inception(tmp_path / "none.pth")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00")
-    with pytest.raises(UserError, match="no whole safetensors file"):
+    with pytest.raises(UserError, match="damaged or no safetensors file"):
         load_inception(tmp_path / "cut.safetensors")
     (tmp_path / "a.pth").write_bytes(b"")
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(UserError, match="torch is not installed"):
         load_inception(tmp_path / "a.pth")
+
+
+def test_converted_weights_are_the_same_without_torch(weights, tensors, tmp_path):
+    path = tmp_path / "in.safetensors"
+    idle = {"fc.weight": np.zeros((8, 128), np.float32)}
+    safetensors.numpy.save_file(tensors | idle, path)
+    report = convert(path, tmp_path / "out.safetensors")
+    assert len(report) == len(tensors) + 1
+    assert report[-1] == Key("fc.weight", "", (), "(not of the features)")
+    assert load_inception(tmp_path / "out.safetensors").fingerprint == weights.fingerprint
+    for out, match in (("out.safetensors", "exists"), ("out.pth", "must be named")):
+        with pytest.raises(UserError, match=match):
+            convert(path, tmp_path / out)
 
 
 def both(width: int, count: int = 4096) -> tuple[np.ndarray, np.ndarray]:
