@@ -566,6 +566,10 @@ class OptimConfig:
     those without a match are frozen, keep no moments, and are told apart in a table at start, e.g.
     `lora|^head`, `feed_forward`, or `decoder` of an image tokenizer. Empty trains everything, or of
     a model with lora_rank the corrections alone."""
+    trained_ids: Literal["all", "image", "text"] = "all"
+    """Whose rows of embedding and head change, where these are trained: Anole taught Chameleon to
+    draw by those of picture codes in the head alone (`--optim.trained ^head --optim.trained-ids
+    image`)."""
 
     def __post_init__(self):
         try:
@@ -575,8 +579,9 @@ class OptimConfig:
                 f"optim.trained={self.trained!r} is no regular expression ({error}); mend it."
             ) from None
         _require(
-            not self.trained or self.method == "adamw",
-            "optim.trained freezes for adamw alone; leave optim.method=muon out.",
+            self.method == "adamw" or (not self.trained and self.trained_ids == "all"),
+            "optim.trained and optim.trained_ids freeze for adamw alone; leave optim.method=muon "
+            "out.",
         )
         _require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be positive.")
         _require(self.accumulate >= 1, f"optim.accumulate={self.accumulate} must be at least 1.")
@@ -758,6 +763,11 @@ class Experiment:
             not self.model.lora_rank or (self.learner, self.optim.method) == ("decoder", "adamw"),
             f"model.lora_rank={self.model.lora_rank} is for a decoder that trains with adamw; set "
             "it to 0.",
+        )
+        _require(
+            self.optim.trained_ids == "all" or self.learner == "decoder",
+            f"optim.trained_ids={self.optim.trained_ids} is for a decoder, not for a "
+            f"{self.learner}; leave it out.",
         )
         _require(
             self.optim.accumulate == 1 or self.learner == "decoder",

@@ -14,6 +14,7 @@ from cm3jax.config import Experiment
 from cm3jax.errors import UserError
 from cm3jax.optim import freezing, optimizer, trained
 from cm3jax.shapes import Array, Key
+from cm3jax.vocab import Vocab
 
 
 @jax.tree_util.register_dataclass
@@ -41,7 +42,7 @@ class Layout:
     table: str
     """Sharding table of all variables."""
     trained: Any
-    """Which parameters training changes, like `abstract.params`."""
+    """How many values of each parameter training changes, like `abstract.params`."""
 
     @property
     def shardings(self) -> TrainState:
@@ -62,25 +63,21 @@ class Layout:
 
     @property
     def trained_table(self) -> str:
-        """A line per parameter, whether it is trained or frozen, and how many are; empty when all
-        are."""
-        mine = jax.tree.leaves(self.trained)
-        if all(mine):
+        """A line per parameter, how many of its values are trained; empty when all are."""
+        counts = jax.tree.leaves(self.trained)
+        leaves = jax.tree.leaves_with_path(self.abstract.params)
+        if counts == [leaf.size for _, leaf in leaves]:
             return ""
-        rows = [
-            (jax.tree_util.keystr(path, simple=True, separator="/"), leaf, here)
-            for (path, leaf), here in zip(
-                jax.tree.leaves_with_path(self.abstract.params), mine, strict=True
-            )
-        ]
-        width = max(len(name) for name, _, _ in rows)
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+        width = max(map(len, names))
         lines = [
-            f"{name:{width}}  {'trained' if here else 'frozen':7}  {leaf.size:,}"
-            for name, leaf, here in rows
+            f"{name:{width}}  {f'trained  {count:,}' if count else 'frozen   0'} of {leaf.size:,}"
+            for name, (_, leaf), count in zip(names, leaves, counts, strict=True)
         ]
-        count = sum(leaf.size for _, leaf, here in rows if here)
-        share = 100 * count / self.parameters
-        lines.append(f"{count:,} of {self.parameters:,} parameters are trained ({share:.2g} %)")
+        share = 100 * sum(counts) / self.parameters
+        lines.append(
+            f"{sum(counts):,} of {self.parameters:,} parameters are trained ({share:.2g} %)"
+        )
         return "\n".join(lines)
 
     def hold(self, params: Any) -> Any:
@@ -102,14 +99,15 @@ def plan(
     `optim.trained` freezes everything.
     """
     boxed = jax.eval_shape(init, jax.random.key(0))
-    which = trained(experiment.trained, boxed["params"])
+    rows = _trained_rows(experiment)
+    which = trained(experiment.trained, rows, boxed["params"])
     if not any(jax.tree.leaves(which)):
         raise UserError(
             f"optim.trained={experiment.optim.trained!r} is found in no parameter's name; the "
             f"parameters are\n{partition.table(mesh, boxed['params'])}"
         )
     transform = optimizer(experiment.optim, experiment.train.steps, boxed["params"])
-    transform = freezing(transform, which)
+    transform = freezing(transform, which, rows, boxed["params"])
 
     def create(key) -> TrainState:
         variables = nn.unbox(init(key))
@@ -137,6 +135,16 @@ def plan(
         table=partition.table(mesh, boxed),
         trained=which,
     )
+
+
+def _trained_rows(experiment: Experiment) -> slice:
+    """The ids of `optim.trained_ids`."""
+    vocab = Vocab(experiment.vocab)
+    return {
+        "all": slice(None),
+        "image": slice(vocab.first_image, vocab.first_text),
+        "text": slice(vocab.first_text, None),
+    }[experiment.optim.trained_ids]
 
 
 def _like_params(opt_state: Any, params: Any, otherwise: Any) -> Any:

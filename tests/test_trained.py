@@ -91,6 +91,23 @@ def test_the_table_stands_at_the_start(base, tmp_path, capsys):
     assert changed(base[1].params, state.params) == {"embedding", "layers/feed_forward/up/kernel"}
 
 
+def test_rows_of_some_ids_alone_are_trained(base, tmp_path, capsys):
+    """As Anole did with the picture codes of an imported head; decay leaves the others too."""
+    config = tuned(tmp_path, rank=0, trained="^embedding")
+    optim = dataclasses.replace(config.optim, trained_ids="image", weight_decay=0.5)
+    config = dataclasses.replace(config, init_from=base[0].workdir, optim=optim)
+    state = train(learner(config))
+    out = capsys.readouterr().out
+    count = VOCAB.config.image_codes * config.model.width
+    assert re.search(f"embedding +trained +{count:,} of 4,096", out)
+    assert f"\n{count:,} of {config.model.parameters(VOCAB.size):,} parameters are trained" in out
+    assert changed(base[1].params, state.params) == {"embedding"}
+    same = np.asarray(state.params["embedding"] == base[1].params["embedding"]).all(-1)
+    ids = np.arange(VOCAB.size)
+    images = (ids >= VOCAB.first_image) & (ids < VOCAB.first_text)
+    np.testing.assert_array_equal(~same, images)
+
+
 def test_a_start_changes_nothing_and_merging_neither(base, adapted):
     """At first the corrections are zero; what they are later can be added to the matrices."""
     config, state = adapted
@@ -160,5 +177,8 @@ def test_patterns_that_freeze_everything_or_are_none(tmp_path):
         train(learner(tuned(tmp_path, trained="decoder/")))
     with pytest.raises(UserError, match="adamw alone"):
         OptimConfig(trained="head", method="muon")
+    optim = OptimConfig(trained_ids="image")
+    with pytest.raises(UserError, match=r"trained_ids=image is for a decoder"):
+        experiment(tmp_path, learner="parti", optim=optim)
     with pytest.raises(UserError, match=r"model\.lora_rank=3 is for a decoder"):
         dataclasses.replace(tuned(tmp_path), learner="parti")
