@@ -59,6 +59,17 @@ def test_features_on_eight_devices_are_torch_fidelity_s(weights):
     np.testing.assert_allclose(found, STORED["features_2"], atol=1e-4 * STORED["features_2"].max())
 
 
+@pytest.mark.slow
+def test_every_tensor_matters(tensors):
+    """A reference that some tensor does not reach would say nothing about it."""
+    picture, stored = inputs.pictures(4096, seed=1)[:1], STORED["features_2"][:1]
+    for name, tensor in tensors.items():
+        changed = np.roll(tensor, 1, axis=0) + np.float32(0.1)
+        extractor = Extractor(from_tensors({**tensors, name: changed}, "x"), "legacy_tensorflow", 1)
+        (found,) = extractor.features(picture)
+        assert np.abs(found - stored).max() > 1e-3 * stored.max(), name
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
