@@ -5,6 +5,7 @@ what they mean is said here and nowhere else. The command line (`launch.cli`) sh
 """
 
 import dataclasses
+import re
 from typing import Literal
 
 from cm3jax.errors import UserError
@@ -49,7 +50,7 @@ class TokenizersConfig:
     """SentencePiece algorithm (`text_tokenizer` experiments)."""
 
 
-_ADDED = {"attention_sides", "latent_width", "vision_ffn", "text_ffn", "resize"}
+_ADDED = {"attention_sides", "latent_width", "codebook", "vision_ffn", "text_ffn", "resize"}
 
 
 def identity(config: "VQGANConfig | ClipConfig") -> str:
@@ -95,10 +96,13 @@ class VQGANConfig:
     code_width."""
     commitment: float = 0.25
     """Weight of the commitment loss (beta)."""
+    codebook: Literal["ema", "gradient"] = "ema"
+    """How entries follow their inputs: as moving averages, or as parameters, by the gradient of
+    their squared distance (taming's way, which has no restarts)."""
     ema_decay: float = 0.99
     """Decay of the codebook's moving averages."""
     restart_below: float = 0.01
-    """A code whose moving average of uses per batch is below this is moved to a random input."""
+    """An entry whose moving average of uses per batch is below this is moved to a random input."""
 
     @property
     def downsample(self) -> int:
@@ -263,6 +267,11 @@ class DecoderConfig:
     """`init_std` for the table of learned positions."""
     qk_norm: bool = False
     """Norm queries and keys over each head, with learned gain and bias (Chameleon)."""
+    lora_rank: int = 0
+    """Rank of the corrections that are added to every matrix of the layers and, unless
+    optim.trained names more, trained alone (LoRA, arXiv 2106.09685); 0 adds none."""
+    lora_alpha: float = 16.0
+    """Corrections are multiplied by lora_alpha / lora_rank."""
     unroll: int = 1
     """Layers per turn of the scan over layers: more compile longer and, on CPUs, run faster."""
     remat: Literal["none", "full", "dots"] = "none"
@@ -282,6 +291,7 @@ class DecoderConfig:
             0 <= self.dropout < 1,
             f"model.dropout={self.dropout} is a share of what is dropped; give 0 or more, below 1.",
         )
+        _require(self.lora_rank >= 0, f"model.lora_rank={self.lora_rank} must not be negative.")
         if self.attention == "cudnn":
             _require(
                 self.dtype == "bfloat16",
@@ -300,6 +310,11 @@ class DecoderConfig:
         return self.kv_heads or self.heads
 
     @property
+    def lora(self) -> tuple[int, float]:
+        """Rank of the corrections (0: none), and what multiplies them."""
+        return self.lora_rank, self.lora_alpha / max(self.lora_rank, 1)
+
+    @property
     def layer_weights(self) -> int:
         """Weights of the matrices of one layer."""
         attention = 2 * (self.heads + self.groups) * self.head_width
@@ -309,7 +324,11 @@ class DecoderConfig:
         """Parameters of a `Decoder` over so many ids."""
         qk_norms = 2 * (self.heads + self.groups) * self.head_width if self.qk_norm else 0
         gain = self.width if self.norm == "rms" else 0
-        layer = self.layer_weights + qk_norms + 2 * gain
+        query_out = 2 * (self.width + self.heads * self.head_width)
+        key_value = 2 * (self.width + self.groups * self.head_width)
+        feed = (3 if self.activation == "swiglu" else 2) * (self.width + self.ffn)
+        lora = self.lora_rank * (query_out + key_value + feed)
+        layer = self.layer_weights + qk_norms + 2 * gain + lora
         tables = (1 if self.tied else 2) * vocab_size
         tables += self.context if self.positions == "learned" else 0
         return self.layers * layer + gain + tables * self.width
@@ -542,7 +561,28 @@ class OptimConfig:
     """Parts of a global batch that are worked off one after another before an update: the same
     update from less memory, for the decoder."""
 
+    trained: str = ""
+    """Regular expression that is searched in the names of parameters (`layers/query/kernel`):
+    those without a match are frozen, keep no moments, and are told apart in a table at start, e.g.
+    `lora|^head`, `feed_forward`, or `decoder` of an image tokenizer. Empty trains everything, or of
+    a model with lora_rank the corrections alone."""
+    trained_ids: Literal["all", "image", "text"] = "all"
+    """Whose rows of embedding and head change, where these are trained: Anole taught Chameleon to
+    draw by those of picture codes in the head alone (`--optim.trained ^head --optim.trained-ids
+    image`)."""
+
     def __post_init__(self):
+        try:
+            re.compile(self.trained)
+        except re.error as error:
+            raise UserError(
+                f"optim.trained={self.trained!r} is no regular expression ({error}); mend it."
+            ) from None
+        _require(
+            self.method == "adamw" or (not self.trained and self.trained_ids == "all"),
+            "optim.trained and optim.trained_ids freeze for adamw alone; leave optim.method=muon "
+            "out.",
+        )
         _require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be positive.")
         _require(self.accumulate >= 1, f"optim.accumulate={self.accumulate} must be at least 1.")
 
@@ -720,6 +760,16 @@ class Experiment:
             "trains with adamw.",
         )
         _require(
+            not self.model.lora_rank or (self.learner, self.optim.method) == ("decoder", "adamw"),
+            f"model.lora_rank={self.model.lora_rank} is for a decoder that trains with adamw; set "
+            "it to 0.",
+        )
+        _require(
+            self.optim.trained_ids == "all" or self.learner == "decoder",
+            f"optim.trained_ids={self.optim.trained_ids} is for a decoder, not for a "
+            f"{self.learner}; leave it out.",
+        )
+        _require(
             self.optim.accumulate == 1 or self.learner == "decoder",
             f"optim.accumulate={self.optim.accumulate} is for the decoder's rows; the loss of a "
             f"{self.learner} is not a mean over rows, so give it 1.",
@@ -754,6 +804,11 @@ class Experiment:
             f"fill; change {'model.context' if self.learner == 'decoder' else 'vocab.grid'}, or "
             "use model.attention=xla.",
         )
+
+    @property
+    def trained(self) -> str:
+        """`optim.trained`, or what an empty one stands for."""
+        return self.optim.trained or ("lora_" if self.model.lora_rank else "")
 
     @property
     def run_dir(self) -> str:

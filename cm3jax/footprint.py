@@ -73,7 +73,7 @@ def footprint(experiment: Experiment, layout: Layout, batch: Batch) -> Footprint
     return Footprint(
         parameters=parameters,
         moments=_local_bytes((state.opt_state, state.step)),
-        gradients=_local_bytes(state.params),
+        gradients=_local_bytes(layout.trained_params),
         batch=_local_bytes(batch),
         temporaries=_temporaries(experiment, dict(batch.tokens.sharding.mesh.shape)),
     )

@@ -1,5 +1,7 @@
 """AdamW (the papers' optimiser) or Muon, with a linear warm-up and a linear decay."""
 
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +68,50 @@ def matrices(boxed: Any) -> Any:
         return optax.contrib.MuonDimensionNumbers(reduction_axis=into, output_axis=out)
 
     return jax.tree.map_with_path(sides, boxed, is_leaf=_is_box)
+
+
+def trained(pattern: str, rows: slice, boxed: Any) -> Any:
+    """How many values of each parameter training changes: none where `pattern` (`optim.trained`)
+    is not in its name, `rows` alone where it is a table over the vocabulary."""
+
+    def count(path, leaf) -> int:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if re.search(pattern, name) is None:
+            return 0
+        shape, axis = nn.unbox(leaf).shape, _vocab_axis(leaf)
+        size = math.prod(shape)
+        return size if axis is None else size // shape[axis] * len(range(shape[axis])[rows])
+
+    return jax.tree.map_with_path(count, boxed, is_leaf=_is_box)
+
+
+def freezing(
+    method: optax.GradientTransformation, which: Any, rows: slice, boxed: Any
+) -> optax.GradientTransformation:
+    """`method` for what is `trained` (`which`) alone; parameters without any keep no moments."""
+    mine, sizes = jax.tree.leaves(which), [leaf.size for leaf in jax.tree.leaves(boxed)]
+    if mine == sizes:
+        return method
+
+    def cut(leaf, value):
+        axis = _vocab_axis(leaf)
+        if axis is None:
+            return value
+        ids = jax.lax.broadcasted_iota(jnp.int32, value.shape, axis)
+        start, stop, _ = rows.indices(value.shape[axis])
+        return jnp.where((start <= ids) & (ids < stop), value, 0)
+
+    # Before: no norm and no moment counts the others. After: nor does weight decay shrink them.
+    cutting = optax.stateless(lambda updates, _: jax.tree.map(cut, boxed, updates, is_leaf=_is_box))
+    owner = jax.tree.map(lambda count: "trained" if count else "frozen", which)
+    method = optax.partition({"trained": method, "frozen": optax.set_to_zero()}, owner)
+    return optax.chain(cutting, method, cutting)
+
+
+def _vocab_axis(leaf: Any) -> int | None:
+    """The axis of a parameter along which ids lie."""
+    names = leaf.names if _is_box(leaf) else ()
+    return names.index("vocab") if "vocab" in names else None
 
 
 def optimizer(config: OptimConfig, steps: int, boxed: Any) -> optax.GradientTransformation:

@@ -26,6 +26,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "heads": "tensor",
     "head": None,
     "mlp": "tensor",
+    "rank": "tensor",
     "vocab": "tensor",
     "positions": None,
     "codes": "fsdp",

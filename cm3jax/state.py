@@ -11,8 +11,10 @@ import optax
 
 from cm3jax import partition
 from cm3jax.config import Experiment
-from cm3jax.optim import optimizer
+from cm3jax.errors import UserError
+from cm3jax.optim import freezing, optimizer, trained
 from cm3jax.shapes import Array, Key
+from cm3jax.vocab import Vocab
 
 
 @jax.tree_util.register_dataclass
@@ -39,6 +41,8 @@ class Layout:
     """Compiled with the shardings: no device ever holds a whole large parameter."""
     table: str
     """Sharding table of all variables."""
+    trained: Any
+    """How many values of each parameter training changes, like `abstract.params`."""
 
     @property
     def shardings(self) -> TrainState:
@@ -47,8 +51,40 @@ class Layout:
 
     @property
     def parameters(self) -> int:
-        """Number of trained parameters."""
+        """Number of parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
+
+    @property
+    def trained_params(self) -> Any:
+        """`abstract.params` without what is frozen."""
+        return jax.tree.map(
+            lambda leaf, mine: leaf if mine else None, self.abstract.params, self.trained
+        )
+
+    @property
+    def trained_table(self) -> str:
+        """A line per parameter, how many of its values are trained; empty when all are."""
+        counts = jax.tree.leaves(self.trained)
+        leaves = jax.tree.leaves_with_path(self.abstract.params)
+        if counts == [leaf.size for _, leaf in leaves]:
+            return ""
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+        width = max(map(len, names))
+        lines = [
+            f"{name:{width}}  {f'trained  {count:,}' if count else 'frozen   0'} of {leaf.size:,}"
+            for name, (_, leaf), count in zip(names, leaves, counts, strict=True)
+        ]
+        share = 100 * sum(counts) / self.parameters
+        lines.append(
+            f"{sum(counts):,} of {self.parameters:,} parameters are trained ({share:.2g} %)"
+        )
+        return "\n".join(lines)
+
+    def hold(self, params: Any) -> Any:
+        """`params`, no gradient passing into those that are frozen."""
+        return jax.tree.map(
+            lambda leaf, mine: leaf if mine else jax.lax.stop_gradient(leaf), params, self.trained
+        )
 
 
 def plan(
@@ -59,10 +95,19 @@ def plan(
     """Lay out the state of `init(key) -> {"params": ..., other collections}` on a mesh.
 
     The values that `Layout.init` gives depend on the key alone, bit by bit, not on the mesh. On an
-    abstract mesh there is a layout, but nothing can be given values.
+    abstract mesh there is a layout, but nothing can be given values. Raises `UserError` if
+    `optim.trained` freezes everything.
     """
     boxed = jax.eval_shape(init, jax.random.key(0))
+    rows = _trained_rows(experiment)
+    which = trained(experiment.trained, rows, boxed["params"])
+    if not any(jax.tree.leaves(which)):
+        raise UserError(
+            f"optim.trained={experiment.optim.trained!r} is found in no parameter's name; the "
+            f"parameters are\n{partition.table(mesh, boxed['params'])}"
+        )
     transform = optimizer(experiment.optim, experiment.train.steps, boxed["params"])
+    transform = freezing(transform, which, rows, boxed["params"])
 
     def create(key) -> TrainState:
         variables = nn.unbox(init(key))
@@ -88,7 +133,18 @@ def plan(
         ),
         init=jax.jit(create, out_shardings=shardings),
         table=partition.table(mesh, boxed),
+        trained=which,
     )
+
+
+def _trained_rows(experiment: Experiment) -> slice:
+    """The ids of `optim.trained_ids`."""
+    vocab = Vocab(experiment.vocab)
+    return {
+        "all": slice(None),
+        "image": slice(vocab.first_image, vocab.first_text),
+        "text": slice(vocab.first_text, None),
+    }[experiment.optim.trained_ids]
 
 
 def _like_params(opt_state: Any, params: Any, otherwise: Any) -> Any:

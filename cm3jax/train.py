@@ -35,6 +35,7 @@ from cm3jax.metrics import (
     utilisation,
     validation_name,
 )
+from cm3jax.model import lora
 from cm3jax.optim import learning_rate
 from cm3jax.run_report import Illustration, keep_pictures, write_report
 from cm3jax.shapes import Array, Int, Key
@@ -111,6 +112,8 @@ def train(learner: Learner, illustrate: Illustrator = _nothing) -> TrainState:
             return start.state
         if mesh.size > 1:
             progress.say(layout.table)
+        if layout.trained_table:
+            progress.say(layout.trained_table)
         progress.say(f"{layout.parameters:,} parameters, mesh {dict(mesh.shape)}")
         run = _Run(learner, illustrate, layout, start, mesh, checkpoints, progress)
         return run.loop(preemption, watchdog)
@@ -129,9 +132,12 @@ def make_train_step(
     if parts > 1:
         differentiate = functools.partial(accumulated, parts, layout.shardings.params)
 
+    def loss(params: Any, *rest: Any) -> LossOutput:
+        return learner.loss(layout.hold(params), *rest)
+
     def step(state: TrainState, batch: Any):
         key = _key(learner.experiment.seed, state.step + 1)
-        slopes, output = differentiate(learner.loss, state, batch, key)
+        slopes, output = differentiate(loss, state, batch, key)
         updates, opt_state = layout.optimizer.update(slopes, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         norms = {
@@ -230,10 +236,16 @@ def _start(learner: Learner, layout: Layout, checkpoints: Checkpoints) -> _Start
     state = layout.init(_key(experiment.seed, 0))
     if not experiment.init_from:
         return _Start(state, Position(), 0.0, "starting from scratch.")
-    run = checkpoint.load_run(experiment.init_from, lambda _: layout.abstract)
+
+    def theirs(other: Experiment) -> TrainState:
+        if other.model.lora_rank:
+            return layout.abstract
+        return dataclasses.replace(layout.abstract, params=lora.without(layout.abstract.params))
+
+    run = checkpoint.load_run(experiment.init_from, theirs)
     checkpoint.require_same(run.fingerprints, learner.fingerprints, experiment.init_from)
     extra = dict(run.variables)
-    params = extra.pop("params")
+    params = lora.onto(state.params, extra.pop("params"))
     source = f"starting from the parameters of {experiment.init_from} at step {run.step}."
     state = dataclasses.replace(state, params=params, extra=extra)
     return _Start(state, Position(), 0.0, source)

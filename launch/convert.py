@@ -1,12 +1,14 @@
-"""Convert weights: import those of Chameleon, VQGANs and CLIP, export ours as Chameleon's.
+"""Convert weights: import Chameleon's, VQGANs', CLIP's and Inception's, export ours as Chameleon's.
 
     python -m launch.convert chameleon FOLDER --out chameleon --vqgan vqgan.ckpt --config vqgan.yaml
     python -m launch.convert vqgan vqgan.ckpt --config vqgan.yaml --out vqgan
-    python -m launch.convert clip FOLDER --out clip
+    python -m launch.convert clip openai/clip-vit-base-patch32 --out clip
+    python -m launch.convert inception pt_inception-2015-12-05-6726825d.pth --out fid.safetensors
     python -m launch.convert export chameleon --out FOLDER
 
-What is imported becomes an exported run, which every command that takes a run reads. Weights carry
-licences of their own: Chameleon's is for research without commerce.
+What is imported becomes an exported run, which every command that takes a run reads; Inception
+becomes the file that `launch.evaluate` reads without torch. A folder may be the hub's id of one.
+Weights carry licences of their own: Chameleon's is for research without commerce.
 """
 
 import dataclasses
@@ -16,8 +18,7 @@ from typing import Annotated
 
 import tyro
 
-from cm3jax.errors import UserError
-from cm3jax.interop import chameleon, clip, vqgan
+from cm3jax.interop import chameleon, clip, folders, inception, vqgan
 from cm3jax.interop.layout import Key
 from launch.cli import parse
 from launch.env import main
@@ -28,7 +29,7 @@ class Chameleon:
     """Import a folder of transformers' Chameleon: decoder, text tokenizer, image tokenizer."""
 
     source: tyro.conf.Positional[str]
-    """The folder: config.json, safetensors, tokenizer.json."""
+    """The folder, or its id on the hub: config.json, safetensors, tokenizer.json."""
     out: str
     """The new run directory."""
     vqgan: str = ""
@@ -55,9 +56,20 @@ class Clip:
     """Import a folder of HF's CLIP as a retrieval encoder."""
 
     source: tyro.conf.Positional[str]
-    """The folder: config.json, preprocessor_config.json, safetensors, tokenizer."""
+    """The folder, or its id on the hub: config.json, preprocessor_config.json, safetensors or
+    pytorch_model.bin (for which torch must be installed), tokenizer."""
     out: str
     """The new run directory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inception:
+    """Turn the weights of FID's Inception into safetensors."""
+
+    source: tyro.conf.Positional[str]
+    """pytorch-fid's or torch-fidelity's file (for which torch must be installed)."""
+    out: str
+    """The new file, *.safetensors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +86,7 @@ Options = (
     Annotated[Chameleon, tyro.conf.subcommand("chameleon")]
     | Annotated[Vqgan, tyro.conf.subcommand("vqgan")]
     | Annotated[Clip, tyro.conf.subcommand("clip")]
+    | Annotated[Inception, tyro.conf.subcommand("inception")]
     | Annotated[Export, tyro.conf.subcommand("export")]
 )
 
@@ -87,7 +100,7 @@ def run(argv: list[str]) -> None:
             print(f"{chameleon.export(options.run, out)} tensors in {out}")
             return
         case Chameleon():
-            source = _folder(options.source)
+            source = folders.find(options.source)
             decoder = Path(options.vqgan) if options.vqgan else None
             settings = Path(options.config) if options.config else source / "config.json"
             report = chameleon.convert(source, out, decoder, settings)
@@ -96,15 +109,10 @@ def run(argv: list[str]) -> None:
         case Vqgan():
             report = vqgan.convert(Path(options.source), out, Path(options.config))
         case Clip():
-            report = clip.convert(_folder(options.source), out)
+            report = clip.convert(folders.find(options.source), out)
+        case Inception():
+            report = inception.convert(Path(options.source), out)
     print(summary(report, out))
-
-
-def _folder(source: str) -> Path:
-    path = Path(source)
-    if not path.is_dir():
-        raise UserError(f"{source} is no folder; give the one with the weights.")
-    return path
 
 
 def summary(report: Sequence[Key], out: Path) -> str:
@@ -112,7 +120,8 @@ def summary(report: Sequence[Key], out: Path) -> str:
     unused = [key for key in report if key.ours.startswith("(")]
     lines = [f"{key.key} left out {key.ours}" for key in unused]
     used = len(report) - len(unused)
-    return "\n".join([*lines, f"{used} tensors in {out}; report.txt there names each"])
+    names = "; report.txt there names each" if out.is_dir() else ", under the names they had"
+    return "\n".join([*lines, f"{used} tensors in {out}{names}"])
 
 
 if __name__ == "__main__":

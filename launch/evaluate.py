@@ -8,6 +8,7 @@
     python -m launch.evaluate vqa --made made.json --annotations v2_mscoco_val2014_annotations.json
     python -m launch.evaluate perplexity --run RUN
     python -m launch.evaluate tasks --run runs/miniature/sft
+    python -m launch.evaluate reconstruction --run runs/miniature/vqgan
     python -m launch.evaluate diff a.json b.json
 
 What was killed goes on with the same command: `coco_fid`, and with `--out` `emblems` and `tasks`.
@@ -17,7 +18,7 @@ What was killed goes on with the same command: `coco_fid`, and with `--out` `emb
 import dataclasses
 import re
 import resource
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from etils import epath
@@ -35,6 +36,7 @@ from cm3jax.evaluate.emblems import evaluate
 from cm3jax.evaluate.features import Extractor, Resize
 from cm3jax.evaluate.perplexity import evaluate_perplexity
 from cm3jax.evaluate.protocol import Score, differences, scores_from_json, scores_to_json
+from cm3jax.evaluate.reconstruction import evaluate_reconstruction
 from cm3jax.evaluate.retrieval import evaluate_encoder
 from cm3jax.evaluate.tasks import NAMES, evaluate_tasks
 from cm3jax.files import read_json, write_atomic, write_json
@@ -199,6 +201,28 @@ class Tasks:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """What an image tokenizer loses: PSNR, SSIM, LPIPS, rFID and use of its codes, by kind."""
+
+    run: str
+    """Run directory of an image tokenizer, or exported or imported weights."""
+    source: str = ""
+    """Pictures to measure, as data.source; empty takes the run's own."""
+    split: Literal["train", "validation"] = "validation"
+    """Which of them."""
+    count: int = 0
+    """The first so many; 0 takes all."""
+    lpips: str = ""
+    """LPIPS weights, as vqgan_loss.lpips; without them there is no LPIPS."""
+    inception: str = ""
+    """Weights of FID's Inception, as pytorch-fid publishes them; without them there is no rFID."""
+    resize: Resize = "clean"
+    """How pictures reach Inception's size."""
+    out: str = ""
+    """JSON file for the scores and their protocols."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Diff:
     """Why two results differ: protocols first, then figures."""
 
@@ -221,6 +245,7 @@ Options = (
     | Annotated[VQA, tyro.conf.subcommand("vqa")]
     | Annotated[Perplexity, tyro.conf.subcommand("perplexity")]
     | Annotated[Tasks, tyro.conf.subcommand("tasks")]
+    | Annotated[Reconstruction, tyro.conf.subcommand("reconstruction")]
     | Annotated[Diff, tyro.conf.subcommand("diff")]
 )
 
@@ -242,6 +267,11 @@ def run(argv: list[str]) -> None:
         case Perplexity():
             where = (options.run, options.corpus, options.bank)
             scores = evaluate_perplexity(*where, options.batches)
+        case Reconstruction():
+            weights = load_inception(options.inception) if options.inception else None
+            extractor = Extractor(weights, options.resize) if weights else None
+            where = (options.run, options.split, options.count, options.source, options.lpips)
+            scores = evaluate_reconstruction(*where, extractor)
         case Retrieval():
             scores = evaluate_encoder(options.run, options.prompts)
         case Tasks():

@@ -33,6 +33,7 @@ from cm3jax.interop import folders, vqgan
 from cm3jax.interop.layout import Key, Place, exported, imported, match
 from cm3jax.interop.vocabulary import Vocabulary, make_map, read_map
 from cm3jax.learners import vqgan as vqgan_learner
+from cm3jax.model import lora
 from cm3jax.shapes import Int
 from cm3jax.tokenizers import huggingface
 from cm3jax.tokenizers.text import MODEL_FILE, TextTokenizer
@@ -260,12 +261,14 @@ def _with_decoder(
 def export(run_dir: epath.PathLike, out: Path) -> int:
     """Write a decoder and its image tokenizer as a folder of transformers' Chameleon.
 
-    Keys that were imported get their type and shape back, others are float32. Returns how many
-    were written; `UserError` for a model of another architecture.
+    Keys that were imported get their type and shape back, others are float32; low-rank corrections
+    are added to what they correct. Returns how many were written; `UserError` for a model of
+    another architecture.
     """
     run = load_run(run_dir)
     _require_chameleon(run, str(run_dir))
     experiment = run.experiment
+    variables = {"params": lora.merged(run.variables["params"], experiment.model.lora[1])}
     text_dir = companion(run_dir, experiment.tokenizers.text)
     image_dir = companion(run_dir, experiment.tokenizers.image)
     images = load_run(image_dir)
@@ -275,9 +278,9 @@ def export(run_dir: epath.PathLike, out: Path) -> int:
     mine = places(experiment.model, np.asarray(notes["ids"]))
     theirs = vqgan.places(images.experiment.vqgan, _VQ, decoder=False)
     outputs: dict[str, tensors.Output] = {}
-    for where, variables in ((mine, run.variables), (theirs, images.variables)):
+    for where, arrays in ((mine, variables), (theirs, images.variables)):
         for place in where:
-            outputs |= exported(place, _leaf(variables, place.path), described)
+            outputs |= exported(place, _leaf(arrays, place.path), described)
     with folders.new_folder(out) as folder:
         folders.write_tensors(folder, outputs)
         write_json(folder / "config.json", _config(experiment, notes["config"], vq_config))

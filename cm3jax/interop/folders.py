@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,13 @@ from cm3jax import tensors
 from cm3jax.errors import UserError
 from cm3jax.files import read_json, write_atomic, write_json
 from cm3jax.interop.layout import Key
+from cm3jax.interop.state_dicts import read_state_dict
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_TORCH = "pytorch_model.bin"
+"""What older folders have instead."""
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILE_BYTES = 5 << 30
 """A file of an export is closed before it becomes larger than this."""
 
@@ -26,21 +31,49 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
     return value
 
 
+def find(source: str) -> Path:
+    """A model's folder: `source` itself, or, of the hub's id `OWNER/NAME`, the one in the cache of
+    huggingface_hub, which downloads what is missing there.
+
+    Raises `UserError` if there is neither, e.g. offline.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    if not _HUB_ID.fullmatch(source) or Path(source).exists():
+        raise UserError(f"{source} is no folder; give the one with the weights, or the hub's id.")
+    import huggingface_hub
+
+    parts = ["*.json", "*.txt", "*.safetensors"]
+    try:
+        folder = Path(huggingface_hub.snapshot_download(source, allow_patterns=parts))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(huggingface_hub.snapshot_download(source, allow_patterns=[_TORCH]))
+    except Exception as error:  # of the network, the hub, its permissions
+        raise UserError(
+            f"{source} is no folder here, and neither the hub nor its cache gave a model of that "
+            f"id ({type(error).__name__}); check the id, the network and `hf auth login`, or "
+            "download it elsewhere and give its folder."
+        ) from None
+    return folder
+
+
 def read_tensors(folder: Path) -> dict[str, tensors.Tensor]:
     """The tensors of a folder by name, of all its files; none is in memory yet.
 
-    Raises `UserError` when there are none, when an index and the files disagree, and for pickles,
-    which are never opened.
+    Raises `UserError` when there are none, when an index and the files disagree, and for pickles
+    that hold more than tensors or come in several files.
     """
     if (folder / _INDEX).exists():
         return _read_indexed(folder)
     if (folder / _SINGLE).exists():
         return tensors.read_file(folder / _SINGLE)
+    if (folder / _TORCH).exists():
+        return read_state_dict(folder / _TORCH, "the weights")
     pickles = [*folder.glob("*.bin"), *folder.glob("*.pth"), *folder.glob("*.pt")]
     if pickles:
         raise UserError(
             f"{folder} holds pickled weights ({pickles[0].name}), which could run code and are not "
-            "read; save them as safetensors first."
+            f"read; save them as safetensors first, or the tensors alone as {_TORCH}."
         )
     raise UserError(f"{folder} holds neither {_SINGLE} nor {_INDEX}; give a folder with weights.")
 

@@ -14,8 +14,10 @@ import flax
 import jax
 import numpy as np
 
+from cm3jax import tensors
 from cm3jax.errors import UserError
 from cm3jax.files import digest
+from cm3jax.interop.layout import Key
 from cm3jax.interop.state_dicts import read_state_dict
 from cm3jax.model.inception import SIZE, Inception
 
@@ -59,6 +61,23 @@ def load_inception(path: str | Path) -> InceptionWeights:
     """
     found = read_state_dict(Path(path), "the weights of FID's Inception")
     return from_tensors({name: tensor.read(...) for name, tensor in found.items()}, str(path))
+
+
+def convert(source: Path, out: Path) -> list[Key]:
+    """Write the tensors in use as safetensors, which `load_inception` reads without torch.
+
+    Returns the report: what became of each tensor. Raises `UserError` as `load_inception`.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists; give another --out, or remove it first.")
+    if out.suffix != ".safetensors":
+        raise UserError(f"{out} must be named *.safetensors, which is what is written.")
+    weights = load_inception(source)
+    found = {name: tensors.whole(array) for name, array in to_tensors(weights.variables).items()}
+    tensors.write_file(out, found, {"format": "pt"})
+    ours = {_name(path): "/".join(path) for path in _parameters(weights.width)}
+    used = [Key(name, "F32", found[name].shape, ours[name]) for name in weights.used]
+    return used + [Key(name, "", (), "(not of the features)") for name in weights.unused]
 
 
 def from_tensors(tensors: Mapping[str, np.ndarray], where: str) -> InceptionWeights:

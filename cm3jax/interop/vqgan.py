@@ -117,7 +117,7 @@ def _shapes(config: VQGANConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _foreign_name(name: str) -> str:
-    if name == "codebook/quantiser/entries":
+    if name.endswith("/quantiser/entries"):
         return "quantize.embedding.weight"
     _, tower, *modules, leaf = name.split("/")
     joined = _LEVEL.sub(lambda found: ".".join(filter(None, found.groups())), ".".join(modules))

@@ -1,9 +1,9 @@
 """Training the image tokenizer: reconstruction, commitment, perception and an adversary.
 
 Encoder and decoder learn from the error of the reconstruction, the encoder also from the commitment
-loss; the codebook follows by moving averages (`cm3jax.tokenizers.quantiser`). `vqgan_loss` adds
-what photographs need (Esser et al. 2021): LPIPS, and a discriminator that is trained beside the
-tokenizer and is part of its train state.
+loss; the codebook follows by averages or by its own loss (`cm3jax.tokenizers.quantiser`).
+`vqgan_loss` adds what photographs need (Esser et al. 2021): LPIPS, and a discriminator that is
+trained beside the tokenizer and is part of its train state.
 
 By default no absolute error: its gradient does not shrink with the error, so that the noise of
 common patches, long since right, drowns the rare ones that are not.
@@ -11,6 +11,7 @@ common patches, long since right, drowns the rare ones that are not.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -120,16 +121,18 @@ class VQGANLearner:
         """
         pixels = to_pixels(batch["images"])
         error = functools.partial(self._error, pixels=pixels, batch=batch)
+        # The codebook has no gradient to be held back, and is frozen like a parameter.
+        follows = re.search(self.experiment.trained, "codebook") is not None
 
         def reconstruct(last):
             decoder = {**params["decoder"], "conv_out": {**params["decoder"]["conv_out"], **last}}
             output, changed = self.model.apply(
                 {"params": {**params, "decoder": decoder}, **extra},
                 pixels,
-                mutable=["codebook"],
+                mutable=["codebook"] if follows else [],
                 rngs={"restart": key},
             )
-            return output.reconstruction, (output, changed)
+            return output.reconstruction, (output, changed or extra)
 
         last = {"kernel": params["decoder"]["conv_out"]["kernel"]}
         adversarial = training and self.experiment.vqgan_loss.adversarial > 0
@@ -139,7 +142,7 @@ class VQGANLearner:
             remade, (output, extra) = reconstruct(last)
         value, metrics = error(remade)
         config = self.experiment.vqgan
-        loss = value + config.commitment * output.commitment
+        loss = value + config.commitment * output.commitment + output.following
         metrics = {
             "loss": loss,
             **metrics,
@@ -295,5 +298,5 @@ def load(run_dir: epath.PathLike) -> ImageTokenizer:
             "correct tokenizers.image."
         )
     # A discriminator that was trained beside it is no part of it.
-    params = {part: run.variables["params"][part] for part in ("encoder", "decoder")}
+    params = {k: v for k, v in run.variables["params"].items() if k != "discriminator"}
     return ImageTokenizer(run.experiment.vqgan, {**run.variables, "params": params})

@@ -34,13 +34,13 @@ class Attention(nn.Module):
     def setup(self):
         """Name the matrices."""
         c = self.config
-        dtype = jnp.dtype(c.dtype)
+        kind = jnp.dtype(c.dtype), c.lora
         many, few = (c.heads, c.head_width), (c.groups, c.head_width)
         names = ("embed", "heads", "head")
-        self.query = Projection((c.width,), many, names, c.init_std, dtype)
-        self.key = Projection((c.width,), few, names, c.init_std, dtype)
-        self.value = Projection((c.width,), few, names, c.init_std, dtype)
-        self.out = Projection(many, (c.width,), (*names[1:], names[0]), output_std(c), dtype)
+        self.query = Projection((c.width,), many, names, c.init_std, *kind)
+        self.key = Projection((c.width,), few, names, c.init_std, *kind)
+        self.value = Projection((c.width,), few, names, c.init_std, *kind)
+        self.out = Projection(many, (c.width,), (*names[1:], names[0]), output_std(c), *kind)
         self.attention_norm = Norm(c.norm)
         if c.qk_norm:
             self.query_norm, self.key_norm = HeadNorm(*many), HeadNorm(*few)
@@ -79,7 +79,7 @@ class Block(nn.Module):
         self.attention = Attention(c)
         nn.share_scope(self, self.attention)
         self.feed_forward = FeedForward(
-            c.width, c.ffn, c.activation, c.init_std, output_std(c), jnp.dtype(c.dtype)
+            c.width, c.ffn, c.activation, c.init_std, output_std(c), jnp.dtype(c.dtype), c.lora
         )
         self.feed_forward_norm = Norm(c.norm)
 

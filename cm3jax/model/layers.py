@@ -1,5 +1,6 @@
 """Parts of a Transformer layer (section 2.3; Chameleon, arXiv 2405.09818, section 2.3)."""
 
+import math
 from functools import cache, partial
 from statistics import NormalDist
 from typing import Literal
@@ -118,7 +119,9 @@ class HeadNorm(nn.Module):
 class Projection(nn.Module):
     """A matrix product over the trailing axes: `inputs` axes are contracted to `outputs` axes.
 
-    `names` are the logical axes of the kernel, inputs first; `std` 0 starts it at zero.
+    `names` are the logical axes of the kernel, inputs first; `std` 0 starts it at zero. With a rank
+    in `lora`, the product of two thin matrices is added to the kernel, the second of which starts
+    at zero (arXiv 2106.09685, section 4.1).
     """
 
     inputs: tuple[int, ...]
@@ -126,6 +129,8 @@ class Projection(nn.Module):
     names: tuple[str, ...]
     std: float
     dtype: jnp.dtype
+    lora: tuple[int, float] = (0, 0.0)
+    """Rank of the correction, and what multiplies it."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -134,8 +139,19 @@ class Projection(nn.Module):
         kernel = self.param(
             "kernel", nn.with_logical_partitioning(init, self.names), self.inputs + self.outputs
         )
-        n = len(self.inputs)
-        contract = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
+        n, (rank, scale) = len(self.inputs), self.lora
+        y = self._product(x, kernel, n)
+        if not rank:
+            return y
+        init = truncated_normal(math.prod(self.inputs) ** -0.5)
+        into = nn.with_logical_partitioning(init, (*self.names[:n], "rank"))
+        out = nn.with_logical_partitioning(nn.initializers.zeros, ("rank", *self.names[n:]))
+        down = self.param("lora_down", into, (*self.inputs, rank))
+        up = self.param("lora_up", out, (rank, *self.outputs))
+        return y + scale * self._product(self._product(x, down, n), up, 1)
+
+    def _product(self, x: Float[Array, "..."], kernel: Float[Array, "..."], inputs: int):
+        contract = (tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs)))
         return jax.lax.dot_general(
             x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ()))
         )
@@ -150,12 +166,14 @@ class FeedForward(nn.Module):
     std: float
     out_std: float
     dtype: jnp.dtype
+    lora: tuple[int, float] = (0, 0.0)
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Apply the matrices."""
-        into = ((self.width,), (self.hidden,), ("embed", "mlp"), self.std, self.dtype)
-        out = ((self.hidden,), (self.width,), ("mlp", "embed"), self.out_std, self.dtype)
+        kind = self.dtype, self.lora
+        into = ((self.width,), (self.hidden,), ("embed", "mlp"), self.std, *kind)
+        out = ((self.hidden,), (self.width,), ("mlp", "embed"), self.out_std, *kind)
         inner = Projection(*into, name="up")(x)
         if self.activation == "swiglu":
             inner = jax.nn.silu(Projection(*into, name="gate")(x)) * inner

@@ -1,7 +1,9 @@
-"""The vector quantiser: nearest codebook entry, and a codebook that follows its inputs by averages.
+"""The vector quantiser: nearest codebook entry, and a codebook that follows its inputs.
 
-The codebook is state, not parameters: no gradient reaches it. It lives in the mutable collection
-"codebook"; apply the model with `mutable=["codebook"]` and a `restart` random key to let it follow.
+By averages (`vqgan.codebook=ema`) the codebook is state, not parameters: no gradient reaches it. It
+lives in the mutable collection "codebook"; apply the model with `mutable=["codebook"]` and a
+`restart` random key to let it follow. By gradients (`gradient`) it is a parameter like others, and
+`Quantised.following` is its loss.
 """
 
 import flax.linen as nn
@@ -27,6 +29,8 @@ class Quantised:
     """Their numbers."""
     commitment: Float[Array, ""]
     """Mean squared distance of the inputs to their entries; pulls the encoder alone."""
+    following: Float[Array, ""]
+    """The same, which pulls the entries alone; 0 where they follow by averages."""
 
 
 class VectorQuantiser(nn.Module):
@@ -42,8 +46,15 @@ class VectorQuantiser(nn.Module):
     config: VQGANConfig
 
     def setup(self):
-        """The entries, and the moving average of uses per batch."""
+        """The entries, and, where they follow by averages, that of uses per batch."""
         c = self.config
+        if c.codebook == "gradient":
+            near = nn.initializers.uniform(2.0 / c.codes)  # taming's: around 0, below 1 / codes
+            boxed = nn.with_logical_partitioning(
+                lambda *args: near(*args) - 1.0 / c.codes, ("codes", "code_width")
+            )
+            self.table = self.param("entries", boxed, (c.codes, c.code_width))
+            return
         entries = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("codes", "code_width"))
         zeros = nn.with_logical_partitioning(jnp.zeros, ("codes",))
         self.entries = self.variable(
@@ -51,30 +62,38 @@ class VectorQuantiser(nn.Module):
         )
         self.uses = self.variable("codebook", "uses", zeros, (c.codes,))
 
+    @property
+    def _entries(self) -> Float[Array, "M C"]:
+        return self.table if self.config.codebook == "gradient" else self.entries.value
+
     def __call__(self, inputs: Float[Array, "*B C"]) -> Quantised:
         """Quantise, and let the codebook follow if its collection is mutable."""
         inputs = inputs.astype(jnp.float32)
         codes = self.nearest(inputs)
         entries = self.lookup(codes)
         distances = jnp.square(inputs - jax.lax.stop_gradient(entries)).sum(-1)
-        if self.is_mutable_collection("codebook") and not self.is_initializing():
+        by_gradient = self.config.codebook == "gradient"
+        mutable = self.is_mutable_collection("codebook") and not self.is_initializing()
+        if mutable and not by_gradient:
             self._follow(*jax.lax.stop_gradient((inputs, codes, distances)))
+        apart = jnp.square(jax.lax.stop_gradient(inputs) - entries).mean()
         return Quantised(
             vectors=inputs + jax.lax.stop_gradient(entries - inputs),
             codes=codes,
             commitment=distances.mean() / inputs.shape[-1],
+            following=apart if by_gradient else jnp.zeros(()),
         )
 
     def nearest(self, inputs: Float[Array, "*B C"]) -> Int[Array, "*B"]:
         """The code of each vector, 0..codes-1, int32."""
-        entries = self.entries.value
+        entries = self._entries
         products = jnp.matmul(inputs, entries.T, precision=jax.lax.Precision.HIGHEST)
         # |x|^2 is the same for every entry.
         return (jnp.square(entries).sum(-1) - 2 * products).argmin(-1).astype(jnp.int32)
 
     def lookup(self, codes: Int[Array, "*B"]) -> Float[Array, "*B C"]:
         """The entry of each code."""
-        return self.entries.value[codes]
+        return self._entries[codes]
 
     def _follow(self, inputs, codes, distances) -> None:
         c = self.config

@@ -5,8 +5,7 @@ reads (arXiv 2309.02591, section 2.1): residual blocks with GroupNorm and swish,
 middle, halving and doubling between levels. `kernel=1` makes the patch-local variant, in which
 every code depends on its own patch alone and every patch of the output on its own code alone.
 
-What trains it here is reconstruction and commitment (see `cm3jax.learners.vqgan`). The adversarial
-and perceptual losses of a tokenizer for photographs are not part of this module.
+What trains it stands in `cm3jax.learners.vqgan`.
 """
 
 import math
@@ -30,7 +29,9 @@ class VQOutput:
     codes: Int[Array, "B T"]
     """Row-major codes."""
     commitment: Float[Array, ""]
-    """The quantiser's loss, unweighted."""
+    """The quantiser's loss for the encoder, unweighted."""
+    following: Float[Array, ""]
+    """Its loss for a codebook that follows by gradients."""
 
 
 class VQGAN(nn.Module):
@@ -51,6 +52,7 @@ class VQGAN(nn.Module):
             reconstruction=self.decoder(quantised.vectors),
             codes=quantised.codes.reshape(len(pixels), -1),
             commitment=quantised.commitment,
+            following=quantised.following,
         )
 
     def encode(self, pixels: Float[Array, "B Y X 3"]) -> Int[Array, "B T"]:

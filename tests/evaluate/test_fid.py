@@ -5,15 +5,19 @@ import json
 import tracemalloc
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from cm3jax.errors import UserError
 from cm3jax.evaluate import fid
-from cm3jax.evaluate.features import Extractor, resize
+from cm3jax.evaluate.features import Extractor, resize, scale
 from cm3jax.evaluate.fid import Frechet, Gaussian, Moments
-from cm3jax.interop.inception import from_tensors, load_inception, shapes, to_tensors
+from cm3jax.interop.inception import convert, from_tensors, load_inception, shapes, to_tensors
+from cm3jax.interop.layout import Key
+from cm3jax.model.inception import Inception
 from tests.evaluate import inputs
 from tests.evaluate.reference.make_emblem_fid import SPLITS, pictures
 
@@ -62,6 +66,24 @@ def test_features_on_eight_devices_are_torch_fidelity_s(weights):
     np.testing.assert_allclose(found, STORED["features_2"], atol=1e-4 * STORED["features_2"].max())
 
 
+@pytest.mark.slow
+def test_every_tensor_matters(tensors):
+    """A reference that some tensor does not reach would say nothing about it: a tenth more in every
+    value would be seen ten times over, to first order."""
+    (picture,), mode = inputs.pictures(4096, seed=1)[:1], "legacy_tensorflow"
+    pixels = jnp.asarray(scale(resize(picture, mode), mode)[None])
+    where = np.random.default_rng(0).normal(size=STORED["features_2"].shape[1:])
+
+    @jax.jit
+    @jax.grad
+    def slopes(variables):
+        return (Inception(2).apply(variables, pixels)[0] * where).sum()
+
+    for name, slope in to_tensors(slopes(from_tensors(tensors, "x").variables)).items():
+        assert np.all(tensors[name]), name
+        assert np.abs(0.1 * slope).sum() > 10 * 1e-4 * STORED["features_2"].max(), name
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -87,6 +109,19 @@ def test_a_file_that_holds_no_tensors_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(UserError, match="torch is not installed"):
         load_inception(tmp_path / "a.pth")
+
+
+def test_converted_weights_are_the_same_without_torch(weights, tensors, tmp_path):
+    path = tmp_path / "in.safetensors"
+    idle = {"fc.weight": np.zeros((8, 128), np.float32)}
+    safetensors.numpy.save_file(tensors | idle, path)
+    report = convert(path, tmp_path / "out.safetensors")
+    assert len(report) == len(tensors) + 1
+    assert report[-1] == Key("fc.weight", "", (), "(not of the features)")
+    assert load_inception(tmp_path / "out.safetensors").fingerprint == weights.fingerprint
+    for out, match in (("out.safetensors", "exists"), ("out.pth", "must be named")):
+        with pytest.raises(UserError, match=match):
+            convert(path, tmp_path / out)
 
 
 def both(width: int, count: int = 4096) -> tuple[np.ndarray, np.ndarray]:

@@ -15,9 +15,15 @@ import safetensors.numpy
 
 from cm3jax import generate
 from cm3jax.checkpoint import load_run
+from cm3jax.config import DataConfig, MeshConfig, OptimConfig, TokenizersConfig, TrainConfig
+from cm3jax.data.pipeline import HostBatch, Position
 from cm3jax.interop import chameleon
+from cm3jax.learners.decoder import DecoderLearner
+from cm3jax.metrics import read
 from cm3jax.model.decoder import Decoder
+from cm3jax.sequence import Batch
 from cm3jax.tokenizers.vqgan import VQGAN
+from cm3jax.train import train
 from cm3jax.vocab import Vocab
 from tests.interop import cases, foreign
 
@@ -183,7 +189,8 @@ def test_ours_there_and_back(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def generator(tmp_path_factory):
+def whole(tmp_path_factory):
+    """A folder that was imported with the decoder of its image tokenizer."""
     home = tmp_path_factory.mktemp("whole")
     source = foreign.write_chameleon(home / "in", "swin", "bfloat16")
     decoder, config = foreign.write_vqgan(home / "vq")
@@ -197,7 +204,12 @@ def generator(tmp_path_factory):
                 tensors[key] = weights[key.removeprefix("model.vqmodel.")].astype("bfloat16")
         safetensors.numpy.save_file(tensors, file)
     chameleon.convert(source, home / "out", decoder, config)
-    return generate.load(home / "out")
+    return home
+
+
+@pytest.fixture(scope="module")
+def generator(whole):
+    return generate.load(whole / "out")
 
 
 def test_texts_never_become_control_tokens(generator):
@@ -232,6 +244,56 @@ def test_an_import_draws_and_tells(generator, tmp_path):
     PIL.Image.fromarray(drawn.image).save(tmp_path / "x.png")
     told = generator.generate(f"a <mask>: <image:{tmp_path / 'x.png'}> <infill>", seed=1)
     assert isinstance(told.text, str)
+    asked = generator.ask.stories([(("a fox",),)], None, None, generator.decode)
+    ((_, story),) = next(generator.answer(asked, seed=1))
+    assert story.segments
+
+
+class Rows:
+    """The same batch of ids at every step."""
+
+    def __init__(self, rows: np.ndarray):
+        self._rows = rows
+
+    def batches(self, position: Position):
+        tokens, targets = self._rows[:, :-1], self._rows[:, 1:]
+        ones = np.ones_like(tokens)
+        places = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+        batch = Batch(tokens, targets, ones.astype(np.float32), ones, places)
+        while True:
+            position = dataclasses.replace(position, row=position.row + len(tokens))
+            yield HostBatch(batch, position, "rows")
+
+
+@pytest.mark.slow
+def test_an_import_is_tuned_and_exported(whole, generator, tmp_path):
+    """By corrections and the head, on 8 devices; what was frozen goes back bit for bit."""
+    home, run = whole, load_run(whole / "out")
+    config = dataclasses.replace(
+        run.experiment,
+        workdir=str(tmp_path / "tuned"),
+        init_from=str(home / "out"),
+        tokenizers=TokenizersConfig(text=str(home / "out/text"), image=str(home / "out/vqgan")),
+        model=dataclasses.replace(run.experiment.model, lora_rank=2, dtype="float32"),
+        optim=OptimConfig(peak_lr=0.01, warmup_steps=1, weight_decay=0.0, trained="lora|^head"),
+        train=TrainConfig(steps=3, log_every=1, validate_every=0),
+        data=DataConfig(batch=4),
+        mesh=MeshConfig(data=1, fsdp=4, tensor=2),
+    )
+    stream = Rows(np.random.default_rng(0).integers(20, cases.VOCAB, (4, 13)).astype(np.int32))
+    streams = {"train": stream, "validation": stream}
+    train(DecoderLearner(config, generator.vocab, streams))
+    losses = [line["loss"] for line in read(config.run_dir)]
+    assert losses == sorted(losses, reverse=True)
+    assert generate.load(config.run_dir).generate("a red fox", seed=1).image is not None
+    chameleon.export(config.run_dir, tmp_path / "back")
+    before, after = {}, {}
+    for folder, tensors in ((home / "in", before), (tmp_path / "back", after)):
+        for file in folder.glob("*.safetensors"):
+            tensors |= safetensors.numpy.load_file(file)
+    assert before.keys() == after.keys()
+    tuned = {key for key in before if (before[key] != after[key]).any()}
+    assert tuned == {key for key in before if "_proj.weight" in key or key == "lm_head.weight"}
 
 
 @pytest.mark.slow

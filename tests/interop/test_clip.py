@@ -1,6 +1,7 @@
 """CLIP folders in, against what transformers computes (`make_references.py`)."""
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from cm3jax.config import ClipConfig
 from cm3jax.errors import UserError
-from cm3jax.interop import clip
+from cm3jax.interop import clip, folders
 from cm3jax.learners.clip import load
 from cm3jax.retrieval.clip import CLIP, fit, normalise, text_rows
 from tests.interop import cases, foreign
@@ -95,6 +96,47 @@ def test_other_models_are_refused(tmp_path):
     (source / "config.json").write_text(json.dumps(config | {"text_config": text}))
     with pytest.raises(UserError, match="token_embedding"):
         clip.convert(source, tmp_path / "out")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """huggingface_hub's cache with one model in it, and no network."""
+    from huggingface_hub import constants
+
+    home, commit = tmp_path / "hub" / "models--acme--clip-tiny", "5" * 40
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(commit)
+    (home / "blobs").mkdir()
+    snapshot = home / "snapshots" / commit
+    snapshot.parent.mkdir()
+    foreign.write_clip(snapshot, "patch-8")
+    for number, file in enumerate(sorted(snapshot.iterdir())):
+        blob = home / "blobs" / f"{number:040x}"
+        file.rename(blob)
+        file.symlink_to(os.path.relpath(blob, snapshot))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return snapshot
+
+
+def test_a_cached_model_is_found_by_its_id(cache, tmp_path):
+    assert folders.find("acme/clip-tiny") == cache
+    clip.convert(folders.find("acme/clip-tiny"), tmp_path / "a")
+    clip.convert(cache, tmp_path / "b")
+    one, other = (load(tmp_path / name) for name in "ab")
+    assert one.fingerprint == other.fingerprint
+
+
+def test_offline_an_unknown_id_is_one_sentence(cache, tmp_path):
+    with pytest.raises(UserError, match="neither the hub nor its cache gave") as error:
+        folders.find("acme/other")
+    assert "\n" not in str(error.value)
+    for name in ("acme", "a/b/c", str(tmp_path / "none"), "../x"):
+        with pytest.raises(UserError, match="is no folder; give the one"):
+            folders.find(name)
+    (cache / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds neither"):
+        clip.convert(folders.find("acme/clip-tiny"), tmp_path / "out")
 
 
 def test_vit_b_32_is_the_default(tmp_path):

@@ -93,3 +93,46 @@ def test_fid_s_network_as_torch_saves_it_has_torch_fidelity_s_features(tmp_path,
     pictures = inputs.pictures(4096, seed=1)[:8]
     found = np.concatenate(list(Extractor(weights, "legacy_tensorflow").features(pictures)))
     np.testing.assert_allclose(found, STORED["features_2"], atol=1e-4 * STORED["features_2"].max())
+
+
+def test_older_clip_folders_are_the_same_encoder(tmp_path):
+    """They have pytorch_model.bin alone; a pickle in its place is not run."""
+    import pickle
+
+    import safetensors.numpy
+    import torch
+
+    from cm3jax.errors import UserError
+    from cm3jax.interop import clip
+    from cm3jax.learners.clip import load
+    from tests.interop.test_malformed import _Trap
+
+    source = foreign.write_clip(tmp_path / "in", "patch-8")
+    clip.convert(source, tmp_path / "a")
+    weights = safetensors.numpy.load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    state = {key: torch.from_numpy(value) for key, value in weights.items()}
+    torch.save(state, source / "pytorch_model.bin")
+    clip.convert(source, tmp_path / "b")
+    assert load(tmp_path / "a").fingerprint == load(tmp_path / "b").fingerprint
+    trap = pickle.dumps({"logit_scale": _Trap(tmp_path / "sprung")})
+    (source / "pytorch_model.bin").write_bytes(trap)
+    with pytest.raises(UserError, match="more than tensors, which could run code"):
+        clip.convert(source, tmp_path / "c")
+    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "c").exists()
+
+
+def test_inception_in_torchs_own_format(tmp_path):
+    import torch
+
+    from cm3jax.interop.inception import convert, load_inception, shapes
+    from tests.evaluate import inputs
+
+    tensors = {name: torch.from_numpy(value) for name, value in inputs.weights(shapes(1)).items()}
+    tensors["Conv2d_1a_3x3.bn.num_batches_tracked"] = torch.tensor(7)
+    torch.save(tensors, tmp_path / "fid.pth")
+    convert(tmp_path / "fid.pth", tmp_path / "fid.safetensors")
+    ours, theirs = (load_inception(tmp_path / f"fid.{kind}") for kind in ("safetensors", "pth"))
+    assert ours.fingerprint == theirs.fingerprint
+    assert theirs.unused == ("Conv2d_1a_3x3.bn.num_batches_tracked",)

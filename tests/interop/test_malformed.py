@@ -41,7 +41,12 @@ def _pickle(folder):
 def _pickle_alone(folder):
     for file in [*folder.glob("*.safetensors"), folder / INDEX]:
         file.unlink()
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Trap(folder / "sprung")))
+    (folder / "weights.pt").write_bytes(pickle.dumps(_Trap(folder / "sprung")))
+
+
+def _pickle_as_tensors(folder):
+    _pickle_alone(folder)
+    (folder / "weights.pt").rename(folder / "pytorch_model.bin")
 
 
 def _nothing(folder):
@@ -128,6 +133,7 @@ FAULTS = {
     "cut header": (_cut_header, "damaged or no safetensors"),
     "pickle": (_pickle, "damaged or no safetensors"),
     "pickle alone": (_pickle_alone, "could run code"),
+    "pickle as tensors": (_pickle_as_tensors, "could run code|torch is not installed"),
     "nothing": (_nothing, "holds neither"),
     "outside": (_outside, "no file of this folder"),
     "bare index": (_bare_index, "no weight_map"),

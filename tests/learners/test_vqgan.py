@@ -105,6 +105,44 @@ def test_loss_and_metrics(config):
     )
 
 
+@pytest.mark.slow
+def test_a_codebook_by_gradients_learns_and_resumes(config):
+    """And stays where `optim.trained` names the decoder alone."""
+    small = dataclasses.replace(config.vqgan, codebook="gradient", commitment=0.25)
+    config = dataclasses.replace(
+        config,
+        vqgan=small,
+        train=TrainConfig(steps=60, log_every=60, validate_every=0),
+        checkpoint=CheckpointConfig(every=30),
+    )
+    whole = train(VQGANLearner(config))
+    shutil.rmtree(f"{config.run_dir}/checkpoints/60")
+    again = train(VQGANLearner(config))
+    jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
+    assert read(config.run_dir)[-1]["mse"] < 0.2
+    pixels = np.tile(patches(), (1, 2, 2, 1))
+    codes = vqgan.load(config.run_dir).encode(pixels)
+    assert len(np.unique(codes)) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+def test_the_decoder_alone_can_be_trained(config, codebook, tmp_path):
+    config = dataclasses.replace(
+        config,
+        vqgan=dataclasses.replace(config.vqgan, codebook=codebook),
+        train=TrainConfig(steps=2, log_every=2, validate_every=0),
+    )
+    before = train(VQGANLearner(config))
+    optim = dataclasses.replace(config.optim, trained="decoder")
+    further = {"optim": optim, "init_from": config.run_dir, "workdir": str(tmp_path / "more")}
+    after = train(VQGANLearner(dataclasses.replace(config, **further)))
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), before, after)
+    decoder = same.params.pop("decoder")
+    assert all(jax.tree.leaves((same.params, same.extra)))
+    assert not all(jax.tree.leaves(decoder))
+
+
 def test_work_counts_every_matrix_product(config):
     learner = VQGANLearner(config)
     shapes = jax.eval_shape(learner.init, jax.random.key(0))

@@ -197,6 +197,37 @@ def test_averages_and_restarts_see_the_batch_of_all_devices():
     assert not np.allclose(results[0]["entries"], state["entries"])
 
 
+def test_a_codebook_by_gradients_is_a_parameter_that_its_loss_pulls():
+    config = VQGANConfig(codes=6, code_width=2, codebook="gradient")
+    model = VectorQuantiser(config)
+    x = jax.random.normal(jax.random.key(1), (40, 2))
+    entries = nn.unbox(model.init(jax.random.key(0), x))["params"]["entries"]
+    assert 0 < np.abs(entries).max() <= 1 / 6
+
+    def run(entries, x):
+        output, changed = model.apply({"params": {"entries": entries}}, x, mutable=["codebook"])
+        assert not changed
+        return output
+
+    output = run(entries, x)
+    np.testing.assert_allclose(output.following, output.commitment, rtol=1e-6)
+    codes, counts = np.asarray(output.codes), np.zeros((6, 1))
+    sums = np.zeros((6, 2))
+    np.add.at(counts, codes, 1)
+    np.add.at(sums, codes, np.asarray(x))
+    pull = 2 * (counts * np.asarray(entries) - sums) / x.size
+    by = {
+        name: jax.grad(lambda *a, n=name: getattr(run(*a), n), (0, 1))
+        for name in ("following", "commitment")
+    }
+    ours, encoders = by["following"](entries, x)
+    np.testing.assert_allclose(ours, pull, atol=1e-6)
+    assert not encoders.any()
+    ours, encoders = by["commitment"](entries, x)
+    assert not ours.any()
+    assert encoders.any()
+
+
 def test_an_immutable_codebook_stays():
     model, state = quantiser()
     output = model.apply({"codebook": {"quantiser": state}}, jnp.ones((3, 2)))

@@ -1,0 +1,146 @@
+"""What pictures lose on their way through an image tokenizer, in all and by kind of record.
+
+PSNR, SSIM, LPIPS and rFID (FID of reconstructions against their originals) where their networks'
+weights are given, and what of the codebook is in use; of emblems also what the reader still reads.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from cm3jax.checkpoint import load_run
+from cm3jax.config import VQGANLossConfig
+from cm3jax.data.emblems.reader import read_batch
+from cm3jax.evaluate import chance, fid
+from cm3jax.evaluate.features import Extractor
+from cm3jax.evaluate.fid import Frechet
+from cm3jax.evaluate.protocol import Protocol, Score, code_version
+from cm3jax.files import digest
+from cm3jax.learners import vqgan
+from cm3jax.learners.vqgan import VQGANLearner
+from cm3jax.shapes import Bool, Float, Int, UInt8
+from cm3jax.tokenizers.fidelity import code_usage, psnr, ssim
+from cm3jax.tokenizers.image import to_pixels
+from cm3jax.tokenizers.lpips import LPIPS, load
+
+_BATCH = 16
+_FEWEST = 2
+"""Pictures of a label from which on there are distances of distributions."""
+
+
+def evaluate_reconstruction(
+    run_dir: epath.PathLike,
+    split: Literal["train", "validation"] = "validation",
+    count: int = 0,
+    source: str = "",
+    lpips: epath.PathLike = "",
+    extractor: Extractor | None = None,
+) -> dict[str, Score]:
+    """`psnr.all`, `psnr.LABEL`, `rfid.all`, ... of the split's first `count` pictures (0: all).
+
+    `source` replaces the run's `data.source`, `lpips` and `extractor` bring the weights of those
+    figures. Raises `UserError` where `run_dir` holds no image tokenizer or the source no pictures.
+    """
+    experiment, tokenizer = load_run(run_dir).experiment, vqgan.load(run_dir)
+    data = dataclasses.replace(
+        experiment.data,
+        source=source or experiment.data.source,
+        image_size=experiment.vqgan.image_size,
+    )
+    plain = dataclasses.replace(experiment, data=data, vqgan_loss=VQGANLossConfig())
+    pictures = VQGANLearner(plain).pictures(split)
+    images = pictures.images[: count or None]
+    labels = np.asarray(pictures.labels[: len(images)])
+    codes = tokenizer.encode(images)
+    remade = tokenizer.decode(codes)
+    figures = _figures(images, remade, lpips)
+    features = None
+    if extractor is not None:
+        features = [np.concatenate(list(extractor.features(part))) for part in (images, remade)]
+    protocol = Protocol(
+        prompts=f"pictures of {data.source}, {data.image_size} pixels",
+        prompts_hash=digest(images),
+        split=split,
+        retrieved=0,
+        documents="none",
+        bank="none",
+        sampler="none",
+        guidance=1.0,
+        samples=1,
+        seed=experiment.seed,
+        licensed_share=1.0,
+        reader="the emblems' reader" if data.source == "emblems" else "none",
+        weights=tokenizer.fingerprint,
+        code_version=code_version(),
+        resize=extractor.mode if extractor else "none",
+        extractor=extractor.name if extractor else "none",
+    )
+    scores: dict[str, Score] = {}
+    for label, mine in _slices(labels):
+        for name, values in figures.items():
+            scores[f"{name}.{label}"] = Score.mean(values[mine].tolist(), protocol)
+        scores |= _usage(codes[mine], experiment.vqgan.codes, label, protocol)
+        if features is not None and mine.sum() >= _FEWEST:
+            pair = [part[mine] for part in features]
+            scores[f"rfid.{label}"] = _distance(*pair, experiment.seed, protocol)
+        if data.source == "emblems":
+            read = [[one.scene for one in read_batch(part[mine])] for part in (images, remade)]
+            right = [one is not None and one == other for one, other in zip(*read, strict=True)]
+            guessed = chance.of_another_answer(read[0])
+            scores[f"read_exact.{label}"] = Score.share(right, guessed, protocol)
+    return dict(sorted(scores.items()))
+
+
+def _slices(labels: np.ndarray) -> Iterator[tuple[str, Bool[np.ndarray, " B"]]]:
+    yield "all", np.ones(len(labels), bool)
+    for label in sorted(set(labels)):
+        yield str(label), labels == label
+
+
+def _figures(
+    images: UInt8[np.ndarray, "B Y X 3"],
+    remade: UInt8[np.ndarray, "B Y X 3"],
+    lpips: epath.PathLike,
+) -> dict[str, Float[np.ndarray, " B"]]:
+    """One value per picture."""
+    weights = load(lpips) if lpips else None
+
+    @jax.jit
+    def measure(true, again):
+        found = {"psnr": psnr(true, again), "ssim": ssim(true, again)}
+        if weights is not None:
+            found["lpips"] = LPIPS().apply(weights, to_pixels(true), to_pixels(again))
+        return found
+
+    parts = []
+    for start in range(0, len(images), _BATCH):
+        pair = [part[start : start + _BATCH] for part in (images, remade)]
+        fill = [(0, _BATCH - len(pair[0])), (0, 0), (0, 0), (0, 0)]
+        found = measure(*(np.pad(part, fill) for part in pair))
+        parts.append({name: np.asarray(value)[: len(pair[0])] for name, value in found.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _usage(
+    codes: Int[np.ndarray, "B T"], count: int, label: str, protocol: Protocol
+) -> dict[str, Score]:
+    """Of these pictures alone: facts, without an interval to either side."""
+    return {
+        f"{name}.{label}": Score(
+            float(value), len(codes), None, (float(value), float(value)), protocol
+        )
+        for name, value in code_usage(jnp.asarray(codes), count).items()
+    }
+
+
+def _distance(
+    real: Float[np.ndarray, "B D"], made: Float[np.ndarray, "B D"], seed: int, protocol: Protocol
+) -> Score:
+    frechet = Frechet(fid.moments([real], real.shape[1]).gaussian)
+    value = frechet(fid.moments([made], made.shape[1]).gaussian)
+    return Score(value, len(made), None, frechet.interval(made, seed), protocol)

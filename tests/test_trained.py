@@ -1,0 +1,184 @@
+"""Freezing by name, and low-rank corrections: what is trained, kept, restored and exported."""
+
+import dataclasses
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cm3jax import partition
+from cm3jax.checkpoint import load_run
+from cm3jax.config import DecoderConfig, MeshConfig, OptimConfig
+from cm3jax.errors import UserError
+from cm3jax.footprint import abstract_batch, footprint, lay_out
+from cm3jax.model import lora
+from cm3jax.model.decoder import Decoder
+from cm3jax.state import plan
+from cm3jax.testing import random_variables
+from cm3jax.train import train
+from tests.tiny import VOCAB, experiment, learner
+
+RANK = 3
+
+
+def tuned(workdir, trained="", rank=RANK, **fields):
+    config = experiment(workdir, **fields)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, lora_rank=rank),
+        optim=dataclasses.replace(config.optim, trained=trained),
+    )
+
+
+def changed(before, after) -> set[str]:
+    """Names of the parameters that differ."""
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree.leaves_with_path(before)
+    ]
+    pairs = zip(names, *map(jax.tree.leaves, (before, after)), strict=True)
+    return {name for name, one, other in pairs if not np.array_equal(one, other)}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A run to start from, whose layers say something."""
+    config = experiment(tmp_path_factory.mktemp("base"))
+    return config, train(learner(config))
+
+
+@pytest.fixture(scope="module")
+def adapted(base, tmp_path_factory):
+    """A run of corrections that started from it."""
+    where = tmp_path_factory.mktemp("adapted")
+    config = tuned(where, init_from=base[0].workdir)
+    return config, train(learner(config))
+
+
+def test_corrections_alone_are_trained(base, adapted):
+    _, state = adapted
+    kept = lora.without(state.params)
+    jax.tree.map(np.testing.assert_array_equal, kept, base[1].params)
+    up = {name: leaf for name, leaf in flat(state.params).items() if name.endswith("lora_up")}
+    assert len(up) == 6
+    assert all(leaf.any() for leaf in up.values())
+    layout = plan(learner(adapted[0]).init, adapted[0], partition.make_mesh(MeshConfig(data=1)))
+    count = sum(leaf.size for name, leaf in flat(state.params).items() if "lora_" in name)
+    assert f"{count:,} of {layout.parameters:,} parameters are trained" in layout.trained_table
+    assert layout.parameters == adapted[0].model.parameters(VOCAB.size)
+    assert re.search("layers/query/kernel +frozen", layout.trained_table)
+    moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
+    assert moments == 2 * count
+
+
+def flat(tree) -> dict:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def test_the_table_stands_at_the_start(base, tmp_path, capsys):
+    config = tuned(tmp_path, rank=0, trained="^embedding|feed_forward/up")
+    config = dataclasses.replace(config, init_from=base[0].workdir)
+    state = train(learner(config))
+    out = capsys.readouterr().out
+    assert re.search("embedding +trained", out)
+    assert "parameters are trained" in out
+    assert changed(base[1].params, state.params) == {"embedding", "layers/feed_forward/up/kernel"}
+
+
+def test_rows_of_some_ids_alone_are_trained(base, tmp_path, capsys):
+    """As Anole did with the picture codes of an imported head; decay leaves the others too."""
+    config = tuned(tmp_path, rank=0, trained="^embedding")
+    optim = dataclasses.replace(config.optim, trained_ids="image", weight_decay=0.5)
+    config = dataclasses.replace(config, init_from=base[0].workdir, optim=optim)
+    state = train(learner(config))
+    out = capsys.readouterr().out
+    count = VOCAB.config.image_codes * config.model.width
+    assert re.search(f"embedding +trained +{count:,} of 4,096", out)
+    assert f"\n{count:,} of {config.model.parameters(VOCAB.size):,} parameters are trained" in out
+    assert changed(base[1].params, state.params) == {"embedding"}
+    same = np.asarray(state.params["embedding"] == base[1].params["embedding"]).all(-1)
+    ids = np.arange(VOCAB.size)
+    images = (ids >= VOCAB.first_image) & (ids < VOCAB.first_text)
+    np.testing.assert_array_equal(~same, images)
+
+
+def test_a_start_changes_nothing_and_merging_neither(base, adapted):
+    """At first the corrections are zero; what they are later can be added to the matrices."""
+    config, state = adapted
+    row = jnp.arange(32, 48)[None]
+    inputs = row, jnp.arange(16)[None], jnp.ones_like(row)
+    plain, corrected = (
+        jax.jit(Decoder(model, VOCAB.size).apply) for model in (base[0].model, config.model)
+    )
+    fresh = nn.unbox(jax.jit(learner(config).init)(jax.random.key(0)))["params"]
+    start = lora.onto(fresh, base[1].params)
+    reference = plain({"params": base[1].params}, *inputs)
+    np.testing.assert_array_equal(corrected({"params": start}, *inputs), reference)
+    tuned_output = corrected({"params": state.params}, *inputs)
+    assert np.abs(tuned_output - reference).max() > 1e-3
+    merged = lora.merged(state.params, config.model.lora[1])
+    assert flat(merged).keys() == flat(base[1].params).keys()
+    np.testing.assert_allclose(plain({"params": merged}, *inputs), tuned_output, atol=1e-5)
+
+
+def test_a_correction_is_a_product_of_thin_matrices():
+    model = DecoderConfig(
+        layers=1, width=8, heads=2, head_width=4, ffn=16, context=8, dtype="float32", lora_rank=2
+    )
+    decoder, row = Decoder(model, 20), jnp.arange(6)[None]
+    params = random_variables(decoder.init, row, row, row)["params"]
+    query = params["layers"]["query"]
+    merged = lora.merged(params, model.lora[1])["layers"]["query"]["kernel"]
+    product = np.zeros((1, 8, 2, 4))
+    for rank in range(2):
+        product += np.einsum(
+            "ne,nha->neha", query["lora_down"][..., rank], query["lora_up"][:, rank]
+        )
+    np.testing.assert_allclose(merged, query["kernel"] + 16 / 2 * product, rtol=1e-5)
+
+
+def test_resumes_and_goes_on_from_corrections(adapted, tmp_path):
+    config, state = adapted
+    again = train(learner(config))
+    jax.tree.map(np.testing.assert_array_equal, again.params, state.params)
+    loaded = load_run(config.workdir).variables["params"]
+    jax.tree.map(np.testing.assert_array_equal, loaded, state.params)
+    further = dataclasses.replace(config, workdir=str(tmp_path), init_from=config.workdir)
+    after = train(learner(further))
+    assert changed(state.params, after.params) == {
+        name for name in flat(state.params) if "lora_" in name
+    }
+
+
+def test_every_correction_can_be_cut(tmp_path):
+    """And a plan counts no gradients or moments of what is frozen."""
+    config = tuned(tmp_path, rank=4, mesh=MeshConfig(data=1, fsdp=2, tensor=2))
+    mesh = partition.make_mesh(config.mesh)
+    layout = lay_out(config, mesh)
+    cut = layout.shardings.params["layers"]["query"]
+    assert cut["lora_down"].spec == jax.P(None, "fsdp", "tensor")
+    whole = footprint(experiment(""), lay_out(experiment(""), mesh), abstract_batch(config, mesh))
+    ours = footprint(config, layout, abstract_batch(config, mesh))
+    assert ours.gradients < whole.gradients / 3
+    assert ours.moments < whole.moments / 3
+    assert ours.parameters > whole.parameters
+
+
+def test_patterns_that_freeze_everything_or_are_none(tmp_path):
+    with pytest.raises(UserError, match="no regular expression"):
+        OptimConfig(trained="(")
+    with pytest.raises(UserError, match=r"optim\.trained='decoder/' is found in no parameter"):
+        train(learner(tuned(tmp_path, trained="decoder/")))
+    with pytest.raises(UserError, match="adamw alone"):
+        OptimConfig(trained="head", method="muon")
+    optim = OptimConfig(trained_ids="image")
+    with pytest.raises(UserError, match=r"trained_ids=image is for a decoder"):
+        experiment(tmp_path, learner="parti", optim=optim)
+    with pytest.raises(UserError, match=r"model\.lora_rank=3 is for a decoder"):
+        dataclasses.replace(tuned(tmp_path), learner="parti")
