@@ -5,7 +5,8 @@ import pytest
 
 from cm3jax.errors import UserError
 from cm3jax.retrieval.bank import Bank, BankDocument, Removed, remove
-from cm3jax.retrieval.index import ExactIndex, open_index
+from cm3jax.retrieval.exact import ExactIndex
+from cm3jax.retrieval.index import open_index
 from cm3jax.retrieval.milvus import MilvusIndex
 
 
