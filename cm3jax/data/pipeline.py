@@ -14,6 +14,7 @@ import numpy as np
 
 from cm3jax import draws
 from cm3jax.config import DataConfig, Experiment
+from cm3jax.data.corpus import mixture_part
 from cm3jax.data.packing import Plan, Position, join
 from cm3jax.data.rows import CorpusRows
 from cm3jax.errors import UserError
@@ -101,12 +102,6 @@ class RecordStream:
             yield HostBatch(data, Position(epoch, 0, row), mark)
 
 
-def _part(name: str) -> tuple[str, str]:
-    """The directory and the kind of records that `data.mixture` names; "" is all of them."""
-    home, colon, kind = name.rpartition(":")
-    return (home, kind) if colon and "/" not in kind else (name, "")  # gs://bucket/data is a path
-
-
 @dataclasses.dataclass(frozen=True)
 class Equipped:
     """A stream of dictionaries that also hold what does not change, such as foreign weights."""
@@ -186,7 +181,7 @@ class CorpusStream:
         fit a row.
         """
         data = experiment.data
-        parts = [_part(name) for name, _ in data.mixture]
+        parts = [mixture_part(name) for name, _ in data.mixture]
         homes = [(f"{home}/corpus", f"{home}/bank", kind) for home, kind in parts]
         corpora = [
             CorpusRows.open(experiment, f"{corpus}/{split}", bank, kind)

@@ -13,6 +13,7 @@ from etils import epath
 from cm3jax import generate
 from cm3jax.checkpoint import load_run
 from cm3jax.config import MeshConfig
+from cm3jax.data.corpus import licence_shares
 from cm3jax.errors import UserError
 from cm3jax.evaluate import drawing, pictures
 from cm3jax.evaluate.coco import Caption, Captions
@@ -22,6 +23,7 @@ from cm3jax.evaluate.pictures import Reference
 from cm3jax.evaluate.protocol import (
     Protocol,
     Score,
+    by_licence,
     code_version,
     fingerprint,
     licensed_share,
@@ -217,6 +219,7 @@ def _picture_set(generator: Generator, exam: Exam, setting: Setting, samples: in
             documents=f"live retrieval by the caption, best {setting.documents}",
             bank=f"{len(bank)} documents, {bank.fingerprint}",
             licensed_share=licensed_share(bank.manifest["licences"]),
+            licences=by_licence(bank.manifest["licences"]),
         )
     return PictureSet(name, files, exam.captions.chosen, protocol)
 
@@ -269,10 +272,10 @@ def describe(run_dir: epath.PathLike) -> Model:
     experiment = run.experiment
     shown = experiment.retrieval.documents and experiment.cm3.no_documents < 1
     manifest = epath.Path(experiment.data.corpus) / "train" / "manifest.json"
-    records, responsible = experiment.data.records, None
+    records = experiment.data.records
     if experiment.data.corpus and manifest.exists():
-        corpus = read_json(manifest, "the corpus")
-        records = corpus["records"]
-        responsible = licensed_share(corpus["licence_shares"])
+        records = read_json(manifest, "the corpus")["records"]
+    licences = run.licences or licence_shares(experiment.data)
+    responsible = licensed_share(licences) if licences else None
     parameters = sum(int(leaf.size) for leaf in jax.tree.leaves(run.variables))
     return Model(experiment.name, bool(shown), responsible, records, parameters)

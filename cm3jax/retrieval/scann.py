@@ -22,9 +22,11 @@ from cm3jax.shapes import Float
 RECALL_AT = 10
 """The recall that is asked for is that of so many neighbours."""
 _BRUTE_FORCE_BELOW = 10_000
-_TOGETHER = 64
-"""Queries that one thread answers at a time. ScaNN answers fewer than that a little differently, so
-they are filled up: an answer must not depend on who else asks."""
+_TOGETHER = 256
+"""Queries that one thread answers at a time."""
+_AT_LEAST = 64
+"""ScaNN answers fewer queries than that a little differently, so they are filled up: an answer must
+not depend on who else asks."""
 _OWN_QUERIES = 1000
 _LEAVES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)
 _CANDIDATES = (10, 20, 30, 40, 60, 80, 120, 160, 240, 500, 1000, 2000)
@@ -91,8 +93,9 @@ class ScannIndex:
         builder.tree(
             leaves,
             num_leaves_to_search=1,
-            training_sample_size=min(size, max(100_000, 50 * leaves)),
-            training_iterations=5,
+            training_sample_size=min(size, max(50_000, 25 * leaves)),
+            training_iterations=8,
+            spherical=True,  # vectors are of length 1, and means of tight clusters no longer
             random_init=False,  # but by k-means++, whose draws are the same every time
         )
         builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(RECALL_AT)
@@ -111,7 +114,7 @@ class ScannIndex:
         times = -(-k // RECALL_AT)
         asked = np.asarray(queries, np.float32)
         ids, scores = self._searcher.search_batched_parallel(
-            np.pad(asked, ((0, -len(asked) % _TOGETHER), (0, 0))),
+            np.pad(asked, ((0, -len(asked) % _AT_LEAST), (0, 0))),
             final_num_neighbors=k,
             pre_reorder_num_neighbors=min(times * effort.candidates, self.size),
             leaves_to_search=min(times * effort.leaves, _leaves(self.size)),
