@@ -6,6 +6,7 @@
     python -m launch.bench decode --batch 1 --samples 8 --prompt 600
     python -m launch.bench decode --experiment cm3leon_7b --batch 1 --guided --new 1024
     python -m launch.bench retrieval --documents 1000000
+    python -m launch.bench data
 
 `train` times our training step against the same architecture in transformers and torch, with the
 same weights, rows and optimiser. Without `--experiment` it is Chameleon's, 8 layers of width 512;
@@ -17,6 +18,8 @@ optax, orbax and numpy; where torch and transformers are missing, our side runs 
 
 `retrieval` searches vectors like CLIP's with our indexes, blocked NumPy and FAISS; every engine
 gets the cores that the process may run on (`taskset -c 0,1` before the command gives two).
+
+`data` reads training rows of short and of long documents, with two retrieved ones each.
 """
 
 import argparse
@@ -92,7 +95,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument(
         "what",
         choices=list(_BENCHES),
-        help="our training step or our decoding against torch's, or our indexes against others",
+        help="our training step or decoding against torch's, our indexes, or our input pipeline",
     )
     parser.add_argument("--experiment", default="", help="time this experiment's decoder alone")
     parser.add_argument("--batch", type=_positive, default=8, help="rows of a step, or prompts")
@@ -342,7 +345,13 @@ def _retrieval(options: argparse.Namespace) -> dict[str, Any]:
     return bench_retrieval(options)
 
 
-_BENCHES = {"train": bench_train, "decode": _decode, "retrieval": _retrieval}
+def _data(options: argparse.Namespace) -> dict[str, Any]:
+    from launch.bench_data import bench_data  # nor is Grain
+
+    return bench_data(options)
+
+
+_BENCHES = {"train": bench_train, "decode": _decode, "retrieval": _retrieval, "data": _data}
 
 
 if __name__ == "__main__":

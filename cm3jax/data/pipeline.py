@@ -148,7 +148,7 @@ class CorpusStream:
     of the row). Reading, rotating and packing run in Grain's threads, a few batches ahead.
     """
 
-    tokens_at_once = 1 << 15
+    tokens_at_once = 1 << 18
     """Small batches are made several at once, since numpy is slow on small arrays."""
 
     def __init__(
