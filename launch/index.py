@@ -27,6 +27,7 @@ from cm3jax.retrieval.clip import ClipEncoder
 from cm3jax.retrieval.duplicates import find_duplicates
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.index import open_index
+from cm3jax.retrieval.milvus import forget
 from cm3jax.retrieval.protocol import Index
 from cm3jax.retrieval.retriever import Retriever
 from cm3jax.retrieval.scann import RECALL_AT, ScannIndex
@@ -207,9 +208,12 @@ def query(experiment: Experiment, prompt: str) -> str:
 
 def remove(experiment: Experiment, removed: Removed) -> None:
     """Take documents out for good: `launch.prepare` and `merge` leave them out, too."""
-    before = len(Bank.open(experiment.data.bank))
+    before, config = Bank.open(experiment.data.bank), experiment.retrieval
+    vectors = np.array(before.vectors)  # their file goes
     smaller = remove_documents(experiment, removed)
-    gone = before - len(smaller)
+    if config.index == "milvus":
+        forget(vectors, config.milvus)
+    gone = len(before) - len(smaller)
     print(f"removed {gone} documents, {len(smaller)} are left; prepare the corpora again.")
 
 
