@@ -1,16 +1,17 @@
 """Checkpoints of a run, loading a run for use, and exporting its weights.
 
 A checkpoint `RUN/checkpoints/STEP` holds the train state (orbax, one array per leaf, restorable on
-any mesh), one JSON for all processes (data position, resolved config, fingerprints, timers) and the
-checksums of both. Process 0 takes the checksums when all processes have written and before the
-directory gets its final name, so that a checkpoint either stands with its checksums or does not
-stand; on resuming it compares them and tells the others which checkpoint is sound. An exported run
-is a directory with `config.json` and `params.safetensors` alone.
+any mesh), one JSON for all processes (data position, resolved config, fingerprints, licence shares,
+timers) and the checksums of both. Process 0 takes the checksums when all processes have written and
+before the directory gets its final name, so that a checkpoint either stands with its checksums or
+does not stand; on resuming it compares them and tells the others which checkpoint is sound. An
+exported run is a directory with `config.json` and `params.safetensors` alone.
 """
 
 import dataclasses
 import json
 import logging
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -52,6 +53,8 @@ class Meta:
     """Of vocabulary and tokenizers, by name."""
     seconds: float
     """Time spent in the training loop so far, over all lives of the run."""
+    licences: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """The share of each licence among the training rows; empty where no corpus says so."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -59,6 +62,7 @@ class Meta:
             "position": dataclasses.asdict(self.position),
             "experiment": to_dict(self.experiment),
             "fingerprints": dict(self.fingerprints),
+            "licences": dict(self.licences),
             "timers": {"seconds": self.seconds},
         }
 
@@ -69,6 +73,7 @@ class Meta:
             position=Position.from_json(values["position"]),
             experiment=from_dict(values["experiment"], what),
             fingerprints=values["fingerprints"],
+            licences=values.get("licences", {}),  # none in checkpoints of earlier versions
             **values["timers"],
         )
 
@@ -90,6 +95,8 @@ class LoadedRun:
     """{"params": ..., and other collections}, jax arrays."""
     step: int
     fingerprints: Mapping[str, str]
+    licences: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """As in `Meta`."""
 
 
 class Checkpoints:
@@ -250,7 +257,7 @@ def write_run(
     for path, leaf in jax.tree.leaves_with_path(run.variables):
         narrow = dtype == "bfloat16" and leaf.dtype == np.float32
         outputs[_name(path)] = tensors.whole(leaf, "BF16" if narrow else None)
-    write_export(out_dir, run.experiment, outputs, run.step, run.fingerprints)
+    write_export(out_dir, run.experiment, outputs, run.step, run.fingerprints, run.licences)
 
 
 def write_export(
@@ -259,9 +266,11 @@ def write_export(
     outputs: Mapping[str, tensors.Output],
     step: int,
     fingerprints: Mapping[str, str],
+    licences: Mapping[str, float] = types.MappingProxyType({}),
 ) -> None:
     """`write_run` of tensors that need not be in memory, under their names."""
     header = {"step": str(step), "fingerprints": json.dumps(dict(fingerprints))}
+    header["licences"] = json.dumps(dict(licences))
     tensors.write_file(epath.Path(out_dir) / PARAMS_FILE, outputs, header)
     portable = dataclasses.replace(experiment, workdir="", init_from="")
     save_experiment(epath.Path(out_dir) / "config.json", portable)
@@ -335,7 +344,7 @@ def _load_checkpoint(
         _require_shapes(_shapes(found), _shapes(target), what)
     state = _read_state(manager, step, target, partial_restore=True)
     variables = {"params": state["params"], **state["extra"]}
-    return LoadedRun(meta.experiment, variables, step, meta.fingerprints)
+    return LoadedRun(meta.experiment, variables, step, meta.fingerprints, meta.licences)
 
 
 def _load_exported(path: epath.Path, onto: Onto | None) -> LoadedRun:
@@ -357,7 +366,8 @@ def _load_exported(path: epath.Path, onto: Onto | None) -> LoadedRun:
     else:
         variables = _read_onto(variables, onto(experiment), str(path))
     step, fingerprints = int(header["step"]), json.loads(header["fingerprints"])
-    return LoadedRun(experiment, variables, step, fingerprints)
+    licences = json.loads(header.get("licences", "{}"))
+    return LoadedRun(experiment, variables, step, fingerprints, licences)
 
 
 def _read_onto(found: dict[str, Any], onto: TrainState, what: str) -> dict[str, Any]:

@@ -443,9 +443,17 @@ class RetrievalConfig:
     index: Literal["auto", "exact", "scann", "milvus"] = "auto"
     """Index kind; auto is exact up to 100,000 documents and ScaNN above. Milvus is a server for
     generation; the neighbours of training are then found as by auto."""
+    recall: float = 0.95
+    """Recall@10 that a ScaNN index is to reach, by text, by picture and by both: how much of it a
+    search looks at is chosen for it when it is built."""
     milvus: str = ""
     """Address of the Milvus server, e.g. http://localhost:19530, or the path of a .db file for
     Milvus Lite."""
+
+    def __post_init__(self):
+        _require(
+            0 < self.recall <= 1, f"retrieval.recall={self.recall} must be above 0, at most 1."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

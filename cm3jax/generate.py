@@ -7,7 +7,7 @@ generator.generate("a red circle left of a blue square", retrieve=2).image
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Literal
 
@@ -153,16 +153,18 @@ class Generator:
         images: Pictures | None = None,
         k: int = 2,
         exclude: Sequence[Sequence[int]] | None = None,
+        weights: Mapping[int, float] | None = None,
     ) -> list[list[Retrieved]]:
         """The `k` documents to show each query: texts, uint8 pictures, or pairs of both.
 
-        `exclude` holds rows of the bank that a query must not get.
+        `exclude` holds rows of the bank that a query must not get, `weights` factors of the scores
+        of others.
         """
         nothing = [None] * len(images if texts is None else texts)
         queries = zip(
             nothing if texts is None else texts, nothing if images is None else images, strict=True
         )
-        return self.retriever.retrieve(list(queries), k, exclude)
+        return self.retriever.retrieve(list(queries), k, exclude, weights)
 
     def text_to_image(
         self,
@@ -262,13 +264,27 @@ class Generator:
         return self._all(self.asks(read, shown, decode or self.decode), samples, seed, decode)
 
     def company(
-        self, prompts: Sequence[Prompt], retrieve: int, documents: Sequence[Document] = ()
+        self,
+        prompts: Sequence[Prompt],
+        retrieve: int,
+        documents: Sequence[Document] = (),
+        exclude: Sequence[str] = (),
+        weights: Mapping[str, float] | None = None,
     ) -> list[list[Document]]:
-        """For each prompt these documents, and so many that are retrieved with it."""
+        """For each prompt these documents, and so many that are retrieved with it.
+
+        Documents of the bank are excluded and weighed by their keys; `UserError` for one that it
+        does not have.
+        """
         shown = [list(documents) for _ in prompts]
         if retrieve:
+            row = self.retriever.row
             found = self.retrieve(
-                [p.words for p in prompts], [p.picture for p in prompts], retrieve
+                [prompt.words for prompt in prompts],
+                [prompt.picture for prompt in prompts],
+                retrieve,
+                [[row(key) for key in exclude]] * len(prompts),
+                {row(key): factor for key, factor in (weights or {}).items()},
             )
             shown = [mine + more for mine, more in zip(shown, found, strict=True)]
         return shown

@@ -21,6 +21,7 @@ from etils import epath
 from cm3jax import checkpoint, distributed, partition
 from cm3jax.checkpoint import Checkpoints, Meta
 from cm3jax.config import Experiment
+from cm3jax.data.corpus import licence_shares
 from cm3jax.data.pipeline import HostBatch, Position, Stream, combine_fingerprints
 from cm3jax.errors import UserError
 from cm3jax.experiment_io import save_experiment
@@ -310,6 +311,7 @@ class _Run:
         self._validate = make_validation(learner, layout)
         self._rate = learning_rate(self._experiment.optim, self._experiment.train.steps)
         self._clock = _Clock(start.seconds)
+        self._licences = licence_shares(self._experiment.data)
         # Virtual CPU devices deadlock when steps are queued; accelerators idle when they are not.
         self._queue = 0 if jax.default_backend() == "cpu" else 1
         self._log = None
@@ -398,7 +400,11 @@ class _Run:
 
     def _save(self) -> None:
         meta = Meta(
-            self._position, self._experiment, self._learner.fingerprints, self._clock.seconds
+            self._position,
+            self._experiment,
+            self._learner.fingerprints,
+            self._clock.seconds,
+            self._licences,
         )
         self._checkpoints.save(self._step, self._state, meta)
 

@@ -5,6 +5,8 @@
     python -m launch.bench decode --batch 1
     python -m launch.bench decode --batch 1 --samples 8 --prompt 600
     python -m launch.bench decode --experiment cm3leon_7b --batch 1 --guided --new 1024
+    python -m launch.bench retrieval --documents 1000000
+    python -m launch.bench data
 
 `train` times our training step against the same architecture in transformers and torch, with the
 same weights, rows and optimiser. Without `--experiment` it is Chameleon's, 8 layers of width 512;
@@ -13,6 +15,11 @@ optax, orbax and numpy; where torch and transformers are missing, our side runs 
 
 `decode` times our engine against `generate` of transformers with the same weights: see
 `launch.bench_decode`.
+
+`retrieval` searches vectors like CLIP's with our indexes, blocked NumPy and FAISS; every engine
+gets the cores that the process may run on (`taskset -c 0,1` before the command gives two).
+
+`data` reads training rows of short and of long documents, with two retrieved ones each.
 """
 
 import argparse
@@ -86,7 +93,9 @@ def _options() -> argparse.ArgumentParser:
         description="Measure side by side, in one run on one machine; prints one JSON object.",
     )
     parser.add_argument(
-        "what", choices=list(_BENCHES), help="our training step, or our decoding, against torch's"
+        "what",
+        choices=list(_BENCHES),
+        help="our training step or decoding against torch's, our indexes, or our input pipeline",
     )
     parser.add_argument("--experiment", default="", help="time this experiment's decoder alone")
     parser.add_argument("--batch", type=_positive, default=8, help="rows of a step, or prompts")
@@ -104,6 +113,9 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--new", type=_positive, default=64, help="decode: ids after each prompt")
     parser.add_argument("--samples", type=_positive, default=1, help="decode: of each prompt")
     parser.add_argument("--guided", action="store_true", help="decode: with a second stream")
+    parser.add_argument("--documents", type=_positive, default=100_000, help="retrieval: vectors")
+    parser.add_argument("--recall", type=float, default=0.95, help="retrieval: of our ScaNN index")
+    parser.add_argument("--seed", type=int, default=0, help="retrieval: of the vectors")
     return parser
 
 
@@ -327,7 +339,19 @@ def _no_rival(options: argparse.Namespace) -> str:
     return "an experiment's model has no counterpart" if options.experiment else missing()
 
 
-_BENCHES = {"train": bench_train, "decode": _decode}
+def _retrieval(options: argparse.Namespace) -> dict[str, Any]:
+    from launch.bench_retrieval import bench_retrieval  # ScaNN is no part of a bare machine
+
+    return bench_retrieval(options)
+
+
+def _data(options: argparse.Namespace) -> dict[str, Any]:
+    from launch.bench_data import bench_data  # nor is Grain
+
+    return bench_data(options)
+
+
+_BENCHES = {"train": bench_train, "decode": _decode, "retrieval": _retrieval, "data": _data}
 
 
 if __name__ == "__main__":

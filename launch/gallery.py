@@ -126,7 +126,13 @@ class Gallery:
             "perplexity": sample.perplexity,
             "documents": [{"path": path} for path in self._recipe["docs"]]
             + [
-                {"id": document.id, "key": document.key, "score": document.score}
+                {
+                    "id": document.id,
+                    "key": document.key,
+                    "score": document.score,
+                    "licence": document.meta.licence,
+                    "source": document.meta.source,
+                }
                 for document in sample.documents
                 if isinstance(document, Retrieved)
             ],

@@ -16,6 +16,7 @@ as soon as a sample is done; several pictures also stand side by side in `contac
 """
 
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -64,6 +65,10 @@ class Options:
     """The memory bank to search instead of the run's own."""
     retrieve: int = 0
     """Documents to retrieve for each prompt."""
+    exclude: tuple[str, ...] = ()
+    """Keys of the bank's documents that must not be retrieved."""
+    weigh: tuple[str, ...] = ()
+    """KEY=FACTOR: multiplies that document's score, e.g. `bank-17=1.2`; 0.5 puts it behind."""
     docs: tuple[str, ...] = ()
     """Documents by hand: pictures, each with a caption if PATH.txt stands beside PATH.png."""
     samples: int = 1
@@ -134,6 +139,9 @@ class Options:
             )
         if self.samples < 1 or self.retrieve < 0:
             raise UserError("--samples must be at least 1 and --retrieve at least 0.")
+        if (self.exclude or self.weigh) and not self.retrieve:
+            raise UserError("--exclude and --weigh choose among documents that --retrieve finds.")
+        weights(self.weigh)
         holes = [self.box, self.mask, self.outpaint]
         if (self.mode == "infill") != any(holes) or sum(map(bool, holes)) > 1:
             raise UserError(
@@ -141,6 +149,20 @@ class Options:
             )
         if self.guidance and self.mode in ("caption", "infill"):
             raise UserError(f"--guidance is for new pictures, not for {self.mode}.")
+
+
+def weights(weigh: Sequence[str]) -> dict[str, float]:
+    """The factor of each document's score, by its key."""
+    out = {}
+    for word in weigh:
+        key, _, factor = word.rpartition("=")
+        try:
+            out[key] = float(factor)
+        except ValueError:
+            key = ""
+        if not key or not math.isfinite(out[key]):
+            raise UserError(f"--weigh {word!r} is no KEY=FACTOR, e.g. bank-17=0.5.")
+    return out
 
 
 def _lines(path: str) -> list[str]:
@@ -257,14 +279,15 @@ def asks(
     """What the prompts ask for, with their documents."""
     size = generator.image.config.image_size
     given: list[Document] = [hand_picked(generator, path) for path in options.docs]
+    choice = (options.retrieve, given, options.exclude, weights(options.weigh))
     if options.mode == "edit":
         pairs = [_edit(prompt, size) for prompt in prompts]
         rows = [Prompt(((words,), Shown(picture)), False) for words, picture in pairs]
-        shown = generator.company(rows, options.retrieve, given)
+        shown = generator.company(rows, *choice)
         words, pictures = zip(*pairs, strict=True)
         return generator.ask.edits(np.stack(pictures), words, shown, None, config)
     rows = [read(options, prompt, size) for prompt in prompts]
-    shown = generator.company(rows, options.retrieve, given)
+    shown = generator.company(rows, *choice)
     if options.mode == "interleave":
         segments = [row.segments for row in rows]
         return generator.ask.stories(segments, shown, None, config)
@@ -321,6 +344,8 @@ def recipe(options: Options, config: DecodeConfig) -> dict:
         "seed": options.seed,
         "decode": dataclasses.asdict(config),
         "docs": list(options.docs),
+        "exclude": list(options.exclude),
+        "weigh": list(options.weigh),
         "version": cm3jax.__version__,
     }
 

@@ -14,9 +14,8 @@ import dataclasses
 import numpy as np
 
 from cm3jax.config import Experiment, RetrievalConfig
+from cm3jax.data.asking import Asking, asking
 from cm3jax.data.prepare import merge_banks, prepare_bank, remove_documents
-from cm3jax.data.readers.items import BadRecord
-from cm3jax.data.sources import open_source
 from cm3jax.document import ImagePath, parse_prompt
 from cm3jax.errors import UserError
 from cm3jax.files import write_atomic
@@ -24,11 +23,14 @@ from cm3jax.learners import clip, vqgan
 from cm3jax.retrieval import audit
 from cm3jax.retrieval.audit_page import Example, audit_page
 from cm3jax.retrieval.bank import Bank, Removed
-from cm3jax.retrieval.clip import ClipEncoder, fit, text_and_image
+from cm3jax.retrieval.clip import ClipEncoder
 from cm3jax.retrieval.duplicates import find_duplicates
-from cm3jax.retrieval.index import SAVED, ExactIndex, ScannIndex, build_index, open_index
+from cm3jax.retrieval.exact import ExactIndex
+from cm3jax.retrieval.index import open_index
+from cm3jax.retrieval.milvus import forget
 from cm3jax.retrieval.protocol import Index
 from cm3jax.retrieval.retriever import Retriever
+from cm3jax.retrieval.scann import RECALL_AT, ScannIndex
 from cm3jax.retrieval.select import choose
 from cm3jax.shapes import Float
 from cm3jax.tokenizers.image import ImageTokenizer, load_picture
@@ -42,8 +44,6 @@ _DESCRIPTION = (
     "`audit` recall and licences; `query` it with a PROMPT; `remove` documents by their KEYs, by "
     "--source or by --licence; `merge` the banks at other PATHs into it; `verify` its checksums."
 )
-_RECALL_AT = 10
-_QUERIES = 500
 _EXAMPLES = 12
 
 
@@ -110,14 +110,9 @@ def _require_words(command: str, words: list[str], options: Options) -> None:
 def build(experiment: Experiment) -> None:
     """Build the bank unless it stands, and beside it the index if that is one that is saved."""
     made = prepare_bank(experiment, make_tools(experiment))
-    config = experiment.retrieval
-    if config.index == "milvus":
-        index = open_index(made, config.index, config.milvus)
-    else:
-        index = build_index(made.vectors, config.index)
-    if isinstance(index, ScannIndex):
-        index.save(made.path / SAVED)
-    print(f"{made.path}: {len(made)} documents, {type(index).__name__}")
+    index = open_index(made, experiment.retrieval.index, experiment.retrieval.milvus)
+    reached = f", {index.effort.describe()}" if isinstance(index, ScannIndex) else ""
+    print(f"{made.path}: {len(made)} documents, {type(index).__name__}{reached}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,13 +129,15 @@ def audit_bank(experiment: Experiment) -> Audited:
     encoder, opened = _open(experiment)
     opened.verify()
     index = open_index(opened, experiment.retrieval.index, experiment.retrieval.milvus)
-    asking = _asking(experiment, encoder)
-    fitted = audit.calibrate(asking.text, asking.image, asking.document, asking.subjects)
+    asked = asking(experiment, encoder, "validation")
+    if not asked.pairs:
+        raise UserError("the source's validation split has no pairs to ask with; mend data.source.")
+    fitted = audit.calibrate(asked.text, asked.image, asked.document, asked.subjects)
     copies = find_duplicates(
         opened.vectors, opened.content, index, experiment.retrieval.duplicate_cut
     )
     manifest, config = opened.manifest, experiment.retrieval
-    queries = {"text": asking.text, "picture": asking.image, "both": asking.document}
+    queries = asked.queries
     dead = audit.dead_shards(opened, index)
     rows = [
         ("documents", f"{len(opened)}: {_counts(manifest['counts'])}"),
@@ -153,7 +150,7 @@ def audit_bank(experiment: Experiment) -> Audited:
         ("index", f"{type(index).__name__}, {audit.index_bytes(opened, index) / 2**20:.1f} MiB"),
     ]
     for name, vectors in queries.items():
-        rows.append((f"by {name}", _found(opened, index, vectors, asking, config)))
+        rows.append((f"by {name}", _found(opened, index, vectors, asked, config)))
         rows.append(("latency", _percentiles(audit.latencies(index, vectors, config.pool))))
     rows += [
         ("relevance cut", f"{config.relevance_cut:.2f}; {fitted.relevance_cut:.2f} would fit"),
@@ -161,7 +158,7 @@ def audit_bank(experiment: Experiment) -> Audited:
     ]
     shown = [
         Example(text, picture, {name: index.search(q[i : i + 1], 4) for name, q in queries.items()})
-        for i, (text, picture) in enumerate(asking.pairs[:_EXAMPLES])
+        for i, (text, picture) in enumerate(asked.pairs[:_EXAMPLES])
     ]
     page = audit_page(opened, rows, shown, experiment.vocab, _image_tokenizer(experiment))
     return Audited("\n".join(f"{name:<15} {value}" for name, value in rows), page)
@@ -179,44 +176,14 @@ def _percentiles(seconds: Float[np.ndarray, " B"]) -> str:
     return f"{', '.join(parts)} of {len(seconds)} single queries"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Asking:
-    """Pairs that no one trained on, as queries."""
-
-    text: Float[np.ndarray, "B E"]
-    image: Float[np.ndarray, "B E"]
-    document: Float[np.ndarray, "B E"]
-    subjects: list[tuple[str, ...]]
-    pairs: list[tuple[str, np.ndarray]]
-
-
-def _asking(experiment: Experiment, encoder: ClipEncoder) -> _Asking:
-    source = open_source(experiment.data, "validation", experiment.seed)
-    pairs, subjects = [], []
-    for i in range(min(_QUERIES, len(source))):
-        try:
-            record = source[i]
-        except BadRecord:  # the preparation lists it
-            continue
-        text, image = text_and_image(record.segments)
-        if text is not None and image is not None:
-            pairs.append((text, fit(image, encoder.config)))
-            subjects.append(record.subjects)
-    if not pairs:
-        raise UserError("the source's validation split has no pairs to ask with; mend data.source.")
-    text = encoder.encode_texts([text for text, _ in pairs])
-    image = encoder.encode_images([image for _, image in pairs])
-    return _Asking(text, image, encoder.encode_documents(pairs), subjects, pairs)
-
-
-def _found(opened: Bank, index: Index, queries, asking: _Asking, config: RetrievalConfig) -> str:
+def _found(opened: Bank, index: Index, queries, asked: Asking, config: RetrievalConfig) -> str:
     """Recall against exact search, and what the selection makes of the neighbours."""
-    recall = audit.recall(index, ExactIndex(opened.vectors), queries, _RECALL_AT)
+    recall = audit.recall(index, ExactIndex(opened.vectors), queries, RECALL_AT)
     pair = opened.has_text & opened.has_image
     choice = choose(index.search(queries, config.pool), opened.vectors, pair, config)
-    shown = audit.subject_hits(choice.ids, opened, asking.subjects)
+    shown = audit.subject_hits(choice.ids, opened, asked.subjects)
     counts = _counts(choice.counts)
-    return f"recall@{_RECALL_AT} {recall:.4f}, subjects shown {shown:.4f}; {counts}"
+    return f"recall@{RECALL_AT} {recall:.4f}, subjects shown {shown:.4f}; {counts}"
 
 
 def query(experiment: Experiment, prompt: str) -> str:
@@ -241,9 +208,12 @@ def query(experiment: Experiment, prompt: str) -> str:
 
 def remove(experiment: Experiment, removed: Removed) -> None:
     """Take documents out for good: `launch.prepare` and `merge` leave them out, too."""
-    before = len(Bank.open(experiment.data.bank))
+    before, config = Bank.open(experiment.data.bank), experiment.retrieval
+    vectors = np.array(before.vectors)  # their file goes
     smaller = remove_documents(experiment, removed)
-    gone = before - len(smaller)
+    if config.index == "milvus":
+        forget(vectors, config.milvus)
+    gone = len(before) - len(smaller)
     print(f"removed {gone} documents, {len(smaller)} are left; prepare the corpora again.")
 
 

@@ -19,7 +19,8 @@ from cm3jax.state import plan
 from tests.tiny import experiment, learner
 
 PRINTS = {"vocab": "abc"}
-META = Meta(Position(1, 2, 3, (Position(4), Position(5))), experiment(""), PRINTS, seconds=4.5)
+PLACE = Position(1, 2, 3, (Position(4), Position(5)))
+META = Meta(PLACE, experiment(""), PRINTS, seconds=4.5, licences={"CC0-1.0": 0.75, "MIT": 0.25})
 
 
 def layout(mesh=(1, 1, 1), **fields):
@@ -185,6 +186,7 @@ def test_an_exported_run_loads_like_the_run(tmp_path, state, dtype):
     export_run(tmp_path / "run", tmp_path / "out", dtype)
     ours, theirs = load_run(tmp_path / "out"), load_run(tmp_path / "run")
     assert (ours.step, ours.fingerprints) == (5, PRINTS) == (theirs.step, theirs.fingerprints)
+    assert ours.licences == theirs.licences == META.licences
     assert ours.experiment == theirs.experiment
     if dtype == "float32":
         equal(ours.variables, theirs.variables)

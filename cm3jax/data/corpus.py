@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax.checksums import describe
-from cm3jax.config import VocabConfig
+from cm3jax.config import DataConfig, VocabConfig
 from cm3jax.errors import UserError
 from cm3jax.files import read_json
 from cm3jax.records import Records
@@ -234,6 +234,32 @@ class Corpus:
         if not 0 <= number < len(self):
             raise IndexError(f"record {number} is outside the {len(self)} of {self.path}")
         return self._records[int(self._numbers[number])]
+
+
+def licence_shares(data: DataConfig) -> dict[str, float]:
+    """The share of each licence among the training records of `data.corpus`, or of `data.mixture`
+    by its weights; empty where none is prepared."""
+    parts = [(f"{mixture_part(name)[0]}/corpus", weight) for name, weight in data.mixture]
+    shares: Counter[str] = Counter()
+    for corpus, weight in parts or [(data.corpus, 1.0)]:
+        note = epath.Path(corpus) / "train" / "manifest.json"
+        if corpus and note.exists():
+            for name, share in read_json(note, "the corpus manifest")["licence_shares"].items():
+                shares[name] += weight * share
+    return {name: share / shares.total() for name, share in sorted(shares.items())}
+
+
+def corpora_of(data: DataConfig) -> list[str]:
+    """The directories of the prepared corpora that a run reads, each once; none without."""
+    if data.mixture:
+        return list(dict.fromkeys(f"{mixture_part(name)[0]}/corpus" for name, _ in data.mixture))
+    return [data.corpus] if data.corpus else []
+
+
+def mixture_part(name: str) -> tuple[str, str]:
+    """The directory and the kind of records that `data.mixture` names; "" is all of them."""
+    home, colon, kind = name.rpartition(":")
+    return (home, kind) if colon and "/" not in kind else (name, "")  # gs://bucket/data is a path
 
 
 class Documents:

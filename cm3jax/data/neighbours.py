@@ -22,7 +22,7 @@ class Neighbourhood:
         self._config, self._seed = experiment.retrieval, experiment.seed
         self._encoder = encoder
         self._rows = np.flatnonzero(~bank.held_out)
-        self._index = training_index(bank, self._config.index)
+        self._index = training_index(bank, self._config)
         self._pair = bank.has_text & bank.has_image
         self._order = np.argsort(bank.content, kind="stable")
         self._contents = bank.content[self._order]

@@ -14,6 +14,7 @@ import numpy as np
 
 from cm3jax import draws
 from cm3jax.config import DataConfig, Experiment
+from cm3jax.data.corpus import mixture_part
 from cm3jax.data.packing import Plan, Position, join
 from cm3jax.data.rows import CorpusRows
 from cm3jax.errors import UserError
@@ -101,19 +102,6 @@ class RecordStream:
             yield HostBatch(data, Position(epoch, 0, row), mark)
 
 
-def _part(name: str) -> tuple[str, str]:
-    """The directory and the kind of records that `data.mixture` names; "" is all of them."""
-    home, colon, kind = name.rpartition(":")
-    return (home, kind) if colon and "/" not in kind else (name, "")  # gs://bucket/data is a path
-
-
-def corpora_of(data: DataConfig) -> list[str]:
-    """The directories of the prepared corpora that a run reads, each once; none without."""
-    if data.mixture:
-        return list(dict.fromkeys(f"{_part(name)[0]}/corpus" for name, _ in data.mixture))
-    return [data.corpus] if data.corpus else []
-
-
 @dataclasses.dataclass(frozen=True)
 class Equipped:
     """A stream of dictionaries that also hold what does not change, such as foreign weights."""
@@ -160,7 +148,7 @@ class CorpusStream:
     of the row). Reading, rotating and packing run in Grain's threads, a few batches ahead.
     """
 
-    tokens_at_once = 1 << 15
+    tokens_at_once = 1 << 18
     """Small batches are made several at once, since numpy is slow on small arrays."""
 
     def __init__(
@@ -193,7 +181,7 @@ class CorpusStream:
         fit a row.
         """
         data = experiment.data
-        parts = [_part(name) for name, _ in data.mixture]
+        parts = [mixture_part(name) for name, _ in data.mixture]
         homes = [(f"{home}/corpus", f"{home}/bank", kind) for home, kind in parts]
         corpora = [
             CorpusRows.open(experiment, f"{corpus}/{split}", bank, kind)

@@ -16,6 +16,7 @@ import time
 from etils import epath
 
 from cm3jax.config import DataConfig, Experiment
+from cm3jax.data.asking import asking
 from cm3jax.data.corpus import Corpus
 from cm3jax.data.engines import Engine, InProcess, Report
 from cm3jax.data.sources import open_source
@@ -26,7 +27,7 @@ from cm3jax.errors import UserError
 from cm3jax.files import digest, read_json
 from cm3jax.retrieval.bank import Bank, Removed, merge, remove, require_there
 from cm3jax.retrieval.duplicates import DUPLICATES, save_duplicates
-from cm3jax.retrieval.index import training_index
+from cm3jax.retrieval.index import Ask, keep_index, training_index
 
 SPLITS = ("train", "validation")
 
@@ -93,7 +94,8 @@ def _shards(job: Job) -> int:
 def _corpus(job: Job, tools: Tools, bank: Bank, engine: Engine, report: Report) -> Timing:
     """Make what is missing of a split."""
     writer, total, start = corpus_writer(job), _shards(job), time.perf_counter()
-    training_index(bank, job.experiment.retrieval.index)  # one that is saved, all workers read
+    # One that is saved, all workers read.
+    training_index(bank, job.experiment.retrieval, _ask(job.experiment, tools))
     missing = [number for number in range(total) if not writer.has(number)]
     engine.run(job, missing, total, report)
     vocab = tools.vocab(job.experiment)
@@ -132,9 +134,11 @@ def prepare_bank(
     Raises `UserError` if the source has no usable record, and rather than replace a bank into which
     others were merged.
     """
+    rules, ask = experiment.retrieval, _ask(experiment, tools)
     if (bank := standing_bank(experiment, tools)) is not None:
+        keep_index(bank, rules, ask)  # a merge or a removal leaves none
         if not (bank.path / DUPLICATES).exists():  # killed before, or made by a merge or removal
-            save_duplicates(bank, experiment.retrieval)
+            save_duplicates(bank, rules)
         report(f"bank: {bank.path} is complete")
         return bank
     _require_replaceable(experiment.data.bank)
@@ -145,7 +149,8 @@ def prepare_bank(
     if not total or not writer.records(total):
         raise UserError(f"data.source={experiment.data.source} gives no documents for the bank.")
     bank = writer.finish(total)
-    marked = save_duplicates(bank, experiment.retrieval)
+    keep_index(bank, rules, ask)
+    marked = save_duplicates(bank, rules)
     refused = f", {len(bank.manifest['refused'])} refused" if bank.manifest["refused"] else ""
     report(
         f"bank: {len(bank)} documents{refused}; {marked.exact} are copies of others and "
@@ -196,6 +201,10 @@ def merge_banks(experiment: Experiment, others: list[str]) -> Bank:
     for other in others:
         removed |= Removed.of(other)
     return merge(bank.path, banks, removed, bank.manifest["made_from"])
+
+
+def _ask(experiment: Experiment, tools: Tools) -> Ask:
+    return lambda: asking(experiment, tools.encoder, "train").queries
 
 
 def _require_replaceable(path: str) -> None:

@@ -13,7 +13,7 @@ from etils import epath
 from cm3jax import generate
 from cm3jax.checkpoint import load_run
 from cm3jax.config import MeshConfig
-from cm3jax.data.pipeline import corpora_of
+from cm3jax.data.corpus import corpora_of, licence_shares
 from cm3jax.errors import UserError
 from cm3jax.evaluate import drawing, pictures
 from cm3jax.evaluate.coco import Caption, Captions
@@ -24,6 +24,7 @@ from cm3jax.evaluate.pictures import Features, Reference
 from cm3jax.evaluate.protocol import (
     Protocol,
     Score,
+    by_licence,
     code_version,
     fingerprint,
     licensed_share,
@@ -251,6 +252,7 @@ def _picture_set(generator: Generator, exam: Exam, setting: Setting, samples: in
             documents=f"live retrieval by the caption, best {setting.documents}",
             bank=f"{len(bank)} documents, {bank.fingerprint}",
             licensed_share=licensed_share(bank.manifest["licences"]),
+            licences=by_licence(bank.manifest["licences"]),
         )
     return PictureSet(name, files, exam.captions.chosen, protocol)
 
@@ -302,13 +304,12 @@ def describe(run_dir: epath.PathLike) -> Model:
     run = load_run(run_dir)
     experiment = run.experiment
     shown = experiment.retrieval.documents and experiment.cm3.no_documents < 1
-    records, responsible = experiment.data.records, None
     corpora = corpora_of(experiment.data)
     manifests = [epath.Path(corpus) / "train" / "manifest.json" for corpus in corpora]
+    records = experiment.data.records
     if manifests and all(path.exists() for path in manifests):
-        found = [read_json(path, "the corpus") for path in manifests]
-        records = sum(one["records"] for one in found)
-        licensed = sum(one["records"] * licensed_share(one["licence_shares"]) for one in found)
-        responsible = licensed / records
+        records = sum(read_json(path, "the corpus")["records"] for path in manifests)
+    licences = run.licences or licence_shares(experiment.data)
+    responsible = licensed_share(licences) if licences else None
     parameters = sum(int(leaf.size) for leaf in jax.tree.leaves(run.variables))
     return Model(experiment.name, bool(shown), responsible, records, parameters)

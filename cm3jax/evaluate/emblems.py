@@ -25,6 +25,7 @@ from cm3jax.evaluate import chance
 from cm3jax.evaluate.protocol import (
     Protocol,
     Score,
+    by_licence,
     code_version,
     fingerprint,
     licensed_share,
@@ -310,6 +311,7 @@ class _Exam:
             samples=1,
             seed=self._seed,
             licensed_share=licensed_share(self._bank.manifest["licences"]),
+            licences=by_licence(self._bank.manifest["licences"]),
             reader=reader,
             weights=digest(*self.weights.values()),
             code_version=code_version(),

@@ -5,6 +5,7 @@ Perplexities compare only between models of one vocabulary; most targets are pic
 
 import dataclasses
 import itertools
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import (
     Protocol,
     Score,
+    by_licence,
     code_version,
     fingerprint,
     licensed_share,
@@ -52,7 +54,8 @@ def evaluate_perplexity(
     learner.vocab.require(run.fingerprints["vocab"], f"the decoder {run_dir}")
     sums, mark = _sums(learner, run.variables, batches)
     corpora = learner.streams["validation"].corpora
-    shares = [licensed_share(rows.corpus.manifest["licence_shares"]) for rows in corpora]
+    shares = [Counter(rows.corpus.manifest["licence_shares"]) for rows in corpora]
+    licences = by_licence(sum(shares, Counter()))
     protocol = Protocol(
         prompts=f"{batches} batches of {data.batch} rows of {data.corpus or data.mixture}",
         prompts_hash=mark,
@@ -64,7 +67,8 @@ def evaluate_perplexity(
         guidance=1.0,
         samples=1,
         seed=experiment.seed,
-        licensed_share=float(np.mean(shares)),
+        licensed_share=licensed_share(licences),
+        licences=licences,
         reader="exp of the mean nats per target",
         weights=fingerprint(run.variables),
         code_version=code_version(),

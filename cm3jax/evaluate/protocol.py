@@ -59,6 +59,8 @@ class Protocol:
     """How pictures reach the size that the extractor reads."""
     extractor: str = "none"
     """Network whose features are compared, with the fingerprint of its weights."""
+    licences: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """The share of each licence: of the bank's documents or, without a bank, of the records."""
 
     @property
     def regime(self) -> str:
@@ -106,6 +108,12 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     spread = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
     scale = 1 + _Z**2 / n
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def by_licence(counts: Mapping[str, int | float]) -> dict[str, float]:
+    """Counts of documents by licence as shares."""
+    total = sum(counts.values())
+    return {name: count / total for name, count in sorted(counts.items())}
 
 
 def licensed_share(licences: Mapping[str, int | float]) -> float:

@@ -18,7 +18,7 @@ from cm3jax.files import digest
 from cm3jax.learners import clip
 from cm3jax.retrieval.clauses import clauses
 from cm3jax.retrieval.clip import text_and_image
-from cm3jax.retrieval.index import ExactIndex
+from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.select import choose, side_by_side
 
 

@@ -25,7 +25,7 @@ class MilvusIndex:
     def __init__(self, vectors: Float[np.ndarray, "M E"], address: str):
         self._client = _connect(address)
         self.size = len(vectors)
-        self.collection = f"cm3jax_{digest(np.asarray(vectors))}"
+        self.collection = _name(vectors)
         if not self._complete():
             self._upload(vectors)
 
@@ -44,10 +44,6 @@ class MilvusIndex:
         ids, scores = (np.take_along_axis(part, order, axis=1) for part in (ids, scores))
         return Neighbours(ids, scores)
 
-    def drop(self) -> None:
-        """Delete the collection from the server, as after a takedown."""
-        self._client.drop_collection(self.collection)
-
     def close(self) -> None:
         """End the connection."""
         self._client.close()
@@ -60,7 +56,7 @@ class MilvusIndex:
 
     def _upload(self, vectors: Float[np.ndarray, "M E"]) -> None:
         if self._client.has_collection(self.collection):  # an upload that was interrupted
-            self.drop()
+            self._client.drop_collection(self.collection)
         self._client.create_collection(
             self.collection,
             dimension=vectors.shape[1],
@@ -72,6 +68,18 @@ class MilvusIndex:
             part = np.asarray(vectors[start : start + _TOGETHER]).tolist()
             rows = [{"id": start + i, "vector": vector} for i, vector in enumerate(part)]
             self._client.insert(self.collection, rows)
+
+
+def forget(vectors: Float[np.ndarray, "M E"], address: str) -> None:
+    """Delete what a server holds of these vectors, if anything, as when documents are taken out of
+    their bank. Raises `UserError` like `MilvusIndex`."""
+    client = _connect(address)
+    client.drop_collection(_name(vectors))
+    client.close()
+
+
+def _name(vectors: Float[np.ndarray, "M E"]) -> str:
+    return f"cm3jax_{digest(np.asarray(vectors))}"
 
 
 def _connect(address: str):

@@ -1,11 +1,15 @@
 """What every index of document vectors answers, whatever searches."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from cm3jax.shapes import Float, Int
+
+Queries = Mapping[str, Float[np.ndarray, "_ E"]]
+"""Unit vectors to ask with, by kind: texts, pictures, pairs of both."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,3 +28,8 @@ class Index(Protocol):
 
     def search(self, queries: Float[np.ndarray, "B E"], k: int) -> Neighbours:
         """The `k` best documents of each query, fewer when the bank has fewer."""
+
+
+def found_of(ids: Int[np.ndarray, "B k"], best: Int[np.ndarray, "B k"]) -> Float[np.ndarray, " B"]:
+    """The share of each query's `best` documents that are among `ids`."""
+    return (ids[:, :, None] == best[:, None, :]).any(1).mean(1)

@@ -1,18 +1,19 @@
 """Live retrieval: from texts and pictures to the documents of a bank that go in front of them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from cm3jax.config import RetrievalConfig
-from cm3jax.retrieval.bank import Bank, BankDocument
+from cm3jax.errors import UserError
+from cm3jax.retrieval.bank import Bank, BankDocument, key_hash
 from cm3jax.retrieval.clauses import clauses
 from cm3jax.retrieval.clip import ClipEncoder, fit
 from cm3jax.retrieval.index import open_index
-from cm3jax.retrieval.protocol import Index
+from cm3jax.retrieval.protocol import Index, Neighbours
 from cm3jax.retrieval.select import NONE, choose, side_by_side
-from cm3jax.shapes import Int, UInt8
+from cm3jax.shapes import Float, Int, UInt8
 
 Picture = UInt8[np.ndarray, "Y X 3"]
 Query = tuple[str | None, Picture | None]
@@ -56,13 +57,15 @@ class Retriever:
         queries: Sequence[Query],
         k: int,
         exclude: Sequence[Sequence[int]] | None = None,
+        weights: Mapping[int, float] | None = None,
     ) -> list[list[Retrieved]]:
         """The `k` documents to show each query (its text, its picture, or both), best first; of a
         text that asks clause by clause, in the order of the clauses that found them.
 
         Modality and diversity count as in training; nothing is too relevant here (section 2.1).
-        `exclude` holds rows of the bank that a query must not get. Fewer than `k` documents come
-        back where the index's best `config.pool` have no more.
+        `exclude` holds rows of the bank that a query must not get; the scores of the rows in
+        `weights` are multiplied by theirs. Fewer than `k` documents come back where the index's
+        best `config.pool` have no more.
         """
         if not queries or not k:
             return [[] for _ in queries]
@@ -73,8 +76,11 @@ class Retriever:
         asked = [self._clauses(text, picture) for text, picture in queries]
         counts = [len(parts) for parts in asked]
         vectors = self.encoder.encode_documents([part for parts in asked for part in parts])
+        found = self._index.search(vectors, pool)
+        if weights:
+            found = self._weigh(found, vectors, weights)
         choice = choose(
-            side_by_side(self._index.search(vectors, pool), counts),
+            side_by_side(found, counts),
             self.bank.vectors,
             self._pair,
             dataclasses.replace(self.config, candidates=k),
@@ -90,6 +96,26 @@ class Retriever:
             ]
             for rows, scores in zip(choice.ids, choice.scores, strict=True)
         ]
+
+    def row(self, key: str) -> int:
+        """The row of the document of that key; `UserError` if the bank has none."""
+        for row in np.flatnonzero(self.bank.key_hashes == np.uint64(key_hash(key))):
+            if self.bank.meta(int(row)).key == key:
+                return int(row)
+        raise UserError(
+            f"the bank {self.bank.path} has no document {key!r}; launch.index query names some."
+        )
+
+    def _weigh(
+        self, found: Neighbours, vectors: Float[np.ndarray, "B E"], weights: Mapping[int, float]
+    ) -> Neighbours:
+        """The neighbours and the weighed documents, which the index need not have found."""
+        rows = np.asarray(list(weights), np.int64)
+        factors = np.asarray(list(weights.values()), np.float32)
+        scores = (vectors @ self.bank.vectors[rows].T * factors).astype(np.float32)
+        ids = np.where(np.isin(found.ids, rows), NONE, found.ids)
+        ids = np.concatenate([ids, np.broadcast_to(rows, scores.shape)], 1)
+        return Neighbours(ids, np.concatenate([found.scores, scores], 1))
 
     def _clauses(self, text: str | None, picture: Picture | None) -> list[Query]:
         """What a query asks with: itself, or the clauses of a text alone."""

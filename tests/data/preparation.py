@@ -56,16 +56,6 @@ def experiment(path: Path, out: Path, shard: int) -> Experiment:
     )
 
 
-def content(out: Path) -> dict[str, bytes]:
-    """Every file of a bank and a corpus, by name; the report alone knows the clock."""
-    files = [file for file in sorted(out.rglob("*")) if file.is_file()]
-    return {
-        str(file.relative_to(out)): file.read_bytes()
-        for file in files
-        if file.name != "corpus-report.json"
-    }
-
-
 def main() -> None:
     path, out, shard, *options = sys.argv[1:]
     config = experiment(Path(path), Path(out), int(shard))

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
-from cm3jax.data.corpus import Corpus, CorpusWriter, Documents
+from cm3jax.config import DataConfig
+from cm3jax.data.corpus import Corpus, CorpusWriter, Documents, licence_shares
 from cm3jax.errors import UserError
+from cm3jax.files import write_json
 from tests.data.corpora import VOCAB, facts, shard, write_bank, write_corpus
 
 
@@ -35,6 +37,18 @@ def test_what_is_written_is_read(corpus, bank):
     corpus.verify()
     with pytest.raises(IndexError):
         corpus.ids(300)
+
+
+def test_licence_shares_of_a_mixture_are_those_of_its_rows(tmp_path):
+    home = {}
+    for name, shares in (("a", {"MIT": 1.0}), ("b", {"MIT": 0.5, "CC0-1.0": 0.5})):
+        home[name] = tmp_path / name
+        write_json(home[name] / "corpus/train/manifest.json", {"licence_shares": shares})
+    alone = DataConfig(corpus=f"{home['b']}/corpus")
+    assert licence_shares(alone) == {"CC0-1.0": 0.5, "MIT": 0.5}
+    mixed = DataConfig(mixture=((f"{home['a']}:pair", 3.0), (str(home["b"]), 1.0)))
+    assert licence_shares(mixed) == {"CC0-1.0": 0.125, "MIT": 0.875}
+    assert licence_shares(DataConfig(corpus="")) == {}
 
 
 def test_writing_goes_on_where_it_stopped(tmp_path, bank, corpus):

@@ -1,12 +1,5 @@
 """The same corpus, byte for byte, whoever prepares it and however often it is killed."""
 
-import os
-import random
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import pytest
 
 from cm3jax.data.engines import Beam, InProcess
@@ -14,8 +7,8 @@ from cm3jax.data.prepare import prepare
 from cm3jax.files import read_json
 from launch.tools import make_tools
 from tests.data import preparation
+from tests.data.kills import checksums, disturb, start
 
-ROOT = Path(__file__).parents[2]
 RECORDS, SHARD, KILLS = 120, 10, 5
 
 
@@ -27,18 +20,6 @@ def made(tmp_path_factory):
     tools = make_tools(config)
     prepare(config, tools, lambda line: None, InProcess(tools))
     return path
-
-
-def start(path, out, *options):
-    command = [sys.executable, "-m", "tests.data.preparation", str(path), str(out), str(SHARD)]
-    return subprocess.Popen(
-        [*command, *options],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def test_the_report_lists_what_was_refused(made):
@@ -62,7 +43,7 @@ def test_beam_in_one_process_gives_the_same_bytes(made, tmp_path):
     lines = []
     engine = Beam(make_tools, ["--runner=BundleBasedDirectRunner"])
     prepare(config, make_tools(config), lines.append, engine)
-    assert preparation.content(tmp_path) == preparation.content(made / "out")
+    assert checksums(tmp_path) == checksums(made / "out")
     assert any(line.startswith("train: 12/12 shards") for line in lines)
 
 
@@ -70,32 +51,15 @@ def test_beam_in_one_process_gives_the_same_bytes(made, tmp_path):
 @pytest.mark.slow
 def test_beam_in_two_processes_gives_the_same_bytes(made, tmp_path):
     workers = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
-    process = start(made, tmp_path, "--runner=DirectRunner", *workers)
+    process = start(made, tmp_path, SHARD, "--runner=DirectRunner", *workers)
     printed, _ = process.communicate(timeout=500)
     assert process.returncode == 0, printed
-    assert preparation.content(tmp_path) == preparation.content(made / "out")
+    assert checksums(tmp_path) == checksums(made / "out")
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_a_preparation_that_is_killed_again_and_again_comes_out_the_same(made, tmp_path):
-    draw, killed, stood = random.Random(0), 0, []
-    while True:
-        process = start(made, tmp_path)
-        seen = 0
-        stop = draw.randint(1, 4)  # shards of this life
-        for line in process.stdout:
-            seen += "shards, about" in line
-            if seen >= stop and killed < KILLS:
-                time.sleep(draw.random() * 0.03)  # anywhere in a shard or a save
-                process.kill()
-                killed += 1
-                break
-        rest = process.communicate()[0]
-        stood.append(seen)
-        if process.returncode == 0:
-            break
-        assert process.returncode == -9, rest
-    assert killed == KILLS
-    assert sum(n > 0 for n in stood) >= 3
-    assert preparation.content(tmp_path) == preparation.content(made / "out")
+    lives = disturb(made, tmp_path, SHARD, KILLS, shards=3 * RECORDS // SHARD)
+    assert sum(shards > 0 for shards in lives) >= 3
+    assert checksums(tmp_path) == checksums(made / "out")

@@ -6,6 +6,7 @@ import pytest
 from cm3jax.evaluate.protocol import (
     Protocol,
     Score,
+    by_licence,
     code_version,
     differences,
     licensed_share,
@@ -46,6 +47,7 @@ def test_a_licence_that_is_unknown_is_none():
     assert licensed_share({"CC0-1.0": 6, "unknown": 1, "": 1}) == 0.75
     assert licensed_share({"CC-BY-4.0": 0.9, "unknown": 0.1}) == pytest.approx(0.9)
     assert licensed_share({}) == 1.0
+    assert by_licence({"MIT": 6, "CC0-1.0": 2}) == {"CC0-1.0": 0.25, "MIT": 0.75}
 
 
 def test_wilson_agrees_with_published_values():

@@ -65,6 +65,20 @@ def test_pictures_carry_their_recipe_and_are_listed(call):
     assert len(longer) == 4
 
 
+def test_documents_are_excluded_and_weighed_by_their_keys(call):
+    def shown(*options):
+        return call("text", "a red fox", "--retrieve", "2", *options)[1][-1]["documents"]
+
+    first, second = shown()
+    assert first["score"] >= second["score"]
+    assert {"id", "key", "score", "licence", "source"} == first.keys()
+    (kept, other) = shown("--exclude", first["key"])
+    assert kept["key"] == second["key"]
+    assert first["key"] not in (kept["key"], other["key"])
+    weighed = shown("--weigh", f"{second['key']}=1.5")
+    assert weighed[0] == second | {"score": pytest.approx(1.5 * second["score"], rel=1e-5)}
+
+
 def test_documents_by_hand_bring_the_caption_beside_them(call):
     printed, _ = call("a cat", "--docs", "X.PNG", "--show-sequence")
     assert printed[0].startswith("<eos> 'a red fox' <break> I")
@@ -200,6 +214,9 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_there(call, tmp_path):
         (["caption", "nowhere.png"], "nowhere.png can't be read"),
         (["a fox", "--docs", "nowhere.png"], "nowhere.png can't be read"),
         (["a fox", "--bank", "nowhere", "--retrieve", "1"], "the memory bank is missing"),
+        (["a fox", "--retrieve", "1", "--exclude", "nobody"], "has no document 'nobody'"),
+        (["a fox", "--retrieve", "1", "--weigh", "nobody"], "'nobody' is no KEY=FACTOR"),
+        (["a fox", "--exclude", "tiny-1"], "choose among documents that --retrieve finds"),
         (["a fox " * 100], "tokens long"),
         (["a fox", "--sample", "2"], "did you mean --samples"),
     ],

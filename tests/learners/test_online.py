@@ -30,7 +30,7 @@ from cm3jax.metrics import read
 from cm3jax.model.decoder import Decoder
 from cm3jax.model.sequence_builder import bank_variables
 from cm3jax.retrieval.bank import Bank
-from cm3jax.retrieval.index import ExactIndex
+from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.train import train
 from launch.train import make_illustrator, make_learner
 from tests.data import corpora

@@ -11,7 +11,7 @@ import pytest
 from cm3jax.config import CM3Config
 from cm3jax.masks import mask_counts
 from cm3jax.model.sequence_builder import Queries, SequenceBuilder, bank_variables
-from cm3jax.retrieval.index import ExactIndex
+from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.sequence import Places, Samples, build_rows, documents_shown, fit
 from tests.data.corpora import VOCAB, pair, write_bank
 

@@ -6,7 +6,7 @@ import pytest
 from cm3jax.retrieval import audit
 from cm3jax.retrieval import bank as bank_module
 from cm3jax.retrieval.bank import Bank, BankDocument
-from cm3jax.retrieval.index import ExactIndex
+from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.protocol import Neighbours
 from cm3jax.retrieval.select import NONE
 

@@ -6,8 +6,10 @@ import pytest
 
 from cm3jax.errors import UserError
 from cm3jax.retrieval.bank import Bank
-from cm3jax.retrieval.index import SAVED, ExactIndex, ScannIndex, build_index, open_index
-from cm3jax.retrieval.protocol import Neighbours
+from cm3jax.retrieval.exact import ExactIndex
+from cm3jax.retrieval.index import SAVED, open_index
+from cm3jax.retrieval.protocol import Neighbours, found_of
+from cm3jax.retrieval.scann import ScannIndex
 
 
 def _unit(x):
@@ -80,15 +82,61 @@ def test_no_collective_of_the_banks_size():
             assert np.prod([int(size) for size in shape.split(",")]) <= index.queries * 8 * 8
 
 
-def test_scann_recall():
+@pytest.fixture(scope="module")
+def gap():
+    """Vectors of 20,000 documents, and queries of two kinds around different means."""
     vectors, queries = _clustered(20_000)
-    index = ScannIndex.build(vectors)
-    found, expected = index.search(queries, 10), ExactIndex(vectors).search(queries, 10)
-    hits = [len(set(a) & set(b)) for a, b in zip(found.ids, expected.ids, strict=True)]
-    assert np.mean(hits) / 10 >= 0.95
-    assert np.all(np.diff(found.scores) <= 0)
-    again = index.search(queries, 10)
-    np.testing.assert_array_equal(found.ids, again.ids)
+    shift = np.random.default_rng(1).standard_normal((2, 1, 64)) / 8
+    asked = {kind: _unit(queries + by) for kind, by in zip(("text", "image"), shift, strict=True)}
+    tuning = {kind: part[:150] for kind, part in asked.items()}
+    return vectors, ScannIndex.build(vectors, tuning, 0.95), asked
+
+
+def test_scann_finds_what_was_asked_for_by_every_kind_of_query(gap):
+    """With other queries than those that chose how much of the index is searched."""
+    vectors, index, asked = gap
+    assert index.effort.leaves < 100
+    for kind, queries in asked.items():
+        others = queries[150:]
+        found, expected = index.search(others, 10), ExactIndex(vectors).search(others, 10)
+        assert found_of(found.ids, expected.ids).mean() >= 0.95
+        assert index.effort.recall[kind] >= 0.95
+        assert np.all(np.diff(found.scores) <= 0)
+
+
+def test_scann_spends_no_more_than_the_recall_needs(gap):
+    vectors, index, asked = gap
+    best = {kind: ExactIndex(vectors).search(q, 10).ids for kind, q in asked.items()}
+    efforts = [index._choose(asked, best, wanted) for wanted in (0.5, 0.8, 0.95)]
+    work = [index._bytes_read((effort.leaves, effort.candidates)) for effort in efforts]
+    assert work == sorted(work)
+    assert work[0] < work[2]
+    assert min(efforts[2].recall.values()) >= 0.95
+
+
+def test_scann_answers_a_query_alike_whoever_asks_beside_it(gap):
+    _, index, asked = gap
+    queries = asked["text"]
+    together = index.search(queries, 10)
+    for batch in (1, 7, 100):
+        parts = [index.search(queries[i : i + batch], 10) for i in range(0, 300, batch)]
+        np.testing.assert_array_equal(np.concatenate([p.ids for p in parts]), together.ids)
+        np.testing.assert_array_equal(np.concatenate([p.scores for p in parts]), together.scores)
+
+
+def test_scann_finds_as_many_documents_as_are_asked_for(gap):
+    _, index, asked = gap
+    found = index.search(asked["text"][:5], 2000)
+    assert np.isfinite(found.scores).all()
+    assert all(len(set(row)) == 2000 for row in found.ids.tolist())
+
+
+def test_scann_is_built_alike_every_time(gap):
+    vectors, _, asked = gap
+    one, other = (ScannIndex.build(vectors[:10_000], asked, 0.9) for _ in range(2))
+    assert one.effort == other.effort
+    found = [index.search(asked["text"], 10) for index in (one, other)]
+    np.testing.assert_array_equal(found[0].ids, found[1].ids)
 
 
 def test_a_saved_scann_index_may_move(tmp_path):
@@ -108,10 +156,9 @@ def test_a_saved_scann_index_may_move(tmp_path):
 
 def test_kinds(tmp_path):
     vectors, _ = _clustered(50)
-    assert isinstance(build_index(vectors), ExactIndex)
-    assert isinstance(build_index(vectors, "scann"), ScannIndex)
     bank = Bank.build(tmp_path / "bank", [], vectors[:0], "e", "v")
     assert isinstance(open_index(bank), ExactIndex)
+    assert isinstance(open_index(bank, "scann"), ScannIndex)
     ScannIndex.build(vectors).save(bank.path / SAVED)
     assert isinstance(open_index(bank, "exact"), ExactIndex)
     with pytest.raises(UserError, match="other vectors"):

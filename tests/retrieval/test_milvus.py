@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from cm3jax.errors import UserError
-from cm3jax.retrieval.bank import Bank, BankDocument, Removed, remove
-from cm3jax.retrieval.index import ExactIndex, open_index
+from cm3jax.retrieval.bank import Bank, BankDocument
+from cm3jax.retrieval.exact import ExactIndex
+from cm3jax.retrieval.index import open_index
 from cm3jax.retrieval.milvus import MilvusIndex
 
 
@@ -30,15 +31,6 @@ def test_milvus_finds_what_exact_search_finds(tmp_path):
         np.testing.assert_array_equal(found.ids, expected.ids)
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
         index.close()
-
-    gone = [int(row) for row in expected.ids[:, 0]]
-    smaller = remove(bank, Removed(keys=tuple({f"d{row}" for row in gone})))
-    index = open_index(smaller, "milvus", address)
-    found = index.search(vectors[gone], 200)
-    assert found.ids.shape[1] == len(smaller)
-    assert not {smaller.meta(int(row)).key for row in found.ids[0]} & {f"d{row}" for row in gone}
-    index.drop()
-    index.close()
 
 
 def test_a_missing_address_is_named():

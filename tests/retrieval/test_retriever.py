@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cm3jax import testing
+from cm3jax.errors import UserError
 from cm3jax.learners import clip
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.retriever import Retriever
@@ -52,3 +53,23 @@ def test_a_text_of_one_clause_and_a_picture_ask_as_they_are(retriever):
         assert [[d.id for d in found] for found in whole] == [
             [d.id for d in found] for found in asking_by_clause(retriever).retrieve([query], 3)
         ]
+
+
+def test_a_weighed_document_moves_and_others_stay(retriever):
+    """Also one that the index alone would not have looked at."""
+    config = dataclasses.replace(retriever.config, pool=3)
+    narrow = Retriever(retriever.encoder, retriever.bank, config)
+    order = best(retriever, TEXTS[0]).tolist()
+    scores = retriever.bank.vectors @ retriever.encoder.encode_texts([TEXTS[0]])[0]
+    for row, factor in ((order[0], 0.0), (order[-1], 9.0), (order[1], -1.0)):
+        weighed = scores * np.where(np.arange(len(scores)) == row, factor, 1)
+        (found,) = narrow.retrieve([(TEXTS[0], None)], 2, weights={row: factor})
+        assert [document.id for document in found] == np.argsort(-weighed)[:2].tolist()
+        np.testing.assert_allclose([d.score for d in found], np.sort(weighed)[:-3:-1], rtol=1e-5)
+
+
+def test_rows_by_key(retriever):
+    for row in range(3):
+        assert retriever.row(retriever.bank.meta(row).key) == row
+    with pytest.raises(UserError, match="has no document 'nobody'"):
+        retriever.row("nobody")

@@ -1,0 +1,191 @@
+"""ScaNN (Guo et al. 2020): approximate search on one machine, of a recall that was measured.
+
+A tree of 2 sqrt(M) leaves, codes of 4 bits per 2 dimensions, exact scores for the best by code. How
+many leaves and candidates a search looks at is chosen when the index is built: the least work that
+finds the recall asked for with queries of every kind. Kinds are measured apart because CLIP's texts
+and pictures lie apart (the modality gap): quantised indexes have found one and lost the other.
+"""
+
+import dataclasses
+import itertools
+import os
+
+import numpy as np
+from etils import epath
+
+from cm3jax.errors import UserError
+from cm3jax.files import digest, read_json, write_json
+from cm3jax.retrieval.exact import ExactIndex
+from cm3jax.retrieval.protocol import Neighbours, Queries, found_of
+from cm3jax.shapes import Float
+
+RECALL_AT = 10
+"""The recall that is asked for is that of so many neighbours."""
+_BRUTE_FORCE_BELOW = 10_000
+_TOGETHER = 256
+"""Queries that one thread answers at a time."""
+_AT_LEAST = 64
+"""ScaNN answers fewer queries than that a little differently, so they are filled up: an answer must
+not depend on who else asks."""
+_OWN_QUERIES = 1000
+_LEAVES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)
+_CANDIDATES = (10, 20, 30, 40, 60, 80, 120, 160, 240, 500, 1000, 2000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """What a search for `RECALL_AT` neighbours looks at, and what that finds."""
+
+    wanted: float
+    """The recall asked for, for every kind of query; short of it where the most effort is."""
+    leaves: int = 1
+    candidates: int = RECALL_AT
+    """Documents, best by their codes, whose exact scores are computed."""
+    recall: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Measured with the queries that the effort was chosen by, by kind; empty: the search is
+    exact."""
+
+    def describe(self) -> str:
+        """In words."""
+        if not self.recall:
+            return "exact, being small"
+        shares = ", ".join(f"{share:.3f} by {kind}" for kind, share in self.recall.items())
+        return f"recall@{RECALL_AT} {shares}, of {self.wanted} asked for"
+
+
+class ScannIndex:
+    """Brute force below 10,000 documents, above a tree, codes and exact reordering."""
+
+    def __init__(self, searcher, fingerprint: str, size: int, effort: Effort):
+        self._searcher = searcher
+        self._searcher.set_num_threads(_threads())
+        self._fingerprint = fingerprint
+        self.size = size
+        self.effort = effort
+
+    @classmethod
+    def build(
+        cls,
+        vectors: Float[np.ndarray, "M E"],
+        queries: Queries | None = None,
+        recall: float = 0.95,
+    ) -> "ScannIndex":
+        """Train tree and codes on the vectors, index them, and choose the effort for a recall.
+
+        `queries` are of the kinds that will be asked, and not those that a score will be made of;
+        without any, some of the documents ask. Every kind's recall@10 is to reach `recall` by two
+        standard errors.
+        """
+        from scann import scann_ops_pybind
+
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        size, effort = len(vectors), Effort(recall)
+        builder = scann_ops_pybind.builder(vectors, RECALL_AT, "dot_product")
+        builder.set_n_training_threads(_threads())
+        if size < _BRUTE_FORCE_BELOW:
+            return cls(builder.score_brute_force().build(), digest(vectors), size, effort)
+        queries = queries or {"document": vectors[:: -(-size // _OWN_QUERIES)]}
+        # Before the build, so that its memory is free by then.
+        exact = ExactIndex(vectors)
+        best = {kind: exact.search(asked, RECALL_AT).ids for kind, asked in queries.items()}
+        del exact
+        leaves = _leaves(size)
+        builder.tree(
+            leaves,
+            num_leaves_to_search=1,
+            training_sample_size=min(size, max(50_000, 25 * leaves)),
+            training_iterations=8,
+            spherical=True,  # vectors are of length 1, and means of tight clusters no longer
+            random_init=False,  # but by k-means++, whose draws are the same every time
+        )
+        builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(RECALL_AT)
+        index = cls(builder.build(), digest(vectors), size, effort)
+        index.effort = index._choose(queries, best, recall)
+        return index
+
+    def search(self, queries: Float[np.ndarray, "B E"], k: int) -> Neighbours:
+        """The `k` best documents that it finds, fewer when the bank has fewer."""
+        return self._search(queries, min(k, self.size), self.effort)
+
+    def _search(self, queries: Float[np.ndarray, "B E"], k: int, effort: Effort) -> Neighbours:
+        if not len(queries) or not k:
+            nothing = np.zeros((len(queries), k))
+            return Neighbours(nothing.astype(np.int64), nothing.astype(np.float32))
+        times = -(-k // RECALL_AT)
+        asked = np.asarray(queries, np.float32)
+        ids, scores = self._searcher.search_batched_parallel(
+            np.pad(asked, ((0, -len(asked) % _AT_LEAST), (0, 0))),
+            final_num_neighbors=k,
+            pre_reorder_num_neighbors=min(times * effort.candidates, self.size),
+            leaves_to_search=min(times * effort.leaves, _leaves(self.size)),
+            batch_size=_TOGETHER,
+        )
+        ids, scores = ids[: len(asked)], scores[: len(asked)]
+        short = np.isnan(scores).any(1)
+        if short.any():  # their leaves hold fewer than k
+            all_leaves = dataclasses.replace(effort, leaves=_leaves(self.size))
+            more = self._search(asked[short], k, all_leaves)
+            ids[short], scores[short] = more.ids, more.scores
+        order = np.lexsort((ids, -scores))
+        ids, scores = (np.take_along_axis(part, order, axis=1) for part in (ids, scores))
+        return Neighbours(ids.astype(np.int64), scores.astype(np.float32))
+
+    def _choose(self, queries: Queries, best: dict[str, np.ndarray], wanted: float) -> Effort:
+        """The least effort by the bytes that it reads, or the most where none is enough."""
+        leaves = [*(n for n in _LEAVES if n < _leaves(self.size)), _leaves(self.size)]
+        efforts = sorted(itertools.product(leaves, _CANDIDATES), key=self._bytes_read)
+        failed: list[tuple[int, int]] = []
+        for many, candidates in efforts:
+            if any(many <= n and candidates <= c for n, c in failed):
+                continue
+            effort = Effort(wanted, many, candidates)
+            shares = {
+                kind: found_of(self._search(asked, RECALL_AT, effort).ids, best[kind])
+                for kind, asked in queries.items()
+            }
+            recall = {kind: float(share.mean()) for kind, share in shares.items()}
+            effort = dataclasses.replace(effort, recall=recall)
+            sure = [s.mean() - 2 * s.std() / len(s) ** 0.5 for s in shares.values()]
+            if min(sure) >= wanted:
+                return effort
+            failed.append((many, candidates))
+        return effort
+
+    def _bytes_read(self, effort: tuple[int, int]) -> float:
+        """Per dimension: a quarter of a byte of every code in the leaves, 4 of each candidate."""
+        leaves, candidates = effort
+        return leaves * self.size / _leaves(self.size) / 4 + 4 * candidates
+
+    def save(self, path: epath.PathLike) -> None:
+        """Write the index; the directory may be moved afterwards."""
+        path = epath.Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        self._searcher.serialize(os.fspath(path), relative_path=True)
+        made = {"vectors": self._fingerprint, "documents": self.size}
+        write_json(path / "index.json", made | {"effort": dataclasses.asdict(self.effort)})
+
+    @classmethod
+    def load(cls, path: epath.PathLike, vectors: Float[np.ndarray, "M E"]) -> "ScannIndex":
+        """Read a saved index; `UserError` if it is missing or was built for other vectors."""
+        from scann import scann_ops_pybind
+
+        path = epath.Path(path)
+        made = read_json(path / "index.json", "the ScaNN index")
+        for what, right in (
+            ("for other vectors", made["vectors"] == digest(np.asarray(vectors))),
+            ("by an earlier version", "effort" in made),
+        ):
+            if not right:
+                raise UserError(
+                    f"the ScaNN index {path} was built {what}; build it with launch.index."
+                )
+        searcher = scann_ops_pybind.load_searcher(os.fspath(path))
+        return cls(searcher, made["vectors"], made["documents"], Effort(**made["effort"]))
+
+
+def _leaves(size: int) -> int:
+    return round(2 * size**0.5)
+
+
+def _threads() -> int:
+    return len(os.sched_getaffinity(0))  # ScaNN is for Linux alone

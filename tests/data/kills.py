@@ -1,0 +1,92 @@
+"""Killing a preparation again and again: does it write the same bytes as an undisturbed one?
+
+python -m tests.data.kills --records 100000 --kills 10
+
+A folder of small pictures, every seventh of them broken, becomes a bank and a corpus. The process
+gets SIGKILL at random moments, in a shard or while it saves; the next life goes on. Then every
+file is compared, byte for byte, with those of a preparation that nobody disturbed.
+"""
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from cm3jax.checksums import describe
+from tests.data import preparation
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(path: Path, out: Path, shard: int, *options: str) -> subprocess.Popen:
+    """A preparation in a process of its own."""
+    command = [sys.executable, "-m", "tests.data.preparation", str(path), str(out), str(shard)]
+    return subprocess.Popen(
+        [*command, *options],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def disturb(path: Path, out: Path, shard: int, kills: int, shards: int, seed: int = 0) -> list[int]:
+    """Prepare what `preparation.write` made, of about so many shards, and kill the process so many
+    times; the shards that each life made."""
+    draw, stood = random.Random(seed), []
+    for life in range(kills + 1):
+        process, seen = start(path, out, shard), 0
+        # As many shards are left to each life, on average, as this one may make.
+        target = draw.randint(1, max(1, 2 * (shards - sum(stood)) // (kills + 1 - life)))
+        for line in process.stdout:
+            seen += "shards, about" in line
+            if seen >= target and life < kills:
+                time.sleep(draw.random() * 0.03)  # anywhere in a shard or a save
+                process.kill()
+                break
+        rest = process.communicate()[0]
+        stood.append(seen)
+        assert process.returncode == (-9 if life < kills else 0), rest
+    return stood
+
+
+def checksums(out: Path) -> dict[str, dict]:
+    """Of every file of a bank and a corpus, by name; the report alone knows the clock."""
+    files = [file for file in sorted(out.rglob("*")) if file.is_file()]
+    return {
+        str(file.relative_to(out)): describe(file)
+        for file in files
+        if file.name != "corpus-report.json"
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--records", type=int, default=100_000)
+    parser.add_argument("--shard", type=int, default=2048)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path, begun = Path(folder), time.perf_counter()
+        preparation.write(path, given.records)
+        print(f"{given.records} records in {time.perf_counter() - begun:.0f} s", flush=True)
+        begun = time.perf_counter()
+        whole = start(path, path / "whole", given.shard)
+        shards = sum("shards, about" in line for line in whole.stdout)
+        assert whole.wait() == 0
+        print(f"{shards} shards in {time.perf_counter() - begun:.0f} s", flush=True)
+        lives = disturb(path, path / "broken", given.shard, given.kills, shards, given.seed)
+        files = checksums(path / "whole")
+        assert checksums(path / "broken") == files
+    made = ", ".join(map(str, lives))
+    print(f"{given.kills} kills, lives of {made} shards: {len(files)} files, all bytes the same.")
+
+
+if __name__ == "__main__":
+    main()
