@@ -5,6 +5,7 @@
     python -m launch.bench decode --batch 1
     python -m launch.bench decode --batch 1 --samples 8 --prompt 600
     python -m launch.bench decode --experiment cm3leon_7b --batch 1 --guided --new 1024
+    python -m launch.bench scaling --prompt 44 --new 256 --page scaling.html
     python -m launch.bench retrieval --documents 1000000
     python -m launch.bench data
 
@@ -14,7 +15,8 @@ an experiment's model has no counterpart in transformers and is timed alone. It 
 optax, orbax and numpy; where torch and transformers are missing, our side runs alone.
 
 `decode` times our engine against `generate` of transformers with the same weights: see
-`launch.bench_decode`.
+`launch.bench_decode`. `scaling` is its seconds per picture against batch, documents and samples:
+see `launch.bench_scaling`.
 
 `retrieval` searches vectors like CLIP's with our indexes, blocked NumPy and FAISS; every engine
 gets the cores that the process may run on (`taskset -c 0,1` before the command gives two).
@@ -42,6 +44,7 @@ from cm3jax.config import (
     Experiment,
     OptimConfig,
     VocabConfig,
+    VQGANConfig,
 )
 from cm3jax.errors import UserError
 from cm3jax.hardware import peak_flops
@@ -51,6 +54,7 @@ from cm3jax.state import TrainState, plan
 from cm3jax.train import make_train_step, require_attention
 from cm3jax.vocab import Vocab
 from launch.bench_decode import bench_decode
+from launch.bench_scaling import DOCUMENTS, bench_scaling, prompt_tokens
 from launch.env import main
 from launch.names import load_experiment
 from launch.rivals import chameleon, missing
@@ -95,7 +99,8 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument(
         "what",
         choices=list(_BENCHES),
-        help="our training step or decoding against torch's, our indexes, or our input pipeline",
+        help="our training step or decoding against torch's, how decoding scales, our indexes, or our "
+        "input pipeline",
     )
     parser.add_argument("--experiment", default="", help="time this experiment's decoder alone")
     parser.add_argument("--batch", type=_positive, default=8, help="rows of a step, or prompts")
@@ -113,6 +118,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--new", type=_positive, default=64, help="decode: ids after each prompt")
     parser.add_argument("--samples", type=_positive, default=1, help="decode: of each prompt")
     parser.add_argument("--guided", action="store_true", help="decode: with a second stream")
+    parser.add_argument("--page", default="", help="scaling: a page to write, with plots")
     parser.add_argument("--documents", type=_positive, default=100_000, help="retrieval: vectors")
     parser.add_argument("--recall", type=float, default=0.95, help="retrieval: of our ScaNN index")
     parser.add_argument("--seed", type=int, default=0, help="retrieval: of the vectors")
@@ -198,7 +204,7 @@ def _experiment(options: argparse.Namespace) -> Experiment:
     )
     if options.experiment:
         experiment = load_experiment(options.experiment)
-        model, vocab = experiment.model, experiment.vocab
+        model, vocab, vqgan = experiment.model, experiment.vocab, experiment.vqgan
         length = options.length or model.context
         model = dataclasses.replace(model, context=length)
     else:
@@ -224,10 +230,11 @@ def _experiment(options: argparse.Namespace) -> Experiment:
                 f"--vocab {options.vocab} must be above {vocab.specials + vocab.image_codes}, and "
                 f"--width {options.width} a multiple of 64."
             )
-        vocab = dataclasses.replace(vocab, text_pieces=pieces)
+        vocab, vqgan = dataclasses.replace(vocab, text_pieces=pieces), VQGANConfig()
     return Experiment(
         name="bench",
         vocab=vocab,
+        vqgan=vqgan,
         model=model,
         data=DataConfig(batch=options.batch),
         optim=optim,
@@ -335,6 +342,14 @@ def _decode(options: argparse.Namespace) -> dict[str, Any]:
     return bench_decode(experiment, _weights(learner), _no_rival(options), options)
 
 
+def _scaling(options: argparse.Namespace) -> dict[str, Any]:
+    if not options.experiment:
+        options.length = prompt_tokens(options, max(DOCUMENTS)) + options.new
+    experiment = _experiment(options)
+    learner = DecoderLearner(experiment, Vocab(experiment.vocab), {})
+    return bench_scaling(experiment, _weights(learner), options)
+
+
 def _no_rival(options: argparse.Namespace) -> str:
     return "an experiment's model has no counterpart" if options.experiment else missing()
 
@@ -351,7 +366,13 @@ def _data(options: argparse.Namespace) -> dict[str, Any]:
     return bench_data(options)
 
 
-_BENCHES = {"train": bench_train, "decode": _decode, "retrieval": _retrieval, "data": _data}
+_BENCHES = {
+    "train": bench_train,
+    "decode": _decode,
+    "scaling": _scaling,
+    "retrieval": _retrieval,
+    "data": _data,
+}
 
 
 if __name__ == "__main__":
