@@ -99,8 +99,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument(
         "what",
         choices=list(_BENCHES),
-        help="our training step or decoding against torch's, how decoding scales, our indexes, or our "
-        "input pipeline",
+        help="what to measure: training steps, decoding, its scaling, indexes, the input pipeline",
     )
     parser.add_argument("--experiment", default="", help="time this experiment's decoder alone")
     parser.add_argument("--batch", type=_positive, default=8, help="rows of a step, or prompts")
