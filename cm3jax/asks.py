@@ -6,13 +6,14 @@ training knows: the documents, and the query's text under a mask.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from cm3jax.config import DecodeConfig
 from cm3jax.decode.grammar import Codes, Fixed, Free, Interleaved, Program, Words
-from cm3jax.decode.loop import Guide, Request
+from cm3jax.decode.request import Guide, Request
+from cm3jax.errors import UserError
 from cm3jax.prompts import PictureHole, Row, Segments, render_rows
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.shapes import Int, UInt8
@@ -48,10 +49,16 @@ class Ask:
 
 
 class Asker:
-    """Builds asks; `context` is the model's."""
+    """Builds asks of a decoder; `room` says how many tokens may follow a prompt of so many."""
 
-    def __init__(self, vocab: Vocab, text: TextTokenizer, image: ImageTokenizer, context: int):
-        self.vocab, self.text, self.image, self.context = vocab, text, image, context
+    def __init__(
+        self,
+        vocab: Vocab,
+        text: TextTokenizer,
+        image: ImageTokenizer,
+        room: Callable[[int], int],
+    ):
+        self.vocab, self.text, self.image, self.room = vocab, text, image, room
 
     def pictures(
         self,
@@ -67,12 +74,12 @@ class Asker:
         asks = []
         for row, mine, name in zip(rows, *_company(rows, documents, prompt_ids), strict=True):
             front = self._front(mine)
-            prefix = [*front, *row.ids, self.vocab.break_]
+            prefix = self._prompt(front, row)
             guides = self._guides(front, config)
             if config.grammar:
                 asks.append(self._ask(prefix, guides, program, name, mine, (None,)))
             else:
-                room = self.context - len(prefix)
+                room = self.room(len(prefix))
                 free = (Free(max(2, min(new + config.max_text_tokens, room))),)
                 asks.append(self._ask(prefix, guides, free, name, mine, None))
         return asks
@@ -89,8 +96,8 @@ class Asker:
         asks = []
         for row, mine, name in zip(rows, *_company(rows, documents, prompt_ids), strict=True):
             front = self._front(mine)
-            prefix = [*front, *row.ids, self.vocab.break_]
-            room = max(2, self.context - len(prefix))
+            prefix = self._prompt(front, row)
+            room = max(2, self.room(len(prefix)))
             limit = min(config.max_document_tokens or room, room)
             program = (Interleaved(limit) if config.grammar else Free(limit),)
             guides = self._guides(front, config)
@@ -118,10 +125,9 @@ class Asker:
             front, break_ = self._front(mine), self.vocab.break_
             shown = [*front, *picture, break_]
             by_text, by_picture = config.edit_scales
-            blind = [*front, self.vocab.sentinel(0), break_]
             guides = (
                 Guide(np.asarray(shown, np.int32), by_text),
-                Guide(np.asarray(blind, np.int32), by_picture),
+                Guide(np.asarray(self._blind(front), np.int32), by_picture),
             )
             asks.append(self._ask([*shown, *row.ids, break_], guides, program, name, mine, (None,)))
         return asks
@@ -165,16 +171,52 @@ class Asker:
             front += [*ids.tolist(), self.vocab.break_]
         return front
 
+    def _prompt(self, front: list[int], row: Row) -> list[int]:
+        """What the model has seen when something new begins."""
+        return [*front, *row.ids, self.vocab.break_]
+
+    def _blind(self, front: list[int]) -> list[int]:
+        """The same for the unconditional stream."""
+        return [*front, self.vocab.sentinel(0), self.vocab.break_]
+
     def _guides(self, front: list[int], config: DecodeConfig) -> tuple[Guide, ...]:
         """The unconditional stream, where a scale of 1 does not make it idle."""
         if config.guidance_scale == 1 and config.contrast == "none":
             return ()
-        blind = [*front, self.vocab.sentinel(0), self.vocab.break_]
-        return (Guide(np.asarray(blind, np.int32), config.guidance_scale),)
+        return (Guide(np.asarray(self._blind(front), np.int32), config.guidance_scale),)
 
     def _ask(self, prefix, guides, program, name, documents, holes) -> Ask:
         ids = np.asarray(prefix, np.int32)
         return Ask(Request(ids, guides, program, int(name)), tuple(documents), holes)
+
+
+class CaptionAsker(Asker):
+    """Builds asks of an encoder-decoder, which reads one caption and draws one picture.
+
+    A prompt is the caption with its `<eos>`, and the `<eos>` that starts the picture; without a
+    caption these two stand alone, as in training (`data.pairs`).
+    """
+
+    def fillings(self, prompts: Sequence, *rest) -> list[Ask]:
+        """Refused, as are stories and edits."""
+        if prompts:
+            raise UserError("an encoder-decoder draws pictures of texts alone; give it one.")
+        return []
+
+    stories = edits = fillings
+
+    def _front(self, documents: Sequence[Document]) -> list[int]:
+        if documents:
+            raise UserError("an encoder-decoder reads no documents; ask for none.")
+        return []
+
+    def _prompt(self, front: list[int], row: Row) -> list[int]:
+        if min(row.ids) < self.vocab.first_text:
+            self.fillings([row])
+        return [*row.ids, *self._blind(front)]
+
+    def _blind(self, front: list[int]) -> list[int]:
+        return [self.vocab.eos] * 2
 
 
 def _company(

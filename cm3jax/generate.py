@@ -19,6 +19,7 @@ from cm3jax.asks import (
     Ask,
     Asker,
     Broken,
+    CaptionAsker,
     Document,
     Documents,
     Part,
@@ -30,11 +31,13 @@ from cm3jax.checkpoint import LoadedRun, companion, load_run
 from cm3jax.config import DecodeConfig, Experiment, MeshConfig
 from cm3jax.decode import loop, rerank
 from cm3jax.decode.meter import Meter
+from cm3jax.decode.weights import as_read
 from cm3jax.document import Mark
 from cm3jax.errors import UserError
 from cm3jax.learners import clip, vqgan
 from cm3jax.learners.decoder import DecoderLearner
-from cm3jax.model.decoder import Decoder
+from cm3jax.learners.parti import PartiLearner
+from cm3jax.model.encoder_decoder import EncoderDecoder
 from cm3jax.prompts import Prompt, Segments, Shown, read_prompt
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.clip import ClipEncoder
@@ -92,7 +95,9 @@ Finished = list[tuple[int, Generated]]
 
 
 class Generator:
-    """A decoder with its tokenizers, and an encoder and a retriever that are opened when needed.
+    """A model with its tokenizers, and an encoder and a retriever that are opened when needed.
+
+    An encoder-decoder reads one text and draws its picture; asking it for more is a `UserError`.
 
     `samples` of a prompt share its documents; results come prompt by prompt. A sample's noise
     depends on (seed, prompt id, sample id, tokens emitted) alone; prompt ids are places in the
@@ -102,7 +107,7 @@ class Generator:
 
     def __init__(
         self,
-        model: Decoder,
+        model: loop.Model,
         variables: dict,
         vocab: Vocab,
         text: TextTokenizer,
@@ -116,7 +121,8 @@ class Generator:
         self.text = text
         self.image = image
         self.decode = decode
-        self.ask = Asker(vocab, text, image, model.config.context)
+        asker = CaptionAsker if isinstance(model, EncoderDecoder) else Asker
+        self.ask = asker(vocab, text, image, model.room)
         self._variables = jax.device_put(as_read(variables, model.config.dtype))
         self._open_encoder, self._open_retriever = open_encoder, open_retriever
 
@@ -364,23 +370,10 @@ def _close(ask: Ask, parts: Sequence[Part], images: Iterator[Picture]) -> tuple[
     return tuple(out)
 
 
-def as_read(variables: dict, dtype: str) -> dict:
-    """Parameters with matrices in the type that they are multiplied in: half the bytes in bfloat16.
-
-    Each layer would cast them to it at every step; norms and tables that are looked up stay.
-    """
-
-    def cast(path, leaf):
-        name = jax.tree_util.keystr(path[-1:], simple=True)
-        return leaf.astype(dtype) if name in ("kernel", "head") else leaf
-
-    return jax.tree.map_with_path(cast, variables)
-
-
 def load(
     run_dir: epath.PathLike, bank: epath.PathLike = "", mesh: MeshConfig | None = None
 ) -> Generator:
-    """The generator of a trained decoder: a run directory, or weights exported from one.
+    """The generator of a trained decoder, `parti` too: a run directory, or exported weights.
 
     The tokenizers are those of the run's config, found beside the run or where the config says;
     so is the encoder, which is loaded with the bank when documents are first asked for. `bank`
@@ -390,23 +383,24 @@ def load(
     devices = None if mesh is None else partition.make_mesh(mesh)
 
     def onto(experiment: Experiment) -> TrainState:
-        _require_decoder(run_dir, experiment)
-        learner = DecoderLearner(experiment, Vocab(experiment.vocab), {})
-        return plan(learner.init, experiment, devices).abstract
+        return plan(_learner(run_dir, experiment).init, experiment, devices).abstract
 
     run = load_run(run_dir, onto if devices else None)
-    _require_decoder(run_dir, run.experiment)
     return assemble(run, run_dir, bank)
 
 
-def _require_decoder(run_dir: epath.PathLike, experiment: Experiment) -> None:
-    if experiment.learner != "decoder":
+def _learner(run_dir: epath.PathLike, experiment: Experiment) -> DecoderLearner | PartiLearner:
+    """What made the run, without data; `UserError` if it draws nothing."""
+    learners = {"decoder": DecoderLearner, "parti": PartiLearner}
+    if experiment.learner not in learners:
         raise UserError(f"{run_dir} is a run of a {experiment.learner}; give a decoder's.")
+    return learners[experiment.learner](experiment, Vocab(experiment.vocab), {})
 
 
 def assemble(run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "") -> Generator:
     """The generator of a decoder that is in memory, with what `load` would find for `run_dir`."""
     experiment = run.experiment
+    model = _learner(run_dir, experiment).model
     text = TextTokenizer.load(companion(run_dir, experiment.tokenizers.text))
     image = vqgan.load(companion(run_dir, experiment.tokenizers.image))
     vocab = Vocab(experiment.vocab, text.fingerprint, image.fingerprint)
@@ -421,7 +415,6 @@ def assemble(run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "")
         opened = Bank.open(where, encoder.fingerprint, vocab.fingerprint)
         return Retriever(encoder, opened, experiment.retrieval)
 
-    model = Decoder(experiment.model, vocab.size)
     return Generator(
         model,
         run.variables,

@@ -345,7 +345,7 @@ def test_hand_picked_documents_come_before_retrieved_ones(generator, vocab):
 
 
 def test_a_prompt_too_long_is_refused_with_lengths(generator):
-    with pytest.raises(UserError, match=r"tokens long and asks for 4 more.* context is 96"):
+    with pytest.raises(UserError, match=r"tokens long and asks for 4 more.* room for"):
         generator.text_to_image(["a fox " * 100])
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cm3jax import partition
+from cm3jax.model.cache import KeyValues, LayerCache
 from cm3jax.shapes import Array, Bool, Float, Int
 
 Attend = Callable[
@@ -53,15 +54,20 @@ def attend(
 
     H is a multiple of K: key head k serves the H / K query heads from k H / K on.
     """
-    rows, length, heads, width = queries.shape
-    shared = heads // keys.shape[2]
     # Heads are moved next to the batch first: left in the middle, CPUs multiply them one by one.
-    queries, keys, values = (x.swapaxes(1, 2) for x in (queries, keys, values))
-    queries = queries.reshape(rows, -1, shared, length, width)
-    scores = jnp.einsum("bkhla,bksa->bkhls", queries, keys, preferred_element_type=jnp.float32)
+    return attend_kept(queries, KeyValues.of_tokens(keys, values), mask)
+
+
+def attend_kept(
+    queries: Float[Array, "B L H A"], kept: KeyValues, mask: Bool[Array, "B 1 #L S"]
+) -> Float[Array, "B L H A"]:
+    """`attend` to keys and values as the cache has them."""
+    rows, length, heads, width = queries.shape
+    queries = queries.swapaxes(1, 2).reshape(rows, kept.keys.shape[1], -1, length, width)
+    scores = jnp.einsum("bkhla,bksa->bkhls", queries, kept.keys, preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None], scores * width**-0.5, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    attended = jnp.einsum("bkhls,bksa->bkhla", weights, values)
+    weights = jax.nn.softmax(scores, axis=-1).astype(kept.values.dtype)
+    attended = jnp.einsum("bkhls,bksa->bkhla", weights, kept.values)
     return attended.reshape(rows, heads, length, width).swapaxes(1, 2)
 
 
@@ -97,13 +103,7 @@ def _splash_whole(segments, queries, keys, values):
     return jax.vmap(kernel)(*by_head, segment_ids).swapaxes(1, 2)
 
 
-def attend_cached(
-    queries: Float[Array, "B T H A"],
-    prefix: tuple[Float[Array, "P S K A"], Float[Array, "P S K A"]],
-    prefix_lengths: Int[Array, " P"],
-    suffix: tuple[Float[Array, "B C K A"], Float[Array, "B C K A"]],
-    lengths: Int[Array, " B"],
-) -> Float[Array, "B T H A"]:
+def attend_cached(queries: Float[Array, "B T H A"], cache: LayerCache) -> Float[Array, "B T H A"]:
     """Attention of T new tokens per row to their prompt's prefix and their own suffix.
 
     The suffix already holds the new tokens, at `lengths .. lengths + T - 1`; token t sees those up
@@ -111,28 +111,32 @@ def attend_cached(
     read once per prompt, not once per row. Heads are shared as in `attend`.
     """
     rows, steps, heads, width = queries.shape
-    prompts, _, key_heads, _ = prefix[0].shape
-    scaled = queries.astype(jnp.float32) * width**-0.5
-    scaled = scaled.reshape(rows, steps, key_heads, heads // key_heads, width)
-    by_prompt = scaled.reshape(prompts, rows // prompts, *scaled.shape[1:])
+    prefix, suffix, prompts = cache.prefix, cache.suffix, len(cache.prefix_lengths)
+    key_heads = prefix.keys.shape[1]
+    # Prompt, sample, token, key head, query head of it.
+    queries = queries.reshape(prompts, -1, steps, key_heads, heads // key_heads, width)
+    keys, values = (x.reshape(prompts, -1, *x.shape[1:]) for x in (suffix.keys, suffix.values))
+    wide = {"preferred_element_type": jnp.float32}
 
-    known = jnp.arange(prefix[0].shape[1]) < prefix_lengths[:, None]
-    to_prefix = jnp.einsum("pgtkha,pska->pgkhts", by_prompt, prefix[0].astype(jnp.float32))
-    to_prefix = jnp.where(known[:, None, None, None, None], to_prefix, -jnp.inf)
-    grouped = to_prefix.shape
-    to_prefix = to_prefix.reshape(rows, *grouped[2:])
+    known = jnp.arange(prefix.keys.shape[2]) < cache.prefix_lengths[:, None]
+    to_prefix = jnp.einsum("pgtkha,pksa->pkghts", queries, prefix.keys, **wide)
+    to_prefix = jnp.where(known[:, None, None, None, None], to_prefix * width**-0.5, -jnp.inf)
+    seen = seen_of_suffix(cache, steps).reshape(prompts, -1, 1, 1, steps, keys.shape[3])
+    to_own = jnp.einsum("pgtkha,pgkca->pgkhtc", queries, keys, **wide)
+    to_own = jnp.where(seen, to_own * width**-0.5, -jnp.inf)
 
-    last = lengths[:, None] + jnp.arange(steps)
-    seen = jnp.arange(suffix[0].shape[1]) <= last[..., None]
-    to_suffix = jnp.einsum("btkha,bcka->bkhtc", scaled, suffix[0].astype(jnp.float32))
-    to_suffix = jnp.where(seen[:, None, None], to_suffix, -jnp.inf)
+    top = jnp.maximum(to_prefix.max(-1).swapaxes(1, 2), to_own.max(-1))[..., None]
+    to_prefix, to_own = jnp.exp(to_prefix - top.swapaxes(1, 2)), jnp.exp(to_own - top)
+    total = to_prefix.sum(-1).swapaxes(1, 2) + to_own.sum(-1)
+    to_prefix, to_own = (x.astype(queries.dtype) for x in (to_prefix, to_own))
+    of_prefix = jnp.einsum("pkghts,pksa->pkghta", to_prefix, prefix.values, **wide)
+    of_own = jnp.einsum("pgkhtc,pgkca->pgkhta", to_own, values, **wide)
+    attended = (of_prefix.swapaxes(1, 2) + of_own) / total[..., None]
+    attended = attended.reshape(rows, heads, steps, width).swapaxes(1, 2)
+    return attended.astype(queries.dtype)
 
-    top = jnp.maximum(to_prefix.max(-1), to_suffix.max(-1))[..., None]
-    to_prefix, to_suffix = jnp.exp(to_prefix - top), jnp.exp(to_suffix - top)
-    total = to_prefix.sum(-1) + to_suffix.sum(-1)
-    of_prefix = jnp.einsum(
-        "pgkhts,pska->pgtkha", to_prefix.reshape(grouped), prefix[1].astype(jnp.float32)
-    ).reshape(scaled.shape)
-    of_suffix = jnp.einsum("bkhtc,bcka->btkha", to_suffix, suffix[1].astype(jnp.float32))
-    attended = (of_prefix + of_suffix) / jnp.moveaxis(total, 3, 1)[..., None]
-    return attended.reshape(queries.shape).astype(queries.dtype)
+
+def seen_of_suffix(cache: LayerCache, steps: int) -> Bool[Array, "B T C"]:
+    """Which entries of its suffix each of T new tokens sees: up to its own."""
+    last = cache.lengths[:, None] + jnp.arange(steps)
+    return jnp.arange(cache.suffix.keys.shape[2]) <= last[..., None]

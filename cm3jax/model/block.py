@@ -1,5 +1,6 @@
 """Layers of a Transformer, and the scan that runs a stack of them as one."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from cm3jax.config import DecoderConfig
-from cm3jax.model.attention import Attend, attend_cached
-from cm3jax.model.cache import Cache, KeyValues
+from cm3jax.model.attention import Attend, attend_cached, attend_kept, seen_of_suffix
+from cm3jax.model.cache import KeyValues, LayerCache
 from cm3jax.model.layers import FeedForward, HeadNorm, Norm, Projection, dropout, rotate
-from cm3jax.shapes import Array, Float, Int, Key
+from cm3jax.shapes import Array, Float, Key
 
 Rotation = tuple[Float[Array, "B L 1 half"], Float[Array, "B L 1 half"]] | None
 """Rotary positions (`layers.rotations`), or None where positions are learned."""
@@ -55,11 +56,11 @@ class Attention(nn.Module):
         queries = self.query_norm(queries) if self.config.qk_norm else queries
         return queries if rotation is None else rotate(queries, rotation)
 
-    def keys_values(self, entered: Float[Array, "B S D"], rotation: Rotation) -> KeyValues:
-        """Keys and values of what is attended to."""
+    def keys_values(self, entered: Float[Array, "B S D"], rotation: Rotation):
+        """Keys and values [B S K A] of what is attended to."""
         keys, values = self.key(entered), self.value(entered)
         keys = self.key_norm(keys) if self.config.qk_norm else keys
-        return KeyValues(keys if rotation is None else rotate(keys, rotation), values)
+        return keys if rotation is None else rotate(keys, rotation), values
 
     def leave(self, x: Float[Array, "B L D"], attended: Float[Array, "B L H A"], key):
         """The residual stream after the branch."""
@@ -100,8 +101,8 @@ class Block(nn.Module):
         entered = self.attention.enter(x)
         queries = self.attention.queries(entered, rotation)
         kept = self.attention.keys_values(entered, rotation)
-        attended = attend(queries, kept.keys, kept.values)
-        return self.attention.leave(x, attended, key), kept
+        attended = attend(queries, *kept)
+        return self.attention.leave(x, attended, key), KeyValues.of_tokens(*kept)
 
     def feed(self, x: Float[Array, "B L D"], key: Key[Array, ""] | None) -> Float[Array, "B L D"]:
         """States through the feed-forward layer."""
@@ -111,29 +112,26 @@ class Block(nn.Module):
         return x + dropout(branch, self.config.dropout, key)
 
     def extend(
-        self,
-        x: Float[Array, "B T D"],
-        layer: Int[Array, ""],
-        cache: Cache,
-        prefix: KeyValues,
-        rotation: Rotation,
+        self, x: Float[Array, "B T D"], cache: LayerCache, rotation: Rotation
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
-        """T more tokens per row; `cache.suffix` carries all layers, `prefix` is this layer's."""
+        """T more tokens per row, and the suffix with them in it."""
+        queries, cache = self._append(x, cache, rotation)
+        attended = attend_cached(queries, cache)
+        return self.feed(self.attention.leave(x, attended, None), None), cache.suffix
+
+    def _append(self, x, cache, rotation):
+        """Queries of T more tokens, and the cache with their keys and values in its suffix."""
         entered = self.attention.enter(x)
         queries = self.attention.queries(entered, rotation)
-        new = self.attention.keys_values(entered, rotation)
         rows = jnp.arange(x.shape[0])[:, None]
         slots = cache.lengths[:, None] + jnp.arange(x.shape[1])
-        keys = cache.suffix.keys.at[layer, rows, slots].set(new.keys, mode="drop")
-        values = cache.suffix.values.at[layer, rows, slots].set(new.values, mode="drop")
-        attended = attend_cached(
-            queries,
-            (prefix.keys, prefix.values),
-            cache.prefix_lengths,
-            (keys[layer], values[layer]),
-            cache.lengths,
+
+        old = cache.suffix.keys, cache.suffix.values
+        new = self.attention.keys_values(entered, rotation)
+        suffix = KeyValues(
+            *(o.at[rows, :, slots].set(n, mode="drop") for o, n in zip(old, new, strict=True))
         )
-        return self.feed(self.attention.leave(x, attended, None), None), KeyValues(keys, values)
+        return queries, dataclasses.replace(cache, suffix=suffix)
 
 
 class CrossBlock(Block):
@@ -157,9 +155,31 @@ class CrossBlock(Block):
         keys = _split(key, 3)
         x, _ = self.attend(x, attend, rotation, keys[0])
         queries = self.cross.queries(self.cross.enter(x), None)
-        kept = self.cross.keys_values(source, None)
-        x = self.cross.leave(x, attend_source(queries, kept.keys, kept.values), keys[1])
+        attended = attend_source(queries, *self.cross.keys_values(source, None))
+        x = self.cross.leave(x, attended, keys[1])
         return self.feed(x, keys[2])
+
+    def keys_values(self, source: Float[Array, "B S D"]) -> KeyValues:
+        """Keys and values of an encoder's states, to be kept."""
+        return KeyValues.of_tokens(*self.cross.keys_values(source, None))
+
+    def extend(
+        self, x: Float[Array, "B T D"], cache: LayerCache, rotation: Rotation
+    ) -> tuple[Float[Array, "B T D"], KeyValues]:
+        """T more tokens per row; the prefix are keys and values of the source."""
+        queries, cache = self._append(x, cache, rotation)
+        seen = seen_of_suffix(cache, x.shape[1])[:, None]
+        x = self.attention.leave(x, attend_kept(queries, cache.suffix, seen), None)
+
+        # The samples of a prompt stand in one row of queries: its keys and values are read once.
+        queries = self.cross.queries(self.cross.enter(x), None)
+        by_prompt = queries.reshape(len(cache.prefix_lengths), -1, *queries.shape[2:])
+        # A slot without a prompt sees one entry: a softmax over none is no number.
+        lengths = jnp.maximum(cache.prefix_lengths, 1)
+        there = jnp.arange(cache.prefix.keys.shape[2]) < lengths[:, None]
+        attended = attend_kept(by_prompt, cache.prefix, there[:, None, None])
+        x = self.cross.leave(x, attended.reshape(queries.shape), None)
+        return self.feed(x, None), cache.suffix
 
 
 def _split(key: Key[Array, ""] | None, count: int):

@@ -2,11 +2,12 @@
 
 The *prefix* is read-only: one entry per prompt and guidance stream (P), computed once by prefill
 and shared by all samples (G) of that prompt. The *suffix* belongs to a row and grows by the tokens
-it emits. Rows are ordered prompt by prompt: row `r` reads prefix `r // G`, so B = P * G. The layer
-axis comes first and the whole tree is carried through the layer scan, which updates it in place.
+it emits. Rows are ordered prompt by prompt: row `r` reads prefix `r // G`, so B = P * G. Each layer
+has arrays of its own, heads before tokens: a step multiplies them as they lie, without a copy.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -18,10 +19,32 @@ from cm3jax.shapes import Array, Float, Int
 @partial(jax.tree_util.register_dataclass, data_fields=["keys", "values"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class KeyValues:
-    """Keys and values of a batch of token rows: of all layers stacked, or of one (no N)."""
+    """Keys and values of a batch of token rows in one layer."""
 
-    keys: Float[Array, "*N P S K A"]
-    values: Float[Array, "*N P S K A"]
+    keys: Float[Array, "P K S A"]
+    values: Float[Array, "P K S A"]
+
+    @classmethod
+    def of_tokens(
+        cls, keys: Float[Array, "P S K A"], values: Float[Array, "P S K A"]
+    ) -> "KeyValues":
+        """From keys and values as layers make them, token by token."""
+        return cls(keys.swapaxes(1, 2), values.swapaxes(1, 2))
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["prefix", "prefix_lengths", "suffix", "lengths"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class LayerCache:
+    """What one layer reads."""
+
+    prefix: KeyValues
+    prefix_lengths: Int[Array, " P"]
+    suffix: KeyValues
+    lengths: Int[Array, " B"]
 
 
 @partial(
@@ -31,19 +54,39 @@ class KeyValues:
 )
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Prefix and suffix; entries beyond a length are never read."""
+    """Prefix and suffix of every layer; entries beyond a length are never read."""
 
-    prefix: KeyValues
+    prefix: tuple[KeyValues, ...]
     prefix_lengths: Int[Array, " P"]
-    suffix: KeyValues
+    suffix: tuple[KeyValues, ...]
     lengths: Int[Array, " B"]
+
+    @property
+    def samples(self) -> int:
+        """G, the rows of each prefix."""
+        return len(self.lengths) // len(self.prefix_lengths)
+
+    @property
+    def layers(self) -> list[LayerCache]:
+        """What each layer reads, in order."""
+        return [
+            LayerCache(prefix, self.prefix_lengths, suffix, self.lengths)
+            for prefix, suffix in zip(self.prefix, self.suffix, strict=True)
+        ]
+
+    def extended(self, suffix: Sequence[KeyValues], tokens: int) -> "Cache":
+        """The cache with so many more tokens per row, which are in `suffix` already."""
+        return Cache(self.prefix, self.prefix_lengths, tuple(suffix), self.lengths + tokens)
 
 
 def start_cache(
-    prefix: KeyValues, prefix_lengths: Int[Array, " P"], samples: int, capacity: int
+    prefix: Sequence[KeyValues], prefix_lengths: Int[Array, " P"], samples: int, capacity: int
 ) -> Cache:
     """A cache for `samples` rows per prefix, each with room for `capacity` emitted tokens."""
-    layers, prompts, _, heads, width = prefix.keys.shape
-    shape = (layers, prompts * samples, capacity, heads, width)
-    empty = KeyValues(jnp.zeros(shape, prefix.keys.dtype), jnp.zeros(shape, prefix.values.dtype))
-    return Cache(prefix, prefix_lengths, empty, jnp.zeros(prompts * samples, jnp.int32))
+    rows = len(prefix_lengths) * samples
+
+    def empty(part: Float[Array, "P K S A"]) -> Float[Array, "B K C A"]:
+        return jnp.zeros((rows, part.shape[1], capacity, part.shape[3]), part.dtype)
+
+    suffix = tuple(jax.tree.map(empty, layer) for layer in prefix)
+    return Cache(tuple(prefix), prefix_lengths, suffix, jnp.zeros(rows, jnp.int32))

@@ -3,7 +3,8 @@
 Fields of `DecoderConfig` turn it into its relatives.
 
 Three ways through the same parameters: `__call__` for training rows, `prefill` for prompts and
-`extend` for the tokens that follow them.
+`extend` for the tokens that follow them. The last two read the layers' parameters apart
+(`decode.weights.as_read`).
 """
 
 import flax.linen as nn
@@ -40,6 +41,7 @@ class Decoder(nn.Module):
             )
             self.position = self.param("position", table, (c.context, c.width))
         self.layers = Block(c)
+        self.layer = [Block(c) for _ in range(c.layers)]
         self.final_norm = Norm(c.norm)
 
     def _embed(self, tokens, positions):
@@ -50,9 +52,6 @@ class Decoder(nn.Module):
             x = x + jnp.take(self.position, positions, axis=0)
         rotation = rotations(positions, c.head_width) if c.positions == "rope" else None
         return x.astype(jnp.dtype(c.dtype)), rotation
-
-    def _scan(self, body, carry, *xs):
-        return scan_layers(self.layers, self.config, self.config.layers, body, carry, *xs)
 
     def __call__(
         self,
@@ -73,7 +72,9 @@ class Decoder(nn.Module):
         def body(block, x, key):
             return by_rows(block.row(x, attend, rotation, key)[0]), None
 
-        x, _ = self._scan(body, by_rows(x), layer_keys(key, self.config.layers))
+        layers = self.config.layers
+        keys = layer_keys(key, layers)
+        x, _ = scan_layers(self.layers, self.config, layers, body, by_rows(x), keys)
         return self.final_norm(x)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -83,7 +84,7 @@ class Decoder(nn.Module):
 
     def prefill(
         self, tokens: Int[Array, "P S"], lengths: Int[Array, " P"]
-    ) -> tuple[Float[Array, "P S D"], KeyValues]:
+    ) -> tuple[Float[Array, "P S D"], tuple[KeyValues, ...]]:
         """Final hidden states of prompts and the keys and values of every layer.
 
         Prompts stand at the left; beyond `lengths` is padding, which no later token reads.
@@ -93,36 +94,36 @@ class Decoder(nn.Module):
         attend = row_attention((places < lengths[:, None]).astype(jnp.int32), "xla")
         x, rotation = self._embed(tokens, places)
 
-        def body(block, x, _):
+        x, found = by_rows(x), []
+        for block in self.layer:
             x, kept = block.row(x, attend, rotation)
-            return by_rows(x), kept
+            x, found = by_rows(x), [*found, kept]
+        return self.final_norm(x), tuple(found)
 
-        x, kept = self._scan(body, by_rows(x), None)
-        return self.final_norm(x), kept
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens that `prefill` reads at most."""
+        return self.config.context
+
+    @nn.nowrap
+    def room(self, prompt: int) -> int:
+        """Tokens that may follow a prompt of so many; below 0 where it is too long itself."""
+        return self.config.context - prompt
 
     def extend(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Cache
+        self, tokens: Int[Array, "B T"], cache: Cache
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Final hidden states of T more tokens per row, and the cache with them in it.
 
-        `positions` count from the start of the row's prompt: `prefix length + tokens emitted`.
+        A row's positions go on where its prompt ends. Tokens beyond the context get its last one:
+        rows that are done still run, and nobody reads what they compute.
         """
+        first = jnp.repeat(cache.prefix_lengths, cache.samples) + cache.lengths
+        places = first[:, None] + jnp.arange(tokens.shape[1])
+        x, rotation = self._embed(tokens, jnp.minimum(places, self.config.context - 1))
 
-        x, rotation = self._embed(tokens, positions)
-
-        def body(block, carry, per_layer):
-            x, suffix = carry
-            layer, prefix = per_layer
-            x, suffix = block.extend(
-                x,
-                layer,
-                Cache(cache.prefix, cache.prefix_lengths, suffix, cache.lengths),
-                prefix,
-                rotation,
-            )
-            return (by_rows(x), suffix), None
-
-        layers = jnp.arange(self.config.layers)
-        (x, suffix), _ = self._scan(body, (by_rows(x), cache.suffix), (layers, cache.prefix))
-        lengths = cache.lengths + tokens.shape[1]
-        return self.final_norm(x), Cache(cache.prefix, cache.prefix_lengths, suffix, lengths)
+        x, suffix = by_rows(x), []
+        for block, kept in zip(self.layer, cache.layers, strict=True):
+            x, grown = block.extend(x, kept, rotation)
+            x, suffix = by_rows(x), [*suffix, grown]
+        return self.final_norm(x), cache.extended(suffix, tokens.shape[1])

@@ -1,7 +1,8 @@
 """Parti's encoder-decoder (arXiv 2206.10789): an encoder reads the caption, a decoder draws.
 
 Layers, norms, positions and the vocabulary are those of `Decoder`; the decoder's layers also attend
-to the encoder's states.
+to the encoder's states. So are the ways through it: `__call__` for training, `prefill` for captions
+and `extend` for the picture that follows them, which read the decoder's layers apart.
 """
 
 from functools import partial
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from cm3jax.config import DecoderConfig
 from cm3jax.model.attention import attend, row_attention
 from cm3jax.model.block import Block, CrossBlock, layer_keys, scan_layers
+from cm3jax.model.cache import Cache, KeyValues
 from cm3jax.model.layers import Norm, rotations, truncated_normal
 from cm3jax.partition import by_rows
 from cm3jax.shapes import Array, Bool, Float, Int, Key
@@ -48,16 +50,17 @@ class EncoderDecoder(nn.Module):
             self.text_position = self.position = None
         self.encoder, self.encoder_norm = Block(c), Norm(c.norm)
         self.layers, self.final_norm = CrossBlock(c), Norm(c.norm)
+        self.layer = [CrossBlock(c) for _ in range(c.layers)]
 
-    def _embed(self, tokens, positions):
+    def _embed(self, tokens, table, places=None):
         """The first layer's input, and the rotation of queries and keys if positions are rotary."""
-        x = jnp.take(self.embedding, tokens, axis=0)
-        rotation = None
-        if positions is None:
+        if places is None:
             places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        x = jnp.take(self.embedding, tokens, axis=0)
+        if table is None:
             rotation = rotations(places, self.config.head_width)
         else:
-            x = x + positions[: tokens.shape[1]]
+            x, rotation = x + jnp.take(table, places, axis=0), None
         return by_rows(x.astype(jnp.dtype(self.config.dtype))), rotation
 
     def __call__(
@@ -102,3 +105,43 @@ class EncoderDecoder(nn.Module):
         """Scores of every id as float32, by the embedding or the head's own table."""
         table = (self.embedding if self.config.tied else self.head).astype(hidden.dtype)
         return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens that `prefill` reads at most."""
+        return self.text_tokens
+
+    @nn.nowrap
+    def room(self, prompt: int) -> int:
+        """Tokens that may follow a caption and the id that starts the picture, so many in all."""
+        return self.image_tokens if prompt - 1 <= self.text_tokens else 0
+
+    def prefill(
+        self, tokens: Int[Array, "P S"], lengths: Int[Array, " P"]
+    ) -> tuple[Float[Array, "P S D"], tuple[KeyValues, ...]]:
+        """The states of captions, and their keys and values for the cross-attention of every layer.
+
+        Beyond `lengths` is padding, which nothing reads.
+        """
+        there = jnp.arange(tokens.shape[1]) < jnp.maximum(lengths, 1)[:, None]
+        states = self._encode(tokens, partial(attend, mask=there[:, None, None]), None)
+
+        return states, tuple(block.keys_values(states) for block in self.layer)
+
+    def extend(
+        self, tokens: Int[Array, "B T"], cache: Cache
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Final hidden states of T more picture tokens per row, and the cache with them in it.
+
+        Its prefix is what `prefill` found. Tokens beyond a picture's get the last position, as in
+        `Decoder.extend`.
+        """
+        places = cache.lengths[:, None] + jnp.arange(tokens.shape[1])
+        places = jnp.minimum(places, self.image_tokens - 1)
+        x, rotation = self._embed(tokens, self.position, places)
+
+        suffix = []
+        for block, kept in zip(self.layer, cache.layers, strict=True):
+            x, grown = block.extend(x, kept, rotation)
+            x, suffix = by_rows(x), [*suffix, grown]
+        return self.final_norm(x), cache.extended(suffix, tokens.shape[1])

@@ -9,10 +9,12 @@ import pytest
 
 from cm3jax import partition, testing
 from cm3jax.config import DecodeConfig, DecoderConfig, MeshConfig, VocabConfig
-from cm3jax.decode import loop
+from cm3jax.decode import plan, steps
 from cm3jax.decode.grammar import Codes, Interleaved, Words
-from cm3jax.decode.loop import Guide, Request, decode, decode_each
+from cm3jax.decode.loop import decode, decode_each
 from cm3jax.decode.meter import Meter
+from cm3jax.decode.request import Guide, Request
+from cm3jax.decode.weights import as_read
 from cm3jax.document import Image, parse
 from cm3jax.errors import UserError
 from cm3jax.model.decoder import Decoder
@@ -30,6 +32,11 @@ PICTURE = (Codes((None,) * VOCAB.image_tokens),)
 @pytest.fixture(scope="module")
 def variables():
     return testing.decoder_variables(MODEL)
+
+
+@pytest.fixture(scope="module")
+def read(variables):
+    return as_read(variables, CONFIG.dtype)
 
 
 BLIND = np.asarray([VOCAB.eos, VOCAB.sentinel(0), VOCAB.break_], np.int32)
@@ -72,11 +79,11 @@ def literal(variables, request, scale=1.0):
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_cached_ragged_batches_equal_one_full_forward_per_token(variables, scale):
+def test_cached_ragged_batches_equal_one_full_forward_per_token(variables, read, scale):
     known = Codes((None, VOCAB.first_image + 7, *(None,) * 7))
     lengths = ((0, 3, PICTURE), (1, 25, PICTURE), (2, 14, (known,)))
     requests = [text_request(*each, scale) for each in lengths]
-    found = decode(MODEL, variables, VOCAB, requests, GREEDY, samples=2)
+    found = decode(MODEL, read, VOCAB, requests, GREEDY, samples=2)
     for request, samples in zip(requests, found, strict=True):
         ids, logprob = literal(variables, request, scale)
         for sample in samples:
@@ -86,17 +93,17 @@ def test_cached_ragged_batches_equal_one_full_forward_per_token(variables, scale
             assert sample.temperature == 0
 
 
-def test_the_longest_prompt_that_fits(variables):
+def test_the_longest_prompt_that_fits(variables, read):
     request = text_request(3, CONFIG.context - VOCAB.image_tokens - 2)
-    ((sample,),) = decode(MODEL, variables, VOCAB, [request], GREEDY)
+    ((sample,),) = decode(MODEL, read, VOCAB, [request], GREEDY)
     assert sample.ids.tolist() == literal(variables, request)[0]
 
 
-def test_guidance_changes_the_output_and_scale_one_is_no_guidance(variables):
+def test_guidance_changes_the_output_and_scale_one_is_no_guidance(read):
     alone = [text_request(i, 20 + i) for i in range(4)]
 
     def run(requests):
-        return [s for (s, _) in decode(MODEL, variables, VOCAB, requests, GREEDY, 2)]
+        return [s for (s, _) in decode(MODEL, read, VOCAB, requests, GREEDY, 2)]
 
     def ids(samples):
         return [sample.ids.tolist() for sample in samples]
@@ -115,12 +122,12 @@ def test_guidance_changes_the_output_and_scale_one_is_no_guidance(variables):
     assert ids(run(third)) == ids(strong)
 
 
-def test_draws_do_not_depend_on_the_batch(variables):
+def test_draws_do_not_depend_on_the_batch(read):
     requests = [text_request(i, 18 + 4 * i, scale=2.0) for i in range(4)]
     config = DecodeConfig(temperature_range=(2.0, 4.0), contrast="half", top_k=15, top_p=0.95)
-    together = decode(MODEL, variables, VOCAB, requests, config, samples=2, seed=5)
+    together = decode(MODEL, read, VOCAB, requests, config, samples=2, seed=5)
     narrow = dataclasses.replace(config, batch=4)
-    again = decode(MODEL, variables, VOCAB, requests[::-1], narrow, samples=2, seed=5)[::-1]
+    again = decode(MODEL, read, VOCAB, requests[::-1], narrow, samples=2, seed=5)[::-1]
     pairs = zip(itertools.chain(*together), itertools.chain(*again), strict=True)
     for first, second in pairs:
         assert first.ids.tolist() == second.ids.tolist()
@@ -129,12 +136,12 @@ def test_draws_do_not_depend_on_the_batch(variables):
     drawn = {tuple(sample.ids) for samples in together for sample in samples}
     assert len(drawn) == 8
     # Settings are no part of the program.
-    programs = loop._chunk._cache_size()
+    programs = steps.chunk._cache_size()
     changed = dataclasses.replace(
         narrow, top_k=12, top_p=0.99, contrast_k=3, temperature_range=None
     )
-    other = decode(MODEL, variables, VOCAB, requests, changed, samples=2, seed=6)
-    assert loop._chunk._cache_size() == programs
+    other = decode(MODEL, read, VOCAB, requests, changed, samples=2, seed=6)
+    assert steps.chunk._cache_size() == programs
     assert not drawn & {tuple(sample.ids) for samples in other for sample in samples}
 
 
@@ -154,11 +161,11 @@ def literal_order(chunks, slots):
     return order
 
 
-def test_slots_are_filled_again_as_soon_as_their_samples_are_done(variables):
+def test_slots_are_filled_again_as_soon_as_their_samples_are_done(read):
     """Texts of very different lengths through four slots: none waits for the longest."""
     requests = [text_request(i, 6, (Words(48),)) for i in range(12)]
     config = DecodeConfig(temperature=1.5, batch=4)
-    found = decode(MODEL, variables, VOCAB, requests, config, seed=4)
+    found = decode(MODEL, read, VOCAB, requests, config, seed=4)
     meter, order, seen = Meter(), [], {}
 
     def watch(request, sample, ids):
@@ -166,13 +173,13 @@ def test_slots_are_filled_again_as_soon_as_their_samples_are_done(variables):
         assert ids[: len(before)].tolist() == before
         seen[request, sample] = ids.tolist()
 
-    each = decode_each(MODEL, variables, VOCAB, requests, config, 1, 4, meter, watch)
+    each = decode_each(MODEL, read, VOCAB, requests, config, 1, 4, meter, watch)
     for done in itertools.chain.from_iterable(each):
         order.append(done.request)
         for offset, sample in enumerate(done.samples):
             alone = found[done.request][done.first + offset]
             assert sample.ids.tolist() == alone.ids.tolist() == seen[done.request, offset]
-    chunks = [-(-max(len(s.ids) for s in samples) // loop.CHUNK) for samples in found]
+    chunks = [-(-max(len(s.ids) for s in samples) // plan.CHUNK) for samples in found]
     assert len(set(chunks)) > 1, "all texts are of like length; choose another seed"
     assert order == literal_order(chunks, slots=4)
     emitted = sum(len(sample.ids) for samples in found for sample in samples)
@@ -181,12 +188,12 @@ def test_slots_are_filled_again_as_soon_as_their_samples_are_done(variables):
     assert meter.report(6)["decode_tokens_per_second"] == emitted / meter.decode_seconds
 
 
-def test_interleaved_documents_end_within_their_limit(variables):
+def test_interleaved_documents_end_within_their_limit(read):
     program = (Interleaved(40),)
     requests = [text_request(i, 5, program) for i in range(4)]
     config = DecodeConfig(temperature=3.0)
     pictures = 0
-    for (sample,) in decode(MODEL, variables, VOCAB, requests, config, seed=3):
+    for (sample,) in decode(MODEL, read, VOCAB, requests, config, seed=3):
         assert sample.ids[-1] == VOCAB.eos
         assert len(sample.ids) <= 40
         segments = parse(sample.ids[:-1], VOCAB)
@@ -196,97 +203,97 @@ def test_interleaved_documents_end_within_their_limit(variables):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 4)])
-def test_any_mesh_draws_the_same(variables, sizes, monkeypatch):
+def test_any_mesh_draws_the_same(variables, read, sizes, monkeypatch):
     """With the parameters laid out as in training; the cache is cut over the mesh."""
     requests = [text_request(i, 20, scale=2.0) for i in range(8)]
     config = DecodeConfig(temperature=2.0, batch=16)
-    expected = decode(MODEL, variables, VOCAB, requests, config)
+    expected = decode(MODEL, read, VOCAB, requests, config)
     mesh = partition.make_mesh(MeshConfig(*sizes))
     row = jnp.zeros((1, 4), jnp.int32)
     boxed = jax.eval_shape(MODEL.init, jax.random.key(0), row, row, row)
-    placed = jax.device_put(variables, partition.shardings(mesh, boxed))
-    chunk = loop._chunk
+    placed = as_read(jax.device_put(variables, partition.shardings(mesh, boxed)), CONFIG.dtype)
+    chunk = steps.chunk
 
     def seen(*arguments):
         state, *rest = chunk(*arguments)
         for part in jax.tree.leaves((state.cache.prefix, state.cache.suffix)):
             local = part.addressable_shards[0].data.shape
-            assert local[1] == part.shape[1] // (sizes[0] * sizes[1])
-            assert local[3] == part.shape[3] // sizes[2]
+            assert local[0] == part.shape[0] // (sizes[0] * sizes[1])
+            assert local[1] == part.shape[1] // sizes[2]
         return state, *rest
 
     seen._cache_size = chunk._cache_size
-    monkeypatch.setattr(loop, "_chunk", seen)
+    monkeypatch.setattr(steps, "chunk", seen)
     found = decode(MODEL, placed, VOCAB, requests, config)
     for (one,), (other,) in zip(expected, found, strict=True):
         assert one.ids.tolist() == other.ids.tolist()
         assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
 
 
-def test_more_samples_than_rows_are_made_in_turns(variables):
+def test_more_samples_than_rows_are_made_in_turns(read):
     requests = [text_request(i, 20, scale=2.0) for i in range(2)]
     config = DecodeConfig(temperature=2.0, batch=4)
-    few, many = (
-        decode(MODEL, variables, VOCAB, requests, config, samples=count) for count in (2, 5)
-    )
+    few, many = (decode(MODEL, read, VOCAB, requests, config, samples=count) for count in (2, 5))
     for some, more in zip(few, many, strict=True):
         assert len(more) == 5
         assert [s.ids.tolist() for s in some] == [s.ids.tolist() for s in more[:2]]
 
 
-def test_texts_end_by_themselves_or_at_their_limit_over_several_chunks(variables):
+def test_texts_end_by_themselves_or_at_their_limit_over_several_chunks(read):
     requests = [text_request(i, 5, (Words(limit),)) for i, limit in enumerate([40, 33, 48, 35])]
     config = DecodeConfig(temperature=1.5)
     lengths = []
     for request, (sample,) in zip(
-        requests, decode(MODEL, variables, VOCAB, requests, config, seed=2), strict=True
+        requests, decode(MODEL, read, VOCAB, requests, config, seed=2), strict=True
     ):
         assert sample.ids[-1] == VOCAB.eoss
         assert (sample.ids[:-1] >= VOCAB.first_text).all()
         assert 2 <= len(sample.ids) <= request.program[0].limit
         lengths.append(len(sample.ids))
-    assert max(lengths) > loop.CHUNK, "no text crossed a chunk; choose another seed"
+    assert max(lengths) > plan.CHUNK, "no text crossed a chunk; choose another seed"
     assert len(set(lengths)) > 1
 
 
-def test_prompts_of_one_bucket_share_one_program(variables, monkeypatch):
+def test_prompts_of_one_bucket_share_one_program(read, monkeypatch):
     config = dataclasses.replace(GREEDY, batch=8)
-    monkeypatch.setattr(loop, "_step", chex.assert_max_traces(loop._step, n=1))
-    loop._chunk.clear_cache()
+    monkeypatch.setattr(steps, "_step", chex.assert_max_traces(steps._step, n=1))
+    steps.chunk.clear_cache()
 
     def run(*lengths):
         requests = [text_request(i, length) for i, length in enumerate(lengths)]
-        decode(MODEL, variables, VOCAB, requests, config, samples=2)
+        decode(MODEL, read, VOCAB, requests, config, samples=2)
 
     run(18, 20, 25, 27)
-    programs = loop._prefill._cache_size(), loop._chunk._cache_size()
+    programs = steps.prefill._cache_size(), steps.chunk._cache_size()
     run(17, 30, 19, 22, 23, 24, 25, 26)
     run(29, 28, 27, 26)
-    assert (loop._prefill._cache_size(), loop._chunk._cache_size()) == programs
-    loop._chunk.clear_cache()
+    assert (steps.prefill._cache_size(), steps.chunk._cache_size()) == programs
+    steps.chunk.clear_cache()
 
 
 @pytest.mark.slow
-def test_memory_is_flat_over_a_thousand_generations(variables):
+def test_memory_is_flat_over_a_thousand_generations(read):
     requests = [text_request(i, 20) for i in range(50)]
     config = dataclasses.replace(GREEDY, batch=8)
     held = []
     for seed in range(10):
-        decode(MODEL, variables, VOCAB, requests, config, samples=2, seed=seed)
+        decode(MODEL, read, VOCAB, requests, config, samples=2, seed=seed)
         held.append(sum(array.nbytes for array in jax.live_arrays()))
     assert len(set(held[1:])) == 1
 
 
 def test_buckets_waste_at_most_a_third_and_hold_whole_chunks():
     for length in range(1, 200):
-        size = loop.bucket(length)
+        size = plan.bucket(length)
         assert size >= length
-        assert size % loop.CHUNK == 0
-        assert size - length < max(loop.CHUNK, size / 3 + 1)
-        assert loop.bucket(size) == size
+        assert size % plan.CHUNK == 0
+        assert size - length < max(plan.CHUNK, size / 3 + 1)
+        assert plan.bucket(size) == size
 
 
-def test_a_prompt_too_long_for_the_context_says_lengths(variables):
+def test_a_prompt_too_long_for_the_context_says_lengths(read):
     request = text_request(4, CONFIG.context - 9)
-    with pytest.raises(UserError, match=r"prompt 4 is 83 tokens long and asks for 9 more.* is 90"):
-        decode(MODEL, variables, VOCAB, [request], GREEDY)
+    with pytest.raises(
+        UserError, match=r"prompt 4 is 83 tokens long and asks for 9 more.* room for 7"
+    ):
+        decode(MODEL, read, VOCAB, [request], GREEDY)

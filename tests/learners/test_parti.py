@@ -1,6 +1,7 @@
 """The encoder-decoder: its pairs, its masks, its loss, and that it learns."""
 
 import dataclasses
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,7 @@ import pytest
 
 from cm3jax.config import (
     CheckpointConfig,
+    DecodeConfig,
     DecoderConfig,
     MeshConfig,
     OptimConfig,
@@ -19,9 +21,14 @@ from cm3jax.config import (
 )
 from cm3jax.data.pairs import Pairs, PairStream, split_documents
 from cm3jax.data.pipeline import Position
+from cm3jax.decode.grammar import Codes
+from cm3jax.decode.loop import decode
+from cm3jax.decode.request import Guide, Request
+from cm3jax.decode.weights import as_read
 from cm3jax.errors import UserError
 from cm3jax.learners.parti import PartiLearner, flops_per_pair
 from cm3jax.metrics import read
+from cm3jax.model.cache import start_cache
 from cm3jax.model.encoder_decoder import EncoderDecoder
 from cm3jax.testing import random_variables
 from cm3jax.train import train
@@ -63,10 +70,19 @@ def variables(model):
     return random_variables(model.init, row, row == 0, row)
 
 
+@partial(jax.jit, static_argnames=("model", "method"))
+def apply(model, variables, *arguments, method="__call__"):
+    """`model.apply`, compiled once per shape instead of run one operation at a time."""
+    return model.apply(variables, *arguments, method=method)
+
+
 def hidden(model, variables, texts, codes, length=None):
-    texts, codes = jnp.asarray([texts]), jnp.asarray([codes])
-    there = jnp.arange(texts.shape[1])[None] < (length or texts.shape[1])
-    return np.asarray(model.apply(variables, texts, there, codes))[0]
+    """States of a caption and some codes; codes that are not there yet are seen by none."""
+    there = jnp.arange(len(texts))[None] < (length or len(texts))
+    codes, count = [*codes, *[0] * (VOCAB.image_tokens - len(codes))], len(codes)
+    return np.asarray(apply(model, variables, jnp.asarray([texts]), there, jnp.asarray([codes])))[
+        0, :count
+    ]
 
 
 def test_first_text_and_first_picture_of_a_document():
@@ -143,6 +159,58 @@ def test_padding_of_the_text_is_not_seen(model, variables):
     states = hidden(model, variables, [50, 60, 70], codes)
     padded = hidden(model, variables, [50, 60, 70, 0, 0, 0], codes, length=3)
     np.testing.assert_allclose(padded, states, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [(1, 1, 1, 1), (1, 3), (4,)])
+def test_drawing_from_the_cache_equals_the_full_forward(model, variables, steps):
+    """Captions of several lengths and of two samples each, which share the text's keys."""
+    texts, lengths = np.asarray([[50, 60, 70, 80, 0], [90, 60, 0, 0, 0]]), jnp.asarray([4, 2])
+    rows = np.random.default_rng(0).integers(32, 96, (4, VOCAB.image_tokens))
+    read = as_read(variables, "float32")
+    _, prefix = apply(model, read, jnp.asarray(texts), lengths, method="prefill")
+    cache, done, found = start_cache(prefix, lengths, samples=2, capacity=6), 0, []
+    for count in steps:
+        part = jnp.asarray(rows[:, done : done + count])
+        out, cache = apply(model, read, part, cache, method="extend")
+        found.append(out)
+        done += count
+    found = np.concatenate(found, 1)
+    for row, drawn in enumerate(found):
+        text = texts[row // 2][: lengths[row // 2]]
+        np.testing.assert_allclose(drawn, hidden(model, variables, text, rows[row]), atol=1e-5)
+    assert np.abs(found[0] - found[1]).max() > 1e-2
+
+
+def test_the_engine_draws_what_a_full_forward_per_code_does(model, variables):
+    """Greedy and guided, more captions than slots; the last id of a prompt starts the picture."""
+    eos, program = VOCAB.eos, (Codes((None,) * VOCAB.image_tokens),)
+    blind = np.asarray([eos, eos], np.int32)
+    texts = [[80, 81, eos], [90, eos], [82, 83, 84, 85, eos]]
+    requests = [
+        Request(np.asarray([*text, eos], np.int32), (Guide(blind, 3.0),), program, i)
+        for i, text in enumerate(texts)
+    ]
+    config = DecodeConfig(temperature=0.0, batch=4)
+    found = decode(model, as_read(variables, "float32"), VOCAB, requests, config, samples=2)
+    codes = slice(VOCAB.first_image, VOCAB.first_text)
+
+    def scores(text, drawn):
+        states = hidden(model, variables, text, [eos, *drawn])[-1]
+        return np.asarray(apply(model, variables, jnp.asarray(states), method="logits"))[codes]
+
+    for text, samples in zip(texts, found, strict=True):
+        drawn = []
+        for _ in range(VOCAB.image_tokens):
+            known, unknown = scores(text, drawn), scores([eos], drawn)
+            drawn.append(VOCAB.first_image + int(np.argmax(unknown + 3.0 * (known - unknown))))
+        assert [sample.ids.tolist() for sample in samples] == [drawn, drawn]
+
+
+def test_a_caption_longer_than_the_encoder_reads_is_refused(model, variables):
+    prefix = np.asarray([80] * 6 + [VOCAB.eos] * 2, np.int32)
+    request = Request(prefix, (), (Codes((None,) * VOCAB.image_tokens),), 0)
+    with pytest.raises(UserError, match=r"is 8 tokens long .* room for 0"):
+        decode(model, as_read(variables, "float32"), VOCAB, [request], DecodeConfig())
 
 
 def test_loss_is_that_of_each_code_after_the_earlier_ones(path):

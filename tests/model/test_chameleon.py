@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cm3jax.config import DecoderConfig
+from cm3jax.decode.weights import as_read
 from cm3jax.model.cache import start_cache
 from cm3jax.model.decoder import Decoder
 from cm3jax.testing import decoder_variables
@@ -87,9 +88,9 @@ def test_decoding_with_the_cache_gives_them_too(case):
     model, variables, stored = case
     tokens = jnp.asarray(stored["tokens"])
     lengths = jnp.full(len(tokens), 5)
+    variables = as_read(variables, "float32")
     _, prefix = model.apply(variables, tokens[:, :5], lengths, method="prefill")
-    assert prefix.keys.shape[3] == model.config.groups
+    assert prefix[0].keys.shape[1] == model.config.groups
     cache = start_cache(prefix, lengths, samples=1, capacity=tokens.shape[1] - 5)
-    places = jnp.broadcast_to(jnp.arange(5, tokens.shape[1]), (len(tokens), tokens.shape[1] - 5))
-    hidden, _ = model.apply(variables, tokens[:, 5:], places, cache, method="extend")
+    hidden, _ = model.apply(variables, tokens[:, 5:], cache, method="extend")
     np.testing.assert_allclose(hidden, stored["hidden"][:, 5:], atol=1e-4, rtol=1e-4)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cm3jax.config import DecoderConfig
+from cm3jax.decode.weights import as_read
 from cm3jax.model.cache import start_cache
 from cm3jax.model.decoder import Decoder
 from cm3jax.model.layers import dropout, rotate, rotations
@@ -124,13 +125,13 @@ def test_rotation_by_hand():
 def test_decoding_equals_the_full_forward(model, variables, steps):
     lengths, samples = np.asarray([8, 6]), 2
     prompts, tails = tokens(2, 10), tokens(4, 10, seed=5)
-    hidden, prefix = apply(model, variables, prompts, jnp.asarray(lengths), method="prefill")
+    read = as_read(variables, "float32")
+    hidden, prefix = apply(model, read, prompts, jnp.asarray(lengths), method="prefill")
     cache = start_cache(prefix, jnp.asarray(lengths), samples, capacity=12)
     outputs, done = [], 0
     for count in steps:
-        places = np.repeat(lengths, samples)[:, None] + np.arange(done, done + count)
         part = tails[:, done : done + count]
-        out, cache = apply(model, variables, part, jnp.asarray(places), cache, method="extend")
+        out, cache = apply(model, read, part, cache, method="extend")
         outputs.append(out)
         done += count
     decoded = np.concatenate(outputs, 1)

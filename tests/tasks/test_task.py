@@ -124,7 +124,7 @@ def test_a_prompt_is_the_training_row_up_to_its_answer(name, image_first, monkey
     template = task.fitting(set(given), image_first)[0]
     _, batch = row(fill(template, values))
     read = read_prompt(prompt(task, given, image_first), image.config.image_size)
-    asker = Asker(vocab, testing.text_tokenizer(), image, context=256)
+    asker = Asker(vocab, testing.text_tokenizer(), image, lambda prompt: 256 - prompt)
     build = asker.fillings if read.recall else asker.pictures
     (ask,) = build([read.segments], None, None, DecodeConfig())
     prefix = ask.request.prefix.tolist()

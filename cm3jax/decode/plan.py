@@ -1,0 +1,92 @@
+"""Which samples are decoded side by side: requests become jobs, and jobs of a kind a group.
+
+A group goes through one set of slots. Lengths and numbers of slots are rounded up to a few sizes,
+so that prompts within a bucket run the same programs.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from cm3jax.config import DecodeConfig
+from cm3jax.decode import grammar
+from cm3jax.decode.request import Request
+from cm3jax.vocab import Vocab
+
+CHUNK = 16
+"""Tokens between two looks of the host."""
+
+
+def bucket(length: int) -> int:
+    """The size that a length is padded to: 16, 32, 48, 64, 96, 128, 192, …"""
+    size = CHUNK
+    while size < length:
+        size *= 2
+    fits_below = size > 2 * CHUNK and length <= size * 3 // 4
+    return size * 3 // 4 if fits_below else size
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A request, and the samples of it that one slot makes."""
+
+    index: int
+    request: Request
+    first_sample: int
+    samples: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What programs are compiled for."""
+
+    slots: int
+    """P, a multiple of the pieces that a mesh cuts rows into."""
+    samples: int
+    """G, at least each job's samples."""
+    ways: int
+    """W, the number of streams."""
+    width: int
+    """Room for a prompt."""
+    capacity: int
+    """Room for emitted tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Jobs that go through the same slots."""
+
+    jobs: list[Job]
+    shape: Shape
+
+
+def plan(
+    requests: Sequence[Request],
+    samples: int,
+    config: DecodeConfig,
+    vocab: Vocab,
+    longest_prompt: int,
+    shards: int,
+) -> Iterator[Group]:
+    """Groups of one shape each: prompts that differ much in length don't run side by side.
+
+    No prompt is given more room than `longest_prompt`, the model's limit.
+    """
+    jobs: dict[tuple[int, int, int, int], list[Job]] = {}
+    for index, request in enumerate(requests):
+        ways = 1 + len(request.guides)
+        most = max(1, config.batch // ways)
+        size = -(-samples // -(-samples // most))
+        program = request.program
+        capacity = bucket(max(grammar.steps(program), grammar.columns(program, vocab)))
+        scale = bucket(request.longest).bit_length() // 2  # within a factor of 4
+        for first in range(0, samples, size):
+            job = Job(index, request, first, min(size, samples - first))
+            jobs.setdefault((ways, size, capacity, scale), []).append(job)
+    for (ways, size, capacity, _), members in sorted(jobs.items()):
+        wanted = 1 << (len(members) - 1).bit_length()
+        slots = min(wanted, max(1, config.batch // (size * ways)))
+        slots = -(-slots // shards) * shards
+        longest = max(job.request.longest for job in members)
+        # Beyond it there are no positions, not even for padding.
+        width = min(bucket(longest - 1), longest_prompt)
+        yield Group(members, Shape(slots, size, ways, width, capacity))

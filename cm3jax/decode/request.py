@@ -1,0 +1,42 @@
+"""What is asked of the engine."""
+
+import dataclasses
+
+import numpy as np
+
+from cm3jax.decode import grammar
+from cm3jax.shapes import Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Guide:
+    """A stream that knows less than the one before it."""
+
+    prefix: Int[np.ndarray, " U"]
+    """Ids that it has seen; at least one."""
+    scale: float
+    """How strongly samples are pushed away from it; 1 changes nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One prompt and what to emit after it."""
+
+    prefix: Int[np.ndarray, " L"]
+    """Ids that the conditional stream has seen; at least one."""
+    guides: tuple[Guide, ...]
+    """Further streams, each knowing less."""
+    program: grammar.Program
+    """What follows."""
+    prompt_id: int
+    """Names the prompt's noise."""
+
+    @property
+    def prefixes(self) -> list[Int[np.ndarray, " _"]]:
+        """Of all streams, the conditional one first."""
+        return [self.prefix, *(guide.prefix for guide in self.guides)]
+
+    @property
+    def longest(self) -> int:
+        """Ids of the longest prefix."""
+        return max(map(len, self.prefixes))

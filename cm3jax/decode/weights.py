@@ -1,0 +1,60 @@
+"""Parameters as decoding reads them, and how many bytes that is."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cm3jax.shapes import Array
+
+
+def as_read(variables: dict, dtype: str) -> dict:
+    """Parameters with each layer's apart, and matrices in the type that they are multiplied in.
+
+    Layers that are cut out of a stack would be copied at every step, and matrices of another type
+    cast; norms and tables that are looked up keep theirs.
+    """
+
+    def cast(path, leaf):
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        return leaf.astype(dtype) if name in ("kernel", "head") else leaf
+
+    variables = jax.tree.map_with_path(cast, variables)
+    # A generator may wait for its parameters: then there are none to take apart.
+    params = dict(variables.get("params", {}))
+    leaves, tree = jax.tree.flatten(params.pop("layers", {}))
+    for number, layer in enumerate(zip(*map(_unstacked, leaves), strict=True)):
+        params[f"layer_{number}"] = jax.tree.unflatten(tree, layer)
+    return {**variables, "params": params}
+
+
+def _unstacked(stack: Any) -> Sequence[Array]:
+    """The arrays of a stack, each on the devices that its part of the stack is on."""
+    sharding = stack.sharding if isinstance(stack, jax.Array) else None
+    if not isinstance(sharding, NamedSharding):
+        return jnp.unstack(jnp.asarray(stack))
+    return _unstacked_onto(stack, NamedSharding(sharding.mesh, P(*sharding.spec[1:])))
+
+
+@partial(jax.jit, static_argnames="sharding")
+def _unstacked_onto(stack, sharding: NamedSharding):
+    return [jax.lax.with_sharding_constraint(part, sharding) for part in jnp.unstack(stack)]
+
+
+def bytes_per_step(variables: dict) -> int:
+    """Bytes of parameters that a step reads.
+
+    Of tables that are looked up in it reads next to nothing, of what prompts alone pass nothing.
+    """
+    params = variables["params"]
+    spared = [{"position"}, {"text_position"}, {"encoder"}, {"encoder_norm"}]
+    spared += [{"cross", "key"}, {"cross", "value"}, *([{"embedding"}] if "head" in params else [])]
+    return sum(
+        leaf.nbytes
+        for path, leaf in jax.tree.leaves_with_path(params)
+        if not any(names <= {key.key for key in path} for names in spared)
+    )
