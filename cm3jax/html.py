@@ -88,12 +88,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Html:
 
 
 def curves(
-    series: Mapping[str, Points], unit: str, validation: Mapping[str, Points] | None = None
+    series: Mapping[str, Points],
+    unit: str,
+    validation: Mapping[str, Points] | None = None,
+    over: str = "steps",
 ) -> Html:
     """Lines over training steps as inline SVG, one class (`line-0`, `line-1`, …) per series.
 
     `series` maps a legend to its points; a line of `validation` is dashed and looks else like the
-    one of the same legend. `unit` names the vertical axis. Of a line with many points, so many are
+    one of the same legend. `unit` and `over` name the axes. Of a line with many points, so many are
     drawn as the plot is wide.
     """
     width, height, left, bottom, top = 640, 260, 44, 30, 12
@@ -124,11 +127,11 @@ def curves(
         path = " ".join("{},{}".format(*place(x, y)) for x, y in drawn)
         marks.append(tag("polyline", points=path, class_=f"line {look}"))
         legend.append(tag("span", tag("i", class_=f"key {look}"), name + suffix))
-    label = f"{unit} over steps: {', '.join(name + suffix for name, suffix, _ in lines)}"
+    label = f"{unit} over {over}: {', '.join(name + suffix for name, suffix, _ in lines)}"
     svg = tag(
         "svg", *marks, view_box=f"0 0 {width} {height}", role="img", aria_label=label, class_="plot"
     )
-    caption = tag("figcaption", *legend, tag("span", f"{unit}, over steps", class_="unit"))
+    caption = tag("figcaption", *legend, tag("span", f"{unit}, over {over}", class_="unit"))
     return tag("figure", svg, caption, class_="curves")
 
 

@@ -5,6 +5,7 @@
     python -m launch.bench decode --batch 1
     python -m launch.bench decode --batch 1 --samples 8 --prompt 600
     python -m launch.bench decode --experiment cm3leon_7b --batch 1 --guided --new 1024
+    python -m launch.bench scaling --prompt 44 --new 256 --page scaling.html
 
 `train` times our training step against the same architecture in transformers and torch, with the
 same weights, rows and optimiser. Without `--experiment` it is Chameleon's, 8 layers of width 512;
@@ -12,7 +13,8 @@ an experiment's model has no counterpart in transformers and is timed alone. It 
 optax, orbax and numpy; where torch and transformers are missing, our side runs alone.
 
 `decode` times our engine against `generate` of transformers with the same weights: see
-`launch.bench_decode`.
+`launch.bench_decode`. `scaling` is its seconds per picture against batch, documents and samples:
+see `launch.bench_scaling`.
 """
 
 import argparse
@@ -44,6 +46,7 @@ from cm3jax.state import TrainState, plan
 from cm3jax.train import make_train_step, require_attention
 from cm3jax.vocab import Vocab
 from launch.bench_decode import bench_decode
+from launch.bench_scaling import DOCUMENTS, bench_scaling, prompt_tokens
 from launch.env import main
 from launch.names import load_experiment
 from launch.rivals import chameleon, missing
@@ -86,7 +89,9 @@ def _options() -> argparse.ArgumentParser:
         description="Measure side by side, in one run on one machine; prints one JSON object.",
     )
     parser.add_argument(
-        "what", choices=list(_BENCHES), help="our training step, or our decoding, against torch's"
+        "what",
+        choices=list(_BENCHES),
+        help="our training step, or our decoding, against torch's; or how decoding scales",
     )
     parser.add_argument("--experiment", default="", help="time this experiment's decoder alone")
     parser.add_argument("--batch", type=_positive, default=8, help="rows of a step, or prompts")
@@ -104,6 +109,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--new", type=_positive, default=64, help="decode: ids after each prompt")
     parser.add_argument("--samples", type=_positive, default=1, help="decode: of each prompt")
     parser.add_argument("--guided", action="store_true", help="decode: with a second stream")
+    parser.add_argument("--page", default="", help="scaling: a page to write, with plots")
     return parser
 
 
@@ -323,11 +329,19 @@ def _decode(options: argparse.Namespace) -> dict[str, Any]:
     return bench_decode(experiment, _weights(learner), _no_rival(options), options)
 
 
+def _scaling(options: argparse.Namespace) -> dict[str, Any]:
+    if not options.experiment:
+        options.length = prompt_tokens(options, max(DOCUMENTS)) + options.new
+    experiment = _experiment(options)
+    learner = DecoderLearner(experiment, Vocab(experiment.vocab), {})
+    return bench_scaling(experiment, _weights(learner), options)
+
+
 def _no_rival(options: argparse.Namespace) -> str:
     return "an experiment's model has no counterpart" if options.experiment else missing()
 
 
-_BENCHES = {"train": bench_train, "decode": _decode}
+_BENCHES = {"train": bench_train, "decode": _decode, "scaling": _scaling}
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 Prompts are random ids. Every id that is no image code scores 0, and the likeliest code far more, so
 that both sides choose among the same ids, and the same ones. `tokens_per_second` counts what all
-samples emit, prompts included in the time. The rival runs with a static and with a growing cache;
-several samples of a prompt also with the prompt's cache computed once and repeated by hand.
+samples emit, prompts included in the time. The rival runs with a static and with a growing cache,
+with `--compile-torch` also compiled; several samples of a prompt also with the prompt's cache
+computed once and repeated by hand.
 """
 
 import argparse
@@ -17,8 +18,10 @@ import numpy as np
 
 from cm3jax.config import DecodeConfig, Experiment
 from cm3jax.decode.grammar import Codes
-from cm3jax.decode.loop import Guide, Request, decode_each
+from cm3jax.decode.loop import decode_each
 from cm3jax.decode.meter import Meter
+from cm3jax.decode.request import Guide, Request
+from cm3jax.decode.weights import as_read
 from cm3jax.hardware import copy_rate
 from cm3jax.model.decoder import Decoder
 from cm3jax.vocab import Vocab
@@ -79,7 +82,7 @@ def _ours(
     """Ids [prompts, samples, new], seconds, and what the last run counted."""
     vocab = Vocab(experiment.vocab)
     model = Decoder(experiment.model, vocab.size)
-    variables = jax.device_put({"params": jax.tree.map(_typed(experiment.model.dtype), weights)})
+    variables = jax.device_put(as_read({"params": weights}, experiment.model.dtype))
     blind = np.asarray([vocab.eos, vocab.sentinel(0), vocab.break_], np.int32)
     guides = (Guide(blind, 3.0),) if options.guided else ()
     program = (Codes((None,) * options.new),)
@@ -102,21 +105,15 @@ def _ours(
     return ids, seconds, meter
 
 
-def _typed(dtype: str) -> Callable[[np.ndarray], Any]:
-    return lambda leaf: leaf.astype(jax.numpy.dtype(dtype))
-
-
 def _torch(
     experiment: Experiment, weights: Any, prompts: np.ndarray, options: argparse.Namespace
 ) -> dict[str, tuple[np.ndarray, float]]:
     """Ids and seconds by kind of cache."""
     import torch
-    from transformers import DynamicCache
+    from transformers import CompileConfig, DynamicCache
 
     dtype = getattr(torch, experiment.model.dtype)
     network = chameleon(experiment, weights).to(dtype).eval()
-    if options.compile_torch:
-        network.forward = torch.compile(network.forward)
     ids = torch.from_numpy(prompts.astype(np.int64)).to(network.device)
     if options.guided:
         ids = torch.cat([ids, ids])
@@ -151,4 +148,10 @@ def _torch(
     }
     if options.samples > 1:
         sides["torch_repeated"] = repeated
+    if options.compile_torch:
+        compiled = CompileConfig(mode="default", fullgraph=False)
+        compiled._compile_all_devices = True  # or `generate` leaves CPUs out
+        sides["torch_compiled"] = lambda: generate(
+            cache_implementation="static", compile_config=compiled
+        )
     return {name: _timed(run) for name, run in sides.items()}
