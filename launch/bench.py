@@ -37,6 +37,7 @@ from cm3jax.config import (
     Experiment,
     OptimConfig,
     VocabConfig,
+    VQGANConfig,
 )
 from cm3jax.errors import UserError
 from cm3jax.hardware import peak_flops
@@ -192,7 +193,7 @@ def _experiment(options: argparse.Namespace) -> Experiment:
     )
     if options.experiment:
         experiment = load_experiment(options.experiment)
-        model, vocab = experiment.model, experiment.vocab
+        model, vocab, vqgan = experiment.model, experiment.vocab, experiment.vqgan
         length = options.length or model.context
         model = dataclasses.replace(model, context=length)
     else:
@@ -218,10 +219,11 @@ def _experiment(options: argparse.Namespace) -> Experiment:
                 f"--vocab {options.vocab} must be above {vocab.specials + vocab.image_codes}, and "
                 f"--width {options.width} a multiple of 64."
             )
-        vocab = dataclasses.replace(vocab, text_pieces=pieces)
+        vocab, vqgan = dataclasses.replace(vocab, text_pieces=pieces), VQGANConfig()
     return Experiment(
         name="bench",
         vocab=vocab,
+        vqgan=vqgan,
         model=model,
         data=DataConfig(batch=options.batch),
         optim=optim,

@@ -17,7 +17,7 @@ from cm3jax.config import DecodeConfig, Experiment
 from cm3jax.decode.grammar import Codes
 from cm3jax.decode.loop import decode_each
 from cm3jax.decode.meter import Meter
-from cm3jax.decode.plan import bucket
+from cm3jax.decode.plan import CHUNK, bucket
 from cm3jax.decode.request import Request
 from cm3jax.decode.weights import as_read
 from cm3jax.hardware import copy_rate
@@ -94,7 +94,7 @@ def _line(bench: _Bench, prompts: int, documents: int, samples: int, rate: float
         "samples": samples,
         "prefill_seconds": meter.prefill_seconds,
         "decode_seconds": meter.decode_seconds,
-        "bytes_per_step": meter.decode_bytes // (-(-bench.options.new // 16) * 16),
+        "bytes_per_step": meter.decode_bytes // (-(-bench.options.new // CHUNK) * CHUNK),
         "share_of_copy_rate": figures["share_of_copy_rate"],
         "seconds_per_picture": figures["seconds_per_picture"],
     }
@@ -103,15 +103,19 @@ def _line(bench: _Bench, prompts: int, documents: int, samples: int, rate: float
 def _shared(bench: _Bench, samples: int, rate: float) -> dict[str, Any]:
     """Samples of one prompt with two documents, and the same number of prompts beside it.
 
-    Arithmetic: the others read no prefix of their own, and one prompt is prefilled instead of all.
+    By arithmetic, apart each has its own prompt to prefill and its own prefix to read, and steps
+    take longer as they read more bytes.
     """
     together = _line(bench, 1, DOCUMENTS[-1], samples, rate)
     apart = _line(bench, samples, DOCUMENTS[-1], 1, rate)
     model = bench.model.config
     width = bucket(together["prompt_tokens"] - 1)
     entry = 2 * model.layers * model.groups * model.head_width * np.dtype(model.dtype).itemsize
+    steps = together["decode_seconds"] * apart["bytes_per_step"] / together["bytes_per_step"]
+    predicted = together["prefill_seconds"] + steps / samples
     return together | {
         "seconds_per_picture_apart": apart["seconds_per_picture"],
+        "seconds_per_picture_apart_by_arithmetic": predicted,
         "prefill_seconds_apart": apart["prefill_seconds"],
         "bytes_per_step_apart": apart["bytes_per_step"],
         "bytes_saved_per_step": apart["bytes_per_step"] - together["bytes_per_step"],

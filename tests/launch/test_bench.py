@@ -13,7 +13,7 @@ import pytest
 from cm3jax.errors import UserError
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.vocab import Vocab
-from launch import bench, rivals
+from launch import bench, bench_scaling, rivals
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -109,6 +109,34 @@ def test_decoding_is_timed_beside_transformers_or_alone(capsys):
     else:
         for name in ("torch_static", "torch_growing", "torch_repeated"):
             assert figures[name]["same_ids"] == 1
+
+
+def test_an_experiment_is_decoded_alone(capsys):
+    """What an accelerator runs at full size, `--experiment cm3leon_7b --guided`."""
+    size = ("--batch", "1", "--guided", "--prompt", "20", "--new", "16")
+    bench.run(["decode", "--experiment", "miniature/decoder", *size])
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["streams"], figures["torch"]) == (2, None)
+    assert figures["ours"]["decode_tokens_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_samples_of_a_prompt_read_one_prefix(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(bench_scaling, "BATCHES", (1,))
+    monkeypatch.setattr(bench_scaling, "DOCUMENTS", (0, 2))
+    monkeypatch.setattr(bench_scaling, "SAMPLES", (4,))
+    size = ("--layers", "2", "--width", "64", "--vocab", "9800", "--prompt", "9", "--new", "16")
+    bench.run(["scaling", *size, "--page", str(tmp_path / "page.html")])
+    figures = json.loads(capsys.readouterr().out)
+    lines = figures["batches"]
+    assert [(line["prompts"], line["prompt_tokens"]) for line in lines] == [
+        (1, 11),
+        (1, 11 + 2 * 27),
+    ]
+    (line,) = figures["samples_of_one_prompt"]
+    # 64 places of a prompt's 2 layers, a head of 64, keys and values, for three samples of four.
+    assert line["bytes_saved_per_step"] == line["bytes_saved_by_arithmetic"] == 3 * 64 * 1024
+    assert (tmp_path / "page.html").read_text().count("<svg") == 2
 
 
 def test_an_experiment_is_timed_alone():

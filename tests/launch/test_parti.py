@@ -24,6 +24,8 @@ from cm3jax.learners.parti import PartiLearner
 from cm3jax.train import train
 from launch import generate
 
+pytestmark = pytest.mark.slow
+
 GREEDY = ("--temperature", "0")
 
 
