@@ -6,7 +6,7 @@ training knows: the documents, and the query's text under a mask.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 
 import numpy as np
 
@@ -197,9 +197,9 @@ class CaptionAsker(Asker):
     caption these two stand alone, as in training (`data.pairs`).
     """
 
-    def fillings(self, prompts: Sequence, *rest) -> list[Ask]:
+    def fillings(self, prompts: Sized, *rest) -> list[Ask]:
         """Refused, as are stories and edits."""
-        if prompts:
+        if len(prompts):
             raise UserError("an encoder-decoder draws pictures of texts alone; give it one.")
         return []
 
