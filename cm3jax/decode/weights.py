@@ -1,10 +1,15 @@
 """Parameters as decoding reads them, and how many bytes that is."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cm3jax.shapes import Array
 
 
 def as_read(variables: dict, dtype: str) -> dict:
@@ -18,21 +23,26 @@ def as_read(variables: dict, dtype: str) -> dict:
         name = jax.tree_util.keystr(path[-1:], simple=True)
         return leaf.astype(dtype) if name in ("kernel", "head") else leaf
 
-    cast_ = jax.tree.map_with_path(cast, variables)
-    params = dict(cast_["params"])
-    leaves, tree = jax.tree.flatten(params.pop("layers"))
+    variables = jax.tree.map_with_path(cast, variables)
+    # A generator may wait for its parameters: then there are none to take apart.
+    params = dict(variables.get("params", {}))
+    leaves, tree = jax.tree.flatten(params.pop("layers", {}))
     for number, layer in enumerate(zip(*map(_unstacked, leaves), strict=True)):
         params[f"layer_{number}"] = jax.tree.unflatten(tree, layer)
-    return {**cast_, "params": params}
+    return {**variables, "params": params}
 
 
-def _unstacked(stack: Any) -> list[Any]:
+def _unstacked(stack: Any) -> Sequence[Array]:
     """The arrays of a stack, each on the devices that its part of the stack is on."""
-    parts = jnp.unstack(jnp.asarray(stack))
-    if isinstance(stack, jax.Array) and isinstance(stack.sharding, NamedSharding):
-        sharding = NamedSharding(stack.sharding.mesh, PartitionSpec(*stack.sharding.spec[1:]))
-        parts = [jax.device_put(part, sharding) for part in parts]
-    return list(parts)
+    sharding = stack.sharding if isinstance(stack, jax.Array) else None
+    if not isinstance(sharding, NamedSharding):
+        return jnp.unstack(jnp.asarray(stack))
+    return _unstacked_onto(stack, NamedSharding(sharding.mesh, P(*sharding.spec[1:])))
+
+
+@partial(jax.jit, static_argnames="sharding")
+def _unstacked_onto(stack, sharding: NamedSharding):
+    return [jax.lax.with_sharding_constraint(part, sharding) for part in jnp.unstack(stack)]
 
 
 def bytes_per_step(variables: dict) -> int:
