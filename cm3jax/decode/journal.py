@@ -10,8 +10,9 @@ from etils import epath
 
 from cm3jax.config import DecodeConfig
 from cm3jax.decode import loop
-from cm3jax.decode.loop import Finished, Request, Sample
+from cm3jax.decode.loop import Finished, Sample
 from cm3jax.decode.meter import Meter
+from cm3jax.decode.request import Request
 from cm3jax.files import digest, read_json, write_json
 from cm3jax.model.decoder import Decoder
 from cm3jax.vocab import Vocab
