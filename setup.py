@@ -21,6 +21,7 @@ REQUIRES = [
     "sentencepiece>=0.2.2,<0.3",  # the text tokenizer
     "scann>=1.4.2,<2; sys_platform == 'linux'",  # the index of large banks; no macOS wheels
     "transformers>=5.17,<6",  # text tokenizers without a tokenizer.json; no torch needed
+    "huggingface_hub>=1",  # foreign weights by their hub id; transformers needs it anyway
     "tokenizers>=0.22",  # those with one
     "tensorflow-datasets>=4.9.10,<5",  # `emblems` as a builder, array_record files; no tensorflow
     "grain>=0.2.18,<0.3",  # parallel reading of training rows

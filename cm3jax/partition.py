@@ -26,7 +26,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "heads": "tensor",
     "head": None,
     "mlp": "tensor",
-    "rank": "tensor",
+    "rank": None,
     "vocab": "tensor",
     "positions": None,
     "codes": "fsdp",
@@ -234,7 +234,8 @@ def _fault(mesh: Mesh | AbstractMesh, path: str, leaf: Any) -> str | None:
     unknown = [name for name in _axes(leaf) if name is not None and name not in RULES]
     if unknown:
         return f"{path} has an axis {unknown[0]!r} without a rule; add one in partition.RULES"
-    large = math.prod(nn.unbox(leaf).shape) >= LARGE
+    # Corrections of low rank are a hundredth of what they correct; copies of them do no harm.
+    large = math.prod(nn.unbox(leaf).shape) >= LARGE and "rank" not in _axes(leaf)
     sharding_mesh = mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
     if large and sharding_mesh and not any(_spec(mesh, leaf)):
         return f"{path} is large and would be whole on every device; choose mesh sizes dividing it"

@@ -17,6 +17,7 @@ from cm3jax import generate
 from cm3jax.checkpoint import load_run
 from cm3jax.config import DataConfig, MeshConfig, OptimConfig, TokenizersConfig, TrainConfig
 from cm3jax.data.pipeline import HostBatch, Position
+from cm3jax.files import digest
 from cm3jax.interop import chameleon
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.metrics import read
@@ -262,7 +263,7 @@ class Rows:
         batch = Batch(tokens, targets, ones.astype(np.float32), ones, places)
         while True:
             position = dataclasses.replace(position, row=position.row + len(tokens))
-            yield HostBatch(batch, position, "rows")
+            yield HostBatch(batch, position, digest(self._rows))
 
 
 @pytest.mark.slow
