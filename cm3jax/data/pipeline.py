@@ -107,13 +107,6 @@ def _part(name: str) -> tuple[str, str]:
     return (home, kind) if colon and "/" not in kind else (name, "")  # gs://bucket/data is a path
 
 
-def corpora_of(data: DataConfig) -> list[str]:
-    """The directories of the prepared corpora that a run reads, each once; none without."""
-    if data.mixture:
-        return list(dict.fromkeys(f"{_part(name)[0]}/corpus" for name, _ in data.mixture))
-    return [data.corpus] if data.corpus else []
-
-
 @dataclasses.dataclass(frozen=True)
 class Equipped:
     """A stream of dictionaries that also hold what does not change, such as foreign weights."""

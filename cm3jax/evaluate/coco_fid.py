@@ -13,7 +13,6 @@ from etils import epath
 from cm3jax import generate
 from cm3jax.checkpoint import load_run
 from cm3jax.config import MeshConfig
-from cm3jax.data.pipeline import corpora_of
 from cm3jax.errors import UserError
 from cm3jax.evaluate import drawing, pictures
 from cm3jax.evaluate.coco import Caption, Captions
@@ -302,13 +301,11 @@ def describe(run_dir: epath.PathLike) -> Model:
     run = load_run(run_dir)
     experiment = run.experiment
     shown = experiment.retrieval.documents and experiment.cm3.no_documents < 1
+    manifest = epath.Path(experiment.data.corpus) / "train" / "manifest.json"
     records, responsible = experiment.data.records, None
-    corpora = corpora_of(experiment.data)
-    manifests = [epath.Path(corpus) / "train" / "manifest.json" for corpus in corpora]
-    if manifests and all(path.exists() for path in manifests):
-        found = [read_json(path, "the corpus") for path in manifests]
-        records = sum(one["records"] for one in found)
-        licensed = sum(one["records"] * licensed_share(one["licence_shares"]) for one in found)
-        responsible = licensed / records
+    if experiment.data.corpus and manifest.exists():
+        corpus = read_json(manifest, "the corpus")
+        records = corpus["records"]
+        responsible = licensed_share(corpus["licence_shares"])
     parameters = sum(int(leaf.size) for leaf in jax.tree.leaves(run.variables))
     return Model(experiment.name, bool(shown), responsible, records, parameters)

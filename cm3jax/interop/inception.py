@@ -6,6 +6,8 @@ Theirs carry the licence of TensorFlow's models, Apache 2.0. Nothing is download
 
 import dataclasses
 import functools
+import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,6 @@ import numpy as np
 
 from cm3jax.errors import UserError
 from cm3jax.files import digest
-from cm3jax.interop.state_dicts import read_state_dict
 from cm3jax.model.inception import SIZE, Inception
 
 _FIRST = "Conv2d_1a_3x3.conv.weight"
@@ -57,8 +58,7 @@ def load_inception(path: str | Path) -> InceptionWeights:
     Raises `UserError` for a file that cannot be read, and for tensors that are missing, unknown or
     of another shape.
     """
-    found = read_state_dict(Path(path), "the weights of FID's Inception")
-    return from_tensors({name: tensor.read(...) for name, tensor in found.items()}, str(path))
+    return from_tensors(_read(Path(path)), str(path))
 
 
 def from_tensors(tensors: Mapping[str, np.ndarray], where: str) -> InceptionWeights:
@@ -123,3 +123,41 @@ def _ours(tensor: np.ndarray) -> np.ndarray:
 
 def _theirs(array: np.ndarray) -> np.ndarray:
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+
+
+def _read(path: Path) -> Mapping[str, np.ndarray]:
+    if not path.is_file():
+        raise UserError(f"the Inception weights are missing: {path} does not exist.")
+    if path.suffix == ".safetensors":
+        import safetensors.numpy
+        from safetensors import SafetensorError
+
+        try:
+            return safetensors.numpy.load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"{path} is no whole safetensors file ({error}).") from None
+    return _read_torch(path)
+
+
+def _read_torch(path: Path) -> Mapping[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path} is torch's own format, and torch is not installed; install it, or give the "
+            "tensors as .safetensors."
+        ) from None
+    import pickle
+
+    try:
+        found = torch.load(os.fspath(path), map_location="cpu", weights_only=True)
+        return {name: tensor.numpy() for name, tensor in found.items()}
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        EOFError,
+        AttributeError,
+    ) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise UserError(f"{path} holds no plain tensors ({reason}); give another file.") from None

@@ -20,7 +20,6 @@ from cm3jax.errors import UserError
 from cm3jax.experiment_io import build
 from cm3jax.interop import folders
 from cm3jax.interop.layout import Key, Place, imported, match
-from cm3jax.interop.state_dicts import read_state_dict
 from cm3jax.tokenizers.vqgan import VQGAN
 
 _USES = "codebook/quantiser/uses"
@@ -154,7 +153,9 @@ def convert(source: Path, out: Path, config: Path) -> list[Key]:
 def read(source: Path, config: Path) -> tuple[VQGANConfig, dict[str, tensors.Tensor]]:
     """Our config and the tensors of a VQGAN's file."""
     ours = read_config(_settings(config), str(config))
-    return ours, read_state_dict(source, "the VQGAN's file")
+    if source.suffix == ".safetensors":
+        return ours, tensors.read_file(source)
+    return ours, _read_checkpoint(source)
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -188,3 +189,34 @@ def _settings(path: Path) -> dict[str, Any]:
             f"the config {path} is no VQGAN's: {error} is missing or of another kind; give its "
             "YAML or JSON as --config."
         ) from None
+
+
+def _read_checkpoint(path: Path) -> dict[str, tensors.Tensor]:
+    """The tensors of a torch checkpoint; nothing but tensors is unpickled."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the VQGAN's file.")
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path} is a torch checkpoint and torch is not installed; install torch, or save the "
+            "weights as safetensors."
+        ) from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # whatever a file that is no checkpoint makes torch raise
+        raise UserError(
+            f"{path} is damaged, or holds more than tensors, which could run code and is not read; "
+            "save its state_dict alone."
+        ) from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    found = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    if not found:
+        raise UserError(f"{path} holds no state_dict; give a VQGAN's checkpoint.")
+    return {key: _torch_tensor(value) for key, value in found.items()}
+
+
+def _torch_tensor(value: Any) -> tensors.Tensor:
+    """A tensor of torch, which numpy is given as float32."""
+    kind = "F32" if value.is_floating_point() else "I32"
+    return tensors.Tensor(kind, tuple(value.shape), lambda index: value.float().numpy()[index])

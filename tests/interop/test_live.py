@@ -57,21 +57,6 @@ def test_clip(tmp_path):
         _same(make_references.clip(name, tokenizer), f"clip-{name}")
 
 
-def test_a_torch_checkpoint_is_the_same_run(tmp_path):
-    import torch
-
-    from cm3jax.checkpoint import load_run
-    from cm3jax.interop import vqgan
-
-    source, config = foreign.write_vqgan(tmp_path / "in")
-    state = {key: torch.from_numpy(value) for key, value in foreign.state("vq").items()}
-    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "in" / "vqgan.ckpt")
-    vqgan.convert(source, tmp_path / "a", config)
-    vqgan.convert(tmp_path / "in" / "vqgan.ckpt", tmp_path / "b", config)
-    runs = [load_run(tmp_path / name).variables for name in "ab"]
-    jax.tree.map(np.testing.assert_array_equal, *runs)
-
-
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before-1.6"])
 def test_fid_s_network_as_torch_saves_it_has_torch_fidelity_s_features(tmp_path, zipped):
     """pytorch-fid's file is of the older format, with the classifier and counters in it."""
@@ -93,3 +78,18 @@ def test_fid_s_network_as_torch_saves_it_has_torch_fidelity_s_features(tmp_path,
     pictures = inputs.pictures(4096, seed=1)[:8]
     found = np.concatenate(list(Extractor(weights, "legacy_tensorflow").features(pictures)))
     np.testing.assert_allclose(found, STORED["features_2"], atol=1e-4 * STORED["features_2"].max())
+
+
+def test_a_torch_checkpoint_is_the_same_run(tmp_path):
+    import torch
+
+    from cm3jax.checkpoint import load_run
+    from cm3jax.interop import vqgan
+
+    source, config = foreign.write_vqgan(tmp_path / "in")
+    state = {key: torch.from_numpy(value) for key, value in foreign.state("vq").items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "in" / "vqgan.ckpt")
+    vqgan.convert(source, tmp_path / "a", config)
+    vqgan.convert(tmp_path / "in" / "vqgan.ckpt", tmp_path / "b", config)
+    runs = [load_run(tmp_path / name).variables for name in "ab"]
+    jax.tree.map(np.testing.assert_array_equal, *runs)
