@@ -99,7 +99,7 @@ def index_bytes(bank: Bank, index: Index) -> int:
     saved = bank.path / SAVED
     if isinstance(index, ExactIndex) or not saved.exists():
         return int(bank.vectors.size) * 4
-    return sum(file.stat().length for file in saved.iterdir())
+    return sum(file.stat().length for file in saved.glob("*/*"))
 
 
 def recall(index: Index, reference: Index, queries: Float[np.ndarray, "B E"], k: int) -> float:
