@@ -66,9 +66,9 @@ def open_index(bank: Bank, kind: Kind = "auto", address: str = "") -> Index:
     saved = bank.path / SAVED
     if kind != "exact" and saved.exists():
         return _load(saved, bank.vectors)
-    return (
-        ScannIndex.build(bank.vectors) if _is_scann(len(bank), kind) else ExactIndex(bank.vectors)
-    )
+    if _is_scann(len(bank), kind):
+        return ScannIndex.build(bank.vectors)
+    return ExactIndex(bank.vectors)
 
 
 class ShardedIndex:
