@@ -8,7 +8,7 @@ import numpy as np
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.index import SAVED
-from cm3jax.retrieval.protocol import Index, found_of
+from cm3jax.retrieval.protocol import Index
 from cm3jax.retrieval.select import NONE
 from cm3jax.shapes import Bool, Float, Int
 
@@ -99,13 +99,17 @@ def index_bytes(bank: Bank, index: Index) -> int:
     saved = bank.path / SAVED
     if isinstance(index, ExactIndex) or not saved.exists():
         return int(bank.vectors.size) * 4
-    return sum(file.stat().length for file in saved.iterdir())
+    return sum(file.stat().length for file in saved.glob("*/*"))
 
 
 def recall(index: Index, reference: Index, queries: Float[np.ndarray, "B E"], k: int) -> float:
-    """Share of the reference's `k` best that the index finds among its `k` best."""
+    """Share of the reference's `k` best that the index finds among its `k` best.
+
+    By the documents themselves, since a broken index may lie about scores; of copies, which score
+    alike, it may find others than the reference did, and that counts against it.
+    """
     found, best = index.search(queries, k).ids, reference.search(queries, k).ids
-    return float(found_of(found, best).mean())
+    return float((found[:, :, None] == best[:, None, :]).any(1).mean())
 
 
 def subject_hits(ids: Int[np.ndarray, "B C"], bank: Bank, subjects: list[tuple[str, ...]]) -> float:

@@ -1,6 +1,6 @@
 """Which index a bank is searched with, and where ScaNN's is kept: built once, then read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,12 +11,14 @@ from cm3jax.files import read_json
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.milvus import MilvusIndex
-from cm3jax.retrieval.protocol import Index, Queries
+from cm3jax.retrieval.protocol import Index, Neighbours, Queries
 from cm3jax.retrieval.scann import ScannIndex
 from cm3jax.shapes import Float
 
 SAVED = "scann"
 """Where in a bank's directory its saved index stands."""
+SHARD = 1 << 24
+"""Documents of one ScaNN index; a larger bank has several."""
 _EXACT_UP_TO = 100_000
 Kind = Literal["auto", "exact", "scann", "milvus"]
 Ask = Callable[[], Queries]
@@ -46,19 +48,11 @@ def training_index(bank: Bank, config: RetrievalConfig, ask: Ask = _no_queries) 
         return ExactIndex(vectors)
     saved = bank.path / (SAVED if len(shown) == len(bank) else f"{SAVED}-training")
     _keep(saved, vectors, config.recall, ask)
-    return ScannIndex.load(saved, vectors)
-
-
-def _keep(path: epath.Path, vectors: Float[np.ndarray, "M E"], recall: float, ask: Ask) -> None:
-    made = path / "index.json"
-    if made.exists():
-        about = read_json(made, "the ScaNN index")
-        if about.get("effort", {}).get("wanted") == recall:
-            return
-    ScannIndex.build(vectors, ask(), recall).save(path)
+    return _load(saved, vectors)
 
 
 def _is_scann(size: int, kind: Kind) -> bool:
+    """Whether a bank of so many documents is searched by ScaNN."""
     return kind == "scann" or (kind != "exact" and size > _EXACT_UP_TO)
 
 
@@ -70,8 +64,47 @@ def open_index(bank: Bank, kind: Kind = "auto", address: str = "") -> Index:
     if kind == "milvus":
         return MilvusIndex(bank.vectors, address)
     saved = bank.path / SAVED
-    if kind != "exact" and (saved / "index.json").exists():
-        return ScannIndex.load(saved, bank.vectors)
-    return (
-        ScannIndex.build(bank.vectors) if _is_scann(len(bank), kind) else ExactIndex(bank.vectors)
-    )
+    if kind != "exact" and saved.exists():
+        return _load(saved, bank.vectors)
+    if _is_scann(len(bank), kind):
+        return ScannIndex.build(bank.vectors)
+    return ExactIndex(bank.vectors)
+
+
+class ShardedIndex:
+    """Indexes of consecutive parts of a bank as one: the best of what each finds."""
+
+    def __init__(self, parts: Sequence[Index], sizes: Sequence[int]):
+        self._parts = parts
+        self._firsts = np.cumsum([0, *sizes[:-1]])
+
+    def search(self, queries: Float[np.ndarray, "B E"], k: int) -> Neighbours:
+        """The `k` best documents that the parts find, fewer when the bank has fewer."""
+        found = [part.search(queries, k) for part in self._parts]
+        firsts = zip(found, self._firsts, strict=True)
+        ids = np.concatenate([part.ids + first for part, first in firsts], 1)
+        scores = np.concatenate([part.scores for part in found], 1)
+        order = np.lexsort((ids, -scores))[:, :k]
+        return Neighbours(*(np.take_along_axis(part, order, axis=1) for part in (ids, scores)))
+
+
+def _keep(path: epath.Path, vectors: Float[np.ndarray, "M E"], recall: float, ask: Ask) -> None:
+    for name, part in _parts(vectors).items():
+        made = path / name / "index.json"
+        about = read_json(made, "the ScaNN index") if made.exists() else {}
+        if about.get("effort", {}).get("wanted") != recall:
+            ScannIndex.build(part, ask(), recall).save(path / name)
+
+
+def _load(path: epath.Path, vectors: Float[np.ndarray, "M E"]) -> Index:
+    parts = _parts(vectors)
+    indexes = [ScannIndex.load(path / name, part) for name, part in parts.items()]
+    if len(indexes) == 1:
+        return indexes[0]
+    return ShardedIndex(indexes, [len(part) for part in parts.values()])
+
+
+def _parts(vectors: Float[np.ndarray, "M E"]) -> dict[str, Float[np.ndarray, "_ E"]]:
+    """Consecutive parts that a machine builds an index of one after the other, by their names."""
+    firsts = range(0, max(len(vectors), 1), SHARD)
+    return {f"{first // SHARD:05d}": vectors[first : first + SHARD] for first in firsts}

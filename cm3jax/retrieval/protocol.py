@@ -30,6 +30,9 @@ class Index(Protocol):
         """The `k` best documents of each query, fewer when the bank has fewer."""
 
 
-def found_of(ids: Int[np.ndarray, "B k"], best: Int[np.ndarray, "B k"]) -> Float[np.ndarray, " B"]:
-    """The share of each query's `best` documents that are among `ids`."""
-    return (ids[:, :, None] == best[:, None, :]).any(1).mean(1)
+def found_of(found: Neighbours, best: Neighbours) -> Float[np.ndarray, " B"]:
+    """The share of each query's `best` documents, or of others that score as high, in `found`.
+
+    A bank's copies score alike, and no one can tell which of them is among the best.
+    """
+    return (found.scores >= best.scores[:, -1:] - 1e-5).sum(1) / best.ids.shape[1]

@@ -87,7 +87,7 @@ class ScannIndex:
         queries = queries or {"document": vectors[:: -(-size // _OWN_QUERIES)]}
         # Before the build, so that its memory is free by then.
         exact = ExactIndex(vectors)
-        best = {kind: exact.search(asked, RECALL_AT).ids for kind, asked in queries.items()}
+        best = {kind: exact.search(asked, RECALL_AT) for kind, asked in queries.items()}
         del exact
         leaves = _leaves(size)
         builder.tree(
@@ -130,7 +130,7 @@ class ScannIndex:
         ids, scores = (np.take_along_axis(part, order, axis=1) for part in (ids, scores))
         return Neighbours(ids.astype(np.int64), scores.astype(np.float32))
 
-    def _choose(self, queries: Queries, best: dict[str, np.ndarray], wanted: float) -> Effort:
+    def _choose(self, queries: Queries, best: dict[str, Neighbours], wanted: float) -> Effort:
         """The least effort by the bytes that it reads, or the most where none is enough."""
         leaves = [*(n for n in _LEAVES if n < _leaves(self.size)), _leaves(self.size)]
         efforts = sorted(itertools.product(leaves, _CANDIDATES), key=self._bytes_read)
@@ -140,7 +140,7 @@ class ScannIndex:
                 continue
             effort = Effort(wanted, many, candidates)
             shares = {
-                kind: found_of(self._search(asked, RECALL_AT, effort).ids, best[kind])
+                kind: found_of(self._search(asked, RECALL_AT, effort), best[kind])
                 for kind, asked in queries.items()
             }
             recall = {kind: float(share.mean()) for kind, share in shares.items()}

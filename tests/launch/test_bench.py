@@ -13,7 +13,7 @@ import pytest
 from cm3jax.errors import UserError
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.vocab import Vocab
-from launch import bench, bench_scaling, rivals
+from launch import bench, bench_data, bench_retrieval, bench_scaling, rivals
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -144,3 +144,52 @@ def test_an_experiment_is_timed_alone():
     experiment = bench._experiment(bench._options().parse_args(argv))
     assert (experiment.model.layers, experiment.model.context) == (24, 128)
     assert experiment.data.batch == 2
+
+
+def test_vectors_are_like_clips():
+    """Of length 1, the same every time, and with a gap between texts and pictures."""
+    vectors = bench_retrieval.clip_like(3000, 40, 20, seed=1)
+    again = bench_retrieval.clip_like(3000, 40, 20, seed=1)
+    np.testing.assert_array_equal(vectors.documents, again.documents)
+    for kind, queries in vectors.scored.items():
+        assert queries.shape == (40, 512)
+        assert vectors.tuning[kind].shape == (20, 512)
+        np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, rtol=1e-5)
+    own = (vectors.scored["text"] * vectors.scored["image"]).sum(1)
+    others = vectors.scored["text"] @ vectors.scored["text"].T
+    assert own.mean() < others.mean(), "a text is nearer to any other text than to its picture"
+    assert np.linalg.norm(vectors.documents, axis=1) == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_indexes_are_timed_side_by_side(monkeypatch, capsys):
+    monkeypatch.setattr(bench_retrieval, "_QUERIES", 100)
+    monkeypatch.setattr(bench_retrieval, "_TUNING", 50)
+    bench.run(["retrieval", "--documents", "2000"])
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["scann"]["recall"] == {"text": 1, "image": 1, "both": 1}, "it is exact so small"
+    exact = figures["exact_queries_per_second"]
+    assert min(exact.values()) > 0
+    speed = figures["scann"]["queries_per_second"]
+    assert figures["times_fastest_exact"] == pytest.approx(speed / max(exact.values()))
+    assert figures["growth"]["1000000000"]["exact"]["gigabytes"] == 2048
+    if "faiss_left_out_because" not in figures:
+        assert min(figures["faiss_ivfpq"]["recall"].values()) > 0.5
+
+
+def test_blocked_numpy_finds_what_exact_search_finds(monkeypatch):
+    monkeypatch.setattr(bench_retrieval, "_BLOCK", 300)
+    vectors = bench_retrieval.clip_like(1000, 20, 1, seed=0)
+    queries = vectors.scored["both"]
+    found = [
+        make(vectors.documents)(queries) for make in (bench_retrieval._numpy, bench_retrieval._jax)
+    ]
+    np.testing.assert_array_equal(*found)
+
+
+def test_the_input_pipeline_is_timed(monkeypatch, capsys):
+    monkeypatch.setattr(bench_data, "_SIZES", {75: (8, 300, 512)})
+    monkeypatch.setattr(bench_data, "_ROUNDS", 1)
+    bench.run(["data"])
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["75"]["tokens_per_second"] == figures["75"]["rounds"][0] > 0

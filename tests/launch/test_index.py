@@ -97,7 +97,7 @@ def test_a_saved_index_is_used(experiment, tmp_path):
         data=dataclasses.replace(experiment.data, bank=str(tmp_path / "bank")),
     )
     index.build(scann)
-    assert (tmp_path / "bank" / "scann" / "index.json").exists()
+    assert (tmp_path / "bank" / "scann" / "00000" / "index.json").exists()
     assert index.audit_bank(scann).text.count("recall@10 1.0000") == 3
     vectors = np.load(tmp_path / "bank" / "vectors.npy")
     np.save(tmp_path / "bank" / "vectors.npy", -vectors)

@@ -1,13 +1,15 @@
+import dataclasses
 import re
 
 import jax
 import numpy as np
 import pytest
 
+from cm3jax.config import RetrievalConfig
 from cm3jax.errors import UserError
-from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank import Bank, BankDocument
 from cm3jax.retrieval.exact import ExactIndex
-from cm3jax.retrieval.index import SAVED, open_index
+from cm3jax.retrieval.index import SAVED, ShardedIndex, keep_index, open_index
 from cm3jax.retrieval.protocol import Neighbours, found_of
 from cm3jax.retrieval.scann import ScannIndex
 
@@ -99,14 +101,14 @@ def test_scann_finds_what_was_asked_for_by_every_kind_of_query(gap):
     for kind, queries in asked.items():
         others = queries[150:]
         found, expected = index.search(others, 10), ExactIndex(vectors).search(others, 10)
-        assert found_of(found.ids, expected.ids).mean() >= 0.95
+        assert found_of(found, expected).mean() >= 0.95
         assert index.effort.recall[kind] >= 0.95
         assert np.all(np.diff(found.scores) <= 0)
 
 
 def test_scann_spends_no_more_than_the_recall_needs(gap):
     vectors, index, asked = gap
-    best = {kind: ExactIndex(vectors).search(q, 10).ids for kind, q in asked.items()}
+    best = {kind: ExactIndex(vectors).search(q, 10) for kind, q in asked.items()}
     efforts = [index._choose(asked, best, wanted) for wanted in (0.5, 0.8, 0.95)]
     work = [index._bytes_read((effort.leaves, effort.candidates)) for effort in efforts]
     assert work == sorted(work)
@@ -154,12 +156,46 @@ def test_a_saved_scann_index_may_move(tmp_path):
         ScannIndex.load(tmp_path / "here", vectors)
 
 
+def test_an_index_in_parts_finds_what_one_of_all_finds(tmp_path, monkeypatch):
+    vectors, queries = _clustered(1000, 16)
+    vectors[700:800] = vectors[:100]  # copies, in another part
+    vectors[990:] = vectors[0]
+    nothing = BankDocument("", np.zeros(1, np.int32), "", True, True, "s", "l")
+    documents = [dataclasses.replace(nothing, key=str(i)) for i in range(1000)]
+    bank = Bank.build(tmp_path / "bank", documents, vectors, "e", "v")
+    monkeypatch.setattr("cm3jax.retrieval.index.SHARD", 300)
+    keep_index(bank, RetrievalConfig(index="scann"))
+    assert sorted(path.name for path in (bank.path / SAVED).iterdir()) == [
+        f"{part:05d}" for part in range(4)
+    ]
+    index = open_index(bank)
+    assert isinstance(index, ShardedIndex)
+    for k in (1, 10, 400, 2000):
+        found, expected = index.search(queries, k), ExactIndex(vectors).search(queries, k)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+        best = np.take_along_axis(queries @ vectors.T, found.ids, 1)
+        np.testing.assert_allclose(best, expected.scores, atol=1e-6)
+        assert all(len(set(row)) == len(row) for row in found.ids.tolist())
+        # Equal scores come in the order of their ids.
+        tied = np.diff(found.scores, axis=1) == 0
+        assert (np.diff(found.ids, axis=1)[tied] > 0).all()
+
+
 def test_kinds(tmp_path):
     vectors, _ = _clustered(50)
     bank = Bank.build(tmp_path / "bank", [], vectors[:0], "e", "v")
     assert isinstance(open_index(bank), ExactIndex)
     assert isinstance(open_index(bank, "scann"), ScannIndex)
-    ScannIndex.build(vectors).save(bank.path / SAVED)
+    ScannIndex.build(vectors).save(bank.path / SAVED / "00000")
     assert isinstance(open_index(bank, "exact"), ExactIndex)
     with pytest.raises(UserError, match="other vectors"):
         open_index(bank)
+
+
+def test_copies_count_as_found():
+    scores = np.array([[0.9, 0.8, 0.8]], np.float32)
+    best = Neighbours(np.array([[4, 1, 2]]), scores)
+    assert found_of(Neighbours(np.array([[4, 7, 9]]), scores), best) == 1
+    fewer = Neighbours(np.array([[4, 7]]), scores[:, :2])
+    assert found_of(fewer, best) == pytest.approx(2 / 3)
+    assert found_of(Neighbours(np.array([[4, 5, 6]]), scores - [[0, 0.1, 0.1]]), best) == 1 / 3
