@@ -8,6 +8,7 @@ from cm3jax import testing
 from cm3jax.config import DecodeConfig
 from cm3jax.decode import loop
 from cm3jax.decode.journal import Journal
+from cm3jax.decode.weights import as_read
 from tests.decode.test_loop import MODEL, VOCAB, text_request
 
 FEW_ROWS = DecodeConfig(batch=4)
@@ -15,7 +16,7 @@ FEW_ROWS = DecodeConfig(batch=4)
 
 @pytest.fixture(scope="module")
 def variables():
-    return testing.decoder_variables(MODEL)
+    return as_read(testing.decoder_variables(MODEL), MODEL.config.dtype)
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_a_file_that_holds_no_tensors_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="does not exist"):
         load_inception(tmp_path / "none.pth")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00")
-    with pytest.raises(UserError, match="no whole safetensors file"):
+    with pytest.raises(UserError, match="damaged or no safetensors file"):
         load_inception(tmp_path / "cut.safetensors")
     (tmp_path / "a.pth").write_bytes(b"")
     monkeypatch.setitem(__import__("sys").modules, "torch", None)

@@ -146,6 +146,7 @@ def test_reads_rows_and_vocabulary_of_a_corpus(tmp_path):
     assert ours.work.tokens == 8 * 64
 
 
+@pytest.mark.slow
 def test_memorises_a_corpus_down_to_what_nothing_tells(tmp_path):
     """Without masks, all is told by what came before but which record it is: log(4) nats each.
 

@@ -69,6 +69,7 @@ def config(folder, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_training_makes_a_tokenizer_that_sees_every_patch(config):
     train(VQGANLearner(config))
     tokenizer = vqgan.load(config.run_dir)
