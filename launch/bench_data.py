@@ -6,11 +6,11 @@ written, as from a warm cache.
 
 import argparse
 import dataclasses
-import itertools
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from cm3jax.config import DataConfig, DecoderConfig, Experiment, VocabConfig, VQGANConfig
 from cm3jax.data.corpus import CorpusDocument, CorpusWriter, Shard
 from cm3jax.data.packing import Position
-from cm3jax.data.pipeline import CorpusStream
+from cm3jax.data.pipeline import CorpusStream, HostBatch
 from cm3jax.retrieval.bank import Bank, BankDocument
 from cm3jax.vocab import Vocab
 
@@ -88,23 +88,16 @@ def _write(experiment: Experiment, records: int) -> None:
 
 
 def _time(experiment: Experiment) -> dict[str, Any]:
-    """Of rounds of half a second, after one that warms up."""
+    """Of rounds of a second, after one that warms up and fills what is read ahead."""
     batches = CorpusStream.open(experiment, "train").batches(Position())
-    count = 1
-    while True:
-        start, tokens = time.perf_counter(), _tokens(batches, count)
-        seconds = time.perf_counter() - start
-        if seconds > 0.5:
-            break
-        count *= 2
-    rates = []
-    for _ in range(_ROUNDS):
-        start, tokens = time.perf_counter(), _tokens(batches, count)
-        rates.append(tokens / (time.perf_counter() - start))
+    rates = [_round(batches) for _ in range(1 + _ROUNDS)][1:]
     return {"tokens_per_second": statistics.median(rates), "rounds": rates}
 
 
-def _tokens(batches: Any, count: int) -> int:
-    """Of the samples in the next so many batches."""
-    taken = itertools.islice(batches, count)
-    return sum(int((batch.data.segments > 0).sum()) for batch in taken)
+def _round(batches: Iterator[HostBatch]) -> float:
+    """Tokens of samples a second."""
+    start, seconds, tokens = time.perf_counter(), 0.0, 0
+    while seconds < 1:
+        tokens += int((next(batches).data.segments > 0).sum())
+        seconds = time.perf_counter() - start
+    return tokens / seconds

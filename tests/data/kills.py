@@ -41,8 +41,9 @@ def disturb(path: Path, out: Path, shard: int, kills: int, shards: int, seed: in
     draw, stood = random.Random(seed), []
     for life in range(kills + 1):
         process, seen = start(path, out, shard), 0
-        # As many shards are left to each life, on average, as this one may make.
-        target = draw.randint(1, max(1, 2 * (shards - sum(stood)) // (kills + 1 - life)))
+        left, later = shards - sum(stood), kills - life
+        # As many shards are left to each life, on average, as this one may make, and two at least.
+        target = draw.randint(1, max(1, min(2 * left // (later + 1), left - 2 * later)))
         for line in process.stdout:
             seen += "shards, about" in line
             if seen >= target and life < kills:

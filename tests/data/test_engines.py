@@ -60,6 +60,6 @@ def test_beam_in_two_processes_gives_the_same_bytes(made, tmp_path):
 @pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_a_preparation_that_is_killed_again_and_again_comes_out_the_same(made, tmp_path):
-    lives = disturb(made, tmp_path, SHARD, KILLS, shards=3 * RECORDS // SHARD)
+    lives = disturb(made, tmp_path, SHARD, KILLS, shards=2 * RECORDS // SHARD)
     assert sum(shards > 0 for shards in lives) >= 3
     assert checksums(tmp_path) == checksums(made / "out")
