@@ -85,6 +85,7 @@ def test_a_second_preparation_finds_everything_there(prepared):
     assert all(line.endswith("is complete") for line in said)
 
 
+@pytest.mark.slow
 def test_training_rows_ask_for_the_answers_alone(prepared):
     made, _ = prepared
     stream = CorpusStream.open(made, "train")

@@ -18,6 +18,7 @@ from tests.data import corpora
 from tests.evaluate.test_protocol import PROTOCOL
 
 
+@pytest.mark.slow
 def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large(tmp_path):
     bank = corpora.write_bank(tmp_path)
     for split in ("train", "validation"):

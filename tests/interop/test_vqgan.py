@@ -62,6 +62,7 @@ def test_pictures_are_januss(run, stored):
     np.testing.assert_allclose(drawn, stored["drawn"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_tensor_matters(run, stored):
     """A reference that some tensor does not reach would say nothing about it."""
     weights, pixels = foreign.state("vq"), cases.noise(64)[:16]

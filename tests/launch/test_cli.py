@@ -1,9 +1,9 @@
 """Command lines in, experiments out; each mistake is one sentence and exit code 2."""
 
 import dataclasses
+import runpy
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -159,13 +159,18 @@ def run(command: str, *argv: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_every_command_answers_help():
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda command: run(command, "--help"), COMMANDS))
-    for command, answer in zip(COMMANDS, answers, strict=True):
-        assert answer.returncode == 0, f"{command}: {answer.stderr}"
-        assert answer.stdout.startswith(f"usage: python -m launch.{command}"), answer.stdout
-        assert not answer.stderr
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_answers_help(command, monkeypatch, capsys):
+    """In this process, which has imported most of it; the next tests start some of their own."""
+    monkeypatch.setattr(env, "prepare", lambda: None)  # it is for processes of their own
+    path = str(ROOT / "launch" / f"{command}.py")
+    monkeypatch.setattr(sys, "argv", [path, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(path, run_name="__main__")
+    said = capsys.readouterr()
+    assert not ended.value.code
+    assert said.out.startswith(f"usage: python -m launch.{command}"), said.out
+    assert not said.err
 
 
 def test_a_command_refuses_bad_input_with_exit_code_2():

@@ -248,6 +248,7 @@ def test_flops_by_hand():
     assert flops_per_pair(model) == encoder + 3 * (own + cross) + 6 * 800 * 7
 
 
+@pytest.mark.slow
 def test_memorises_pictures_by_their_captions(path, tmp_path):
     config = experiment(
         path,
