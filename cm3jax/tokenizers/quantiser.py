@@ -64,7 +64,9 @@ class VectorQuantiser(nn.Module):
 
     @property
     def _entries(self) -> Float[Array, "M C"]:
-        return self.table if self.config.codebook == "gradient" else self.entries.value
+        # What was read from a file may be of numpy still.
+        by_gradient = self.config.codebook == "gradient"
+        return jnp.asarray(self.table if by_gradient else self.entries.value)
 
     def __call__(self, inputs: Float[Array, "*B C"]) -> Quantised:
         """Quantise, and let the codebook follow if its collection is mutable."""
