@@ -88,7 +88,16 @@ def _positive(text: str) -> int:
     return number
 
 
-_positive.__name__ = "integer"  # what argparse calls it in a message
+def _share(text: str) -> float:
+    """A number above 0, at most 1."""
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{number} must be above 0, at most 1")
+    return number
+
+
+# What argparse calls them in a message.
+_positive.__name__, _share.__name__ = "integer", "share"
 
 
 def _options() -> argparse.ArgumentParser:
@@ -119,7 +128,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--guided", action="store_true", help="decode: with a second stream")
     parser.add_argument("--page", default="", help="scaling: a page to write, with plots")
     parser.add_argument("--documents", type=_positive, default=100_000, help="retrieval: vectors")
-    parser.add_argument("--recall", type=float, default=0.95, help="retrieval: of our ScaNN index")
+    parser.add_argument("--recall", type=_share, default=0.95, help="retrieval: of our ScaNN index")
     parser.add_argument("--seed", type=int, default=0, help="retrieval: of the vectors")
     return parser
 

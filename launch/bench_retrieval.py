@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from cm3jax.errors import UserError
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.protocol import Queries
 from cm3jax.retrieval.scann import ScannIndex
@@ -97,7 +98,12 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def bench_retrieval(options: argparse.Namespace) -> dict[str, Any]:
-    """Recall, queries a second, build time and memory of each engine; growth by arithmetic."""
+    """Recall, queries a second, build time and memory of each engine; growth by arithmetic.
+
+    Raises `UserError` for too few documents to ask about.
+    """
+    if options.documents < _QUERIES:
+        raise UserError(f"--documents {options.documents} are too few; give at least {_QUERIES}.")
     begun, busy = time.perf_counter(), os.getloadavg()[0]
     vectors = clip_like(options.documents, _QUERIES, _TUNING, options.seed)
     bank, scored = vectors.documents, vectors.scored

@@ -7,6 +7,7 @@ its kind; the first one compiles.
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ from cm3jax.decode.meter import Meter
 from cm3jax.decode.plan import CHUNK, bucket
 from cm3jax.decode.request import Request
 from cm3jax.decode.weights import as_read
+from cm3jax.errors import UserError
+from cm3jax.files import write_atomic
 from cm3jax.hardware import copy_rate
 from cm3jax.model.decoder import Decoder
 from cm3jax.vocab import Vocab
@@ -62,7 +65,13 @@ class _Bench:
 def bench_scaling(
     experiment: Experiment, weights: Any, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Both tables as lists of lines; with `--page` also as a page with plots."""
+    """Both tables as lists of lines; with `--page` also as a page with plots.
+
+    Raises `UserError`, before anything is measured, for a page in a folder that does not exist.
+    """
+    folder = Path(options.page).parent
+    if not folder.is_dir():
+        raise UserError(f"--page {options.page}: {folder} is no folder; make it, or give another.")
     vocab = Vocab(experiment.vocab)
     variables = jax.device_put(as_read({"params": weights}, experiment.model.dtype))
     bench = _Bench(Decoder(experiment.model, vocab.size), variables, vocab, options)
@@ -79,8 +88,7 @@ def bench_scaling(
         "samples_of_one_prompt": samples,
     }
     if options.page:
-        with open(options.page, "w") as file:
-            file.write(page(answer))
+        write_atomic(options.page, page(answer))
     return answer
 
 

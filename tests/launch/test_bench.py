@@ -72,6 +72,10 @@ def test_a_machine_with_little_more_than_jax_measures_our_side():
         (["train", "--width", "100"], "--width 100 a multiple of 64"),
         (["encode"], "invalid choice: 'encode'"),
         (["decode", "--samples", "0"], "--samples: 0 must be at least 1"),
+        (["retrieval", "--recall", "2"], "--recall: 2.0 must be above 0, at most 1"),
+        (["retrieval", "--recall", "much"], "--recall: invalid share value: 'much'"),
+        (["retrieval", "--documents", "5"], "--documents 5 are too few; give at least 1000"),
+        (["scaling", *SMALL[1:], "--page", "no/such/x.html"], "no/such is no folder"),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(argv, message):
