@@ -149,7 +149,8 @@ class CorpusStream:
     """
 
     tokens_at_once = 1 << 18
-    """Small batches are made several at once, since numpy is slow on small arrays."""
+    """Small batches are made several at once, since numpy is slow on small arrays; the first ones
+    fewer at once, since a run waits for them and a validation wants no more."""
 
     def __init__(
         self,
@@ -201,7 +202,7 @@ class CorpusStream:
         threads = self.experiment.data.threads
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         tokens = self.experiment.model.context * (self._share.stop - self._share.start)
-        together = -(-self.tokens_at_once // tokens)
+        most, together = -(-self.tokens_at_once // tokens), 1
         shares = self._shares(position)
         while True:
             # Grain wants a sequence: a stretch of the endless one at a time.
@@ -209,6 +210,7 @@ class CorpusStream:
             dataset = grain.MapDataset.source(stretch).map(self._materialise)
             for batches in dataset.to_iter_dataset(options):
                 yield from batches
+            together = min(2 * together, most)
 
     def _shares(self, position: Position) -> Iterator["_Share"]:
         given, mixed = position.row, len(self.corpora) > 1
