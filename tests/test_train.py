@@ -50,6 +50,7 @@ def test_a_finished_run_is_not_trained_again(finished, capsys):
     jax.tree.map(np.testing.assert_array_equal, again, state)
 
 
+@pytest.mark.slow
 def test_memorises_its_rows(tmp_path):
     config = experiment(
         tmp_path,

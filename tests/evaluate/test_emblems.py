@@ -31,6 +31,7 @@ from experiments.miniature.base import base
 from launch.evaluate import run
 from tests.pages import require_sound
 
+pytestmark = pytest.mark.slow  # the engine is compiled for every kind of prompt
 COUNT = 3
 DOCUMENTS = (0, 1, 2, 3, 600, 601, 602, 4000, 4001)
 
@@ -166,14 +167,12 @@ def test_a_killed_evaluation_goes_on(chain, evaluation, tmp_path, monkeypatch):
     assert len(asked) == 6 * COUNT  # ten lists of prompts, of which four were done
 
 
-@pytest.mark.slow
 def test_devices_share_the_drawing(chain, evaluation):
     mesh = MeshConfig(data=8)
     shared = evaluate(chain / "decoder", count=COUNT, say=lambda line: None, mesh=mesh)
     assert without_seconds(shared) == without_seconds(evaluation)
 
 
-@pytest.mark.slow
 def test_tasks_leave_scores_a_page_and_what_was_drawn(chain, tmp_path, monkeypatch):
     names = ("editing", "vqa", "story")
     words = ["tasks", "--run", str(chain / "decoder"), "--tasks", *names, "--cases", "2"]

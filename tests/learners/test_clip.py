@@ -129,6 +129,7 @@ def flags(monkeypatch, tmp_path) -> Experiment:
     )
 
 
+@pytest.mark.slow
 def test_training_finds_documents_and_pictures(flags):
     learner = CLIPLearner(flags)
     params = nn.unbox(learner.init(jax.random.key(0)))["params"]

@@ -16,6 +16,7 @@ from cm3jax.partition import batch_sharding, make_mesh, shardings
 from cm3jax.testing import experiment
 from cm3jax.tokenizers.vqgan import VQGAN
 from cm3jax.vocab import Modality, Vocab
+from experiments.vqgan_256 import get_config
 
 EXPERIMENT = experiment()
 CONFIG, VOCAB = EXPERIMENT.vqgan, Vocab(EXPERIMENT.vocab)
@@ -41,9 +42,9 @@ def inputs():
 
 
 @functools.cache
-def permutation():
+def permutation(codes=CONFIG.codes):
     """Which image id, counted from the first, stands for each code."""
-    return np.random.default_rng(1).permutation(CONFIG.codes)
+    return np.random.default_rng(1).permutation(codes)
 
 
 def permuted(boxed):
@@ -55,27 +56,27 @@ def permuted(boxed):
     def reorder(path, leaf):
         if path[0].key != "codebook":
             return leaf
-        return leaf.replace_boxed(leaf.value[np.argsort(permutation())])
+        return leaf.replace_boxed(leaf.value[np.argsort(permutation(len(leaf.value)))])
 
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
     return jax.tree.map_with_path(reorder, boxed, is_leaf=is_box)
 
 
-def run(mesh_config, boxed, inputs):
+def run(mesh_config, boxed, inputs, bridge=BRIDGE):
     """Pair ids, image ids and their pictures, computed on a mesh."""
     mesh = make_mesh(mesh_config)
     variables = jax.device_put(nn.unbox(boxed), shardings(mesh, boxed))
     inputs = jax.device_put(inputs, batch_sharding(mesh))
 
     with jax.set_mesh(mesh):
-        return program(variables, *inputs)
+        return program(bridge, variables, *inputs)
 
 
-@jax.jit
-def program(variables, pieces, lengths, pixels):
-    pairs = BRIDGE.apply(variables, pieces, lengths, pixels, method="encode_pairs")
-    ids = BRIDGE.apply(variables, pixels, method="encode_images")
-    return pairs, ids, BRIDGE.apply(variables, ids, method="decode_images")
+@partial(jax.jit, static_argnums=0)
+def program(bridge, variables, pieces, lengths, pixels):
+    pairs = bridge.apply(variables, pieces, lengths, pixels, method="encode_pairs")
+    ids = bridge.apply(variables, pixels, method="encode_images")
+    return pairs, ids, bridge.apply(variables, ids, method="decode_images")
 
 
 def test_variables_are_those_of_a_vqgan(boxed, inputs):
@@ -111,6 +112,30 @@ def test_the_mesh_does_not_matter(boxed, inputs, order):
     np.testing.assert_array_equal(one[0].lengths, eight[0].lengths)
     np.testing.assert_array_equal(one[1], eight[1])
     np.testing.assert_allclose(one[2], eight[2], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_mesh_does_not_matter_at_full_size():
+    """CM3Leon's tokenizer and vocabulary: 1,024 codes of 8,192 for 256 pixels."""
+    full = get_config()
+    vocab = Vocab(full.vocab)
+    bridge = TokenizerBridge(full.vqgan, vocab)
+    boxed = permuted(jax.jit(bridge.init)(jax.random.key(0), jnp.zeros((1, 256, 256, 3))))
+    rng = np.random.default_rng(0)
+    pieces = rng.integers(0, full.vocab.text_pieces, (4, 64)).astype(np.int32)
+    coarse = rng.uniform(-1, 1, (4, 16, 16, 3)).astype(np.float32)
+    pixels = np.asarray(jax.image.resize(coarse, (4, 256, 256, 3), "cubic")).clip(-1, 1)
+    inputs = pieces, np.array([64, 0, 17, 40], np.int32), pixels
+    one = run(MeshConfig(data=1), boxed, inputs, bridge)
+    eight = run(MeshConfig(data=2, fsdp=2, tensor=2), boxed, inputs, bridge)
+    assert one[1].shape == (4, 1024)
+    assert len(np.unique(one[1])) > 100
+    np.testing.assert_array_equal(one[0].ids, eight[0].ids)
+    np.testing.assert_array_equal(one[1], eight[1])
+    np.testing.assert_allclose(one[2], eight[2], atol=1e-5)
+    for ids, length in zip(np.asarray(one[0].ids), one[0].lengths, strict=True):
+        assert (vocab.modality(ids[length - 1024 : length]) == int(Modality.IMAGE)).all()
 
 
 def test_a_permuted_table_renames_ids_and_nothing_else(boxed, inputs):
