@@ -23,30 +23,43 @@ from cm3jax.decode.meter import Meter
 from cm3jax.decode.request import Guide, Request
 from cm3jax.decode.weights import as_read
 from cm3jax.hardware import copy_rate
+from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.model.decoder import Decoder
 from cm3jax.vocab import Vocab
+from launch.bench_model import add_model, experiment, no_rival, positive, random_weights
 from launch.rivals import chameleon
 
 REPEATS = 3
 """Timed runs of each side, after one that compiles and warms up; the median counts."""
 
 
-def bench_decode(
-    experiment: Experiment, weights: Any, no_rival: str, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Time the sides one after another; `no_rival` says why there is none."""
-    vocab = Vocab(experiment.vocab)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add_model(parser)
+    add = parser.add_argument
+    add("--prompt", type=positive, default=64, help="ids of a prompt")
+    add("--new", type=positive, default=64, help="ids after each prompt")
+    add("--samples", type=positive, default=1, help="of each prompt")
+    add("--guided", action="store_true", help="with a second stream")
+    add("--compile-torch", action="store_true", help="torch.compile as well")
+
+
+def bench_decode(options: argparse.Namespace) -> dict[str, Any]:
+    """Time the sides one after another."""
+    config = experiment(options, options.prompt + options.new + 1)
+    vocab = Vocab(config.vocab)
+    weights = random_weights(DecoderLearner(config, vocab, {}))
     if "head" in weights:
         weights["head"][: vocab.first_image] = 0
         weights["head"][vocab.first_text :] = 0
     prompts = np.random.default_rng(1).integers(
         vocab.first_text, vocab.size, (options.batch, options.prompt), dtype=np.int32
     )
-    ids, seconds, meter = _ours(experiment, weights, prompts, options)
+    ids, seconds, meter = _ours(config, weights, prompts, options)
     tokens = options.batch * options.samples * options.new
     answer = {
         "device": jax.devices()[0].device_kind,
-        "dtype": experiment.model.dtype,
+        "dtype": config.model.dtype,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(weights)),
         "prompts": options.batch,
         "samples": options.samples,
@@ -56,9 +69,9 @@ def bench_decode(
         "ours": {"tokens_per_second": tokens / seconds, "seconds": seconds}
         | meter.report(options.batch * options.samples, copy_rate()),
     }
-    if no_rival:
-        return answer | {"torch": None, "torch_left_out_because": no_rival}
-    for name, (theirs, seconds) in _torch(experiment, weights, prompts, options).items():
+    if why := no_rival(options):
+        return answer | {"torch": None, "torch_left_out_because": why}
+    for name, (theirs, seconds) in _torch(config, weights, prompts, options).items():
         rate = tokens / seconds
         answer[name] = {"tokens_per_second": rate, "seconds": seconds}
         if not options.guided:  # the rival's second stream costs its time and guides nothing
@@ -77,25 +90,25 @@ def _timed(run: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
 
 
 def _ours(
-    experiment: Experiment, weights: Any, prompts: np.ndarray, options: argparse.Namespace
+    config: Experiment, weights: Any, prompts: np.ndarray, options: argparse.Namespace
 ) -> tuple[np.ndarray, float, Meter]:
     """Ids [prompts, samples, new], seconds, and what the last run counted."""
-    vocab = Vocab(experiment.vocab)
-    model = Decoder(experiment.model, vocab.size)
-    variables = jax.device_put(as_read({"params": weights}, experiment.model.dtype))
+    vocab = Vocab(config.vocab)
+    model = Decoder(config.model, vocab.size)
+    variables = jax.device_put(as_read({"params": weights}, config.model.dtype))
     blind = np.asarray([vocab.eos, vocab.sentinel(0), vocab.break_], np.int32)
     guides = (Guide(blind, 3.0),) if options.guided else ()
     program = (Codes((None,) * options.new),)
     requests = [Request(prompt, guides, program, i) for i, prompt in enumerate(prompts)]
     rows = options.batch * options.samples * (1 + len(guides))
-    config = DecodeConfig(temperature=0.0, batch=rows)
+    settings = DecodeConfig(temperature=0.0, batch=rows)
     meter = Meter()
 
     def run() -> np.ndarray:
         nonlocal meter
         meter = Meter()
         out = np.zeros((len(prompts), options.samples, options.new), np.int32)
-        call = (model, variables, vocab, requests, config, options.samples, 0, meter)
+        call = (model, variables, vocab, requests, settings, options.samples, 0, meter)
         for finished in decode_each(*call):
             for done in finished:
                 out[done.request] = [sample.ids for sample in done.samples]
@@ -106,14 +119,14 @@ def _ours(
 
 
 def _torch(
-    experiment: Experiment, weights: Any, prompts: np.ndarray, options: argparse.Namespace
+    config: Experiment, weights: Any, prompts: np.ndarray, options: argparse.Namespace
 ) -> dict[str, tuple[np.ndarray, float]]:
     """Ids and seconds by kind of cache."""
     import torch
     from transformers import CompileConfig, DynamicCache
 
-    dtype = getattr(torch, experiment.model.dtype)
-    network = chameleon(experiment, weights).to(dtype).eval()
+    dtype = getattr(torch, config.model.dtype)
+    network = chameleon(config, weights).to(dtype).eval()
     ids = torch.from_numpy(prompts.astype(np.int64)).to(network.device)
     if options.guided:
         ids = torch.cat([ids, ids])

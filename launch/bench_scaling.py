@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from cm3jax import html
-from cm3jax.config import DecodeConfig, Experiment
+from cm3jax.config import DecodeConfig
 from cm3jax.decode.grammar import Codes
 from cm3jax.decode.loop import decode_each
 from cm3jax.decode.meter import Meter
@@ -24,8 +24,10 @@ from cm3jax.decode.weights import as_read
 from cm3jax.errors import UserError
 from cm3jax.files import write_atomic
 from cm3jax.hardware import copy_rate
+from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.model.decoder import Decoder
 from cm3jax.vocab import Vocab
+from launch.bench_model import add_model, experiment, positive, random_weights
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 DOCUMENTS = (0, 1, 2)
@@ -62,9 +64,16 @@ class _Bench:
         return meter
 
 
-def bench_scaling(
-    experiment: Experiment, weights: Any, options: argparse.Namespace
-) -> dict[str, Any]:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add_model(parser)
+    add = parser.add_argument
+    add("--prompt", type=positive, default=64, help="ids of a caption")
+    add("--new", type=positive, default=64, help="ids of a picture")
+    add("--page", default="", help="a page to write, with plots")
+
+
+def bench_scaling(options: argparse.Namespace) -> dict[str, Any]:
     """Both tables as lists of lines; with `--page` also as a page with plots.
 
     Raises `UserError`, before anything is measured, for a page in a folder that does not exist.
@@ -72,15 +81,17 @@ def bench_scaling(
     folder = Path(options.page).parent
     if not folder.is_dir():
         raise UserError(f"--page {options.page}: {folder} is no folder; make it, or give another.")
-    vocab = Vocab(experiment.vocab)
-    variables = jax.device_put(as_read({"params": weights}, experiment.model.dtype))
-    bench = _Bench(Decoder(experiment.model, vocab.size), variables, vocab, options)
+    config = experiment(options, prompt_tokens(options, max(DOCUMENTS)) + options.new)
+    vocab = Vocab(config.vocab)
+    weights = random_weights(DecoderLearner(config, vocab, {}))
+    variables = jax.device_put(as_read({"params": weights}, config.model.dtype))
+    bench = _Bench(Decoder(config.model, vocab.size), variables, vocab, options)
     rate = copy_rate()
     batches = [_line(bench, n, k, 1, rate) for k in DOCUMENTS for n in BATCHES]
     samples = [_shared(bench, n, rate) for n in SAMPLES]
     answer = {
         "device": jax.devices()[0].device_kind,
-        "dtype": experiment.model.dtype,
+        "dtype": config.model.dtype,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(weights)),
         "picture_tokens": options.new,
         "copy_gigabytes_per_second": rate / 1e9,

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 
 import pytest
 from etils import epath
@@ -84,8 +85,10 @@ def curve(run_dir, name):
     return [(event.step, event.value) for event in board.Scalars(name)]
 
 
-def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
+def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path, monkeypatch):
     for last, loss in ((0, 1.0), (2, 8.0)):
+        # Files of lives are told apart by their seconds; a life takes more than one.
+        monkeypatch.setattr(time, "time", lambda last=last: 1e9 + last)
         log = MetricsLog(tmp_path, last)
         for step in range(last + 1, last + 4):
             log.write({"step": step, "loss": loss, "mfu": None, "batch_fingerprint": "ab"})

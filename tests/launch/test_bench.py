@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from cm3jax.errors import UserError
-from cm3jax.learners.decoder import DecoderLearner
-from cm3jax.vocab import Vocab
 from launch import bench, bench_data, bench_retrieval, bench_scaling, rivals
+from launch.bench_model import random_weights
+from launch.bench_train import make_learner
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -71,11 +71,12 @@ def test_a_machine_with_little_more_than_jax_measures_our_side():
         (["train", "--vocab", "100"], "--vocab 100 must be above"),
         (["train", "--width", "100"], "--width 100 a multiple of 64"),
         (["encode"], "invalid choice: 'encode'"),
+        (["data", "--width", "128"], "unrecognized arguments: --width 128"),
         (["decode", "--samples", "0"], "--samples: 0 must be at least 1"),
         (["retrieval", "--recall", "2"], "--recall: 2.0 must be above 0, at most 1"),
         (["retrieval", "--recall", "much"], "--recall: invalid share value: 'much'"),
         (["retrieval", "--documents", "5"], "--documents 5 are too few; give at least 1000"),
-        (["scaling", *SMALL[1:], "--page", "no/such/x.html"], "no/such is no folder"),
+        (["scaling", "--page", "no/such/x.html"], "no/such is no folder"),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(argv, message):
@@ -84,9 +85,7 @@ def test_what_cannot_be_measured_is_one_sentence(argv, message):
 
 
 def test_weights_go_to_transformers_transposed():
-    experiment = bench._experiment(bench._options().parse_args(SMALL))
-    learner = DecoderLearner(experiment, Vocab(experiment.vocab), {})
-    weights = bench._weights(learner)
+    weights = random_weights(make_learner(bench.make_parser().parse_args(SMALL)))
     state = rivals.state_dict(weights, 128)
     assert sum(a.size for a in state.values()) == sum(a.size for a in jax.tree.leaves(weights))
     query = weights["layers"]["query"]["kernel"][1]  # [D H A]
@@ -145,7 +144,7 @@ def test_samples_of_a_prompt_read_one_prefix(capsys, monkeypatch, tmp_path):
 
 def test_an_experiment_is_timed_alone():
     argv = ["train", "--experiment", "cm3leon_350m", "--length", "128", "--batch", "2"]
-    experiment = bench._experiment(bench._options().parse_args(argv))
+    experiment = make_learner(bench.make_parser().parse_args(argv)).experiment
     assert (experiment.model.layers, experiment.model.context) == (24, 128)
     assert experiment.data.batch == 2
 

@@ -1,0 +1,106 @@
+"""The decoder that a bench measures: transformers' Chameleon, or an experiment's, random weights.
+
+Needs little more than jax: a bare machine has no tyro.
+"""
+
+import argparse
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from cm3jax.config import DataConfig, DecoderConfig, Experiment, OptimConfig, VocabConfig
+from cm3jax.errors import UserError
+from cm3jax.learners.decoder import DecoderLearner
+from launch.names import load_experiment
+from launch.rivals import missing
+
+
+def positive(text: str) -> int:
+    """An integer above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    return number
+
+
+positive.__name__ = "integer"  # as argparse calls it in a message
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The options that choose the model."""
+    add = parser.add_argument
+    add("--experiment", default="", help="this experiment's decoder, alone")
+    add("--batch", type=positive, default=8, help="rows of a step, or prompts")
+    add("--layers", type=positive, default=8, help="layers of the Chameleon")
+    add("--width", type=positive, default=512, help="its width; heads are of 64")
+    add("--vocab", type=positive, default=16_384, help="its ids")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32")
+
+
+def experiment(options: argparse.Namespace, length: int, unroll: int = 1) -> Experiment:
+    """The Chameleon of the options with room for `length` ids, or the experiment with its own.
+
+    Raises `UserError` for an experiment that does not exist and for sizes that no Chameleon has.
+    """
+    optim = OptimConfig(
+        peak_lr=1e-4, warmup_steps=1, end_lr_ratio=1.0, weight_decay=0.1, clip_norm=1.0
+    )
+    data = DataConfig(batch=options.batch)
+    if options.experiment:
+        found = load_experiment(options.experiment)
+        return Experiment(
+            "bench",
+            vocab=found.vocab,
+            vqgan=found.vqgan,
+            model=found.model,
+            data=data,
+            optim=optim,
+        )
+    vocab = VocabConfig()
+    pieces = options.vocab - vocab.specials - vocab.image_codes
+    if pieces < 1 or options.width % 64:
+        raise UserError(
+            f"--vocab {options.vocab} must be above {vocab.specials + vocab.image_codes}, and "
+            f"--width {options.width} a multiple of 64."
+        )
+    model = DecoderConfig(
+        layers=options.layers,
+        width=options.width,
+        heads=options.width // 64,
+        head_width=64,
+        ffn=-(-options.width * 8 // 3 // 64) * 64,  # Llama's: 8/3 of the width
+        context=length,
+        dtype=options.dtype,
+        positions="rope",
+        qk_norm=True,
+        norm="rms",
+        activation="swiglu",
+        tied=False,
+        unroll=unroll,
+    )
+    vocab = dataclasses.replace(vocab, text_pieces=pieces)
+    return Experiment("bench", vocab=vocab, model=model, data=data, optim=optim)
+
+
+def random_weights(learner: DecoderLearner) -> Any:
+    """Random parameters; none is zero, or a layer would do nothing in the first step."""
+    generator = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        gain = jax.tree_util.keystr(path[-1:], simple=True) == "scale"
+        return (0.02 * generator.standard_normal(leaf.shape) + gain).astype(np.float32)
+
+    variables = jax.eval_shape(learner.init, jax.random.key(0))
+    shapes = jax.tree.map(lambda box: box.value, variables["params"], is_leaf=_is_box)
+    return jax.tree.map_with_path(draw, shapes)
+
+
+def _is_box(leaf: Any) -> bool:
+    return hasattr(leaf, "names")
+
+
+def no_rival(options: argparse.Namespace) -> str:
+    """Why there is nothing to compare with; empty if there is."""
+    return "an experiment's model has no counterpart" if options.experiment else missing()
