@@ -1,5 +1,6 @@
 """The decoder that a bench measures: transformers' Chameleon, or an experiment's, random weights.
 
+Chameleon has 8 layers of width 512 if nothing else is asked for; an experiment's sizes are its own.
 Needs little more than jax: a bare machine has no tyro.
 """
 

@@ -2,7 +2,8 @@
 
 Documents and queries have latent points around cluster centres, seen through a text map, an image
 map, or both, around two different means: the modality gap. Parameters of ours are chosen by other
-queries than those that the recall is of.
+queries than those that the recall is of. Every engine gets the cores that the process may run on:
+`taskset -c 0,1` before the command gives two.
 """
 
 import argparse
