@@ -275,11 +275,13 @@ class DecoderConfig:
     unroll: int = 1
     """Layers per turn of the scan over layers: more compile longer and, on CPUs, run faster."""
     remat: Literal["none", "full", "dots"] = "none"
-    """What the backward pass recomputes: nothing, everything, or all but matrix products."""
+    """What the backward pass recomputes: norms, gates and the weights of attention alone (`none`),
+    everything, or all but matrix products."""
     attention: Literal["xla", "cudnn", "splash"] = "xla"
-    """How training rows attend: plain operations for any hardware, which hold all scores of a row
-    against itself at once, or a kernel that never does: cuDNN's for GPUs, where a row is one
-    segment (`data.rows=stream`), or splash attention for TPUs. Generation always uses the first."""
+    """How training rows attend: plain operations for any hardware, which hold the scores of an
+    eighth of a row's tokens at once, or a kernel that holds fewer: cuDNN's for GPUs, where a row is
+    one segment (`data.rows=stream`), or splash attention for TPUs. Generation always uses the
+    first."""
 
     def __post_init__(self):
         _require(

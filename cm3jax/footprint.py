@@ -111,8 +111,8 @@ def _local_bytes(tree: Any) -> int:
 def _temporaries(experiment: Experiment, mesh: dict[str, int]) -> int:
     """Peak of what lives within a step: at the head, or in the backward pass of a layer.
 
-    At the head all layers' residuals are there, and the logits, and their gradient. In a layer the
-    head's are gone; it computes again those of its own residuals that were not kept.
+    At the head all layers' residuals are there, and the logits. In a layer the head's are gone; it
+    computes again those of its own residuals that were not kept.
     """
     model, tensor = experiment.model, mesh["tensor"]
     shards = mesh["data"] * mesh["fsdp"] * experiment.optim.accumulate
@@ -158,7 +158,10 @@ def _traceable(model: DecoderConfig) -> DecoderConfig:
 
 
 def _kept_by_head(experiment: Experiment, rows: int, vocab_size: int, chunks: int) -> int:
-    """Bytes of the head's backward pass: what it keeps, or computes again, and one gradient."""
+    """Bytes of the head's backward pass: what it keeps, or computes again.
+
+    The gradient of the logits takes the place of an array that it is computed from.
+    """
     width, length = experiment.model.width, experiment.model.context // chunks
     dtype = jnp.dtype(experiment.model.dtype)
     table = jax.ShapeDtypeStruct((vocab_size, width), jnp.float32)
@@ -175,8 +178,7 @@ def _kept_by_head(experiment: Experiment, rows: int, vocab_size: int, chunks: in
 
         return token_losses(logits, hidden, targets)
 
-    logits = 4 * rows * length * vocab_size
-    return _kept(losses, (table, hidden), targets) + logits
+    return _kept(losses, (table, hidden), targets)
 
 
 def _kept(function: Callable[[Any, Any], Any], inputs: Any, other: Any) -> int:

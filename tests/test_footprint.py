@@ -53,7 +53,7 @@ def test_the_large_model_is_planned_without_its_devices():
     assert predicted.temporaries > 32 * 8 * 4096 * 4096 * 2
 
 
-def test_kernels_keep_no_scores():
+def test_no_backend_keeps_scores():
     config = experiment("", data=DataConfig(batch=8, rows="stream"))
     shape = {"context": 256, "head_width": 32, "dtype": "bfloat16"}
     model = dataclasses.replace(config.model, **shape)
@@ -62,9 +62,10 @@ def test_kernels_keep_no_scores():
         chosen = dataclasses.replace(model, attention=attention)
         return needs(dataclasses.replace(config, model=chosen)).temporaries
 
-    # At least the softmax of both layers, in bfloat16.
+    # The softmax of both layers, in bfloat16.
     scores = 2 * 8 * 2 * 256 * 256 * 2
-    assert temporaries("splash") == temporaries("cudnn") < temporaries("xla") - scores
+    assert temporaries("splash") == temporaries("cudnn")
+    assert abs(temporaries("xla") - temporaries("splash")) < scores / 100
 
 
 def test_refuses_what_it_cannot_plan():

@@ -95,8 +95,8 @@ def flops_per_token(config: DecoderConfig, vocab_size: int) -> float:
     """Floating-point operations of forward and backward pass per token of a full row.
 
     6 per weight of a matrix product (the head among them, lookups not) and 12 per layer, width of
-    all query heads and context for attention; the causal half that is computed and thrown away
-    counts too.
+    all query heads and context for attention; the causal half counts in full, though the backends
+    skip most of what they would throw away.
     """
     weights = config.layers * config.layer_weights + vocab_size * config.width
     attention = config.layers * config.heads * config.head_width * config.context

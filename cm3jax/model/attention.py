@@ -23,25 +23,28 @@ def row_attention(
 ) -> Attend:
     """Causal attention within the segments of rows, by one of the backends.
 
-    They agree on every token that is no padding. `cudnn` never looks at the segments: rows must be
-    of one segment, with padding only behind it. No backend but `xla` makes an array of L x L.
+    They agree on every token that is no padding, and none keeps an array of L x L. `cudnn` never
+    looks at the segments: rows must be of one segment, with padding only behind it.
     """
     if backend == "cudnn":
         return partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
     if backend == "splash":
         return partial(_splash, segments)
-    return partial(attend, mask=packed_mask(segments))
+    return partial(_in_blocks, segments)
 
 
-def packed_mask(segments: Int[Array, "B L"]) -> Bool[Array, "B 1 L L"]:
-    """Who sees whom in packed rows: earlier tokens of the same segment, and oneself.
+def packed_mask(
+    segments: Int[Array, "B L"], first: int = 0, last: int | None = None
+) -> Bool[Array, "B 1 T S"]:
+    """Whom the T tokens `first .. last - 1` of packed rows see among the S up to the last: those of
+    their segment, up to themselves.
 
     Padding is segment 0 and sees padding, so that no softmax is over an empty set.
     """
-    length = segments.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    same = segments[:, :, None] == segments[:, None, :]
-    return (same & causal)[:, None]
+    seen = segments[:, :last]
+    places = jnp.arange(seen.shape[1])
+    same = seen[:, first:, None] == seen[:, None]
+    return (same & (places[first:, None] >= places))[:, None]
 
 
 def attend(
@@ -54,7 +57,6 @@ def attend(
 
     H is a multiple of K: key head k serves the H / K query heads from k H / K on.
     """
-    # Heads are moved next to the batch first: left in the middle, CPUs multiply them one by one.
     return attend_kept(queries, KeyValues.of_tokens(keys, values), mask)
 
 
@@ -62,13 +64,120 @@ def attend_kept(
     queries: Float[Array, "B L H A"], kept: KeyValues, mask: Bool[Array, "B 1 #L S"]
 ) -> Float[Array, "B L H A"]:
     """`attend` to keys and values as the cache has them."""
-    rows, length, heads, width = queries.shape
-    queries = queries.swapaxes(1, 2).reshape(rows, kept.keys.shape[1], -1, length, width)
-    scores = jnp.einsum("bkhla,bksa->bkhls", queries, kept.keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None], scores * width**-0.5, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(kept.values.dtype)
-    attended = jnp.einsum("bkhls,bksa->bkhla", weights, kept.values)
-    return attended.reshape(rows, heads, length, width).swapaxes(1, 2)
+    by_key = _by_key(queries, kept.keys.shape[1])
+    return _by_token(_weighted(by_key, kept.keys, kept.values, mask)[0])
+
+
+def _by_key(queries: Float[Array, "B L H A"], heads: int) -> Float[Array, "B K G L A"]:
+    """Queries by the key head that they share.
+
+    Heads stand next to the batch: left in the middle, CPUs multiply them one by one.
+    """
+    rows, length, _, width = queries.shape
+    return queries.swapaxes(1, 2).reshape(rows, heads, -1, length, width)
+
+
+def _by_token(attended: Float[Array, "B K G L A"]) -> Float[Array, "B L H A"]:
+    rows, *_, length, width = attended.shape
+    return attended.reshape(rows, -1, length, width).swapaxes(1, 2)
+
+
+def _scores(queries, keys, mask):
+    scores = jnp.einsum("bkgla,bksa->bkgls", queries, keys, preferred_element_type=jnp.float32)
+    return jnp.where(mask[:, None], scores * queries.shape[-1] ** -0.5, -jnp.inf)
+
+
+def _weighted(queries, keys, values, mask):
+    """Values by the softmax of scores [B K G L A], and the log of the softmax's sum [B K G L 1]."""
+    scores = _scores(queries, keys, mask)
+    top = scores.max(-1, keepdims=True)
+    weights = jnp.exp(scores - top)
+    total = weights.sum(-1, keepdims=True)
+    weights = weights.astype(values.dtype)
+    attended = jnp.einsum("bkgls,bksa->bkgla", weights, values, preferred_element_type=jnp.float32)
+    return (attended / total).astype(queries.dtype), top + jnp.log(total)
+
+
+def _in_blocks(
+    segments: Int[Array, "B L"],
+    queries: Float[Array, "B L H A"],
+    keys: Float[Array, "B L K A"],
+    values: Float[Array, "B L K A"],
+) -> Float[Array, "B L H A"]:
+    """`attend` within segments, a block of tokens after another to what stands up to its end.
+
+    Nearly half of the scores, those of later tokens, are never computed.
+    """
+    kept = KeyValues.of_tokens(keys, values)
+    return _by_token(_causal(_by_key(queries, keys.shape[2]), kept.keys, kept.values, segments))
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    """First token and end of each block: eight, or those of 128 tokens where that is fewer."""
+    size = max(128, -(-length // 8))
+    return [(first, min(first + size, length)) for first in range(0, length, size)]
+
+
+@jax.custom_vjp
+def _causal(
+    queries: Float[Array, "B K G L A"],
+    keys: Float[Array, "B K L A"],
+    values: Float[Array, "B K L A"],
+    segments: Int[Array, "B L"],
+) -> Float[Array, "B K G L A"]:
+    """`_in_blocks` with heads in front. No weights are kept: the backward pass computes them again
+    from their sums (arXiv 2205.14135, section 3.1)."""
+    return _causal_forward(queries, keys, values, segments)[0]
+
+
+def _causal_forward(queries, keys, values, segments):
+    found = [
+        _weighted(
+            queries[..., first:last, :],
+            keys[:, :, :last],
+            values[:, :, :last],
+            packed_mask(segments, first, last),
+        )
+        for first, last in _blocks(segments.shape[1])
+    ]
+    attended, log_total = (jnp.concatenate(parts, axis=3) for parts in zip(*found, strict=True))
+    return attended, (queries, keys, values, segments, attended, log_total)
+
+
+def _causal_backward(known, slope):
+    """With weights p, dp the gradient by them and o the answer, that by scores is
+    p * (dp - sum(p * dp)), where the sum equals that of o * do."""
+    queries, keys, values, segments, attended, log_total = known
+    wide = {"preferred_element_type": jnp.float32}
+    shares = (slope.astype(jnp.float32) * attended.astype(jnp.float32)).sum(-1, keepdims=True)
+    slopes = []
+    for first, last in _blocks(segments.shape[1]):
+        q, do, share, log_z = (x[..., first:last, :] for x in (queries, slope, shares, log_total))
+        k, v = keys[:, :, :last], values[:, :, :last]
+        weights = jnp.exp(_scores(q, k, packed_mask(segments, first, last)) - log_z)
+        by_weights = jnp.einsum("bkgla,bksa->bkgls", do, v, **wide)
+        by_scores = weights * (by_weights - share) * queries.shape[-1] ** -0.5
+        weights, by_scores = (x.astype(queries.dtype) for x in (weights, by_scores))
+        unseen = [(0, 0)] * 2 + [(0, segments.shape[1] - last), (0, 0)]
+        by_keys = jnp.einsum("bkgls,bkgla->bksa", by_scores, q, **wide)
+        by_values = jnp.einsum("bkgls,bkgla->bksa", weights, do, **wide)
+        slopes.append(
+            (
+                jnp.einsum("bkgls,bksa->bkgla", by_scores, k, **wide),
+                jnp.pad(by_keys, unseen),
+                jnp.pad(by_values, unseen),
+            )
+        )
+    by_queries, by_keys, by_values = zip(*slopes, strict=True)
+    return (
+        jnp.concatenate(by_queries, axis=3).astype(queries.dtype),
+        sum(by_keys).astype(keys.dtype),
+        sum(by_values).astype(values.dtype),
+        None,
+    )
+
+
+_causal.defvjp(_causal_forward, _causal_backward)
 
 
 def _splash(

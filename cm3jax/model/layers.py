@@ -37,18 +37,30 @@ def _quantiles() -> Float[np.ndarray, "65536"]:
     return np.array([normal.inv_cdf(share) for share in shares])
 
 
-def layer_norm(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    """Layer normalisation in float32 without scale or shift, eps 1e-5; keeps the input's type."""
+recomputed = partial(jax.checkpoint, prevent_cse=False)
+"""A function that keeps its arguments alone for the backward pass and computes the rest again: for
+what costs less than the memory that it would fill."""
+
+
+@recomputed
+def layer_norm(
+    x: Float[Array, "*B D"],
+    scale: Float[Array, "..."] | float = 1.0,
+    bias: Float[Array, "..."] | float = 0.0,
+) -> Float[Array, "*B D"]:
+    """Layer normalisation in float32, eps 1e-5, then gain and bias; keeps the input's type."""
     x32 = x.astype(jnp.float32)
     centred = x32 - x32.mean(-1, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
-    return (centred * scale).astype(x.dtype)
+    inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
+    return (centred * inverse * scale + bias).astype(x.dtype)
 
 
-def rms_norm(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    """Division by the root mean square in float32, eps 1e-5; keeps the input's type."""
+@recomputed
+def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array, "*B D"]:
+    """Division by the root mean square in float32, eps 1e-5, then a gain; keeps the type."""
     x32 = x.astype(jnp.float32)
-    return (x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + 1e-5)).astype(x.dtype)
+    inverse = jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + 1e-5)
+    return (x32 * inverse * scale).astype(x.dtype)
 
 
 class Norm(nn.Module):
@@ -62,8 +74,7 @@ class Norm(nn.Module):
         if self.kind == "layer":
             return layer_norm(x)
         ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-        scale = self.param("scale", ones, x.shape[-1:])
-        return (rms_norm(x.astype(jnp.float32)) * scale).astype(x.dtype)
+        return rms_norm(x, self.param("scale", ones, x.shape[-1:]))
 
 
 def dropout(
@@ -113,7 +124,20 @@ class HeadNorm(nn.Module):
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
         scale = self.param("scale", nn.with_logical_partitioning(ones, names), shape)
         bias = self.param("bias", nn.with_logical_partitioning(zeros, names), shape)
-        return (layer_norm(x.astype(jnp.float32)) * scale + bias).astype(x.dtype)
+        return layer_norm(x, scale, bias)
+
+
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3))
+def product(
+    x: Float[Array, "..."], kernel: Float[Array, "..."], inputs: int, dtype: jnp.dtype
+) -> Float[Array, "..."]:
+    """Contract the last `inputs` axes of x with the first ones of the kernel, both as `dtype`."""
+    rows, outputs = x.shape[: x.ndim - inputs], kernel.shape[inputs:]
+    size = math.prod(kernel.shape[:inputs])
+    # As plain matrices: with two axes of rows, XLA's CPU backend turns copies of its operands
+    # round for the gradient of the kernel, which takes longer than the product.
+    y = x.astype(dtype).reshape(-1, size) @ kernel.astype(dtype).reshape(size, -1)
+    return y.reshape(rows + outputs)
 
 
 class Projection(nn.Module):
@@ -140,7 +164,7 @@ class Projection(nn.Module):
             "kernel", nn.with_logical_partitioning(init, self.names), self.inputs + self.outputs
         )
         n, (rank, scale) = len(self.inputs), self.lora
-        y = self._product(x, kernel, n)
+        y = product(x, kernel, n, self.dtype)
         if not rank:
             return y
         init = truncated_normal(math.prod(self.inputs) ** -0.5)
@@ -148,13 +172,12 @@ class Projection(nn.Module):
         out = nn.with_logical_partitioning(nn.initializers.zeros, ("rank", *self.names[n:]))
         down = self.param("lora_down", into, (*self.inputs, rank))
         up = self.param("lora_up", out, (rank, *self.outputs))
-        return y + scale * self._product(self._product(x, down, n), up, 1)
+        return y + scale * product(product(x, down, n, self.dtype), up, 1, self.dtype)
 
-    def _product(self, x: Float[Array, "..."], kernel: Float[Array, "..."], inputs: int):
-        contract = (tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs)))
-        return jax.lax.dot_general(
-            x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ()))
-        )
+
+@recomputed
+def _gated(gate: Float[Array, "*B F"], inner: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+    return jax.nn.silu(gate) * inner
 
 
 class FeedForward(nn.Module):
@@ -176,7 +199,7 @@ class FeedForward(nn.Module):
         out = ((self.hidden,), (self.width,), ("mlp", "embed"), self.out_std, *kind)
         inner = Projection(*into, name="up")(x)
         if self.activation == "swiglu":
-            inner = jax.nn.silu(Projection(*into, name="gate")(x)) * inner
+            inner = _gated(Projection(*into, name="gate")(x), inner)
         else:
             inner = jax.nn.relu(inner)
         return Projection(*out, name="down")(inner)

@@ -97,11 +97,17 @@ def lowered(platform, backend):
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
-def test_splash_is_lowered_for_tpus_without_an_array_of_all_scores(monkeypatch):
-    assert "1024x1024" in lowered("tpu", "xla")
+def test_operations_hold_the_scores_of_a_block_of_tokens_at_once():
+    text = lowered("tpu", "xla")
+    assert "128x1024" in text
+    assert "1024x1024" not in text
+
+
+def test_splash_is_lowered_for_tpus_without_an_array_of_scores(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     text = lowered("tpu", "splash")
     assert text.count("@tpu_custom_call") == 3  # forward, and backward to queries and to keys
+    assert "128x1024" not in text
     assert "1024x1024" not in text
 
 
