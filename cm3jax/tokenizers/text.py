@@ -7,6 +7,7 @@ seven characters. The tokenizers of foreign checkpoints stand behind the same in
 """
 
 import io
+import random
 import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -18,6 +19,9 @@ from cm3jax.files import digest, write_atomic
 from cm3jax.tokenizers.huggingface import HuggingFaceModel
 
 MODEL_FILE = "text.model"
+
+LARGEST_SAMPLE = 10_000_000
+"""Texts that a model is learnt from at most."""
 
 # SentencePiece writes a space as U+2581 and reads every U+2581 as a space. One that stands in the
 # text is therefore written as two characters that begin with a private-use one, as is that one.
@@ -43,14 +47,16 @@ class TextTokenizer:
     def train(
         cls, texts: Iterable[str], pieces: int, algorithm: Literal["bpe", "unigram"] = "bpe"
     ) -> "TextTokenizer":
-        """Learn `pieces` pieces from a stream of texts; equal texts give equal models.
+        """Learn `pieces` pieces from a stream of texts; equal streams give equal models.
 
+        Of more than `LARGEST_SAMPLE` texts, that many are drawn at random: SentencePiece holds
+        what it learns from in memory.
         One piece is the unknown one (never produced), 256 are bytes, the rest are characters and
         what `algorithm` joins. Where the texts yield fewer, reserved pieces that no text encodes
         to fill the table. Raises `UserError` without texts, or if `pieces` can't hold the
         characters.
         """
-        texts = [_escape(text) for text in texts if text]
+        texts = _sample(_escape(text) for text in texts if text)
         if not texts:
             raise UserError("the text tokenizer has no texts to learn from; check data.source.")
         tokenizer = cls(_train(texts, pieces, algorithm, reserved=0))
@@ -124,6 +130,20 @@ class _SentencePieceModel:
 
 def _escape(text: str) -> str:
     return _TO_ESCAPE.sub(lambda match: _ESCAPES[match.group()], text)
+
+
+def _sample(texts: Iterable[str]) -> list[str]:
+    """All of a stream, or `LARGEST_SAMPLE` texts of it, each equally likely (reservoir sampling).
+
+    The draws are always the same ones.
+    """
+    sample, draws = [], random.Random(0)
+    for number, text in enumerate(texts):
+        if number < LARGEST_SAMPLE:
+            sample.append(text)
+        elif (place := draws.randrange(number + 1)) < LARGEST_SAMPLE:
+            sample[place] = text
+    return sample
 
 
 def _train(texts: Sequence[str], pieces: int, algorithm: str, reserved: int) -> bytes:

@@ -5,6 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cm3jax.errors import UserError
+from cm3jax.tokenizers import text
 from cm3jax.tokenizers.text import MODEL_FILE, TextTokenizer
 
 CAPTIONS = [
@@ -65,6 +66,25 @@ def test_training_reads_a_stream_and_is_deterministic(tokenizer):
     again = TextTokenizer.train(iter(CAPTIONS), 330)
     assert again.fingerprint == TextTokenizer.train(CAPTIONS, 330).fingerprint
     assert again.fingerprint != TextTokenizer.train(CAPTIONS[:-1], 330).fingerprint
+
+
+def test_of_a_long_stream_a_sample_from_everywhere_is_kept(monkeypatch):
+    monkeypatch.setattr(text, "LARGEST_SAMPLE", 1000)
+    kept = []
+
+    def train(texts, pieces, algorithm, reserved):
+        kept.append(texts)
+        return learn(texts, pieces, algorithm, reserved)
+
+    learn = text._train
+    monkeypatch.setattr(text, "_train", train)
+    stream = [f"{CAPTIONS[number % len(CAPTIONS)]} {number}" for number in range(10_000)]
+    tokenizers = [TextTokenizer.train(iter(stream), 340) for _ in range(2)]
+    assert tokenizers[0].fingerprint == tokenizers[1].fingerprint
+    numbers = [int(caption.split()[-1]) for caption in kept[0]]
+    assert len(set(numbers)) == 1000
+    # A thousand draws below 10,000: their mean is within 4.4 of its standard deviations.
+    assert abs(sum(numbers) / 1000 - 5000) < 400
 
 
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
