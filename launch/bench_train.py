@@ -25,6 +25,7 @@ from cm3jax.state import TrainState, plan
 from cm3jax.train import make_train_step, require_attention
 from cm3jax.vocab import Vocab
 from launch.bench_model import add_model, experiment, no_rival, positive, random_weights
+from launch.env import keep_freed_memory
 from launch.rivals import chameleon
 
 
@@ -57,7 +58,8 @@ def make_learner(options: argparse.Namespace) -> DecoderLearner:
 
 
 def bench_train(options: argparse.Namespace) -> dict[str, Any]:
-    """Time the sides one after another."""
+    """Time the sides one after another; both profit from the memory that the process keeps."""
+    keep_freed_memory()
     learner = make_learner(options)
     model = learner.experiment.model
     weights, tokens = random_weights(learner), _tokens(learner)

@@ -10,7 +10,7 @@ from cm3jax.config import Experiment
 from cm3jax.run_report import Illustration
 from cm3jax.train import Illustrator, Learner, train
 from launch.cli import parse_experiment
-from launch.env import main
+from launch.env import keep_freed_memory, main
 
 _DESCRIPTION = (
     "Train an experiment; a run directory that holds a checkpoint is continued from its newest one."
@@ -89,4 +89,5 @@ def make_illustrator(learner: Learner) -> Illustrator:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(run)

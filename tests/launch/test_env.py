@@ -12,10 +12,10 @@ from launch import env
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(program: str, **variables: str) -> subprocess.CompletedProcess:
+def start(program: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
     keep = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     return subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, *arguments],
         cwd=ROOT,
         env=keep | {"JAX_PLATFORMS": "cpu"} | variables,
         capture_output=True,
@@ -49,6 +49,23 @@ def test_flags_and_cache_are_set_before_the_backend_starts(tmp_path):
     assert tpu.startswith("--xla_tpu_")
     (folder,) = (tmp_path / "cm3jax").iterdir()
     assert any(folder.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other C libraries have no such options")
+def test_freed_memory_is_kept_when_asked():
+    program = """
+import resource, sys
+from launch import env
+if sys.argv[1:] == ["keep"]:
+    env.keep_freed_memory()
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    len(sys.argv[0].encode() * 2**26)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    # 128 MiB, or 32,768 pages of 4 KiB.
+    assert int(start(program).stdout) > 30_000
+    assert int(start(program, "keep").stdout) < 100
 
 
 def test_the_users_cache_goes_first(tmp_path):
