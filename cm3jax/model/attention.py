@@ -90,7 +90,7 @@ def _scores(queries, keys, mask):
 def _weighted(queries, keys, values, mask):
     """Values by the softmax of scores [B K G L A], and the log of the softmax's sum [B K G L 1]."""
     scores = _scores(queries, keys, mask)
-    top = scores.max(-1, keepdims=True)
+    top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))  # it changes no answer
     weights = jnp.exp(scores - top)
     total = weights.sum(-1, keepdims=True)
     weights = weights.astype(values.dtype)
