@@ -72,16 +72,14 @@ def keep_freed_memory() -> None:
 
     XLA allots the temporaries of every step anew, and on CPUs a step that has its pages mapped each
     time takes up to a fifth longer. To be called before anything starts a backend of jax, whose
-    threads would have heaps of their own. Without glibc nothing happens.
+    threads would have heaps of their own. Without glibc nothing happens; what the host of an
+    accelerator gains or loses was not measured.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        for option, value in _KEEP.values():
+        # By malloc.h: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD.
+        for option, value in ((-8, 1), (-4, 0), (-1, -1)):
             mallopt(option, value)
-
-
-# Names and numbers of malloc.h.
-_KEEP = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
 
 
 def cache_dir() -> Path:

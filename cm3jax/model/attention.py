@@ -33,9 +33,7 @@ def row_attention(
     return partial(_in_blocks, segments)
 
 
-def packed_mask(
-    segments: Int[Array, "B L"], first: int = 0, last: int | None = None
-) -> Bool[Array, "B 1 T S"]:
+def _packed_mask(segments: Int[Array, "B L"], first: int, last: int) -> Bool[Array, "B 1 T S"]:
     """Whom the T tokens `first .. last - 1` of packed rows see among the S up to the last: those of
     their segment, up to themselves.
 
@@ -136,7 +134,7 @@ def _causal_forward(queries, keys, values, segments):
             queries[..., first:last, :],
             keys[:, :, :last],
             values[:, :, :last],
-            packed_mask(segments, first, last),
+            _packed_mask(segments, first, last),
         )
         for first, last in _blocks(segments.shape[1])
     ]
@@ -154,7 +152,7 @@ def _causal_backward(known, slope):
     for first, last in _blocks(segments.shape[1]):
         q, do, share, log_z = (x[..., first:last, :] for x in (queries, slope, shares, log_total))
         k, v = keys[:, :, :last], values[:, :, :last]
-        weights = jnp.exp(_scores(q, k, packed_mask(segments, first, last)) - log_z)
+        weights = jnp.exp(_scores(q, k, _packed_mask(segments, first, last)) - log_z)
         by_weights = jnp.einsum("bkgla,bksa->bkgls", do, v, **wide)
         by_scores = weights * (by_weights - share) * queries.shape[-1] ** -0.5
         weights, by_scores = (x.astype(queries.dtype) for x in (weights, by_scores))

@@ -80,7 +80,7 @@ class Decoder(nn.Module):
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Scores of every id as float32, by the embedding or the head's own table."""
         table = (self.embedding if self.config.tied else self.head).astype(hidden.dtype)
-        # One axis of rows, as in `layers.Projection`.
+        # One axis of rows, as in `layers.product`.
         rows = hidden.reshape(-1, hidden.shape[-1])
         scores = jnp.einsum("rd,vd->rv", rows, table, preferred_element_type=jnp.float32)
         return scores.reshape(*hidden.shape[:-1], -1)

@@ -134,8 +134,8 @@ def product(
     """Contract the last `inputs` axes of x with the first ones of the kernel, both as `dtype`."""
     rows, outputs = x.shape[: x.ndim - inputs], kernel.shape[inputs:]
     size = math.prod(kernel.shape[:inputs])
-    # As plain matrices: with two axes of rows, XLA's CPU backend turns copies of its operands
-    # round for the gradient of the kernel, which takes longer than the product.
+    # As plain matrices: with two axes of rows, XLA's CPU backend transposes its operands in memory
+    # for the gradient of the kernel, which takes longer than the product.
     y = x.astype(dtype).reshape(-1, size) @ kernel.astype(dtype).reshape(size, -1)
     return y.reshape(rows + outputs)
 
