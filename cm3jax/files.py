@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-import os
+import secrets
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ from cm3jax.errors import UserError
 def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part.
 
+    Of several writers at once, on whatever machines, one wins.
     Raises `OSError` if that fails, say on a full disk, and leaves nothing behind.
     """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.parent / f".{path.name}.{os.getpid()}.part"
+    # Containers that share a folder often have the same process id.
+    scratch = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
     if isinstance(content, str):
         content = content.encode()
     try:

@@ -320,7 +320,7 @@ def coco(options: CocoFid) -> None:
     write_atomic(out / "report.html", report(outcome))
     print(text_table(outcome))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"wrote {out / 'scores.json'} and {out / 'report.html'}; peak memory {peak:.1f} GiB")
+    print(f"wrote {out / 'scores.json'} and {out / 'report.html'}; peak memory {peak:.2f} GiB")
 
 
 def _beside(out: str, suffix: str) -> str:

@@ -1,3 +1,5 @@
+import concurrent.futures
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,14 @@ def test_a_write_leaves_one_whole_file(tmp_path):
     write_atomic(path, b"new")
     assert path.read_bytes() == b"new"
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_of_writers_at_once_one_wins_whole(tmp_path):
+    path, contents = tmp_path / "a", [bytes([number]) * 300_000 for number in range(8)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda content: write_atomic(path, content), contents * 20))
+    assert path.read_bytes() in contents
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_json_round_trip_and_errors(tmp_path):

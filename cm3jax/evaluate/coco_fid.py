@@ -104,8 +104,10 @@ class Exam:
         every = [self._drawn(drawn) for drawn in sets]
         if not self._has_statistics:
             every.insert(0, self._real)
-        found = [features.extract(share, say) for features in every]
-        return all(found)
+        for features in every:
+            features.extract(share, say)
+        # Asked when this share is done with all, so that whoever ends last finds everything.
+        return all(features.all_there() for features in every)
 
     def judge(self, model: Model, sets: Sequence[PictureSet], say: Say = print) -> Outcome:
         """Score every set of pictures, once all have their features."""

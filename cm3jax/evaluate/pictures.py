@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -63,10 +63,10 @@ class Features:
     """As in `read`."""
     folder: epath.Path
 
-    def extract(self, share: Share = ALL, say: Callable[[str], None] = print) -> bool:
+    def extract(self, share: Share = ALL, say: Callable[[str], None] = print) -> None:
         """Compute what is missing of this process's share of the chunks.
 
-        Returns whether all are there, others' too. Raises `UserError` for what is no picture.
+        Raises `UserError` for what is no picture.
         """
         parts = list(enumerate(chunks(self.files)))
         index, count = share
@@ -78,24 +78,27 @@ class Features:
             write_array(path, np.stack(list(itertools.islice(rows, len(files)))))
             if done % _SAID == 0 or done == len(missing):
                 say(f"{self.folder.name}: {done} of {len(missing)} chunks of features computed")
+
+    def all_there(self) -> bool:
+        """Whether every share has been extracted, others' too."""
         return all(
             all(file.exists() for file in files) and self._path(number, files).exists()
-            for number, files in parts
+            for number, files in enumerate(chunks(self.files))
         )
 
     def gather(self) -> Float[np.ndarray, "B D"]:
-        """All features in order of the files, on disk, once all are there."""
-        path = self.folder / "all.npy"
-        scratch = self.folder / f".all.{os.getpid()}.part"
+        """All features in order of the files, once all are there; on disk, until they are dropped.
+
+        The file has no name: no other process sees it, and a killed one leaves none behind.
+        """
         shape = (len(self.files), self.extractor.width)
-        out = np.lib.format.open_memmap(scratch, "w+", np.float32, shape)
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            out = np.memmap(file, np.float32, "w+", shape=shape)
         row = 0
         for number, files in enumerate(chunks(self.files)):
             out[row : row + len(files)] = np.load(self._path(number, files))
             row += len(files)
-        out.flush()
-        scratch.replace(path)
-        return np.load(path, mmap_mode="r")
+        return out
 
     def _path(self, number: int, files: Sequence[epath.Path]) -> epath.Path:
         how = f"{self.extractor.name} {self.extractor.mode} {self.crop}"

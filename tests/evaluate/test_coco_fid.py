@@ -12,10 +12,13 @@ from cm3jax import testing
 from cm3jax.errors import UserError
 from cm3jax.evaluate import drawing
 from cm3jax.evaluate.coco import read_captions
+from cm3jax.evaluate.coco_fid import Exam, from_folder
 from cm3jax.evaluate.coco_page import COLUMNS
+from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.fid import Gaussian
+from cm3jax.evaluate.pictures import Features
 from cm3jax.evaluate.protocol import scores_from_json
-from cm3jax.interop.inception import shapes
+from cm3jax.interop.inception import load_inception, shapes
 from launch.evaluate import run
 from tests.evaluate import inputs
 from tests.pages import require_sound
@@ -142,6 +145,25 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_pictures(home, outcome, mon
     assert json.loads(first) == json.loads(second)
     with pytest.raises(UserError, match="drawn with other captions, seed"):
         from_run(home, out, "--seed", "1", "--count", str(COUNT))
+
+
+@pytest.mark.slow
+def test_whoever_ends_last_finds_everything(home, tmp_path, monkeypatch):
+    """Also if the other one was behind with the first pictures and ahead with the next."""
+    monkeypatch.setattr(drawing, "CHUNK", 4)
+    extractor = Extractor(load_inception(home / "inception.safetensors"))
+    captions = read_captions(home / "captions.json")
+    exam = Exam(captions, extractor, None, str(home / "val"), 16, tmp_path)
+    _, sets = from_folder(home / "val", exam)
+    extract = Features.extract
+
+    def overtaken(self, share, say):
+        if share == (0, 2) and self.folder.name == "pictures":
+            assert not exam.extract(sets, (1, 2))
+        extract(self, share, say)
+
+    monkeypatch.setattr(Features, "extract", overtaken)
+    assert exam.extract(sets, (0, 2))
 
 
 @pytest.mark.slow

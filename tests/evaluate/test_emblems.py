@@ -2,6 +2,8 @@
 asked in `tests/launch/test_quickstart.py` and of the shipped weights.)"""
 
 import dataclasses
+import json
+import random
 
 import flax.linen as nn
 import jax
@@ -29,6 +31,8 @@ from cm3jax.tokenizers.text import TextTokenizer
 from cm3jax.tokenizers.vqgan import VQGAN
 from experiments.miniature.base import base
 from launch.evaluate import run
+from tests.evaluate.processes import kill, marks, start
+from tests.launch.runs import finish
 from tests.pages import require_sound
 
 pytestmark = pytest.mark.slow  # the engine is compiled for every kind of prompt
@@ -165,6 +169,48 @@ def test_a_killed_evaluation_goes_on(chain, evaluation, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "decode_each", lambda *call: asked.extend(call[3]) or real(*call))
     assert without_seconds(exam()) == without_seconds(evaluation)
     assert len(asked) == 6 * COUNT  # ten lists of prompts, of which four were done
+
+
+def ids(journal):
+    """What was drawn for each request."""
+    return {one["request"]: [sample["ids"] for sample in one["samples"]] for one in journal}
+
+
+@pytest.mark.parametrize(
+    ("words", "lists"),
+    [
+        (("emblems", "--prompts", "3"), 10),
+        (("tasks", "--tasks", "editing", "vqa", "story", "--cases", "2"), 3),
+    ],
+    ids=lambda words: words[0] if isinstance(words, tuple) else "",
+)
+def test_a_killed_process_goes_on(chain, tmp_path, words, lists):
+    def command(name):
+        return [*words, "--run", str(chain / "decoder"), "--out", str(tmp_path / f"{name}.json")]
+
+    def samples(name):
+        return sorted((tmp_path / f"{name}.samples").glob("*.json"))
+
+    finish([start(command("whole"))])
+    chance = random.Random(0)
+    few = chance.randint(1, lists - 2)
+    kill(command("killed"), lambda: len(samples("killed")) >= few, chance.uniform(0, 0.5))
+    assert not (tmp_path / "killed.json").exists()
+    kept = {path: json.loads(path.read_text()) for path in samples("killed")}
+    drawn = marks(list(kept))
+    finish([start(command("killed"))])
+    assert few <= len(kept) < len(samples("killed")) == lists
+    for one, other in zip(samples("killed"), samples("whole"), strict=True):
+        ours, theirs = (json.loads(path.read_text()) for path in (one, other))
+        assert one.name == other.name
+        assert ids(ours) == ids(theirs)
+        # Nothing that was drawn was drawn again.
+        before = kept.get(one, [])
+        assert ours[: len(before)] == before
+        assert len(before) < len(ours) or marks([one])[one] == drawn[one]
+    for suffix in ("json", "html"):
+        one, other = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in ("killed", "whole"))
+        assert one == other
 
 
 def test_devices_share_the_drawing(chain, evaluation):
