@@ -223,7 +223,12 @@ def _setting(
     seed: int,
 ) -> Setting:
     weights = [fingerprint(load_run(run_dir).variables), generator.image.fingerprint]
-    origin = {"captions": exam.captions.fingerprint, "weights": digest(*weights), "bank": "none"}
+    origin = {
+        "captions": exam.captions.fingerprint,
+        "weights": digest(*weights),
+        "bank": "none",
+        "code": code_version(),
+    }
     if documents:
         origin["bank"] = generator.retriever.bank.fingerprint
     if max(samples) > 1:

@@ -51,7 +51,7 @@ class Setting:
     seed: int
     decode: DecodeConfig
     origin: dict[str, str]
-    """Fingerprints of captions, weights and bank."""
+    """Fingerprints of captions, weights, bank and code."""
 
     def folder(self, out: epath.PathLike, samples: int) -> epath.Path:
         """Where the best of `samples` lie."""

@@ -14,7 +14,7 @@ from cm3jax.evaluate import fid
 from cm3jax.evaluate.drawing import ALL, Share, chunks
 from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.fid import Frechet, Gaussian
-from cm3jax.evaluate.protocol import Protocol, Score
+from cm3jax.evaluate.protocol import Protocol, Score, code_version
 from cm3jax.files import digest, write_array
 from cm3jax.retrieval.clip import ClipEncoder, fit
 from cm3jax.shapes import Float, UInt8
@@ -53,8 +53,8 @@ class Features:
     """Features of picture files, each chunk of them in a file of its own in `folder`.
 
     So a killed extraction goes on, and several processes share the work. Files are named after the
-    contents of the pictures, the network, and how pictures are cut and resized: others are never
-    taken for them. A few batches of pictures are in memory, and no features.
+    contents of the pictures, the network, the code, and how pictures are cut and resized: others
+    are never taken for them. A few batches of pictures are in memory, and no features.
     """
 
     extractor: Extractor
@@ -101,7 +101,7 @@ class Features:
         return out
 
     def _path(self, number: int, files: Sequence[epath.Path]) -> epath.Path:
-        how = f"{self.extractor.name} {self.extractor.mode} {self.crop}"
+        how = f"{self.extractor.name} {self.extractor.mode} {self.crop} {code_version()}"
         contents = (digest(file.read_bytes()) for file in files)
         return self.folder / f"{number:05d}-{digest(how, *contents)}.npy"
 

@@ -7,10 +7,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import safetensors.numpy
+from etils import epath
 
 from cm3jax import testing
 from cm3jax.errors import UserError
-from cm3jax.evaluate import drawing
+from cm3jax.evaluate import coco_fid, drawing
 from cm3jax.evaluate.coco import read_captions
 from cm3jax.evaluate.coco_fid import Exam, from_folder
 from cm3jax.evaluate.coco_page import COLUMNS
@@ -145,6 +146,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_pictures(home, outcome, mon
     assert json.loads(first) == json.loads(second)
     with pytest.raises(UserError, match="drawn with other captions, seed"):
         from_run(home, out, "--seed", "1", "--count", str(COUNT))
+    # What the stamp says of the code holds for every picture.
+    monkeypatch.setattr(coco_fid, "code_version", lambda: "0.1.0+another")
+    with pytest.raises(UserError, match="drawn with other code;"):
+        from_run(home, out)
 
 
 @pytest.mark.slow
@@ -153,7 +158,7 @@ def test_whoever_ends_last_finds_everything(home, tmp_path, monkeypatch):
     monkeypatch.setattr(drawing, "CHUNK", 4)
     extractor = Extractor(load_inception(home / "inception.safetensors"))
     captions = read_captions(home / "captions.json")
-    exam = Exam(captions, extractor, None, str(home / "val"), 16, tmp_path)
+    exam = Exam(captions, extractor, None, str(home / "val"), 16, epath.Path(tmp_path))
     _, sets = from_folder(home / "val", exam)
     extract = Features.extract
 
