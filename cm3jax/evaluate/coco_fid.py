@@ -206,26 +206,26 @@ def from_run(
         raise UserError("choosing and scoring samples takes a CLIP encoder; name one with --clip.")
     if guidance is not None:
         generator.decode = dataclasses.replace(generator.decode, guidance_scale=guidance)
+    weights = digest(fingerprint(load_run(run_dir).variables), generator.image.fingerprint)
     sets = []
     for count in documents:
-        setting = _setting(run_dir, generator, exam, count, samples, seed)
+        setting = _setting(generator, weights, exam, count, samples, seed)
         drawing.draw(generator, encoder, exam.captions.chosen, setting, exam.out, share, say)
         sets += [_picture_set(generator, exam, setting, n) for n in setting.samples]
     return describe(run_dir), sets
 
 
 def _setting(
-    run_dir: epath.PathLike,
     generator: Generator,
+    weights: str,
     exam: Exam,
     documents: int,
     samples: Sequence[int],
     seed: int,
 ) -> Setting:
-    weights = [fingerprint(load_run(run_dir).variables), generator.image.fingerprint]
     origin = {
         "captions": exam.captions.fingerprint,
-        "weights": digest(*weights),
+        "weights": weights,
         "bank": "none",
         "code": code_version(),
     }
