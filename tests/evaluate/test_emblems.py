@@ -182,7 +182,7 @@ def ids(journal):
         (("emblems", "--prompts", "3"), 10),
         (("tasks", "--tasks", "editing", "vqa", "story", "--cases", "2"), 3),
     ],
-    ids=lambda words: words[0] if isinstance(words, tuple) else "",
+    ids=["emblems", "tasks"],
 )
 def test_a_killed_process_goes_on(chain, tmp_path, words, lists):
     def command(name):

@@ -13,6 +13,10 @@ where it was. What we find for the same files, with torch installed to read them
 
 FID 0.56525 and KID 0.16917: they differ from torch-fidelity's by 6e-7 and 1.1e-5 of themselves
 (torch 2.13, Python 3.11, jax 0.10.2, two Intel Xeon cores).
+
+At full width, `32 build/emblem_fid 1024` has been compared, the first 1,024 pictures of either set
+in folders of their own: FID 5.45552 and KID -0.26285 differ by 2.0e-5 and 9e-7, no feature by more
+than 1e-6 of the largest. 4,096 at full width are open.
 """
 
 import itertools
