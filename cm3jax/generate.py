@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -44,7 +45,7 @@ from cm3jax.prompts import Prompt, Segments, Shown, read_prompt
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.clip import ClipEncoder
 from cm3jax.retrieval.retriever import Retrieved, Retriever
-from cm3jax.shapes import Bool, Int, UInt8
+from cm3jax.shapes import Bool, Float, Int, UInt8
 from cm3jax.state import TrainState, plan
 from cm3jax.tokenizers.image import ImageTokenizer
 from cm3jax.tokenizers.text import TextTokenizer
@@ -323,6 +324,48 @@ class Generator:
         call = (self.model, self._variables, self.vocab, requests, config, samples, seed)
         for finished in self._decode_each(*call, meter, watch):
             yield self._finish(asks, finished)
+
+    def logprobs(
+        self, asks: Sequence[Ask], answers: Sequence[Int[np.ndarray, " _"]]
+    ) -> Float[np.ndarray, " B"]:
+        """Log-probability in nats of an answer to each ask, to compare answers: among all ids, at
+        temperature 1, without guidance.
+
+        `UserError` of an encoder-decoder, and for what is longer than the model's context.
+        """
+        if isinstance(self.model, EncoderDecoder):
+            raise UserError("an encoder-decoder compares no answers; give a decoder.")
+        rows = [
+            np.concatenate([ask.request.prefix, answer])
+            for ask, answer in zip(asks, answers, strict=True)
+        ]
+        context, batch = self.model.longest_prompt, self.decode.batch
+        longest = max(map(len, rows), default=0)
+        if longest > context:
+            raise UserError(f"a prompt and its answer have {longest} tokens; the model {context}.")
+        out = np.zeros(len(rows))
+        for start in range(0, len(rows), batch):
+            ids, lengths = np.zeros((batch, context), np.int32), np.ones(batch, np.int32)
+            part = rows[start : start + batch]
+            for place, row in enumerate(part):
+                ids[place, : len(row)], lengths[place] = row, len(row)
+            each = np.asarray(self._token_logprobs(self._variables, ids, lengths))
+            for place, row in enumerate(part):
+                first = len(row) - len(answers[start + place])
+                out[start + place] = each[place, first - 1 : len(row) - 1].sum(dtype=np.float64)
+        return out
+
+    @functools.cached_property
+    def _token_logprobs(self) -> Callable[..., jax.Array]:
+        """Log-probability of every id but the first of each row, after those before it."""
+        model = self.model
+
+        def each(variables, ids, lengths):
+            hidden, _ = model.apply(variables, ids, lengths, method="prefill")
+            scores = jax.nn.log_softmax(model.apply(variables, hidden, method="logits"))
+            return jnp.take_along_axis(scores[:, :-1], ids[:, 1:, None], axis=-1)[..., 0]
+
+        return jax.jit(each)
 
     def _all(
         self, asks: Sequence[Ask], samples: int, seed: int, decode: DecodeConfig | None

@@ -1,6 +1,9 @@
 """What accelerators can do, to say how much of it a run uses."""
 
+import os
+import platform
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -57,3 +60,14 @@ def copy_rate(repeats: int = 5) -> float:
         copy(array).block_until_ready()
         seconds.append(time.perf_counter() - begin)
     return 2 * array.nbytes / min(seconds)
+
+
+def in_words() -> str:
+    """The devices that jax computes on, e.g. `2 cores of Intel(R) Xeon(R) Processor`."""
+    devices = jax.devices()
+    if devices[0].platform != "cpu":
+        return f"{len(devices)} × {devices[0].device_kind}"
+    about = Path("/proc/cpuinfo")  # Linux has it
+    lines = about.read_text().splitlines() if about.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{os.cpu_count()} cores of {next(models, platform.machine())}"

@@ -164,10 +164,10 @@ def page(title: str, *body: str) -> Html:
 _CSS = """
 :root { color-scheme: light dark; --paper: #fbfaf7; --ink: #22211f; --soft: #6d6a64;
   --rule: #e2ded5; --card: #fff; --good: #19734a; --bad: #b3402e; --a: #2563a8; --b: #c2701c;
-  --c: #7a4fa3; --d: #19734a; }
+  --c: #7a4fa3; --d: #19734a; --e: #9c2f5f; --f: #6d6a64; }
 @media (prefers-color-scheme: dark) { :root { --paper: #171716; --ink: #e9e6df; --soft: #a19d94;
   --rule: #35332f; --card: #1f1f1d; --good: #63c795; --bad: #ef8a76; --a: #79b0ea; --b: #e8a35c;
-  --c: #bc98e2; --d: #63c795; } }
+  --c: #bc98e2; --d: #63c795; --e: #e58ab0; --f: #a19d94; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.5rem 1.25rem 5rem; max-width: 64rem; background: var(--paper);
   color: var(--ink); font: 17px/1.55 Charter, "Bitstream Charter", Cambria, Georgia, serif; }
@@ -195,6 +195,7 @@ td small { color: var(--soft); display: block; font-size: .74rem; }
   border-radius: 4px; margin-bottom: .3rem; outline: 1px solid var(--rule); }
 .cell q { color: var(--ink); font-style: normal; }
 .scroll td:last-child { min-width: 11rem; }
+a { color: var(--a); }
 .right, .wrong { font-weight: 600; white-space: nowrap; }
 .right { color: var(--good); }
 .wrong { color: var(--bad); }
@@ -205,6 +206,9 @@ td small { color: var(--soft); display: block; font-size: .74rem; }
 .line-1 { stroke: var(--b); background: var(--b); }
 .line-2 { stroke: var(--c); background: var(--c); }
 .line-3 { stroke: var(--d); background: var(--d); }
+.line-4 { stroke: var(--e); background: var(--e); }
+.line-5 { stroke: var(--f); background: var(--f); }
+.plot .dot { fill: var(--card); stroke-width: 1.8; }
 .dashed { stroke-dasharray: 6 4; opacity: .65; }
 figcaption { font-size: .78rem; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; }
 .key { display: inline-block; width: 1rem; height: 3px; margin-right: .35rem;

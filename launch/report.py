@@ -1,32 +1,61 @@
-"""Rebuild a run's report from what its evaluations stored.
+"""The paper's claims beside what this code measured; or a run's own report.
 
-    python -m launch.report [RUN]
+    python -m launch.report                 # the page of claims, from stored results
+    python -m launch.report --rerun ROW     # measure one claim again, then the page
+    python -m launch.report RUN             # RUN/report.html, as the quickstart makes it
 
-Reads `RUN/metrics.json` and `RUN/results/*.json`, writes `RUN/report.html`; computes nothing.
+Without `--rerun` it computes nothing: claims come from `experiments/miniature/results/`, a run's
+report from its `metrics.json` and `results/`.
 """
 
 import dataclasses
+import time
+from pathlib import Path
 
 import tyro
 from etils import epath
 
+from cm3jax.claims import control
+from cm3jax.claims.bench import Bench
+from cm3jax.claims.page import verdict, write_page
+from cm3jax.claims.row import Result, Row
 from cm3jax.errors import UserError
 from cm3jax.evaluate.page import report
 from cm3jax.evaluate.results import Evaluation
-from cm3jax.files import read_json, write_atomic
+from cm3jax.files import read_json, write_atomic, write_json
 from launch.cli import parse
 from launch.env import main
 
+ROWS: tuple[Row, ...] = (control.ROW,)
+"""The claims, in the page's order."""
+
+MINIATURE = Path(__file__).resolve().parent.parent / "experiments" / "miniature"
+RESULTS = MINIATURE / "results"
+
 MODELS = ("shipped", "trained_here")
-"""Whose results a report may show, in its order."""
+"""Whose results a run's report may show, in its order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What to report on."""
 
-    run: tyro.conf.Positional[str] = "runs/quickstart"
-    """Directory with `metrics.json` and `results/`, as the quickstart leaves it."""
+    run: tyro.conf.Positional[str] = ""
+    """Directory with `metrics.json` and `results/`, as the quickstart leaves it; without one the
+    page of the paper's claims is made."""
+    rerun: str = ""
+    """The claim to measure again. If killed, the same command goes on."""
+    out: str = "runs/report"
+    """Directory of the page of claims and of the samples of a measurement."""
+    data: str = "data"
+    """Directory of prepared data; the memory banks lie in it."""
+
+    def __post_init__(self):
+        names = [row.name for row in ROWS]
+        if self.rerun and self.rerun not in names:
+            raise UserError(f"there is no claim {self.rerun!r}; the claims are {', '.join(names)}.")
+        if self.rerun and self.run:
+            raise UserError("--rerun measures a claim and takes no run; leave one of them out.")
 
 
 def stored(run: epath.PathLike) -> dict[str, Evaluation]:
@@ -47,10 +76,42 @@ def write_report(run: epath.PathLike) -> epath.Path:
     return path
 
 
+def measure(row: Row, options: Options, results: epath.PathLike = RESULTS, **size: int) -> Result:
+    """Measure a claim and store the result; `size` makes the bench's seeds and prompts fewer.
+
+    What was drawn before a kill is not drawn again, and its time counts.
+    """
+    keep = epath.Path(options.out) / "samples" / row.name
+    spent = keep / "seconds.json"
+    before = read_json(spent, "the time spent")["seconds"] if spent.exists() else 0.0
+    start = time.perf_counter()
+
+    def seconds() -> float:
+        return before + time.perf_counter() - start
+
+    def say(line: str) -> None:
+        write_json(spent, {"seconds": seconds()})
+        print(f"  {seconds():5.0f} s  {line}", flush=True)
+
+    already = f", {before:.0f} s of it done" if before else ""
+    print(f"{row.name}: about {row.seconds / 60:.0f} minutes on two CPU cores{already}", flush=True)
+    bench = Bench(MINIATURE / "weights", options.data, keep, say, **size)
+    result = Result.of(row, bench, row.measure(bench), seconds())
+    result.save(epath.Path(results) / f"{row.name}.json")
+    keep.rmtree()  # or the next time nothing would be measured
+    return result
+
+
 def command(argv: list[str]) -> None:
-    """Parse the arguments and write the report."""
-    options = parse(Options, argv, "Rebuild report.html from stored results.")
-    print(f"wrote {write_report(options.run)}")
+    """Parse the arguments and write what is asked for."""
+    options = parse(Options, argv, "The paper's claims beside what was measured; a run's report.")
+    if options.run:
+        print(f"wrote {write_report(options.run)}")
+        return
+    for row in ROWS:
+        if row.name == options.rerun:
+            print(f"{row.name}: reproduced: {verdict(row, measure(row, options))}")
+    print(f"wrote {write_page(options.out, ROWS, RESULTS)}")
 
 
 if __name__ == "__main__":

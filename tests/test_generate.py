@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import cm3jax
 from cm3jax import generate, testing
 from cm3jax.asks import Broken, read_answer, to_text
+from cm3jax.checkpoint import load_run
 from cm3jax.config import ONE_DEVICE, DecodeConfig
 from cm3jax.document import Image, Text, parse, render
 from cm3jax.errors import UserError
@@ -376,3 +378,24 @@ def test_parts_that_do_not_belong_together_are_refused(chain, tmp_path):
 def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, cm3jax; assert 'jax' not in sys.modules and callable(cm3jax.load)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_answers_are_compared_by_their_likelihood(chain, generator):
+    rows = [(("a red fox",),), (("two green squares on the left",),)]
+    asks = generator.ask.pictures(rows, None, None, generator.decode)
+    answers = [np.array([20, 21, 300], np.int32), np.array([22], np.int32)]
+    run = load_run(chain / "decoder")
+    for ask, answer, nats in zip(asks, answers, generator.logprobs(asks, answers), strict=True):
+        ids = np.concatenate([ask.request.prefix, answer])[None]
+        places = np.arange(ids.shape[1])[None]
+        hidden = generator.model.apply(run.variables, ids, places, np.ones_like(ids))
+        scores = generator.model.apply(run.variables, hidden, method="logits")
+        each = np.log(jax.nn.softmax(scores[0, -1 - len(answer) : -1]))
+        expected = each[np.arange(len(answer)), answer].sum()
+        np.testing.assert_allclose(nats, expected, rtol=1e-5)
+
+
+def test_an_answer_that_does_not_fit_is_one_sentence(generator):
+    asks = generator.ask.pictures([(("a red fox",),)], None, None, generator.decode)
+    with pytest.raises(UserError, match="tokens; the model 96"):
+        generator.logprobs(asks, [np.zeros(96, np.int32)])

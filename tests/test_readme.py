@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cm3jax.claims.page import verdict
+from cm3jax.claims.row import Result
 from launch.cli import parse_experiment
+from launch.report import RESULTS, ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -47,3 +50,16 @@ def test_links_and_files_exist():
     assert files
     for path in (*links, *files):
         assert (ROOT / path).exists(), f"README names {path}, which is not there"
+
+
+def test_its_table_of_claims_is_the_page_s():
+    said = {}
+    for row in ROWS:
+        if (RESULTS / f"{row.name}.json").exists():
+            result = Result.load(RESULTS / f"{row.name}.json")
+            said[row.title] = (row.headline(result.measured.scores), verdict(row, result))
+    table = README.partition("| claim | here | reproduced |\n|---|---|---|\n")[2].partition("\n\n")[
+        0
+    ]
+    cells = [[part.strip() for part in line.strip("|").split("|")] for line in table.splitlines()]
+    assert {title: tuple(rest) for title, *rest in cells} == said

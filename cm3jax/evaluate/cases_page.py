@@ -18,7 +18,7 @@ def cases_page(
         ]
         parts.append(tag("section", tag("h2", kind), *drawn))
     parts.append(tag("h2", "Protocols"))
-    parts += [_protocol(name, score) for name, score in scores.items()]
+    parts += protocols(scores)
     return page(f"cm3jax: {title}", tag("main", *parts))
 
 
@@ -26,6 +26,11 @@ def score_table(scores: Mapping[str, Score]) -> Html:
     """Every score with its 95 % interval, n, chance and regime."""
     names = ("score", "value", "95 %", "n", "chance", "protocol")
     return table_of(names, [_row(name, score) for name, score in scores.items()])
+
+
+def protocols(scores: Mapping[str, Score]) -> list[Html]:
+    """The stamp of every score, folded."""
+    return [_protocol(name, score) for name, score in scores.items()]
 
 
 def table_of(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:

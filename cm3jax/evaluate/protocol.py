@@ -59,6 +59,8 @@ class Protocol:
     """How pictures reach the size that the extractor reads."""
     extractor: str = "none"
     """Network whose features are compared, with the fingerprint of its weights."""
+    seeds: int = 1
+    """Seeds from `seed` on, each with prompts of its own."""
     licences: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The share of each licence: of the bank's documents or, without a bank, of the records."""
 

@@ -46,6 +46,11 @@ class Figure:
     prompt: str
     cells: tuple[Cell, ...]
 
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> "Figure":
+        """From `dataclasses.asdict`; `KeyError` or `TypeError` for another form."""
+        return cls(**{**plain, "cells": tuple(Cell(**cell) for cell in plain["cells"])})
+
 
 def worst_and_best(
     values: Sequence[float | bool] | Float[np.ndarray, " B"], most: int
@@ -84,10 +89,7 @@ class Evaluation:
         """Read the file; `UserError` when it is missing, damaged or of another form."""
         plain: dict[str, Any] = read_json(path, "the evaluation's result")
         try:
-            figures = tuple(
-                Figure(**{**figure, "cells": tuple(Cell(**cell) for cell in figure["cells"])})
-                for figure in plain.pop("figures")
-            )
+            figures = tuple(map(Figure.from_json, plain.pop("figures")))
             scores = scores_from_json(plain.pop("scores"))
             losses = {
                 name: [(step, value) for step, value in points]
