@@ -15,7 +15,7 @@ from pathlib import Path
 import tyro
 from etils import epath
 
-from cm3jax.claims import control
+from cm3jax.claims import control, documents
 from cm3jax.claims.bench import Bench
 from cm3jax.claims.page import verdict, write_page
 from cm3jax.claims.row import Result, Row
@@ -26,7 +26,10 @@ from cm3jax.files import read_json, write_atomic, write_json
 from launch.cli import parse
 from launch.env import main
 
-ROWS: tuple[Row, ...] = (control.ROW,)
+ROWS: tuple[Row, ...] = (
+    control.ROW,
+    documents.ROW,
+)
 """The claims, in the page's order."""
 
 MINIATURE = Path(__file__).resolve().parent.parent / "experiments" / "miniature"

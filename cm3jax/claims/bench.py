@@ -16,7 +16,7 @@ from cm3jax.data.emblems import Prompt, prompts
 from cm3jax.data.emblems.prompts import Kind
 from cm3jax.data.prepare import prepare_bank
 from cm3jax.data.tokenised import Tools
-from cm3jax.document import Image, Text, render
+from cm3jax.document import Image, Text, parse, render
 from cm3jax.evaluate.protocol import (
     Protocol,
     Score,
@@ -26,12 +26,16 @@ from cm3jax.evaluate.protocol import (
     licensed_share,
     wilson,
 )
+from cm3jax.evaluate.results import Cell
 from cm3jax.files import digest
 from cm3jax.generate import Generator
 from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.shapes import Bool, Float, Int, UInt8
 
 SEEDS, PROMPTS = 3, 200
+EMBLEMS = 16_000
+"""As in the shipped weights' training."""
 _RESAMPLES = 2000
 
 Picture = UInt8[np.ndarray, "Y X 3"]
@@ -42,7 +46,8 @@ class Bench:
 
     `shipped` is the folder of the weights, `data` that of banks, which are made when first needed;
     samples are kept in the folder `keep`, and those that lie there not drawn again. There are
-    `seeds` seeds of sampling, each with so many `prompts` of its own. `say` gets a line per score.
+    `seeds` seeds of sampling, each with so many `prompts` of its own. The banks' datasets have
+    `emblems` emblems for training, three documents of each. `say` gets a line per score.
     """
 
     def __init__(
@@ -53,12 +58,13 @@ class Bench:
         say: Callable[[str], None] = print,
         seeds: int = SEEDS,
         prompts: int = PROMPTS,
+        emblems: int = EMBLEMS,
     ):
         self.run = epath.Path(shipped) / "decoder"
         self.data = epath.Path(data)
         self.keep = epath.Path(keep)
         self.say = say
-        self.seeds, self.prompts = seeds, prompts
+        self.seeds, self.prompts, self.emblems = seeds, prompts, emblems
 
     @functools.cached_property
     def weights(self) -> dict[str, str]:
@@ -92,12 +98,13 @@ class Bench:
         return self.data / "claims" / f"bank-{dataset}"
 
     def bank(self, dataset: int = 0) -> Bank:
-        """The memory bank of the dataset of that seed, as large as the miniature's; made now unless
-        it stands, in some three minutes."""
+        """The memory bank of the dataset of that seed, made now unless it stands: the miniature's
+        takes some three minutes."""
         experiment = self._run.experiment
         data = dataclasses.replace(
             experiment.data,
             raw=str(self.data / "raw"),
+            emblems=self.emblems,
             records=400,  # the bank does not depend on how many training pairs lie beside it
             bank=str(self._bank_path(dataset)),
         )
@@ -130,6 +137,13 @@ class Bench:
         """A picture of each text."""
         found = self.generator.text_to_image(texts, documents, seed=seed, decode=decode)
         return np.stack([group[0].image for group in found])
+
+    def cell(self, found: Retrieved) -> Cell:
+        """A retrieved document in a figure."""
+        segments = parse(found.ids, self.generator.vocab)
+        codes = [segment.codes for segment in segments if isinstance(segment, Image)]
+        image = self.generator.image.decode(np.asarray(codes))[0] if codes else None
+        return Cell.of(f"retrieved, {found.score:.2f}", image, found.meta.text)
 
     def share(
         self, name: str, verdicts: Bool[np.ndarray, "S B"], chance: float, protocol: Protocol
@@ -164,7 +178,7 @@ class Bench:
             "samples": 1,
         }
         return Protocol(
-            prompts=f"{prompts}, {self.prompts} for each seed, {self.size} pixels",
+            prompts=f"{prompts}, {self.size} pixels",
             prompts_hash=digest(*content),
             split=split,
             bank=f"{len(bank)} documents, {bank.fingerprint}" if bank else "none",

@@ -21,6 +21,12 @@ Scores = Mapping[str, Score]
 """By dotted name."""
 
 
+def percent(share: Score) -> str:
+    """A share with its interval, for a table."""
+    low, high = share.interval
+    return f"{share.value:.1%} ({low:.1%}–{high:.1%})"
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """A table as the paper has it, in words and figures."""

@@ -1,0 +1,66 @@
+"""Every row on the shipped weights, with few prompts and small banks: its figures are real."""
+
+import html
+
+import numpy as np
+import pytest
+
+from cm3jax.claims.bench import Bench
+from cm3jax.claims.page import write_page
+from cm3jax.claims.row import Result
+from cm3jax.decode import loop
+from launch.report import ROWS
+from tests.claims.test_bench import SHIPPED
+from tests.pages import require_sound
+
+ABOVE = {
+    "control": ("five_documents.each_picture", "five_documents.all_five"),
+    "documents": ("one.docs_1", "one.docs_2", "two.docs_2", "rules.clauses.right", "kind.pair"),
+    "sampling": ("accuracy.top_p.best_of_1",),
+    "guidance": ("accuracy.cfg_1",),
+    "bank_swap": ("old_emblems.old_bank", "new_emblems.new_bank"),
+    "retrieval": ("recall.dropped_0", "accuracy.dropped_0"),
+}
+"""What the shipped weights do in at least half of the cases."""
+BELOW = {
+    "control": ("infill.rows.without", "infill.cell.another", "classify.wrong_first"),
+    "documents": ("one.docs_0", "two.docs_0", "two.docs_1", "kind.text"),
+    "sampling": (),
+    "guidance": (),
+    "bank_swap": ("old_emblems.new_bank", "new_emblems.old_bank"),
+    "retrieval": (),
+}
+"""What they never do."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_row_measures_what_it_says(row, data, tmp_path, monkeypatch):
+    lines = []
+    keep = tmp_path / "samples"
+    bench = Bench(SHIPPED, data, keep, lines.append, seeds=2, prompts=4, emblems=8)
+    found = row.measure(bench)
+    value = {name: score.value for name, score in found.scores.items()}
+    assert all(value[name] >= 0.5 for name in ABOVE[row.name])
+    assert all(value[name] == 0 for name in BELOW[row.name])
+    assert all(score.interval[0] <= score.interval[1] for score in found.scores.values())
+    assert all(np.isfinite([*score.interval, score.value]).all() for score in found.scores.values())
+    said = [line for line in lines if any(line.startswith(f"{name}: ") for name in value)]
+    assert len(said) == len(value)
+
+    Result.of(row, bench, found, 1.0).save(tmp_path / "results" / f"{row.name}.json")
+    path = write_page(tmp_path / "page", (row,), tmp_path / "results")
+    page = path.read_text()
+    require_sound(page, path.parent)
+    assert html.escape(row.headline(found.scores)) in page
+    assert page.count(">✓<") + page.count(">✗<") == len(row.targets)
+
+    # What was drawn is kept, so that a killed measurement goes on.
+    monkeypatch.setattr(loop, "plan", lambda requests, *rest: 1 / 0 if requests else ())
+    assert row.measure(bench) == found
