@@ -343,9 +343,10 @@ class Generator:
         longest = max(map(len, rows), default=0)
         if longest > context:
             raise UserError(f"a prompt and its answer have {longest} tokens; the model {context}.")
+        width = min(-(-longest // 64) * 64, context)  # a few programs for all lengths
         out = np.zeros(len(rows))
         for start in range(0, len(rows), batch):
-            ids, lengths = np.zeros((batch, context), np.int32), np.ones(batch, np.int32)
+            ids, lengths = np.zeros((batch, width), np.int32), np.ones(batch, np.int32)
             part = rows[start : start + batch]
             for place, row in enumerate(part):
                 ids[place, : len(row)], lengths[place] = row, len(row)

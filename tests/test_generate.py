@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -386,9 +387,9 @@ def test_answers_are_compared_by_their_likelihood(chain, generator):
     answers = [np.array([20, 21, 300], np.int32), np.array([22], np.int32)]
     run = load_run(chain / "decoder")
     for ask, answer, nats in zip(asks, answers, generator.logprobs(asks, answers), strict=True):
-        ids = np.concatenate([ask.request.prefix, answer])[None]
-        places = np.arange(ids.shape[1])[None]
-        hidden = generator.model.apply(run.variables, ids, places, np.ones_like(ids))
+        ids = jnp.concatenate([ask.request.prefix, answer])[None]
+        places = jnp.arange(ids.shape[1])[None]
+        hidden = generator.model.apply(run.variables, ids, places, jnp.ones_like(ids))
         scores = generator.model.apply(run.variables, hidden, method="logits")
         each = np.log(jax.nn.softmax(scores[0, -1 - len(answer) : -1]))
         expected = each[np.arange(len(answer)), answer].sum()

@@ -80,5 +80,6 @@ def test_a_measurement_that_was_killed_goes_on_and_counts_its_time(tmp_path, cap
     assert "flags: about 10 minutes on two CPU cores, 100 s of it done\n" in said
     assert 100 <= result.seconds < 160
     assert result.measured == MEASURED
+    assert " cores of " in result.hardware
     assert Result.load(tmp_path / "results" / "flags.json") == result
     assert not keep.exists()
