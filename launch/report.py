@@ -15,7 +15,7 @@ from pathlib import Path
 import tyro
 from etils import epath
 
-from cm3jax.claims import control, documents
+from cm3jax.claims import bank_swap, control, documents, guidance, retrieval, sampling
 from cm3jax.claims.bench import Bench
 from cm3jax.claims.page import verdict, write_page
 from cm3jax.claims.row import Result, Row
@@ -29,6 +29,10 @@ from launch.env import main
 ROWS: tuple[Row, ...] = (
     control.ROW,
     documents.ROW,
+    sampling.ROW,
+    guidance.ROW,
+    bank_swap.ROW,
+    retrieval.ROW,
 )
 """The claims, in the page's order."""
 

@@ -322,7 +322,7 @@ ROW = Row(
     "practitioners",
     how="Prompts name one or two emblems that only the memory bank of 51,000 documents shows; a "
     "program reads whether the picture is exactly right. FID is taken with the shipped CLIP's "
-    "picture features, since emblems say nothing to Inception, and compares with no other FID. "
+    "picture features, since Inception's weights are not shipped, and compares with no other FID. "
     "Rules of the choice are changed at test alone.",
     seconds=720,
     measure=_measure,

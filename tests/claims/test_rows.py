@@ -16,7 +16,7 @@ from tests.pages import require_sound
 ABOVE = {
     "control": ("five_documents.each_picture", "five_documents.all_five"),
     "documents": ("one.docs_1", "one.docs_2", "two.docs_2", "rules.clauses.right", "kind.pair"),
-    "sampling": ("accuracy.top_p.best_of_1",),
+    "sampling": ("accuracy.cfg.best_of_1",),
     "guidance": ("accuracy.cfg_1",),
     "bank_swap": ("old_emblems.old_bank", "new_emblems.new_bank"),
     "retrieval": ("recall.dropped_0", "accuracy.dropped_0"),
@@ -25,7 +25,7 @@ ABOVE = {
 BELOW = {
     "control": ("infill.rows.without", "infill.cell.another", "classify.wrong_first"),
     "documents": ("one.docs_0", "two.docs_0", "two.docs_1", "kind.text"),
-    "sampling": (),
+    "sampling": ("accuracy.cdk.best_of_1",),
     "guidance": (),
     "bank_swap": ("old_emblems.new_bank", "new_emblems.old_bank"),
     "retrieval": (),
