@@ -110,21 +110,32 @@ class Filled(NamedTuple):
 def fill(template: str, values: Mapping[str, Value]) -> Filled:
     """The parts of a filled template; `ValueError` for a value that is missing or an empty text."""
     parts: list[Part] = []
-    answer = range(0)
-    place = 0
-    for match in (*_FIELD.finditer(template), None):
-        text = template[place : match.start() if match else None].strip()
-        parts += [text] if text else []
-        if match is None:
-            break
+    answer, place, text = range(0), 0, ""
+
+    def end_text() -> None:
+        nonlocal text
+        parts.extend([text.strip()] if text.strip() else [])
+        text = ""
+
+    for match in _FIELD.finditer(template):
+        text += template[place : match.start()]
         place = match.end()
         if match[2]:
+            end_text()
             parts.append(Mark.BREAK)
             continue
         added = _segments(match[1], values)
+        if match[1] != ANSWER and isinstance(added[0], str):
+            # One text with what stands around it, as in the prompt that a user types: a tokenizer
+            # gives a word in quotes other pieces than the word and the quotes.
+            text += added[0]
+            continue
+        end_text()
         if match[1] == ANSWER:
             answer = range(len(parts), len(parts) + len(added))
         parts += added
+    text += template[place:]
+    end_text()
     return Filled(tuple(parts), answer)
 
 

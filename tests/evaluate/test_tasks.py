@@ -21,6 +21,7 @@ from cm3jax.evaluate.tasks import (
     story_scenes,
     write_prompt,
 )
+from cm3jax.tasks.task import fill
 
 
 def truth(case):
@@ -44,6 +45,18 @@ def test_a_prompt_is_in_the_notation_and_names_files_that_are_there(name, tmp_pa
     paths = [part.path for part in parts if hasattr(part, "path")]
     assert len(paths) == ("image" in case.case.values) == len(list(tmp_path.iterdir()))
     assert all(str(tmp_path) in path for path in paths)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_has_the_texts_that_training_had(name, tmp_path):
+    case = asked(name, "prompts", 0)
+    values = case.case.values
+    filled = fill(case.case.task.fitting(set(values) - {"answer"})[0], values)
+    learned = [
+        p for n, p in enumerate(filled.parts) if isinstance(p, str) and n not in filled.answer
+    ]
+    prompt = parse_prompt(write_prompt(case, tmp_path))
+    assert [part for part in prompt if isinstance(part, str)] == learned
 
 
 SCENE = Scene(
