@@ -20,6 +20,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -45,6 +46,9 @@ from launch.env import main
 from launch.gallery import Gallery
 from launch.tasks import find, task_prompt
 
+_TRAINED = "runs/quickstart/decoder"
+_TUNED = str(Path(__file__).resolve().parents[1] / "experiments/miniature/weights/sft")
+"""What is asked without a `--run`, the second if there is a `--task`."""
 MODES = ("text", "caption", "infill", "edit", "interleave")
 
 
@@ -59,8 +63,9 @@ class Options:
     <image:PATH> and an instruction."""
     prompts: str = ""
     """A file with one prompt per line; - is standard input."""
-    run: str = "runs/quickstart/decoder"
-    """The decoder: a run directory, or exported weights."""
+    run: str = ""
+    """The decoder: a run directory, or exported weights; by default `runs/quickstart/decoder`, for
+    a `--task` the tuned weights of this checkout."""
     bank: str = ""
     """The memory bank to search instead of the run's own."""
     retrieve: int = 0
@@ -102,7 +107,8 @@ class Options:
     partial: bool = False
     """Write what is there of each picture after each chunk, to NAME.partial.png."""
     out: str = ""
-    """Where to write; empty is `samples` in the run directory."""
+    """Where to write; by default `samples` in the run directory, with the weights of this checkout
+    `runs/samples`."""
     task: str = ""
     """A task of instruction tuning, asked as in training; its text takes the prompt's place."""
     image: str = ""
@@ -129,7 +135,7 @@ class Options:
 
     def __post_init__(self):
         if self.task:
-            return  # `untasked` makes other options of them, which are checked
+            return  # `settled` makes other options of them, which are checked
         if self.image or self.options or self.context:
             raise UserError("--image, --options and --context are inputs of a --task; name it.")
         if not self.words and not self.prompts:
@@ -176,10 +182,12 @@ def _lines(path: str) -> list[str]:
     return lines
 
 
-def untasked(options: Options) -> Options:
-    """The options without a task: the prompt that its template makes, in the notation."""
+def settled(options: Options) -> Options:
+    """The options with a run, and of a task with the prompt that its template makes."""
     if not options.task:
-        return options
+        return dataclasses.replace(options, run=options.run or _TRAINED)
+    if not options.run:
+        options = dataclasses.replace(options, run=_TUNED, out=options.out or "runs/samples")
     if len(options.words) > 1:
         raise UserError(f"--task takes one text, in quotes; these are {len(options.words)} words.")
     inputs = (options.image, options.box, options.options, options.context)
@@ -306,7 +314,7 @@ def _edit(prompt: str, size: int) -> tuple[str, np.ndarray]:
 
 def command(argv: list[str]) -> None:
     """Parse the arguments, generate, write each sample as it is done, and tell where."""
-    options = untasked(parse(Options, argv, "Generate pictures and texts from prompts."))
+    options = settled(parse(Options, argv, "Generate pictures and texts from prompts."))
     prompts = options.asked()
     generator = generate.load(options.run, options.bank, options.mesh)
     config = decode_config(options, generator.decode)

@@ -15,7 +15,7 @@ from pathlib import Path
 import tyro
 from etils import epath
 
-from cm3jax.claims import bank_swap, control, documents, guidance, retrieval, sampling
+from cm3jax.claims import bank_swap, control, documents, guidance, retrieval, sampling, tasks
 from cm3jax.claims.bench import Bench
 from cm3jax.claims.page import verdict, write_page
 from cm3jax.claims.row import Result, Row
@@ -31,6 +31,7 @@ ROWS: tuple[Row, ...] = (
     documents.ROW,
     sampling.ROW,
     guidance.ROW,
+    tasks.ROW,
     bank_swap.ROW,
     retrieval.ROW,
 )

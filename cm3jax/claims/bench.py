@@ -60,7 +60,8 @@ class Bench:
         prompts: int = PROMPTS,
         emblems: int = EMBLEMS,
     ):
-        self.run = epath.Path(shipped) / "decoder"
+        self.shipped = epath.Path(shipped)
+        self.run = self.shipped / "decoder"
         self.data = epath.Path(data)
         self.keep = epath.Path(keep)
         self.say = say

@@ -20,6 +20,7 @@ ABOVE = {
     "guidance": ("accuracy.cfg_1",),
     "bank_swap": ("old_emblems.old_bank", "new_emblems.new_bank"),
     "retrieval": ("recall.dropped_0", "accuracy.dropped_0"),
+    "tasks": ("tuned.segmentation_iou", "tuned.story_order", "tuned.story_scenes"),
 }
 """What the shipped weights do in at least half of the cases."""
 BELOW = {
@@ -29,6 +30,7 @@ BELOW = {
     "guidance": (),
     "bank_swap": ("old_emblems.new_bank", "new_emblems.old_bank"),
     "retrieval": (),
+    "tasks": ("before.editing", "before.words"),
 }
 """What they never do."""
 

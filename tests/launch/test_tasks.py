@@ -56,6 +56,17 @@ def test_boxes_and_options_come_into_the_prompt():
     assert asked == ("Question: which?\nOptions: a, b\nAnswer: <mask><break><image:x.png><infill>")
 
 
+def test_a_task_asks_the_tuned_weights_unless_a_run_is_named():
+    words = ("a circle",)
+    task = generate.settled(generate.Options(words, task="words"))
+    assert task.run.endswith("experiments/miniature/weights/sft")
+    assert task.out == "runs/samples"  # not into the weights' folder
+    named = generate.settled(generate.Options(words, task="words", run="runs/mine"))
+    assert (named.run, named.out) == ("runs/mine", "")
+    plain = generate.settled(generate.Options(words))
+    assert (plain.run, plain.out) == ("runs/quickstart/decoder", "")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
