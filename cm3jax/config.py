@@ -510,7 +510,8 @@ class DataConfig:
     tasks: tuple[tuple[str, str], ...] = ()
     """Instruction tuning: the data sets that `launch.prepare` turns into the corpora of
     data.mixture, one for one. Each is a name in `cm3jax.tasks.READERS` and the folder where its
-    files lie, or the name of a task and `emblems`, e.g. `vqa2 data/raw/vqa2 words emblems`."""
+    files lie, or the name of a task and `emblems`, e.g. `vqa2 data/raw/vqa2 words emblems`. COCO's
+    also take `tfds:coco_captions/2014:1.1.0` or another version, in data.raw, for a folder."""
     image_first: bool = False
     """Put the picture before the text where a task's answer is a text."""
     rows: Literal["whole", "stream"] = "whole"

@@ -17,6 +17,7 @@ from etils import epath
 from cm3jax.config import DataConfig, Experiment
 from cm3jax.data.corpus import Corpus, CorpusDocument, CorpusWriter, Shard
 from cm3jax.data.emblems.tasks import NAMES, asked
+from cm3jax.data.tfds_tasks import TfdsCases
 from cm3jax.errors import UserError
 from cm3jax.files import digest
 from cm3jax.tasks import READERS
@@ -29,6 +30,8 @@ from cm3jax.vocab import Vocab
 SHARD = 2048
 """Cases prepared and saved at a time."""
 SPLITS = ("train", "validation")
+
+_TFDS = "tfds:"
 
 Report = Callable[[str], None]
 
@@ -65,7 +68,8 @@ class EmblemsCases:
 
 def open_cases(name: str, folder: str, split: str, data: DataConfig, seed: int) -> Cases:
     """The cases of a data set: `data.records` of emblems, a fiftieth of that for validation; of a
-    folder all that its files have, in training the first `data.records`.
+    folder all that its files have, in training the first `data.records`. A folder
+    `tfds:NAME/CONFIG:VERSION` is a dataset of tensorflow-datasets in `data.raw`.
 
     Raises `UserError` for an unknown name and for a folder without the data set's files.
     """
@@ -76,6 +80,10 @@ def open_cases(name: str, folder: str, split: str, data: DataConfig, seed: int) 
         return EmblemsCases(name, split, count, seed, data.image_size)
     if name not in READERS:
         raise UserError(f"there is no data set {name!r}; there are {', '.join(READERS)}.")
+    if folder.startswith(_TFDS):
+        most = data.records if split == "train" else None
+        dataset = folder.removeprefix(_TFDS)
+        return TfdsCases(name, dataset, split, data.raw, data.image_size, most)
     cases = list(READERS[name](epath.Path(folder), split))
     return cases[: data.records] if split == "train" else cases
 

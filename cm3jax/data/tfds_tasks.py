@@ -1,0 +1,120 @@
+"""COCO as tensorflow-datasets has it, for the tasks that learn from it.
+
+    --data.tasks coco_captions tfds:coco_captions/2014:1.1.0
+
+`coco_captions` has captions and objects, `coco` objects alone. Of Open Images it has the classes'
+codes without their names: that one is read from its own files.
+"""
+
+import io
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from cm3jax.data.readers.datasets import TfdsSplit
+from cm3jax.data.readers.items import BadRecord
+from cm3jax.errors import UserError
+from cm3jax.shapes import UInt8
+from cm3jax.tasks import captions, grounded, structure
+from cm3jax.tasks.edges import canny, scribble
+from cm3jax.tasks.records import Broken
+from cm3jax.tasks.task import Case, Skipped, Task, Value
+from cm3jax.tokenizers.image import decode_picture
+
+_CAPTIONS = 5
+"""Captions of a picture, of which each makes a case."""
+
+Pixels = UInt8[np.ndarray, "S S 3"]
+Values = Mapping[str, Value]
+
+
+class TfdsCases:
+    """The cases of a split by number, each read when it is asked for.
+
+    Raises `UserError` for another data set of tasks, and for a dataset that can't be read.
+    """
+
+    def __init__(
+        self, name: str, dataset: str, split: str, data_dir: str, size: int, most: int | None = None
+    ):
+        """`dataset` is named with its version, as `TfdsSplit` wants it; `size` is the pictures',
+        `most` the number of cases to stop at."""
+        if name not in _MAKERS:
+            raise UserError(
+                f"{name} is not read from tensorflow-datasets, which {', '.join(_MAKERS)} are; "
+                "give the folder of its own files."
+            )
+        # COCO's editions call it so in the one and in full in the other.
+        short = split == "validation" and dataset.startswith("coco_captions")
+        self._split = TfdsSplit(dataset, "val" if short else split, data_dir)
+        self._size = size
+        self._task, self._each, self._make = _MAKERS[name]
+        count = self._each * len(self._split)
+        self._count = count if most is None else min(count, most)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Case | Skipped:
+        place, which = divmod(index, self._each)
+        key = f"image-{place}-{which}" if self._each > 1 else f"image-{place}"
+        try:
+            record = self._split.record(place)
+            content = record["image"]
+            values = self._make(record, which, decode_picture(content, self._size).pixels, self)
+        except BadRecord as bad:
+            return Skipped(key, bad.reason)
+        except (Broken, ValueError) as error:
+            return Skipped(key, str(error))
+        return Case(key, self._task, values, f"tfds:{self._split.name}")
+
+    def boxes(self, record: Mapping[str, Any]) -> list[grounded.Box]:
+        """The boxes of a record's objects; a crowd's is left out. `Broken` without any."""
+        names = self._split.class_names("objects", "label")
+        with PIL.Image.open(io.BytesIO(record["image"])) as picture:
+            width, height = picture.size
+        objects, found = record["objects"], []
+        for box, label, crowd in zip(
+            objects["bbox"], objects["label"], objects["is_crowd"], strict=True
+        ):
+            top, left, bottom, right = (float(edge) for edge in box)
+            corners = (left * width, top * height, right * width, bottom * height)
+            found.append(None if crowd else grounded.place(names[label], corners, (width, height)))
+        return grounded.largest(found)
+
+
+def _caption(record: Mapping[str, Any], which: int) -> str:
+    """One of a record's captions; `Broken` where there are fewer."""
+    texts = record.get("captions", {}).get("text", ())
+    text = texts[which].decode(errors="replace").strip() if which < len(texts) else ""
+    if not text:
+        raise Broken(f"it has no caption {which + 1}")
+    return text
+
+
+def _captions(record, which: int, pixels: Pixels, cases: TfdsCases) -> Values:
+    return {"answer": _caption(record, which), "image": pixels}
+
+
+def _map(
+    compute: Callable[[Pixels], Pixels], record, which: int, pixels: Pixels, cases: TfdsCases
+) -> Values:
+    return {"caption": _caption(record, which), "image": compute(pixels), "answer": pixels}
+
+
+def _boxes(record, which: int, pixels: Pixels, cases: TfdsCases) -> Values:
+    boxes = cases.boxes(record)
+    told = _caption(record, 0) if "captions" in record else grounded.labels(boxes)
+    return {"caption": told, "boxes": grounded.write(boxes), "answer": pixels}
+
+
+_MAKERS: dict[str, tuple[Task, int, Callable[..., Values]]] = {
+    "coco_captions": (captions.CAPTION, _CAPTIONS, _captions),
+    "coco_canny": (structure.EDGES, _CAPTIONS, partial(_map, canny)),
+    "coco_scribble": (structure.SCRIBBLE, _CAPTIONS, partial(_map, scribble)),
+    "coco_boxes": (grounded.GROUNDED, 1, _boxes),
+}
+"""Task, cases of a record, and what makes the values of one."""
