@@ -164,7 +164,7 @@ def _rank(scene, numbers) -> float:
     if scene is None or len(scene.emblems) != 1:
         return np.inf
     number = numbers.get(scene.emblems[0].look, -1)
-    return number - MEMORY_ONLY if number >= MEMORY_ONLY else np.inf
+    return float(number - MEMORY_ONLY) if number >= MEMORY_ONLY else np.inf
 
 
 def _shares(known: Catalogue) -> np.ndarray:

@@ -14,7 +14,7 @@ from tests.claims.test_bench import SHIPPED
 from tests.pages import require_sound
 
 ABOVE = {
-    "control": ("five_documents.each_picture", "five_documents.all_five"),
+    "control": ("infill.rows.with", "five_documents.each_picture"),
     "documents": ("one.docs_1", "one.docs_2", "two.docs_2", "rules.clauses.right", "kind.pair"),
     "sampling": ("accuracy.cfg.best_of_1",),
     "guidance": ("accuracy.cfg_1",),
