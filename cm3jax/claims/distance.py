@@ -1,5 +1,7 @@
 """FID of drawn emblems by the shipped CLIP's picture features: its own scale, not Inception's."""
 
+import dataclasses
+
 import numpy as np
 
 from cm3jax.claims.bench import Bench
@@ -22,10 +24,16 @@ class Distance:
         self._say, self._encode = bench.say, bench.generator.encoder.encode_images
         truth = self._features(np.stack([prompt.image for prompt in every[asked:]]))
         self._frechet = Frechet(Moments.of(truth).gaussian)
-        self.extractor = f"CLIP's unit picture vectors, weights {bench.weights['clip']}"
+        self._extractor = f"CLIP's unit picture vectors, weights {bench.weights['clip']}"
 
     def score(self, name: str, images: UInt8[np.ndarray, "B Y X 3"], protocol: Protocol) -> Score:
-        """Of these pictures, times 1000; the interval is a bootstrap over pictures."""
+        """Of these pictures, times 1000; the interval is a bootstrap over pictures. The stamp is
+        `protocol`'s with what is compared, and by which network."""
+        protocol = dataclasses.replace(
+            protocol,
+            reader=f"1000 × Fréchet distance to {REFERENCE} true pictures of other prompts",
+            extractor=self._extractor,
+        )
         features = self._features(images)
         value = self._frechet(Moments.of(features).gaussian)
         low, high = self._frechet.interval(features, seed=0)

@@ -7,7 +7,7 @@ import numpy as np
 
 from cm3jax.asks import Document
 from cm3jax.claims.bench import EMBLEMS, Bench, content
-from cm3jax.claims.distance import REFERENCE, Distance
+from cm3jax.claims.distance import Distance
 from cm3jax.claims.row import Measured, Row, Scores, Table, Target, percent
 from cm3jax.data.emblems import confirms_batch, read_batch
 from cm3jax.data.emblems.looks import MEMORY_ONLY, Catalogue, catalogue
@@ -121,13 +121,8 @@ def _counts(bench: Bench, bank: Bank) -> Measured:
             name = f"{which}.docs_{count}"
             verdicts = np.asarray(right[count])
             scores[name] = bench.share(name, verdicts, _CHANCE[which], protocol)
-            measured_by = dataclasses.replace(
-                protocol,
-                reader=f"1000 × Fréchet distance to {REFERENCE} true pictures of other prompts",
-                extractor=distance.extractor,
-            )
             images = np.concatenate(drawn[count])
-            scores[f"fid.{name}"] = distance.score(f"fid.{name}", images, measured_by)
+            scores[f"fid.{name}"] = distance.score(f"fid.{name}", images, protocol)
         if which == "one":
             scores |= _instead(bench, drawn[0], scores["one.docs_0"])
     return Measured(

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from cm3jax.claims.bench import Bench, content
-from cm3jax.claims.distance import REFERENCE, Distance
+from cm3jax.claims.distance import Distance
 from cm3jax.claims.row import Measured, Row, Scores, Target
 from cm3jax.data.emblems import confirms_batch
 from cm3jax.data.emblems.patches import QUARTERS
@@ -44,12 +44,7 @@ def _measure(bench: Bench) -> Measured:
         )
         accuracy, fid = _names(scale)
         scores[accuracy] = bench.share(accuracy, np.asarray(right), 1 / QUARTERS**8, protocol)
-        compared = dataclasses.replace(
-            protocol,
-            reader=f"1000 × Fréchet distance to {REFERENCE} true pictures of other prompts",
-            extractor=distance.extractor,
-        )
-        scores[fid] = distance.score(fid, np.concatenate(drawn), compared)
+        scores[fid] = distance.score(fid, np.concatenate(drawn), protocol)
     return Measured(scores, plots=(_plot(scores, 0), _plot(scores, 1)))
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from cm3jax.claims.bench import Bench, content
-from cm3jax.claims.distance import REFERENCE, Distance
+from cm3jax.claims.distance import Distance
 from cm3jax.claims.row import Measured, Row, Scores, Target
 from cm3jax.data.emblems import confirms_batch
 from cm3jax.data.emblems.prompts import Kind
@@ -68,12 +68,7 @@ def _measure(bench: Bench) -> Measured:
             )
             accuracy, fid = _names(method, count)
             scores[accuracy] = bench.share(accuracy, np.asarray(right[count]), by_chance, protocol)
-            compared = dataclasses.replace(
-                protocol,
-                reader=f"1000 × Fréchet distance to {REFERENCE} true pictures of other prompts",
-                extractor=distance.extractor,
-            )
-            scores[fid] = distance.score(fid, np.concatenate(chosen[count]), compared)
+            scores[fid] = distance.score(fid, np.concatenate(chosen[count]), protocol)
         by_itself = dataclasses.replace(protocol, rerank="the likeliest by the model itself")
         name = _likeliest(method)
         scores[name] = bench.share(name, np.asarray(likeliest), by_chance, by_itself)

@@ -73,6 +73,8 @@ class TfdsCases:
 
     def boxes(self, record: Mapping[str, Any]) -> list[grounded.Box]:
         """The boxes of a record's objects; a crowd's is left out. `Broken` without any."""
+        if "objects" not in record:
+            raise Broken("it has no objects")
         names = self._split.class_names("objects", "label")
         with PIL.Image.open(io.BytesIO(record["image"])) as picture:
             width, height = picture.size
@@ -107,7 +109,10 @@ def _map(
 
 def _boxes(record, which: int, pixels: Pixels, cases: TfdsCases) -> Values:
     boxes = cases.boxes(record)
-    told = _caption(record, 0) if "captions" in record else grounded.labels(boxes)
+    try:
+        told = _caption(record, 0)
+    except Broken:
+        told = grounded.labels(boxes)
     return {"caption": told, "boxes": grounded.write(boxes), "answer": pixels}
 
 

@@ -13,6 +13,7 @@ from cm3jax.config import CM3Config, DataConfig
 from cm3jax.data.corpus import Corpus
 from cm3jax.data.pipeline import CorpusStream, Position, resampled
 from cm3jax.data.prepare_tasks import open_cases, prepare_tasks
+from cm3jax.data.readers.datasets import TfdsSplit
 from cm3jax.data.show import show_row
 from cm3jax.errors import UserError
 from cm3jax.html import png
@@ -279,6 +280,15 @@ def test_coco_of_tfds_gives_captions_maps_and_boxes(coco):
     }
     told = "person at (128, 64) -> (192, 128), bicycle at (0, 0) -> (255, 255)"
     assert boxes == {f"picture {i}, caption 0": told for i in (1, 2)}
+
+
+def test_a_record_of_tfds_without_objects_is_skipped(coco, monkeypatch):
+    read = TfdsSplit.record
+    bare = {"image", "captions"}
+    monkeypatch.setattr(
+        TfdsSplit, "record", lambda *at: {k: v for k, v in read(*at).items() if k in bare}
+    )
+    assert {case.reason for case in of_coco(coco, "coco_boxes")} == {"it has no objects"}
 
 
 def test_coco_of_tfds_stops_at_the_records_asked_for_and_knows_its_splits(coco):
