@@ -37,7 +37,7 @@ _ROUNDS = 5
 _TUNING = 500
 _BLOCK = 65_536
 _PROBES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_FACTORS = (1, 2, 4, 8, 16, 32, 64)
+_FACTORS = (1, 2, 4, 8, 16, 20, 24, 32, 64)
 """FAISS's settings: lists searched, and how many times `K` candidates are scored exactly."""
 _CODES = "PQ128x4fs"
 _GROWTH = (100_000_000, 1_000_000_000)
