@@ -36,7 +36,7 @@ def rival(name: str, **delta: Any) -> Experiment:
             "warmup_steps": 100,
             "end_lr_ratio": 0.02,
         },
-        "train": {"steps": 3000, "validate_every": 500, "samples": 0},
+        "train": {"steps": 2000, "validate_every": 500, "samples": 0},
         "checkpoint": {"every": 500},
     }
     for field, value in delta.items():
