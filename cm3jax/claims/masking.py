@@ -139,7 +139,7 @@ ROW = Row(
     how="One model is trained four times alike (`experiments/miniature/masking`), with other masks "
     "each time, and asked for captions, lower halves, plain scenes and held-out emblems; and "
     "100,000 masks are drawn at the paper's sizes and at ours.",
-    seconds=2700,
+    seconds=1500,
     trains=tuple(experiment for experiment, _ in WAYS.values()),
     measure=_measure,
     headline=_headline,

@@ -147,7 +147,7 @@ ROW = Row(
     "tokens of those that read documents. Prompts ask for emblems that training never showed, for "
     "training's own, for plain scenes, captions and lower halves. Beside the answers stand the "
     "nats per id of the right answer, which tell models apart that cannot draw yet.",
-    seconds=5400,
+    seconds=1800,
     trains=tuple(f"miniature/rivals/{name}" for name in MODELS),
     measure=_measure,
     headline=_headline,
