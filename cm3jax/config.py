@@ -766,8 +766,8 @@ class Experiment:
                 f"{self.vocab.image_codes}; make them equal.",
             )
         _require(
-            self.optim.method == "adamw" or self.learner == "decoder",
-            f"optim.method={self.optim.method} is for the decoder's matrices; a {self.learner} "
+            self.optim.method == "adamw" or self.learner in ("decoder", "parti"),
+            f"optim.method={self.optim.method} is for the matrices of decoders; a {self.learner} "
             "trains with adamw.",
         )
         _require(

@@ -40,6 +40,7 @@ from cm3jax.errors import UserError
 from cm3jax.learners import clip, vqgan
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.learners.parti import PartiLearner
+from cm3jax.model.cache import start_cache
 from cm3jax.model.encoder_decoder import EncoderDecoder
 from cm3jax.prompts import Prompt, Segments, Shown, read_prompt
 from cm3jax.retrieval.bank import Bank
@@ -331,40 +332,56 @@ class Generator:
         """Log-probability in nats of an answer to each ask, to compare answers: among all ids, at
         temperature 1, without guidance.
 
-        `UserError` of an encoder-decoder, and for what is longer than the model's context.
+        `UserError` for what is longer than the model's context.
         """
-        if isinstance(self.model, EncoderDecoder):
-            raise UserError("an encoder-decoder compares no answers; give a decoder.")
-        rows = [
-            np.concatenate([ask.request.prefix, answer])
-            for ask, answer in zip(asks, answers, strict=True)
-        ]
-        context, batch = self.model.longest_prompt, self.decode.batch
-        longest = max(map(len, rows), default=0)
-        if longest > context:
-            raise UserError(f"a prompt and its answer have {longest} tokens; the model {context}.")
-        width = min(-(-longest // 64) * 64, context)  # a few programs for all lengths
-        out = np.zeros(len(rows))
-        for start in range(0, len(rows), batch):
-            ids, lengths = np.zeros((batch, width), np.int32), np.ones(batch, np.int32)
-            part = rows[start : start + batch]
-            for place, row in enumerate(part):
-                ids[place, : len(row)], lengths[place] = row, len(row)
-            each = np.asarray(self._token_logprobs(self._variables, ids, lengths))
-            for place, row in enumerate(part):
-                first = len(row) - len(answers[start + place])
-                out[start + place] = each[place, first - 1 : len(row) - 1].sum(dtype=np.float64)
+        return np.asarray([each.sum() for each in self.token_logprobs(asks, answers)])
+
+    def token_logprobs(
+        self, asks: Sequence[Ask], answers: Sequence[Int[np.ndarray, " _"]]
+    ) -> list[Float[np.ndarray, " _"]]:
+        """The same of every id of each answer, after those before it."""
+        for ask, answer in zip(asks, answers, strict=True):
+            before, room = len(ask.request.prefix), self.model.room(len(ask.request.prefix))
+            if len(answer) > room:
+                raise UserError(
+                    f"an answer of {len(answer)} tokens follows a prompt of {before}, but the "
+                    f"model has room for {max(room, 0)}."
+                )
+        batch, limit = self.decode.batch, self.model.longest_prompt
+        longest = (
+            max((len(ask.request.prefix) for ask in asks), default=1) - 1,
+            max(map(len, answers), default=0),
+        )
+        widths = [-(-length // 64) * 64 for length in longest]  # a few programs for all lengths
+        out = []
+        for start in range(0, len(asks), batch):
+            part = list(zip(asks, answers, strict=True))[start : start + batch]
+            prompts = np.zeros((batch, min(widths[0], limit)), np.int32)
+            read, said = np.zeros((2, batch, widths[1]), np.int32)
+            lengths = np.ones(batch, np.int32)
+            for row, (ask, answer) in enumerate(part):
+                *prompt, last = ask.request.prefix
+                prompts[row, : len(prompt)], lengths[row] = prompt, len(prompt)
+                read[row, : len(answer)] = [last, *answer[:-1]]
+                said[row, : len(answer)] = answer
+            each = np.asarray(self._token_logprobs(self._variables, prompts, lengths, read, said))
+            out += [
+                row[: len(answer)].astype(np.float64)
+                for row, (_, answer) in zip(each, part, strict=False)
+            ]
         return out
 
     @functools.cached_property
     def _token_logprobs(self) -> Callable[..., jax.Array]:
-        """Log-probability of every id but the first of each row, after those before it."""
+        """Log-probability [B T] of the ids `said` after the ids `read`, which follow prompts."""
         model = self.model
 
-        def each(variables, ids, lengths):
-            hidden, _ = model.apply(variables, ids, lengths, method="prefill")
+        def each(variables, prompts, lengths, read, said):
+            _, prefix = model.apply(variables, prompts, lengths, method="prefill")
+            cache = start_cache(prefix, lengths, samples=1, capacity=read.shape[1])
+            hidden, _ = model.apply(variables, read, cache, method="extend")
             scores = jax.nn.log_softmax(model.apply(variables, hidden, method="logits"))
-            return jnp.take_along_axis(scores[:, :-1], ids[:, 1:, None], axis=-1)[..., 0]
+            return jnp.take_along_axis(scores, said[..., None], axis=-1)[..., 0]
 
         return jax.jit(each)
 

@@ -1,7 +1,8 @@
 """The paper's claims beside what this code measured; or a run's own report.
 
     python -m launch.report                 # the page of claims, from stored results
-    python -m launch.report --rerun ROW     # measure one claim again, then the page
+    python -m launch.report --rerun ROW     # measure one claim again, then the page; one that
+                                            # compares models trains them first
     python -m launch.report RUN             # RUN/report.html, as the quickstart makes it
 
 Without `--rerun` it computes nothing: claims come from `experiments/miniature/results/`, a run's
@@ -10,25 +11,43 @@ report from its `metrics.json` and `results/`.
 
 import dataclasses
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tyro
 from etils import epath
 
-from cm3jax.claims import bank_swap, control, documents, guidance, retrieval, sampling, tasks
+from cm3jax.claims import (
+    bank_swap,
+    control,
+    documents,
+    guidance,
+    masking,
+    retrieval,
+    rivals,
+    sampling,
+    tasks,
+)
 from cm3jax.claims.bench import Bench
 from cm3jax.claims.page import verdict, write_page
 from cm3jax.claims.row import Result, Row
+from cm3jax.config import Experiment
+from cm3jax.data.prepare import is_prepared, prepare
 from cm3jax.errors import UserError
 from cm3jax.evaluate.page import report
 from cm3jax.evaluate.results import Evaluation
 from cm3jax.files import read_json, write_atomic, write_json
 from launch.cli import parse
 from launch.env import main
+from launch.names import load_experiment
+from launch.tools import make_tools
+from launch.train import train_experiment
 
 ROWS: tuple[Row, ...] = (
     control.ROW,
     documents.ROW,
+    rivals.ROW,
+    masking.ROW,
     sampling.ROW,
     guidance.ROW,
     tasks.ROW,
@@ -57,6 +76,8 @@ class Options:
     """Directory of the page of claims and of the samples of a measurement."""
     data: str = "data"
     """Directory of prepared data; the memory banks lie in it."""
+    runs: str = "runs"
+    """Directory of the models that a claim compares."""
 
     def __post_init__(self):
         names = [row.name for row in ROWS]
@@ -84,6 +105,36 @@ def write_report(run: epath.PathLike) -> epath.Path:
     return path
 
 
+def trainings(row: Row, options: Options) -> list[Experiment]:
+    """What the models of a claim are trained by, in `options`' directories."""
+    runs, data = epath.Path(options.runs), epath.Path(options.data)
+    experiments = []
+    for name in row.trains:
+        experiment = load_experiment(name)
+        home = data / epath.Path(experiment.data.corpus).parent.name
+        replaced = {"raw": data / "raw", "corpus": home / "corpus", "bank": home / "bank"}
+        where = {field: str(path) for field, path in replaced.items()}
+        moved = dataclasses.replace(experiment.data, **where)
+        experiments.append(dataclasses.replace(experiment, workdir=str(runs / name), data=moved))
+    return experiments
+
+
+def train_models(experiments: Sequence[Experiment], say: Callable[[str], None]) -> None:
+    """Prepare the data of a claim's models and train them; what is done is not done again.
+
+    Raises `UserError` when a training returns unfinished, as one does that was told to stop.
+    """
+    for experiment in experiments:
+        tools = make_tools(experiment)
+        if not is_prepared(experiment, tools):
+            prepare(experiment, tools, say)
+        train_experiment(experiment)
+        end = epath.Path(experiment.run_dir) / "checkpoints" / str(experiment.train.steps)
+        if not end.exists():
+            raise UserError(f"{experiment.name} stopped before its end; give the command again.")
+        say(f"{experiment.name}: trained")
+
+
 def measure(row: Row, options: Options, results: epath.PathLike = RESULTS, **size: int) -> Result:
     """Measure a claim and store the result; `size` makes the bench's seeds and prompts fewer.
 
@@ -103,7 +154,8 @@ def measure(row: Row, options: Options, results: epath.PathLike = RESULTS, **siz
 
     already = f", {before:.0f} s of it done" if before else ""
     print(f"{row.name}: about {row.seconds / 60:.0f} minutes on two CPU cores{already}", flush=True)
-    bench = Bench(MINIATURE / "weights", options.data, keep, say, **size)
+    train_models(trainings(row, options), say)
+    bench = Bench(MINIATURE / "weights", options.data, keep, say, runs=options.runs, **size)
     result = Result.of(row, bench, row.measure(bench), seconds())
     result.save(epath.Path(results) / f"{row.name}.json")
     keep.rmtree()  # or the next time nothing would be measured

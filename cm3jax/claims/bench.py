@@ -5,13 +5,14 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 
 from cm3jax import generate
 from cm3jax.asks import Documents
 from cm3jax.checkpoint import load_run
-from cm3jax.config import DecodeConfig
+from cm3jax.config import DecodeConfig, Experiment
 from cm3jax.data.emblems import Prompt, prompts
 from cm3jax.data.emblems.prompts import Kind
 from cm3jax.data.prepare import prepare_bank
@@ -47,7 +48,8 @@ class Bench:
     `shipped` is the folder of the weights, `data` that of banks, which are made when first needed;
     samples are kept in the folder `keep`, and those that lie there not drawn again. There are
     `seeds` seeds of sampling, each with so many `prompts` of its own. The banks' datasets have
-    `emblems` emblems for training, three documents of each. `say` gets a line per score.
+    `emblems` emblems for training, three documents of each. Models that a row trains lie in the
+    folder `runs`. `say` gets a line per score.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Bench:
         seeds: int = SEEDS,
         prompts: int = PROMPTS,
         emblems: int = EMBLEMS,
+        runs: epath.PathLike = "runs",
     ):
         self.shipped = epath.Path(shipped)
         self.run = self.shipped / "decoder"
@@ -66,6 +69,15 @@ class Bench:
         self.keep = epath.Path(keep)
         self.say = say
         self.seeds, self.prompts, self.emblems = seeds, prompts, emblems
+        self.runs = epath.Path(runs)
+        self._own_bank: epath.PathLike = self._bank_path(0)
+
+    def trained(self, name: str) -> "Bench":
+        """The same with the model that the experiment `name` trained, and the bank of its data."""
+        sizes = self.seeds, self.prompts, self.emblems
+        bench = Bench(self.shipped, self.data, self.keep / name, self.say, *sizes, self.runs)
+        bench.run, bench._own_bank = self.runs / name, ""
+        return bench
 
     @functools.cached_property
     def weights(self) -> dict[str, str]:
@@ -83,7 +95,7 @@ class Bench:
 
     @functools.cached_property
     def _loaded(self) -> Generator:
-        return generate.load(self.run, self._bank_path(0))
+        return generate.load(self.run, self._own_bank)
 
     @functools.cached_property
     def generator(self) -> Generator:
@@ -91,9 +103,19 @@ class Bench:
         return self._loaded.keeping(self.keep, digest(*self.weights.values(), code_version()))
 
     @property
+    def experiment(self) -> Experiment:
+        """What trained the model."""
+        return self._run.experiment
+
+    @property
+    def parameters(self) -> int:
+        """How many the model has."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self._run.variables["params"]))
+
+    @property
     def size(self) -> int:
         """Pixels along one side of a picture."""
-        return self._run.experiment.vqgan.image_size
+        return self.experiment.vqgan.image_size
 
     def _bank_path(self, dataset: int) -> epath.Path:
         return self.data / "claims" / f"bank-{dataset}"
@@ -101,7 +123,7 @@ class Bench:
     def bank(self, dataset: int = 0) -> Bank:
         """The memory bank of the dataset of that seed, made now unless it stands: the miniature's
         takes some three minutes."""
-        experiment = self._run.experiment
+        experiment = self.experiment
         data = dataclasses.replace(
             experiment.data,
             raw=str(self.data / "raw"),
@@ -156,6 +178,12 @@ class Bench:
         interval = (min(low, least), max(high, most))
         score = Score(float(verdicts.mean()), verdicts.size, chance, interval, protocol)
         self.say(f"{name}: {score.value:.3f} ({interval[0]:.3f}–{interval[1]:.3f})")
+        return score
+
+    def mean(self, name: str, values: Float[np.ndarray, "S B"], protocol: Protocol) -> Score:
+        """The mean of a figure of all seeds."""
+        score = Score(float(values.mean()), values.size, None, bootstrap(values), protocol)
+        self.say(f"{name}: {score.value:.3f} ({score.interval[0]:.3f}–{score.interval[1]:.3f})")
         return score
 
     def protocol(

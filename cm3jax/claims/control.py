@@ -8,7 +8,15 @@ import numpy as np
 
 from cm3jax.claims.bench import Bench, content
 from cm3jax.claims.row import Measured, Row, Scores, Target
-from cm3jax.data.emblems import Prompt, Scene, caption, confirms_batch, draw, example, read_batch
+from cm3jax.data.emblems import (
+    Prompt,
+    Scene,
+    caption,
+    confirms_batch,
+    confirms_emblems,
+    draw,
+    example,
+)
 from cm3jax.data.emblems.examples import bank_documents
 from cm3jax.data.emblems.glyphs import CELL
 from cm3jax.data.emblems.looks import MEMORY_ONLY, Catalogue, catalogue, integer
@@ -80,7 +88,7 @@ def _infill(bench: Bench) -> Measured:
             for how, documents in given.items():
                 found = bench.generator.infill(texts, images, masks, documents, seed=seed)
                 filled[how] = np.stack([group[0].image for group in found])
-                verdicts[how].append(_shows_emblem(filled[how], asked))
+                verdicts[how].append(confirms_emblems(filled[how], [p.scene for p in asked]))
             if seed == 0:
                 hidden = np.where(masks[..., None], np.uint8(BLANK), images)
                 for place in _shown(verdicts["with"][0]):
@@ -132,14 +140,6 @@ def _masks(
         mask[list(own)] = True
     side = images.shape[1] // GRID
     return masks.reshape(-1, GRID, GRID).repeat(side, 1).repeat(side, 2)
-
-
-def _shows_emblem(images: UInt8[np.ndarray, "B Y X 3"], asked: Sequence[Prompt]) -> list[bool]:
-    """Whether each picture shows its prompt's emblem at its place, whatever stands beside it."""
-    return [
-        reading.scene is not None and reading.scene.emblems == prompt.scene.seen().emblems
-        for reading, prompt in zip(read_batch(images), asked, strict=True)
-    ]
 
 
 # --------------------------------------------------------------------- one prompt, five documents

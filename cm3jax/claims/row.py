@@ -73,6 +73,8 @@ class Row:
     headline: Callable[[Scores], str]
     """What was measured, in a line."""
     targets: tuple[Target, ...]
+    trains: tuple[str, ...] = ()
+    """Experiments whose models it measures; they are trained first."""
     remark: str = ""
     """On what came of it: the likely reason of what does not hold."""
 
@@ -105,8 +107,11 @@ class Result:
             "jax": jax.__version__,
             "flax": flax.__version__,
         }
+        own = {name: bench.trained(name).weights["decoder"] for name in row.trains}
+        shared = {part: mark for part, mark in bench.weights.items() if part != "decoder"}
+        weights = shared | own if own else bench.weights
         where = hardware.in_words()
-        return cls(measured, row.command, where, round(seconds, 1), versions, bench.weights)
+        return cls(measured, row.command, where, round(seconds, 1), versions, weights)
 
     def save(self, path: epath.PathLike) -> None:
         """Write the file, atomically."""

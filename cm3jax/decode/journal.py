@@ -14,7 +14,6 @@ from cm3jax.decode.loop import Finished, Sample
 from cm3jax.decode.meter import Meter
 from cm3jax.decode.request import Request
 from cm3jax.files import digest, read_json, write_json
-from cm3jax.model.decoder import Decoder
 from cm3jax.vocab import Vocab
 
 
@@ -31,7 +30,7 @@ class Journal:
 
     def decode_each(
         self,
-        model: Decoder,
+        model: loop.Model,
         variables: dict,
         vocab: Vocab,
         requests: Sequence[Request],

@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import cm3jax
 from cm3jax import testing
 from cm3jax.config import (
     CheckpointConfig,
@@ -91,6 +92,19 @@ def test_a_trained_encoder_decoder_draws_what_it_was_shown(call):
         assert [codes[line["prompt_id"]].tolist() for line in found] == [
             line["ids"] for line in found
         ]
+
+
+def test_answers_are_weighed_code_by_code(chain):
+    generator = cm3jax.load(str(chain / "parti"))
+    rows = [((caption,),) for caption in testing.CAPTIONS]
+    asks = generator.ask.pictures(rows, None, None, generator.decode)
+    codes = testing.image_tokenizer().encode(testing.pictures(4)) + testing.vocab().first_image
+    mine = generator.token_logprobs(asks, list(codes))
+    others = generator.token_logprobs(asks, list(np.roll(codes, 1, axis=0)))
+    assert all(len(each) == codes.shape[1] and (each > np.log(0.5)).all() for each in mine)
+    assert (np.sum(others, axis=1) < np.sum(mine, axis=1) - 1).all()
+    with pytest.raises(UserError, match=r"has room for"):
+        generator.token_logprobs(asks[:1], [np.zeros(codes.shape[1] + 1, np.int32)])
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from cm3jax.learners.parti import PartiLearner, flops_per_pair
 from cm3jax.metrics import read
 from cm3jax.model.cache import start_cache
 from cm3jax.model.encoder_decoder import EncoderDecoder
+from cm3jax.optim import matrices
 from cm3jax.testing import random_variables
 from cm3jax.train import train
 from tests.data import corpora
@@ -236,6 +237,20 @@ def test_every_parameter_has_logical_axes(model):
     boxed = jax.eval_shape(model.init, jax.random.key(0), row, row == 0, row)
     leaves = jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
     assert all(isinstance(leaf, nn.LogicallyPartitioned) for leaf in leaves)
+
+
+def test_muon_takes_the_matrices_of_both_stacks(path):
+    learner = PartiLearner.from_corpus(experiment(path, optim=OptimConfig(method="muon")))
+    boxed = jax.eval_shape(learner.init, jax.random.key(0))["params"]
+    sides = jax.tree.leaves_with_path(matrices(boxed), is_leaf=lambda x: isinstance(x, tuple))
+    names = [jax.tree_util.keystr(where, simple=True, separator="/") for where, _ in sides]
+    assert {name.split("/")[0] for name in names} == {"encoder", "layers"}
+    kernels = [
+        jax.tree_util.keystr(where, simple=True)
+        for where, _ in jax.tree.leaves_with_path(nn.meta.unbox(boxed))
+        if jax.tree_util.keystr(where[-1:], simple=True) == "kernel"
+    ]
+    assert len(names) == len(kernels) == 16  # 6 of a layer, and 4 of cross-attention
 
 
 def test_flops_by_hand():

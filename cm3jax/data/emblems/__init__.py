@@ -3,7 +3,14 @@
 from cm3jax.data.emblems.captions import caption, caption_states
 from cm3jax.data.emblems.draw import draw
 from cm3jax.data.emblems.examples import Example, bank_size, example
-from cm3jax.data.emblems.prompts import Prompt, confirms, confirms_batch, prompts, tells
+from cm3jax.data.emblems.prompts import (
+    Prompt,
+    confirms,
+    confirms_batch,
+    confirms_emblems,
+    prompts,
+    tells,
+)
 from cm3jax.data.emblems.reader import Reading, read, read_batch
 from cm3jax.data.emblems.scene import Emblem, Scene, Shape
 
@@ -19,6 +26,7 @@ __all__ = [
     "caption_states",
     "confirms",
     "confirms_batch",
+    "confirms_emblems",
     "draw",
     "example",
     "prompts",

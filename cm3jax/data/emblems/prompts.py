@@ -99,6 +99,16 @@ def confirms_batch(images: UInt8[np.ndarray, "B S S 3"], expected: list[Scene]) 
     return [reading.scene == scene.seen() for reading, scene in pairs]
 
 
+def confirms_emblems(images: UInt8[np.ndarray, "B S S 3"], expected: list[Scene]) -> list[bool]:
+    """Whether each picture can be read and shows the emblems of its own scene at their places,
+    whatever stands beside them."""
+    pairs = zip(read_batch(images), expected, strict=True)
+    return [
+        reading.scene is not None and reading.scene.emblems == scene.seen().emblems
+        for reading, scene in pairs
+    ]
+
+
 def tells(text: str, expected: Scene) -> bool:
     """Whether a caption asserts the expected scene exactly, and nothing untrue beside."""
     return caption_states(text) == expected.told()

@@ -1,7 +1,19 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
-from cm3jax.data.emblems import Scene, confirms, confirms_batch, example, prompts, read, tells
+from cm3jax.data.emblems import (
+    Scene,
+    confirms,
+    confirms_batch,
+    confirms_emblems,
+    draw,
+    example,
+    prompts,
+    read,
+    tells,
+)
 from cm3jax.data.emblems.examples import bank_documents
 from cm3jax.data.emblems.looks import catalogue
 from cm3jax.data.emblems.prompts import LOWER_HALF
@@ -83,3 +95,11 @@ def test_the_name_is_not_in_the_picture():
 def test_unknown_kinds_are_refused():
     with pytest.raises((ValueError, TypeError)):
         prompts("poem", 1)
+
+
+def test_an_emblem_is_confirmed_whatever_stands_beside_it():
+    first, second = prompts("heldout", 2)
+    beside = dataclasses.replace(first.scene, shapes=(), background="white")
+    noise = np.random.default_rng(0).integers(0, 256, first.image.shape, np.uint8)
+    images = np.stack([first.image, draw(beside), second.image, noise])
+    assert confirms_emblems(images, [first.scene] * 4) == [True, True, False, False]

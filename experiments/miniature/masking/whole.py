@@ -1,0 +1,12 @@
+"""Whole segments alone: a caption or a picture, never a part of one.
+
+python -m launch.train miniature/masking/whole
+"""
+
+from cm3jax.config import Experiment
+from experiments.miniature.rivals.shared import rival
+
+
+def get_config() -> Experiment:
+    """Every mask is a whole segment."""
+    return rival("miniature/masking/whole", cm3={"whole_segment": 1.0})
