@@ -184,4 +184,10 @@ ROW = Row(
             ),
         ),
     ),
+    remark="4.1 million tokens, minutes of training each beside the time above, are too "
+    "few to draw a new emblem exactly: nobody does. What documents are for shows in the nats, of "
+    "which CM3Leon needs one less per code with its document; RA-CM3, taught by a tenth of what "
+    "they say, has not begun to read them. DALL-E, whose every token is a caption or a picture in "
+    "its order, learns training's emblems first, and Parti plain scenes. The shipped decoder, of "
+    "hours, draws nineteen of twenty new ones.",
 )
