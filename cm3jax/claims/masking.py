@@ -164,7 +164,7 @@ ROW = Row(
             lambda s: not _below(s, "half", "documents", "heldout.docs_1"),
         ),
     ),
-    remark="Trained for 2,000 steps each, of which the time above holds those that were left to do. "
+    remark="Trained for 2,000 steps each; the time above holds those that were left to do. "
     "At our sizes a random span is a whole caption in 2.6 % and part of one far more often, which "
     "taught captions as well as whole segments did. With masks in documents too the model has not "
     "begun to copy from them; whether more training mends that was not tried.",
