@@ -96,7 +96,7 @@ class ScannIndex:
             training_sample_size=min(size, max(50_000, 25 * leaves)),
             training_iterations=8,
             # By default, leaves that drew fewer than 50 of the sample, which is most of them, are
-            # dissolved into others: the best leaf then held 52 % of the neighbours instead of 97.
+            # dissolved into others: the best leaf held 52 % of a million's neighbours, not 97.
             min_partition_size=1,
             spherical=True,  # vectors are of length 1, and means of tight clusters no longer
             random_init=False,  # but by k-means++, whose draws are the same every time
