@@ -1,5 +1,6 @@
 """What the rivals share: two of them differ in objective or architecture alone."""
 
+import dataclasses
 from typing import Any
 
 from cm3jax.config import Experiment
@@ -36,10 +37,29 @@ def rival(name: str, **delta: Any) -> Experiment:
             "warmup_steps": 100,
             "end_lr_ratio": 0.02,
         },
-        "train": {"steps": 2000, "validate_every": 500, "samples": 0},
+        "train": {"steps": 4000, "validate_every": 1000, "samples": 0},
         "checkpoint": {"every": 500},
     }
     for field, value in delta.items():
         nested = isinstance(value, dict) and field in shared
         shared[field] = shared[field] | value if nested else value
     return base(name, "rivals", **shared)
+
+
+def small(experiment: Experiment) -> Experiment:
+    """A rival of half the layers, half as wide, trained as long; its heads are as many."""
+    halves = {"layers": experiment.model.layers // 2, "unroll": experiment.model.unroll // 2}
+    encoder = dataclasses.replace(
+        experiment.parti, encoder_layers=experiment.parti.encoder_layers // 2
+    )
+    return dataclasses.replace(_wide(experiment, "small", 32, **halves), parti=encoder)
+
+
+def large(experiment: Experiment) -> Experiment:
+    """A rival twice as wide, trained as long; its heads are as many."""
+    return _wide(experiment, "large", 128)
+
+
+def _wide(experiment: Experiment, size: str, width: int, **model: int) -> Experiment:
+    decoder = dataclasses.replace(experiment.model, width=width, ffn=4 * width, **model)
+    return dataclasses.replace(experiment, name=f"{experiment.name}_{size}", model=decoder)

@@ -1,0 +1,12 @@
+"""Parti among its rivals, smaller.
+
+python -m launch.train miniature/rivals/parti_small
+"""
+
+from cm3jax.config import Experiment
+from experiments.miniature.rivals import parti, shared
+
+
+def get_config() -> Experiment:
+    """Nothing but the size differs."""
+    return shared.small(parti.get_config())
