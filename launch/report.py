@@ -26,6 +26,7 @@ from cm3jax.claims import (
     retrieval,
     rivals,
     sampling,
+    sizes,
     tasks,
 )
 from cm3jax.claims.bench import Bench
@@ -47,6 +48,7 @@ ROWS: tuple[Row, ...] = (
     control.ROW,
     documents.ROW,
     rivals.ROW,
+    sizes.ROW,
     masking.ROW,
     sampling.ROW,
     guidance.ROW,

@@ -183,7 +183,7 @@ class Bench:
     def mean(self, name: str, values: Float[np.ndarray, "S B"], protocol: Protocol) -> Score:
         """The mean of a figure of all seeds."""
         score = Score(float(values.mean()), values.size, None, bootstrap(values), protocol)
-        self.say(f"{name}: {score.value:.3f} ({score.interval[0]:.3f}–{score.interval[1]:.3f})")
+        self.say(f"{name}: {score.value:.4g} ({score.interval[0]:.4g}–{score.interval[1]:.4g})")
         return score
 
     def protocol(

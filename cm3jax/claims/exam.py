@@ -24,13 +24,12 @@ from cm3jax.data.emblems.looks import catalogue
 from cm3jax.data.emblems.patches import QUARTERS
 from cm3jax.data.emblems.prompts import LOWER_HALF
 from cm3jax.data.emblems.sample import at_home, frequent, with_emblem
-from cm3jax.data.emblems.scene import GRID
 from cm3jax.document import Mark
 from cm3jax.evaluate.chance import of_another_answer
 from cm3jax.evaluate.protocol import Protocol, Score
 from cm3jax.prompts import Segments, Shown
 from cm3jax.retrieval.retriever import Retrieved
-from cm3jax.shapes import Int, UInt8
+from cm3jax.shapes import Float, Int, UInt8
 
 _SPLITS = {
     "heldout": "memory-only emblems, at places and in scenes that no document shows",
@@ -38,6 +37,8 @@ _SPLITS = {
     "scene": "scenes that no other split shows",
     "caption": "pictures that no other split shows",
     "infill": "pictures that no other split shows",
+    "word": "words that no other split shows",
+    "palm": "palms that every split shows",
 }
 _EXACT = "emblems.confirms: shows the exact scene"
 _AFTER = "each after the true ones before it"
@@ -76,8 +77,8 @@ class Exam:
     def __init__(self, name: str, bench: Bench, every: dict[str, Every]):
         self.name, self.bench, self.every = name, bench, every
         self.scores: dict[str, Score] = {}
-        self.drawn: dict[str, UInt8[np.ndarray, "B Y X 3"]] = {}
-        """What it drew for the first seed's prompts, by score."""
+        self.drawn: dict[str, UInt8[np.ndarray, "S B Y X 3"]] = {}
+        """What it drew for every seed's prompts, by score."""
 
     @property
     def experiment(self) -> Experiment:
@@ -88,8 +89,8 @@ class Exam:
         """Ask for all that a model of its kind can do."""
         for kind in ("heldout", "known"):
             for count in sorted({0, self.experiment.retrieval.documents}):
-                self._draw(kind, count)
-        self._draw("scene", 0)
+                self.draw(kind, count)
+        self.draw("scene", 0)
         # Parti reads texts alone, and a causal model never saw what stands behind a gap.
         if self.experiment.learner == "decoder" and self.experiment.cm3.mean_masks:
             self._caption()
@@ -100,32 +101,40 @@ class Exam:
         texts = [prompt.text for prompt in asked]
         return self.bench.generator.retrieve(texts=texts, k=count) if count else None
 
-    def _draw(self, kind: str, count: int) -> None:
-        """Pictures of texts: right if the emblem is or, of plain scenes, all of it."""
-        plain, right, nats = kind == "scene", [], []
-        confirm = confirms_batch if plain else confirms_emblems
-        for seed, asked in enumerate(self.every[kind]):
+    def draw(self, kind: str, count: int) -> None:
+        """Pictures of texts, with so many documents: right if the emblem is or, where no emblem is
+        asked for, all of it."""
+        every, name = self.every[kind], f"{kind}.docs_{count}"
+        emblems = bool(every[0][0].scene.emblems)
+        confirm = confirms_emblems if emblems else confirms_batch
+        drawn, right, nats = [], [], []
+        for seed, asked in enumerate(every):
             shown = self.retrieved(asked, count)
-            images = self.bench.draw([prompt.text for prompt in asked], shown, seed)
-            if seed == 0:
-                self.drawn[f"{kind}.docs_{count}"] = images
-            right.append(confirm(images, [prompt.scene for prompt in asked]))
+            drawn.append(self.bench.draw([prompt.text for prompt in asked], shown, seed))
+            right.append(confirm(drawn[-1], [prompt.scene for prompt in asked]))
             nats.append(self._of_pictures(asked, shown))
+        self.drawn[name] = np.stack(drawn)
         scenes = [prompt.scene.seen() for prompt in self._all(kind)]
-        chance = of_another_answer(scenes) if plain else 1 / QUARTERS**4
-        reader = _EXACT if plain else "emblems.confirms_emblems: shows the emblem at its place"
-        self._share(f"{kind}.docs_{count}", kind, right, chance, reader, count)
-        what = "the picture's codes" if plain else "the emblem's four codes"
-        self._mean(f"{kind}.docs_{count}", kind, nats, what, count)
+        chance = 1 / QUARTERS**4 if emblems else of_another_answer(scenes)
+        reader = "emblems.confirms_emblems: shows the emblem at its place" if emblems else _EXACT
+        self._share(name, kind, right, chance, reader, count)
+        whole = np.mean(nats, -1)
+        if emblems:
+            cells = [[list(prompt.scene.emblems[0].cells) for prompt in asked] for asked in every]
+            own = np.take_along_axis(np.asarray(nats), np.asarray(cells), -1).mean(-1)
+            self._mean(f"nats.{name}", kind, own, "the emblem's four codes", count)
+            self._mean(f"nats.picture.{name}", kind, whole, "the picture's codes", count)
+        else:
+            self._mean(f"nats.{name}", kind, whole, "the picture's codes", count)
 
-    def _of_pictures(self, asked: Sequence[Prompt], shown: Documents | None) -> list[float]:
-        """Nats per code of each prompt's emblem, or of its whole picture."""
+    def _of_pictures(
+        self, asked: Sequence[Prompt], shown: Documents | None
+    ) -> list[Float[np.ndarray, " codes"]]:
+        """Nats of each code of each prompt's picture."""
         generator = self.bench.generator
         rows: list[Segments] = [((prompt.text,),) for prompt in asked]
         asks = generator.ask.pictures(rows, shown, None, generator.decode)
-        cells = [p.scene.emblems[0].cells if p.scene.emblems else range(GRID**2) for p in asked]
-        nats = self._nats(asks, self._codes(asked))
-        return [each[list(own)].mean() for each, own in zip(nats, cells, strict=True)]
+        return self._nats(asks, self._codes(asked))
 
     def _caption(self) -> None:
         generator, right, nats = self.bench.generator, [], []
@@ -141,7 +150,7 @@ class Exam:
         chance = of_another_answer([prompt.scene.told() for prompt in self._all("caption")])
         reader = "emblems.tells: asserts the exact scene"
         self._share("caption", "caption", right, chance, reader)
-        self._mean("caption", "caption", nats, "the caption and its end")
+        self._mean("nats.caption", "caption", nats, "the caption and its end")
 
     def _infill(self) -> None:
         """The lower half anew, from the caption and the upper half."""
@@ -162,7 +171,7 @@ class Exam:
             nats.append([each.mean() for each in self._nats(asks, lower)])
         halves = [p.image[self.bench.size // 2 :].tobytes() for p in self._all("infill")]
         self._share("infill", "infill", right, of_another_answer(halves), _EXACT)
-        self._mean("infill", "infill", nats, "the lower half's codes")
+        self._mean("nats.infill", "infill", nats, "the lower half's codes")
 
     def _codes(self, asked: Sequence[Prompt]) -> Int[np.ndarray, "B codes"]:
         """Ids of the prompts' own pictures."""
@@ -181,7 +190,7 @@ class Exam:
         self.scores[name] = self.bench.share(name, verdicts, chance, protocol)
 
     def _mean(self, name: str, kind: str, nats, what: str, count: int = 0):
-        name, values = f"{self.name}.nats.{name}", np.asarray(nats)
+        name, values = f"{self.name}.{name}", np.asarray(nats)
         protocol = self._protocol(kind, f"nats per id of {what}, {_AFTER}", count)
         self.scores[name] = self.bench.mean(name, values, protocol)
 
@@ -190,7 +199,7 @@ class Exam:
         return self.bench.protocol(
             f"emblems {kind}",
             content(self.every[kind]),
-            _SPLITS[kind],
+            _SPLITS[kind.partition(".")[0]],
             reader,
             bank=bank,
             retrieved=count,

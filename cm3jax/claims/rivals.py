@@ -93,7 +93,7 @@ def _figures(exams: dict[str, Exam], asked: Sequence[Prompt]) -> tuple[Figure, .
     shown = first.retrieved(asked, 1)
     scenes = [prompt.scene for prompt in asked]
     drawn = {
-        name: exam.drawn[f"heldout.docs_{exam.experiment.retrieval.documents}"]
+        name: exam.drawn[f"heldout.docs_{exam.experiment.retrieval.documents}"][0]
         for name, exam in exams.items()
     }
     right = {name: confirms_emblems(images, scenes) for name, images in drawn.items()}

@@ -13,8 +13,6 @@ def rival(name: str, **delta: Any) -> Experiment:
     """The experiment `name`; `delta` is as in `base`."""
     shared = {
         "tokenizers": {"text": f"{_WEIGHTS}/text", "image": f"{_WEIGHTS}/vqgan"},
-        # A quarter of the shipped decoder's width of layers: what all are given is minutes.
-        "model": {"width": 64, "ffn": 256},
         "retrieval": {
             "encoder": f"{_WEIGHTS}/clip",
             "documents": 1,
@@ -46,18 +44,18 @@ def rival(name: str, **delta: Any) -> Experiment:
     return base(name, "rivals", **shared)
 
 
+def medium(experiment: Experiment) -> Experiment:
+    """A rival half as wide, trained as long; its heads are as many."""
+    return _wide(experiment, "medium", 64)
+
+
 def small(experiment: Experiment) -> Experiment:
-    """A rival of half the layers, half as wide, trained as long; its heads are as many."""
+    """A rival of half the layers, a quarter as wide, trained as long; its heads are as many."""
     halves = {"layers": experiment.model.layers // 2, "unroll": experiment.model.unroll // 2}
     encoder = dataclasses.replace(
         experiment.parti, encoder_layers=experiment.parti.encoder_layers // 2
     )
     return dataclasses.replace(_wide(experiment, "small", 32, **halves), parti=encoder)
-
-
-def large(experiment: Experiment) -> Experiment:
-    """A rival twice as wide, trained as long; its heads are as many."""
-    return _wide(experiment, "large", 128)
 
 
 def _wide(experiment: Experiment, size: str, width: int, **model: int) -> Experiment:

@@ -1,6 +1,6 @@
-"""CM3Leon among its rivals, larger.
+"""CM3Leon among its rivals, half as wide.
 
-python -m launch.train miniature/rivals/cm3leon_large
+python -m launch.train miniature/rivals/cm3leon_medium
 """
 
 from cm3jax.config import Experiment
@@ -9,4 +9,4 @@ from experiments.miniature.rivals import cm3leon, shared
 
 def get_config() -> Experiment:
     """Nothing but the size differs."""
-    return shared.large(cm3leon.get_config())
+    return shared.medium(cm3leon.get_config())

@@ -1,6 +1,6 @@
-"""DALL-E among its rivals, larger.
+"""DALL-E among its rivals, half as wide.
 
-python -m launch.train miniature/rivals/dalle_large
+python -m launch.train miniature/rivals/dalle_medium
 """
 
 from cm3jax.config import Experiment
@@ -9,4 +9,4 @@ from experiments.miniature.rivals import dalle, shared
 
 def get_config() -> Experiment:
     """Nothing but the size differs."""
-    return shared.large(dalle.get_config())
+    return shared.medium(dalle.get_config())

@@ -1,6 +1,6 @@
-"""CM3 among its rivals, larger.
+"""CM3 among its rivals, half as wide.
 
-python -m launch.train miniature/rivals/cm3_large
+python -m launch.train miniature/rivals/cm3_medium
 """
 
 from cm3jax.config import Experiment
@@ -9,4 +9,4 @@ from experiments.miniature.rivals import cm3, shared
 
 def get_config() -> Experiment:
     """Nothing but the size differs."""
-    return shared.large(cm3.get_config())
+    return shared.medium(cm3.get_config())

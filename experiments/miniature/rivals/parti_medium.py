@@ -1,6 +1,6 @@
-"""Parti among its rivals, larger.
+"""Parti among its rivals, half as wide.
 
-python -m launch.train miniature/rivals/parti_large
+python -m launch.train miniature/rivals/parti_medium
 """
 
 from cm3jax.config import Experiment
@@ -9,4 +9,4 @@ from experiments.miniature.rivals import parti, shared
 
 def get_config() -> Experiment:
     """Nothing but the size differs."""
-    return shared.large(parti.get_config())
+    return shared.medium(parti.get_config())
