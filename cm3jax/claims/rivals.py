@@ -74,8 +74,9 @@ def _budget(exams: dict[str, Exam]) -> Table:
         e, last = exam.experiment, metrics.read(exam.bench.run)[-1]
         read = f"{tokens(e) / 1e6:.1f} M"
         figures = (f"{exam.bench.parameters:,}", f"{e.train.steps:,}", read)
-        rows.append((MODELS[name][0], *figures, f"{last['flops'] / 1e12:.0f}"))
-    columns = ("model", "parameters", "steps", "tokens", "teraflop")
+        spent = f"{last['flops'] / 1e12:.0f}", f"{last['seconds'] / 60:.0f}"
+        rows.append((MODELS[name][0], *figures, *spent))
+    columns = ("model", "parameters", "steps", "tokens", "teraflop", "minutes")
     return Table("What each was trained with", columns, tuple(rows))
 
 

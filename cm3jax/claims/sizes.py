@@ -1,5 +1,6 @@
 """Claim (f): what more compute buys, with documents in front and without."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -25,6 +26,8 @@ from cm3jax.plots import Plot, Point
 
 FAMILIES = {"cm3leon": "CM3Leon", "cm3": "CM3", "dalle": "DALL-E", "parti": "Parti"}
 """Experiments `miniature/rivals/FAMILY` and their names."""
+_DOCUMENTS = {"cm3leon": 1, "cm3": 0, "dalle": 0, "parti": 0}
+"""What each retrieves, as in its training."""
 SIZES = {"small": "_small", "medium": "_medium", "large": ""}
 """What stands behind a family's name."""
 _PAPER = (
@@ -57,14 +60,17 @@ def _measure(bench: Bench) -> Measured:
         for size, suffix in SIZES.items():
             trained = bench.trained(f"miniature/rivals/{family}{suffix}")
             exam = exams[f"{family}.{size}"] = Exam(f"{family}.{size}", trained, every)
-            documents = exam.experiment.retrieval.documents
             for kind, asked in every.items():
                 if _is_short_enough(exam, asked):
-                    exam.draw(kind, documents)
-            scores |= {_plainly(name): score for name, score in exam.scores.items()}
-            scores |= _beside(exam, distance, truth, f"heldout.docs_{documents}")
-    tables = (_sizes(scores), _savings(scores), _papers())
+                    exam.draw(kind, _DOCUMENTS[family])
+            scores |= exam.scores | _beside(exam, distance, truth, _asked("heldout", family))
+    tables = (_sizes(scores, exams), _savings(scores), _papers())
     return Measured(scores, _plots(scores), tables, _grid(exams, every["heldout"][0]))
+
+
+def _asked(kind: str, family: str) -> str:
+    """The name of a kind's score, with the documents that a family retrieves."""
+    return f"{kind}.docs_{_DOCUMENTS[family]}"
 
 
 def _is_short_enough(exam: Exam, every: Every) -> bool:
@@ -76,22 +82,19 @@ def _is_short_enough(exam: Exam, every: Every) -> bool:
     return all(len(encode(prompt.text)) <= most for asked in every for prompt in asked)
 
 
-def _plainly(name: str) -> str:
-    """A score's name without the documents, of which each model has as many as in training."""
-    return name.rpartition(".docs_")[0]
-
-
 def _beside(exam: Exam, distance: Distance, truth: np.ndarray, drawn: str) -> dict[str, Score]:
     """FID, the share of cells that are right, and the hours of training."""
     name, bench = exam.name, exam.bench
     protocol, pictures = exam.scores[f"{name}.{drawn}"].protocol, exam.drawn[drawn]
     every = pictures.reshape(-1, *pictures.shape[2:])
     cells = (nearest_patches(every)[0] == truth).mean(-1).reshape(pictures.shape[:2])
-    hours = float(metrics.read(bench.run)[-1]["a100_hours"])
+    of_cells = dataclasses.replace(protocol, reader="emblems.read: the cell's nearest patch")
+    hours = np.full((1, 1), metrics.read(bench.run)[-1]["a100_hours"])
+    of_hours = dataclasses.replace(protocol, reader="operations of training at an A100's full rate")
     return {
         f"{name}.fid": distance.score(f"{name}.fid", every, protocol),
-        f"{name}.cells": bench.mean(f"{name}.cells", cells, protocol),
-        f"{name}.a100_hours": bench.mean(f"{name}.a100_hours", np.full((1, 1), hours), protocol),
+        f"{name}.cells": bench.mean(f"{name}.cells", cells, of_cells),
+        f"{name}.a100_hours": bench.mean(f"{name}.a100_hours", hours, of_hours),
     }
 
 
@@ -142,7 +145,7 @@ def _plots(scores: Scores) -> tuple[Plot, ...]:
     against_hours = [
         _against_hours(scores, name, title, unit)
         for name, title, unit in (
-            ("nats.picture.heldout", "Loss on pictures of held-out emblems", "nats per code"),
+            ("nats", "Loss on pictures of held-out emblems", "nats per code"),
             ("fid", "FID by our CLIP's picture features", "FID (lower is better)"),
             ("cells", "Cells of a held-out emblem's picture that are right", "share"),
         )
@@ -153,77 +156,71 @@ def _plots(scores: Scores) -> tuple[Plot, ...]:
     return (*against_hours, *counted)
 
 
+def _told(what: str, family: str) -> str:
+    return _asked("nats.picture.heldout", family) if what == "nats" else what
+
+
 def _against_hours(scores: Scores, what: str, title: str, unit: str) -> Plot:
     series = {
         called: tuple(
             Point(1e6 * _hours(scores, family, size), score.value, score.interval)
             for size in SIZES
-            for score in [scores[f"{family}.{size}.{what}"]]
+            for score in [scores[f"{family}.{size}.{_told(what, family)}"]]
         )
         for family, called in FAMILIES.items()
     }
-    name = what.partition(".")[0]
-    return Plot(name, title, "millionths of an A100 hour", unit, series, log_x=True, log_y=True)
+    return Plot(what, title, "millionths of an A100 hour", unit, series, log_x=True, log_y=True)
 
 
 def _by_number(scores: Scores, group: str, title: str, numbers: Sequence[int]) -> Plot:
-    """Codes' nats by number, of CM3Leon's sizes and of the largest others."""
-    shown = {f"CM3Leon, {size}": f"cm3leon.{size}" for size in SIZES}
-    shown |= {
-        f"{called}, large": f"{family}.large" for family, called in list(FAMILIES.items())[1:]
-    }
+    """Right answers by number, of CM3Leon's sizes and of the largest others."""
+    shown = {("cm3leon", size): f"CM3Leon, {size}" for size in SIZES}
+    shown |= {(rival, "large"): f"{FAMILIES[rival]}, large" for rival in RIVALS}
     series = {
         legend: tuple(
             Point(number, score.value, score.interval)
             for number in numbers
-            if (score := scores.get(f"{name}.{group}_{number}"))
+            if (score := _counted(scores, family, size, f"{group}_{number}"))
         )
-        for legend, name in shown.items()
+        for (family, size), legend in shown.items()
     }
     what, x = group.split(".")
     return Plot(what, title, x, "share that is right", series)
 
 
-def _sizes(scores: Scores) -> Table:
+def _counted(scores: Scores, family: str, size: str, kind: str) -> Score | None:
+    """The share of a kind that is right, None where a model cannot read what is asked."""
+    return scores.get(f"{family}.{size}.{_asked(kind, family)}")
+
+
+def _sizes(scores: Scores, exams: dict[str, Exam]) -> Table:
     rows = []
-    for family, called in FAMILIES.items():
-        for size in SIZES:
-            own = {
-                name.removeprefix(f"{family}.{size}."): score
-                for name, score in scores.items()
-                if name.startswith(f"{family}.{size}.")
-            }
-            groups = [
-                _mean([own[f"{g}_{n}"] for n in of if f"{g}_{n}" in own])
-                for g, (_, of) in _COUNTED.items()
-            ]
-            rows.append(
-                (
-                    f"{called}, {size}",
-                    f"{_hours(scores, family, size):.2g}",
-                    f"{own['nats.picture.heldout'].value:.2f}",
-                    f"{own['fid'].value:.1f}",
-                    percent(own["heldout"]),
-                    percent(own["cells"]),
-                    *(f"{share:.1%}" for share in groups),
-                )
+    for name, exam in exams.items():
+        family, size = name.split(".")
+        groups = [
+            [_counted(scores, family, size, f"{group}_{number}") for number in numbers]
+            for group, (_, numbers) in _COUNTED.items()
+        ]
+        shares = [[share.value for share in each if share] for each in groups]
+        rows.append(
+            (
+                f"{FAMILIES[family]}, {size}",
+                f"{exam.bench.parameters:,}",
+                f"{metrics.read(exam.bench.run)[-1]['seconds'] / 60:.0f}",
+                f"{_hours(scores, family, size) * 1e6:.0f}",
+                f"{scores[f'{name}.' + _asked('nats.picture.heldout', family)].value:.2f}",
+                f"{scores[f'{name}.fid'].value:.1f}",
+                percent(scores[f"{name}.{_asked('heldout', family)}"]),
+                f"{scores[f'{name}.cells'].value:.1%}",
+                *(f"{sum(each) / len(each):.1%}" for each in shares),
             )
+        )
     columns = (
-        "model",
-        "A100 hours",
-        "nats per code",
-        "FID",
-        "held-out emblem",
-        "cells of its picture",
-        "words",
-        "scenes",
-        "palms",
+        *("model", "parameters", "minutes", "millionths of an A100 hour"),
+        *("nats per code of a held-out emblem's picture", "its FID"),
+        *("the emblem right", "the picture's cells", "words", "scenes", "palms"),
     )
     return Table("What each size does", columns, tuple(rows))
-
-
-def _mean(shares: Sequence[Score]) -> float:
-    return sum(share.value for share in shares) / len(shares)
 
 
 def _hours(scores: Scores, family: str, size: str) -> float:
@@ -281,12 +278,12 @@ def _grid(exams: dict[str, Exam], asked: Sequence[Prompt]) -> tuple[Figure, ...]
     """The same prompts across sizes: held-out emblems, each family in a line."""
     figures = []
     first = exams["cm3leon.large"]
-    shown = first.retrieved(asked[:_SHOWN], first.experiment.retrieval.documents)
+    shown = first.retrieved(asked[:_SHOWN], _DOCUMENTS["cm3leon"])
     for place, prompt in enumerate(asked[:_SHOWN]):
         cells = [first.bench.cell(shown[place][0])]
         for name, exam in exams.items():
             family, size = name.split(".")
-            image = exam.drawn[f"heldout.docs_{exam.experiment.retrieval.documents}"][0, place]
+            image = exam.drawn[_asked("heldout", family)][0, place]
             (right,) = confirms_emblems(image[None], [prompt.scene])
             cells.append(Cell.of(f"{FAMILIES[family]}, {size}", image, correct=right))
         cells.append(Cell.of("as it should be", prompt.image))
@@ -311,7 +308,8 @@ def _headline(scores: Scores) -> str:
 
 def _falls(scores: Scores, what: str) -> bool:
     """Whether CM3Leon's figure falls from size to size, the intervals apart."""
-    intervals = [scores[f"cm3leon.{size}.{what}"].interval for size in SIZES]
+    name = _told(what, "cm3leon")
+    intervals = [scores[f"cm3leon.{size}.{name}"].interval for size in SIZES]
     return all(more[1] < less[0] for less, more in itertools.pairwise(intervals))
 
 
@@ -340,7 +338,7 @@ ROW = Row(
     targets=(
         Target(
             "CM3Leon's loss falls from size to size, the intervals apart",
-            lambda s: _falls(s, "nats.picture.heldout"),
+            lambda s: _falls(s, "nats"),
         ),
         Target("its FID falls from size to size, the intervals apart", lambda s: _falls(s, "fid")),
         *(
@@ -354,7 +352,8 @@ ROW = Row(
             "the largest CM3Leon draws held-out emblems more often than the largest others, the "
             "intervals apart",
             lambda s: all(
-                s[f"{rival}.large.heldout"].interval[1] < s["cm3leon.large.heldout"].interval[0]
+                s[f"{rival}.large.heldout.docs_0"].interval[1]
+                < s["cm3leon.large.heldout.docs_1"].interval[0]
                 for rival in RIVALS
             ),
         ),
