@@ -57,7 +57,7 @@ def runs(data, tmp_path_factory):
                 experiment,
                 data=dataclasses.replace(experiment.data, records=400, emblems=8),
                 train=dataclasses.replace(experiment.train, steps=2),
-                # One layer's program instead of all layers': sooner compiled, as good for two steps.
+                # Sooner compiled, and as good for two steps.
                 model=dataclasses.replace(experiment.model, unroll=1),
             )
             for experiment in trainings(row, options)
