@@ -29,27 +29,37 @@ def positive(text: str) -> int:
 positive.__name__ = "integer"  # as argparse calls it in a message
 
 
+_CHAMELEON = {"layers": 8, "width": 512, "vocab": 16_384, "dtype": "float32", "unroll": 1}
+"""What is measured if nothing else is asked for."""
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The options that choose the model."""
     add = parser.add_argument
     add("--experiment", default="", help="this experiment's decoder, alone")
     add("--batch", type=positive, default=8, help="rows of a step, or prompts")
-    add("--layers", type=positive, default=8, help="layers of the Chameleon")
-    add("--width", type=positive, default=512, help="its width; heads are of 64")
-    add("--vocab", type=positive, default=16_384, help="its ids")
-    add("--dtype", choices=["float32", "bfloat16"], default="float32")
+    add("--layers", type=positive, help="layers of the Chameleon; default 8")
+    add("--width", type=positive, help="its width, default 512; heads are of 64")
+    add("--vocab", type=positive, help="its ids; default 16384")
+    add("--dtype", choices=["float32", "bfloat16"], help="its activations; default float32")
 
 
-def experiment(options: argparse.Namespace, length: int, unroll: int = 1) -> Experiment:
+def experiment(options: argparse.Namespace, length: int) -> Experiment:
     """The Chameleon of the options with room for `length` ids, or the experiment with its own.
 
-    Raises `UserError` for an experiment that does not exist and for sizes that no Chameleon has.
+    Raises `UserError` for an experiment that does not exist or is given other sizes, and for sizes
+    that no Chameleon has.
     """
+    given = {name: value for name in _CHAMELEON if (value := getattr(options, name, None))}
     optim = OptimConfig(
         peak_lr=1e-4, warmup_steps=1, end_lr_ratio=1.0, weight_decay=0.1, clip_norm=1.0
     )
     data = DataConfig(batch=options.batch)
     if options.experiment:
+        if given:
+            raise UserError(
+                f"{options.experiment} has sizes of its own; leave out --{' and --'.join(given)}."
+            )
         found = load_experiment(options.experiment)
         return Experiment(
             "bench",
@@ -59,27 +69,27 @@ def experiment(options: argparse.Namespace, length: int, unroll: int = 1) -> Exp
             data=data,
             optim=optim,
         )
-    vocab = VocabConfig()
-    pieces = options.vocab - vocab.specials - vocab.image_codes
-    if pieces < 1 or options.width % 64:
+    size, vocab = _CHAMELEON | given, VocabConfig()
+    pieces = size["vocab"] - vocab.specials - vocab.image_codes
+    if pieces < 1 or size["width"] % 64:
         raise UserError(
-            f"--vocab {options.vocab} must be above {vocab.specials + vocab.image_codes}, and "
-            f"--width {options.width} a multiple of 64."
+            f"--vocab {size['vocab']} must be above {vocab.specials + vocab.image_codes}, and "
+            f"--width {size['width']} a multiple of 64."
         )
     model = DecoderConfig(
-        layers=options.layers,
-        width=options.width,
-        heads=options.width // 64,
+        layers=size["layers"],
+        width=size["width"],
+        heads=size["width"] // 64,
         head_width=64,
-        ffn=-(-options.width * 8 // 3 // 64) * 64,  # Llama's: 8/3 of the width
+        ffn=-(-size["width"] * 8 // 3 // 64) * 64,  # Llama's: 8/3 of the width
         context=length,
-        dtype=options.dtype,
+        dtype=size["dtype"],
         positions="rope",
         qk_norm=True,
         norm="rms",
         activation="swiglu",
         tied=False,
-        unroll=unroll,
+        unroll=size["unroll"],
     )
     vocab = dataclasses.replace(vocab, text_pieces=pieces)
     return Experiment("bench", vocab=vocab, model=model, data=data, optim=optim)

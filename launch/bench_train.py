@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add = parser.add_argument
     add("--length", type=positive, help="ids of a row; default the experiment's context, or 512")
-    add("--unroll", type=positive, default=1, help="layers per turn of our scan")
+    add("--unroll", type=positive, help="layers per turn of the Chameleon's scan; default 1")
     add("--steps", type=positive, default=10, help="timed steps, after two others")
     add("--compile-torch", action="store_true", help="torch.compile as well")
 
@@ -50,7 +50,7 @@ class Side:
 
 def make_learner(options: argparse.Namespace) -> DecoderLearner:
     """What trains the options' model."""
-    config = experiment(options, options.length or 512, options.unroll)
+    config = experiment(options, options.length or 512)
     if options.length:
         model = dataclasses.replace(config.model, context=options.length)
         config = dataclasses.replace(config, model=model)

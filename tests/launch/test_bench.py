@@ -70,6 +70,10 @@ def test_a_machine_with_little_more_than_jax_measures_our_side():
         (["train", "--steps", "ten"], "--steps: invalid integer value: 'ten'"),
         (["train", "--vocab", "100"], "--vocab 100 must be above"),
         (["train", "--width", "100"], "--width 100 a multiple of 64"),
+        (
+            ["train", "--experiment", "cm3", "--layers", "2", "--unroll", "2"],
+            "cm3 has sizes of its own; leave out --layers and --unroll",
+        ),
         (["encode"], "invalid choice: 'encode'"),
         (["data", "--width", "128"], "unrecognized arguments: --width 128"),
         (["decode", "--samples", "0"], "--samples: 0 must be at least 1"),
