@@ -12,7 +12,7 @@ from cm3jax.shapes import Bool
 from cm3jax.vocab import Vocab
 
 WAYS = {
-    "half": ("miniature/rivals/cm3leon", "half of the masks whole segments"),
+    "half": ("miniature/rivals/cm3leon_medium", "half of the masks whole segments"),
     "spans": ("miniature/masking/spans", "random spans alone"),
     "whole": ("miniature/masking/whole", "whole segments alone"),
     "documents": ("miniature/masking/documents", "half, and in documents too"),
@@ -136,8 +136,8 @@ ROW = Row(
     "shown for.",
     source="CM3Leon (arXiv 2309.02591), section 2.2; CM3 (arXiv 2201.07520), section 2; metaseq's "
     "branch scaling_racm3",
-    how="One model is trained four times alike (`experiments/miniature/masking`), with other masks "
-    "each time, and asked for captions, lower halves, plain scenes and held-out emblems; and "
+    how="One model of 0.4 M parameters is trained four times alike "
+    "(`experiments/miniature/masking`), with other masks each time, and asked for captions, lower halves, plain scenes and held-out emblems; and "
     "100,000 masks are drawn at the paper's sizes and at ours.",
     seconds=1500,
     trains=tuple(experiment for experiment, _ in WAYS.values()),

@@ -1,1 +1,1 @@
-"""What CM3's masks teach: `miniature/rivals/cm3leon` again, each time masked in another way."""
+"""What CM3's masks teach: `miniature/rivals/cm3leon_medium` again, masked otherwise each time."""

@@ -4,9 +4,9 @@ python -m launch.train miniature/masking/documents
 """
 
 from cm3jax.config import Experiment
-from experiments.miniature.rivals.shared import rival
+from experiments.miniature.rivals.shared import MEDIUM, rival
 
 
 def get_config() -> Experiment:
     """A mask falls on the document or on what it is shown for."""
-    return rival("miniature/masking/documents", cm3={"mask_retrieved": True})
+    return rival("miniature/masking/documents", model=MEDIUM, cm3={"mask_retrieved": True})

@@ -4,9 +4,9 @@ python -m launch.train miniature/masking/spans
 """
 
 from cm3jax.config import Experiment
-from experiments.miniature.rivals.shared import rival
+from experiments.miniature.rivals.shared import MEDIUM, rival
 
 
 def get_config() -> Experiment:
     """No mask is a whole segment."""
-    return rival("miniature/masking/spans", cm3={"whole_segment": 0.0})
+    return rival("miniature/masking/spans", model=MEDIUM, cm3={"whole_segment": 0.0})

@@ -4,9 +4,9 @@ python -m launch.train miniature/masking/whole
 """
 
 from cm3jax.config import Experiment
-from experiments.miniature.rivals.shared import rival
+from experiments.miniature.rivals.shared import MEDIUM, rival
 
 
 def get_config() -> Experiment:
     """Every mask is a whole segment."""
-    return rival("miniature/masking/whole", cm3={"whole_segment": 1.0})
+    return rival("miniature/masking/whole", model=MEDIUM, cm3={"whole_segment": 1.0})

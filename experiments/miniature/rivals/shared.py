@@ -6,6 +6,8 @@ from typing import Any
 from cm3jax.config import Experiment
 from experiments.miniature.base import base
 
+MEDIUM = {"width": 64, "ffn": 256}
+"""What `medium` makes of a model."""
 _WEIGHTS = "experiments/miniature/weights"
 
 
@@ -46,7 +48,7 @@ def rival(name: str, **delta: Any) -> Experiment:
 
 def medium(experiment: Experiment) -> Experiment:
     """A rival half as wide, trained as long; its heads are as many."""
-    return _wide(experiment, "medium", 64)
+    return _resized(experiment, "medium", MEDIUM)
 
 
 def small(experiment: Experiment) -> Experiment:
@@ -55,9 +57,10 @@ def small(experiment: Experiment) -> Experiment:
     encoder = dataclasses.replace(
         experiment.parti, encoder_layers=experiment.parti.encoder_layers // 2
     )
-    return dataclasses.replace(_wide(experiment, "small", 32, **halves), parti=encoder)
+    smaller = _resized(experiment, "small", {"width": 32, "ffn": 128} | halves)
+    return dataclasses.replace(smaller, parti=encoder)
 
 
-def _wide(experiment: Experiment, size: str, width: int, **model: int) -> Experiment:
-    decoder = dataclasses.replace(experiment.model, width=width, ffn=4 * width, **model)
+def _resized(experiment: Experiment, size: str, model: dict[str, int]) -> Experiment:
+    decoder = dataclasses.replace(experiment.model, **model)
     return dataclasses.replace(experiment, name=f"{experiment.name}_{size}", model=decoder)
