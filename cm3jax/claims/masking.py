@@ -137,8 +137,9 @@ ROW = Row(
     source="CM3Leon (arXiv 2309.02591), section 2.2; CM3 (arXiv 2201.07520), section 2; metaseq's "
     "branch scaling_racm3",
     how="One model of 0.4 M parameters is trained four times alike "
-    "(`experiments/miniature/masking`), with other masks each time, and asked for captions, lower halves, plain scenes and held-out emblems; and "
-    "100,000 masks are drawn at the paper's sizes and at ours.",
+    "(`experiments/miniature/masking`), with other masks each time, and asked for captions, lower "
+    "halves, plain scenes and held-out emblems; and 100,000 masks are drawn at the paper's sizes "
+    "and at ours.",
     seconds=1500,
     trains=tuple(experiment for experiment, _ in WAYS.values()),
     measure=_measure,
