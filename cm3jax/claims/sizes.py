@@ -39,7 +39,7 @@ _PAPER = (
 _OTHERS = (("CM3, 2.7B", "29.5"), ("DALL-E, 12B", "28"), ("Parti, 20B", "7.23"))
 """Whose hours stand in figure 2 alone."""
 RIVALS = tuple(FAMILIES)[1:]
-_COUNTED = {
+COUNTED = {
     "word.letters": ("Words by their letters", tuple(range(1, 9))),
     "scene.clauses": ("Scenes by their clauses", (1, 2, 3, 4, 6, 8, 10, 12)),
     "palm.fingers": ("Palms by their fingers", tuple(FINGERS)),
@@ -123,7 +123,7 @@ def _questions(bench: Bench) -> dict[str, Every]:
             [_prompt(group, number, seed * each + i, bench.size) for i in range(each)]
             for seed in range(bench.seeds)
         ]
-        for group, (_, numbers) in _COUNTED.items()
+        for group, (_, numbers) in COUNTED.items()
         for number in numbers
     }
 
@@ -151,7 +151,7 @@ def _plots(scores: Scores) -> tuple[Plot, ...]:
         )
     ]
     counted = [
-        _by_number(scores, group, title, numbers) for group, (title, numbers) in _COUNTED.items()
+        _by_number(scores, group, title, numbers) for group, (title, numbers) in COUNTED.items()
     ]
     return (*against_hours, *counted)
 
@@ -169,7 +169,8 @@ def _against_hours(scores: Scores, what: str, title: str, unit: str) -> Plot:
         )
         for family, called in FAMILIES.items()
     }
-    return Plot(what, title, "millionths of an A100 hour", unit, series, log_x=True, log_y=True)
+    hours, share = "millionths of an A100 hour", what == "cells"  # which may be 0
+    return Plot(what, title, hours, unit, series, log_x=True, log_y=not share)
 
 
 def _by_number(scores: Scores, group: str, title: str, numbers: Sequence[int]) -> Plot:
@@ -199,7 +200,7 @@ def _sizes(scores: Scores, exams: dict[str, Exam]) -> Table:
         family, size = name.split(".")
         groups = [
             [_counted(scores, family, size, f"{group}_{number}") for number in numbers]
-            for group, (_, numbers) in _COUNTED.items()
+            for group, (_, numbers) in COUNTED.items()
         ]
         shares = [[share.value for share in each if share] for each in groups]
         rows.append(
