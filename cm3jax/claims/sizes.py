@@ -333,7 +333,8 @@ ROW = Row(
     how="CM3Leon, CM3, DALL-E and Parti in three sizes each, trained from one corpus with as many "
     "tokens (`experiments/miniature/rivals`), draw held-out emblems, words by their letters, "
     "scenes by their clauses and palms by their fingers; CM3Leon draws emblems with the one "
-    "document that it retrieves. Hours are those of an A100 at its full rate, by the operations of training.",
+    "document that it retrieves. Hours are those of an A100 at its full rate, by the operations of "
+    "training.",
     seconds=1800,
     trains=tuple(
         f"miniature/rivals/{family}{suffix}" for family in FAMILIES for suffix in SIZES.values()
