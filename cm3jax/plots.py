@@ -66,11 +66,11 @@ class Plot:
         for value in down.ticks():
             y = down.place(value)
             marks.append(tag("line", x1=_LEFT, y1=y, x2=_WIDTH - _RIGHT, y2=y, class_="grid"))
-            marks.append(tag("text", f"{value:g}", x=_LEFT - 6, y=y + 4, text_anchor="end"))
+            marks.append(tag("text", _label(value), x=_LEFT - 6, y=y + 4, text_anchor="end"))
         for value in across.ticks():
             place = across.place(value)
             below = _HEIGHT - _BOTTOM + 16
-            marks.append(tag("text", f"{value:g}", x=place, y=below, text_anchor="middle"))
+            marks.append(tag("text", _label(value), x=place, y=below, text_anchor="middle"))
         legends = []
         for number, (legend, line) in enumerate(self.series.items()):
             look = f"line-{number}"
@@ -95,6 +95,11 @@ class Plot:
         )
         caption = tag("figcaption", *legends, tag("span", self.y, class_="unit"))
         return tag("figure", join(svg, caption), class_="curves")
+
+
+def _label(tick: float) -> str:
+    """Short enough for the margin: 1/32 is 0.031."""
+    return f"{tick:.2g}" if abs(tick) < 0.1 else f"{tick:g}"
 
 
 @dataclasses.dataclass(frozen=True)
