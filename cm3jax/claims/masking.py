@@ -8,6 +8,7 @@ from cm3jax.claims.row import Measured, Row, Scores, Table, Target
 from cm3jax.config import CM3Config, VocabConfig
 from cm3jax.evaluate.protocol import Score
 from cm3jax.masks import draw_spans
+from cm3jax.plots import Plot, Point
 from cm3jax.shapes import Bool
 from cm3jax.vocab import Vocab
 
@@ -18,7 +19,9 @@ WAYS = {
     "documents": ("miniature/masking/documents", "half, and in documents too"),
 }
 """The experiments, and what they mask."""
-_RATES = {"half": 0.5, "spans": 0.0}
+_RATES = {"spans": 0.0, "half": 0.5, "whole": 1.0}
+"""How many of the masks are whole segments."""
+_DRAWN = ("half", "spans")
 _SIZES = {"paper": (9, 32), "here": (20, 4)}
 """Pieces of a caption, and codes along a side of its picture."""
 _DRAWS, _AT_ONCE = 100_000, 4000
@@ -30,14 +33,15 @@ def _measure(bench: Bench) -> Measured:
         exam = Exam(name, bench.trained(experiment), every)
         exam.sit()
         scores |= exam.scores
-    return Measured(scores, tables=(_nats(scores), _shares(scores)))
+    return Measured(scores, plots=(_plot(scores),), tables=(_nats(scores), _shares(scores)))
 
 
 def _masked(bench: Bench) -> dict[str, Score]:
     """How often a mask is a whole caption."""
     scores = {}
     for size, (pieces, grid) in _SIZES.items():
-        for way, rate in _RATES.items():
+        for way in _DRAWN:
+            rate = _RATES[way]
             found = np.concatenate(
                 [_whole(pieces, grid, rate, first) for first in range(0, _DRAWS, _AT_ONCE)]
             )
@@ -74,6 +78,25 @@ def _whole(pieces: int, grid: int, rate: float, first: int) -> Bool[np.ndarray, 
     return ((spans.starts == 1) & (spans.stops == 1 + pieces))[:, 0]
 
 
+def _plot(scores: Scores) -> Plot:
+    asked = {
+        "caption": "caption",
+        "infill": "lower half",
+        "scene.docs_0": "plain scene",
+        "heldout.docs_1": "held-out emblem with its document",
+    }
+    series = {
+        called: tuple(
+            Point(rate, score.value, score.interval)
+            for way, rate in _RATES.items()
+            for score in [scores[f"{way}.nats.{what}"]]
+        )
+        for what, called in asked.items()
+    }
+    title = "Nats per id of the right answer"
+    return Plot("nats", title, "share of masks that are whole segments", "nats per id", series)
+
+
 def _nats(scores: Scores) -> Table:
     asked = {
         "caption": "caption",
@@ -94,11 +117,11 @@ def _shares(scores: Scores) -> Table:
     rows = tuple(
         (
             f"{pieces} pieces, {grid**2} codes",
-            *(f"{scores[f'masked.{size}.{way}'].value:.3%}" for way in _RATES),
+            *(f"{scores[f'masked.{size}.{way}'].value:.3%}" for way in _DRAWN),
         )
         for size, (pieces, grid) in _SIZES.items()
     )
-    columns = ("caption and picture", *(WAYS[way][1] for way in _RATES))
+    columns = ("caption and picture", *(WAYS[way][1] for way in _DRAWN))
     return Table("How often a mask is a whole caption", columns, rows)
 
 

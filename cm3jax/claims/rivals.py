@@ -10,6 +10,7 @@ from cm3jax.config import Experiment
 from cm3jax.data.emblems import Prompt, confirms_emblems
 from cm3jax.evaluate.protocol import Score
 from cm3jax.evaluate.results import Cell, Figure, worst_and_best
+from cm3jax.plots import Plot, Point
 
 MODELS = {
     "cm3leon": ("CM3Leon", "4.88", "61.6"),
@@ -31,6 +32,7 @@ def _measure(bench: Bench) -> Measured:
     scores = {name: score for exam in exams.values() for name, score in exam.scores.items()}
     return Measured(
         scores,
+        plots=(_plot(scores),),
         tables=(_abilities(scores), _nats(scores), _budget(exams)),
         figures=_figures(exams, every["heldout"][0]),
     )
@@ -61,6 +63,19 @@ def _table(title: str, scores: Scores, prefix: str, say: Callable[[Score], str])
 
 def _abilities(scores: Scores) -> Table:
     return _table("Who can do what: right answers", scores, "", percent)
+
+
+def _plot(scores: Scores) -> Plot:
+    series = {
+        called: tuple(
+            Point(count, score.value, score.interval)
+            for count in (0, 1)
+            if (score := scores.get(f"{name}.nats.heldout.docs_{count}"))
+        )
+        for name, (called, *_) in MODELS.items()
+    }
+    title = "Nats per code of held-out emblems"
+    return Plot("nats", title, "documents at test", "nats per code", series)
 
 
 def _nats(scores: Scores) -> Table:
