@@ -25,7 +25,8 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """Lines of points over one axis. A logarithmic axis needs values above 0."""
+    """Lines of points over one axis. A logarithmic axis needs values above 0; an interval that
+    reaches 0 goes down to its end."""
 
     name: str
     """Of its data file."""
@@ -114,13 +115,15 @@ class _Axis:
 
     @classmethod
     def over(cls, values: list[float | int], log: bool, first: int, last: int) -> "_Axis":
-        """An axis that holds all values; a linear one starts at 0."""
+        """An axis that holds all values; a linear one starts at 0, a logarithmic one above it."""
+        values = [value for value in values if value > 0] if log else values
         low, high = (min(values), max(values)) if log else (min(0.0, *values), max(values))
         return cls(low, high if high > low else low + 1, log, first, last)
 
     def place(self, value: int | float) -> float:
         """The pixel of a value."""
-        low, high, at = ((math.log(v) if self.log else v) for v in (self.low, self.high, value))
+        places = (self.low, self.high, max(value, self.low))
+        low, high, at = ((math.log(place) if self.log else place) for place in places)
         return round(self.first + (self.last - self.first) * (at - low) / (high - low), 1)
 
     def ticks(self) -> list[float]:

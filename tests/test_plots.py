@@ -39,6 +39,13 @@ def test_an_interval_is_drawn_around_its_point():
     assert high < numbers("cy", PLOT.svg())[0] < low
 
 
+def test_an_interval_that_reaches_0_ends_where_a_logarithmic_axis_does():
+    points = (Point(1, 2.0, (0.0, 4.0)), Point(2, 64.0, (32.0, 128.0)))
+    svg = Plot("p", "p", "hours", "FID", {"a": points}, log_y=True).svg()
+    bar = re.search(r'<line x1="[\d.]+" x2="[\d.]+" y1="([\d.]+)" y2="([\d.]+)"', svg)
+    assert float(bar[1]) == max(numbers("cy", svg))  # 2 is the least value that has a logarithm
+
+
 def test_axes_have_round_ticks():
     written = re.findall(r"<text[^>]*>([^<]*)</text>", PLOT.svg())
     assert {"1", "2", "4", "8", "16", "0.2", "0.8"} <= set(written)
