@@ -309,8 +309,8 @@ def _headline(scores: Scores) -> str:
         for bound, times, _ in [saving(scores, rival)]
     )
     return (
-        f"lowest FID {lowest} by {' / '.join(FAMILIES.values())}; for theirs the rivals need so many "
-        f"times CM3Leon's compute: {savings}"
+        f"lowest FID {lowest} by {' / '.join(FAMILIES.values())}; for theirs the rivals need so "
+        f"many times CM3Leon's compute: {savings}"
     )
 
 
