@@ -18,6 +18,7 @@ from cm3jax.data.emblems.scene import (
     CELLS,
     FINGERS,
     GRID,
+    LONGEST_WORD,
     PLACES,
     SHAPES,
     SIZES,
@@ -107,7 +108,7 @@ _ANY_COLOUR = f"(?P<colour>{'|'.join(COLOURS)})"
 _AT_CELL = f"at (?P<cell>{'|'.join(CELLS)})"
 _SHAPE = re.compile(f"a (?P<size>{'|'.join(SIZES)}) {_ANY_COLOUR} {_ANY_SHAPE} {_AT_CELL}")
 _EMBLEM = re.compile(f"the (?P<name>[a-z]+) emblem at the (?P<place>{'|'.join(PLACES)})")
-_WORD = re.compile("the word (?P<word>[a-z]{1,8})")
+_WORD = re.compile(f"the word (?P<word>[a-z]{{1,{LONGEST_WORD}}})")
 _PALM = re.compile(f"a palm with (?P<fingers>{'|'.join(FINGERS.values())}) fingers")
 _CLAIM = re.compile(f"(the .+) is ({'|'.join(RELATIONS)}) (the .+)")
 _REFERENCE = re.compile(f"the (?:{_ANY_COLOUR} )?{_ANY_SHAPE}(?: {_AT_CELL})?")

@@ -13,7 +13,7 @@ import numpy as np
 from cm3jax.data.emblems.draw import SIZE, patch_numbers
 from cm3jax.data.emblems.glyphs import CELL
 from cm3jax.data.emblems.patches import PATCHES, PIXELS, Patch
-from cm3jax.data.emblems.scene import CELLS, FINGERS, GRID, Emblem, Scene, Shape
+from cm3jax.data.emblems.scene import CELLS, FINGERS, GRID, LONGEST_WORD, Emblem, Scene, Shape
 from cm3jax.shapes import Float, Int, UInt8
 
 UNREADABLE = 32.0
@@ -92,7 +92,7 @@ def _scene(cells: list[Patch]) -> Scene | None:
         return _palm(background, cells)
     if "letter" in parts:
         word = "".join(cell.letter for cell in cells)
-        return Scene(background, word=word)
+        return Scene(background, word=word) if len(word) <= LONGEST_WORD else None
     emblems = _emblems(cells)
     if emblems is None:
         return None

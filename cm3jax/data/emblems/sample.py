@@ -9,7 +9,16 @@ from collections.abc import Callable
 from cm3jax.data.emblems.captions import MAX_CLAUSES, Relation, caption, relations
 from cm3jax.data.emblems.looks import MEMORY_ONLY, SYLLABLES, Catalogue, integer
 from cm3jax.data.emblems.palette import BACKGROUNDS, COLOURS
-from cm3jax.data.emblems.scene import FINGERS, PLACES, SHAPES, SIZES, Emblem, Scene, Shape
+from cm3jax.data.emblems.scene import (
+    FINGERS,
+    LONGEST_WORD,
+    PLACES,
+    SHAPES,
+    SIZES,
+    Emblem,
+    Scene,
+    Shape,
+)
 
 _BACKGROUNDS, _COLOURS = tuple(BACKGROUNDS), tuple(COLOURS)
 _BUCKETS = ("prompts", "validation", "bank", "bank", "bank")  # of 16; the rest is training's
@@ -90,7 +99,7 @@ def memory_only(index: int) -> int:
 def word(rng: random.Random) -> Scene:
     """A made-up word of 1 to 8 letters."""
     letters = "".join(pick(rng, SYLLABLES) for _ in range(4))
-    return Scene(pick(rng, _BACKGROUNDS), word=letters[: 1 + integer(rng, 8)])
+    return Scene(pick(rng, _BACKGROUNDS), word=letters[: 1 + integer(rng, LONGEST_WORD)])
 
 
 def palm(rng: random.Random) -> Scene:

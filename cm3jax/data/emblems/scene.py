@@ -21,6 +21,8 @@ PLACES = (
 
 SHAPES = ("circle", "square", "triangle", "cross", "diamond", "ring")
 SIZES = ("small", "large")
+LONGEST_WORD = 8
+"""Letters at most: two rows of cells."""
 FINGERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 """How many fingers a palm may have, in words."""
 

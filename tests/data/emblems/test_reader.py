@@ -72,6 +72,13 @@ def test_random_patches_never_crash_and_never_lie():
             np.testing.assert_array_equal(draw(reading.scene), picture)
 
 
+def test_letters_everywhere_are_no_word():
+    letter = next(n for n, p in enumerate(PATCHES) if p.part == "letter" and p.background)
+    cells = PIXELS[[letter] * 16].reshape(4, 4, *PIXELS.shape[1:])
+    picture = cells.transpose(0, 2, 1, 3, 4).reshape(32, 32, 3)
+    assert read(picture).problem == "its cells do not make one scene"
+
+
 def test_one_unreadable_cell_is_named():
     picture = draw(Scene("sand"))
     picture[8:16, 24:] = 128
