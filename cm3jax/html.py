@@ -208,6 +208,7 @@ a { color: var(--a); }
 .line-3 { stroke: var(--d); background: var(--d); }
 .line-4 { stroke: var(--e); background: var(--e); }
 .line-5 { stroke: var(--f); background: var(--f); }
+.plot.share { width: 7.5rem; } .plot .chance { stroke: var(--soft); stroke-width: 1.5; }
 .plot .dot { fill: var(--card); stroke-width: 1.8; }
 .dashed { stroke-dasharray: 6 4; opacity: .65; }
 figcaption { font-size: .78rem; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; }

@@ -1,7 +1,9 @@
 import re
 
+import pytest
+
 from cm3jax.html import page
-from cm3jax.plots import Plot, Point
+from cm3jax.plots import Plot, Point, share_mark
 from tests.pages import require_sound
 
 PLOT = Plot(
@@ -62,3 +64,17 @@ def test_the_table_has_every_point():
     lines = PLOT.table().splitlines()
     assert lines[0] == "series,samples,accuracy,low,high"
     assert lines[1:] == ["a < b,1,0.5,0.4,0.6", "a < b,16,1.0,0.9,1.0", "b,4,0.25,0.2,0.3"]
+
+
+def test_a_share_is_marked_inside_its_interval_beside_chance():
+    svg = share_mark(0.5, (0.25, 0.75), 0.1)
+    (middle,) = numbers("cx", svg)
+    lines = re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)"', svg)
+    (start, end), (low, high), (chance, _) = (map(float, line) for line in lines)
+    assert (low - start) / (end - start) == pytest.approx(0.25)
+    assert (high - start) / (end - start) == pytest.approx(0.75)
+    assert (chance - start) / (end - start) == pytest.approx(0.1)
+    assert middle == pytest.approx((start + end) / 2)
+    assert "50.0%, 95 % interval 25.0% to 75.0%" in svg
+    assert share_mark(0.5, (0.25, 0.75)).count("<line") == 2
+    require_sound(page("share", svg))

@@ -92,7 +92,10 @@ def _section(row: Row, result: Result | None) -> Html:
             if shown.kind == kind
         ]
     scores = _scores(result)
-    parts.append(_folded("Every score", tag("div", score_table(scores), class_="scroll")))
+    every = tag("div", score_table(scores), class_="scroll")
+    # Where nothing else is drawn, the scores are.
+    is_drawn = bool(result.measured.plots)
+    parts.append(_folded("Every score", every) if is_drawn else join(tag("h3", "Scores"), every))
     parts.append(_folded("Protocol of each score", *protocols(scores)))
     parts.append(_origin(row, result))
     return tag("section", *parts)

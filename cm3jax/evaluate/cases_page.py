@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from cm3jax.evaluate.protocol import Score
 from cm3jax.evaluate.results import Cell, Figure
 from cm3jax.html import Html, cell, facts, figure, join, page, tag
+from cm3jax.plots import share_mark
 
 
 def cases_page(
@@ -23,8 +24,8 @@ def cases_page(
 
 
 def score_table(scores: Mapping[str, Score]) -> Html:
-    """Every score with its 95 % interval, n, chance and regime."""
-    names = ("score", "value", "95 %", "n", "chance", "protocol")
+    """Every score with its 95 % interval, n, chance and regime; shares are drawn."""
+    names = ("score", "value", "95 %", "0 to 1, chance", "n", "chance", "protocol")
     return table_of(names, [_row(name, score) for name, score in scores.items()])
 
 
@@ -55,7 +56,9 @@ def _row(name: str, score: Score) -> tuple[str, ...]:
     low, high = score.interval
     chance = "–" if score.chance is None else f"{score.chance:.2g}"
     regime = f"{score.protocol.regime}; documents: {score.protocol.documents}"
-    return name, f"{score.value:.3f}", f"{low:.3f}–{high:.3f}", str(score.n), chance, regime
+    # Other figures have no chance, nor an end of their scale.
+    mark = "" if score.chance is None else share_mark(score.value, score.interval, score.chance)
+    return name, f"{score.value:.3f}", f"{low:.3f}–{high:.3f}", mark, str(score.n), chance, regime
 
 
 def _protocol(name: str, score: Score) -> Html:

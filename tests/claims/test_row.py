@@ -66,6 +66,15 @@ def test_a_claim_is_reproduced_whole_in_part_or_not():
     assert verdict(ROW, dataclasses.replace(RESULT, measured=Measured(scores))) == "no"
 
 
+def test_scores_are_unfolded_where_nothing_else_is_drawn():
+    drawn = claims_page([ROW], {"flags": RESULT})
+    assert "<summary>Every score</summary>" in drawn
+    bare = dataclasses.replace(RESULT, measured=dataclasses.replace(MEASURED, plots=()))
+    page = claims_page([ROW], {"flags": bare})
+    assert "<summary>Every score</summary>" not in page
+    assert 'aria-label="93.0%, 95 % interval' in page
+
+
 def test_the_page_shows_a_row_with_the_data_behind_it(tmp_path):
     RESULT.save(tmp_path / "results" / "flags.json")
     path = write_page(tmp_path / "page", (ROW,), tmp_path / "results")
