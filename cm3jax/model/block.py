@@ -125,9 +125,14 @@ class Block(nn.Module):
         queries = self.attention.queries(entered, rotation)
         rows = jnp.arange(x.shape[0])[:, None]
         slots = cache.lengths[:, None] + jnp.arange(x.shape[1])
+        new = self.attention.keys_values(entered, rotation)
+        if slots.size == 1:
+            # XLA writes a single entry in a way that copies the whole suffix: the second one here
+            # is of no row, and dropped.
+            rows, slots = jnp.append(rows, rows + 1, 1), jnp.append(slots, slots, 1)
+            new = [jnp.append(part, part, 1) for part in new]
 
         old = cache.suffix.keys, cache.suffix.values
-        new = self.attention.keys_values(entered, rotation)
         suffix = KeyValues(
             *(o.at[rows, :, slots].set(n, mode="drop") for o, n in zip(old, new, strict=True))
         )

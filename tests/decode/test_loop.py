@@ -1,5 +1,7 @@
 import dataclasses
+import functools
 import itertools
+import re
 
 import chex
 import jax
@@ -17,6 +19,7 @@ from cm3jax.decode.request import Guide, Request
 from cm3jax.decode.weights import as_read
 from cm3jax.document import Image, parse
 from cm3jax.errors import UserError
+from cm3jax.model.cache import start_cache
 from cm3jax.model.decoder import Decoder
 from cm3jax.vocab import Vocab
 
@@ -297,3 +300,25 @@ def test_a_prompt_too_long_for_the_context_says_lengths(read):
         UserError, match=r"prompt 4 is 83 tokens long and asks for 9 more.* room for 7"
     ):
         decode(MODEL, read, VOCAB, [request], GREEDY)
+
+
+def test_steps_of_one_row_copy_no_keys(read):
+    """As XLA does of itself where a single entry is written."""
+    prompt = jnp.arange(12)[None]
+    _, prefix = MODEL.apply(read, prompt, jnp.asarray([12]), method="prefill")
+    cache = start_cache(prefix, jnp.asarray([12]), samples=1, capacity=24)
+    leaves, tree = jax.tree.flatten(cache)
+
+    def step(cache, token):
+        hidden, cache = MODEL.apply(read, token[None, None], cache, method="extend")
+        return cache, hidden
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def run(leaves, tokens):
+        cache, hidden = jax.lax.scan(step, jax.tree.unflatten(tree, leaves), tokens)
+        return jax.tree.leaves(cache), hidden
+
+    text = run.lower(leaves, prompt[0, :8]).compile().as_text()
+    keys = r"f32\[1,4,24,8\]"  # rows, heads, capacity, width of a head
+    assert re.search(keys, text)
+    assert not re.search(rf"{keys}\S* copy\(", text)
