@@ -99,7 +99,7 @@ class Plot:
         return tag("figure", join(svg, caption), class_="curves")
 
 
-def share_mark(share: float, interval: tuple[float, float], chance: float | None = None) -> Html:
+def share_mark(share: float, interval: tuple[float, float], chance: float) -> Html:
     """A share with its interval and what chance scores, small enough for the cell of a table."""
     width, middle, edge = 120, 7, 4
 
@@ -109,10 +109,12 @@ def share_mark(share: float, interval: tuple[float, float], chance: float | None
     def across(low: float, high: float, look: str) -> Html:
         return tag("line", x1=place(low), x2=place(high), y1=middle, y2=middle, class_=look)
 
-    marks = [across(0.0, 1.0, "grid"), across(*interval, "line line-0")]
-    if chance is not None:
-        marks.append(tag("line", x1=place(chance), x2=place(chance), y1=2, y2=12, class_="chance"))
-    marks.append(tag("circle", cx=place(share), cy=middle, r=3, class_="dot line-0"))
+    marks = (
+        across(0.0, 1.0, "grid"),
+        across(*interval, "line line-0"),
+        tag("line", x1=place(chance), x2=place(chance), y1=2, y2=12, class_="chance"),
+        tag("circle", cx=place(share), cy=middle, r=3, class_="dot line-0"),
+    )
     said = f"{share:.1%}, 95 % interval {interval[0]:.1%} to {interval[1]:.1%}"
     box = f"0 0 {width} {2 * middle}"
     return tag("svg", *marks, view_box=box, role="img", aria_label=said, class_="plot share")

@@ -127,8 +127,8 @@ class Block(nn.Module):
         slots = cache.lengths[:, None] + jnp.arange(x.shape[1])
         new = self.attention.keys_values(entered, rotation)
         if slots.size == 1:
-            # XLA writes a single entry in a way that copies the whole suffix: the second one here
-            # is of no row, and dropped.
+            # On CPUs, XLA writes a single entry in a way that copies the whole suffix twice: the
+            # second one here is of no row, and dropped.
             rows, slots = jnp.append(rows, rows + 1, 1), jnp.append(slots, slots, 1)
             new = [jnp.append(part, part, 1) for part in new]
 
