@@ -421,8 +421,8 @@ class RetrievalConfig:
     """Candidates scoring above this are too close to the query (near-duplicates) and skipped;
     calibrate it per encoder."""
     relevance_floor: float = -1.0
-    """Candidates scoring below this have nothing to do with the query and are not shown in
-    training; -1 shows the best there are."""
+    """Candidates scoring below this have nothing to do with the query and are not shown, neither in
+    training nor at generation; -1 shows the best there are."""
     diversity_cut: float = 0.9
     """Candidates closer than this to a chosen document are skipped; calibrate it per encoder."""
     duplicate_cut: float = 0.98

@@ -12,7 +12,6 @@ from itertools import groupby
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -40,12 +39,12 @@ from cm3jax.errors import UserError
 from cm3jax.learners import clip, vqgan
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.learners.parti import PartiLearner
-from cm3jax.model.cache import start_cache
+from cm3jax.likelihood import Likelihood
 from cm3jax.model.encoder_decoder import EncoderDecoder
 from cm3jax.prompts import Prompt, Segments, Shown, read_prompt
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.clip import ClipEncoder
-from cm3jax.retrieval.retriever import Retrieved, Retriever
+from cm3jax.retrieval.retriever import Found, Retrieved, Retriever
 from cm3jax.shapes import Bool, Float, Int, UInt8
 from cm3jax.state import TrainState, plan
 from cm3jax.tokenizers.image import ImageTokenizer
@@ -93,6 +92,9 @@ class Generated:
         """Of the sampled ids."""
         return float(rerank.perplexities([self.logprob], [self.sampled])[0])
 
+
+Say = Callable[[str], None]
+"""Gets lines for the user."""
 
 Finished = list[tuple[int, Generated]]
 """Samples that were done together, each with the place of its ask."""
@@ -165,8 +167,8 @@ class Generator:
     ) -> list[list[Retrieved]]:
         """The `k` documents to show each query: texts, uint8 pictures, or pairs of both.
 
-        `exclude` holds rows of the bank that a query must not get, `weights` factors of the scores
-        of others.
+        Those that score below the run's `retrieval.relevance_floor` are left out. `exclude` holds
+        rows of the bank that a query must not get, `weights` factors of the scores of others.
         """
         nothing = [None] * len(images if texts is None else texts)
         queries = zip(
@@ -278,24 +280,44 @@ class Generator:
         documents: Sequence[Document] = (),
         exclude: Sequence[str] = (),
         weights: Mapping[str, float] | None = None,
+        floor: float | None = None,
+        say: Say | None = None,
     ) -> list[list[Document]]:
-        """For each prompt these documents, and so many that are retrieved with it.
+        """The documents shown to each prompt: the given ones, then up to `retrieve` of the bank.
 
         Documents of the bank are excluded and weighed by their keys; `UserError` for one that it
-        does not have.
+        does not have. Those that score below `floor`, by default the run's own, are left out; `say`
+        gets a line for each prompt that is shown fewer than were asked for.
         """
         shown = [list(documents) for _ in prompts]
-        if retrieve:
-            row = self.retriever.row
-            found = self.retrieve(
-                [prompt.words for prompt in prompts],
-                [prompt.picture for prompt in prompts],
-                retrieve,
-                [[row(key) for key in exclude]] * len(prompts),
-                {row(key): factor for key, factor in (weights or {}).items()},
-            )
-            shown = [mine + more for mine, more in zip(shown, found, strict=True)]
-        return shown
+        if not retrieve:
+            return shown
+        row = self.retriever.row
+        found = self.retriever.search(
+            [(prompt.words, prompt.picture) for prompt in prompts],
+            retrieve,
+            [[row(key) for key in exclude]] * len(prompts),
+            {row(key): factor for key, factor in (weights or {}).items()},
+            floor,
+        )
+        for prompt, one in zip(prompts, found, strict=True):
+            if say is not None and len(one.documents) < retrieve:
+                say(self._why_fewer(prompt, one, retrieve, floor))
+        return [mine + one.documents for mine, one in zip(shown, found, strict=True)]
+
+    def _why_fewer(self, prompt: Prompt, found: Found, wanted: int, floor: float | None) -> str:
+        """Why a prompt is shown fewer documents than were asked for."""
+        floor = self.retriever.config.relevance_floor if floor is None else floor
+        size = len(self.retriever.bank)
+        line = f"{len(found.documents)} of {wanted} documents for {prompt.words or 'the picture'!r}"
+        if found.left_out:
+            scores = ", ".join(f"{score:.2f}" for score in found.left_out)
+            line += f"; scores below the floor of {floor:g} were left out: {scores}"
+        elif wanted > size:
+            line += f"; the bank has {size}"
+        else:
+            line += "; the bank has no others that pass the rules of retrieval"
+        return line
 
     def asks(
         self, prompts: Sequence[Prompt], documents: Documents, config: DecodeConfig
@@ -329,61 +351,22 @@ class Generator:
     def logprobs(
         self, asks: Sequence[Ask], answers: Sequence[Int[np.ndarray, " _"]]
     ) -> Float[np.ndarray, " B"]:
-        """Log-probability in nats of an answer to each ask, to compare answers: among all ids, at
-        temperature 1, without guidance.
+        """Log-probability in nats of an answer to each ask, to compare answers.
 
-        `UserError` for what is longer than the model's context.
+        As `token_logprobs`.
         """
         return np.asarray([each.sum() for each in self.token_logprobs(asks, answers)])
 
     def token_logprobs(
         self, asks: Sequence[Ask], answers: Sequence[Int[np.ndarray, " _"]]
     ) -> list[Float[np.ndarray, " _"]]:
-        """The same of every id of each answer, after those before it."""
-        for ask, answer in zip(asks, answers, strict=True):
-            before, room = len(ask.request.prefix), self.model.room(len(ask.request.prefix))
-            if len(answer) > room:
-                raise UserError(
-                    f"an answer of {len(answer)} tokens follows a prompt of {before}, but the "
-                    f"model has room for {max(room, 0)}."
-                )
-        batch, limit = self.decode.batch, self.model.longest_prompt
-        longest = (
-            max((len(ask.request.prefix) for ask in asks), default=1) - 1,
-            max(map(len, answers), default=0),
-        )
-        widths = [-(-length // 64) * 64 for length in longest]  # a few programs for all lengths
-        out = []
-        for start in range(0, len(asks), batch):
-            part = list(zip(asks, answers, strict=True))[start : start + batch]
-            prompts = np.zeros((batch, min(widths[0], limit)), np.int32)
-            read, said = np.zeros((2, batch, widths[1]), np.int32)
-            lengths = np.ones(batch, np.int32)
-            for row, (ask, answer) in enumerate(part):
-                *prompt, last = ask.request.prefix
-                prompts[row, : len(prompt)], lengths[row] = prompt, len(prompt)
-                read[row, : len(answer)] = [last, *answer[:-1]]
-                said[row, : len(answer)] = answer
-            each = np.asarray(self._token_logprobs(self._variables, prompts, lengths, read, said))
-            out += [
-                row[: len(answer)].astype(np.float64)
-                for row, (_, answer) in zip(each, part, strict=False)
-            ]
-        return out
+        """The log-probability of each id of each answer (`Likelihood`)."""
+        prefixes = [ask.request.prefix for ask in asks]
+        return self._likelihood(self._variables, prefixes, answers, self.decode.batch)
 
     @functools.cached_property
-    def _token_logprobs(self) -> Callable[..., jax.Array]:
-        """Log-probability [B T] of the ids `said` after the ids `read`, which follow prompts."""
-        model = self.model
-
-        def each(variables, prompts, lengths, read, said):
-            _, prefix = model.apply(variables, prompts, lengths, method="prefill")
-            cache = start_cache(prefix, lengths, samples=1, capacity=read.shape[1])
-            hidden, _ = model.apply(variables, read, cache, method="extend")
-            scores = jax.nn.log_softmax(model.apply(variables, hidden, method="logits"))
-            return jnp.take_along_axis(scores, said[..., None], axis=-1)[..., 0]
-
-        return jax.jit(each)
+    def _likelihood(self) -> Likelihood:
+        return Likelihood(self.model)
 
     def _all(
         self, asks: Sequence[Ask], samples: int, seed: int, decode: DecodeConfig | None

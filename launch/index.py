@@ -199,10 +199,12 @@ def query(experiment: Experiment, prompt: str) -> str:
         raise UserError(f"the prompt {prompt!r} has neither a text nor a picture to search with.")
     config = dataclasses.replace(experiment.retrieval, candidates=experiment.retrieval.documents)
     asked = (" ".join(texts) if texts else None, images[0] if images else None)
-    found = Retriever(encoder, opened, config).retrieve([asked], config.documents)[0]
+    (found,) = Retriever(encoder, opened, config).search([asked], config.documents, floor=-np.inf)
+    floor = config.relevance_floor
     return "\n".join(
         f"{document.score:.3f}  {document.key}  {document.meta.text or '(a picture)'}"
-        for document in found
+        + (f"  (below the floor of {floor:g}: no prompt is shown it)" * (document.score < floor))
+        for document in found.documents
     )
 
 

@@ -23,7 +23,7 @@ LAYERS = (
     "learners testing interop",
     "train decode",
     "footprint",
-    "asks",
+    "asks likelihood",
     "generate",
     "evaluate illustrate",
     "claims",

@@ -12,7 +12,7 @@ from etils import epath
 from cm3jax import generate
 from cm3jax.asks import Documents
 from cm3jax.checkpoint import load_run
-from cm3jax.config import DecodeConfig, Experiment
+from cm3jax.config import DecodeConfig, Experiment, RetrievalConfig
 from cm3jax.data.emblems import Prompt, prompts
 from cm3jax.data.emblems.prompts import Kind
 from cm3jax.data.prepare import prepare_bank
@@ -25,6 +25,7 @@ from cm3jax.evaluate.protocol import (
     code_version,
     fingerprint,
     licensed_share,
+    sampling,
     wilson,
 )
 from cm3jax.evaluate.results import Cell
@@ -194,24 +195,24 @@ class Bench:
         reader: str,
         decode: DecodeConfig | None = None,
         bank: Bank | None = None,
+        retrieval: RetrievalConfig | None = None,
         **fields: Any,
     ) -> Protocol:
         """The stamp of a score over prompts of this `content`; `fields` replace what is said of
-        documents, samples and rerank."""
-        decode = decode or self.generator.decode
+        documents, samples and rerank, `decode` and `retrieval` the model's own settings."""
+        if bank and fields.get("retrieved"):
+            retrieval = retrieval or self.generator.retriever.config
         licences = bank.manifest["licences"] if bank else {}
         defaults = {
             "retrieved": 0,
             "documents": "none",
-            "sampler": f"temperature {decode.temperature}, top-p {decode.top_p}",
             "samples": 1,
-        }
+        } | sampling(decode or self.generator.decode, retrieval)
         return Protocol(
             prompts=f"{prompts}, {self.size} pixels",
             prompts_hash=digest(*content),
             split=split,
             bank=f"{len(bank)} documents, {bank.fingerprint}" if bank else "none",
-            guidance=decode.guidance_scale,
             seed=0,
             seeds=self.seeds,
             licensed_share=licensed_share(licences),

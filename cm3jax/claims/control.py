@@ -24,7 +24,7 @@ from cm3jax.data.emblems.patches import QUARTERS
 from cm3jax.data.emblems.sample import memory_only, with_emblem
 from cm3jax.data.emblems.scene import GRID, Look
 from cm3jax.document import Mark
-from cm3jax.evaluate.protocol import Score
+from cm3jax.evaluate.protocol import NO_SAMPLING, Score
 from cm3jax.evaluate.results import Cell, Figure, worst_and_best
 from cm3jax.prompts import BLANK, Segments, Shown
 from cm3jax.shapes import Bool, Float, UInt8
@@ -269,7 +269,7 @@ def _classify(bench: Bench) -> Measured:
             "the likelier of two captions that differ in the name",
             retrieved=0 if name == "no_documents" else 2,
             documents=says[name],
-            sampler="none",
+            **NO_SAMPLING,
         )
         scores[f"classify.{name}"] = bench.share(
             f"classify.{name}", np.asarray(found), 0.5, protocol

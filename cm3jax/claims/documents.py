@@ -232,6 +232,7 @@ def _rules(bench: Bench, bank: Bank) -> Measured:
             _SPLIT,
             _READER,
             bank=bank,
+            retrieval=config,
             retrieved=2,
             documents=f"live retrieval: {words}",
         )

@@ -6,7 +6,7 @@ from cm3jax.claims.bench import Bench
 from cm3jax.claims.exam import Exam, questions
 from cm3jax.claims.row import Measured, Row, Scores, Table, Target
 from cm3jax.config import CM3Config, VocabConfig
-from cm3jax.evaluate.protocol import Score
+from cm3jax.evaluate.protocol import NO_SAMPLING, Score
 from cm3jax.masks import draw_spans
 from cm3jax.plots import Plot, Point
 from cm3jax.shapes import Bool
@@ -50,7 +50,7 @@ def _masked(bench: Bench) -> dict[str, Score]:
                 [str((pieces, grid, rate))],
                 f"captions of {pieces} pieces, pictures of {grid**2} codes",
                 "the mask is the whole caption",
-                sampler="masks.draw_spans",
+                **NO_SAMPLING | {"sampler": "masks.draw_spans"},
             )
             name = f"masked.{size}.{way}"
             scores[name] = Score.share(found.tolist(), 0.0, protocol)

@@ -11,7 +11,7 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.evaluate import captions, vqa
-from cm3jax.evaluate.protocol import Protocol, Score, code_version
+from cm3jax.evaluate.protocol import UNKNOWN_SAMPLING, Protocol, Score, code_version
 from cm3jax.files import digest, read_json
 
 _RESAMPLES = 1000
@@ -110,8 +110,7 @@ def _stamp(
         retrieved=0,
         documents="not known",
         bank="not known",
-        sampler="not known",
-        guidance=1.0,
+        **UNKNOWN_SAMPLING,
         samples=1,
         seed=0,
         licensed_share=0.0,

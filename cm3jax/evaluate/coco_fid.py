@@ -22,12 +22,14 @@ from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.fid import Gaussian
 from cm3jax.evaluate.pictures import Features, Reference
 from cm3jax.evaluate.protocol import (
+    UNKNOWN_SAMPLING,
     Protocol,
     Score,
     by_licence,
     code_version,
     fingerprint,
     licensed_share,
+    sampling,
 )
 from cm3jax.evaluate.results import Cell, Figure, worst_and_best
 from cm3jax.files import digest, read_json
@@ -241,13 +243,10 @@ def _picture_set(generator: Generator, exam: Exam, setting: Setting, samples: in
     files = tuple(folder / f"{caption.id:012d}.png" for caption in exam.captions.chosen)
     name = f"docs_{setting.documents}.samples_{samples}"
     protocol = _stamp(exam.captions, setting.origin["weights"])
-    decode = setting.decode
     protocol = dataclasses.replace(
         protocol,
         retrieved=setting.documents,
-        sampler=f"temperature {decode.temperature_range or decode.temperature}, "
-        f"top-p {decode.top_p}",
-        guidance=decode.guidance_scale,
+        **sampling(setting.decode, generator.retriever.config if setting.documents else None),
         samples=samples,
         seed=setting.seed,
         rerank=f"best CLIP cosine, encoder {exam.encoder.fingerprint}" if samples > 1 else "none",
@@ -274,8 +273,7 @@ def _stamp(captions: Captions, weights: str) -> Protocol:
         retrieved=0,
         documents="none",
         bank="none",
-        sampler="not known",
-        guidance=1.0,
+        **UNKNOWN_SAMPLING,
         samples=1,
         seed=0,
         licensed_share=1.0,

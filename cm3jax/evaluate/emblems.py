@@ -29,6 +29,7 @@ from cm3jax.evaluate.protocol import (
     code_version,
     fingerprint,
     licensed_share,
+    sampling,
 )
 from cm3jax.evaluate.results import Cell, Evaluation, Figure, worst_and_best
 from cm3jax.files import digest
@@ -136,6 +137,11 @@ class _Exam:
         texts = [prompt.text for prompt in asked]
         shown = {k: self._generator.retrieve(texts=texts, k=k) for k in (1, 2)}
         drawn, right = {}, {}
+        for k, found in shown.items():
+            fewer = sum(len(own) < k for own in found)
+            if fewer:
+                floor = self._generator.retriever.config.relevance_floor
+                self._say(f"{fewer} prompts got fewer than {k}: others score below {floor:g}")
         for k in (0, 1, 2):
             drawn[k], right[k] = self._draw(asked, shown.get(k))
             how = f"live retrieval by the prompt's text, best {k}" if k else "none"
@@ -296,9 +302,8 @@ class _Exam:
         documents: str = "none",
         reader: str = "emblems.confirms: shows the exact scene",
     ) -> None:
-        decode = self._generator.decode
-        heat = decode.temperature_range or decode.temperature
         asked = self._prompts(kind)
+        searched = self._generator.retriever.config if retrieved else None
         protocol = Protocol(
             prompts=f"emblems {kind}, dataset seed {self._data_seed}, {self._size} pixels",
             prompts_hash=digest(*(part for p in asked for part in (p.text, p.image))),
@@ -306,8 +311,7 @@ class _Exam:
             retrieved=retrieved,
             documents=documents,
             bank=f"{len(self._bank)} documents, {self._bank.fingerprint}",
-            sampler=f"temperature {heat}, top-p {decode.top_p}",
-            guidance=decode.guidance_scale,
+            **sampling(self._generator.decode, searched),
             samples=1,
             seed=self._seed,
             licensed_share=licensed_share(self._bank.manifest["licences"]),

@@ -17,6 +17,7 @@ from cm3jax.checkpoint import load_run
 from cm3jax.data.packing import Position
 from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import (
+    NO_SAMPLING,
     Protocol,
     Score,
     by_licence,
@@ -63,8 +64,7 @@ def evaluate_perplexity(
         retrieved=experiment.retrieval.documents,
         documents="as in training rows",
         bank=data.bank,
-        sampler="none",
-        guidance=1.0,
+        **NO_SAMPLING,
         samples=1,
         seed=experiment.seed,
         licensed_share=licensed_share(licences),

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 import cm3jax
+from cm3jax.config import DecodeConfig, RetrievalConfig
 from cm3jax.files import digest
 
 _Z = 1.959964  # the normal distribution's 97.5 % point: 95 % two-sided
@@ -63,6 +64,10 @@ class Protocol:
     """Seeds from `seed` on, each with prompts of its own."""
     licences: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The share of each licence: of the bank's documents or, without a bank, of the records."""
+    settings: Mapping[str, Any] | None = None
+    """Every setting that changes an answer, by its name in the config (`decode.top_k`,
+    `retrieval.pool`); empty where nothing is sampled or searched, None where nobody knows: in a
+    result of another tool, and in those stored before this was a field."""
 
     @property
     def regime(self) -> str:
@@ -101,6 +106,49 @@ class Score:
         squares = math.fsum((one - value) ** 2 for one in values)
         spread = _Z * math.sqrt(squares / max(len(values) - 1, 1) / len(values))
         return cls(value, len(values), None, (value - spread, value + spread), protocol)
+
+
+_NEUTRAL = {
+    "decode.batch",  # how many rows are decoded at once
+    # Where things are: the stamp has fingerprints of the encoder and of the bank.
+    "retrieval.encoder",
+    "retrieval.milvus",
+    # What only training and the preparation of a bank read.
+    "retrieval.documents",
+    "retrieval.candidates",
+    "retrieval.relevance_cut",
+    "retrieval.duplicate_cut",
+    "retrieval.queries",
+    "retrieval.views",
+    "retrieval.query_dropout",
+}
+
+
+def sampling(decode: DecodeConfig, retrieval: RetrievalConfig | None = None) -> dict[str, Any]:
+    """The fields of a `Protocol` that say how answers are drawn, all taken from the configs.
+
+    `retrieval` is that of answers with documents that were searched for. A new field of a config
+    is in every stamp by itself, unless `_NEUTRAL` names it.
+    """
+    heat = decode.temperature_range or decode.temperature
+    parts = {"decode": decode} | ({"retrieval": retrieval} if retrieval else {})
+    settings = {
+        f"{part}.{name}": list(value) if isinstance(value, tuple) else value
+        for part, config in parts.items()
+        for name, value in dataclasses.asdict(config).items()
+        if f"{part}.{name}" not in _NEUTRAL
+    }
+    return {
+        "sampler": f"temperature {heat}, top-p {decode.top_p}",
+        "guidance": decode.guidance_scale,
+        "settings": settings,
+    }
+
+
+NO_SAMPLING = {"sampler": "none", "guidance": 1.0, "settings": {}}
+"""The same fields where nothing is drawn."""
+UNKNOWN_SAMPLING = {"sampler": "not known", "guidance": 1.0, "settings": None}
+"""The same fields of answers that came from elsewhere."""
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
@@ -193,7 +241,7 @@ class Difference:
     score: str
     """Dotted name of the score."""
     what: str
-    """A field of the protocol, `n`, `value`, or `present`."""
+    """A field of the protocol, one of its settings (`decode.top_k`), `n`, `value`, or `present`."""
     left: Any
     right: Any
 
@@ -206,6 +254,7 @@ class Difference:
 def differences(left: dict[str, Score], right: dict[str, Score]) -> list[Difference]:
     """What differs between two results: protocols first, then figures.
 
+    A setting that only one of two stamps has is not known of the other (`NOT_KNOWN`).
     A figure that differs within both 95 % intervals is listed too; the reader decides.
     """
     found = []
@@ -214,12 +263,36 @@ def differences(left: dict[str, Score], right: dict[str, Score]) -> list[Differe
             found.append(Difference(name, "present", name in left, name in right))
             continue
         a, b = left[name], right[name]
-        for field in dataclasses.fields(Protocol):
-            mine, theirs = getattr(a.protocol, field.name), getattr(b.protocol, field.name)
-            if mine != theirs:
-                found.append(Difference(name, field.name, mine, theirs))
+        found += [Difference(name, *one) for one in _of_protocols(a.protocol, b.protocol)]
         if a.n != b.n:
             found.append(Difference(name, "n", a.n, b.n))
         if a.value != b.value:
             found.append(Difference(name, "value", a.value, b.value))
     return sorted(found, key=lambda difference: not difference.of_protocol)
+
+
+NOT_KNOWN = "not known"
+
+
+def _of_protocols(left: Protocol, right: Protocol) -> Iterator[tuple[str, Any, Any]]:
+    """(field or setting, left, right) of what differs."""
+    for field in dataclasses.fields(Protocol):
+        mine, theirs = getattr(left, field.name), getattr(right, field.name)
+        if mine == theirs:
+            continue
+        if field.name != "settings":
+            yield field.name, mine, theirs
+        elif mine is None or theirs is None:
+            yield field.name, *(NOT_KNOWN if one is None else "known" for one in (mine, theirs))
+        else:
+            for name in sorted(mine.keys() | theirs.keys()):
+                pair = mine.get(name, NOT_KNOWN), theirs.get(name, NOT_KNOWN)
+                # Settings of retrieval beside none at all: `retrieved` says it in a line.
+                if pair[0] != pair[1] and all(_has_part(one, name) for one in (mine, theirs)):
+                    yield name, *pair
+
+
+def _has_part(settings: Mapping[str, Any], name: str) -> bool:
+    """Whether there is any setting of the config that `name` belongs to."""
+    part = name.partition(".")[0]
+    return any(other.startswith(f"{part}.") for other in settings)

@@ -19,7 +19,7 @@ from cm3jax.data.emblems.reader import read_batch
 from cm3jax.evaluate import chance, fid
 from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.fid import Frechet
-from cm3jax.evaluate.protocol import Protocol, Score, code_version
+from cm3jax.evaluate.protocol import NO_SAMPLING, Protocol, Score, code_version
 from cm3jax.files import digest
 from cm3jax.learners import vqgan
 from cm3jax.learners.vqgan import VQGANLearner
@@ -69,8 +69,7 @@ def evaluate_reconstruction(
         retrieved=0,
         documents="none",
         bank="none",
-        sampler="none",
-        guidance=1.0,
+        **NO_SAMPLING,
         samples=1,
         seed=experiment.seed,
         licensed_share=1.0,

@@ -13,13 +13,13 @@ from etils import epath
 from cm3jax.checkpoint import load_run
 from cm3jax.data.emblems import bank_size, example, prompts
 from cm3jax.evaluate import chance
-from cm3jax.evaluate.protocol import Protocol, Score, code_version
+from cm3jax.evaluate.protocol import NO_SAMPLING, Protocol, Score, code_version
 from cm3jax.files import digest
 from cm3jax.learners import clip
 from cm3jax.retrieval.clauses import clauses
 from cm3jax.retrieval.clip import text_and_image
 from cm3jax.retrieval.exact import ExactIndex
-from cm3jax.retrieval.select import choose, side_by_side
+from cm3jax.retrieval.select import above_floor, choose, side_by_side
 
 
 def evaluate_encoder(run_dir: epath.PathLike, count: int = 200) -> dict[str, Score]:
@@ -56,6 +56,7 @@ def evaluate_encoder(run_dir: epath.PathLike, count: int = 200) -> dict[str, Sco
         found = ExactIndex(vectors).search(query, config.pool)
         lists = side_by_side(found, counts[modality])
         most = max(counts[modality])
+        lists = above_floor(lists, config.relevance_floor)
         found = choose(lists, vectors, pair, config, cuts=False, queries=most).ids
         right = [
             any(name in shows[row] for row in rows) for name, rows in zip(names, found, strict=True)
@@ -67,8 +68,7 @@ def evaluate_encoder(run_dir: epath.PathLike, count: int = 200) -> dict[str, Sco
             retrieved=2,
             documents=f"exact search by the prompt's {modality}, best 2",
             bank=f"{total} documents, encoded by this encoder",
-            sampler="none",
-            guidance=1.0,
+            **NO_SAMPLING,
             samples=1,
             seed=0,
             licensed_share=1.0,

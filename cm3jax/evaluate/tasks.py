@@ -26,7 +26,7 @@ from cm3jax.data.emblems.captions import caption_states
 from cm3jax.data.emblems.scene import Scene
 from cm3jax.data.emblems.tasks import NAMES, Asked, asked, boxes
 from cm3jax.errors import UserError
-from cm3jax.evaluate.protocol import Protocol, Score, code_version
+from cm3jax.evaluate.protocol import Protocol, Score, code_version, sampling
 from cm3jax.evaluate.results import Cell, Figure, worst_and_best
 from cm3jax.files import digest
 from cm3jax.generate import Generator
@@ -259,8 +259,6 @@ class _Examiner:
         return Tested(found, tuple(figures))
 
     def _protocol(self, task: str, cases: Sequence[Asked], judge: Judge) -> Protocol:
-        decode = self._generator.decode
-        heat = decode.temperature_range or decode.temperature
         return Protocol(
             prompts=f"emblems task {task}, dataset seed {self._data_seed}, {self._size} pixels",
             prompts_hash=digest(*(part for case in cases for part in _content(case))),
@@ -268,8 +266,7 @@ class _Examiner:
             retrieved=0,
             documents="none",
             bank="none",
-            sampler=f"temperature {heat}, top-p {decode.top_p}",
-            guidance=decode.guidance_scale,
+            **sampling(self._generator.decode),
             samples=1,
             seed=self._seed,
             licensed_share=1.0,

@@ -12,7 +12,7 @@ from cm3jax.retrieval.clauses import clauses
 from cm3jax.retrieval.clip import ClipEncoder, fit
 from cm3jax.retrieval.index import open_index
 from cm3jax.retrieval.protocol import Index, Neighbours
-from cm3jax.retrieval.select import NONE, choose, side_by_side
+from cm3jax.retrieval.select import NONE, above_floor, choose, side_by_side
 from cm3jax.shapes import Float, Int, UInt8
 
 Picture = UInt8[np.ndarray, "Y X 3"]
@@ -42,6 +42,17 @@ class Retrieved:
         return self.meta.ids
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a query is shown."""
+
+    documents: list[Retrieved]
+    """Best first; of a text that asks clause by clause, in the order of the clauses that found
+    them."""
+    left_out: list[float]
+    """Scores of the documents that the floor kept from the places that stayed empty, best first."""
+
+
 class Retriever:
     """An encoder and the bank that it made, with the bank's index."""
 
@@ -59,16 +70,29 @@ class Retriever:
         exclude: Sequence[Sequence[int]] | None = None,
         weights: Mapping[int, float] | None = None,
     ) -> list[list[Retrieved]]:
-        """The `k` documents to show each query (its text, its picture, or both), best first; of a
-        text that asks clause by clause, in the order of the clauses that found them.
+        """The documents that `search` finds for each query."""
+        return [found.documents for found in self.search(queries, k, exclude, weights)]
 
-        Modality and diversity count as in training; nothing is too relevant here (section 2.1).
+    def search(
+        self,
+        queries: Sequence[Query],
+        k: int,
+        exclude: Sequence[Sequence[int]] | None = None,
+        weights: Mapping[int, float] | None = None,
+        floor: float | None = None,
+    ) -> list[Found]:
+        """The `k` documents to show each query (its text, its picture, or both).
+
+        Modality and diversity count as in training; nothing is too relevant here (section 2.1), but
+        what scores below `floor` (by default `config.relevance_floor`) is left out.
         `exclude` holds rows of the bank that a query must not get; the scores of the rows in
-        `weights` are multiplied by theirs. Fewer than `k` documents come back where the index's
-        best `config.pool` have no more.
+        `weights` are multiplied by theirs, which may lift a document over the floor but takes none
+        below it. Fewer than `k` documents come back where the index's best `config.pool` have no
+        more.
         """
         if not queries or not k:
-            return [[] for _ in queries]
+            return [Found([], []) for _ in queries]
+        floor = self.config.relevance_floor if floor is None else floor
         barred = [list(rows) for rows in exclude or [()] * len(queries)]
         widest = max(map(len, barred)) or 1
         padded = np.asarray([rows + [NONE] * (widest - len(rows)) for rows in barred], np.int64)
@@ -76,9 +100,10 @@ class Retriever:
         asked = [self._clauses(text, picture) for text, picture in queries]
         counts = [len(parts) for parts in asked]
         vectors = self.encoder.encode_documents([part for parts in asked for part in parts])
-        found = self._index.search(vectors, pool)
+        every = self._index.search(vectors, pool)
+        found = above_floor(every, floor)
         if weights:
-            found = self._weigh(found, vectors, weights)
+            found = self._weigh(found, vectors, weights, floor)
         choice = choose(
             side_by_side(found, counts),
             self.bank.vectors,
@@ -88,13 +113,17 @@ class Retriever:
             cuts=False,
             queries=max(counts),
         )
-        return [
+        shown = [
             [
                 Retrieved(int(row), float(score), self.bank.meta(int(row)))
                 for row, score in zip(rows, scores, strict=True)
                 if row != NONE
             ]
             for rows, scores in zip(choice.ids, choice.scores, strict=True)
+        ]
+        below = _below(side_by_side(every, counts), floor, barred)
+        return [
+            Found(own, scores[: k - len(own)]) for own, scores in zip(shown, below, strict=True)
         ]
 
     def row(self, key: str) -> int:
@@ -107,14 +136,20 @@ class Retriever:
         )
 
     def _weigh(
-        self, found: Neighbours, vectors: Float[np.ndarray, "B E"], weights: Mapping[int, float]
+        self,
+        found: Neighbours,
+        vectors: Float[np.ndarray, "B E"],
+        weights: Mapping[int, float],
+        floor: float,
     ) -> Neighbours:
         """The neighbours and the weighed documents, which the index need not have found."""
         rows = np.asarray(list(weights), np.int64)
         factors = np.asarray(list(weights.values()), np.float32)
-        scores = (vectors @ self.bank.vectors[rows].T * factors).astype(np.float32)
+        plain = vectors @ self.bank.vectors[rows].T
+        scores = (plain * factors).astype(np.float32)
         ids = np.where(np.isin(found.ids, rows), NONE, found.ids)
-        ids = np.concatenate([ids, np.broadcast_to(rows, scores.shape)], 1)
+        weighed = np.where(np.maximum(plain, scores) < floor, NONE, rows)
+        ids = np.concatenate([ids, weighed], 1)
         return Neighbours(ids, np.concatenate([found.scores, scores], 1))
 
     def _clauses(self, text: str | None, picture: Picture | None) -> list[Query]:
@@ -124,3 +159,15 @@ class Retriever:
         if text is None or picture is not None or not self.config.clauses:
             return [(text, picture)]
         return [(clause, None) for clause in clauses(text)]
+
+
+def _below(found: Neighbours, floor: float, barred: Sequence[Sequence[int]]) -> list[list[float]]:
+    """The scores of each query's neighbours below the floor, one per document, best first."""
+    out = []
+    for ids, scores, rows in zip(found.ids, found.scores, barred, strict=True):
+        low = scores < floor
+        best = {}
+        for row, score in sorted(zip(ids[low].tolist(), scores[low].tolist(), strict=True)):
+            best[row] = score  # the highest of a row's scores comes last
+        out.append(sorted((s for row, s in best.items() if row not in (NONE, *rows)), reverse=True))
+    return out

@@ -52,6 +52,11 @@ def irrelevant(scores: Float[np.ndarray, "B P"], floor: float) -> Bool[np.ndarra
     return scores < floor
 
 
+def above_floor(found: Neighbours, floor: float) -> Neighbours:
+    """The neighbours without those that have nothing to do with their query."""
+    return Neighbours(np.where(irrelevant(found.scores, floor), NONE, found.ids), found.scores)
+
+
 def preference(
     scores: Float[np.ndarray, "B P"], pair: Bool[np.ndarray, "B P"], margin: float
 ) -> Float[np.ndarray, "B P"]:
@@ -92,10 +97,11 @@ def choose(
 
     `vectors` and `pair` (has both modalities) are the whole bank's; `exclude` holds ids that a
     query must not get, `NONE` as padding. Without `cuts` nothing is too relevant, nor too
-    little: so it is at generation. With several `queries`, a row holds as many lists of equal
-    length (`side_by_side`): the best document of all is chosen first, and a list that gave one
-    already must beat the others by `config.clause_margin` to give another. The chosen ones then
-    stand in the order of their lists, so that a text's first clause has its document first.
+    little: at generation `above_floor` took what is. With several `queries`, a row holds as many
+    lists of equal length (`side_by_side`): the best document of all is chosen first, and a list
+    that gave one already must beat the others by `config.clause_margin` to give another. The chosen
+    ones then stand in the order of their lists, so that a text's first clause has its document
+    first.
     """
     if exclude is None:
         exclude = np.full((len(neighbours.ids), 1), NONE)

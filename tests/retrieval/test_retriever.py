@@ -73,3 +73,34 @@ def test_rows_by_key(retriever):
         assert retriever.row(retriever.bank.meta(row).key) == row
     with pytest.raises(UserError, match="has no document 'nobody'"):
         retriever.row("nobody")
+
+
+def test_what_scores_below_the_floor_is_left_out_and_counted(retriever):
+    scores = np.sort(retriever.bank.vectors @ retriever.encoder.encode_texts([TEXTS[0]])[0])[::-1]
+    floor = float(scores[1:3].mean())  # two documents lie above it
+    config = dataclasses.replace(retriever.config, relevance_floor=floor)
+    strict = Retriever(retriever.encoder, retriever.bank, config)
+    (found,) = strict.search([(TEXTS[0], None)], 4)
+    np.testing.assert_allclose([d.score for d in found.documents], scores[:2], rtol=1e-5)
+    np.testing.assert_allclose(found.left_out, scores[2:4], rtol=1e-5)
+    (found,) = strict.search([(TEXTS[0], None)], 4, floor=-1.0)
+    np.testing.assert_allclose([d.score for d in found.documents], scores[:4], rtol=1e-5)
+    assert found.left_out == []
+
+
+def test_a_document_left_out_by_hand_is_not_counted_as_below_the_floor(retriever):
+    order = best(retriever, TEXTS[0]).tolist()
+    (found,) = retriever.search([(TEXTS[0], None)], 1, exclude=[order[1:]], floor=2.0)
+    assert (found.documents, len(found.left_out)) == ([], 1)
+
+
+def test_weighing_takes_nothing_below_the_floor_but_may_lift_over_it(retriever):
+    order = best(retriever, TEXTS[0]).tolist()
+    scores = retriever.bank.vectors @ retriever.encoder.encode_texts([TEXTS[0]])[0]
+    floor = float(scores[order[0]] + scores[order[1]]) / 2
+    first, last = order[0], order[-1]
+    (found,) = retriever.search([(TEXTS[0], None)], 2, weights={first: 0.5}, floor=floor)
+    assert [document.id for document in found.documents] == [first]
+    weights = {last: 2 * floor / float(scores[last])}
+    (found,) = retriever.search([(TEXTS[0], None)], 2, weights=weights, floor=floor)
+    assert [document.id for document in found.documents] == [last, first]
