@@ -1,0 +1,343 @@
+"""Folders that commands write: by one writer at a time, replaced as a whole, and only our own.
+
+    with hold(folder, "training miniature/decoder"):    a second writer is refused in one sentence
+        require_ours(folder, recognised, "a run")       so is a folder of somebody else's
+        ...
+
+A folder that is replaced (a bank, a corpus) is written beside its place and swapped in:
+
+    .NAME.new    complete; from the moment that it has this name the swap will be finished
+    NAME         what readers open
+    .NAME.old    what stood there; deleted last
+
+Whoever opens the folder next, to read or to write, first calls `settle`, which finishes a swap that
+was interrupted. NAME may be a symbolic link: all of this happens beside its target, and the link
+stays. A function `recognised` says which files of a folder are ours. Nothing else is ever deleted:
+a stranger's files in a folder that is replaced move into the new one.
+
+Buckets (`gs://`) and file systems without `flock` have no locks: two writers of one folder are not
+noticed there. Nor does a bucket rename a folder at once: a reader may have to open it twice.
+"""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from etils import epath
+
+from cm3jax.errors import UserError
+
+Recognised = Callable[[epath.Path], Sequence[str] | None]
+"""The files in a folder that are ours, relative to it, those that show it last; None if the folder
+is not ours. It must not raise, whatever lies there."""
+_PATIENCE = 10.0
+"""Seconds that a reader waits for a swap under way, which takes milliseconds."""
+_held = threading.local()
+_open_locks: set[int] = set()
+
+
+class Held(UserError):
+    """Another process, or another thread of this one, is writing the folder."""
+
+
+# -------------------------------------------------------------------------------------- one writer
+
+
+@contextlib.contextmanager
+def hold(folder: epath.PathLike, doing: str) -> Iterator[None]:
+    """Be the only writer of a folder, which need not exist yet, until the body ends.
+
+    `doing` says what for, to whoever is refused meanwhile, e.g. "training miniature/decoder". The
+    lock goes with the process, however that ends. A thread may hold a folder that it holds already;
+    of a distributed run only process 0 holds it. Raises `Held`, naming the first writer, where
+    there is another one, and `UserError` where nothing can be written.
+    """
+    place = real(folder)
+    holding = _held.__dict__.setdefault("places", set())
+    if _is_bucket(place) or str(place) in holding or not _is_first_process():
+        yield
+        return
+    lock = _lock(place, doing)
+    holding.add(str(place))
+    try:
+        yield
+    finally:
+        holding.discard(str(place))
+        _unlock(place, lock)
+
+
+def real(folder: epath.PathLike) -> epath.Path:
+    """Where a folder lies, symbolic links followed."""
+    path = epath.Path(folder)
+    return path if _is_bucket(path) else epath.Path(os.path.realpath(path.expanduser()))
+
+
+def _is_bucket(path: epath.Path) -> bool:
+    return "://" in os.fspath(path)
+
+
+def _is_first_process() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is None or not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def _lock_path(place: epath.Path) -> epath.Path:
+    """Beside the folder, which may be swapped; in it where nothing can be written beside it."""
+    if place.is_dir() and not os.access(place.parent, os.W_OK):
+        return place / ".lock"
+    return place.parent / f".{place.name}.lock"
+
+
+def _lock(place: epath.Path, doing: str) -> int:
+    """The locked file; its content names us."""
+    path = _lock_path(place)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            if not _try_flock(lock):
+                os.close(lock)
+                raise Held(f"{place} is in use: {_holder(path)}; wait until that ends, or stop it.")
+            if _is_at(lock, path):
+                break
+            os.close(lock)  # the one who held it has just removed it
+    except OSError as error:
+        raise UserError(
+            f"{place} cannot be written ({error.strerror}: {error.filename or path}); give another "
+            "path, or mend its permissions."
+        ) from None
+    if os.fstat(lock).st_size and _about(path) is None:
+        os.close(lock)
+        raise UserError(f"{path} would be the lock of {place}, but is another file; move it away.")
+    since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    about = {"pid": os.getpid(), "host": socket.gethostname(), "what": doing, "since": since}
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, json.dumps(about).encode(), 0)
+    _open_locks.add(lock)
+    return lock
+
+
+def _unlock(place: epath.Path, lock: int) -> None:
+    path = _lock_path(place)
+    with contextlib.suppress(OSError):
+        if _is_at(lock, path):
+            path.unlink()
+    _open_locks.discard(lock)
+    os.close(lock)
+
+
+def _is_at(lock: int, path: epath.Path) -> bool:
+    """Whether an open file is still the one at its path."""
+    try:
+        there, here = os.stat(path), os.fstat(lock)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+
+def _try_flock(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    return True
+
+
+def _holder(path: epath.Path) -> str:
+    """Who holds a lock, in words."""
+    for _ in range(20):
+        if about := _about(path):
+            return about
+        time.sleep(0.02)  # it is being written
+    return "another process writes it"
+
+
+def _about(path: epath.Path) -> str | None:
+    """What a lock's content says; None if it is none of ours."""
+    try:
+        return "{what} (process {pid} on {host}, since {since})".format(
+            **json.loads(path.read_text())
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _forget_locks() -> None:
+    """A forked child must not keep its parent's locks after the parent is dead."""
+    for lock in _open_locks:
+        os.close(lock)
+    _open_locks.clear()
+    _held.__dict__.clear()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
+
+# --------------------------------------------------------------------------------------- ownership
+
+
+def require_ours(folder: epath.PathLike, recognised: Recognised, what: str) -> None:
+    """Raise `UserError` unless a folder is missing, empty, or ours to write.
+
+    To be called before any work. `what` names what is to be written there, e.g. "a memory bank".
+    """
+    place = real(folder)
+    if not place.exists():
+        return
+    if not place.is_dir():
+        raise UserError(f"{folder} is a file; give a folder for {what}.")
+    if recognised(place) is None and any(entry.name != ".lock" for entry in place.iterdir()):
+        raise UserError(
+            f"{folder} is not empty and does not hold {what}; nothing was changed there. Give "
+            "another folder."
+        )
+
+
+def delete(folder: epath.PathLike, recognised: Recognised) -> None:
+    """Delete our files in a folder, those that show whose it is last, and the folder if that leaves
+    it empty; nothing where it is not ours."""
+    folder = epath.Path(folder)
+    for name in _own(folder, recognised) or ():
+        (folder / name).unlink(missing_ok=True)
+    _prune(folder)
+
+
+def _own(folder: epath.Path, recognised: Recognised) -> list[str] | None:
+    """Our files there; a manifest that somebody wrote names none outside the folder."""
+    names = recognised(folder) if folder.is_dir() else None
+    if names is None:
+        return None
+    parts = {name: epath.Path(name).parts for name in names}
+    return [n for n in names if ".." not in parts[n] and not os.path.isabs(n) and parts[n]]
+
+
+def _prune(folder: epath.Path) -> None:
+    """Remove a folder and the folders in it, as far as they are empty."""
+    if not folder.is_dir() or os.path.islink(folder):
+        return
+    for entry in list(folder.iterdir()):
+        _prune(entry)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+# ------------------------------------------------------------------------------------------- swaps
+
+
+def scratch(folder: epath.PathLike, name: str) -> epath.Path:
+    """A hidden path beside a folder (`.NAME.name`), on the same disk, to write its next version."""
+    place = real(folder)
+    return place.parent / f".{place.name}.{name}"
+
+
+def swap(complete: epath.PathLike, folder: epath.PathLike, recognised: Recognised) -> None:
+    """Move a complete folder, written at a `scratch` path, to a folder's place, and delete what of
+    ours stood there.
+
+    To be called under `hold`. Killed at any moment, the next `settle` finishes it; `UserError` if
+    something in the way is not ours.
+    """
+    _finish(folder, recognised)
+    require_ours(folder, recognised, "what is to be replaced")
+    for aside in (scratch(folder, "new"), scratch(folder, "old")):
+        require_ours(aside, recognised, "what an earlier swap left there")
+    epath.Path(complete).rename(scratch(folder, "new"))
+    _finish(folder, recognised)
+
+
+def settle(folder: epath.PathLike, recognised: Recognised) -> None:
+    """Finish a swap that was interrupted, so that the folder is complete, as it was or replaced.
+
+    To be called whenever a folder is opened. While another process swaps it, wait for that if there
+    is nothing to open; where nothing may be written and the new folder is not in its place yet,
+    raises `UserError`.
+    """
+    if not _unfinished(folder, recognised):
+        return
+    place, until = real(folder), time.monotonic() + _PATIENCE
+    while True:
+        try:
+            with hold(folder, "finishing to replace it"):
+                _finish(folder, recognised)
+            return
+        except Held:
+            if place.exists():
+                return
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        except (UserError, OSError):
+            if place.exists() and not scratch(folder, "new").exists():
+                return  # only leftovers, which cannot be deleted here
+            raise
+
+
+def sweep(folder: epath.PathLike, recognised: Recognised, names: str) -> None:
+    """Delete what dead writers left beside a folder: all that is ours of `.NAME.x`, where x matches
+    the regular expression `names`. To be called under `hold`."""
+    place = real(folder)
+    if not place.parent.is_dir():
+        return
+    left = re.compile(rf"\.{re.escape(place.name)}\.(?:{names})")
+    for path in list(place.parent.iterdir()):
+        if left.fullmatch(path.name) and path.is_dir():
+            delete(path, recognised)
+
+
+def _unfinished(folder: epath.PathLike, recognised: Recognised) -> bool:
+    old = scratch(folder, "old")
+    emptied = old.is_dir() and not _files(old)
+    return emptied or any(_own(p, recognised) is not None for p in (old, scratch(folder, "new")))
+
+
+def _finish(folder: epath.PathLike, recognised: Recognised) -> None:
+    place, new, old = real(folder), scratch(folder, "new"), scratch(folder, "old")
+    if _own(new, recognised) is not None:
+        if place.exists():
+            require_ours(place, recognised, "what is to be replaced")
+            _clear(old, place, recognised)
+            place.rename(old)
+        new.rename(place)
+    elif not place.exists() and _own(old, recognised) is not None:
+        old.rename(place)
+    _clear(old, place, recognised)
+
+
+def _clear(old: epath.Path, place: epath.Path, recognised: Recognised) -> None:
+    """Delete what of a replaced folder is ours, and move the rest to where it belongs now."""
+    own = _own(old, recognised)
+    if own is None:
+        _prune(old)  # an empty folder was replaced, or all of it is deleted already
+        return
+    for name in sorted(_files(old) - set(own)):
+        target, number = place / name, 0
+        while target.exists():
+            number += 1
+            target = place / f"{name}.{number}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (old / name).rename(target)
+    delete(old, recognised)
+
+
+def _files(root: epath.Path) -> set[str]:
+    """Relative names of all files below a folder; links are files."""
+    names, waiting = set(), [root]
+    while waiting:
+        for path in waiting.pop().iterdir():
+            if path.is_dir() and not os.path.islink(path):
+                waiting.append(path)
+            else:
+                names.add(str(path.relative_to(root)))
+    return names
