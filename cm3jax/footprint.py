@@ -1,4 +1,4 @@
-"""What a training step of the decoder needs, without running it: bytes per device and operations.
+"""What a training step of a decoder needs, without running it: bytes per device and operations.
 
 Parameters, gradients, moments and batch are exact: they are the shapes and shardings that training
 itself lays out. What lives only within a step is estimated from what automatic differentiation
@@ -18,8 +18,10 @@ from jax.sharding import AbstractMesh
 
 from cm3jax import partition
 from cm3jax.config import DecoderConfig, Experiment
+from cm3jax.data.pairs import Pairs
 from cm3jax.errors import UserError
 from cm3jax.learners.decoder import DecoderLearner
+from cm3jax.learners.parti import PartiLearner
 from cm3jax.loss import chunks_for, token_losses
 from cm3jax.sequence import Batch
 from cm3jax.state import Layout, plan
@@ -46,12 +48,11 @@ class Footprint:
 
 
 def lay_out(experiment: Experiment, mesh: jax.sharding.Mesh | AbstractMesh) -> Layout:
-    """The decoder's train state on a mesh of devices that need not exist; nothing is allocated."""
-    learner = _learner(experiment)
-    return plan(learner.init, experiment, mesh)
+    """The train state on a mesh of devices that need not exist; nothing is allocated."""
+    return plan(planned(experiment).init, experiment, mesh)
 
 
-def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh | AbstractMesh) -> Batch:
+def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh | AbstractMesh) -> Batch | Pairs:
     """A global batch before it has values; `UserError` if the mesh cannot share its rows."""
     shards = partition.batch_shards(mesh)
     if experiment.data.batch % shards:
@@ -59,14 +60,21 @@ def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh | AbstractMes
             f"data.batch={experiment.data.batch} cannot be cut into {shards} equal shares; make it "
             f"a multiple of {shards}, or choose other mesh sizes."
         )
-    shape = (experiment.data.batch, experiment.model.context)
     sharding = partition.batch_sharding(mesh)
-    ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
-    weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-    return Batch(ids, ids, weights, ids, ids)
+
+    def rows(length: int, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((experiment.data.batch, length), dtype, sharding=sharding)
+
+    learner = planned(experiment)
+    if isinstance(learner, PartiLearner):
+        codes = learner.model.image_tokens
+        texts = rows(learner.model.text_tokens, jnp.int32)
+        return Pairs(texts, rows(codes, jnp.int32), rows(codes, jnp.float32))
+    ids = rows(experiment.model.context, jnp.int32)
+    return Batch(ids, ids, rows(experiment.model.context, jnp.float32), ids, ids)
 
 
-def footprint(experiment: Experiment, layout: Layout, batch: Batch) -> Footprint:
+def footprint(experiment: Experiment, layout: Layout, batch: Batch | Pairs) -> Footprint:
     """Bytes on each device of the mesh that `layout` and `batch` were made for."""
     state = layout.abstract
     parameters = _local_bytes((state.params, state.extra))
@@ -75,7 +83,7 @@ def footprint(experiment: Experiment, layout: Layout, batch: Batch) -> Footprint
         moments=_local_bytes((state.opt_state, state.step)),
         gradients=_local_bytes(layout.trained_params),
         batch=_local_bytes(batch),
-        temporaries=_temporaries(experiment, dict(batch.tokens.sharding.mesh.shape)),
+        temporaries=_temporaries(experiment, dict(jax.tree.leaves(batch)[0].sharding.mesh.shape)),
     )
 
 
@@ -87,18 +95,20 @@ def compiled_bytes(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[int
     require_attention(experiment, mesh)
     with jax.set_mesh(mesh):
         layout, batch = lay_out(experiment, mesh), abstract_batch(experiment, mesh)
-        step = make_train_step(_learner(experiment), layout)
+        step = make_train_step(planned(experiment), layout)
         memory = step.lower(layout.abstract, batch).compile().memory_analysis()
     return memory.argument_size_in_bytes, memory.temp_size_in_bytes
 
 
-def _learner(experiment: Experiment) -> DecoderLearner:
-    if experiment.learner != "decoder":
+def planned(experiment: Experiment) -> DecoderLearner | PartiLearner:
+    """What trains the experiment, without data; `UserError` unless it is a decoder or `parti`."""
+    learners = {"decoder": DecoderLearner, "parti": PartiLearner}
+    if experiment.learner not in learners:
         raise UserError(
-            f"{experiment.name} trains a {experiment.learner}; only decoders are planned, the "
-            "others fit any device."
+            f"{experiment.name} trains a {experiment.learner}; only decoders and parti can be "
+            "planned."
         )
-    return DecoderLearner(experiment, Vocab(experiment.vocab), {})
+    return learners[experiment.learner](experiment, Vocab(experiment.vocab), {})
 
 
 def _local_bytes(tree: Any) -> int:
@@ -125,23 +135,38 @@ def _temporaries(experiment: Experiment, mesh: dict[str, int]) -> int:
         ffn=model.ffn // tensor,
     )
     vocab_size = Vocab(experiment.vocab).size
-    chunks = chunks_for(rows, model.context, vocab_size)
+    learner = planned(experiment)
+    pairs = isinstance(learner, PartiLearner)
+    length = learner.model.image_tokens if pairs else model.context
+    chunks = chunks_for(rows, length, vocab_size)
 
-    def kept(config) -> int:
-        return _kept_by_layers(dataclasses.replace(experiment, model=config), rows)
+    def kept(config: DecoderConfig, encoder_layers: int) -> int:
+        parti = dataclasses.replace(experiment.parti, encoder_layers=encoder_layers)
+        return _kept_by_layers(dataclasses.replace(experiment, model=config, parti=parti), rows)
 
-    layers = kept(local)
-    head = _kept_by_head(experiment, rows, -(-vocab_size // tensor), chunks)
-    of_one = kept(dataclasses.replace(local, layers=1, remat="none"))
-    again = of_one - layers // model.layers
+    encoder_layers = experiment.parti.encoder_layers
+    layers = kept(local, encoder_layers)
+    head = _kept_by_head(experiment, rows, -(-vocab_size // tensor), length // chunks)
+    of_one = kept(dataclasses.replace(local, layers=1, remat="none"), 1)
+    depth = model.layers + (encoder_layers if pairs else 0)
+    again = of_one - layers // depth
     return layers + max(head, again)
 
 
 def _kept_by_layers(experiment: Experiment, rows: int) -> int:
     """Bytes that the layers keep for their backward pass, parameters left out."""
     experiment = dataclasses.replace(experiment, model=_traceable(experiment.model))
-    learner = _learner(experiment)
+    learner = planned(experiment)
     variables = nn.unbox(jax.eval_shape(learner.init, jax.random.key(0)))
+    if isinstance(learner, PartiLearner):
+        model = learner.model
+        lengths = (model.text_tokens, model.image_tokens)
+        inputs = [jax.ShapeDtypeStruct((rows, length), jnp.int32) for length in lengths]
+
+        def hidden(variables, pair):
+            return model.apply(variables, pair[0], pair[0] != Vocab.pad, pair[1])
+
+        return _kept(hidden, variables, inputs)
     row = jax.ShapeDtypeStruct((rows, experiment.model.context), jnp.int32)
     hidden = lambda variables, row: learner.model.apply(variables, row, row, row)  # noqa: E731
     return _kept(hidden, variables, row)
@@ -157,12 +182,12 @@ def _traceable(model: DecoderConfig) -> DecoderConfig:
     return dataclasses.replace(model, attention="splash", context=-(-model.context // 128) * 128)
 
 
-def _kept_by_head(experiment: Experiment, rows: int, vocab_size: int, chunks: int) -> int:
-    """Bytes of the head's backward pass: what it keeps, or computes again.
+def _kept_by_head(experiment: Experiment, rows: int, vocab_size: int, length: int) -> int:
+    """Bytes of the head's backward pass over a chunk of `length`: what it keeps or computes again.
 
     The gradient of the logits takes the place of an array that it is computed from.
     """
-    width, length = experiment.model.width, experiment.model.context // chunks
+    width = experiment.model.width
     dtype = jnp.dtype(experiment.model.dtype)
     table = jax.ShapeDtypeStruct((vocab_size, width), jnp.float32)
     hidden = jax.ShapeDtypeStruct((rows, length, width), dtype)

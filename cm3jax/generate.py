@@ -55,7 +55,7 @@ Pictures = UInt8[np.ndarray, "B Y X 3"] | Sequence[Picture | None]
 Segment = str | Broken | Picture
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Generated:
     """One sample and how it came about."""
 

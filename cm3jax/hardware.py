@@ -27,6 +27,21 @@ _PEAK = {
 }
 
 
+DEVICE_MEMORY = {
+    "TPU v5 lite": 16e9,
+    "TPU v4": 32e9,
+    "TPU v6 lite": 32e9,
+    "A100 40GB": 40e9,
+    "A100 80GB": 80e9,
+    "H100": 80e9,
+    "TPU v5": 95e9,
+    "H200": 141e9,
+    "B200": 180e9,
+    "TPU7x": 192e9,
+}
+"""Bytes of one device's memory, from the makers' data sheets, smallest first."""
+
+
 def peak_flops(device_kind: str) -> float | None:
     """Operations per second of one device at most, in bfloat16; None where it is not known (CPUs).
 

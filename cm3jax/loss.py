@@ -28,7 +28,7 @@ class Mean(NamedTuple):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LossOutput:
     """What a learner's loss returns for one global batch."""
 

@@ -26,7 +26,7 @@ Words = tuple[str | Mark, ...]
 """A text segment: texts, and `Mark.MASK` where one is hidden."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Shown:
     """A picture segment."""
 

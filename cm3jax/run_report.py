@@ -25,7 +25,7 @@ _BOOKKEEPING = {"step", "seconds", "flops", "a100_hours", "resumed_from", "batch
 """What is logged and is no curve."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Illustration:
     """A section of the page, drawn at a validation."""
 

@@ -43,7 +43,7 @@ AnyArray = Array | np.ndarray
     data_fields=["tokens", "targets", "weights", "segments", "positions"],
     meta_fields=[],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
     """Rows of whole samples, or of a stream of samples: then all of a row is one segment."""
 
@@ -69,7 +69,7 @@ class Batch:
     ],
     meta_fields=[],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Samples:
     """Rendered documents of many samples, padded to static sizes."""
 
@@ -95,7 +95,7 @@ class Samples:
 @partial(
     jax.tree_util.register_dataclass, data_fields=["rows", "offsets", "segments"], meta_fields=[]
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Places:
     """Where each sample goes."""
 

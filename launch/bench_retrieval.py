@@ -46,7 +46,7 @@ Search = Callable[[Float[np.ndarray, "B E"]], Int[np.ndarray, "B k"]]
 """The ids of each query's `K` best documents."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Vectors:
     """A bank's vectors, and queries by kind (`text`, `image`, `both`) in two sets."""
 

@@ -113,6 +113,37 @@ def test_no_modules_import_each_other_in_a_circle():
     assert not waiting
 
 
+def array_dataclasses_with_equality(source: str) -> list[str]:
+    """Dataclasses with a field of arrays whose `==` would compare the fields.
+
+    Arrays have no truth value: since Python 3.13 such a comparison raises even for one object.
+    """
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+        made = [text for text in decorators if re.match(r"(\w+\.)?dataclass\b", text)]
+        hints = [ast.unparse(f.annotation) for f in node.body if isinstance(f, ast.AnnAssign)]
+        held = [hint for hint in hints if not hint.startswith("Callable")]
+        if any(re.search(r"ndarray|Array\b", hint) for hint in held):
+            found += [node.name for text in made if "eq=False" not in text]
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_dataclasses_of_arrays_do_not_compare_them(path):
+    assert array_dataclasses_with_equality(path.read_text()) == []
+
+
+def test_the_check_of_dataclasses_sees_arrays():
+    head = "@dataclasses.dataclass(frozen=True)\nclass A:\n"
+    assert array_dataclasses_with_equality(f"{head}    x: Int[np.ndarray, 'B']") == ["A"]
+    assert array_dataclasses_with_equality(f"{head}    x: int") == []
+    mute = head.replace("True", "True, eq=False")
+    assert array_dataclasses_with_equality(f"{mute}    x: dict[str, Array]") == []
+
+
 def test_every_folder_of_tests_is_a_package():
     folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
     # Without it two test files of one name, in two folders, are one module to pytest.

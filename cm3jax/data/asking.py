@@ -14,7 +14,7 @@ from cm3jax.shapes import Float
 _QUERIES = 500
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Asking:
     """Pairs of a text and a picture, encoded each way."""
 

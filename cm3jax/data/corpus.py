@@ -36,7 +36,7 @@ IN_MEMORY = 1 << 28
 """Ids (1 GiB) up to which documents are held in memory; larger sets are read as needed."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class CorpusDocument:
     """One document of a corpus."""
 
@@ -52,7 +52,7 @@ class CorpusDocument:
     """Of the raw record's content."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Shard:
     """A part of a corpus, ready to be written."""
 

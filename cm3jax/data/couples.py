@@ -28,7 +28,7 @@ NO_SUBJECT = -1
     data_fields=["records", "subjects", "texts", "images"],
     meta_fields=[],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Couples:
     """Rows of two documents: one that asks, and its partner, another of the same subject (or, for
     one without a subject, another without)."""

@@ -46,7 +46,7 @@ class Position:
         return cls(**values | {"parts": parts})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Table:
     """What is known of a corpus without reading a document."""
 
@@ -62,7 +62,7 @@ class Table:
     """Where each record's answer stands, if they have one (`cm3jax.tasks.example.Answer`)."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """The samples of some rows, ordered by row; one that stream rows cut stands in each of them."""
 
@@ -219,7 +219,7 @@ def plan_stream_block(
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Shown:
     """The records of a block, and the documents drawn for them."""
 

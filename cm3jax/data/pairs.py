@@ -22,7 +22,7 @@ AnyArray = Array | np.ndarray
 @partial(
     jax.tree_util.register_dataclass, data_fields=["texts", "codes", "weights"], meta_fields=[]
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pairs:
     """A caption and a picture per row."""
 

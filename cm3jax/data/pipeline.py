@@ -64,7 +64,7 @@ def row_slice(batch: int, process_index: int, process_count: int) -> slice:
     return slice(process_index * rows, (process_index + 1) * rows)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class RecordStream:
     """Shuffled in-memory records, for the image tokenizer and CLIP.
 
@@ -279,7 +279,7 @@ def _side_by_side(tables: list[Int[np.ndarray, "_ _"]]) -> Int[np.ndarray, "rows
     return np.concatenate(list(padded))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Share:
     """A process's share of a batch that was not made yet."""
 

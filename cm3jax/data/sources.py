@@ -36,7 +36,7 @@ DOCUMENTS = "documents.jsonl"
 _HELD_BACK = 50  # every so-many-th record of what has no splits is for validation
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class RawRecord:
     """One document before tokenisation."""
 

@@ -29,7 +29,7 @@ class Tools:
         return Vocab(experiment.vocab, self.text.fingerprint, self.image.fingerprint)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Tokenised:
     """One raw record in ids, or the reason why it cannot be."""
 
@@ -38,7 +38,7 @@ class Tokenised:
     refused: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
     """Records of a source that can be prepared, by number, and the others."""
 

@@ -85,7 +85,7 @@ _NEVER = -1
     data_fields=["until", "forced", "after", "lengths"],
     meta_fields=[],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Table:
     """Programs of a batch, one state per column; a row is done when its state is its length."""
 

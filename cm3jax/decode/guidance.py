@@ -29,7 +29,7 @@ def guide(logits: Float[Array, "W B V"], scales: Float[Array, "U B"]) -> Float[A
 @partial(
     jax.tree_util.register_dataclass, data_fields=["k", "alpha", "temperature"], meta_fields=[]
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ContrastiveK:
     """CD-K: log p(y | prompt) - log p(y | nothing) of the ids that the prompt makes likely.
 

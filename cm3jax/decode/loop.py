@@ -36,7 +36,7 @@ Watch = Callable[[int, int, Int[np.ndarray, " T"]], None]
 """Gets request, sample and the ids that it has emitted so far, after every chunk."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
     """What one row emitted."""
 
@@ -119,7 +119,7 @@ def _require_fit(request: Request, model: Model) -> None:
         )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Slot:
     """What the samples of an admitted job have emitted."""
 

@@ -8,7 +8,7 @@ from cm3jax.decode import grammar
 from cm3jax.shapes import Int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Guide:
     """A stream that knows less than the one before it."""
 
@@ -18,7 +18,7 @@ class Guide:
     """How strongly samples are pushed away from it; 1 changes nothing."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Request:
     """One prompt and what to emit after it."""
 

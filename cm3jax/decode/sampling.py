@@ -11,7 +11,7 @@ from cm3jax import draws
 from cm3jax.shapes import Array, Bool, Float, Int, UInt32
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Dice:
     """What makes each sample's choices its own."""
 
@@ -60,7 +60,7 @@ def kth_largest(logits: Float[Array, "B V"], k: Int[Array, ""]) -> Float[Array, 
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["k"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TopK:
     """Keep the `k` likeliest ids, and those as likely as the last of them."""
 
@@ -72,7 +72,7 @@ class TopK:
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["p"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TopP:
     """Keep the nucleus: the smallest set of likeliest ids with probability `p`.
 

@@ -25,7 +25,7 @@ from cm3jax.shapes import Array, Bool, Float, Int, UInt32
     data_fields=["table", "keys", "temperatures", "contrasted", "scales"],
     meta_fields=[],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
     """What stays the same while a sample is decoded."""
 
@@ -37,7 +37,7 @@ class Rows:
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["cache", "last", "states"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class State:
     """What a step changes."""
 
@@ -53,7 +53,7 @@ class State:
     data_fields=["tokens", "lengths", "last", "slots", "rows"],
     meta_fields=[],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class New:
     """Prompts to admit; those of slot P are padding."""
 
@@ -68,7 +68,7 @@ class New:
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["ids", "logprobs", "free"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Emitted:
     """What a few steps emitted."""
 

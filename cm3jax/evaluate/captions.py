@@ -22,7 +22,7 @@ _LEAST, _NONE = 1e-9, 1e-15  # BLEU's guards against empty counts
 Words = Sequence[str]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class CaptionScores:
     """Scores of a set of captions, as COCO's code reports them."""
 

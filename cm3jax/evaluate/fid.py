@@ -22,7 +22,7 @@ SUBSETS, SUBSET = 100, 1000
 _PIECE = 4096
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Gaussian:
     """Mean and unbiased covariance of features."""
 
@@ -54,7 +54,7 @@ class Gaussian:
         return cls(mean, covariance)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
     """Sums of a stream of features, in memory that does not grow with it."""
 

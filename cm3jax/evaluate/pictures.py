@@ -106,7 +106,7 @@ class Features:
         return self.folder / f"{number:05d}-{digest(how, *contents)}.npy"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
     """Real pictures: their statistics, and their features where the pictures are at hand."""
 

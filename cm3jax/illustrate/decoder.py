@@ -100,7 +100,7 @@ def _partial_pictures(
     return np.where(pixels[..., None], generator.image.decode(codes), np.uint8(_GREY))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Prompt:
     """A pair of the validation split with the documents that its row has."""
 

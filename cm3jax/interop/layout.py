@@ -18,7 +18,7 @@ Kind = Literal["same", "matrix", "convolution", "heads"]
 _FLOATS = ("F32", "BF16", "F16")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Place:
     """Where one array of ours lies there."""
 

@@ -27,7 +27,7 @@ _CODE = re.compile(r"IMGIMG([A-J]+)Z")
 _MOST_SENTINELS = 512
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Vocabulary:
     """The sizes of ours, and where each of our ids lies there."""
 

@@ -175,7 +175,7 @@ class OnlineLearner:
             )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class PairStream:
     """Shuffled pairs in memory, each picture also at the encoder's size."""
 

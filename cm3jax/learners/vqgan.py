@@ -35,7 +35,7 @@ from cm3jax.tokenizers.image import ImageTokenizer, to_bytes, to_pixels
 from cm3jax.tokenizers.vqgan import VQGAN
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pictures:
     """All pictures of a split."""
 

@@ -16,7 +16,7 @@ from cm3jax.tokenizers.vqgan import VQGAN
 from cm3jax.vocab import Vocab
 
 
-@struct.dataclass
+@struct.dataclass(eq=False)
 class PairIds:
     """Rendered documents, padded at their end."""
 

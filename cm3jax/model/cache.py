@@ -17,7 +17,7 @@ from cm3jax.shapes import Array, Float, Int
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["keys", "values"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class KeyValues:
     """Keys and values of a batch of token rows in one layer."""
 
@@ -37,7 +37,7 @@ class KeyValues:
     data_fields=["prefix", "prefix_lengths", "suffix", "lengths"],
     meta_fields=[],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LayerCache:
     """What one layer reads."""
 
@@ -52,7 +52,7 @@ class LayerCache:
     data_fields=["prefix", "prefix_lengths", "suffix", "lengths"],
     meta_fields=[],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Cache:
     """Prefix and suffix of every layer; entries beyond a length are never read."""
 

@@ -43,7 +43,7 @@ _TOGETHER = 32
     data_fields=["tokens", "lengths", "vectors", "exclude", "records"],
     meta_fields=[],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Queries:
     """Documents to learn or to continue, and what to search with."""
 
@@ -59,7 +59,7 @@ class Queries:
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["batch", "ids", "scores"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
     """One sample per row, and what it was shown."""
 

@@ -15,7 +15,7 @@ from cm3jax.tokenizers.image import ImageTokenizer
 from cm3jax.vocab import Vocab
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Example:
     """A pair that asked, and what it found by kind of query."""
 

@@ -41,7 +41,7 @@ Part = tuple[Sequence["BankDocument"], Float[np.ndarray, "M E"]]
 """Some documents and their unit vectors."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class BankDocument:
     """One document as the bank keeps it."""
 

@@ -17,7 +17,7 @@ _LOOKED_AT = 8
 _TOGETHER = 4096
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Duplicates:
     """The copies among a bank's documents."""
 

@@ -12,7 +12,7 @@ Queries = Mapping[str, Float[np.ndarray, "_ E"]]
 """Unit vectors to ask with, by kind: texts, pictures, pairs of both."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Neighbours:
     """The best documents of each query, best first; equal scores in the order of their ids."""
 

@@ -20,7 +20,7 @@ NONE = -1
 """The id in place of a missing candidate or document; these come last in a list."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Choice:
     """The candidates of each query, best first, `NONE` where too few passed the rules; of several
     queries asked side by side, those of the first one first."""
@@ -189,7 +189,7 @@ def drop_pieces(
     return views
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Drawn:
     """The documents that samples are shown, in order."""
 

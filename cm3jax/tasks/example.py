@@ -23,7 +23,7 @@ class Answer(NamedTuple):
     and is simply continued."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Example:
     """A document to learn an answer from."""
 

@@ -103,7 +103,7 @@ MOST_PIXELS = 1 << 26
 """Pixels of the largest picture that is read, 8192 x 8192: decoding one stays below 1 GiB."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Picture:
     """A picture file's content, ready to be encoded."""
 

@@ -19,7 +19,7 @@ _GRACE = 3.0
 be chosen before it restarts again. Many entries begin as copies of one another, so not longer."""
 
 
-@struct.dataclass
+@struct.dataclass(eq=False)
 class Quantised:
     """What the quantiser says about some vectors."""
 

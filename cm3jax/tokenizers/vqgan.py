@@ -20,7 +20,7 @@ from cm3jax.shapes import Array, Float, Int
 from cm3jax.tokenizers.quantiser import VectorQuantiser
 
 
-@struct.dataclass
+@struct.dataclass(eq=False)
 class VQOutput:
     """One pass through the tokenizer."""
 

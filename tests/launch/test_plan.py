@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -49,3 +50,28 @@ def test_its_own_options_stand_beside_the_experiments():
         run(["quickstart", "--jsno"])
     with pytest.raises(UserError, match=r"--mesh\.fsdp takes int, not 'many'"):
         run(["quickstart", "--json", "--mesh.fsdp", "many"])
+
+
+def test_says_which_devices_have_the_memory(capsys):
+    run(["cm3leon_7b", "--mesh.fsdp", "256"])
+    assert "fits the memory of TPU v5 lite, TPU v4, TPU v6 lite, A100" in capsys.readouterr().out
+    run(["cm3leon_7b", "--mesh.fsdp", "1"])
+    said = capsys.readouterr().out
+    size = int(re.search(r"does not fit: .*with --mesh\.fsdp (\d+) a step fits", said)[1])
+    totals = []
+    for fsdp in (size // 2, size):
+        run(["cm3leon_7b", "--json", "--mesh.fsdp", str(fsdp)])
+        totals.append(json.loads(capsys.readouterr().out)["bytes_per_device"]["total"])
+    assert totals[1] <= 80e9 < totals[0]
+
+
+def test_plans_the_encoder_decoder(capsys):
+    run(["parti", "--json", "--mesh.fsdp", "512"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["parameters"] == 4096 * (4096 * (16 * 12 + 64 * 16) + 65536 + 128 + 1024)
+    sizes = answer["bytes_per_device"]
+    assert sizes["parameters"] == sizes["gradients"] == 4 * answer["parameters"] // 512
+    assert sizes["batch"] == 8192 // 512 * (128 + 2 * 1024) * 4
+    # At least the input of every layer, in bfloat16.
+    assert sizes["temporaries"] > 8192 // 512 * 4096 * 2 * (64 * 1024 + 16 * 128)
+    assert answer["tokens_per_step"] == 8192 * (128 + 1024)

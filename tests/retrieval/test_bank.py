@@ -42,8 +42,8 @@ def test_what_is_written_is_read(bank):
     np.testing.assert_array_equal(opened.vectors, _vectors(7))
     for row, document in enumerate(_documents(7)):
         np.testing.assert_array_equal(opened.ids(row), document.ids)
-        read = dataclasses.replace(opened.meta(row), ids=document.ids)
-        assert read == document
+        read, wanted = (dataclasses.asdict(one) for one in (opened.meta(row), document))
+        assert read | {"ids": None} == wanted | {"ids": None}
     assert opened.lengths.tolist() == [1, 2, 3, 4, 5, 6, 7]
     assert opened.rows["record-5"] == 5
     assert opened.manifest["counts"] == {"pairs": 2, "texts": 2, "pictures": 3}

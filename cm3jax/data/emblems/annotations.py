@@ -53,7 +53,7 @@ class Edit:
     scene: Scene
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Annotations:
     """Everything about one picture that its scene decides."""
 

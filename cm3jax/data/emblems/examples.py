@@ -37,7 +37,7 @@ _SHORT = 0.8  # of plain scenes; the others' captions go on with relations
 _PLAIN_ORDER = 0.8  # of captions name the background last
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Example:
     """One document with its ground truth; `annotations.annotate` derives the rest from `scenes`."""
 

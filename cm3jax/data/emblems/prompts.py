@@ -28,7 +28,7 @@ LOWER_HALF = tuple(range(GRID * GRID // 2, GRID * GRID))
 """The cells that an infilling prompt masks; its caption determines them."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Prompt:
     """One question to a model, and its answer."""
 
