@@ -27,9 +27,9 @@ from cm3jax.config import (
     VQGANConfig,
 )
 from cm3jax.errors import UserError
-from cm3jax.experiment_io import build
 from cm3jax.files import write_atomic, write_json
-from cm3jax.interop import folders, vqgan
+from cm3jax.interop import folders, processors, vqgan
+from cm3jax.interop.chameleon_config import Foreign, write_config
 from cm3jax.interop.layout import Key, Place, exported, imported, match
 from cm3jax.interop.vocabulary import Vocabulary, make_map, read_map
 from cm3jax.learners import vqgan as vqgan_learner
@@ -46,71 +46,6 @@ _UNUSED = {"rotary_emb.inv_freq": "computed here", "rope.freqs": "computed here"
 
 
 @dataclasses.dataclass(frozen=True)
-class Foreign:
-    """The fields of a config.json that decide the network, with the defaults of transformers."""
-
-    model_type: str = ""
-    vocab_size: int = 65536
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int | None = 32
-    hidden_act: str = "silu"
-    max_position_embeddings: int = 4096
-    rms_norm_eps: float = 1e-5
-    tie_word_embeddings: bool = False
-    rope_theta: float | None = None
-    rope_scaling: dict | None = None
-    rope_parameters: dict | None = None
-    attention_bias: bool | None = False
-    mlp_bias: bool = False
-    swin_norm: bool | None = False
-    vq_config: dict | None = None
-    vocabulary_map: dict | None = None
-
-    def decoder(self, what: str, dtype: str) -> DecoderConfig:
-        """Our config; `UserError` for what ours cannot be."""
-        rope = {"rope_theta": self.rope_theta or 10000.0, "rope_type": "default"}
-        rope |= self.rope_parameters or {}
-        fixed = {
-            "model_type": (self.model_type, "chameleon"),
-            "hidden_act": (self.hidden_act, "silu"),
-            "rms_norm_eps": (self.rms_norm_eps, 1e-5),
-            "rope_theta": (rope["rope_theta"], 10000),
-            "rope_type": (rope["rope_type"], "default"),
-            "rope_scaling": (self.rope_scaling or None, None),
-            "attention_bias": (bool(self.attention_bias), False),
-            "mlp_bias": (self.mlp_bias, False),
-        }
-        for name, (given, wanted) in fixed.items():
-            if given != wanted:
-                raise UserError(
-                    f"{what} has {name}={given!r}, and this project's Chameleon has {wanted!r}; "
-                    "give a Chameleon-class config."
-                )
-        if self.hidden_size % self.num_attention_heads:
-            raise UserError(f"{what}: num_attention_heads does not divide hidden_size; mend it.")
-        few = self.num_key_value_heads or self.num_attention_heads
-        return DecoderConfig(
-            layers=self.num_hidden_layers,
-            width=self.hidden_size,
-            heads=self.num_attention_heads,
-            head_width=self.hidden_size // self.num_attention_heads,
-            ffn=self.intermediate_size,
-            kv_heads=0 if few == self.num_attention_heads else few,
-            activation="swiglu",
-            norm="rms",
-            swin_norm=bool(self.swin_norm),
-            tied=self.tie_word_embeddings,
-            context=self.max_position_embeddings,
-            dtype=dtype,
-            positions="rope",
-            qk_norm=True,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """A folder that was read and fits its config; its tensors are still on disk."""
 
@@ -119,6 +54,8 @@ class Checkpoint:
     model: DecoderConfig
     vqgan: VQGANConfig
     vocabulary: Vocabulary
+    names: Mapping[str, int]
+    """The vocabulary_map."""
     places: list[Place]
     """Of the decoder."""
     image_places: list[Place]
@@ -131,22 +68,36 @@ def read(folder: Path) -> Checkpoint:
     """Read a folder of transformers' Chameleon; `UserError` for what is missing or doesn't fit."""
     path = folder / "config.json"
     config = folders.read_object(path, "the config")
-    names = {field.name for field in dataclasses.fields(Foreign)}
-    foreign = build(Foreign, {k: v for k, v in config.items() if k in names}, str(path))
+    foreign = Foreign.read(config, str(path))
     found = folders.read_tensors(folder)
-    head = found.get("model.embed_tokens.weight")
-    narrow = head is not None and head.type != "F32"
-    model = foreign.decoder(str(path), "bfloat16" if narrow else "float32")
+    table = found.get("model.embed_tokens.weight")
+    stored = "bfloat16" if table is not None and table.type == "BF16" else "float32"
+    model = foreign.decoder(str(path), stored)
     image = vqgan.read_config(foreign.vq_config or {}, f"{path}: vq_config")
-    vocabulary = read_map(foreign.vocabulary_map or {}, foreign.vocab_size, image.grid)
+    names = foreign.vocabulary_map or {}
+    vocabulary = read_map(names, foreign.vocab_size, image.grid)
     if vocabulary.config.image_codes != image.codes:
         raise UserError(
             f"{path}: vocabulary_map names {vocabulary.config.image_codes} image codes and "
             f"vq_config has {image.codes}; get the config again."
         )
+    _require_processor(folder, image.image_size)
     mine, images = places(model, vocabulary.ids), vqgan.places(image, _VQ, decoder=False)
     report = match([*mine, *images], found, _UNUSED, str(folder))
-    return Checkpoint(config, model, image, vocabulary, mine, images, found, report)
+    return Checkpoint(config, model, image, vocabulary, names, mine, images, found, report)
+
+
+def _require_processor(folder: Path, size: int) -> None:
+    """Refuse a folder whose pictures are brought to size otherwise than ours are.
+
+    transformers rounds what bytes are multiplied by to 0.0078; this project takes 1/127.5, as the
+    weights were trained with.
+    """
+    if found := processors.read(folder):
+        path, values = found
+        ones = (1.0, 1.0, 1.0)
+        usual = processors.Usual("Chameleon", size, 1, (1,), (0.0078, 1 / 127.5), ones, ones)
+        processors.check(values, usual, path)
 
 
 def places(config: DecoderConfig, ids: Int[np.ndarray, " V"]) -> list[Place]:
@@ -228,7 +179,9 @@ def _write_text(source: Path, folder: Checkpoint, out: Path) -> TextTokenizer:
     if (source / MODEL_FILE).exists():
         text = TextTokenizer.load(source)
     else:
-        text = TextTokenizer(huggingface.read(source, folder.vocabulary.text_ids))
+        model = huggingface.read(source, folder.vocabulary.text_ids)
+        _require_same_ids(source, huggingface.table(model), folder)
+        text = TextTokenizer(model)
     if text.pieces != folder.vocabulary.config.text_pieces:
         raise UserError(
             f"{source}: the text tokenizer has {text.pieces} pieces and the vocabulary_map "
@@ -241,6 +194,20 @@ def _write_text(source: Path, folder: Checkpoint, out: Path) -> TextTokenizer:
     return text
 
 
+def _require_same_ids(source: Path, table: Mapping[str, int], folder: Checkpoint) -> None:
+    """The tokenizer must give every text of the vocabulary_map the id that the map gives it, and
+    give no id of a text to another; control tokens never come out of it."""
+    names = {id_: name for name, id_ in folder.names.items()}
+    theirs = {id_: name for name, id_ in table.items()}
+    for id_ in folder.vocabulary.text_ids:
+        if theirs.get(id_) != names[id_]:
+            said = f"{theirs[id_]!r}" if id_ in theirs else "nothing"
+            raise UserError(
+                f"{source}: id {id_} is {names[id_]!r} in the vocabulary_map and {said} in the "
+                "text tokenizer; give the tokenizer of these weights."
+            )
+
+
 def _with_decoder(
     folder: Checkpoint, path: Path, config: Path
 ) -> tuple[list[Place], dict[str, tensors.Tensor]]:
@@ -249,7 +216,7 @@ def _with_decoder(
     if ours != folder.vqgan:
         raise UserError(f"{config} describes another VQGAN than vq_config; give its own.")
     where = vqgan.places(ours)
-    match(where, found, {"loss.": "of its training"}, str(path))
+    match(where, found, vqgan.UNUSED, str(path))
     for place in folder.image_places:
         (key,) = place.keys
         here, there = folder.tensors[key].read(...), found[key.removeprefix(_VQ)].read(...)
@@ -283,7 +250,7 @@ def export(run_dir: epath.PathLike, out: Path) -> int:
             outputs |= exported(place, _leaf(arrays, place.path), described)
     with folders.new_folder(out) as folder:
         folders.write_tensors(folder, outputs)
-        write_json(folder / "config.json", _config(experiment, notes["config"], vq_config))
+        write_json(folder / "config.json", write_config(experiment, notes["config"], vq_config))
         model = (text_dir / MODEL_FILE).read_bytes()
         foreign = model.startswith(b"{")
         name = _TOKENIZER if foreign else MODEL_FILE
@@ -295,6 +262,11 @@ def _notes(text_dir: epath.Path, run: LoadedRun) -> dict[str, Any]:
     """What importing wrote down, or the same of a vocabulary in our own order."""
     if (text_dir / _NOTES).exists():
         return folders.read_object(Path(text_dir / _NOTES), "the notes of the import")
+    if (text_dir / MODEL_FILE).read_bytes().startswith(b"{"):
+        raise UserError(
+            f"{text_dir} holds an imported text tokenizer and no {_NOTES}, which says where its "
+            "ids lie in the other format; give the folder as it was imported."
+        )
     vocab = Vocab(run.experiment.vocab)
     ids = list(range(vocab.size))
     return {"config": {"vocabulary_map": make_map(vocab)}, "ids": ids, "keys": {}}
@@ -314,27 +286,6 @@ def _require_chameleon(run: LoadedRun, what: str) -> None:
             f"{what}: model.heads times model.head_width is not model.width, as the other format "
             "requires; give another model."
         )
-
-
-def _config(experiment: Experiment, known: dict[str, Any], vq: dict[str, Any]) -> dict[str, Any]:
-    """config.json: what was imported, and what our config says of the network."""
-    model, vocab = experiment.model, Vocab(experiment.vocab)
-    ours = {
-        "architectures": ["ChameleonForConditionalGeneration"],
-        "model_type": "chameleon",
-        "vocab_size": vocab.size,
-        "hidden_size": model.width,
-        "intermediate_size": model.ffn,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "num_key_value_heads": model.groups,
-        "max_position_embeddings": model.context,
-        "tie_word_embeddings": model.tied,
-        "swin_norm": model.swin_norm,
-        "vq_config": (known.get("vq_config") or {}) | vq,
-    }
-    defaults = {"pad_token_id": vocab.pad, "bos_token_id": vocab.eos, "eos_token_id": vocab.eos}
-    return defaults | known | ours
 
 
 def _leaf(variables: Mapping[str, Any], path: str) -> Any:

@@ -25,7 +25,10 @@ _FILE_BYTES = 5 << 30
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
     """A file that must hold one JSON object."""
-    value = read_json(path, what)
+    try:
+        value = read_json(path, what)
+    except (OSError, RecursionError):
+        raise UserError(f"{path} can't be read as JSON; get {what} again.") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object; get {what} again.")
     return value
@@ -60,13 +63,15 @@ def find(source: str) -> Path:
 def read_tensors(folder: Path) -> dict[str, tensors.Tensor]:
     """The tensors of a folder by name, of all its files; none is in memory yet.
 
+    As in transformers, one whole file goes before an index, which may be left over from shards.
+
     Raises `UserError` when there are none, when an index and the files disagree, and for pickles
     that hold more than tensors or come in several files.
     """
-    if (folder / _INDEX).exists():
-        return _read_indexed(folder)
     if (folder / _SINGLE).exists():
         return tensors.read_file(folder / _SINGLE)
+    if (folder / _INDEX).exists():
+        return _read_indexed(folder)
     if (folder / _TORCH).exists():
         return read_state_dict(folder / _TORCH, "the weights")
     pickles = [*folder.glob("*.bin"), *folder.glob("*.pth"), *folder.glob("*.pt")]

@@ -29,8 +29,10 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-# The classifier behind the features, a head that only training has, and counters of batches.
-_IDLE = ("fc.", "AuxLogits.")
+# The classifier behind the features, and counters of batches.
+_IDLE = "fc."
+_CLASSES = 1008
+"""What TensorFlow's network of 2015 tells apart."""
 _COUNTER = ".num_batches_tracked"
 
 
@@ -87,6 +89,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], where: str) -> InceptionWeig
             f"{where} holds no {_FIRST}; give the weights of pytorch-fid's or torch-fidelity's "
             "Inception."
         )
+    _require_fid(tensors, where)
     width = len(tensors[_FIRST])
     wanted = shapes(width)
     unused = {n for n in tensors if n.startswith(_IDLE) or n.endswith(_COUNTER)}
@@ -104,6 +107,17 @@ def from_tensors(tensors: Mapping[str, np.ndarray], where: str) -> InceptionWeig
     }
     variables = flax.traverse_util.unflatten_dict(flat)
     return InceptionWeights(width, variables, tuple(sorted(wanted)), tuple(sorted(unused)))
+
+
+def _require_fid(tensors: Mapping[str, np.ndarray], where: str) -> None:
+    """Refuse torchvision's Inception: the same names, another network, and another FID."""
+    classes = tensors["fc.bias"].shape if "fc.bias" in tensors else (_CLASSES,)
+    if classes != (_CLASSES,) or any(name.startswith("AuxLogits.") for name in tensors):
+        raise UserError(
+            f"{where} is no network of FID: it has an auxiliary head or other than {_CLASSES} "
+            "classes, as torchvision's Inception; give the weights of pytorch-fid's or "
+            "torch-fidelity's."
+        )
 
 
 def to_tensors(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

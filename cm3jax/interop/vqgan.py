@@ -18,14 +18,19 @@ from cm3jax.checkpoint import write_export
 from cm3jax.config import Experiment, VocabConfig, VQGANConfig
 from cm3jax.errors import UserError
 from cm3jax.experiment_io import build
-from cm3jax.interop import folders
+from cm3jax.interop import fields, folders, taming
 from cm3jax.interop.layout import Key, Place, imported, match
 from cm3jax.interop.state_dicts import read_state_dict
 from cm3jax.tokenizers.vqgan import VQGAN
 
 _USES = "codebook/quantiser/uses"
 """Ours alone: how often training chose each code of late."""
-_UNUSED = {"loss.": "of its training"}
+UNUSED = {
+    "loss.": "of its training",
+    "quantize.embedding.cluster_size": "a moving average of its training",
+    "quantize.embedding.embed_avg": "a moving average of its training",
+}
+"""Why tensors of a VQGAN's own checkpoint are not used; the last two are taming's `EMAVQ`'s."""
 _LEVEL = re.compile(r"(down|up)_(\d+)_(block|attn)_(\d+)|(down|up)_(\d+)_(\w+sample)")
 
 
@@ -44,16 +49,35 @@ class Foreign:
     num_res_blocks: int = 2
     attn_resolutions: tuple[int, ...] | None = None
     attn_type: str | None = "vanilla"
+    out_channels: int = 3
+
+
+_HARMLESS = {
+    **fields.TRANSFORMERS,
+    "dropout": "of training",
+    "beta": "of the training loss",
+    "dtype": "how weights are stored: image tokenizers compute in float32",
+    "torch_dtype": "how weights are stored: image tokenizers compute in float32",
+}
 
 
 def read_config(values: Mapping[str, Any], what: str) -> VQGANConfig:
     """Our config of HF's `vq_config`; `UserError` for what ours cannot be."""
-    names = {field.name for field in dataclasses.fields(Foreign)}
-    foreign = build(Foreign, {k: v for k, v in values.items() if k in names}, what)
-    if foreign.double_latent or foreign.in_channels != 3 or foreign.base_channels % 32:
+    names = [field.name for field in dataclasses.fields(Foreign)]
+    foreign = build(Foreign, fields.select(values, names, _HARMLESS, what), what)
+    found = dataclasses.asdict(foreign)
+    usual = {
+        "double_latent": (False,),
+        "in_channels": (3,),
+        "out_channels": (3,),
+        "attn_type": ("vanilla", "none", None),
+    }
+    fields.require(found, usual, what)
+    fields.require_sizes(found, what)
+    if foreign.base_channels % 32:
         raise UserError(
-            f"{what}: double latents, other than 3 colours and base channels that are no multiple "
-            "of 32 are not supported; give a VQGAN without them."
+            f"{what} has base_channels={foreign.base_channels}, which is no multiple of 32; give a "
+            "VQGAN of taming's family."
         )
     sides = {foreign.resolution >> level for level in range(len(foreign.channel_multiplier))}
     vanilla = foreign.attn_type == "vanilla"
@@ -89,7 +113,7 @@ def write_config(config: VQGANConfig) -> dict[str, Any]:
         channel_multiplier=config.multipliers,
         num_res_blocks=config.blocks,
         attn_resolutions=config.attention_sides or None,
-        attn_type="vanilla" if config.attention else None,
+        attn_type="vanilla" if config.attention else "none",  # transformers refuses null
     )
     return dataclasses.asdict(foreign)
 
@@ -110,7 +134,8 @@ def places(config: VQGANConfig, prefix: str = "", decoder: bool = True) -> list[
 
 @functools.cache
 def _shapes(config: VQGANConfig) -> dict[str, tuple[int, ...]]:
-    pixels = jnp.zeros((1, config.image_size, config.image_size, 3))
+    size = config.image_size
+    pixels = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     shapes = nn.unbox(jax.eval_shape(VQGAN(config).init, jax.random.key(0), pixels))
     leaves = jax.tree.leaves_with_path(shapes)
     return {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in leaves}
@@ -144,7 +169,7 @@ def convert(source: Path, out: Path, config: Path) -> list[Key]:
     """
     ours, found = read(source, config)
     where = places(ours)
-    report = match(where, found, _UNUSED, str(source))
+    report = match(where, found, UNUSED, str(source))
     with folders.new_folder(out) as folder:
         write_run(folder, ours, where, found)
         folders.write_report(folder, report)
@@ -161,30 +186,13 @@ def _settings(path: Path) -> dict[str, Any]:
     """HF's `vq_config` of its own JSON, of a model's, or of taming's YAML."""
     try:
         values = yaml.safe_load(path.read_text())  # reads JSON too, and makes plain values alone
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(
             f"the config {path} can't be read ({type(error).__name__}); give the VQGAN's YAML or "
             "JSON as --config."
         ) from None
-    try:
-        if "model" not in values:
-            return dict(values.get("vq_config", values))
-        params = values["model"]["params"]
-        parts = params["ddconfig"]
-        return {
-            "embed_dim": params["embed_dim"],
-            "num_embeddings": params["n_embed"],
-            "double_latent": parts.get("double_z", False),
-            "latent_channels": parts["z_channels"],
-            "resolution": parts["resolution"],
-            "in_channels": parts.get("in_channels", 3),
-            "base_channels": parts["ch"],
-            "channel_multiplier": parts["ch_mult"],
-            "num_res_blocks": parts["num_res_blocks"],
-            "attn_resolutions": parts["attn_resolutions"],
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"the config {path} is no VQGAN's: {error} is missing or of another kind; give its "
-            "YAML or JSON as --config."
-        ) from None
+    if not isinstance(values, dict):
+        raise UserError(f"the config {path} is no object; give the VQGAN's YAML or JSON.")
+    if "model" in values:
+        return taming.settings(values["model"], f"the config {path}")
+    return values.get("vq_config", values)

@@ -7,6 +7,7 @@ order. `pack` puts the tokenizer and those ids into the bytes that `TextTokenize
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cm3jax.errors import UserError
 
@@ -20,7 +21,10 @@ def read(folder: Path, ids: Sequence[int]) -> bytes:
     """`pack` of a folder's tokenizer; one without a `tokenizer.json` is made by transformers."""
     path = folder / "tokenizer.json"
     if path.exists():
-        return pack(path.read_text(), ids)
+        try:
+            return pack(path.read_text(encoding="utf-8"), ids)
+        except (OSError, UnicodeDecodeError):
+            raise UserError(f"{path} can't be read as UTF-8; get it again.") from None
     try:
         from transformers import AutoTokenizer
 
@@ -37,27 +41,38 @@ def unpack(model: bytes) -> str:
     return json.loads(model)["tokenizer"]
 
 
+def table(model: bytes) -> dict[str, int]:
+    """The ids of all tokens of the packed tokenizer; `UserError` if it is none."""
+    return _tokenizer(unpack(model)).get_vocab(with_added_tokens=True)
+
+
 def ends(model: bytes) -> list[int]:
     """The ids that the packed tokenizer puts around a text."""
+    return _tokenizer(unpack(model)).encode("").ids
+
+
+def _tokenizer(tokenizer_json: str) -> Any:
     import tokenizers
 
-    return tokenizers.Tokenizer.from_str(unpack(model)).encode("").ids
+    try:
+        return tokenizers.Tokenizer.from_str(tokenizer_json)
+    except Exception:  # the library raises nothing narrower
+        raise UserError(
+            "the text tokenizer is damaged or no tokenizer.json; convert it again."
+        ) from None
 
 
 class HuggingFaceModel:
     """What `TextTokenizer` asks of a model; `UserError` if `pack` did not make it."""
 
     def __init__(self, model: bytes):
-        import tokenizers
-
         try:
             values = json.loads(model)
             self._ids: list[int] = values["ids"]
-            self._tokenizer = tokenizers.Tokenizer.from_str(values["tokenizer"])
-        except Exception:  # the library raises nothing narrower
-            raise UserError(
-                "the text tokenizer is damaged or no tokenizer.json; convert it again."
-            ) from None
+            text: str = values["tokenizer"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError("the text tokenizer is damaged; convert it again.") from None
+        self._tokenizer = _tokenizer(text)
         # A control token's name in a text is text.
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()

@@ -4,12 +4,29 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
+from cm3jax.checkpoint import LoadedRun, write_run
+from cm3jax.config import (
+    DataConfig,
+    DecoderConfig,
+    Experiment,
+    MeshConfig,
+    TokenizersConfig,
+    VocabConfig,
+    VQGANConfig,
+)
 from cm3jax.interop.layout import Place, imported
+from cm3jax.model.decoder import Decoder
 from cm3jax.tensors import Tensor
+from cm3jax.tokenizers.text import TextTokenizer
+from cm3jax.tokenizers.vqgan import VQGAN
+from cm3jax.vocab import Vocab
 from tests.interop import cases
 
 TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -86,6 +103,53 @@ def write_tokenizer(path: Path) -> None:
     # Some folders add image codes, not all of them as special.
     tokenizer.add_tokens(["IMGIMGDZ"])
     tokenizer.save(str(path))
+
+
+def write_own(folder: Path) -> None:
+    """A decoder of Chameleon's architecture as it is trained here, with its tokenizers inside."""
+    vq = VQGANConfig(
+        image_size=16,
+        channels=32,
+        multipliers=(1, 2),
+        blocks=1,
+        attention=False,
+        codes=cases.CODES,
+        code_width=6,
+    )
+    vocab = VocabConfig(12, cases.CODES, 300, 5, vq.grid)
+    model = DecoderConfig(
+        layers=2,
+        width=32,
+        heads=4,
+        head_width=8,
+        ffn=40,
+        kv_heads=2,
+        activation="swiglu",
+        norm="rms",
+        tied=False,
+        context=160,
+        dtype="float32",
+        positions="rope",
+        qk_norm=True,
+    )
+    text = TextTokenizer.train(["a red fox", "two foxes, redder", "fox <mask>", "▁é"], 300)
+    text.save(folder / "text")
+    key = jax.random.key(0)
+    images = nn.unbox(VQGAN(vq).init(key, jnp.zeros((1, 16, 16, 3))))
+    image = Experiment(name="vqgan", learner="vqgan", vqgan=vq, vocab=vocab)
+    write_run(LoadedRun(image, images, 0, {}), folder / "vqgan")
+    row = jnp.zeros((1, 1), jnp.int32)
+    variables = nn.unbox(Decoder(model, Vocab(vocab).size).init(key, row, row, row))
+    experiment = Experiment(
+        name="own",
+        vocab=vocab,
+        tokenizers=TokenizersConfig(text="text", image="vqgan"),
+        vqgan=vq,
+        model=model,
+        data=DataConfig(image_size=16),
+        mesh=MeshConfig(data=1, fsdp=-1),
+    )
+    write_run(LoadedRun(experiment, variables, 0, {}), folder)
 
 
 def write_clip(folder: Path, name: str, **processor) -> Path:

@@ -27,7 +27,7 @@ from cm3jax.checkpoint import load_run
 from cm3jax.config import MeshConfig
 from cm3jax.experiment_io import load_experiment
 from cm3jax.files import write_json
-from cm3jax.interop import chameleon, folders, vqgan
+from cm3jax.interop import chameleon, chameleon_config, folders, vqgan
 from cm3jax.interop.layout import Place
 from cm3jax.interop.vocabulary import read_map
 from cm3jax.model.decoder import Decoder
@@ -76,8 +76,7 @@ def write_random(folder: Path, layers: int, width: int, vocab: int) -> int:
     }
     folder.mkdir(parents=True)
     write_json(folder / "config.json", config)
-    known = {k: v for k, v in config.items() if k in chameleon.Foreign.__dataclass_fields__}
-    model = chameleon.Foreign(**known).decoder("it", "float32")
+    model = chameleon_config.Foreign.read(config, "it").decoder("it", "float32")
     image = vqgan.read_config(config["vq_config"], "it")
     places = chameleon.places(model, read_map(names, vocab, image.grid).ids)
     images = vqgan.places(image, "model.vqmodel.", decoder=False)

@@ -17,8 +17,9 @@ from cm3jax import generate
 from cm3jax.checkpoint import load_run
 from cm3jax.config import DataConfig, MeshConfig, OptimConfig, TokenizersConfig, TrainConfig
 from cm3jax.data.pipeline import HostBatch, Position
+from cm3jax.errors import UserError
 from cm3jax.files import digest
-from cm3jax.interop import chameleon
+from cm3jax.interop import chameleon, folders
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.metrics import read
 from cm3jax.model.decoder import Decoder
@@ -173,20 +174,67 @@ def test_heads_that_part_are_all_written(tmp_path):
     np.testing.assert_array_equal(next(iter(parted[place.keys[1]].parts())), array[1])
 
 
-def test_ours_there_and_back(tmp_path):
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A decoder in our own order of ids, with our own tokenizers."""
+    home = tmp_path_factory.mktemp("own")
+    foreign.write_own(home / "run")
+    return home
+
+
+def test_ours_there_and_back(own, tmp_path):
     """A model in our own order of ids, with our own text tokenizer, survives the other format."""
-    source = foreign.write_chameleon(tmp_path / "in", "swin")
-    chameleon.convert(source, tmp_path / "first", None, source / "config.json")
-    (tmp_path / "first" / "text" / "import.json").unlink()  # as if it had been trained here
-    chameleon.export(tmp_path / "first", tmp_path / "foreign")
+    chameleon.export(own / "run", tmp_path / "foreign")
     config = json.loads((tmp_path / "foreign" / "config.json").read_text())
     chameleon.convert(
         tmp_path / "foreign", tmp_path / "again", None, tmp_path / "foreign" / "config.json"
     )
-    runs = [load_run(tmp_path / name) for name in ("first", "again")]
-    assert runs[0].experiment == runs[1].experiment
+    runs = [load_run(own / "run"), load_run(tmp_path / "again")]
+    assert runs[0].experiment == dataclasses.replace(runs[1].experiment, name="own")
     jax.tree.map(np.testing.assert_array_equal, runs[0].variables, runs[1].variables)
+    texts = [folder / "text" / "text.model" for folder in (own / "run", tmp_path / "again")]
+    assert texts[0].read_bytes() == texts[1].read_bytes()
     assert config["vocabulary_map"]["</s>"] == Vocab.eos
+
+
+def test_an_import_without_its_notes_is_not_exported(tmp_path):
+    source = foreign.write_chameleon(tmp_path / "in", "swin")
+    chameleon.convert(source, tmp_path / "out", None, source / "config.json")
+    (tmp_path / "out" / "text" / "import.json").unlink()
+    with pytest.raises(UserError, match=r"no import\.json, which says where its ids lie"):
+        chameleon.export(tmp_path / "out", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize(
+    ("stored", "said", "ours"),
+    [
+        ("float32", {}, "float32"),
+        ("float16", {}, "float32"),  # float32 holds all of float16
+        ("bfloat16", {}, "bfloat16"),
+        ("float32", {"torch_dtype": "bfloat16"}, "bfloat16"),
+        ("bfloat16", {"torch_dtype": "float16", "dtype": "float32"}, "float32"),
+    ],
+)
+def test_it_computes_in_the_type_that_the_folder_says(tmp_path, stored, said, ours):
+    source = foreign.write_chameleon(tmp_path / "in", "plain", stored)
+    config = json.loads((source / "config.json").read_text())
+    del config["torch_dtype"]
+    (source / "config.json").write_text(json.dumps(config | said))
+    assert chameleon.read(source).model.dtype == ours
+
+
+def test_a_whole_file_goes_before_a_stale_index(tmp_path):
+    """As in transformers; what is left over from shards is not looked at."""
+    source = foreign.write_chameleon(tmp_path / "in", "plain")
+    tensors = folders.read_tensors(source)
+    arrays = {key: tensor.read(...) for key, tensor in tensors.items()}
+    for shard in source.glob("model-*.safetensors"):
+        shard.unlink()
+    with pytest.raises(UserError, match="does not exist"):
+        folders.read_tensors(source)
+    safetensors.numpy.save_file(arrays, source / "model.safetensors")
+    assert folders.read_tensors(source).keys() == tensors.keys()
 
 
 @pytest.fixture(scope="module")

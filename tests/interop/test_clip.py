@@ -72,11 +72,37 @@ def test_every_tensor_matters(case):
         ({"size": {"shortest_edge": 30}}, "size"),
         ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean"),
         ({"image_std": 3}, "image_std"),
+        ({"do_pad": True}, "steps"),
+        ({"size": 24, "default_to_square": True}, "steps"),
+        ({"image_processor_type": "SiglipImageProcessor"}, "class"),
+        ({"crop_pct": 0.9}, "has crop_pct=0.9"),
     ],
 )
 def test_other_processors_are_refused(tmp_path, change, match):
     source = foreign.write_clip(tmp_path / "in", "patch-8", **change)
     with pytest.raises(UserError, match=match):
+        clip.read_config(source)
+
+
+@pytest.mark.parametrize("name", ["alone", "beside", "other part"])
+def test_processors_saved_by_transformers_5(tmp_path, name):
+    """`processor_config.json` holds the picture processor; it goes before the older file."""
+    source = foreign.write_clip(tmp_path / "in", "patch-8")
+    old = source / "preprocessor_config.json"
+    values = json.loads(old.read_text())
+    extra = {"image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True}
+    whole = {"image_processor": values | extra, "processor_class": "CLIPProcessor"}
+    if name == "alone":
+        old.unlink()
+    elif name == "beside":
+        old.write_text(json.dumps(values | {"resample": 1}))
+    else:
+        del whole["image_processor"]
+    (source / "processor_config.json").write_text(json.dumps(whole))
+    assert clip.read_config(source).resize == "bicubic"
+    whole["image_processor"] = values | {"image_mean": [0.5, 0.5, 0.5]}
+    (source / "processor_config.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=r"processor_config\.json: its image_mean"):
         clip.read_config(source)
 
 
@@ -92,7 +118,7 @@ def test_other_models_are_refused(tmp_path):
         (source / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(UserError, match=match):
             clip.read_config(source)
-    text = config["text_config"] | {"vocab_size": 521}
+    text = config["text_config"] | {"vocab_size": 521, "eos_token_id": 520}
     (source / "config.json").write_text(json.dumps(config | {"text_config": text}))
     with pytest.raises(UserError, match="token_embedding"):
         clip.convert(source, tmp_path / "out")

@@ -128,6 +128,38 @@ def _bad_tokenizer(folder):
     (folder / "tokenizer.json").write_text('{"model": 3}')
 
 
+def _tokenizer(change):
+    def apply(folder):
+        values = json.loads((folder / "tokenizer.json").read_text())
+        change(values["model"]["vocab"])
+        (folder / "tokenizer.json").write_text(json.dumps(values))
+
+    return apply
+
+
+@_tokenizer
+def _swapped(vocab):
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+
+
+@_tokenizer
+def _renamed(vocab):
+    vocab["é"] = vocab.pop("c")
+
+
+def _processor(**values):
+    text = json.dumps({"image_processor": values})
+    return lambda folder: (folder / "processor_config.json").write_text(text)
+
+
+def _deep(name):
+    return lambda folder: (folder / name).write_text("[" * 100_000)
+
+
+def _not_utf8(folder):
+    (folder / "tokenizer.json").write_bytes(b"\xff\xfe{}")
+
+
 FAULTS = {
     "truncated": (_truncate, "is damaged"),
     "cut header": (_cut_header, "damaged or no safetensors"),
@@ -154,7 +186,16 @@ FAULTS = {
     "config: map": (_config(vocabulary_map={}), "no <pad>"),
     "config: vq": (_config(vq_config={"resolution": "x"}), "resolution is 'x'"),
     "config: codes": (_config(vq_config=cases.VQ | {"num_embeddings": 15}), "16 image codes"),
+    "config: deep": (_deep("config.json"), "can't be read as JSON"),
+    "index: deep": (_deep(INDEX), "can't be read as JSON"),
     "tokenizer": (_bad_tokenizer, "no tokenizer.json"),
+    "tokenizer: deep": (_deep("tokenizer.json"), "no tokenizer.json"),
+    "tokenizer: bytes": (_not_utf8, "as UTF-8"),
+    "tokenizer: swapped": (_swapped, "is 'a' in the vocabulary_map and 'b' in the text tokenizer"),
+    "tokenizer: renamed": (_renamed, "is 'c' in the vocabulary_map and 'é' in the text tokenizer"),
+    "processor: size": (_processor(size={"shortest_edge": 8}), "its size is not Chameleon's"),
+    "processor: mean": (_processor(image_mean=[0.5] * 3), "its image_mean is not Chameleon's"),
+    "processor: filter": (_processor(resample=3), "its resample is not Chameleon's"),
 }
 
 

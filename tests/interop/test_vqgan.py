@@ -94,7 +94,7 @@ def test_configs_there_and_back():
         assert vqgan.read_config(vqgan.write_config(config), "it") == config
     # Chameleon's, which is the default there.
     assert vqgan.read_config({}, "it") == VQGANConfig(image_size=512, multipliers=(1, 1, 2, 2, 4))
-    with pytest.raises(UserError, match="double latents"):
+    with pytest.raises(UserError, match="double_latent=True"):
         vqgan.read_config({"double_latent": True}, "it")
     with pytest.raises(UserError, match="none of taming's family"):
         vqgan.write_config(VQGANConfig(patch=2))
