@@ -13,10 +13,13 @@ import numpy as np
 from cm3jax.config import DecodeConfig
 from cm3jax.decode.grammar import Codes, Fixed, Free, Interleaved, Program, Words
 from cm3jax.decode.request import Guide, Request
+from cm3jax.document import Mark
 from cm3jax.errors import UserError
-from cm3jax.prompts import PictureHole, Row, Segments, render_rows
+from cm3jax.prompts import PictureHole, Row, Segments, Shown, render_rows
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.shapes import Int, UInt8
+from cm3jax.tasks.editing import EDITING
+from cm3jax.tasks.task import ANSWER, fill
 from cm3jax.tokenizers.image import ImageTokenizer
 from cm3jax.tokenizers.text import TextTokenizer
 from cm3jax.vocab import Modality, Vocab
@@ -112,24 +115,27 @@ class Asker:
         prompt_ids: Sequence[int] | None,
         config: DecodeConfig,
     ) -> list[Ask]:
-        """Each picture as its instruction says; guided by both, in three streams (section 4).
+        """Each picture as its instruction says, asked for by the template of instruction tuning;
+        guided by both, in three streams (section 4), or by none where both scales are 1.
 
-        The second stream has seen the picture alone, the third nothing.
+        The second stream has seen all but the instruction, the third nothing.
         """
-        rows = render_rows([((text,),) for text in instructions], self.text, self.image, self.vocab)
-        codes = (self.image.encode(images) + self.vocab.first_image).tolist()
+        pairs = [edit_segments(*pair) for pair in zip(images, instructions, strict=True)]
+        rows = self._rows([segments for pair in pairs for segments in pair])
+        whole, bare = rows[::2], rows[1::2]
         program = (Codes((None,) * self.vocab.image_tokens),)
         asks = []
-        company = _company(rows, documents, prompt_ids)
-        for row, picture, mine, name in zip(rows, codes, *company, strict=True):
-            front, break_ = self._front(mine), self.vocab.break_
-            shown = [*front, *picture, break_]
-            by_text, by_picture = config.edit_scales
-            guides = (
-                Guide(np.asarray(shown, np.int32), by_text),
-                Guide(np.asarray(self._blind(front), np.int32), by_picture),
+        company = _company(whole, documents, prompt_ids)
+        for row, without, mine, name in zip(whole, bare, *company, strict=True):
+            front = self._front(mine)
+            streams = (self._prompt(front, without), self._blind(front))
+            guides = tuple(
+                Guide(np.asarray(ids, np.int32), scale)
+                for ids, scale in zip(streams, config.edit_scales, strict=True)
             )
-            asks.append(self._ask([*shown, *row.ids, break_], guides, program, name, mine, (None,)))
+            guides = () if set(config.edit_scales) == {1} else guides
+            prefix = self._prompt(front, row)
+            asks.append(self._ask(prefix, guides, program, name, mine, (None,)))
         return asks
 
     def fillings(
@@ -217,6 +223,15 @@ class CaptionAsker(Asker):
 
     def _blind(self, front: list[int]) -> list[int]:
         return [self.vocab.eos] * 2
+
+
+def edit_segments(image: Picture, instruction: str) -> tuple[Segments, Segments]:
+    """The prompt of an edit as `tasks.editing` has it, and the same without its instruction."""
+    values = {"image": image, "instruction": instruction, ANSWER: "the new picture"}
+    parts, answer = fill(EDITING.templates[0], values)
+    before = [part for part in parts[: answer.start] if part is not Mark.BREAK]
+    whole = tuple((part,) if isinstance(part, str) else Shown(part) for part in before)
+    return whole, whole[:-1]  # the instruction stands last
 
 
 def _company(

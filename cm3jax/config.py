@@ -668,6 +668,14 @@ ONE_DEVICE = MeshConfig(data=1)
 """The mesh that generation runs on unless asked for another."""
 
 
+_COLDEST, _HOTTEST, _STRONGEST = 1e-4, 1e4, 1e4
+"""Between them float32 logits stay finite when they are divided and guided."""
+
+
+def _is_heat(temperature: float) -> bool:
+    return _COLDEST <= temperature <= _HOTTEST
+
+
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
     """How pictures and texts are sampled (section 3.1)."""
@@ -706,21 +714,42 @@ class DecodeConfig:
 
     def __post_init__(self):
         _require(0 < self.top_p <= 1, f"decode.top_p={self.top_p} must be in (0, 1].")
-        _require(self.temperature >= 0, f"decode.temperature={self.temperature} must be >= 0.")
+        _require(
+            self.temperature == 0 or _is_heat(self.temperature),
+            f"decode.temperature={self.temperature} must be >= 0: 0, or from {_COLDEST} to "
+            f"{_HOTTEST:g}.",
+        )
         low, high = self.temperature_range or (1.0, 1.0)
         _require(
-            0 < low <= high,
-            f"decode.temperature_range={low} {high} must be two positive numbers, lower one first.",
+            _is_heat(low) and _is_heat(high) and low <= high,
+            f"decode.temperature_range={low} {high} must be two positive numbers, lower one first, "
+            f"from {_COLDEST} to {_HOTTEST:g}.",
         )
-        _require(self.top_k >= 0, f"decode.top_k={self.top_k} must be >= 0; 0 keeps all.")
         _require(
-            self.contrast_k >= 1 and 0 < self.contrast_alpha <= 1 and self.contrast_temperature > 0,
+            0 <= self.top_k < 2**31,
+            f"decode.top_k={self.top_k} must be >= 0 and below 2^31; 0 keeps all.",
+        )
+        for name, scale in (
+            ("guidance_scale", self.guidance_scale),
+            ("edit_scales", self.edit_scales[0]),
+            ("edit_scales", self.edit_scales[1]),
+        ):
+            _require(
+                0 <= scale <= _STRONGEST,
+                f"decode.{name}={scale} must be from 0 to {_STRONGEST:g}; 1 does not guide.",
+            )
+        _require(
+            1 <= self.contrast_k < 2**31
+            and 0 < self.contrast_alpha <= 1
+            and _is_heat(self.contrast_temperature),
             f"decode: contrast_k={self.contrast_k} must be at least 1, contrast_alpha="
             f"{self.contrast_alpha} in (0, 1] and contrast_temperature="
-            f"{self.contrast_temperature} above 0.",
+            f"{self.contrast_temperature} from {_COLDEST} to {_HOTTEST:g}.",
         )
         _require(
-            self.max_text_tokens >= 2 and self.batch >= 1 and self.max_document_tokens != 1,
+            self.max_text_tokens >= 2
+            and self.batch >= 1
+            and (self.max_document_tokens == 0 or self.max_document_tokens >= 2),
             "decode: max_text_tokens must be at least 2, batch at least 1, and "
             "max_document_tokens 0 or at least 2.",
         )

@@ -407,17 +407,23 @@ class Generator:
     ) -> list[Generated]:
         """Samples of one prompt, best first: pictures by CLIP beside a text, texts by perplexity.
 
-        Samples without a picture stand last by CLIP.
+        Samples without a picture are last by CLIP.
         """
+        return [group[place] for place in rerank.best_first(self.rank_scores(group, by, text))]
+
+    def rank_scores(
+        self, group: Sequence[Generated], by: Literal["clip", "perplexity"], text: str = ""
+    ) -> Float[np.ndarray, " B"]:
+        """What `ranked` orders by, higher is better: the cosine of picture and text by CLIP, -inf
+        without a picture; or the perplexity times -1."""
         if by == "perplexity":
-            scores = -np.asarray([sample.perplexity for sample in group])
-        else:
-            scores = np.full(len(group), -np.inf)
-            there = [place for place, sample in enumerate(group) if sample.image is not None]
-            if there:
-                images = np.stack([group[place].image for place in there])
-                scores[there] = rerank.clip_scores(self.encoder, text, images)
-        return [group[place] for place in rerank.best_first(scores)]
+            return -np.asarray([sample.perplexity for sample in group])
+        scores = np.full(len(group), -np.inf)
+        there = [place for place, sample in enumerate(group) if sample.image is not None]
+        if there:
+            images = np.stack([group[place].image for place in there])
+            scores[there] = rerank.clip_scores(self.encoder, text, images)
+        return scores
 
     def describe(self, ids: Int[np.ndarray, " L"]) -> str:
         """Ids with readable names, texts in quotes."""

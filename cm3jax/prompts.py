@@ -6,16 +6,20 @@ text under the mask follows. Several masks follow in the order of their places, 
 `… <eos> m0 a red fox $ m1 I2 I3`.
 """
 
+import contextlib
 import dataclasses
+import io
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
+from etils import epath
 
 from cm3jax.document import ImagePath, Mark, PromptPart, parse_prompt
 from cm3jax.errors import UserError
 from cm3jax.shapes import Bool, UInt8
-from cm3jax.tokenizers.image import ImageTokenizer, load_picture
+from cm3jax.tokenizers.image import ImageTokenizer, load_picture, preprocess
 from cm3jax.tokenizers.text import TextTokenizer
 from cm3jax.vocab import Vocab
 
@@ -94,6 +98,24 @@ def read_infill(prompt: str, size: int, hole: Bool[np.ndarray, "Y X"]) -> Prompt
     if sum(isinstance(part, ImagePath) for part in parts) != 1:
         raise UserError("infill takes one <image:PATH>, with a caption if you like, in quotes.")
     return Prompt(_segments(parts, size, hole), True)
+
+
+def load_mask(path: epath.PathLike, size: int) -> Bool[np.ndarray, "S S"]:
+    """Which pixels a picture file marks: the light ones.
+
+    Where a part of it is transparent, the marked pixels are those that are not, whatever their
+    colour: a brush paints on a layer of its own. Raises `UserError` as `load_picture`.
+    """
+    light = load_picture(path, size).mean(-1) >= 128
+    with PIL.Image.open(io.BytesIO(epath.Path(path).read_bytes())) as image:
+        if not image.has_transparency_data:
+            return light
+        with contextlib.suppress(Exception):  # a broken EXIF block says nothing of the pixels
+            image = PIL.ImageOps.exif_transpose(image)
+        opacity = image.convert("RGBA").getchannel("A")
+    if opacity.getextrema()[0] == 255:
+        return light
+    return preprocess(opacity, size).mean(-1) >= 128
 
 
 def outpaint(prompt: Prompt, x: int, y: int, side: int) -> Prompt:

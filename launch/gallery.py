@@ -1,11 +1,13 @@
 """Where `launch.generate` puts samples: PNGs with their recipes, `samples.jsonl`, a contact sheet.
 
 Each write is atomic and comes as soon as there is something to write: whatever stops the process,
-the finished samples stay.
+the finished samples stay. A sample's pictures are written before its line in `samples.jsonl`, which
+so names none that is not there.
 """
 
 import io
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -16,12 +18,15 @@ import PIL.PngImagePlugin
 from etils import epath
 
 from cm3jax.asks import Ask, Broken
+from cm3jax.decode.rerank import best_first
+from cm3jax.document import ImagePath, parse_prompt
 from cm3jax.errors import UserError
 from cm3jax.files import digest, write_atomic
 from cm3jax.generate import Finished, Generated, Generator
 from cm3jax.html import png
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.vocab import Modality
+from launch import contact
 
 
 class Gallery:
@@ -37,36 +42,35 @@ class Gallery:
     ):
         self._out, self._generator, self._asks = out, generator, asks
         self._recipe, self._prompts = recipe, prompts
-        self._old: list[dict[str, Any]] | None = None
+        self._old: dict[bytes, str | None] | None = None
         self._lines: list[dict[str, Any]] = []
+        self._written = 0
         self._samples: list[tuple[int, Generated]] = []
         self._previews: set[epath.Path] = set()
 
     @property
     def count(self) -> int:
-        """Samples that are written."""
-        return len(self._lines)
-
-    @property
-    def pictures(self) -> int:
-        """Pictures among them."""
-        return sum(sample.image is not None for _, sample in self._samples)
+        """Samples that are on disk, with their lines."""
+        return self._written
 
     def add(self, finished: Finished, show_sequence: bool) -> Iterator[str]:
         """Write these samples; what to print about them."""
-        for index, sample in finished:
-            line = self._line(index, sample)
-            self._write_pictures(line, sample)
-            self._lines.append(line)
-            self._samples.append((index, sample))
-        self._write_log()
-        for (_, sample), line in list(zip(self._samples, self._lines, strict=True))[
-            -len(finished) :
-        ]:
+        try:
+            for index, sample in finished:
+                line = self._line(index, sample)
+                self._write_pictures(line, sample)
+                self._lines.append(line)
+                self._samples.append((index, sample))
+        finally:
+            if len(self._lines) > self._written:
+                self._write_log()
+        for (index, sample), line in zip(
+            self._samples[-len(finished) :], self._lines[-len(finished) :], strict=True
+        ):
             if show_sequence:
                 yield self._generator.describe(np.concatenate([sample.prefix, sample.ids]))
             for part in line["segments"]:
-                yield _told(part, self._out)
+                yield self._told(index, part)
 
     def watch(self, request: int, sample: int, ids: np.ndarray) -> None:
         """Write the rows of codes that a picture has so far; the rest of it is grey."""
@@ -95,10 +99,13 @@ class Gallery:
             self._rank(rerank)
             self._write_log()
             for line in sorted(self._lines, key=lambda line: (line["prompt_id"], line["rank"])):
-                yield f"rank {line['rank']} of {line['prompt']!r}: {line['name']}"
-        images = [sample.image for _, sample in self._samples if sample.image is not None]
-        if len(images) > 1:
-            self._put(self._out / "contact.png", png(sheet(images)))
+                score = contact.scored(line, rerank)
+                yield f"rank {line['rank']} of {line['prompt']!r}: {line['name']} ({score})"
+        rows = contact.rows(self._prompts, self._samples, self._lines, self._generator)
+        if sum(len(row.documents) + len(row.pictures) for row in rows) > 1 and any(
+            row.pictures for row in rows
+        ):
+            self._put(self._out / "contact.png", png(contact.sheet(rows)))
             yield str(self._out / "contact.png")
 
     def _rank(self, by: Literal["clip", "perplexity"]) -> None:
@@ -108,10 +115,13 @@ class Gallery:
                 for (place, sample), line in zip(self._samples, self._lines, strict=True)
                 if place == index
             ]
-            order = self._generator.ranked([sample for sample, _ in mine], by, prompt)
-            places = {sample.sample_id: rank for rank, sample in enumerate(order, 1)}
-            for sample, line in mine:
-                line["rank"] = places[sample.sample_id]
+            scores = self._generator.rank_scores([sample for sample, _ in mine], by, _words(prompt))
+            for rank, place in enumerate(best_first(scores), 1):
+                line, score = mine[place][1], float(scores[place])
+                line["rank"] = rank
+                # Perplexities are lower for better samples.
+                score = score if by == "clip" else -score
+                line["rank_score"] = score if math.isfinite(score) else None
 
     def _line(self, index: int, sample: Generated) -> dict[str, Any]:
         """Everything that made a sample, and what it is."""
@@ -157,16 +167,21 @@ class Gallery:
                 self._put(self._out / part["file"], _with_recipe(segment, line))
 
     def _write_log(self) -> None:
-        """`samples.jsonl`, with these lines in place of older ones of their name."""
+        """`samples.jsonl`, with these lines in place of older ones of their name.
+
+        Older lines stay as they are, those too that nobody can read.
+        """
         log = self._out / "samples.jsonl"
         if self._old is None:
-            text = log.read_text() if log.exists() else ""
-            self._old = [json.loads(line) for line in text.splitlines()]
+            content = log.read_bytes() if log.exists() else b""
+            self._old = {line: _name(line) for line in content.split(b"\n") if line.strip()}
         names = {line["name"] for line in self._lines}
-        kept = [line for line in self._old if line["name"] not in names] + self._lines
-        self._put(log, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+        kept = [line for line, name in self._old.items() if name not in names]
+        mine = [_one_line(line).encode() for line in self._lines]
+        self._put(log, b"".join(line + b"\n" for line in kept + mine))
+        self._written = len(self._lines)
 
-    def _put(self, path: epath.Path, content: bytes | str) -> None:
+    def _put(self, path: epath.Path, content: bytes) -> None:
         try:
             write_atomic(path, content)
         except OSError as error:
@@ -175,11 +190,37 @@ class Gallery:
                 "kept; choose another --out."
             ) from None
 
+    def _told(self, index: int, part: dict[str, Any]) -> str:
+        """A segment in words; a text after the picture that it tells of."""
+        if "broken_picture_of_codes" in part:
+            return f"a picture that ended after {part['broken_picture_of_codes']} codes"
+        if "file" in part:
+            return str(self._out / part["file"])
+        prompt = self._prompts[index]
+        if self._recipe["mode"] == "caption":
+            return f"{prompt}: {part['text']}"
+        paths = [part.path for part in parse_prompt(prompt) if isinstance(part, ImagePath)]
+        return f"{', '.join(paths)}: {part['text']}" if paths else part["text"]
 
-def _told(part: dict[str, Any], out: epath.Path) -> str:
-    if "broken_picture_of_codes" in part:
-        return f"a picture that ended after {part['broken_picture_of_codes']} codes"
-    return part["text"] if "text" in part else str(out / part["file"])
+
+def _one_line(value: dict[str, Any]) -> str:
+    """JSON without any character at which some reader ends a line."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _name(line: bytes) -> str | None:
+    """The name of the sample that an older line tells of; None where it is no such line."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value.get("name") if isinstance(value, dict) else None
+
+
+def _words(prompt: str) -> str:
+    """The texts of a prompt, without what its notation marks."""
+    return " ".join(part for part in parse_prompt(prompt) if isinstance(part, str))
 
 
 def _slug(prompt: str) -> str:
@@ -193,16 +234,3 @@ def _with_recipe(image: np.ndarray, line: dict[str, Any]) -> bytes:
     file = io.BytesIO()
     PIL.Image.fromarray(image).save(file, "PNG", pnginfo=info)
     return file.getvalue()
-
-
-def sheet(images: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
-    """Pictures of one size side by side in rows, on white."""
-    columns = int(np.ceil(np.sqrt(len(images))))
-    height, width, _ = images[0].shape
-    rows = -(-len(images) // columns)
-    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
-    out = np.full(shape, 255, np.uint8)
-    for place, image in enumerate(images):
-        y, x = (place // columns) * (height + gap), (place % columns) * (width + gap)
-        out[y : y + height, x : x + width] = image
-    return out

@@ -16,219 +16,32 @@ as soon as a sample is done; several pictures also stand side by side in `contac
 """
 
 import dataclasses
-import math
 import re
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
+import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import rich.console
 import rich.progress
-import tyro
 from etils import epath
 
 import cm3jax
 from cm3jax import generate
 from cm3jax.asks import Ask, Document
-from cm3jax.config import ONE_DEVICE, DecodeConfig, MeshConfig
+from cm3jax.config import DecodeConfig
 from cm3jax.decode.meter import Meter
 from cm3jax.document import Image, Mark, Text, parse_prompt, render
 from cm3jax.errors import UserError
 from cm3jax.generate import Generator
 from cm3jax.hardware import copy_rate
-from cm3jax.prompts import Prompt, Shown, outpaint, read_infill, read_prompt
+from cm3jax.prompts import Prompt, Shown, load_mask, outpaint, read_infill, read_prompt
+from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.shapes import Bool
 from cm3jax.tokenizers.image import load_picture
 from launch.cli import parse
 from launch.env import main
 from launch.gallery import Gallery
-from launch.tasks import find, task_prompt
-
-_TRAINED = "runs/quickstart/decoder"
-_TUNED = str(Path(__file__).resolve().parents[1] / "experiments/miniature/weights/sft")
-"""What is asked without a `--run`, the second if there is a `--task`."""
-MODES = ("text", "caption", "infill", "edit", "interleave")
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What to generate, with what, and where to."""
-
-    words: tyro.conf.Positional[tuple[str, ...]] = ()
-    """`text`, `caption`, `infill`, `edit`, `interleave` or nothing, then prompts, each in quotes: a
-    text or the prompt notation (<image:PATH>, <break>, <mask>, <infill>); for `caption` the path of
-    a picture; for `infill` an <image:PATH> and a caption, which may have <mask>s; for `edit` an
-    <image:PATH> and an instruction."""
-    prompts: str = ""
-    """A file with one prompt per line; - is standard input."""
-    run: str = ""
-    """The decoder: a run directory, or exported weights; by default `runs/quickstart/decoder`, for
-    a `--task` the tuned weights of this checkout."""
-    bank: str = ""
-    """The memory bank to search instead of the run's own."""
-    retrieve: int = 0
-    """Documents to retrieve for each prompt."""
-    exclude: tuple[str, ...] = ()
-    """Keys of the bank's documents that must not be retrieved."""
-    weigh: tuple[str, ...] = ()
-    """KEY=FACTOR: multiplies that document's score, e.g. `bank-17=1.2`; 0.5 puts it behind."""
-    docs: tuple[str, ...] = ()
-    """Documents by hand: pictures, each with a caption if PATH.txt stands beside PATH.png."""
-    samples: int = 1
-    """Samples of each prompt."""
-    seed: int = 0
-    """Seed of the sampling."""
-    guidance: str | None = None
-    """Of pictures: `cfg:3`, classifier-free; `cfg:7.5,1.5` for `edit`, by instruction and by
-    picture; `cdk:8,0.5`, CD-K with its k and alpha; `half:8,0.5`, CD-K for every second sample."""
-    temperature: float | None = None
-    """Divides the logits; 0 takes the likeliest."""
-    temperature_range: tuple[float, float] | None = None
-    """Draw each sample's temperature from this range."""
-    top_k: int | None = None
-    """Sample from so many likeliest tokens."""
-    top_p: float | None = None
-    """Sample from the likeliest tokens with this probability."""
-    max_document_tokens: int | None = None
-    """`interleave`: the longest document; as far as the context reaches if not given."""
-    grammar: bool = True
-    """Without it a picture may end early or late, which is then reported."""
-    rerank: Literal["", "clip", "perplexity"] = ""
-    """Order each prompt's samples: pictures by CLIP, or all by the model's own perplexity."""
-    box: str = ""
-    """`infill`: what to draw anew, as x,y,width,height in pixels. `--task grounded`: what is where,
-    as LABEL:x1,y1,x2,y2 with corners from 0 to 255; several with `;` between."""
-    mask: str = ""
-    """`infill`: a picture whose light pixels are to be drawn anew."""
-    outpaint: str = ""
-    """`infill`: put the picture at x,y with so many pixels a side (x,y,side); draw the rest."""
-    partial: bool = False
-    """Write what is there of each picture after each chunk, to NAME.partial.png."""
-    out: str = ""
-    """Where to write; by default `samples` in the run directory, with the weights of this checkout
-    `runs/samples`."""
-    task: str = ""
-    """A task of instruction tuning, asked as in training; its text takes the prompt's place."""
-    image: str = ""
-    """`--task`: its picture or map."""
-    options: str = ""
-    """`--task science`: the options, with commas between."""
-    context: str = ""
-    """`--task science`: what is known beside the picture."""
-    show_sequence: bool = False
-    """Print all ids that the model saw and emitted, with their names."""
-    mesh: MeshConfig = ONE_DEVICE
-    """The devices that share the work; `--mesh.data -1` takes all."""
-
-    @property
-    def mode(self) -> str:
-        """One of `MODES`, or `prompt`: the notation decides."""
-        given = self.words and self.words[0] in MODES and (len(self.words) > 1 or self.prompts)
-        return self.words[0] if given else "prompt"
-
-    def asked(self) -> list[str]:
-        """The prompts, without the mode: from the command line, then from the file."""
-        words = list(self.words[self.mode != "prompt" :])
-        return words + _lines(self.prompts) if self.prompts else words
-
-    def __post_init__(self):
-        if self.task:
-            return  # `settled` makes other options of them, which are checked
-        if self.image or self.options or self.context:
-            raise UserError("--image, --options and --context are inputs of a --task; name it.")
-        if not self.words and not self.prompts:
-            raise UserError(
-                f"give a prompt, in quotes, after one of {', '.join(MODES)} or nothing, or give "
-                "--prompts FILE."
-            )
-        if self.samples < 1 or self.retrieve < 0:
-            raise UserError("--samples must be at least 1 and --retrieve at least 0.")
-        if (self.exclude or self.weigh) and not self.retrieve:
-            raise UserError("--exclude and --weigh choose among documents that --retrieve finds.")
-        weights(self.weigh)
-        holes = [self.box, self.mask, self.outpaint]
-        if (self.mode == "infill") != any(holes) or sum(map(bool, holes)) > 1:
-            raise UserError(
-                "infill takes one of --box, --mask and --outpaint, and nothing else takes one."
-            )
-        if self.guidance and self.mode in ("caption", "infill"):
-            raise UserError(f"--guidance is for new pictures, not for {self.mode}.")
-
-
-def weights(weigh: Sequence[str]) -> dict[str, float]:
-    """The factor of each document's score, by its key."""
-    out = {}
-    for word in weigh:
-        key, _, factor = word.rpartition("=")
-        try:
-            out[key] = float(factor)
-        except ValueError:
-            key = ""
-        if not key or not math.isfinite(out[key]):
-            raise UserError(f"--weigh {word!r} is no KEY=FACTOR, e.g. bank-17=0.5.")
-    return out
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        text = sys.stdin.read() if path == "-" else epath.Path(path).read_text()
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"--prompts {path} can't be read as text; check the path.") from None
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise UserError(f"--prompts {path} has no prompt in it; write one per line.")
-    return lines
-
-
-def settled(options: Options) -> Options:
-    """The options with a run, and of a task with the prompt that its template makes."""
-    if not options.task:
-        return dataclasses.replace(options, run=options.run or _TRAINED)
-    if not options.run:
-        options = dataclasses.replace(options, run=_TUNED, out=options.out or "runs/samples")
-    if len(options.words) > 1:
-        raise UserError(f"--task takes one text, in quotes; these are {len(options.words)} words.")
-    inputs = (options.image, options.box, options.options, options.context)
-    prompt = task_prompt(find(options.task), "".join(options.words), *inputs)
-    own = {"task": "", "image": "", "box": "", "options": "", "context": ""}
-    words = ("interleave", prompt) if options.task == "story" else (prompt,)
-    return dataclasses.replace(options, words=words, **own)
-
-
-def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:
-    """The run's own settings, with what the options replace."""
-    names = ("temperature", "temperature_range", "top_k", "top_p", "max_document_tokens")
-    given = {name: getattr(options, name) for name in names}
-    if not options.grammar:
-        given["grammar"] = False
-    if options.guidance is not None:
-        given |= _guidance(options.guidance, options.mode)
-    if options.temperature is not None and options.temperature_range is None:
-        default = dataclasses.replace(default, temperature_range=None)
-    return dataclasses.replace(default, **{k: v for k, v in given.items() if v is not None})
-
-
-def _guidance(text: str, mode: str) -> dict:
-    """The fields of `DecodeConfig` that `cfg:3` and its like stand for."""
-    kind, _, numbers = text.partition(":")
-    try:
-        values = [float(number) for number in numbers.split(",")]
-    except ValueError:
-        values = []
-    if kind == "cfg" and len(values) == (2 if mode == "edit" else 1):
-        if mode == "edit":
-            return {"edit_scales": tuple(values)}
-        return {"guidance_scale": values[0], "contrast": "none"}
-    if kind in ("cdk", "half") and len(values) in (1, 2) and mode != "edit":
-        alpha = {"contrast_alpha": values[1]} if len(values) == 2 else {}
-        share = "all" if kind == "cdk" else "half"
-        return {"contrast": share, "contrast_k": int(values[0])} | alpha
-    raise UserError(
-        f"--guidance {text!r} is unknown; write cfg:3, cdk:8,0.5 or half:8,0.5, and for edit "
-        "cfg:7.5,1.5."
-    )
+from launch.generate_options import Options, decode_config, settled, weights
 
 
 def hand_picked(generator: Generator, path: str) -> np.ndarray:
@@ -244,7 +57,7 @@ def hand_picked(generator: Generator, path: str) -> np.ndarray:
 def hole(options: Options, size: int) -> Bool[np.ndarray, "Y X"]:
     """The pixels to draw anew."""
     if options.mask:
-        return load_picture(options.mask, size).mean(-1) >= 128
+        return load_mask(options.mask, size)
     x, y, width, height = _numbers(options.box, 4)
     if not (width and height) or x + width > size or y + height > size:
         raise UserError(
@@ -286,20 +99,30 @@ def asks(
 ) -> list[Ask]:
     """What the prompts ask for, with their documents."""
     size = generator.image.config.image_size
+    _require_room_for_documents(options, generator)
+    edits = [_edit(prompt, size) for prompt in prompts] if options.mode == "edit" else []
+    rows = [Prompt(((words,), Shown(picture)), False) for words, picture in edits]
+    rows = rows or [read(options, prompt, size) for prompt in prompts]
     given: list[Document] = [hand_picked(generator, path) for path in options.docs]
-    choice = (options.retrieve, given, options.exclude, weights(options.weigh))
-    if options.mode == "edit":
-        pairs = [_edit(prompt, size) for prompt in prompts]
-        rows = [Prompt(((words,), Shown(picture)), False) for words, picture in pairs]
-        shown = generator.company(rows, *choice)
-        words, pictures = zip(*pairs, strict=True)
+    choice = (options.retrieve, given, options.exclude, weights(options.weigh), options.floor)
+    shown = generator.company(rows, *choice, say=print)
+    if edits:
+        words, pictures = zip(*edits, strict=True)
         return generator.ask.edits(np.stack(pictures), words, shown, None, config)
-    rows = [read(options, prompt, size) for prompt in prompts]
-    shown = generator.company(rows, *choice)
     if options.mode == "interleave":
         segments = [row.segments for row in rows]
         return generator.ask.stories(segments, shown, None, config)
     return generator.asks(rows, shown, config)
+
+
+def _require_room_for_documents(options: Options, generator: Generator) -> None:
+    """Refuse, before anything is searched, more documents than any context could hold."""
+    most = max(generator.model.room(1), 0) // 2  # of one token each, with its break
+    if options.retrieve > most:
+        raise UserError(
+            f"--retrieve {options.retrieve} is more than the model's context could hold; it has "
+            f"room for {most} at most, if each were of one token."
+        )
 
 
 def _edit(prompt: str, size: int) -> tuple[str, np.ndarray]:
@@ -318,11 +141,15 @@ def command(argv: list[str]) -> None:
     prompts = options.asked()
     generator = generate.load(options.run, options.bank, options.mesh)
     config = decode_config(options, generator.decode)
+    if options.rerank == "clip":
+        _ = generator.encoder  # what is missing is said before anything is drawn
     asked = asks(options, generator, prompts, config)
-    out = epath.Path(options.out) if options.out else epath.Path(options.run) / "samples"
+    for line in documents(prompts, asked):
+        print(line, flush=True)
+    out = epath.Path(options.out)
     gallery = Gallery(out, generator, recipe(options, config), prompts, asked)
     console = rich.console.Console(stderr=True)
-    meter = Meter()
+    meter, begin = Meter(), time.perf_counter()
     with rich.progress.Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("samples", total=len(asked) * options.samples)
         watch = gallery.watch if options.partial else None
@@ -335,10 +162,20 @@ def command(argv: list[str]) -> None:
         except KeyboardInterrupt:
             print(f"stopped; kept {gallery.count} in {out / 'samples.jsonl'}")
             raise
+    seconds = time.perf_counter() - begin
     for line in gallery.close(options.rerank):
         print(line)
-    print(speed(meter, gallery.pictures))
+    print(speed(meter, gallery.count, seconds))
     print(f"wrote {gallery.count} to {out / 'samples.jsonl'}")
+
+
+def documents(prompts: Sequence[str], asked: Sequence[Ask]) -> Iterator[str]:
+    """For each prompt the documents that were retrieved, with their scores."""
+    for prompt, ask in zip(prompts, asked, strict=True):
+        found = [d for d in ask.documents if isinstance(d, Retrieved)]
+        if found:
+            words = ", ".join(f"{d.key} ({d.score:.2f})" for d in found)
+            yield f"documents for {prompt!r}: {words}"
 
 
 def recipe(options: Options, config: DecodeConfig) -> dict:
@@ -352,26 +189,35 @@ def recipe(options: Options, config: DecodeConfig) -> dict:
         "seed": options.seed,
         "decode": dataclasses.asdict(config),
         "docs": list(options.docs),
+        "floor": options.floor,
         "exclude": list(options.exclude),
         "weigh": list(options.weigh),
         "version": cm3jax.__version__,
     }
 
 
-def speed(meter: Meter, pictures: int) -> str:
-    """The call's figures in a line."""
-    figures = meter.report(pictures, copy_rate())
-    words = [f"compiled in {meter.compile_seconds:.1f} s"]
+def speed(meter: Meter, samples: int, seconds: float) -> str:
+    """The call's figures in a line: seconds in all, and rates of whatever ran twice or more.
+
+    A program's first run compiles it, and says nothing of its rate.
+    """
+    each = f" ({seconds / samples:.2g} s each)" if samples else ""
+    words = [f"{samples} sample{'s' * (samples != 1)} in {seconds:.1f} s{each}"]
+    if meter.compile_seconds:
+        words.append(f"{meter.compile_seconds:.1f} s of them compiling, in first runs")
+    figures = meter.report(samples, copy_rate() if meter.decode_seconds else None)
     for name, unit in (
         ("prefill_tokens_per_second", "prompt tokens/s"),
         ("decode_tokens_per_second", "new tokens/s"),
         ("decode_gigabytes_per_second", "GB/s"),
-        ("share_of_copy_rate", "of the copy rate measured"),
-        ("seconds_per_picture", "s per picture"),
     ):
-        value = figures[name]
-        if value is not None:
-            words.append(f"{value:.0%} {unit}" if "share" in name else f"{value:,.3g} {unit}")
+        if figures[name] is not None:
+            words.append(f"{figures[name]:,.3g} {unit}")
+    share = figures["share_of_copy_rate"]
+    if share is not None:
+        # What is read again and again from a cache comes faster than any copy in memory.
+        cached = "more than memory gives: they come from the cache"
+        words[-1] += f" ({f'{share:.0%} of the copy rate' if share <= 1 else cached})"
     return ", ".join(words)
 
 

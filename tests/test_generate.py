@@ -212,7 +212,8 @@ def test_editing_is_guided_by_the_instruction_and_by_the_picture(generator, voca
     config = dataclasses.replace(generator.decode, edit_scales=(7.5, 1.5))
     (ask,) = generator.ask.edits(image, ["a red fox"], None, None, config)
     picture, break_ = codes(generator, image[0]), vocab.break_
-    shown = [vocab.eos, *picture, break_]
+    lead = words(generator, "Edit first image following the instruction")  # as in training
+    shown = [vocab.eos, *lead, break_, *picture, break_]
     assert ask.request.prefix.tolist() == [*shown, *words(generator, "a red fox"), break_]
     by_text, by_picture = ask.request.guides
     assert (by_text.prefix.tolist(), by_text.scale) == (shown, 7.5)
@@ -220,6 +221,9 @@ def test_editing_is_guided_by_the_instruction_and_by_the_picture(generator, voca
     assert (by_picture.prefix.tolist(), by_picture.scale) == (blind, 1.5)
     ((sample,),) = generator.edit(image, ["a red fox"], decode=config)
     assert sample.image.shape == (SIZE, SIZE, 3)
+    config = dataclasses.replace(config, edit_scales=(1.0, 1.0))
+    (ask,) = generator.ask.edits(image, ["a red fox"], None, None, config)
+    assert ask.request.guides == (), "no stream that changes nothing is decoded"
 
 
 def test_stories_have_texts_and_pictures_as_the_model_likes(generator, vocab):

@@ -86,7 +86,8 @@ class TopP:
         ordered = -jnp.sort(-logits, axis=-1)
         mass = jax.nn.softmax(ordered, axis=-1)
         before = jnp.cumsum(mass, axis=-1) - mass
-        last = jnp.sum(before < self.p, axis=-1, keepdims=True) - 1
+        # The likeliest is a member even where float32 makes 0 of a tiny p.
+        last = jnp.maximum(jnp.sum(before < self.p, axis=-1, keepdims=True) - 1, 0)
         least = jnp.take_along_axis(ordered, last, axis=-1)
         return jnp.where(logits >= least, logits, -jnp.inf)
 

@@ -93,6 +93,7 @@ class Retriever:
         if not queries or not k:
             return [Found([], []) for _ in queries]
         floor = self.config.relevance_floor if floor is None else floor
+        k = min(k, len(self.bank))
         barred = [list(rows) for rows in exclude or [()] * len(queries)]
         widest = max(map(len, barred)) or 1
         padded = np.asarray([rows + [NONE] * (widest - len(rows)) for rows in barred], np.int64)

@@ -108,3 +108,10 @@ def test_temperatures_are_fixed_or_drawn_once_per_sample():
     assert drawn.mean() == pytest.approx(1.0, abs=0.05)
     again = sampling.dice(3, zeros, samples[::-1], (0.5, 1.5)).temperatures
     np.testing.assert_array_equal(drawn, again[::-1])
+
+
+def test_a_nucleus_of_nearly_nothing_keeps_the_likeliest():
+    logits = jnp.asarray([[0.0, 2.0, 1.0], [3.0, 3.0, 1.0]])
+    for p in (1e-46, 1e-30, 1e-9):  # the first is 0 in float32
+        kept = sampling.TopP(jnp.float32(p))(logits)
+        assert np.isfinite(kept).tolist() == [[False, True, False], [True, True, False]]

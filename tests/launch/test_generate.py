@@ -1,6 +1,8 @@
+import dataclasses
 import io
 import json
 import math
+import re
 import resource
 import subprocess
 import sys
@@ -12,8 +14,10 @@ import pytest
 
 from cm3jax import testing
 from cm3jax.config import DecodeConfig
+from cm3jax.decode.meter import Meter
 from cm3jax.errors import UserError
-from launch import gallery, generate
+from cm3jax.prompts import load_mask
+from launch import contact, gallery, generate
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +26,7 @@ def chain(tmp_path_factory):
     testing.write_chain(directory)
     PIL.Image.fromarray(testing.pictures(1, seed=3)[0]).save(directory / "x.png")
     (directory / "x.txt").write_text("a red fox\n")
+    PIL.Image.new("L", (16, 16)).save(directory / "dark.png")
     return directory
 
 
@@ -31,6 +36,7 @@ def call(chain, tmp_path, capsys):
 
     def run(*words, out=tmp_path / "out"):
         words = [word.replace("X.PNG", str(chain / "x.png")) for word in words]
+        words = [word.replace("DARK.PNG", str(chain / "dark.png")) for word in words]
         generate.command([*words, "--run", str(chain / "decoder"), "--out", str(out)])
         log = (out / "samples.jsonl").read_text().splitlines()
         return capsys.readouterr().out.splitlines(), [json.loads(line) for line in log]
@@ -43,9 +49,10 @@ def test_pictures_carry_their_recipe_and_are_listed(call):
     more = ("--temperature-range", "0.5", "1.5", "--top-p", "0.9", "--seed", "4")
     printed, log = call("text", "a red fox", *options, *more)
     assert printed[-1].startswith("wrote 2 to ")
-    assert "s per picture" in printed[-2] or "compiled in" in printed[-2]
-    sheet = np.asarray(PIL.Image.open(printed[2]))
-    assert sheet.shape == (16, 34, 3), "a contact sheet of two pictures"
+    assert re.match(r"2 samples in \d+\.\d s \(\S+ s each\)", printed[-2])
+    assert printed[-3].endswith("contact.png")
+    key, score = log[0]["documents"][1]["key"], log[0]["documents"][1]["score"]
+    assert printed.pop(0) == f"documents for 'a red fox': {key} ({score:.2f})"
     assert [line["sample"] for line in log] == [0, 1]
     for path, line in zip(printed, log, strict=False):
         image = PIL.Image.open(path)
@@ -59,8 +66,8 @@ def test_pictures_carry_their_recipe_and_are_listed(call):
         assert line["documents"][1]["key"].startswith("tiny-")
         assert len(line["ids"]) == 4
     again, same = call("text", "a red fox", *options, *more)
-    assert again[:3] == printed[:3]
-    assert "s per picture" in again[-2]
+    assert again[1:4] == printed[:3]
+    assert "s each" in again[-2]
     assert same == log
     _, longer = call("text", "a red fox", *options, *more, "--seed", "5")
     assert longer[:2] == log
@@ -91,7 +98,8 @@ def test_captions_are_printed_and_listed(call):
     call("<mask> <image:X.PNG> <infill>")
     printed, log = call("caption", "X.PNG")
     by_notation, alone = log
-    assert alone["text"] in "\n".join(printed)
+    assert "\n".join(printed).startswith(f"{alone['prompt']}: {alone['text'].strip()}")
+    assert alone["prompt"].endswith("x.png")
     assert by_notation["text"] == alone["text"]
 
 
@@ -106,6 +114,90 @@ def test_a_box_and_the_same_mask_draw_the_same(call, chain, tmp_path):
     np.testing.assert_array_equal(first, second)
     original = np.asarray(PIL.Image.open(chain / "x.png"))
     np.testing.assert_array_equal(first[mask == 0], original[mask == 0])
+
+
+@pytest.mark.parametrize("paint", [(255, 255, 255), (0, 0, 0), (200, 0, 30)])
+def test_what_a_brush_painted_on_a_transparent_layer_is_drawn(paint, tmp_path):
+    layer = np.zeros((16, 16, 4), np.uint8)
+    layer[8:, :8] = (*paint, 255)
+    PIL.Image.fromarray(layer).save(tmp_path / "brush.png")
+    painted = np.zeros((16, 16), bool)
+    painted[8:, :8] = True
+    np.testing.assert_array_equal(load_mask(tmp_path / "brush.png", 16), painted)
+
+
+def test_a_mask_without_transparent_parts_marks_by_its_light(tmp_path):
+    for mode, light, dark in (("RGBA", (255,) * 4, (0, 0, 0, 255)), ("L", 255, 0), ("1", 1, 0)):
+        image = PIL.Image.new(mode, (16, 16), dark)
+        image.paste(light, (0, 0, 4, 16))
+        image.save(tmp_path / "mask.png")
+        assert load_mask(tmp_path / "mask.png", 16).sum(0).tolist() == [16] * 4 + [0] * 12
+
+
+def test_the_speed_is_said_however_short_the_call():
+    assert generate.speed(Meter(), 1, 0.5) == "1 sample in 0.5 s (0.5 s each)"
+    first = generate.speed(Meter(compile_seconds=2.0), 4, 3.0)
+    assert first == "4 samples in 3.0 s (0.75 s each), 2.0 s of them compiling, in first runs"
+    slow = Meter(decode_seconds=10.0, decode_tokens=640, decode_bytes=10)
+    assert "64 new tokens/s" in generate.speed(slow, 1, 11.0)
+    assert "0% of the copy rate" in generate.speed(slow, 1, 11.0)
+    cached = dataclasses.replace(slow, decode_bytes=10**18)
+    line = generate.speed(cached, 1, 11.0)
+    assert "%" not in line
+    assert "from the cache" in line
+
+
+def test_rows_of_the_contact_sheet_are_prompts_with_their_documents(call, tmp_path):
+    """Two prompts, two samples each: two rows of four cells, documents on a ground of their own."""
+    printed, log = call("text", "a cat", "a fox", "--samples", "2", "--retrieve", "1")
+    said = [line for line in printed if line.startswith("documents for ")]
+    keys = [log[0]["documents"][0]["key"], log[2]["documents"][0]["key"]]
+    assert [key in line for key, line in zip(keys, said, strict=True)] == [True, True]
+    page = np.asarray(PIL.Image.open(next(p for p in printed if p.endswith("contact.png"))))
+    ground = (page == contact._DOCUMENTS).all(-1)
+    rows = np.flatnonzero(np.diff(ground.any(1).astype(int)) == 1)
+    assert len(rows) == 2
+    columns = np.flatnonzero(ground.any(0))
+    for row, pair in zip(rows, (log[:2], log[2:]), strict=True):
+        for place, line in enumerate(pair):
+            picture = PIL.Image.open(tmp_path / "out" / line["file"])
+            large = np.asarray(picture.resize((112, 112), PIL.Image.Resampling.NEAREST))
+            x = columns.max() + 4 + place * 120
+            np.testing.assert_array_equal(page[row + 5 : row + 117, x : x + 112], large)
+
+
+def test_documents_below_the_floor_are_left_out_and_that_is_said(call):
+    printed, (line,) = call("text", "a cat", "--retrieve", "2", "--floor", "2")
+    assert line["documents"] == []
+    assert re.match(
+        r"0 of 2 documents for 'a cat'; scores below the floor of 2 were left out: \S+, \S+$",
+        printed[0],
+    )
+    printed, (_, line) = call("text", "a cat", "--retrieve", "2", "--floor", "-1")
+    assert len(line["documents"]) == 2
+    assert printed[0].startswith("documents for 'a cat': ")
+
+
+def test_lines_that_nobody_can_read_stay_and_block_nothing(chain, call, tmp_path):
+    _, (line,) = call("a cat")
+    log = tmp_path / "out" / "samples.jsonl"
+    bad = b'{"name": "half\xff\n[1, 2\n'
+    log.write_bytes(log.read_bytes() + bad)
+    again = ["a cat", "--run", str(chain / "decoder"), "--out", str(tmp_path / "out")]
+    generate.command(again)
+    assert log.read_bytes() == bad + json.dumps(line, ensure_ascii=False).encode() + b"\n"
+
+
+def test_a_prompts_file_of_another_kind_is_read_or_refused(call, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffa caf\u00e9\u2028in the sun\r\na cat\r\n".encode())
+    _, log = call("text", "--prompts", str(path))
+    assert sorted(line["prompt"] for line in log) == ["a caf\u00e9\u2028in the sun", "a cat"][::1]
+    path.write_bytes(b"a caf\xe9\n")
+    with pytest.raises(UserError, match="is not UTF-8 text"):
+        call("text", "--prompts", str(path))
+    with pytest.raises(UserError, match="holds more than 64 MiB"):
+        call("text", "--prompts", "/dev/zero")
 
 
 def test_prompts_come_from_arguments_a_file_or_standard_input(call, tmp_path, monkeypatch):
@@ -123,7 +215,15 @@ def test_samples_are_ranked_on_request(call):
     printed, log = call("text", "a cat", "a fox", "--samples", "3", "--rerank", "clip")
     assert sorted(line["rank"] for line in log[:3]) == [1, 2, 3]
     best = next(line for line in log if line["prompt"] == "a cat" and line["rank"] == 1)
-    assert f"rank 1 of 'a cat': {best['name']}" in printed
+    assert f"rank 1 of 'a cat': {best['name']} (CLIP cosine {best['rank_score']:.3f})" in printed
+    cats = sorted(log[:3], key=lambda line: line["rank"])
+    assert [line["rank_score"] for line in cats] == sorted(
+        (line["rank_score"] for line in cats), reverse=True
+    )
+    printed, log = call("caption", "X.PNG", "--samples", "2", "--rerank", "perplexity")
+    first, second = sorted(log[-2:], key=lambda line: line["rank"])
+    assert first["rank_score"] == pytest.approx(first["perplexity"])
+    assert first["rank_score"] <= second["rank_score"]
 
 
 def test_a_story_lists_its_texts_and_pictures(call, tmp_path):
@@ -207,10 +307,43 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_there(call, tmp_path):
         (["a fox", "--guidance", "cdk:0"], "contrast_k=0 must be at least 1"),
         (["edit", "a fox"], "one <image:PATH>"),
         (["text", "--prompts", "nowhere.txt"], "--prompts nowhere.txt can't be read"),
+        (["text", "--prompts", "."], "--prompts . can't be read"),
         (["text", "--prompts", "/dev/null"], "no prompt in it"),
         (["infill", "<image:X.PNG>", "--outpaint", "0,0,16"], "leaves nothing to draw"),
         (["caption", "X.PNG", "--guidance", "cfg:3"], "not for caption"),
         (["a fox", "--samples", "0"], "--samples must be at least 1"),
+        (["a fox", "--samples", "9" * 12], "--samples must be at least 1 and at most 100,000"),
+        (["text"], "give a prompt, in quotes, after text"),
+        (["caption"], "give a prompt, in quotes, after caption"),
+        (["a fox", "--seed", "-1"], "--seed -1 must be from 0"),
+        (["a fox", "--seed", "9" * 12], "must be from 0 to 4294967295"),
+        (["a fox", "--temperature", "nan"], "temperature=nan must be"),
+        (["a fox", "--temperature", "inf"], "temperature=inf must be"),
+        (["a fox", "--temperature", "-1"], "temperature=-1.0 must be"),
+        (["a fox", "--temperature", "1e-30"], "temperature=1e-30 must be"),
+        (["a fox", "--temperature-range", "nan", "1"], "temperature_range=nan 1.0 must be"),
+        (["a fox", "--top-p", "nan"], "top_p=nan"),
+        (["a fox", "--top-p", "0"], "top_p=0.0"),
+        (["a fox", "--top-k", "-1"], "top_k=-1"),
+        (["a fox", "--top-k", "9" * 12], "top_k=999999999999"),
+        (["a fox", "--guidance", "cfg:nan"], "guidance_scale=nan must be from 0"),
+        (["a fox", "--guidance", "cfg:1e300"], "guidance_scale=1e.300 must be from 0"),
+        (["a fox", "--guidance", "cdk:inf"], "--guidance 'cdk:inf' is unknown"),
+        (["a fox", "--guidance", "cdk:2.5"], "--guidance 'cdk:2.5' is unknown"),
+        (["a fox", "--guidance", "cdk:4,nan"], "contrast_alpha=nan in"),
+        (["a fox", "--guidance", f"cdk:{'9' * 12}"], "contrast_k=999999999999 must be"),
+        (["edit", "a fox <image:X.PNG>", "--guidance", "cfg:nan,1"], "edit_scales=nan must be"),
+        (["interleave", "a fox", "--max-document-tokens", "-5"], "max_document_tokens 0 or at"),
+        (["a fox", "--retrieve", "9" * 9], "more than the model's context could hold"),
+        (["a fox", "--retrieve", "-1"], "--retrieve must be at least 0"),
+        (["a fox", "--retrieve", "1", "--floor", "nan"], "--floor nan is no score"),
+        (["a fox", "--retrieve", "1", "--weigh", "tiny-1=1e39"], "is no KEY=FACTOR"),
+        (["infill", "a fox <image:X.PNG>", "--box", "-4,0,8,8"], "no part of the picture"),
+        (["infill", "a fox <image:X.PNG>", "--box", "99,99,8,8"], "no part of the picture"),
+        (["infill", "a fox <image:X.PNG>", "--box", "0,0,0,8"], "no part of the picture"),
+        (["infill", "a fox <image:X.PNG>", "--outpaint", "0,0,-4"], "leaves nothing to draw"),
+        (["infill", "a fox <image:X.PNG>", "--mask", "DARK.PNG"], "the mask covers no pixel"),
+        (["caption", "X.PNG", "--rerank", "clip"], "for captions take perplexity"),
         (["a fox", "--top-p", "1.5"], "top_p=1.5"),
         (["a fox", "--box", "0,0,8,8"], "one of --box, --mask"),
         (["infill", "a fox <image:X.PNG>"], "one of --box, --mask"),

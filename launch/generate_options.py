@@ -1,0 +1,240 @@
+"""The options of `launch.generate`: what they are, which go together, what they stand for."""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from etils import epath
+
+from cm3jax.config import ONE_DEVICE, DecodeConfig, MeshConfig
+from cm3jax.errors import UserError
+from launch.tasks import find, task_prompt
+
+_TRAINED = "runs/quickstart/decoder"
+_SHIPPED = Path(__file__).resolve().parents[1] / "experiments" / "miniature" / "weights"
+_TUNED = str(_SHIPPED / "sft")
+"""What is asked without a `--run`, the last for edits and tasks."""
+MODES = ("text", "caption", "infill", "edit", "interleave")
+MOST_SAMPLES = 100_000
+"""Samples of one prompt in one call."""
+_MOST_BYTES = 1 << 26
+_MOST_WEIGHT = 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to generate, with what, and where to."""
+
+    words: tyro.conf.Positional[tuple[str, ...]] = ()
+    """`text`, `caption`, `infill`, `edit`, `interleave` or nothing, then prompts, each in quotes: a
+    text or the prompt notation (<image:PATH>, <break>, <mask>, <infill>); for `caption` the path of
+    a picture; for `infill` an <image:PATH> and a caption, which may have <mask>s; for `edit` an
+    <image:PATH> and an instruction."""
+    prompts: str = ""
+    """A file with one prompt per line; - is standard input."""
+    run: str = ""
+    """The decoder: a run directory, or exported weights; by default `runs/quickstart/decoder`, for
+    `edit` and for a `--task` the tuned weights of this checkout."""
+    bank: str = ""
+    """The memory bank to search instead of the run's own."""
+    retrieve: int = 0
+    """Documents to retrieve for each prompt; fewer where others score below the floor."""
+    floor: float | None = None
+    """Documents that score lower are left out; by default the run's `retrieval.relevance_floor`,
+    -1 shows the best there are."""
+    exclude: tuple[str, ...] = ()
+    """Keys of the bank's documents that must not be retrieved."""
+    weigh: tuple[str, ...] = ()
+    """KEY=FACTOR: multiplies that document's score, e.g. `bank-17=1.2`; 0.5 puts it behind."""
+    docs: tuple[str, ...] = ()
+    """Documents by hand: pictures, each with a caption if PATH.txt stands beside PATH.png."""
+    samples: int = 1
+    """Samples of each prompt."""
+    seed: int = 0
+    """Seed of the sampling."""
+    guidance: str | None = None
+    """Of pictures: `cfg:3`, classifier-free; `cfg:7.5,1.5` for `edit`, by instruction and by
+    picture (`cfg:1,1` is none); `cdk:8,0.5`, CD-K with its k and alpha; `half:8,0.5`, CD-K for
+    every second sample."""
+    temperature: float | None = None
+    """Divides the logits; 0 takes the likeliest."""
+    temperature_range: tuple[float, float] | None = None
+    """Draw each sample's temperature from this range."""
+    top_k: int | None = None
+    """Sample from so many likeliest tokens."""
+    top_p: float | None = None
+    """Sample from the likeliest tokens with this probability."""
+    max_document_tokens: int | None = None
+    """`interleave`: the longest document; as far as the context reaches if not given."""
+    grammar: bool = True
+    """Without it a picture may end early or late, which is then reported."""
+    rerank: Literal["", "clip", "perplexity"] = ""
+    """Order each prompt's samples: pictures by CLIP, or all by the model's own perplexity."""
+    box: str = ""
+    """`infill`: what to draw anew, as x,y,width,height in pixels. `--task grounded`: what is where,
+    as LABEL:x1,y1,x2,y2 with corners from 0 to 255; several with `;` between."""
+    mask: str = ""
+    """`infill`: a picture whose light pixels are to be drawn anew or, if a part of it is
+    transparent, those that are not: what a brush painted, in whatever colour."""
+    outpaint: str = ""
+    """`infill`: put the picture at x,y with so many pixels a side (x,y,side); draw the rest."""
+    partial: bool = False
+    """Write what is there of each picture after each chunk, to NAME.partial.png."""
+    out: str = ""
+    """Where to write; by default `samples` in the run directory, or `runs/samples` where the run is
+    weights that this checkout ships."""
+    task: str = ""
+    """A task of instruction tuning, asked as in training; its text takes the prompt's place."""
+    image: str = ""
+    """`--task`: its picture or map."""
+    options: str = ""
+    """`--task science`: the options, with commas between."""
+    context: str = ""
+    """`--task science`: what is known beside the picture."""
+    show_sequence: bool = False
+    """Print all ids that the model saw and emitted, with their names."""
+    mesh: MeshConfig = ONE_DEVICE
+    """The devices that share the work; `--mesh.data -1` takes all."""
+
+    @property
+    def mode(self) -> str:
+        """One of `MODES`, or `prompt`: the notation decides."""
+        return self.words[0] if self.words and self.words[0] in MODES else "prompt"
+
+    def asked(self) -> list[str]:
+        """The prompts, without the mode: from the command line, then from the file."""
+        words = list(self.words[self.mode != "prompt" :])
+        return words + _lines(self.prompts) if self.prompts else words
+
+    def __post_init__(self):
+        if self.task:
+            return  # `settled` makes other options of them, which are checked
+        if self.image or self.options or self.context:
+            raise UserError("--image, --options and --context are inputs of a --task; name it.")
+        if not self.words[self.mode != "prompt" :] and not self.prompts:
+            after = "one of " + ", ".join(MODES) + " or nothing"
+            raise UserError(
+                f"give a prompt, in quotes, after {after if self.mode == 'prompt' else self.mode}, "
+                "or give --prompts FILE."
+            )
+        if not 1 <= self.samples <= MOST_SAMPLES:
+            raise UserError(f"--samples must be at least 1 and at most {MOST_SAMPLES:,}.")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed {self.seed} must be from 0 to {2**32 - 1}.")
+        if self.retrieve < 0:
+            raise UserError("--retrieve must be at least 0.")
+        if self.floor is not None and not math.isfinite(self.floor):
+            raise UserError(f"--floor {self.floor} is no score; give a number, or -1 for none.")
+        if (self.exclude or self.weigh) and not self.retrieve:
+            raise UserError("--exclude and --weigh choose among documents that --retrieve finds.")
+        weights(self.weigh)
+        holes = [self.box, self.mask, self.outpaint]
+        if (self.mode == "infill") != any(holes) or sum(map(bool, holes)) > 1:
+            raise UserError(
+                "infill takes one of --box, --mask and --outpaint, and nothing else takes one."
+            )
+        if self.guidance and self.mode in ("caption", "infill"):
+            raise UserError(f"--guidance is for new pictures, not for {self.mode}.")
+        if self.rerank == "clip" and self.mode == "caption":
+            raise UserError("--rerank clip orders pictures; for captions take perplexity.")
+
+
+def weights(weigh: Sequence[str]) -> dict[str, float]:
+    """The factor of each document's score, by its key."""
+    out = {}
+    for word in weigh:
+        key, _, factor = word.rpartition("=")
+        try:
+            out[key] = float(factor)
+        except ValueError:
+            key = ""
+        if not key or not abs(out[key]) <= _MOST_WEIGHT:
+            raise UserError(f"--weigh {word!r} is no KEY=FACTOR, e.g. bank-17=0.5.")
+    return out
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        content = _bytes(path)
+    except OSError as error:
+        raise UserError(
+            f"--prompts {path} can't be read ({error.strerror}); check the path."
+        ) from None
+    if len(content) > _MOST_BYTES:
+        raise UserError(f"--prompts {path} holds more than {_MOST_BYTES >> 20} MiB; split it.")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"--prompts {path} is not UTF-8 text; save it as such.") from None
+    # Lines end at line feeds: splitlines would also cut a prompt at U+2028 and the like.
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise UserError(f"--prompts {path} has no prompt in it; write one per line.")
+    return lines
+
+
+def _bytes(path: str) -> bytes:
+    """The content, at most a byte more than is taken: a device has no end."""
+    if path == "-":
+        file = getattr(sys.stdin, "buffer", None)
+        return sys.stdin.read().encode() if file is None else file.read(_MOST_BYTES + 1)
+    with epath.Path(path).open("rb") as file:
+        return file.read(_MOST_BYTES + 1)
+
+
+def settled(options: Options) -> Options:
+    """The options with a run and a place to write, and of a task with the prompt that its template
+    makes."""
+    tuned = bool(options.task) or options.mode == "edit"
+    run = options.run or (_TUNED if tuned else _TRAINED)
+    shipped = _SHIPPED in Path(run).resolve().parents
+    out = options.out or ("runs/samples" if shipped else str(epath.Path(run) / "samples"))
+    options = dataclasses.replace(options, run=run, out=out)
+    if not options.task:
+        return options
+    if len(options.words) > 1:
+        raise UserError(f"--task takes one text, in quotes; these are {len(options.words)} words.")
+    inputs = (options.image, options.box, options.options, options.context)
+    prompt = task_prompt(find(options.task), "".join(options.words), *inputs)
+    own = {"task": "", "image": "", "box": "", "options": "", "context": ""}
+    words = ("interleave", prompt) if options.task == "story" else (prompt,)
+    return dataclasses.replace(options, words=words, **own)
+
+
+def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:
+    """The run's own settings, with what the options replace."""
+    names = ("temperature", "temperature_range", "top_k", "top_p", "max_document_tokens")
+    given = {name: getattr(options, name) for name in names}
+    if not options.grammar:
+        given["grammar"] = False
+    if options.guidance is not None:
+        given |= _guidance(options.guidance, options.mode)
+    if options.temperature is not None and options.temperature_range is None:
+        default = dataclasses.replace(default, temperature_range=None)
+    return dataclasses.replace(default, **{k: v for k, v in given.items() if v is not None})
+
+
+def _guidance(text: str, mode: str) -> dict:
+    """The fields of `DecodeConfig` that `cfg:3` and its like stand for."""
+    kind, _, numbers = text.partition(":")
+    try:
+        values = [float(number) for number in numbers.split(",")]
+    except ValueError:
+        values = []
+    whole = bool(values) and values[0].is_integer()
+    if kind == "cfg" and len(values) == (2 if mode == "edit" else 1):
+        if mode == "edit":
+            return {"edit_scales": tuple(values)}
+        return {"guidance_scale": values[0], "contrast": "none"}
+    if kind in ("cdk", "half") and len(values) in (1, 2) and mode != "edit" and whole:
+        alpha = {"contrast_alpha": values[1]} if len(values) == 2 else {}
+        share = "all" if kind == "cdk" else "half"
+        return {"contrast": share, "contrast_k": int(values[0])} | alpha
+    raise UserError(
+        f"--guidance {text!r} is unknown; write cfg:3, cdk:8,0.5 or half:8,0.5, and for edit "
+        "cfg:7.5,1.5."
+    )
