@@ -1,5 +1,7 @@
-"""Against `reference/captions.json`, which pycocoevalcap and Stanford's tokenizer made."""
+"""Against `reference/captions.json` and `words.json.gz`, which pycocoevalcap and Stanford's
+tokenizer made."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -16,6 +18,15 @@ STORED = json.loads((Path(__file__).parent / "reference/captions.json").read_tex
 @pytest.mark.parametrize("line", STORED["lines"], ids=lambda line: line["caption"][:20])
 def test_words_are_those_of_the_stanford_tokenizer(line):
     assert tokens(line["caption"]) == line["words"]
+
+
+def test_words_of_2400_odd_captions_are_those_of_the_stanford_tokenizer():
+    """Emoji, ampersands, times, clipped words, abbreviations, fractions, entities, markup."""
+    content = (Path(__file__).parent / "reference/words.json.gz").read_bytes()
+    stored = json.loads(gzip.decompress(content))
+    apart = {text: words for text, words in stored if " ".join(tokens(text)) != words}
+    assert len(stored) == 2400
+    assert apart == {}
 
 
 @pytest.mark.parametrize("stored", STORED["sets"], ids=lambda stored: str(len(stored["captions"])))
