@@ -67,6 +67,11 @@ class Source(Protocol):
         outside."""
         ...
 
+
+@runtime_checkable
+class TextSource(Source, Protocol):
+    """A source that knows a record's texts without its pictures."""
+
     def texts(self, index: int) -> tuple[str, ...]:
         """The texts of a record, under the same rules but without decoding its pictures."""
         ...
