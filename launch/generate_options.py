@@ -12,12 +12,11 @@ from etils import epath
 
 from cm3jax.config import ONE_DEVICE, DecodeConfig, MeshConfig
 from cm3jax.errors import UserError
+from launch.names import SHIPPED
 from launch.tasks import find, task_prompt
 
-_TRAINED = "runs/quickstart/decoder"
-_SHIPPED = Path(__file__).resolve().parents[1] / "experiments" / "miniature" / "weights"
-_TUNED = str(_SHIPPED / "sft")
-"""What is asked without a `--run`, the last for edits and tasks."""
+_TRAINED, _TUNED = str(SHIPPED / "decoder"), str(SHIPPED / "sft")
+"""The runs that are asked without a `--run`: the second for edits and tasks."""
 MODES = ("text", "caption", "infill", "edit", "interleave")
 MOST_SAMPLES = 100_000
 """Samples of one prompt in one call."""
@@ -37,8 +36,8 @@ class Options:
     prompts: str = ""
     """A file with one prompt per line; - is standard input."""
     run: str = ""
-    """The decoder: a run directory, or exported weights; by default `runs/quickstart/decoder`, for
-    `edit` and for a `--task` the tuned weights of this checkout."""
+    """The decoder: a run directory, or exported weights; by default the weights of this checkout,
+    for `edit` and for a `--task` the tuned ones."""
     bank: str = ""
     """The memory bank to search instead of the run's own."""
     retrieve: int = 0
@@ -191,7 +190,7 @@ def settled(options: Options) -> Options:
     makes."""
     tuned = bool(options.task) or options.mode == "edit"
     run = options.run or (_TUNED if tuned else _TRAINED)
-    shipped = _SHIPPED in Path(run).resolve().parents
+    shipped = SHIPPED in Path(run).resolve().parents
     out = options.out or ("runs/samples" if shipped else str(epath.Path(run) / "samples"))
     options = dataclasses.replace(options, run=run, out=out)
     if not options.task:

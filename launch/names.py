@@ -1,4 +1,4 @@
-"""Experiments by name, and what a mistyped name was meant to be."""
+"""Experiments by name, the shipped weights, and what a mistyped name was meant to be."""
 
 import difflib
 import importlib
@@ -9,6 +9,9 @@ from cm3jax.config import Experiment
 from cm3jax.errors import UserError
 
 _EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+
+SHIPPED = _EXPERIMENTS / "miniature" / "weights"
+"""Runs `text`, `vqgan`, `clip`, `decoder` and `sft` that come with the checkout."""
 
 
 def experiment_names() -> list[str]:

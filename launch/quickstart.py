@@ -12,7 +12,6 @@ import dataclasses
 import platform
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import flax
 import jax
@@ -31,6 +30,7 @@ from cm3jax.files import read_json, write_atomic, write_json
 from experiments.quickstart import chain
 from launch.cli import parse
 from launch.env import main
+from launch.names import SHIPPED
 from launch.report import stored, write_report
 from launch.tools import make_tools
 from launch.train import train_experiment
@@ -46,7 +46,6 @@ HEADLINES = (
 """What is printed at the end; the report has everything."""
 
 TIMINGS = "results/seconds.json"
-SHIPPED = Path(__file__).resolve().parent.parent / "experiments" / "miniature" / "weights"
 
 
 @dataclasses.dataclass(frozen=True)

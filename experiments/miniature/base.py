@@ -16,6 +16,9 @@ from cm3jax.config import (
     VQGANConfig,
 )
 
+SHIPPED = "experiments/miniature/weights"
+"""The weights in the repository: what an experiment reads that does not train it itself."""
+
 
 def base(name: str, home: str = "miniature", **delta: Any) -> Experiment:
     """The miniature's experiment `name`, whose chain of runs lives under `runs/HOME`.

@@ -2,13 +2,13 @@
 
     python -m launch.train miniature/clip
 
-Needs the run `miniature/text`. Six minutes on two Intel Xeon cores that other work shared. Of 200
-prompts with an emblem that training never saw, 99 % (asked by text) and 100 % (by picture) find a
-picture of it among the two best of 51,000 documents.
+Its text tokenizer is the shipped one. Six minutes on two Intel Xeon cores that other work shared.
+Of 200 prompts with an emblem that training never saw, 99 % (asked by text) and 100 % (by picture)
+find a picture of it among the two best of 51,000 documents.
 """
 
 from cm3jax.config import Experiment
-from experiments.miniature.base import base
+from experiments.miniature.base import SHIPPED, base
 
 
 def get_config() -> Experiment:
@@ -16,6 +16,7 @@ def get_config() -> Experiment:
     return base(
         "miniature/clip",
         learner="clip",
+        tokenizers={"text": f"{SHIPPED}/text"},
         data={"batch": 128},
         optim={"peak_lr": 1e-3, "warmup_steps": 20},
         train={"steps": 400},

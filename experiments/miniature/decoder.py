@@ -3,7 +3,15 @@
     python -m launch.prepare miniature/decoder
     python -m launch.train miniature/decoder
 
-Needs the runs `miniature/text`, `miniature/vqgan` and `miniature/clip`. The preset mixes what the
+Tokenizers and encoder are the shipped ones. A chain of one's own is trained first, and named:
+
+    python -m launch.train miniature/text
+    python -m launch.train miniature/vqgan
+    python -m launch.train miniature/clip --tokenizers.text runs/miniature/text
+    python -m launch.prepare miniature/decoder --tokenizers.text runs/miniature/text \
+        --tokenizers.image runs/miniature/vqgan --retrieval.encoder runs/miniature/clip
+
+and `launch.train miniature/decoder` takes the same three options. The preset mixes what the
 shipped weights were taught in turns, each starting from the parameters of the one before
 (`--init-from`); as one run from scratch it was not tried. On two Intel Xeon cores that other work
 shared, jax 0.10.2, about 5,500 tokens a second, muon, batches of 8 rows, 5.7 hours in all:
@@ -30,13 +38,15 @@ What it can do stands in the README. Generation shows two documents of one emble
 """
 
 from cm3jax.config import Experiment
-from experiments.miniature.base import base
+from experiments.miniature.base import SHIPPED, base
 
 
 def get_config() -> Experiment:
     """A decoder of 1 M parameters over rows of 256 tokens."""
     return base(
         "miniature/decoder",
+        tokenizers={"text": f"{SHIPPED}/text", "image": f"{SHIPPED}/vqgan"},
+        retrieval={"encoder": f"{SHIPPED}/clip"},
         data={
             "batch": 8,
             "mixture": (

@@ -18,9 +18,8 @@ editing. As one run it was not tried.
 """
 
 from cm3jax.config import Experiment
-from experiments.miniature.base import base
+from experiments.miniature.base import SHIPPED, base
 
-_WEIGHTS = "experiments/miniature/weights"
 _TASKS = (
     *("words", "editing", "segmentation", "edges", "depth", "grounded"),
     *("caption", "long_caption", "vqa", "science", "story"),
@@ -31,8 +30,8 @@ def get_config() -> Experiment:
     """The decoder of 1 M parameters, on a mixture of the tasks."""
     return base(
         "miniature/sft",
-        init_from=f"{_WEIGHTS}/decoder",
-        tokenizers={"text": f"{_WEIGHTS}/text", "image": f"{_WEIGHTS}/vqgan"},
+        init_from=f"{SHIPPED}/decoder",
+        tokenizers={"text": f"{SHIPPED}/text", "image": f"{SHIPPED}/vqgan"},
         cm3={"loss_on": "answer"},
         data={
             "batch": 8,

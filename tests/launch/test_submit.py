@@ -17,7 +17,7 @@ import yaml
 from cm3jax.config import MeshConfig, TrainConfig
 from cm3jax.errors import UserError
 from cm3jax.metrics import MetricsLog
-from launch import cli, names, submit
+from launch import cli, jobs, names, submit
 
 SCHEMA = json.loads((Path(__file__).parent / "schemas/jobset.v1alpha2.schema.json").read_text())
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -109,12 +109,12 @@ def test_scripts_are_what_a_shell_can_read(options):
     if options.cluster.startswith("gke"):
         pod = yaml.safe_load(text)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
         (text,) = pod["spec"]["containers"][0]["args"]
-    inner = re.findall(r"<<'(\w+)'\n(.*?)^\1$", text, re.DOTALL | re.MULTILINE)
-    for script in (text, *(body for _, body in inner)):
-        read = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
-        assert read.returncode == 0, read.stderr
-    (command,) = {line for line in text.splitlines() if "-m launch.train" in line}
-    words = shlex.split(command.removesuffix("&"))
+    read = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
+    assert read.returncode == 0, read.stderr
+    (command,) = re.findall("python -m launch.train cm3leon_7b [^&\n]*", text)
+    if options.cluster in ("slurm", "tpu-vm"):  # quoted once more
+        command = command.replace(shlex.quote("'")[1:-1], "'").removesuffix("'")
+    words = shlex.split(command)
     assert words[-2:] == ["--workdir", "runs/it's mine"]
 
 
@@ -137,9 +137,9 @@ def test_options_turn_the_default_into_the_experiment():
         cm3=dataclasses.replace(EXPERIMENT.cm3, mask_retrieved=False),
         decode=dataclasses.replace(EXPERIMENT.decode, temperature_range=(0.5, 1.0)),
     )
-    words = submit.overrides(mine, EXPERIMENT)
+    words = jobs.overrides(mine, EXPERIMENT)
     assert cli.parse_experiment(["cm3leon_7b", *words], "") == mine
-    assert submit.overrides(EXPERIMENT, EXPERIMENT) == []
+    assert jobs.overrides(EXPERIMENT, EXPERIMENT) == []
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def supervised(tmp_path):
         experiment = dataclasses.replace(
             EXPERIMENT, workdir=str(tmp_path), train=TrainConfig(steps=3)
         )
-        script = submit._Job(experiment, GKE_GPU, REVISION).supervised
+        script = jobs.Job(experiment, GKE_GPU, REVISION).supervised
         first, _, rest = script.partition("\n")
         assert first.startswith("python -m launch.train cm3leon_7b ")
         (tmp_path / "train.py").write_text(program)
@@ -219,6 +219,13 @@ def test_only_commits_are_shipped(tmp_path, monkeypatch):
 def test_the_command_writes_a_file(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(submit, "commit", lambda: REVISION)
     out = tmp_path / "train.sbatch"
-    submit.run(["quickstart", "--train.steps", "7", "--nodes", "2", "--out", str(out)])
-    assert "launch.train quickstart --train.steps 7\n" in out.read_text()
+    corpus = tmp_path / "it's/corpus"
+    words = ["quickstart", "--data.corpus", str(corpus), "--nodes", "2", "--out", str(out)]
+    with pytest.raises(UserError, match=r"is not there, and the job would end at once"):
+        submit.run(words)
+    assert not out.exists()
+    (corpus / "train").mkdir(parents=True)
+    (corpus / "train/manifest.json").write_text("{}")
+    submit.run([*words, "--train.steps", "7"])
+    assert "launch.train quickstart --data.corpus " in out.read_text()
     assert str(out) in capsys.readouterr().out

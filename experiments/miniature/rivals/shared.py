@@ -4,19 +4,18 @@ import dataclasses
 from typing import Any
 
 from cm3jax.config import Experiment
-from experiments.miniature.base import base
+from experiments.miniature.base import SHIPPED, base
 
 MEDIUM = {"width": 64, "ffn": 256}
 """What `medium` makes of a model."""
-_WEIGHTS = "experiments/miniature/weights"
 
 
 def rival(name: str, **delta: Any) -> Experiment:
     """The experiment `name`; `delta` is as in `base`."""
     shared = {
-        "tokenizers": {"text": f"{_WEIGHTS}/text", "image": f"{_WEIGHTS}/vqgan"},
+        "tokenizers": {"text": f"{SHIPPED}/text", "image": f"{SHIPPED}/vqgan"},
         "retrieval": {
-            "encoder": f"{_WEIGHTS}/clip",
+            "encoder": f"{SHIPPED}/clip",
             "documents": 1,
             # Both candidates show what the caption names, so that either may be shown.
             "diversity_cut": 0.99,

@@ -1,0 +1,109 @@
+"""A JobSet for Google Kubernetes Engine, with TPUs or GPUs."""
+
+import re
+from typing import Any
+
+import yaml
+
+from launch.jobs import GRACE, PORT, Job
+
+
+def jobset(job: Job) -> str:
+    """The manifest, with the commands that submit it at its head."""
+    options = job.options
+    tpu = options.cluster == "gke-tpu"
+    resource = {"google.com/tpu" if tpu else "nvidia.com/gpu": options.devices}
+    kind = "cloud.google.com/gke-tpu-accelerator" if tpu else "cloud.google.com/gke-accelerator"
+    selector = {kind: options.accelerator}
+    if tpu:
+        selector["cloud.google.com/gke-tpu-topology"] = options.topology
+    coordinator = f"{job.name}-worker-0-0.{job.name}:{PORT}"
+    variables = {
+        **job.environment,
+        "JAX_COORDINATOR_ADDRESS": coordinator,
+        "JAX_NUM_PROCESSES": str(options.nodes),
+    }
+    command = [
+        "set -euo pipefail",
+        "cd /checkout",
+        'export JAX_PROCESS_ID="$JOB_COMPLETION_INDEX"',
+        job.install,
+        job.supervised,
+    ]
+    mount = [{"name": "checkout", "mountPath": "/checkout"}]
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE,
+        "nodeSelector": selector,
+        "volumes": [{"name": "checkout", "emptyDir": {}}],
+        "initContainers": [
+            {
+                "name": "checkout",
+                "image": "google/cloud-sdk:slim",
+                "command": ["bash", "-c"],
+                "args": [literal(f"gcloud storage cat {job.archive} | tar -xz -C /checkout")],
+                "volumeMounts": mount,
+            }
+        ],
+        "containers": [
+            {
+                "name": "train",
+                "image": options.image,
+                "command": ["bash", "-c"],
+                "args": [literal("\n".join(command) + "\n")],
+                "env": [
+                    {"name": name, "value": literal(value)} for name, value in variables.items()
+                ],
+                "ports": [{"containerPort": PORT}],
+                "resources": {"limits": resource},
+                "volumeMounts": mount,
+            }
+        ],
+    }
+    workers = {
+        "name": "worker",
+        "replicas": 1,
+        "template": {
+            "spec": {
+                "parallelism": options.nodes,
+                "completions": options.nodes,
+                "completionMode": "Indexed",
+                "backoffLimit": 0,  # one lost machine ends the job, and the set starts it anew
+                "template": {"spec": pod},
+            }
+        },
+    }
+    manifest = {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {
+            "name": job.name,
+            # All machines of a job in one pool of nodes, whose network joins them.
+            "annotations": {
+                "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+            },
+        },
+        "spec": {"failurePolicy": {"maxRestarts": options.restarts}, "replicatedJobs": [workers]},
+    }
+    head = f"# From the root of the checkout:\n#   {job.ship}\n#   kubectl apply -f THIS_FILE\n"
+    return head + yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=1000)
+
+
+def literal(text: str) -> str:
+    """`text` for a field in which Kubernetes would put variables in the place of `$(NAME)`."""
+    return re.sub(r"\$(?=[$(])", "$$", text)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes scripts as blocks of lines, and nothing by reference."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _lines(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _lines)

@@ -1,0 +1,89 @@
+"""What a training reads, and whether a job would find it where it runs."""
+
+import subprocess
+from pathlib import Path
+
+from etils import epath
+
+from cm3jax.config import Experiment
+from cm3jax.data.corpus import mixture_part
+from cm3jax.errors import UserError
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def inputs(experiment: Experiment) -> dict[str, list[str]]:
+    """Files and folders that must be there before training, by the option that names them.
+
+    An option without any is one that must be given.
+    """
+    data, lpips = experiment.data, experiment.vqgan_loss.lpips
+    if experiment.learner in ("decoder", "parti") and not data.online:
+        homes = [mixture_part(name)[0] for name, _ in data.mixture]
+        corpora = [f"{home}/corpus" for home in homes] or [data.corpus]
+        option = "data.mixture" if homes else "data.corpus"
+        given = {option: [f"{corpus}/train/manifest.json" for corpus in corpora if corpus]}
+    else:
+        given = _raw_inputs(experiment)
+    if experiment.learner == "vqgan" and lpips not in ("", "random"):
+        given["vqgan_loss.lpips"] = [lpips]
+    if experiment.init_from:
+        given["init_from"] = [experiment.init_from]
+    return given
+
+
+def _raw_inputs(experiment: Experiment) -> dict[str, list[str]]:
+    """The same of a training that reads raw pairs."""
+    data, named = experiment.data, {}
+    if data.source != "emblems" and not data.source.startswith("tfds:"):
+        named["data.source"] = data.source
+    if experiment.learner == "clip" or data.online:
+        named["tokenizers.text"] = experiment.tokenizers.text
+    if data.online:
+        named["tokenizers.image"] = experiment.tokenizers.image
+        named["retrieval.encoder"] = experiment.retrieval.encoder
+        named["data.bank"] = data.bank
+    return {option: [path] if path else [] for option, path in named.items()}
+
+
+def require_inputs(experiment: Experiment, in_bucket: bool) -> None:
+    """Raise `UserError` for what the experiment reads and a job would not find.
+
+    `in_bucket` says that the machines share no disk with this one: they have the commit's files
+    and the bucket. What lies in a bucket is not looked for from here.
+    """
+    for option, paths in inputs(experiment).items():
+        flag = f"--{option.replace('_', '-')}"
+        if not paths:
+            raise UserError(
+                f"{experiment.name} names no {option}, and the job would end at once; "
+                f"{_how(option)}, and give {flag}."
+            )
+        for path in paths:
+            if "://" in path or _is_shipped(path):
+                continue
+            if in_bucket:
+                raise UserError(
+                    f"{option} is at {path} on this machine, which the job's machines do not see; "
+                    f"copy it to the bucket and give {flag} gs://…"
+                )
+            if not epath.Path(path).exists():
+                raise UserError(
+                    f"{path} is not there, and the job would end at once; {_how(option)}, or give "
+                    f"another {flag}."
+                )
+
+
+def _how(option: str) -> str:
+    """How what an option names is made."""
+    if option in ("data.corpus", "data.mixture", "data.bank"):
+        return "make it with python -m launch.prepare"
+    if option in ("data.source", "vqgan_loss.lpips"):
+        return "get it (README.md says how)"
+    return "make it with python -m launch.train"
+
+
+def _is_shipped(path: str) -> bool:
+    """Whether the path is of a file or folder of the commit, which the job brings along."""
+    tracked = ["git", "-C", str(_ROOT), "ls-files", "--error-unmatch", "--", path]
+    return subprocess.run(tracked, capture_output=True).returncode == 0

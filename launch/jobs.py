@@ -1,0 +1,172 @@
+"""What the jobs of all clusters share: what is shipped, installed and run, quoted for a shell."""
+
+import dataclasses
+import shlex
+from typing import Any, Literal
+
+from cm3jax.config import Experiment
+from cm3jax.errors import UserError
+from launch.names import load_experiment
+
+PORT = 8476
+GRACE = 300
+"""Seconds between the notice and the end of a job: time for one step and one save."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Where the job runs."""
+
+    cluster: Literal["slurm", "gke-tpu", "gke-gpu", "tpu-vm"] = "slurm"
+    """SLURM with GPUs, Google Kubernetes Engine with TPUs or GPUs, or a TPU VM of its own."""
+    nodes: int = 1
+    """Machines."""
+    devices: int = 8
+    """GPUs, or TPU chips, of one machine; most TPU machines have 4."""
+    bucket: str = ""
+    """`gs://` folder for checkouts, runs and compiled programs; SLURM can do with a shared disk."""
+    accelerator: str = ""
+    """GKE's name of the accelerator (`nvidia-h100-80gb`, `tpu-v5p-slice`), or the type of a TPU VM
+    (`v5p-512`)."""
+    topology: str = ""
+    """Of a TPU slice on GKE, such as 8x8x4."""
+    zone: str = ""
+    """Of a TPU VM."""
+    hours: int = 24
+    """Longest time of one SLURM allocation; the job is queued again after it."""
+    image: str = "python:3.12"
+    """Container image on GKE; all that it needs is Python."""
+    restarts: int = 100
+    """How often GKE starts the job again after a failure or a preemption."""
+    cpus: int = 8
+    """CPU cores for each GPU's process on SLURM; they read and pack the rows."""
+    partition: str = ""
+    """SLURM's partition; empty leaves the cluster's default."""
+    account: str = ""
+    """The account that SLURM charges; empty leaves yours."""
+    out: str = ""
+    """File to write; empty prints."""
+
+    def __post_init__(self):
+        wanted = {
+            "slurm": (),
+            "gke-tpu": ("bucket", "accelerator", "topology"),
+            "gke-gpu": ("bucket", "accelerator"),
+            "tpu-vm": ("bucket", "accelerator", "zone"),
+        }[self.cluster]
+        missing = [f"--{name}" for name in wanted if not getattr(self, name)]
+        if missing:
+            raise UserError(f"--cluster {self.cluster} also needs {', '.join(missing)}.")
+        if self.bucket and not self.bucket.startswith("gs://"):
+            raise UserError(f"--bucket {self.bucket} is no bucket; give gs://NAME/FOLDER.")
+        if min(self.nodes, self.devices, self.cpus, self.hours) < 1 or self.restarts < 0:
+            raise UserError("--nodes, --devices, --cpus and --hours must be at least 1.")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            # The jobs' comments and directives are lines, which no quotes hold together.
+            if isinstance(value, str) and not value.isprintable():
+                raise UserError(f"--{field.name} {value!r} has a line break or control character.")
+        for name in ("partition", "account"):
+            if set(getattr(self, name)) & set(" \t#\"'\\"):
+                raise UserError(f"--{name} {getattr(self, name)!r} is no name that SLURM can have.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A training on a cluster. What its properties say for a shell is quoted."""
+
+    experiment: Experiment
+    options: Options
+    revision: str
+    """Hash of the commit that runs."""
+
+    @property
+    def name(self) -> str:
+        """Fit for a host name."""
+        return self.experiment.name.replace("/", "-").replace("_", "-")
+
+    @property
+    def archive(self) -> str:
+        """Where the commit's files lie in the bucket."""
+        return shlex.quote(f"{self.options.bucket}/checkouts/{self.revision}.tar.gz")
+
+    @property
+    def ship(self) -> str:
+        """Uploads the commit's files."""
+        return f"git archive --format=tar.gz {self.revision} | gcloud storage cp - {self.archive}"
+
+    @property
+    def install(self) -> str:
+        """Installs the checkout with what the hardware and the paths need."""
+        extras = ["cuda" if self.options.cluster in ("slurm", "gke-gpu") else "tpu"]
+        extras += ["store"] if self.options.bucket else []
+        return f"pip install --quiet --constraint requirements.lock '.[{','.join(extras)}]'"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of the training."""
+        variables = {"CM3JAX_REVISION": self.revision}
+        if self.options.bucket:  # else `launch.env` keeps compiled programs in the home
+            variables["JAX_COMPILATION_CACHE_DIR"] = f"{self.options.bucket}/compiled"
+        return variables
+
+    @property
+    def exports(self) -> str:
+        """Sets them."""
+        pairs = self.environment.items()
+        return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in pairs)
+
+    @property
+    def train(self) -> str:
+        """The training's command."""
+        options = overrides(self.experiment, load_experiment(self.experiment.name))
+        return shlex.join(["python", "-m", "launch.train", self.experiment.name, *options])
+
+    @property
+    def finished(self) -> str:
+        """Succeeds when the last step is done: a run that was told to stop also ends with 0."""
+        program = (
+            "import sys; from cm3jax.metrics import read; lines = read(sys.argv[1]); "
+            "sys.exit(not lines or lines[-1]['step'] < int(sys.argv[2]))"
+        )
+        run_dir, steps = self.experiment.run_dir, self.experiment.train.steps
+        return shlex.join(["python", "-c", program, run_dir, str(steps)])
+
+    @property
+    def supervised(self) -> str:
+        """Trains, passing the request to stop on, and fails unless the last step is done."""
+        return "\n".join(
+            [
+                f"{self.train} &",
+                "child=$!",
+                """trap 'kill -TERM "$child"' TERM""",
+                "# The first wait ends early when the request to stop comes.",
+                'wait "$child" || wait "$child" || exit',
+                self.finished,
+            ]
+        )
+
+
+def overrides(experiment: Any, default: Any, prefix: str = "") -> list[str]:
+    """The options that turn the config `default` into `experiment`."""
+    words: list[str] = []
+    for field in dataclasses.fields(experiment):
+        value, before = getattr(experiment, field.name), getattr(default, field.name)
+        name = f"{prefix}{field.name}".replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            words += overrides(value, before, f"{name}.")
+        elif value == before:
+            continue
+        elif isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--{prefix}no-{field.name.replace('_', '-')}")
+        elif isinstance(value, tuple):
+            words += [f"--{name}", *_flat(value)]
+        else:
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def _flat(values: tuple) -> list[str]:
+    """The words of a tuple, nested ones one after another."""
+    parts = ([*_flat(value)] if isinstance(value, tuple) else [str(value)] for value in values)
+    return [word for part in parts for word in part]
