@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax.errors import UserError
+from cm3jax.texts import decode_text, read_regular
 
 
 def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
@@ -48,10 +49,14 @@ def read_json(path: epath.PathLike, what: str) -> Any:
     """Read a JSON file. `what` names it in the error, e.g. "the corpus manifest"."""
     path = epath.Path(path)
     try:
-        return json.loads(path.read_text())
+        return json.loads(decode_text(read_regular(path, None)))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{what} is missing: {path} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UserError(f"{what} is damaged: {path} is nested too deep; make it again.") from None
+    except OSError as error:
+        raise UserError(f"{what} can't be read: {path} ({type(error).__name__}).") from None
+    except ValueError as error:
         raise UserError(
             f"{what} is damaged: {path} is not JSON ({error}); make it again."
         ) from None

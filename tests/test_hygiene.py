@@ -15,8 +15,8 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 # Parts of `cm3jax`, lowest first: a module imports from its own line and from those above it.
 LAYERS = (
-    "config shapes vocab errors files folders checksums records shards tensors draws hardware html "
-    "plots",
+    "config shapes errors texts",
+    "vocab files folders checksums records shards tensors draws hardware html plots",
     "document sequence masks tokenizers experiment_io",
     "prompts retrieval tasks",
     "data partition model",

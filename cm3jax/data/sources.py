@@ -23,7 +23,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax.config import DataConfig
-from cm3jax.data.readers.items import RawItem, Reader, decode
+from cm3jax.data.readers.items import BadRecord, RawItem, Reader, decode, decode_texts
 from cm3jax.data.readers.lines import CaptionLines, InterleavedLines
 from cm3jax.data.readers.tars import TarShard
 from cm3jax.errors import UserError
@@ -65,6 +65,15 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> RawRecord:
         """Record `index`, from 0; `BadRecord` if it can't be read or is refused, `IndexError`
         outside."""
+        ...
+
+
+@runtime_checkable
+class TextSource(Source, Protocol):
+    """A source that knows a record's texts without its pictures."""
+
+    def texts(self, index: int) -> tuple[str, ...]:
+        """The texts of a record, under the same rules but without decoding its pictures."""
         ...
 
 
@@ -131,6 +140,10 @@ class EmblemsSource:
             held_out=record["kind"] == b"memory",
         )
 
+    def texts(self, index: int) -> tuple[str, ...]:
+        """The texts of a record."""
+        return tuple(text.decode() for text in self._records[index]["texts"])
+
     def masks(self, index: int) -> tuple[UInt8[np.ndarray, "S S"], ...]:
         """Things are white, the background is black."""
         from cm3jax.data.emblems.annotations import annotate
@@ -175,8 +188,12 @@ class ItemSource:
             hash=content,
         )
 
+    def texts(self, index: int) -> tuple[str, ...]:
+        """The texts of a record, under the same rules but without decoding its pictures."""
+        return decode_texts(self._item(index), self._data)
+
     def masks(self, index: int) -> tuple[UInt8[np.ndarray, "S S"], ...]:
-        """The line's `mask`; black without one."""
+        """The line's `mask`; black without one, `BadRecord` for one that can't be read."""
         item, size = self._item(index), self._data.image_size
         mask = item.columns.get("mask")
         if not isinstance(mask, epath.Path):
@@ -184,7 +201,7 @@ class ItemSource:
         try:
             return (load_picture(mask, size)[..., 0],)
         except UserError as error:
-            raise UserError(f"{item.where}: {error}") from None
+            raise BadRecord(item.key, f"{item.where}: {error}") from None
 
     def _item(self, index: int) -> RawItem:
         if not 0 <= index < self._count:

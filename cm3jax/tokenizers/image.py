@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 from etils import epath
@@ -20,6 +21,7 @@ from cm3jax.config import VQGANConfig, identity
 from cm3jax.errors import UserError
 from cm3jax.files import digest
 from cm3jax.shapes import Array, Float, Int, UInt8
+from cm3jax.texts import read_regular
 from cm3jax.tokenizers.vqgan import VQGAN
 
 
@@ -103,6 +105,10 @@ MOST_PIXELS = 1 << 26
 """Pixels of the largest picture that is read, 8192 x 8192: decoding one stays below 1 GiB."""
 
 
+_UNDEFINED = {"F": "floating-point numbers", "LAB": "CIE L*a*b* colours"}
+"""Modes whose black and white, or whose white point, a file does not give."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Picture:
     """A picture file's content, ready to be encoded."""
@@ -117,36 +123,85 @@ class Picture:
 def decode_picture(content: bytes, size: int) -> Picture:
     """Decode and `preprocess` the content of a picture file of any kind that Pillow knows.
 
-    Raises `ValueError`, with the reason, if it is no picture, is cut off, or has more than
-    `MOST_PIXELS` pixels, which are not decoded then.
+    Raises `ValueError`, with the reason, if it is no picture, is cut off, has no brightness that
+    its file defines (see `to_rgb`), or has more than `MOST_PIXELS` pixels, which are not decoded
+    then.
     """
+    with _opened(content) as image:
+        width, height = image.size
+        return Picture(preprocess(image, size), width, height)
+
+
+def decode_whole(content: bytes) -> UInt8[np.ndarray, "Y X 3"]:
+    """The RGB bytes of a picture file at its own size; raises as `decode_picture`."""
+    with _opened(content) as image:
+        return np.asarray(to_rgb(image))
+
+
+def picture_size(content: bytes) -> tuple[int, int]:
+    """Width and height from the head of a picture file, as stored; `ValueError` if it has none."""
+    with _opened(content) as image:
+        return image.size
+
+
+def orientation(content: bytes) -> int:
+    """How EXIF says to turn a picture file, from 1 (as it is stored) to 8.
+
+    Raises `ValueError` if it is no picture.
+    """
+    with _opened(content) as image:
+        try:
+            found = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
+        except Exception:  # a broken block says nothing, as in `to_rgb`
+            return 1
+    return found if found in range(1, 9) else 1
+
+
+@contextlib.contextmanager
+def _opened(content: bytes) -> Iterator[PIL.Image.Image]:
+    """A picture that is not too large; whatever its decoder raises is a `ValueError`."""
     if not content:
         raise ValueError("it is empty, not a picture")
     try:
         with PIL.Image.open(io.BytesIO(content)) as image:
             width, height = image.size
-            if width * height <= MOST_PIXELS:
-                return Picture(preprocess(image, size), width, height)
+            if width * height > MOST_PIXELS:
+                raise Unfit(
+                    f"the picture has {width}x{height} pixels, more than {MOST_PIXELS} in all"
+                )
+            yield image
+    except Unfit:
+        raise
     except PIL.Image.DecompressionBombError:
         raise ValueError(f"the picture has far more than {MOST_PIXELS} pixels") from None
     except Exception as error:  # decoders raise whatever their bytes lead them to
         name = type(error).__name__
         raise ValueError(f"it is not a picture that can be read ({name})") from None
-    raise ValueError(f"the picture has {width}x{height} pixels, more than {MOST_PIXELS} in all")
+
+
+class Unfit(ValueError):
+    """A picture that can be read but not be shown as RGB bytes; the message is the reason."""
 
 
 def load_picture(path: epath.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]:
     """Read and `preprocess` a picture file of any kind that Pillow knows.
 
-    Raises `UserError` if the file is missing, is no picture, is cut off or is too large.
+    Raises `UserError` if the file is missing, is a pipe or a device, is no picture, is cut off or
+    is too large.
     """
-    path = epath.Path(path)
+    return _load(path, lambda content: decode_picture(content, size).pixels)
+
+
+def load_whole(path: epath.PathLike) -> UInt8[np.ndarray, "Y X 3"]:
+    """Read the RGB bytes of a picture file at its own size; raises as `load_picture`."""
+    return _load(path, decode_whole)
+
+
+def _load(path: epath.PathLike, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
     try:
-        content = path.read_bytes()
+        return decode(read_regular(path))
     except OSError:
         raise UserError(f"the picture {path} can't be read; check the path.") from None
-    try:
-        return decode_picture(content, size).pixels
     except ValueError as error:
         raise UserError(
             f"{path}: {error}; give a whole PNG, JPEG, WebP, GIF or similar file."
@@ -156,22 +211,13 @@ def load_picture(path: epath.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]:
 def preprocess(
     image: PIL.Image.Image, size: int, filter_: Resampling = Resampling.LANCZOS
 ) -> UInt8[np.ndarray, "S S 3"]:
-    """RGB bytes: the shorter side becomes `size` pixels, then the centre square is cut out.
+    """RGB bytes (see `to_rgb`): the shorter side becomes `size`, then the centre square is cut out.
 
-    Turned as EXIF says; transparency on white; of an animation the first frame. A picture that has
-    the size already passes unchanged. The cut goes first, into the picture that is resized, so that
-    a long one costs no more than a square one; the bytes are those of the other order.
+    A picture that has the size already passes unchanged. The cut goes first, into the picture that
+    is resized, so that a long one costs no more than a square one; the bytes are those of the other
+    order.
     """
-    # A broken EXIF block says nothing about the pixels, so they are taken as they stand.
-    with contextlib.suppress(Exception):
-        image = PIL.ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scaling
-        values = np.asarray(image).astype(np.float32) / 257
-        image = PIL.Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = PIL.Image.new("RGBA", image.size, "white")
-        image = PIL.Image.alpha_composite(white, image)
+    image = to_rgb(image)
     width, height = image.size
     short = min(width, height)
     # transformers' rounding of the longer side and of the place of the cut.
@@ -179,4 +225,45 @@ def preprocess(
     left, top = ((side - size) // 2 for side in resized)
     across, down = width / resized[0], height / resized[1]
     box = (left * across, top * down, (left + size) * across, (top + size) * down)
-    return np.asarray(image.convert("RGB").resize((size, size), filter_, box))
+    return np.asarray(image.resize((size, size), filter_, box))
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """What a picture of any mode shows, in RGB.
+
+    Turned as EXIF says; transparency on white; of an animation the first frame; 16 bits scaled to
+    8. Every way into the system reads pictures with it: training, maps of depth, prompts, FID.
+
+    Raises `ValueError`, with the reason, for pixels whose black and white no file defines:
+    floating-point numbers, and integers outside of 16 bits.
+    """
+    # A broken EXIF block says nothing about the pixels, so they are taken as they stand.
+    with contextlib.suppress(Exception):
+        image = PIL.ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        return _from_16_bits(image)
+    if image.mode in _UNDEFINED:
+        raise Unfit(
+            f"the picture's pixels are {_UNDEFINED[image.mode]} (mode {image.mode}), which no file "
+            "maps to RGB; save it as RGB or as grey of 8 or 16 bits"
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", image.size, "white")
+        image = PIL.Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _from_16_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Grey of 0 to 65,535, which Pillow would clip instead of scaling."""
+    values = np.asarray(image).astype(np.float64)
+    low, high = values.min(), values.max()
+    if low < 0 or high > 65535:
+        raise Unfit(
+            f"the picture's pixels are integers from {low:.0f} to {high:.0f} (mode {image.mode}); "
+            "scale them to 0..65535"
+        )
+    grey = np.round(values / 257).astype(np.uint8)
+    if isinstance(clear := image.info.get("transparency"), int):
+        grey[values == clear] = 255
+    return PIL.Image.fromarray(grey).convert("RGB")

@@ -1,6 +1,12 @@
 """Every format of raw data, clean and dirty: nothing is lost, nothing is silent."""
 
+import base64
+import contextlib
+import dataclasses
+import decimal
+import io
 import json
+import os
 import re
 import resource
 import tarfile
@@ -10,7 +16,7 @@ import PIL.Image
 import pytest
 
 from cm3jax.config import DataConfig
-from cm3jax.data.readers.items import BadRecord
+from cm3jax.data.readers.items import BadRecord, RefusedByRule
 from cm3jax.data.readers.lines import Lines
 from cm3jax.data.sources import ItemSource, open_source
 from cm3jax.errors import UserError
@@ -160,6 +166,200 @@ def test_parquet_tables(tmp_path):
     assert "not a parquet file" in bad["part-1.parquet"]
     assert len(good) + len(bad) == len(rows) + 1
     assert {record.licence for record in good.values()} == {"MIT"}
+
+
+def one_row(folder, /, **columns):
+    """The record of a parquet file with one row, or why there is none."""
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(columns), folder / "0.parquet")
+    source = open_source(DataConfig(source=str(folder), image_size=16), "train", 0)
+    try:
+        return source[0]
+    except BadRecord as bad:
+        return bad.reason
+
+
+def encoded(kind, side=16):
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)).save(
+        buffer, kind
+    )
+    return buffer.getvalue()
+
+
+def test_pictures_in_the_columns_that_others_write(tmp_path):
+    png = encoded("PNG")
+    wanted = decode_picture(png, 16).pixels
+    text = base64.b64encode(png).decode()
+    red_last = wanted[..., ::-1].tobytes()
+    spark = {"origin": "x", "height": 16, "width": 16, "nChannels": 3, "mode": 16, "data": red_last}
+    for columns in (
+        {"png": [png]},
+        {"PNG": [png]},
+        {"image": [text]},
+        {"image": [f"data:image/png;base64,{text}"]},
+        {"image": [{"bytes": png, "path": "gone.png"}]},
+        {"images": [[{"bytes": png, "path": None}]]},
+        {"path": ["file:/gone.png"], "content": [png]},
+        {"image": [spark]},
+    ):
+        record = one_row(tmp_path, caption=["a cat"], **columns)
+        np.testing.assert_array_equal(record.segments[1], wanted)
+    for kind in ("JPEG", "WEBP"):
+        content = encoded(kind, 500)
+        for value in (content, base64.b64encode(content).decode()):
+            record = one_row(tmp_path, caption=["a cat"], image=[value])
+            np.testing.assert_array_equal(record.segments[1], decode_picture(content, 16).pixels)
+    assert len(one_row(tmp_path, caption=["a cat"], image=["x" * 10_000_000])) < 400
+
+
+@pytest.mark.parametrize(
+    ("caption", "wanted"),
+    [
+        (b"a cat\n", "a cat"),
+        ([["a cat", "one cat"]], "a cat"),
+        ([[None, "a cat"]], "a cat"),
+        (b"caf\xe9", "its caption is not UTF-8"),
+        (None, "it has no caption"),
+        (float("nan"), "it has no caption"),
+        ([], "it has no caption"),
+    ],
+)
+def test_captions_of_every_type(tmp_path, caption, wanted):
+    column = caption if isinstance(caption, list) and caption else [caption]
+    found = one_row(tmp_path, caption=column, png=[encoded("PNG")])
+    assert found.startswith(wanted) if isinstance(found, str) else found.segments[0] == wanted
+
+
+@pytest.mark.parametrize(
+    ("value", "licence"),
+    [
+        (None, "unknown"),
+        ("", "unknown"),
+        (float("nan"), "unknown"),
+        (3, "3"),
+        (3.0, "3"),
+        (decimal.Decimal("3"), "3"),
+        (b"MIT", "MIT"),
+        (["MIT"], "has no text in 'licence'"),
+    ],
+)
+def test_licences_of_every_type(tmp_path, value, licence):
+    found = one_row(tmp_path, caption=["a cat"], png=[encoded("PNG")], license=[value])
+    assert found == licence if isinstance(found, str) else found.licence == licence
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (decimal.Decimal("0.9"), "above 0.5"),
+        ("0.9", "above 0.5"),
+        (float("nan"), "nan is no number"),
+        (None, "None is no number"),
+        ("perhaps", "'perhaps' is no number"),
+        (decimal.Decimal("0.4"), ""),
+        ("0.4", ""),
+        (0, ""),
+    ],
+)
+def test_a_number_that_cannot_be_read_passes_no_rule(tmp_path, value, said):
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {"caption": ["a cat"], "png": [encoded("PNG")], "pwatermark": [value]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "0.parquet")
+    good, bad = both_splits(tmp_path, max_watermark=0.5)
+    assert (len(good), len(bad)) == ((0, 1) if said else (1, 0))
+    assert said in "".join(bad.values())
+    assert len(both_splits(tmp_path)[0]) == 1, "without a rule nothing is refused"
+
+
+@pytest.mark.parametrize("name", ["0.tar", "0.parquet", "captions.jsonl"])
+def test_a_file_that_is_written_again_is_another_one(tmp_path, name):
+    import pyarrow
+    from pyarrow import parquet
+
+    (tmp_path / "a.png").write_bytes(encoded("PNG"))
+
+    def write(caption):
+        if name == "0.tar":
+            with tarfile.open(tmp_path / name, "w") as archive:
+                dirt._add(archive, "a.txt", caption.encode())
+                dirt._add(archive, "a.jpg", dirt.jpeg(0))
+        elif name == "0.parquet":
+            columns = {"caption": [caption], "png": [encoded("PNG")]}
+            parquet.write_table(pyarrow.table(columns), tmp_path / name)
+        else:
+            (tmp_path / name).write_text(json.dumps({"file": "a.png", "caption": caption}))
+
+    data = DataConfig(source=str(tmp_path), image_size=16)
+    for caption in ("old", "new", "a much longer caption"):
+        write(caption)
+        source = open_source(data, "train", 0)
+        assert source[0].segments[0] == caption
+    write("once more, while a source is open")
+    with pytest.raises(UserError, match="was changed while it was read"):
+        source[0]
+
+
+def test_members_that_are_no_samples_part_none(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for i in range(2):
+            for name in (f"{i}.jpg", f"{i}.txt"):
+                dirt._add(archive, f"._{name}", b"resource fork")
+                dirt._add(archive, f"__MACOSX/{name}", b"resource fork")
+                dirt._add(archive, name, dirt.jpeg(i) if name.endswith("jpg") else b"a fox\n")
+        dirt._add(archive, ".DS_Store", b"x")
+        dirt._add(archive, "__index__", b"x")
+    good, bad = both_splits(tmp_path)
+    assert {key: record.segments[0] for key, record in good.items()} == {
+        "0.tar/0": "a fox",
+        "0.tar/1": "a fox",
+    }
+    assert not bad
+
+
+def test_texts_are_read_without_their_pictures(tmp_path):
+    made = dirt.samples(good=10, broken=12)
+    config = DataConfig(source=str(dirt.folder(tmp_path / "x", made)), image_size=16)
+    source = open_source(config, "train", 0)
+    for file in (tmp_path / "x").glob("*.jpg"):
+        file.write_bytes(b"no picture")
+    texts = []
+    for index in range(len(source)):
+        with contextlib.suppress(BadRecord):
+            texts += source.texts(index)
+    sound = {kind: caption for kind, (_, caption) in dirt.GOOD.items()}
+    assert {text for text in texts if text in sound.values()} == set(sound.values())
+    strict = open_source(dataclasses.replace(config, min_side=8), "train", 0)
+    with pytest.raises(BadRecord, match="not a picture"):
+        strict.texts(0)
+    strict = open_source(dataclasses.replace(config, min_words=99), "train", 0)
+    first = next(i for i, (name, _, _) in enumerate(made) if name.startswith("hebrew"))
+    with pytest.raises(RefusedByRule, match="fewer than"):
+        strict.texts(first)
+
+
+def test_pipes_devices_and_links_out_cost_one_record_each(tmp_path):
+    (tmp_path / "outside.png").write_bytes(encoded("PNG"))
+    path = tmp_path / "x"
+    path.mkdir()
+    os.mkfifo(path / "pipe.png")
+    (path / "zero.png").symlink_to("/dev/zero")
+    (path / "out.png").symlink_to(tmp_path / "outside.png")
+    (path / "sound.png").write_bytes(encoded("PNG"))
+    (path / "alias.png").symlink_to("sound.png")
+    names = [file.name for file in sorted(path.iterdir())]
+    lines = [json.dumps({"file": name, "caption": "x"}) for name in names]
+    (path / "captions.jsonl").write_text("\n".join([*lines, json.dumps({"file": "y" * 10**7})]))
+    good, bad = both_splits(path)
+    assert set(good) == {"sound.png", "alias.png"}
+    assert "it is a pipe, not a file" in bad["pipe.png"]
+    assert "is a link out of the folder" in bad["zero.png"]
+    assert "is a link out of the folder" in bad["out.png"]
+    assert max(len(key) + len(reason) for key, reason in bad.items()) < 400
 
 
 def test_interleaved_documents(tmp_path):

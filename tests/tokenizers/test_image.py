@@ -1,5 +1,7 @@
 """Pictures to codes and back, and the reading of all kinds of picture files."""
 
+import io
+import os
 from functools import partial
 
 import flax.linen as nn
@@ -12,7 +14,17 @@ from PIL.Image import Resampling
 
 from cm3jax.config import VQGANConfig
 from cm3jax.errors import UserError
-from cm3jax.tokenizers.image import ImageTokenizer, load_picture, preprocess, to_bytes, to_pixels
+from cm3jax.tokenizers.image import (
+    ImageTokenizer,
+    decode_picture,
+    decode_whole,
+    load_picture,
+    orientation,
+    picture_size,
+    preprocess,
+    to_bytes,
+    to_pixels,
+)
 from cm3jax.tokenizers.vqgan import VQGAN
 
 CONFIG = VQGANConfig(
@@ -150,6 +162,58 @@ def test_transparency_becomes_white(tmp_path):
     assert (load_picture(tmp_path / "clear.gif", 8) == 255).all()
 
 
+def saved(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def grey_steps(mode):
+    """8x8, rows of growing brightness, of a mode of more than 8 bits."""
+    steps = np.arange(8)[:, None].repeat(8, 1) * 9362  # 65,534 at last
+    kind = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]
+    return PIL.Image.frombytes(mode, (8, 8), steps.astype(kind).tobytes())
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I;16B", "TIFF"), ("I", "TIFF")]
+)
+def test_deep_grey_is_scaled_from_any_file(mode, kind):
+    content = saved(grey_steps(mode), kind)
+    wanted = np.round(np.arange(8) * 9362 / 257)[:, None, None].repeat(8, 1).repeat(3, 2)
+    np.testing.assert_array_equal(decode_picture(content, 8).pixels, wanted)
+    np.testing.assert_array_equal(decode_whole(content), wanted)
+
+
+def test_transparent_colours_of_every_mode_are_white():
+    one_bit = PIL.Image.new("1", (8, 8), 0)
+    assert (decode_picture(saved(one_bit, "PNG", transparency=0), 8).pixels == 255).all()
+    grey = PIL.Image.new("L", (8, 8), 7)
+    assert (decode_picture(saved(grey, "PNG", transparency=7), 8).pixels == 255).all()
+    colour = PIL.Image.new("RGB", (8, 8), (1, 2, 3))
+    clear = saved(colour, "PNG", transparency=(1, 2, 3))
+    assert (decode_picture(clear, 8).pixels == 255).all()
+    deep = grey_steps("I;16")
+    deep.info["transparency"] = 0
+    assert preprocess(deep, 8)[:2, 0, 0].tolist() == [255, 36]
+    half = PIL.Image.new("LA", (8, 8), (0, 127))
+    assert (decode_picture(saved(half, "PNG"), 8).pixels == 128).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (PIL.Image.new("F", (8, 8), 0.5), r"floating-point numbers \(mode F\)"),
+        (PIL.Image.new("I", (8, 8), 70_000), "integers from 70000 to 70000"),
+        (PIL.Image.new("I", (8, 8), -1), "integers from -1 to -1"),
+    ],
+)
+def test_what_has_no_brightness_is_refused_by_name(image, reason):
+    for decode in (partial(decode_picture, size=8), decode_whole):
+        with pytest.raises(ValueError, match=reason):
+            decode(saved(image, "TIFF"))
+
+
 def test_exif_orientation(tmp_path):
     exif = PIL.Image.Exif()
     exif[0x0112] = 3  # upside down
@@ -157,6 +221,9 @@ def test_exif_orientation(tmp_path):
     np.testing.assert_array_equal(
         load_picture(tmp_path / "turned.png", 20), preprocess(red_left(), 20)[::-1, ::-1]
     )
+    content = (tmp_path / "turned.png").read_bytes()
+    assert (orientation(content), picture_size(content)) == (3, (40, 20))
+    assert orientation(saved(red_left(), "PNG")) == 1
 
 
 def test_first_frame_of_an_animation(tmp_path):
@@ -168,8 +235,11 @@ def test_first_frame_of_an_animation(tmp_path):
 def test_what_is_no_picture(tmp_path):
     with pytest.raises(UserError, match="can't be read"):
         load_picture(tmp_path / "missing.png", 8)
-    with pytest.raises(UserError, match="can't be read"):
-        load_picture(tmp_path, 8)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name, reason in ((".", "a folder"), ("pipe.png", "a pipe"), ("zero.png", "a device")):
+        with pytest.raises(UserError, match=f"it is {reason}, not a file"):
+            load_picture(tmp_path / name, 8)
     path = tmp_path / "broken.png"
     PIL.Image.fromarray(pictures(1, 32)[0]).save(path)
     for content in (b"", b"not a picture", path.read_bytes()[:200]):

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 from etils import epath
 
-from cm3jax.data.readers.items import BadRecord, RawItem
+from cm3jax.data.readers.items import BadRecord, RawItem, first_text
+from cm3jax.data.readers.lines import origin
 from cm3jax.errors import UserError
 
 _TEXTS = ("caption", "text", "captions", "texts", "title")
@@ -56,24 +58,27 @@ class TfdsSplit:
     def item(self, place: int) -> RawItem:
         """One record; `BadRecord` says what is wrong with it."""
         key, record = self._key(place), self.record(place)
-        caption = next((t for t in map(_text, (record.get(n) for n in _TEXTS)) if t), "")
-        if not caption.strip():
-            raise BadRecord(key, "it has no caption")
-        licence = _text(record.get("licence", record.get("license"))) or "unknown"
-        return RawItem(key, (caption, record["image"]), f"tfds:{self.name}", licence)
+        try:
+            texts = (_text(record.get(name)) for name in _TEXTS)
+            caption = next((text for text in texts if text.strip()), "")
+            if not caption:
+                raise ValueError("it has no caption")
+            given = {name: record[name] for name in ("licence", "license") if name in record}
+            source, licence = origin(given, f"tfds:{self.name}")
+        except ValueError as error:
+            raise BadRecord(key, str(error)) from None
+        return RawItem(key, (caption, record["image"]), source, licence)
 
     def _key(self, place: int) -> str:
         return f"{self.name}/{self._split}#{place}"
 
 
 def _text(value: Any) -> str:
-    """The first text in a feature: bytes, a list of them, or a dictionary with a `text`."""
+    """The first text in a feature: `first_text`, or that of a dictionary's `text`."""
     if isinstance(value, dict):
         value = value.get("text")
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if isinstance(value, str):
-        return value
-    if value is not None and hasattr(value, "__getitem__") and len(value):
-        return _text(value[0])
-    return ""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return next((text for text in map(_text, value) if text.strip()), "")
+    return first_text(value)

@@ -4,10 +4,12 @@ Raw data is dirty. What is wrong with a record is found here, said in half a sen
 `BadRecord`, so that a preparation lists it and goes on.
 """
 
+import contextlib
 import dataclasses
 import json
-import unicodedata
-from collections.abc import Mapping
+import math
+import numbers
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,24 +19,36 @@ from etils import epath
 from cm3jax.config import DataConfig
 from cm3jax.errors import UserError
 from cm3jax.files import digest
-from cm3jax.tokenizers.image import Picture, decode_picture
-
-MOST_BYTES = 1 << 28
-"""Bytes of the largest picture file, archive member or line of text that is read."""
-_OVERRIDES = (
-    "\u202d\u202e"  # they make text read backwards, which honest right-to-left text never needs
+from cm3jax.texts import (
+    MOST_BYTES,
+    brief,
+    clean_text,
+    decode_text,
+    leads_out,
+    read_regular,
+    shorten,
 )
+from cm3jax.tokenizers.image import Picture, decode_picture, picture_size
+
+_LONGEST_NAME = 1024
 _WATERMARK = ("watermark", "pwatermark")
 _UNSAFE = ("unsafe", "punsafe", "nsfw")
 _WORDS = {"UNLIKELY": 0.0, "UNSURE": 0.5, "NSFW": 1.0}  # LAION's column
 
 
 class BadRecord(UserError):
-    """A record that can't be prepared: its key, and the reason."""
+    """A record that can't be prepared: its key, and the reason.
+
+    However large the record, the reason is short: manifests and reports keep every one.
+    """
 
     def __init__(self, key: str, reason: str):
-        super().__init__(f"{key}: {reason}")
-        self.key, self.reason = key, reason
+        self.key, self.reason = key, shorten(reason)
+        super().__init__(f"{key}: {self.reason}")
+
+
+class RefusedByRule(BadRecord):
+    """A sound record that a quality rule of `data` leaves out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,33 +82,63 @@ class Reader(Protocol):
 def decode(item: RawItem, data: DataConfig) -> tuple[tuple[str | np.ndarray, ...], str]:
     """A record's texts and uint8 [S, S, 3] pictures, S = `data.image_size`, and their hash.
 
-    Raises `BadRecord` for what can't be read and for what the quality rules of `data` refuse.
+    Raises `BadRecord` for what can't be read and `RefusedByRule` for what the quality rules of
+    `data` leave out.
     """
-    try:
+    with _named(item):
         segments = [_decoded(part, data.image_size) for part in item.parts]
         if not segments:
             raise ValueError("it is empty")
-        _require_quality(item, segments, data)
-    except ValueError as error:
-        reason = f"{item.where}: {error}" if item.where else str(error)
-        raise BadRecord(item.key, reason) from None
+    texts = [segment for segment in segments if isinstance(segment, str)]
+    sizes = [(s.width, s.height) for s in segments if isinstance(s, Picture)]
+    _require_quality(item, texts, sizes, data)
     parts = tuple(s.pixels if isinstance(s, Picture) else s for s in segments)
     return parts, digest(*parts)
 
 
+def decode_texts(item: RawItem, data: DataConfig) -> tuple[str, ...]:
+    """A record's texts, under the same rules as `decode`, without decoding a picture.
+
+    Pictures are not even opened unless a rule asks for their sides.
+    """
+    with _named(item):
+        texts = [clean_caption(part) for part in item.parts if isinstance(part, str)]
+        sizes = []
+        if data.min_side > 0 or data.max_aspect:
+            sizes = [picture_size(_content(p)) for p in item.parts if not isinstance(p, str)]
+    _require_quality(item, texts, sizes, data)
+    return tuple(texts)
+
+
+@contextlib.contextmanager
+def _named(item: RawItem) -> Iterator[None]:
+    """Makes a `ValueError` the record's."""
+    try:
+        yield
+    except ValueError as error:
+        raise BadRecord(item.key, _at(item, error)) from None
+
+
+def _at(item: RawItem, reason: object) -> str:
+    return f"{item.where}: {reason}" if item.where else str(reason)
+
+
 def join_inside(folder: epath.Path, name: str) -> epath.Path:
-    """A file below a folder; `ValueError` for a name that leads out of it."""
+    """A file below a folder; `ValueError` for a name, or a link, that leads out of it."""
     require_inside(name)
-    return folder / name
+    path = folder / name
+    if leads_out(path, folder):
+        raise ValueError(f"its file {brief(name)} is a link out of the folder; copy what it means")
+    return path
 
 
 def require_inside(name: str) -> None:
     """Raise `ValueError` for a relative name that is absolute, climbs by `..`, or holds a NUL."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"its file name {name!r} leads out of the folder")
-    if "\0" in name or not path.name:
-        raise ValueError(f"its file name {name!r} is no name of a file")
+        raise ValueError(f"its file name {brief(name)} leads out of the folder")
+    if "\0" in name or not path.name or len(name) > _LONGEST_NAME:
+        raise ValueError(f"its file name {brief(name)} is no name of a file")
 
 
 def parse_object(line: bytes) -> Any:
@@ -111,62 +155,85 @@ def parse_object(line: bytes) -> Any:
         raise ValueError("is not JSON (nested too deep)") from None
 
 
-def _decoded(part: str | bytes | epath.Path, size: int) -> str | Picture:
-    if isinstance(part, str):
-        return _text(part)
-    if isinstance(part, bytes):
-        return decode_picture(part, size)
-    try:
-        return decode_picture(_content(part), size)
-    except ValueError as error:
-        raise ValueError(f"{part.name[:100]}: {error}") from None
+def first_text(value: Any) -> str:
+    """The text in a caption's field: a text, its UTF-8 bytes, or the first one in a list of them.
+
+    Empty where there is none; `ValueError` for bytes of another encoding.
+    """
+    if isinstance(value, bytes):
+        try:
+            return decode_text(value)
+        except ValueError as error:
+            raise ValueError(f"its caption {error}") from None
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple):
+        return next((text for text in map(first_text, value) if text.strip()), "")
+    return ""
 
 
-def _text(text: str) -> str:
-    if not text.strip():
+def clean_caption(text: str) -> str:
+    """`clean_text` of a caption; `ValueError` if nothing is left."""
+    text = clean_text(text)
+    if not text:
         raise ValueError("it has no caption")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("its text holds half a surrogate pair") from None
-    for character in text:
-        if character in _OVERRIDES or (
-            unicodedata.category(character) == "Cc" and character not in "\t\n\r"
-        ):
-            raise ValueError(f"its text holds the control character U+{ord(character):04X}")
     return text
 
 
-def _content(path: epath.Path) -> bytes:
+def _decoded(part: str | bytes | epath.Path, size: int) -> str | Picture:
+    if isinstance(part, str):
+        return clean_caption(part)
     try:
-        size = path.stat().length
-        if size > MOST_BYTES:
-            raise ValueError(f"it has {size} bytes, more than {MOST_BYTES}")
-        return path.read_bytes()
+        return decode_picture(_content(part), size)
+    except ValueError as error:
+        if isinstance(part, bytes):
+            raise
+        raise ValueError(f"{part.name[:100]}: {error}") from None
+
+
+def _content(part: bytes | epath.Path) -> bytes:
+    if isinstance(part, bytes):
+        return part
+    try:
+        return read_regular(part)
     except OSError as error:
         raise ValueError(f"it can't be read ({type(error).__name__})") from None
 
 
-def _require_quality(item: RawItem, segments: list[str | Picture], data: DataConfig) -> None:
+def _require_quality(
+    item: RawItem, texts: Sequence[str], sizes: Sequence[tuple[int, int]], data: DataConfig
+) -> None:
+    try:
+        _require_licence_and_scores(item, data)
+        for size in sizes:
+            _require_sides(*size, data)
+        _require_words(texts, data)
+    except ValueError as error:
+        raise RefusedByRule(item.key, _at(item, error)) from None
+
+
+def _require_licence_and_scores(item: RawItem, data: DataConfig) -> None:
     if data.licences and item.licence not in data.licences:
-        raise ValueError(f"its licence {item.licence!r} is not among data.licences")
-    for name, most in ((_WATERMARK, data.max_watermark), (_UNSAFE, data.max_unsafe)):
-        score = _score(item.columns, name)
+        raise ValueError(f"its licence {brief(item.licence)} is not among data.licences")
+    for names, most in ((_WATERMARK, data.max_watermark), (_UNSAFE, data.max_unsafe)):
+        if most >= 1.0:
+            continue
+        score = _score(item.columns, names)
         if score > most:
-            raise ValueError(f"its {name[0]} score {score:g} is above {most:g}")
-    for segment in segments:
-        if isinstance(segment, Picture):
-            _require_picture(segment, data)
-    words = sum(len(s.split()) for s in segments if isinstance(s, str))
-    if any(isinstance(s, str) for s in segments) and words < data.min_words:
+            raise ValueError(f"its {names[0]} score {score:g} is above {most:g}")
+
+
+def _require_words(texts: Sequence[str], data: DataConfig) -> None:
+    words = sum(len(text.split()) for text in texts)
+    if texts and words < data.min_words:
         raise ValueError(f"its text has {words} words, fewer than data.min_words={data.min_words}")
     if data.max_words and words > data.max_words:
         raise ValueError(f"its text has {words} words, more than data.max_words={data.max_words}")
 
 
-def _require_picture(picture: Picture, data: DataConfig) -> None:
-    short, long = sorted((picture.width, picture.height))
-    size = f"the picture has {picture.width}x{picture.height} pixels"
+def _require_sides(width: int, height: int, data: DataConfig) -> None:
+    short, long = sorted((width, height))
+    size = f"the picture has {width}x{height} pixels"
     if short < data.min_side:
         raise ValueError(f"{size}, a side below data.min_side={data.min_side}")
     if data.max_aspect and long > data.max_aspect * short:
@@ -174,11 +241,21 @@ def _require_picture(picture: Picture, data: DataConfig) -> None:
 
 
 def _score(columns: Mapping[str, Any], names: tuple[str, ...]) -> float:
-    """The first of the columns as a number from 0 to 1; 0 where none is there."""
+    """The first of the columns as a number from 0 to 1; 0 where none of them is there.
+
+    Raises `ValueError` for what can't be read as a number: it never passes a rule.
+    """
     for name in names:
-        value = columns.get(name)
+        if name not in columns:
+            continue
+        value = columns[name]
         if isinstance(value, str):
-            value = _WORDS.get(value.upper())
-        if isinstance(value, bool | int | float):
-            return float(value)
+            value = _WORDS.get(value.strip().upper(), value)
+        try:
+            number = float(value) if isinstance(value, str | numbers.Number) else math.nan
+        except (TypeError, ValueError, OverflowError):  # words, complex numbers, huge ones
+            number = math.nan
+        if math.isnan(number):
+            raise ValueError(f"its {name} {brief(value)} is no number")
+        return number
     return 0.0

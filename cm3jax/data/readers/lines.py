@@ -3,24 +3,36 @@
 import array
 import hashlib
 import itertools
+import numbers
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from cm3jax.data.readers.items import MOST_BYTES, BadRecord, RawItem, join_inside, parse_object
+from cm3jax.data.readers.items import (
+    BadRecord,
+    RawItem,
+    first_text,
+    join_inside,
+    parse_object,
+)
 from cm3jax.errors import UserError
+from cm3jax.texts import MOST_BYTES, brief, clean_text, file_state
 
 _STRIDE = 64
 """Lines between two remembered places of a file."""
+_LONGEST_KEY = 1024
 _KNOWN = {"file", "caption", "licence", "license", "source", "items", "key"}
 
 
 class Lines:
-    """The lines of a file by number. Of a large file, few places and no content are held."""
+    """The lines of a file by number. Of a large file, few places and no content are held.
+
+    Raises `UserError` where the file was written again since it was opened: its places are stale.
+    """
 
     def __init__(self, path: epath.Path):
-        self.path = path
+        self.path, self._state = path, file_state(path)
         self._starts = array.array("q")
         self._count, offset = 0, 0
         with path.open("rb") as file:
@@ -34,6 +46,8 @@ class Lines:
         return self._count
 
     def __getitem__(self, number: int) -> bytes:
+        if file_state(self.path) != self._state:
+            raise UserError(f"{self.path} was changed while it was read; start again.")
         with self.path.open("rb") as file:
             file.seek(self._starts[number // _STRIDE])
             for _ in range(number % _STRIDE):
@@ -65,14 +79,15 @@ class CaptionLines:
         key = where
         try:
             value = _object(self._lines[place])
-            if isinstance(value.get("file"), str) and value["file"]:
+            if isinstance(value.get("file"), str) and 0 < len(value["file"]) <= _LONGEST_KEY:
                 key = (
                     f"{value['file']}#{self._again[place]}"
                     if place in self._again
                     else value["file"]
                 )
-            for name in ("file", "caption"):
-                if not isinstance(value.get(name), str) or not value[name]:
+            caption = first_text(value.get("caption"))
+            for name, text in (("file", value.get("file")), ("caption", caption)):
+                if not isinstance(text, str) or not text:
                     raise ValueError(f"has no text in {name!r}")
             source, licence = origin(value, str(self._folder))
             picture = join_inside(self._folder, value["file"])
@@ -81,7 +96,7 @@ class CaptionLines:
                 columns["mask"] = join_inside(self._folder, columns["mask"])
         except ValueError as error:
             raise BadRecord(key, f"{where} {error}") from None
-        parts = (value["caption"], picture)
+        parts = (caption, picture)
         return RawItem(key, parts, source, licence, columns, where)
 
 
@@ -122,18 +137,33 @@ class InterleavedLines:
                 return entry["text"]
             if isinstance(entry.get("image"), str):
                 return join_inside(self._lines.path.parent, entry["image"])
-        raise ValueError(f"has the item {str(entry)[:60]}, neither a text nor an image")
+        raise ValueError(f"has the item {brief(entry)}, neither a text nor an image")
 
 
 def origin(value: dict[str, Any], source: str) -> tuple[str, str]:
-    """Source and licence of a record's fields; `ValueError` for one that is no text."""
+    """Source and licence of a record's fields, `unknown` where it has none.
+
+    A number is a licence too, as COCO's are. Raises `ValueError` for anything else.
+    """
     found = []
     for names, default in ((("source",), source), (("licence", "license"), "unknown")):
-        given = next((value[name] for name in names if value.get(name) is not None), default)
-        if not isinstance(given, str) or not given:
-            raise ValueError(f"has no text in {names[0]!r}")
-        found.append(given)
+        given = (_name(names[0], value[name]) for name in names if name in value)
+        found.append(next(filter(None, given), default))
     return found[0], found[1]
+
+
+def _name(field: str, value: Any) -> str:
+    """A field as text; empty where tables have nothing: null, NaN, an empty text."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, numbers.Number) and not isinstance(value, bool):
+        # A column of integers with gaps comes as floats.
+        return str(int(value)) if value == int(value) else str(value)
+    if isinstance(value, bytes):
+        value = first_text(value)
+    if not isinstance(value, str):
+        raise ValueError(f"has no text in {field!r}")
+    return clean_text(value)
 
 
 def others(value: dict[str, Any]) -> dict[str, Any]:

@@ -1,27 +1,41 @@
 """Parquet tables of captions, with pictures in them or in files beside them."""
 
+import base64
+import binascii
 import functools
+import io
 from typing import Any
 
+import numpy as np
+import PIL.Image
 from etils import epath
 
-from cm3jax.data.readers.items import BadRecord, RawItem, join_inside
+from cm3jax.data.readers.items import BadRecord, RawItem, first_text, join_inside
 from cm3jax.data.readers.lines import origin, others
+from cm3jax.data.readers.tars import PICTURES
 from cm3jax.errors import UserError
+from cm3jax.texts import file_state
 
-_CAPTIONS = ("caption", "text")
-_PICTURES = ("jpg", "image", "file", "path", "file_name", "filename", "image_path")
+_CAPTIONS = ("caption", "text", "captions", "texts")
+_PATHS = ("file", "path", "file_name", "filename", "image_path")
+_PICTURES = (*PICTURES, "image", "images", "image_bytes", "bytes", "content", *_PATHS)
+_HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+"""How picture files begin, by which base64 is told from a path: that of a JPEG begins with /9j/."""
 
 
 class TableShard:
     """The rows of one parquet file; one of its row groups is in memory at a time.
 
-    A row has a `caption` (or `text`), and its picture as bytes or as a path below `folder`, in
-    `jpg`, `image`, `file`, `path`, `file_name` or `image_path`. Upper case is read as lower.
+    A row has a `caption`, `text`, `captions` or `texts`: a text, UTF-8 bytes, or a list, of which
+    the first counts. Its picture is in a column that is named after a format (`jpg`, `png`, `webp`,
+    as img2dataset has it), `image`, `images`, `image_bytes`, `bytes` or `content`: a file's bytes,
+    base64 of them, the `datasets` library's struct or Spark's; or it is a path below `folder`, in
+    one of these or in `file`, `path`, `file_name` or `image_path`. Upper case is read as lower.
     """
 
     def __init__(self, path: epath.Path, name: str, folder: epath.Path):
         self._path, self._name, self._folder = path, name, folder
+        self._state = file_state(path)
         self._fault, self._count = "", 1
         parquet = _parquet()
         try:
@@ -38,13 +52,16 @@ class TableShard:
         key = self._name if self._fault else f"{self._name}#{place}"
         if self._fault:
             raise BadRecord(key, self._fault)
+        if file_state(self._path) != self._state:
+            raise UserError(f"{self._path} was changed while it was read; start again.")
         try:
-            row = _row(self._path, place)
+            row = _row(self._path, self._state, place)
         except Exception as error:
             raise BadRecord(key, f"the row can't be read ({type(error).__name__})") from None
         try:
-            caption = next((row[n] for n in _CAPTIONS if isinstance(row.get(n), str)), "")
-            if not caption.strip():
+            texts = (first_text(row.get(name)) for name in _CAPTIONS)
+            caption = next((text for text in texts if text.strip()), "")
+            if not caption:
                 raise ValueError("it has no caption")
             source, licence = origin(row, str(self._folder))
             parts = (caption, self._picture(row))
@@ -54,36 +71,77 @@ class TableShard:
         return RawItem(key, parts, source, licence, columns)
 
     def _picture(self, row: dict[str, Any]) -> bytes | epath.Path:
-        for value in (row.get(name) for name in _PICTURES):
-            if isinstance(value, dict):  # as the `datasets` library keeps pictures
-                value = value.get("bytes") or value.get("path")
-            if isinstance(value, bytes):
-                return value
-            if isinstance(value, str) and value:
-                return join_inside(self._folder, value)
-        raise ValueError("it has no picture")
+        found = [_content(row.get(name)) for name in _PICTURES]
+        # Bytes first: a path beside them says where they were once.
+        contents = [value for value in found if isinstance(value, bytes)]
+        if any(contents):
+            return next(filter(None, contents))
+        if path := next((value for value in found if isinstance(value, str) and value), ""):
+            return join_inside(self._folder, path)
+        raise ValueError("its picture is empty" if contents else "it has no picture")
 
 
-def _row(path: epath.Path, place: int) -> dict[str, Any]:
+def _content(value: Any) -> bytes | str | None:
+    """A picture's bytes, or its path, in whatever a column holds."""
+    if isinstance(value, list):
+        value = next((entry for entry in value if entry), None)
+    if isinstance(value, dict):
+        if "nchannels" in {name.lower() for name in value}:
+            return _from_spark({name.lower(): entry for name, entry in value.items()})
+        # As the `datasets` library keeps pictures.
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, str):
+        return _from_base64(value) or value
+    return value if isinstance(value, bytes) else None
+
+
+def _from_base64(text: str) -> bytes | None:
+    """The bytes of a picture that was written as base64, or as a data URI; None of another text."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        content = base64.b64decode("".join(text.split()), validate=True)
+    except (ValueError, binascii.Error):
+        return None
+    return content if content.startswith(_HEADS) else None
+
+
+def _from_spark(value: dict[str, Any]) -> bytes:
+    """A file of Spark's image struct, whose data are rows of blue, green and red (and alpha)."""
+    try:
+        shape = (int(value["height"]), int(value["width"]), int(value["nchannels"]))
+        pixels = np.frombuffer(value["data"], np.uint8).reshape(shape)
+        order = {1: [0, 0, 0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[shape[2]]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("its image is not as Spark writes one") from None
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels[..., order]).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _row(path: epath.Path, state: tuple[int, ...], place: int) -> dict[str, Any]:
     group, first = 0, 0
-    counts = _group_sizes(path)
+    counts = _group_sizes(path, state)
     while place >= first + counts[group]:
         first += counts[group]
         group += 1
-    table = _group(path, group)
+    table = _group(path, state, group)
     (row,) = table.slice(place - first, 1).to_pylist()
     return {name.lower(): value for name, value in row.items()}
 
 
+# `state` is the file's `file_state`: a file that is written again is another one.
+
+
 @functools.lru_cache(maxsize=4)
-def _group_sizes(path: epath.Path) -> list[int]:
+def _group_sizes(path: epath.Path, state: tuple[int, ...]) -> list[int]:
     with path.open("rb") as file:
         metadata = _parquet().ParquetFile(file).metadata
         return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 @functools.lru_cache(maxsize=1)
-def _group(path: epath.Path, group: int):
+def _group(path: epath.Path, state: tuple[int, ...], group: int):
     with path.open("rb") as file:
         return _parquet().ParquetFile(file).read_row_group(group)
 

@@ -1,7 +1,9 @@
 """Tar shards as webdataset and img2dataset write them.
 
 Members that share a name up to the first dot of their file name are one sample: `0001.jpg`,
-`0001.txt` or the `caption` in `0001.json`. Nothing is ever extracted: bytes are read in place.
+`0001.txt` or the `caption` in `0001.json`. Hidden members, those of `__MACOSX` and webdataset's
+`__NAME__` belong to no sample and are passed over. Nothing is ever extracted: bytes are read in
+place.
 """
 
 import dataclasses
@@ -11,10 +13,19 @@ from collections import Counter
 
 from etils import epath
 
-from cm3jax.data.readers.items import MOST_BYTES, BadRecord, RawItem, parse_object, require_inside
+from cm3jax.data.readers.items import (
+    BadRecord,
+    RawItem,
+    first_text,
+    parse_object,
+    require_inside,
+)
 from cm3jax.data.readers.lines import origin, others
+from cm3jax.errors import UserError
+from cm3jax.texts import MOST_BYTES, file_state
 
-_PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
+"""Extensions of picture files; the first that a sample has is its picture."""
 _TEXTS = ("txt", "text", "caption")
 
 
@@ -31,15 +42,17 @@ class TarShard:
     """The samples of one uncompressed tar archive. `name` goes in front of their keys."""
 
     def __init__(self, path: epath.Path, name: str):
-        self._path, self._name = path, name
-        self._count = len(_samples(path))
+        self._path, self._name, self._state = path, name, file_state(path)
+        self._count = len(_samples(path, self._state))
 
     def __len__(self) -> int:
         return self._count
 
     def item(self, place: int) -> RawItem:
         """One sample; `BadRecord` says what is wrong with it."""
-        sample = _samples(self._path)[place]
+        if file_state(self._path) != self._state:
+            raise UserError(f"{self._path} was changed while it was read; start again.")
+        sample = _samples(self._path, self._state)[place]
         key = f"{self._name}/{sample.key}" if sample.key else self._name
         try:
             return self._read(sample, key)
@@ -54,18 +67,12 @@ class TarShard:
             fields = parse_object(self._member(sample, "json"))
             if not isinstance(fields, dict):
                 raise ValueError("its .json is not an object")
-        picture = next((name for name in _PICTURES if name in sample.members), None)
+        picture = next((name for name in PICTURES if name in sample.members), None)
         if picture is None:
             raise ValueError("it has no picture")
         text = next((name for name in _TEXTS if name in sample.members), None)
-        if text is not None:
-            try:
-                caption = self._member(sample, text).decode()
-            except UnicodeDecodeError:
-                raise ValueError(f"its .{text} is not UTF-8") from None
-        else:
-            caption = fields.get("caption")
-        if not isinstance(caption, str) or not caption.strip():
+        caption = first_text(fields.get("caption") if text is None else self._member(sample, text))
+        if not caption.strip():
             raise ValueError("it has no caption")
         source, licence = origin(fields, self._path.parent.name)
         parts = (caption, self._member(sample, picture))
@@ -84,8 +91,11 @@ class TarShard:
 
 
 @functools.lru_cache(maxsize=4)
-def _samples(path: epath.Path) -> list[_Sample]:
-    """The samples of an archive in order; what is damaged is a sample with a fault."""
+def _samples(path: epath.Path, state: tuple[int, ...]) -> list[_Sample]:
+    """The samples of an archive in order; what is damaged is a sample with a fault.
+
+    `state` is the file's `file_state`: an archive that is written again is another one.
+    """
     samples: list[_Sample] = []
     seen: Counter[str] = Counter()
 
@@ -99,6 +109,8 @@ def _samples(path: epath.Path) -> list[_Sample]:
         for entry in _entries(file):
             if isinstance(entry, str):
                 add("", {}, entry)
+                continue
+            if _is_no_sample(entry.name):
                 continue
             stem, extension = _split(entry.name)
             fault = _fault(entry)
@@ -130,6 +142,13 @@ def _entries(file):
     file.seek(end)
     if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile stops at a damaged header, silently
         yield f"the archive is damaged at byte {end}; what follows is lost"
+
+
+def _is_no_sample(name: str) -> bool:
+    """Whether a member was added by a file system or describes the archive: `._1.jpg`."""
+    *folders, last = name.split("/")
+    hidden = last.startswith(".") or (last.startswith("__") and last.endswith("__"))
+    return hidden or "__MACOSX" in folders
 
 
 def _split(name: str) -> tuple[str, str]:
