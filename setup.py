@@ -47,6 +47,7 @@ EXTRAS = {
         "milvus-lite>=3.2",  # the same in one local file
         "gcsfs",  # gs:// paths
     ],
+    "emoji": ["resvg-py>=0.5,<0.6"],  # draws the SVG of data.source=emoji
     "report": [
         "tensorboard>=2.21",  # curves beside the run's own metrics.jsonl
         "matplotlib>=3.10",  # figures of the paper
@@ -65,6 +66,7 @@ EXTRAS = {
         "pyarrow>=18",  # parquet tables
         "pymilvus>=3.0,<4",  # the index protocol over Milvus
         "milvus-lite>=3.2",  # its server, in the test's own process
+        "resvg-py>=0.5,<0.6",  # the pictures of emoji
     ],
     "bench": ["faiss-cpu>=1.15"],  # the other exact index, side by side
     # Tests against transformers' own models and torch's own files; the CPU build will do. It is in

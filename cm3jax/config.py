@@ -463,7 +463,7 @@ class DataConfig:
     """Where training rows come from."""
 
     source: str = "emblems"
-    """Raw data: `emblems`; a folder of pictures with a `captions.jsonl`; a folder with a
+    """Raw data: `emblems`; `emoji`; a folder of pictures with a `captions.jsonl`; a folder with a
     `documents.jsonl` of interleaved documents, or such a file; a folder of tar shards (webdataset,
     img2dataset) or of parquet files; `tfds:NAME` for a dataset of tensorflow-datasets."""
     records: int = 50_000

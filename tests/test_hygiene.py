@@ -19,7 +19,7 @@ LAYERS = (
     "vocab files folders checksums records shards tensors draws hardware html plots",
     "document sequence masks tokenizers experiment_io",
     "prompts retrieval tasks",
-    "data partition model",
+    "data emoji partition model",
     "loss optim state gradients checkpoint metrics run_report distributed watchdog",
     "learners testing interop",
     "train decode",

@@ -1,6 +1,7 @@
 """Raw caption-picture data behind one interface. `data.source` is one of
 
 emblems             the miniature's pictures, generated under `data.raw`
+emoji               pictures of four artists, drawn under `data.raw` from archives that lie there
 a folder            with a `captions.jsonl`, one JSON object per line, and the pictures:
                     {"file": "cats/1.png", "caption": "a cat", "licence": "CC0-1.0",
                     "source": "my camera"}; `licence` and `source` may be missing, and so may
@@ -91,15 +92,17 @@ def open_source(
 ) -> Source:
     """The records of a split, `train`, `validation` or `bank`.
 
-    `emblems` is written under `data.raw` first, unless it is there; `progress` is told (documents
-    written, documents in all). What has no splits gives its first `data.records` records but every
-    50th for training and for the bank, and every 50th for validation. Raises `UserError` if there
-    is nothing to read.
+    `emblems` and `emoji` are written under `data.raw` first, unless they are there; `progress` is
+    told (documents written, documents in all). What has no splits gives its first `data.records`
+    records but every 50th for training and for the bank, and every 50th for validation. Raises
+    `UserError` if there is nothing to read.
     """
     if split not in ("train", "validation", "bank"):
         raise ValueError(f"no split {split!r}; there are train, validation and bank")
     if data.source == "emblems":
         return _emblems(data, split, seed, progress)
+    if data.source == "emoji":
+        return _emoji(data, split, seed, progress)
     return ItemSource(_readers(data), data, split)
 
 
@@ -113,6 +116,15 @@ def _emblems(
         records=data.records, emblems=data.emblems, seed=seed, size=data.image_size
     )
     return EmblemsSource(prepare(data.raw, config, progress).as_data_source(split))
+
+
+def _emoji(
+    data: DataConfig, split: str, seed: int, progress: Callable[[int, int], None] | None
+) -> Source:
+    from cm3jax.emoji.builder import prepare
+
+    builder = prepare(data.raw, data.records, seed, data.image_size, progress)
+    return EmojiSource(builder.as_data_source(split))
 
 
 class EmblemsSource:
@@ -156,6 +168,30 @@ class EmblemsSource:
         scenes = (Scene.from_json(scene.decode()) for scene in record["scenes"])
         things = (annotate(scene, key, size).segmentation > 0 for scene in scenes)
         return tuple(np.where(thing, np.uint8(255), np.uint8(0)) for thing in things)
+
+
+class EmojiSource:
+    """A split of the prepared `emoji`."""
+
+    def __init__(self, records):
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> RawRecord:
+        record = self._records[index]
+        segments = (record["text"].decode(), record["image"])
+        return RawRecord(
+            key=record["key"].decode(),
+            segments=segments,
+            hash=digest(*segments),
+            kind=record["kind"].decode(),
+            subjects=tuple(noun.decode() for noun in record["subjects"]),
+            source=record["source"].decode(),
+            licence=record["licence"].decode(),
+            held_out=record["kind"] == b"memory",
+        )
 
 
 class ItemSource:
@@ -234,8 +270,8 @@ def _readers(data: DataConfig) -> list[Reader]:
 
         return [TableShard(file, name, path) for name, file in tables.items()]
     raise UserError(
-        f"data.source={data.source} is neither `emblems` nor tfds:NAME, a JSONL of documents, or a "
-        f"folder with a {CAPTIONS}, a {DOCUMENTS}, tar or parquet files; give one."
+        f"data.source={data.source} is neither `emblems`, `emoji` nor tfds:NAME, a JSONL of "
+        f"documents, or a folder with a {CAPTIONS}, a {DOCUMENTS}, tar or parquet files; give one."
     )
 
 

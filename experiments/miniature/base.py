@@ -1,6 +1,5 @@
 """What all members of the miniature share, and how each states what differs."""
 
-import dataclasses
 from typing import Any
 
 from cm3jax.config import (
@@ -15,6 +14,7 @@ from cm3jax.config import (
     VocabConfig,
     VQGANConfig,
 )
+from experiments.delta import with_delta
 
 SHIPPED = "experiments/miniature/weights"
 """The weights in the repository: what an experiment reads that does not train it itself."""
@@ -118,9 +118,4 @@ def base(name: str, home: str = "miniature", **delta: Any) -> Experiment:
             bank=f"data/{home}/bank",
         ),
     )
-    nested = {
-        field: dataclasses.replace(getattr(experiment, field), **value)
-        for field, value in delta.items()
-        if isinstance(value, dict)
-    }
-    return dataclasses.replace(experiment, **{**delta, **nested})
+    return with_delta(experiment, delta)

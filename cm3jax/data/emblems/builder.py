@@ -8,21 +8,14 @@ The builder belongs to TFDS, so this module imports it at once; import the modul
 """
 
 import dataclasses
-import io
-from collections.abc import Callable, Iterator
 
-import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from etils import epath
-from PIL import Image
 
 from cm3jax.data.emblems.draw import SIZE
 from cm3jax.data.emblems.examples import Example, bank_size, example
 from cm3jax.data.emblems.looks import TRAINING
-
-Progress = Callable[[int, int], None]
-"""Called with the number of documents written and of all documents."""
+from cm3jax.data.tfds_writing import NumberedBuilder, Progress, png, written
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -52,7 +45,7 @@ class EmblemsConfig(tfds.core.BuilderConfig):
         }
 
 
-class Emblems(tfds.core.GeneratorBasedBuilder):
+class Emblems(NumberedBuilder):
     """`emblems` as a TFDS dataset; record i of a split is `example(split, i)`.
 
     Pictures of a document stand in `images`, texts in `texts`; `order` says how they alternate
@@ -61,7 +54,15 @@ class Emblems(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version("2.0.0")
-    progress: Progress | None = None
+
+    def counts(self) -> dict[str, int]:
+        """Documents of each split."""
+        return self.builder_config.counts
+
+    def record(self, split: str, index: int) -> dict[str, object]:
+        """The features of a document."""
+        config = self.builder_config
+        return _record(example(split, index, config.seed, config.size, config.emblems))
 
     def _info(self) -> tfds.core.DatasetInfo:
         side = self.builder_config.size
@@ -87,33 +88,6 @@ class Emblems(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,  # record i stays document i
         )
 
-    def _log_download_bytes(self) -> None:
-        """Say nothing: nothing is downloaded."""
-
-    def _log_download_done(self) -> None:
-        """Say nothing: `progress` says it."""
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        del dl_manager  # nothing to download
-        counts = self.builder_config.counts
-        generators, done = {}, 0
-        for split, count in counts.items():
-            generators[split] = self._generate_examples(split, count, done)
-            done += count
-        return generators
-
-    def _generate_examples(
-        self, split: str, count: int, done: int
-    ) -> Iterator[tuple[int, dict[str, object]]]:
-        """Records of one split; `done` documents of other splits were written before."""
-        config, total = self.builder_config, sum(self.builder_config.counts.values())
-        for index in range(count):
-            if self.progress and not (done + index) % 1000:
-                self.progress(done + index, total)
-            yield index, _record(example(split, index, config.seed, config.size, config.emblems))
-        if self.progress and done + count == total:
-            self.progress(total, total)
-
 
 def _record(document: Example) -> dict[str, object]:
     texts = [part for part in document.segments if isinstance(part, str)]
@@ -123,7 +97,7 @@ def _record(document: Example) -> dict[str, object]:
         "kind": document.kind,
         "order": "".join("t" if isinstance(part, str) else "i" for part in document.segments),
         "texts": texts,
-        "images": [_png(image) for image in images],
+        "images": [png(image) for image in images],
         "scenes": [scene.to_json() for scene in document.scenes],
         "emblems": list(document.emblems),
         "source": document.source,
@@ -131,22 +105,10 @@ def _record(document: Example) -> dict[str, object]:
     }
 
 
-def _png(image: np.ndarray) -> bytes:
-    """TFDS would call TensorFlow to encode an array, so encode it here."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
 def prepare(
     data_dir: epath.PathLike, config: EmblemsConfig, progress: Progress | None = None
 ) -> Emblems:
     """Write the dataset under `data_dir`, unless it is there whole already."""
-    tfds.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # TFDS warns of every configuration that it can't list
-    builder = Emblems(data_dir=str(data_dir), config=config, file_format="array_record")
-    logging.set_verbosity(verbosity)
-    builder.progress = progress
-    builder.download_and_prepare()
-    return builder
+    return written(
+        lambda: Emblems(data_dir=str(data_dir), config=config, file_format="array_record"), progress
+    )

@@ -1,0 +1,74 @@
+"""What our builders of tensorflow-datasets share: writing without TensorFlow and without noise.
+
+TFDS takes a second to import, so import this module where a dataset is written.
+"""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from PIL import Image
+
+from cm3jax.shapes import UInt8
+
+Progress = Callable[[int, int], None]
+"""Called with the number of documents written and of all documents."""
+
+
+class NumberedBuilder(tfds.core.GeneratorBasedBuilder):
+    """A builder whose record i of a split is a function of i; it says how far it is."""
+
+    progress: Progress | None = None
+
+    def record(self, split: str, index: int) -> dict[str, object]:
+        """The features of a record."""
+        raise NotImplementedError
+
+    def counts(self) -> dict[str, int]:
+        """Records of each split."""
+        raise NotImplementedError
+
+    def _log_download_bytes(self) -> None:
+        """Say nothing: nothing is downloaded."""
+
+    def _log_download_done(self) -> None:
+        """Say nothing: `progress` says it."""
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        del dl_manager  # nothing to download
+        generators, done = {}, 0
+        for split, count in self.counts().items():
+            generators[split] = self._generate_examples(split, count, done)
+            done += count
+        return generators
+
+    def _generate_examples(self, split: str, count: int, done: int):
+        """Records of one split; `done` of other splits were written before."""
+        total = sum(self.counts().values())
+        for index in range(count):
+            if self.progress and not (done + index) % 1000:
+                self.progress(done + index, total)
+            yield index, self.record(split, index)
+        if self.progress and done + count == total:
+            self.progress(total, total)
+
+
+def written(make: Callable[[], NumberedBuilder], progress: Progress | None) -> NumberedBuilder:
+    """The builder that `make` gives, its files written unless they are there whole already."""
+    tfds.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of every configuration that it can't list
+    builder = make()
+    logging.set_verbosity(verbosity)
+    builder.progress = progress
+    builder.download_and_prepare()
+    return builder
+
+
+def png(image: UInt8[np.ndarray, "Y X 3"]) -> bytes:
+    """TFDS would call TensorFlow to encode an array, so encode it here."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,92 @@
+"""What a picture shows, and its caption.
+
+    the flag of France on the moon
+    a small red apple at the top left in the sky
+    a red apple at the left and a rocket in Noto's style at the right on sand
+
+A thing stands at one of nine places; one whose place is not told stands in the centre, one that is
+not small fills three quarters of the side, and a style that is not told may be any. Things of a
+pair are small.
+"""
+
+import dataclasses
+import json
+
+from cm3jax.data.emblems.scene import PLACES
+from cm3jax.emoji.grounds import GROUNDS
+from cm3jax.emoji.looks import GRID, SIDES, Catalogue, Thing
+
+CENTRE = PLACES.index("centre")
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """A thing in a picture."""
+
+    noun: str
+    style: str
+    place: int = CENTRE
+    """A number in `PLACES`."""
+    size: str = ""
+    """A key of `SIDES`."""
+    tells_style: bool = True
+    """Whether the caption says whose picture it is."""
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Row and column of its upper left unit."""
+        step = (GRID - SIDES[self.size]) // 2
+        return self.place // 3 * step, self.place % 3 * step
+
+    def overlaps(self, other: "Placed") -> bool:
+        """Whether two things would cover the same unit."""
+        gaps = [abs(a - b) for a, b in zip(self.corner, other.corner, strict=True)]
+        return max(gaps) < max(SIDES[self.size], SIDES[other.size])
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """Everything in one picture; equal scenes are equal pictures."""
+
+    ground: str
+    """A key of `GROUNDS`."""
+    things: tuple[Placed, ...]
+
+    @property
+    def nouns(self) -> tuple[str, ...]:
+        """What it is about."""
+        return tuple(placed.noun for placed in self.things)
+
+    def known(self, catalogue: Catalogue) -> tuple[Thing, ...]:
+        """The things of the catalogue."""
+        return tuple(catalogue.by_noun[placed.noun] for placed in self.things)
+
+    def to_json(self) -> str:
+        """One line of JSON, from which `from_json` makes an equal scene."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Scene":
+        """The scene that `to_json` wrote."""
+        value = json.loads(text)
+        return cls(value["ground"], tuple(Placed(**placed) for placed in value["things"]))
+
+
+def caption(scene: Scene) -> str:
+    """The scene in words; only between its things stands "and"."""
+    return f"{' and '.join(map(_clause, scene.things))} {GROUNDS[scene.ground]}"
+
+
+def _clause(placed: Placed) -> str:
+    words = placed.noun
+    if placed.size:
+        article, _, rest = words.partition(" ")
+        known = article in ("a", "an", "the")
+        words = (
+            f"{'the' if article == 'the' else 'a'} {placed.size} {rest}"
+            if known
+            else (f"{placed.size} {words}")
+        )
+    if placed.tells_style:
+        words += f" in {placed.style}'s style"
+    return words if placed.place == CENTRE else f"{words} at the {PLACES[placed.place]}"

@@ -1,0 +1,1 @@
+"""The miniature on real pictures: emoji of four artists, whose names training holds out."""
