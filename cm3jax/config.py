@@ -389,6 +389,13 @@ class CM3Config:
     vary_documents: bool = False
     """Show the others a number of documents drawn from 0 to retrieval.documents with equal odds
     (RA-CM3) instead of all."""
+    wrong_documents: float = 0.0
+    """Probability that the last of a sample's documents gives way to one of another record, drawn
+    at random, or that one joins them where there are fewer than retrieval.documents: a model that
+    takes whatever it is shown is then wrong, and must read whose document it is."""
+    shuffle_documents: bool = False
+    """Show a sample's documents in random order instead of the best one (or, with
+    retrieval.clauses, the first clause's) first."""
     retrieved_weight: float = 1.0
     """Loss weight of retrieved documents (1 in CM3Leon, 0.1 in RA-CM3)."""
     loss_on: Literal["all", "answer"] = "all"
@@ -396,7 +403,7 @@ class CM3Config:
     the paper, or the answer alone, with the id that ends it."""
 
     def __post_init__(self):
-        for name in ("whole_segment", "picture_rows", "no_documents"):
+        for name in ("whole_segment", "picture_rows", "no_documents", "wrong_documents"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"cm3.{name}={value} is a probability; give 0 to 1.")
         _require(
@@ -826,6 +833,11 @@ class Experiment:
                 "data.online makes the rows of a decoder from one source, whole samples and whole "
                 "batches; leave data.mixture and optim.accumulate out and use data.rows=whole, or "
                 "prepare a corpus.",
+            )
+            _require(
+                not (self.cm3.wrong_documents or self.cm3.shuffle_documents),
+                "data.online shows the documents that it finds, best first; leave "
+                "cm3.wrong_documents and cm3.shuffle_documents out, or prepare a corpus.",
             )
 
     def _require_rows_for_attention(self):

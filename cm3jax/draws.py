@@ -45,6 +45,10 @@ class Stream(enum.IntEnum):
     """Which corpus of a mixture a row comes from."""
     NO_CAPTION = 13
     """Whether a pair is shown to the encoder-decoder without its caption."""
+    WRONG_DOCUMENTS = 14
+    """Whether a sample is shown a document of another record, and of which."""
+    DOCUMENT_ORDER = 15
+    """The order of a sample's documents."""
 
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

@@ -18,7 +18,7 @@ from cm3jax import draws
 from cm3jax.config import CM3Config
 from cm3jax.draws import Stream
 from cm3jax.masks import mask_counts
-from cm3jax.retrieval.select import NONE, draw
+from cm3jax.retrieval.select import NONE, Drawn, draw, shuffled, with_wrong
 from cm3jax.sequence import Places, answer_masks, documents_shown, fit, reserved
 from cm3jax.shapes import Float, Int
 
@@ -234,10 +234,23 @@ class _Shown:
 
 def _shown(table: Table, seed: int, epoch: int, block: int, documents: int, config: CM3Config):
     records = epoch_order(seed, epoch, len(table.lengths))[block * BLOCK : (block + 1) * BLOCK]
-    drawn = draw(
-        np, table.neighbours[records], table.scores[records], seed, epoch, records, documents
-    )
+    drawn = _drawn(table, records, seed, epoch, documents)
+    if config.wrong_documents and documents:
+        words = draws.bits(np, seed, epoch, records, Stream.WRONG_DOCUMENTS, 2)
+        others = draws.below(np, words[:, 1], len(table.lengths)).astype(np.int64)
+        wrong = _drawn(table, others, seed, epoch, 1).ids[:, 0]
+        chosen = draws.chance(np, words[:, 0], config.wrong_documents)
+        drawn = with_wrong(np, drawn, wrong, chosen)
     count = documents_shown(np, seed, epoch, records, documents, config)
     ids = np.where(np.arange(drawn.ids.shape[1]) < count[:, None], drawn.ids, NONE)
+    if config.shuffle_documents:
+        drawn = shuffled(np, Drawn(ids, drawn.scores), seed, epoch, records)
+        ids = drawn.ids
     lengths = np.where(ids == NONE, 0, table.bank_lengths[ids]).astype(np.int32)
     return _Shown(records, ids, drawn.scores, lengths, table.lengths[records].astype(np.int32))
+
+
+def _drawn(table: Table, records: Int[np.ndarray, " B"], seed: int, epoch: int, documents: int):
+    return draw(
+        np, table.neighbours[records], table.scores[records], seed, epoch, records, documents
+    )

@@ -237,6 +237,41 @@ def draw(
     return Drawn(xp.where(kept, ids, NONE), xp.where(kept, scores, 0))
 
 
+_WRONG = -1.0
+"""The score of a wrong document: the first to go where there is no room for all."""
+
+
+def with_wrong(
+    xp: ModuleType,
+    drawn: Drawn,
+    others: Int[Array | np.ndarray, " B"],
+    chosen: Bool[Array | np.ndarray, " B"],
+) -> Drawn:
+    """Put document `others` of another record in the last place of each sample that is `chosen`,
+    or in the first free one; not where that is no document or is shown already."""
+    slots = xp.arange(drawn.ids.shape[1])
+    found = (drawn.ids != NONE).sum(1)
+    place = xp.minimum(found, drawn.ids.shape[1] - 1)
+    fits = chosen & (others != NONE) & ~(drawn.ids == others[:, None]).any(1)
+    here = fits[:, None] & (slots == place[:, None])
+    scores = xp.where(here, xp.asarray(_WRONG, drawn.scores.dtype), drawn.scores)
+    return Drawn(xp.where(here, others[:, None], drawn.ids), scores)
+
+
+def shuffled(
+    xp: ModuleType,
+    drawn: Drawn,
+    seed: int,
+    epoch: int | Int[Array | np.ndarray, " B"],
+    record: Int[Array | np.ndarray, " B"],
+) -> Drawn:
+    """The documents of each sample in random order, missing ones still last."""
+    slots = drawn.ids.shape[1]
+    keys = draws.bits(xp, seed, epoch, record, draws.Stream.DOCUMENT_ORDER, slots)
+    order = _sorted_by(xp, [keys, drawn.ids == NONE])
+    return Drawn(_take(xp, drawn.ids, order), _take(xp, drawn.scores, order))
+
+
 def _sorted_by(xp: ModuleType, keys):
     """The order that sorts rows by the last key first, as `lexsort` does, along axis 1."""
     return xp.lexsort(xp.stack([key.astype(xp.uint32) for key in keys]), axis=-1)

@@ -49,9 +49,9 @@ def base(name: str, **delta: Any) -> Experiment:
         ),
         clip=ClipConfig(
             image_size=64,
-            patch=8,
+            patch=16,
             vision_width=128,
-            vision_layers=3,
+            vision_layers=2,
             vision_heads=4,
             text_width=128,
             text_layers=2,
@@ -68,6 +68,8 @@ def base(name: str, **delta: Any) -> Experiment:
             whole_segment=0.5,
             picture_rows=0.7,
             retrieved_weight=0.1,
+            wrong_documents=0.5,
+            shuffle_documents=True,
         ),
         model=DecoderConfig(
             layers=4,

@@ -113,6 +113,36 @@ def test_documents_are_those_of_the_queries_asked_for(prepared, queries, places)
     assert places != 2 or seen == {0, 1}
 
 
+def test_wrong_documents_are_other_records_own_and_any_order_may_be(prepared):
+    config, corpus, bank = prepared
+
+    def shown(**changes):
+        cm3 = dataclasses.replace(config.cm3, no_documents=0.0, **changes)
+        rows = CorpusRows(dataclasses.replace(config, cm3=cm3), corpus, bank)
+        plans = blocks(rows, 0)
+        return {
+            int(record): documents.tolist()
+            for plan in plans
+            for record, documents in zip(plan.records, plan.documents, strict=True)
+        }
+
+    plain, wrong = shown(), shown(wrong_documents=1.0)
+    mixed = shown(wrong_documents=1.0, shuffle_documents=True)
+    stored = set(corpus.neighbours.ravel().tolist())
+    strange = 0
+    for record, documents in wrong.items():
+        mine = set(corpus.neighbours[record].ravel().tolist())
+        strange += any(document not in mine for document in documents)
+        assert set(documents) <= stored
+        assert sorted(mixed[record]) == sorted(documents)
+    assert strange > 0.6 * len(wrong)  # others are the record's own by chance, or found no room
+    swapped = sum(mixed[record] != documents for record, documents in wrong.items())
+    assert swapped / len(wrong) == pytest.approx(0.5, abs=0.12)
+    half = shown(wrong_documents=0.5)
+    changed = np.mean([half[record] != plain[record] for record in plain])
+    assert changed == pytest.approx(0.5, abs=0.12)
+
+
 def unrotated(ids):
     """A stream row before its spans were moved: its tail begins where the first mask recurs."""
     masks = np.flatnonzero(ids == VOCAB.sentinel(0))

@@ -11,6 +11,7 @@ import pytest
 
 from cm3jax import partition, testing
 from cm3jax.config import (
+    CM3Config,
     DataConfig,
     MeshConfig,
     OptimConfig,
@@ -176,6 +177,9 @@ def test_what_is_held_out_is_never_found_in_training(tmp_path):
 def test_says_what_does_not_fit(home):
     with pytest.raises(UserError, match=r"data\.online makes the rows of a decoder"):
         experiment(home, optim=OptimConfig(accumulate=2))
+    for field in ({"wrong_documents": 0.5}, {"shuffle_documents": True}):
+        with pytest.raises(UserError, match=r"leave cm3\.wrong_documents"):
+            experiment(home, cm3=CM3Config(**field))
     short = dataclasses.replace(testing.experiment().model, context=16)
     with pytest.raises(UserError, match=r"does not fit a row of model\.context=16"):
         OnlineLearner(experiment(home, model=short)).stream("train")

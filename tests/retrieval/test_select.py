@@ -11,14 +11,17 @@ from cm3jax.config import RetrievalConfig
 from cm3jax.retrieval.protocol import Neighbours
 from cm3jax.retrieval.select import (
     NONE,
+    Drawn,
     choose,
     draw,
     drop_pieces,
     excluded,
     near,
     preference,
+    shuffled,
     side_by_side,
     too_relevant,
+    with_wrong,
 )
 
 CONFIG = RetrievalConfig(
@@ -259,6 +262,42 @@ def test_three_of_four_are_uniform_and_two_come_from_one_query():
     kinds, counts = np.unique(two, axis=0, return_counts=True)
     assert kinds.tolist() == [[0, 1], [2, 3]]
     assert np.all(np.abs(counts - 2000) < 200)
+
+
+WRONG = [
+    # shown, other, chosen -> shown
+    ([4, 5], 9, True, [4, 9]),  # in the last place
+    ([4, NONE], 9, True, [4, 9]),  # in the free one
+    ([NONE, NONE], 9, True, [9, NONE]),
+    ([4, 5], 9, False, [4, 5]),
+    ([4, 5], NONE, True, [4, 5]),
+    ([4, 5], 4, True, [4, 5]),  # is shown already
+]
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_a_wrong_document_takes_the_last_place_and_is_the_first_to_go(xp):
+    ids, others, chosen, expected = (xp.asarray(column) for column in zip(*WRONG, strict=True))
+    scores = xp.where(ids == NONE, 0.0, 0.5).astype(xp.float32)
+    drawn = with_wrong(xp, Drawn(ids, scores), others, chosen)
+    np.testing.assert_array_equal(drawn.ids, expected)
+    new = np.asarray(drawn.ids) != np.asarray(ids)
+    assert (np.asarray(drawn.scores)[new] == -1).all()
+    np.testing.assert_array_equal(np.asarray(drawn.scores)[~new], np.asarray(scores)[~new])
+
+
+def test_shuffled_documents_keep_their_scores_and_stand_first_as_often_as_last():
+    ids = np.tile([[3, 4, NONE]], (4000, 1))
+    scores = np.tile(np.float32([[0.3, 0.4, 0.0]]), (4000, 1))
+    records = np.arange(4000)
+    mixed = shuffled(np, Drawn(ids, scores), 1, 2, records)
+    assert (mixed.ids[:, 2] == NONE).all()
+    np.testing.assert_allclose(mixed.scores[:, :2], mixed.ids[:, :2] / 10, rtol=1e-6)
+    assert np.mean(mixed.ids[:, 0] == 3) == pytest.approx(0.5, abs=0.03)
+    device = shuffled(jnp, Drawn(jnp.asarray(ids), jnp.asarray(scores)), 1, 2, records)
+    np.testing.assert_array_equal(mixed.ids, device.ids)
+    again = shuffled(np, Drawn(ids[:9], scores[:9]), 1, 3, records[:9])
+    assert (again.ids[:9] != mixed.ids[:9]).any()  # another epoch, another order
 
 
 def test_choosing_is_fast():

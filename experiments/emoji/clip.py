@@ -1,0 +1,21 @@
+"""The retrieval encoder of emoji: CLIP with a document loss, over names and pictures of things.
+
+    python -m launch.train emoji/clip
+
+Needs the run `emoji/text`.
+"""
+
+from cm3jax.config import Experiment
+from experiments.emoji.base import base
+
+
+def get_config() -> Experiment:
+    """Two towers of width 128; documents are partners that show the same thing, in any style."""
+    return base(
+        "emoji/clip",
+        learner="clip",
+        data={"batch": 128},
+        optim={"peak_lr": 1e-3, "warmup_steps": 50},
+        train={"steps": 1200, "log_every": 25, "validate_every": 200},
+        checkpoint={"every": 100},
+    )

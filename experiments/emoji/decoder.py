@@ -1,0 +1,23 @@
+"""The decoder of emoji: retrieval-augmented CM3 over 64 x 64 pictures of 256 codes.
+
+    python -m launch.prepare emoji/decoder
+    python -m launch.train emoji/decoder
+
+Needs the runs `emoji/text`, `emoji/vqgan` and `emoji/clip`. A document is of use to who reads its
+name alone: documents stand in random order, and among those of half of the records that have some
+is one of another record.
+"""
+
+from cm3jax.config import Experiment
+from experiments.emoji.base import base
+
+
+def get_config() -> Experiment:
+    """A decoder of 1.1 M parameters over rows of 928 tokens: two documents and what is asked."""
+    return base(
+        "emoji/decoder",
+        data={"batch": 4},
+        optim={"method": "muon", "peak_lr": 1e-2, "warmup_steps": 100},
+        train={"steps": 45_000, "log_every": 50, "validate_every": 1000},
+        checkpoint={"every": 250},
+    )
