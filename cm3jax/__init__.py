@@ -11,8 +11,11 @@ __version__ = "0.1.0"
 def load(run_dir: str, bank: str = "") -> "Generator":
     """The generator of a trained decoder: `cm3jax.load(run).generate("…", retrieve=2).image`.
 
-    See `cm3jax.generate.load`; nothing is imported before it is called.
+    See `cm3jax.generate.load`; nothing is imported before it is called. Compiled programs are kept
+    for the next process, unless jax was told where to keep them, or not to.
     """
     from cm3jax import generate
+    from cm3jax.program_cache import use_program_cache
 
+    use_program_cache()
     return generate.load(run_dir, bank)

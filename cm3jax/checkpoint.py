@@ -8,11 +8,13 @@ does not stand; on resuming it compares them and tells the others which checkpoi
 exported run is a directory with `config.json` and `params.safetensors` alone.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
+import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -55,6 +57,8 @@ class Meta:
     """Time spent in the training loop so far, over all lives of the run."""
     licences: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The share of each licence among the training rows; empty where no corpus says so."""
+    data: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Fingerprints of the data by name (`Stream.fingerprints`); empty in earlier versions."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -63,19 +67,27 @@ class Meta:
             "experiment": to_dict(self.experiment),
             "fingerprints": dict(self.fingerprints),
             "licences": dict(self.licences),
+            "data": dict(self.data),
             "timers": {"seconds": self.seconds},
         }
 
     @classmethod
     def from_json(cls, values: dict[str, Any], what: str) -> "Meta":
-        """The inverse of `to_json`."""
-        return cls(
-            position=Position.from_json(values["position"]),
-            experiment=from_dict(values["experiment"], what),
-            fingerprints=values["fingerprints"],
-            licences=values.get("licences", {}),  # none in checkpoints of earlier versions
-            **values["timers"],
-        )
+        """The inverse of `to_json`; `UserError` for other values."""
+        try:
+            return cls(
+                position=Position.from_json(values["position"]),
+                experiment=from_dict(values["experiment"], what),
+                fingerprints=values["fingerprints"],
+                licences=values.get("licences", {}),  # none in checkpoints of earlier versions,
+                data=values.get("data", {}),  # nor these
+                **values["timers"],
+            )
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{what} is no checkpoint of this project, or of a later version; give another "
+                "run directory."
+            ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +109,8 @@ class LoadedRun:
     fingerprints: Mapping[str, str]
     licences: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """As in `Meta`."""
+    data: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """As in `Meta`."""
 
 
 class Checkpoints:
@@ -110,7 +124,7 @@ class Checkpoints:
         self._directory = epath.Path(run_dir).resolve() / "checkpoints"
         for half in _half_written(self._directory):
             _log.warning("passing over %s: the run ended while it was being written.", half)
-        self._saving = ""
+        self._saving, self._pending = "", False
         self._manager = _manager(
             self._directory,
             max_to_keep=config.keep,
@@ -121,8 +135,13 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        try:
+            with self._writing():
+                self._manager.close()
+        except UserError:
+            if kind is None:  # else the run ends for another reason, which is said
+                raise
 
     def restore(self, abstract: TrainState, fingerprints: Mapping[str, str]) -> Restored | None:
         """The newest sound checkpoint, laid out as `abstract` says; None if there is none.
@@ -141,13 +160,37 @@ class Checkpoints:
         return Restored(_read_state(self._manager, step, abstract), meta)
 
     def save(self, step: int, state: TrainState, meta: Meta) -> None:
-        """Begin to write a checkpoint; waits first for one that is still being written."""
+        """Begin to write a checkpoint; waits first for one that is still being written.
+
+        Raises `UserError` if one of both cannot be written.
+        """
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta.to_json())
         )
-        self._manager.wait_until_finished()
-        self._saving = str(step)
-        self._manager.save(step, args=items)
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._saving = str(step)
+            self._manager.save(step, args=items)
+        self._pending = True
+
+    def check(self) -> None:
+        """Raise `UserError` if the checkpoint that is being written has failed. Waits for nothing:
+        called after every step, it tells while there is still little to lose."""
+        if self._pending and not self._manager.is_saving_in_progress():
+            self._pending = False
+            with self._writing():
+                self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            raise UserError(
+                f"the checkpoint of step {self._saving} cannot be written to {self._directory} "
+                f"({_brief(error)}); make room there and start again: the run goes on from its "
+                "newest complete checkpoint."
+            ) from error
 
     def _seal(self) -> None:
         """Add the checksums to the checkpoint that was just written and has no final name yet."""
@@ -257,7 +300,8 @@ def write_run(
     for path, leaf in jax.tree.leaves_with_path(run.variables):
         narrow = dtype == "bfloat16" and leaf.dtype == np.float32
         outputs[_name(path)] = tensors.whole(leaf, "BF16" if narrow else None)
-    write_export(out_dir, run.experiment, outputs, run.step, run.fingerprints, run.licences)
+    notes = (run.step, run.fingerprints, run.licences, run.data)
+    write_export(out_dir, run.experiment, outputs, *notes)
 
 
 def write_export(
@@ -267,23 +311,14 @@ def write_export(
     step: int,
     fingerprints: Mapping[str, str],
     licences: Mapping[str, float] = types.MappingProxyType({}),
+    data: Mapping[str, str] = types.MappingProxyType({}),
 ) -> None:
     """`write_run` of tensors that need not be in memory, under their names."""
     header = {"step": str(step), "fingerprints": json.dumps(dict(fingerprints))}
-    header["licences"] = json.dumps(dict(licences))
+    header |= {"licences": json.dumps(dict(licences)), "data": json.dumps(dict(data))}
     tensors.write_file(epath.Path(out_dir) / PARAMS_FILE, outputs, header)
     portable = dataclasses.replace(experiment, workdir="", init_from="")
     save_experiment(epath.Path(out_dir) / "config.json", portable)
-
-
-def companion(run_dir: epath.PathLike, path: str) -> epath.Path:
-    """Another run that this one names: its namesake inside or beside this run, else `path` itself.
-
-    Weights that belong together are shipped together, wherever that is.
-    """
-    here, name = epath.Path(run_dir).resolve(), epath.Path(path).name
-    places = [here / name, here.parent / name] if path else []
-    return next((place for place in places if place.exists()), epath.Path(path))
 
 
 def require_same(saved: Mapping[str, str], ours: Mapping[str, str], what: str) -> None:
@@ -344,15 +379,20 @@ def _load_checkpoint(
         _require_shapes(_shapes(found), _shapes(target), what)
     state = _read_state(manager, step, target, partial_restore=True)
     variables = {"params": state["params"], **state["extra"]}
-    return LoadedRun(meta.experiment, variables, step, meta.fingerprints, meta.licences)
+    notes = (step, meta.fingerprints, meta.licences, meta.data)
+    return LoadedRun(meta.experiment, variables, *notes)
 
 
 def _load_exported(path: epath.Path, onto: Onto | None) -> LoadedRun:
     file = path / PARAMS_FILE
     found = tensors.read_file(file)
     header = tensors.read_metadata(file)
-    if not {"step", "fingerprints"} <= header.keys():
-        raise UserError(f"{file} is damaged or no exported run; export the run again.")
+    try:
+        step = int(header["step"])
+        prints = json.loads(header["fingerprints"])
+        licences, data = (json.loads(header.get(name, "{}")) for name in ("licences", "data"))
+    except (ValueError, KeyError, RecursionError):
+        raise UserError(f"{file} is damaged or no exported run; export the run again.") from None
     experiment = load_experiment(path / "config.json")
     variables: dict[str, Any] = {}
     for name, tensor in found.items():
@@ -365,9 +405,7 @@ def _load_exported(path: epath.Path, onto: Onto | None) -> LoadedRun:
         variables = jax.tree.map(lambda tensor: jnp.asarray(_widened(tensor, ...)), variables)
     else:
         variables = _read_onto(variables, onto(experiment), str(path))
-    step, fingerprints = int(header["step"]), json.loads(header["fingerprints"])
-    licences = json.loads(header.get("licences", "{}"))
-    return LoadedRun(experiment, variables, step, fingerprints, licences)
+    return LoadedRun(experiment, variables, step, prints, licences, data)
 
 
 def _read_onto(found: dict[str, Any], onto: TrainState, what: str) -> dict[str, Any]:
@@ -418,4 +456,7 @@ def _require_shapes(found: dict[str, str], wanted: dict[str, str], what: str) ->
 
 
 def _brief(error: Exception) -> str:
+    """What the system says, which tensorstore puts last, or else the first words."""
+    if said := re.search(r"\[OS error \d+: ([^\]]+)\]", str(error)):
+        return said[1]
     return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"

@@ -9,6 +9,7 @@ import re
 from typing import Literal
 
 from cm3jax.errors import UserError
+from cm3jax.paths import require_supported
 
 
 def _require(condition: bool, message: str) -> None:
@@ -531,7 +532,9 @@ class DataConfig:
     """Reading threads of each process."""
 
     def __post_init__(self):
-        _require(self.shard >= 1, f"data.shard={self.shard} must be at least 1.")
+        for name in ("shard", "batch", "threads"):
+            value = getattr(self, name)
+            _require(value >= 1, f"data.{name}={value} must be at least 1.")
         for directory, weight in self.mixture:
             _require(
                 weight > 0,
@@ -610,7 +613,8 @@ class TrainConfig:
     """The loop."""
 
     steps: int = 175_000
-    """Optimiser steps in all."""
+    """Optimiser steps in all. A run may be given more (or fewer) when it is resumed: from there on
+    the learning rate follows the schedule that ends with them, unless optim.end_lr_ratio is 1."""
     log_every: int = 50
     """Steps between two lines of metrics."""
     validate_every: int = 1000
@@ -823,6 +827,22 @@ class Experiment:
         )
         self._require_rows_for_attention()
         self._require_pairs_for_online()
+        self._require_paths()
+
+    def _require_paths(self):
+        """Paths must be of a kind that is understood."""
+        paths = {f"data.mixture {path}": path for path, _ in self.data.mixture} | {
+            "workdir": self.workdir,
+            "init_from": self.init_from,
+            "tokenizers.text": self.tokenizers.text,
+            "tokenizers.image": self.tokenizers.image,
+            "retrieval.encoder": self.retrieval.encoder,
+            "vqgan_loss.lpips": self.vqgan_loss.lpips,
+            **{f"data.{n}": getattr(self.data, n) for n in ("source", "raw", "corpus", "bank")},
+        }
+        for name, path in paths.items():
+            if not path.startswith("tfds:"):
+                require_supported(path, name)
 
     def _require_pairs_for_online(self):
         """What makes its rows in the step is one decoder's, of one source and whole samples."""

@@ -1,6 +1,8 @@
 """`Experiment` to plain JSON values and back, strictly: what a run saves, a run can read."""
 
 import dataclasses
+import math
+import sys
 import types
 import typing
 from typing import Any
@@ -41,12 +43,22 @@ def build(kind: Any, value: Any, what: str, where: str = "") -> Any:
 
     Raises `UserError` that names `what` and the field where they don't fit.
     """
-    wrong = UserError(
-        f"{what}: {where or 'it'} is {value!r:.80}, which is not {_name(kind)}; mend it."
-    )
+    try:
+        return _build(kind, value, what, where)
+    except _WrongError:
+        raise UserError(
+            f"{what}: {where or 'it'} is {_shown(value)}, which is not {_name(kind)}; mend it."
+        ) from None
+
+
+class _WrongError(Exception):
+    """A value that its annotation does not take."""
+
+
+def _build(kind: Any, value: Any, what: str, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
-            raise wrong
+            raise _WrongError
         hints = typing.get_type_hints(kind)
         prefix = f"{where}." if where else ""
         for name in value:
@@ -56,12 +68,17 @@ def build(kind: Any, value: Any, what: str, where: str = "") -> Any:
                     "or use the version that wrote it."
                 )
         fields = {n: build(hints[n], v, what, prefix + n) for n, v in value.items()}
+        for field in dataclasses.fields(kind):
+            if field.name not in fields and field.default is field.default_factory:
+                raise UserError(
+                    f"{what} has no field {prefix}{field.name}; it is damaged, mend it."
+                )
         return kind(**fields)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple and isinstance(value, list | tuple):
         kinds = args[:1] * len(value) if args[1:] == (...,) else args
         if len(kinds) != len(value):
-            raise wrong
+            raise _WrongError
         return tuple(build(k, v, what, where) for k, v in zip(kinds, value, strict=True))
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
@@ -70,12 +87,25 @@ def build(kind: Any, value: Any, what: str, where: str = "") -> Any:
     if origin is typing.Literal:
         fits = value in args
     elif kind is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = number and (abs(value) <= sys.float_info.max or value in (math.inf, -math.inf))
     else:
-        fits = type(value) is kind
+        fits = type(value) is kind and not (kind is str and _is_broken(value))
     if not fits:
-        raise wrong
+        raise _WrongError
     return float(value) if kind is float else value
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.80}"
+    except RecursionError:
+        return "nested too deeply"
+
+
+def _is_broken(text: str) -> bool:
+    """Whether a text can be no argument, path or output: it holds half a character or a null."""
+    return "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _name(kind: Any) -> str:

@@ -62,13 +62,33 @@ def read_json(path: epath.PathLike, what: str) -> Any:
         ) from None
 
 
+def read_json_lines(path: epath.PathLike) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """The objects of a JSON Lines file in order, and the lines that are none, as they are.
+
+    Both are empty where there is no file. A line that was cut off by a kill is among the latter; it
+    has no newline at its end, which the others keep.
+    """
+    path = epath.Path(path)
+    objects, damaged = [], []
+    for line in io.BytesIO(path.read_bytes() if path.exists() else b""):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            objects.append(value)
+        elif line.strip():
+            damaged.append(line)
+    return objects, damaged
+
+
 def digest(*parts: bytes | str | np.ndarray) -> str:
     """A short SHA-256 fingerprint of byte strings, texts and arrays (with dtype and shape)."""
     state = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
             state.update(f"{part.dtype}{part.shape}".encode())
-            part = np.ascontiguousarray(part).tobytes()
+            part = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data  # without a copy
         elif isinstance(part, str):
             part = part.encode()
         state.update(len(part).to_bytes(8, "little"))

@@ -28,7 +28,8 @@ from cm3jax.asks import (
     read_answer,
     to_text,
 )
-from cm3jax.checkpoint import LoadedRun, companion, load_run
+from cm3jax.checkpoint import LoadedRun, load_run, require_same
+from cm3jax.companions import companion, encoder_fingerprint
 from cm3jax.config import DecodeConfig, Experiment, MeshConfig
 from cm3jax.decode import loop, rerank
 from cm3jax.decode.journal import Journal
@@ -479,14 +480,16 @@ def assemble(run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "")
     """The generator of a decoder that is in memory, with what `load` would find for `run_dir`."""
     experiment = run.experiment
     model = _learner(run_dir, experiment).model
-    text = TextTokenizer.load(companion(run_dir, experiment.tokenizers.text))
-    image = vqgan.load(companion(run_dir, experiment.tokenizers.image))
+    where, prints = experiment.tokenizers, run.fingerprints
+    text_dir = companion(run_dir, run, where.text, prints.get("text", ""), _text_fingerprint)
+    image_dir = companion(run_dir, run, where.image, prints.get("image", ""), _image_fingerprint)
+    text, image = TextTokenizer.load(text_dir), vqgan.load(image_dir)
     vocab = Vocab(experiment.vocab, text.fingerprint, image.fingerprint)
     vocab.require(run.fingerprints["vocab"], f"the decoder {run_dir}")
 
     def open_retriever(encoder: ClipEncoder) -> Retriever:
-        where = bank or experiment.data.bank
-        if not where:
+        where = bank or companion(run_dir, run, experiment.data.bank)
+        if not (bank or experiment.data.bank):
             raise UserError(
                 f"{run_dir} names no memory bank (data.bank); give one, or ask for no documents."
             )
@@ -499,17 +502,34 @@ def assemble(run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "")
         vocab,
         text,
         image,
-        functools.partial(load_encoder, run_dir, experiment),
+        functools.partial(load_encoder, run_dir, run),
         open_retriever,
         experiment.decode,
     )
 
 
-def load_encoder(run_dir: epath.PathLike, experiment: Experiment) -> ClipEncoder:
-    """The retrieval encoder that a decoder's run names; `UserError` where it names none."""
-    if not experiment.retrieval.encoder:
+def _text_fingerprint(path: epath.Path) -> str:
+    return TextTokenizer.load(path).fingerprint
+
+
+def _image_fingerprint(path: epath.Path) -> str:
+    return vqgan.load(path).fingerprint
+
+
+def _encoder_fingerprint(path: epath.Path) -> str:
+    return clip.load(path).fingerprint
+
+
+def load_encoder(run_dir: epath.PathLike, run: LoadedRun) -> ClipEncoder:
+    """The retrieval encoder that a decoder's run names; `UserError` where it names none, or is not
+    the one whose documents the run was trained with."""
+    path, wanted = run.experiment.retrieval.encoder, encoder_fingerprint(run)
+    if not path:
         raise UserError(
             f"{run_dir} names no encoder (retrieval.encoder); ask for no documents and no ranking "
             "by CLIP."
         )
-    return clip.load(companion(run_dir, experiment.retrieval.encoder))
+    encoder = clip.load(companion(run_dir, run, path, wanted, _encoder_fingerprint))
+    if wanted:
+        require_same({"encoder": wanted}, {"encoder": encoder.fingerprint}, str(run_dir))
+    return encoder

@@ -3,10 +3,13 @@
 import dataclasses
 import datetime
 import json
+import logging
 import math
 import os
 import subprocess
+import sys
 import time
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,10 @@ import rich.progress
 from etils import epath
 
 import cm3jax
-from cm3jax.files import write_atomic
+from cm3jax.files import read_json_lines, write_atomic
 from cm3jax.hardware import a100_hours, peak_flops
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +56,16 @@ class MetricsLog:
     """`metrics.jsonl` of a run: one object per logged step, in order, each step once.
 
     Opening it for a run that goes on after `step` drops later lines, and a line that was cut off
-    when the run was killed. Numbers also go to `tensorboard/`, where TensorBoard is installed (the
-    extra `report`). A bucket cannot append to a file: there the whole log is written each time.
+    when the run was killed; other damaged lines are set aside. Numbers also go to `tensorboard/`,
+    where TensorBoard is installed (the extra `report`). A bucket cannot append to a file: there the
+    whole log is written each time.
     """
 
     def __init__(self, run_dir: epath.PathLike, step: int):
         self._path = epath.Path(run_dir) / "metrics.jsonl"
-        kept = [line for line in read(run_dir) if line["step"] <= step]
+        lines, damaged = _read(self._path)
+        _set_aside(self._path, [line for line in damaged if line.endswith(b"\n")])
+        kept = [line for line in lines if line["step"] <= step]
         self._text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomic(self._path, self._text)
         self._board = _Board.open(epath.Path(run_dir) / "tensorboard", step)
@@ -112,8 +120,14 @@ class _Board:
         self._writer.flush()
 
 
-def record_life(run_dir: epath.PathLike, step: int) -> None:
-    """Note in `lives.jsonl` which code goes on with a run after `step`, and on what."""
+def record_life(
+    run_dir: epath.PathLike,
+    step: int,
+    options: Mapping[str, Any] = types.MappingProxyType({}),
+    changes: Mapping[str, Sequence[Any]] = types.MappingProxyType({}),
+) -> None:
+    """Note in `lives.jsonl` which code goes on with a run after `step`, on what, with all its
+    options, and which of them changed since the life before: from what to what."""
     path = epath.Path(run_dir) / "lives.jsonl"
     life = {
         "step": step,
@@ -124,15 +138,29 @@ def record_life(run_dir: epath.PathLike, step: int) -> None:
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
+        "changes": {name: list(pair) for name, pair in changes.items()},
+        "options": dict(options),
     }
-    before = path.read_text() if path.exists() else ""
-    write_atomic(path, before + json.dumps(life) + "\n")
+    before, damaged = read_json_lines(path)
+    _set_aside(path, damaged)
+    write_atomic(path, "".join(json.dumps(each) + "\n" for each in [*before, life]))
 
 
 def lives(run_dir: epath.PathLike) -> list[dict[str, Any]]:
-    """What `record_life` noted, oldest first; empty if there is nothing."""
-    path = epath.Path(run_dir) / "lives.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """What `record_life` noted, oldest first, without damaged lines; empty if there is nothing."""
+    return read_json_lines(epath.Path(run_dir) / "lives.jsonl")[0]
+
+
+def _set_aside(path: epath.Path, damaged: Sequence[bytes]) -> None:
+    """Keep a log's damaged lines in a file of their own, and warn: no sound run stops for them."""
+    if damaged:
+        aside = path.parent / f"damaged-{path.name}"
+        before = aside.read_bytes() if aside.exists() else b""
+        write_atomic(aside, before + b"".join(line.rstrip(b"\n") + b"\n" for line in damaged))
+        _log.warning(
+            "%s had %d damaged lines, which are now in %s; the run goes on without them.",
+            *(path, len(damaged), aside.name),
+        )
 
 
 def revision() -> str | None:
@@ -160,17 +188,25 @@ def revision() -> str | None:
 
 
 def read(run_dir: epath.PathLike) -> list[dict[str, Any]]:
-    """The logged steps of a run, oldest first; empty if there are none."""
-    path = epath.Path(run_dir) / "metrics.jsonl"
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # the last is empty, or was cut off
+    """The logged steps of a run, oldest first, without damaged lines; empty if there are none."""
+    return _read(epath.Path(run_dir) / "metrics.jsonl")[0]
+
+
+def _read(path: epath.Path) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """The lines that name their step, and the damaged ones."""
+    objects, damaged = read_json_lines(path)
+    lines = [each for each in objects if type(each.get("step")) is int]
+    others = (each for each in objects if type(each.get("step")) is not int)
+    return lines, damaged + [json.dumps(each).encode() + b"\n" for each in others]
 
 
 def curve(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
-    """(step, value) of the logged steps that have a value of that name."""
-    return [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+    """(step, value) of the logged steps that have a number of that name."""
+    return [(line["step"], float(line[name])) for line in lines if _is_number(line.get(name))]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def validation_name(name: str) -> str:

@@ -5,6 +5,7 @@ which are drawn from the parameters in memory.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,10 +41,27 @@ class Illustration:
         return cls("Pictures", tag("p", f"There are none: {reason}"))
 
 
-def write_report(run_dir: epath.PathLike, illustrations: Sequence[Illustration] = ()) -> None:
+def draw_report(run_dir: epath.PathLike, step: int, drawn: Sequence[Illustration]) -> None:
+    """Keep the pictures of a step of training, then write the report that shows them."""
+    folder = epath.Path(run_dir)
+    keep_pictures(folder / "samples" / str(step), drawn)
+    write_report(folder, drawn, step)
+
+
+def is_reported(run_dir: epath.PathLike, step: int) -> bool:
+    """Whether the report is that of a step of training, or a later one."""
+    path = epath.Path(run_dir) / "report.html"
+    found = re.search(rb'<main data-step="(\d+)"', path.read_bytes() if path.exists() else b"")
+    return found is not None and int(found[1]) >= step
+
+
+def write_report(
+    run_dir: epath.PathLike, illustrations: Sequence[Illustration] = (), step: int | None = None
+) -> None:
     """Write `report.html` from what the run directory holds by now, atomically.
 
-    It needs `config.json` alone; `UserError` if that is missing or damaged.
+    It needs only `config.json`; `UserError` if that is missing or damaged. `step` is the one that
+    `is_reported` finds.
     """
     run_dir = epath.Path(run_dir)
     experiment = load_experiment(run_dir / "config.json")
@@ -61,11 +79,11 @@ def write_report(run_dir: epath.PathLike, illustrations: Sequence[Illustration] 
     if others:
         body.append(_section("What else was logged", _folded("Curves", *_small_curves(others))))
     if lives:
-        body.append(_section("Lives", table(lives)))
+        body.append(_section("Lives", table([_told(life) for life in lives])))
     config = (run_dir / "config.json").read_text()
     body.append(_section("Experiment", _folded("config.json", tag("pre", config))))
     title = f"{experiment.name}: {experiment.learner}"
-    write_atomic(run_dir / "report.html", page(title, tag("main", *body)))
+    write_atomic(run_dir / "report.html", page(title, tag("main", *body, data_step=step)))
 
 
 def keep_pictures(folder: epath.PathLike, illustrations: Sequence[Illustration]) -> None:
@@ -113,18 +131,32 @@ def _state(steps: int, lines: Sequence[Mapping[str, Any]]) -> Html:
     last = lines[-1]
     known = [
         ("step", f"{last['step']:,} of {steps:,}"),
-        ("hours of training", f"{last['seconds'] / 3600:.2f}"),
-        ("the same in A100 hours at full rate", f"{last['a100_hours']:.3g}"),
     ]
-    if last.get("tokens_per_second"):
-        known.append(("tokens per second", f"{last['tokens_per_second']:,.0f}"))
-    if last.get("mfu"):
-        known.append(("share of the devices' peak (MFU)", f"{last['mfu']:.1%}"))
+    for title, name, scale, form in (
+        ("hours of training", "seconds", 1 / 3600, ".2f"),
+        ("the same in A100 hours at full rate", "a100_hours", 1, ".3g"),
+        ("tokens per second", "tokens_per_second", 1, ",.0f"),
+        ("share of the devices' peak (MFU)", "mfu", 1, ".1%"),
+    ):
+        if found := metrics.curve([last], name):  # not on the first steps, nor on every device
+            known.append((title, f"{found[0][1] * scale:{form}}"))
     return facts(known)
 
 
 def _section(title: str, *body: str) -> Html:
     return tag("section", tag("h2", title), *body)
+
+
+def _told(life: Mapping[str, Any]) -> dict[str, Any]:
+    """A life for the table: of its options only what differs from the life before."""
+    kept = {name: value for name, value in life.items() if name not in ("options", "changes")}
+    changes = life.get("changes")
+    pairs = changes.items() if isinstance(changes, Mapping) else ()
+    return kept | {"options that changed": ", ".join(f"{n}: {_arrow(pair)}" for n, pair in pairs)}
+
+
+def _arrow(pair: Any) -> str:
+    return " → ".join(map(str, pair)) if isinstance(pair, list) else str(pair)
 
 
 def _folded(summary: str, *body: str) -> Html:

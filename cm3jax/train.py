@@ -5,7 +5,6 @@ a checkpoint holds state and position, so that a run that was killed repeats not
 """
 
 import collections
-import dataclasses
 import functools
 import io
 import math
@@ -18,14 +17,15 @@ import numpy as np
 import optax
 from etils import epath
 
-from cm3jax import checkpoint, distributed, partition
+from cm3jax import distributed, partition
 from cm3jax.checkpoint import Checkpoints, Meta
 from cm3jax.config import Experiment
 from cm3jax.data.corpus import licence_shares
 from cm3jax.data.pipeline import HostBatch, Position, Stream, combine_fingerprints
 from cm3jax.errors import UserError
-from cm3jax.experiment_io import save_experiment
+from cm3jax.experiment_io import save_experiment, to_dict
 from cm3jax.files import write_atomic
+from cm3jax.folders import hold
 from cm3jax.gradients import accumulated, gradients
 from cm3jax.loss import LossOutput, Mean
 from cm3jax.metrics import (
@@ -36,9 +36,9 @@ from cm3jax.metrics import (
     utilisation,
     validation_name,
 )
-from cm3jax.model import lora
 from cm3jax.optim import learning_rate
-from cm3jax.run_report import Illustration, keep_pictures, write_report
+from cm3jax.resume import Start, require_run_folder, start
+from cm3jax.run_report import Illustration, draw_report, is_reported
 from cm3jax.shapes import Array, Int, Key
 from cm3jax.state import Layout, TrainState, plan
 from cm3jax.watchdog import Watchdog
@@ -87,19 +87,26 @@ def _nothing(_: TrainState) -> Sequence[Illustration]:
     return ()
 
 
-def train(learner: Learner, illustrate: Illustrator = _nothing) -> TrainState:
+def train(
+    learner: Learner, illustrate: Illustrator = _nothing, resume_with_changes: bool = False
+) -> TrainState:
     """Train until `train.steps`, or until SIGTERM, and return the state, which is saved.
 
     Starts from the run directory's newest complete checkpoint, else from the parameters of
     `init_from`, else from scratch, and says which. The report is written at validations and at the
-    end. Raises `UserError` when the loss stops being a number (the batch is kept beside the
-    checkpoints), or when a checkpoint belongs to another model or vocabulary.
+    end; of a run that was killed between its last checkpoint and its report, by the next life.
+    Raises `UserError` when another process trains in the run directory, when the loss stops being a
+    number (the batch is kept beside the checkpoints), when a checkpoint cannot be written, belongs
+    to another model or vocabulary or, unless `resume_with_changes`, was made with other options
+    that decide what is trained.
     """
     experiment = learner.experiment
     mesh = partition.make_mesh(experiment.mesh)
     _require_divisible(experiment, partition.batch_shards(mesh))
     require_attention(experiment, mesh)
+    require_run_folder(experiment.run_dir)
     with (
+        hold(experiment.run_dir, f"training {experiment.name}"),
         jax.set_mesh(mesh),
         Watchdog(experiment.train.watchdog_seconds) as watchdog,
         Checkpoints(experiment.run_dir, experiment.checkpoint) as checkpoints,
@@ -107,16 +114,19 @@ def train(learner: Learner, illustrate: Illustrator = _nothing) -> TrainState:
         distributed.Preemption() as preemption,
     ):
         layout = plan(learner.init, experiment, mesh)
-        start = _start(learner, layout, checkpoints)
-        progress.say(f"{experiment.name}: {start.source}")
-        if int(start.state.step) >= experiment.train.steps:
-            return start.state
+        data = learner.stream("train").fingerprints
+        prints = learner.fingerprints
+        begin = start(experiment, prints, data, layout, checkpoints, resume_with_changes)
+        progress.say(f"{experiment.name}: {begin.source}")
+        if int(begin.state.step) >= experiment.train.steps:
+            _report_again(experiment, illustrate, begin.state)
+            return begin.state
         if mesh.size > 1:
             progress.say(layout.table)
         if layout.trained_table:
             progress.say(layout.trained_table)
         progress.say(f"{layout.parameters:,} parameters, mesh {dict(mesh.shape)}")
-        run = _Run(learner, illustrate, layout, start, mesh, checkpoints, progress)
+        run = _Run(learner, illustrate, layout, begin, data, mesh, checkpoints, progress)
         return run.loop(preemption, watchdog)
 
 
@@ -214,42 +224,25 @@ def require_attention(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Start:
-    """Where a run begins."""
+def _report_again(experiment: Experiment, illustrate: Illustrator, state: TrainState) -> None:
+    """Report a finished run that was killed before it did."""
+    step, written = int(state.step), ""
+    if jax.process_index() == 0 and is_reported(experiment.run_dir, step):
+        written = "yes"
+    if not distributed.from_first(written):
+        _draw(experiment, illustrate, state, step, experiment.train.validate_every > 0)
 
-    state: TrainState
-    position: Position
-    seconds: float
-    source: str
 
-
-def _start(learner: Learner, layout: Layout, checkpoints: Checkpoints) -> _Start:
-    """By precedence: the newest complete checkpoint, then `init_from`, then scratch."""
-    experiment = learner.experiment
-    restored = checkpoints.restore(layout.abstract, learner.fingerprints)
-    if restored is not None:
-        step, meta = int(restored.state.step), restored.meta
-        goal = experiment.train.steps
-        word = "resuming" if step < goal else "finished already, nothing to train"
-        source = f"{word}: {experiment.run_dir} is at step {step} of {goal}."
-        return _Start(restored.state, meta.position, meta.seconds, source)
-    state = layout.init(_key(experiment.seed, 0))
-    if not experiment.init_from:
-        return _Start(state, Position(), 0.0, "starting from scratch.")
-
-    def theirs(other: Experiment) -> TrainState:
-        if other.model.lora_rank:
-            return layout.abstract
-        return dataclasses.replace(layout.abstract, params=lora.without(layout.abstract.params))
-
-    run = checkpoint.load_run(experiment.init_from, theirs)
-    checkpoint.require_same(run.fingerprints, learner.fingerprints, experiment.init_from)
-    extra = dict(run.variables)
-    params = lora.onto(state.params, extra.pop("params"))
-    source = f"starting from the parameters of {experiment.init_from} at step {run.step}."
-    state = dataclasses.replace(state, params=params, extra=extra)
-    return _Start(state, Position(), 0.0, source)
+def _draw(
+    experiment: Experiment, illustrate: Illustrator, state: TrainState, step: int, pictures: bool
+) -> None:
+    """Write the run's report: after a validation with pictures, else with the curves only."""
+    drawn: Sequence[Illustration] = ()
+    if pictures:
+        with partition.no_mesh():
+            drawn = illustrate(state)
+    if jax.process_index() == 0:
+        draw_report(experiment.run_dir, step, drawn)
 
 
 class _Clock:
@@ -296,7 +289,8 @@ class _Run:
         learner: Learner,
         illustrate: Illustrator,
         layout: Layout,
-        start: _Start,
+        start: Start,
+        data: Mapping[str, str],
         mesh: jax.sharding.Mesh,
         checkpoints: Checkpoints,
         progress: Progress,
@@ -311,14 +305,14 @@ class _Run:
         self._validate = make_validation(learner, layout)
         self._rate = learning_rate(self._experiment.optim, self._experiment.train.steps)
         self._clock = _Clock(start.seconds)
-        self._licences = licence_shares(self._experiment.data)
+        self._licences, self._data = licence_shares(self._experiment.data), data
         # Virtual CPU devices deadlock when steps are queued; accelerators idle when they are not.
         self._queue = 0 if jax.default_backend() == "cpu" else 1
         self._log = None
         if jax.process_index() == 0:
             run_dir = epath.Path(self._experiment.run_dir)
             save_experiment(run_dir / "config.json", self._experiment)
-            record_life(run_dir, self._step)
+            record_life(run_dir, self._step, to_dict(self._experiment), start.changes)
             self._log = MetricsLog(run_dir, self._step)
 
     def loop(self, preemption: distributed.Preemption, watchdog: Watchdog) -> TrainState:
@@ -332,6 +326,7 @@ class _Run:
             self._step += 1
             self._position = batch.next
             pending.append((self._step, metrics, batch))
+            self._checkpoints.check()
             stopping = preemption.requested(self._step)
             saves = stopping or self._due(self._experiment.checkpoint.every)
             validates = self._due(settings.validate_every)
@@ -344,7 +339,7 @@ class _Run:
             if saves:
                 self._save()
             if validates or self._step == steps:
-                self._draw(validates)
+                _draw(self._experiment, self._illustrate, self._state, self._step, validates)
             if logs or saves or self._step == self._resumed_from + 1:
                 self._clock.mark(self._step)
             if stopping:
@@ -382,17 +377,6 @@ class _Run:
         left = per_step * (self._experiment.train.steps - self._step) if per_step else None
         self._progress.show(self._step, values, left)
 
-    def _draw(self, validates: bool) -> None:
-        """Write the run's report: after a validation with pictures, else with the curves alone."""
-        drawn: Sequence[Illustration] = ()
-        if validates:
-            with partition.no_mesh():
-                drawn = self._illustrate(self._state)
-        if jax.process_index() == 0:
-            run_dir = epath.Path(self._experiment.run_dir)
-            keep_pictures(run_dir / "samples" / str(self._step), drawn)
-            write_report(run_dir, drawn)
-
     def _validation_batches(self) -> Iterable[Any]:
         batches = self._learner.stream("validation").batches(Position())
         for _ in range(self._experiment.train.validation_batches):
@@ -405,6 +389,7 @@ class _Run:
             self._learner.fingerprints,
             self._clock.seconds,
             self._licences,
+            self._data,
         )
         self._checkpoints.save(self._step, self._state, meta)
 

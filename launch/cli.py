@@ -22,6 +22,7 @@ import tyro
 
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
+from cm3jax.paths import require_supported
 from launch.names import experiment_names, load_experiment, nearest
 
 Options = TypeVar("Options")
@@ -87,6 +88,10 @@ def parse(
         name = _option(token)
         if name.startswith("--") and name not in {"--help", *known}:
             raise UserError(f"there is no option {name}{nearest(name, known)}; --help lists all.")
+    for before, token in itertools.pairwise(["", *argv]):
+        option, _, value = token.partition("=") if token.startswith("--") else (before, "", token)
+        if not value.startswith("tfds:") and not re.search(r"\s", value):
+            require_supported(value, option if option.startswith("--") else "an argument")
     call = functools.partial(
         tyro.cli, options, args=argv, prog=program or _program(), description=description
     )

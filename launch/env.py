@@ -4,16 +4,16 @@ A user's mistake ends a command with one sentence and code 2.
 """
 
 import ctypes
+import errno
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import absl.logging
-import jax
 
 from cm3jax.errors import UserError
-from cm3jax.files import digest
+from cm3jax.program_cache import use_program_cache
 
 FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
     # XLA's own defaults suit CPUs.
@@ -40,21 +40,53 @@ that is not there do nothing. For runs on GPUs that resume bitwise, add
 def main(command: Callable[[list[str]], None]) -> None:
     """Run `command` on the process's arguments; the last line of every launch module.
 
-    A `UserError` ends the process with its sentence on standard error and code 2; Ctrl-C, and a
-    reader such as `head` that closes the pipe, end it quietly.
+    A `UserError` ends the process with its sentence on standard error and code 2, and so do a full
+    disk, a folder that cannot be written, and a bucket without the package that reads it; Ctrl-C,
+    and a reader such as `head` that closes the pipe, end it quietly.
     """
-    absl.logging.set_verbosity(absl.logging.ERROR)  # what libraries recommend is not for users
+    # What libraries recommend is not for users, and what fails in their threads is raised too.
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    sys.excepthook = _excepthook
     prepare()  # before anything starts a backend of jax
     try:
         command(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush fails
         sys.exit(1)
+    except Exception as error:
+        sentence = user_sentence(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, *rest: Any) -> None:
+    """As Python's, but silent on what a failed checkpoint, which is raised, leaves behind:
+    tensorstore's threads tell of the other arrays to a loop that orbax has closed."""
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, *rest)
+
+
+def user_sentence(error: BaseException) -> str | None:
+    """What a user can do about an error, in one sentence; None for a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}; {_remedy(error)}."
+    if isinstance(error, ImportError) and "gcsfs" in str(error):
+        return "paths on gs:// need the package gcsfs; install it, or give a local path."
+    return None
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "make room there and start again; what was complete is kept"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "mend its permissions, or give another path"
+    return "check the path"
 
 
 def prepare() -> None:
@@ -63,8 +95,7 @@ def prepare() -> None:
         for variable, flags in variables.items():
             # Of a flag that stands twice the last one counts: the user's.
             os.environ[variable] = " ".join([*flags, os.environ.get(variable, "")]).strip()
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir()))
+    use_program_cache()
 
 
 def keep_freed_memory() -> None:
@@ -80,20 +111,3 @@ def keep_freed_memory() -> None:
         # By malloc.h: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD.
         for option, value in ((-8, 1), (-4, 0), (-1, -1)):
             mallopt(option, value)
-
-
-def cache_dir() -> Path:
-    """Where compiled programs are kept when `JAX_COMPILATION_CACHE_DIR` does not say.
-
-    A folder of the user's cache, one for each kind of processor: homes are shared between machines,
-    and programs for CPUs are compiled for the very processor.
-    """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "cm3jax" / f"xla-{digest(_processor())}"
-
-
-def _processor() -> str:
-    """What distinguishes processors to a compiler."""
-    about = Path("/proc/cpuinfo")  # Linux has it; elsewhere homes are seldom shared
-    lines = about.read_text().splitlines() if about.exists() else []
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

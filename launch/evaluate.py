@@ -301,7 +301,7 @@ def coco(options: CocoFid) -> None:
     if options.clip:
         encoder = clip.load(options.clip)
     elif options.run:
-        encoder = load_encoder(options.run, load_run(options.run).experiment)
+        encoder = load_encoder(options.run, load_run(options.run))
     else:
         encoder = None
     out = epath.Path(options.out)

@@ -32,6 +32,7 @@ from cm3jax.config import DecodeConfig
 from cm3jax.decode.meter import Meter
 from cm3jax.document import Image, Mark, Text, parse_prompt, render
 from cm3jax.errors import UserError
+from cm3jax.folders import hold
 from cm3jax.generate import Generator
 from cm3jax.hardware import copy_rate
 from cm3jax.prompts import Prompt, Shown, load_mask, outpaint, read_infill, read_prompt
@@ -147,7 +148,20 @@ def command(argv: list[str]) -> None:
     for line in documents(prompts, asked):
         print(line, flush=True)
     out = epath.Path(options.out)
-    gallery = Gallery(out, generator, recipe(options, config), prompts, asked)
+    with hold(out, f"generating with {options.run}"):
+        gallery = Gallery(out, generator, recipe(options, config), prompts, asked)
+        _fill(gallery, generator, asked, options, config)
+    print(f"wrote {gallery.count} to {out / 'samples.jsonl'}")
+
+
+def _fill(
+    gallery: Gallery,
+    generator: Generator,
+    asked: Sequence[Ask],
+    options: Options,
+    config: DecodeConfig,
+) -> None:
+    """Write all samples as they are done, and tell of each."""
     console = rich.console.Console(stderr=True)
     meter, begin = Meter(), time.perf_counter()
     with rich.progress.Progress(console=console, disable=not console.is_terminal) as bar:
@@ -160,13 +174,12 @@ def command(argv: list[str]) -> None:
                     print(line, flush=True)
                 bar.advance(task, len(finished))
         except KeyboardInterrupt:
-            print(f"stopped; kept {gallery.count} in {out / 'samples.jsonl'}")
+            print(f"stopped; kept {gallery.count} in {epath.Path(options.out) / 'samples.jsonl'}")
             raise
     seconds = time.perf_counter() - begin
     for line in gallery.close(options.rerank):
         print(line)
     print(speed(meter, gallery.count, seconds))
-    print(f"wrote {gallery.count} to {out / 'samples.jsonl'}")
 
 
 def documents(prompts: Sequence[str], asked: Sequence[Ask]) -> Iterator[str]:

@@ -3,13 +3,17 @@
 python -m launch.train quickstart --train.steps 40 --workdir runs/mine
 """
 
+import dataclasses
+
 import jax
 
 from cm3jax import distributed, partition
 from cm3jax.config import Experiment
+from cm3jax.folders import hold
+from cm3jax.resume import require_run_folder
 from cm3jax.run_report import Illustration
 from cm3jax.train import Illustrator, Learner, train
-from launch.cli import parse_experiment
+from launch.cli import parse_experiment_and
 from launch.env import keep_freed_memory, main
 
 _DESCRIPTION = (
@@ -17,13 +21,30 @@ _DESCRIPTION = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is asked beside the experiment."""
+
+    resume_with_changes: bool = False
+    """Go on with a run though options or data differ that decide what is trained, such as the seed,
+    the batch, the learning rate, masking or the corpus. Without it that is refused; what changes
+    nothing of the kind (train.steps, logging, saving, the mesh) is only said."""
+
+
 def run(argv: list[str]) -> None:
     """Parse the command line, train, and leave everything in the run directory."""
-    train_experiment(parse_experiment(argv, _DESCRIPTION))
+    experiment, options = parse_experiment_and(Options, argv, _DESCRIPTION)
+    train_experiment(experiment, options.resume_with_changes)
 
 
-def train_experiment(experiment: Experiment) -> None:
+def train_experiment(experiment: Experiment, resume_with_changes: bool = False) -> None:
     """Train whatever the experiment is, or continue to."""
+    require_run_folder(experiment.run_dir)  # before anything is read or written
+    with hold(experiment.run_dir, f"training {experiment.name}"):
+        _train(experiment, resume_with_changes)
+
+
+def _train(experiment: Experiment, resume_with_changes: bool) -> None:
     if experiment.learner == "text_tokenizer":
         from cm3jax.learners.text import train_text_tokenizer
 
@@ -32,7 +53,7 @@ def train_experiment(experiment: Experiment) -> None:
     distributed.initialize()
     partition.find_devices(experiment.mesh.platform)  # before the data is read
     learner = make_learner(experiment)
-    train(learner, make_illustrator(learner))
+    train(learner, make_illustrator(learner), resume_with_changes)
 
 
 def make_learner(experiment: Experiment) -> Learner:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cm3jax.errors import UserError
-from cm3jax.files import digest, read_json, write_atomic, write_json
+from cm3jax.files import digest, read_json, read_json_lines, write_atomic, write_json
 
 
 def test_a_write_leaves_one_whole_file(tmp_path):
@@ -43,3 +43,17 @@ def test_digests_tell_values_types_and_borders_apart():
     ]
     assert len(set(values)) == len(values)
     assert digest("ab", "c") == values[0]
+
+
+def test_json_nested_too_deeply_is_damage(tmp_path):
+    (tmp_path / "x.json").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(UserError, match="the list is damaged"):
+        read_json(tmp_path / "x.json", "the list")
+
+
+def test_lines_that_are_no_objects_are_told_apart(tmp_path):
+    path = tmp_path / "x.jsonl"
+    lines = [b'{"a": 1}\n', b"\xff{}\n", b"\n", b"[" * 100_000 + b"\n", b'{"a": 2}\n', b'{"a": ']
+    path.write_bytes(b"".join(lines))
+    assert read_json_lines(path) == ([{"a": 1}, {"a": 2}], [lines[1], lines[3], lines[5]])
+    assert read_json_lines(tmp_path / "absent.jsonl") == ([], [])

@@ -15,12 +15,13 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 # Parts of `cm3jax`, lowest first: a module imports from its own line and from those above it.
 LAYERS = (
-    "config shapes errors texts",
+    "config shapes errors texts paths",
     "vocab files folders checksums records shards tensors draws hardware html plots",
-    "document sequence masks tokenizers experiment_io",
+    "document sequence masks tokenizers experiment_io program_cache",
     "prompts retrieval tasks",
     "data emoji partition model",
-    "loss optim state gradients checkpoint metrics run_report distributed watchdog",
+    "loss optim state gradients checkpoint companions resume metrics run_report distributed "
+    "watchdog",
     "learners testing interop",
     "train decode",
     "footprint",

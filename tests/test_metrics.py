@@ -26,6 +26,40 @@ def test_each_step_stands_once_after_a_resume(tmp_path):
     assert read(tmp_path)[1:] == [{"step": 2, "loss": 1.0}, {"step": 3, "loss": 9.0}]
 
 
+BAD = [b'{"step": 2, "lo\xff": 1}\n', b"[1]\n", b'{"step": "two"}\n', b"\0\0\0\n"]
+
+
+def test_damaged_lines_are_set_aside(tmp_path, caplog):
+    """And hide no other step: not those logged before, not those of the next lives."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + b"".join(BAD) + b'{"step": 3}\n')
+    assert [line["step"] for line in read(tmp_path)] == [1, 3]
+    MetricsLog(tmp_path, 3).write({"step": 4})
+    assert [line["step"] for line in map(json.loads, path.read_text().splitlines())] == [1, 3, 4]
+    assert "had 4 damaged lines, which are now in damaged-metrics.jsonl" in caplog.text
+    assert set((tmp_path / "damaged-metrics.jsonl").read_bytes().splitlines(True)) == set(BAD)
+    MetricsLog(tmp_path, 4)
+    assert len((tmp_path / "damaged-metrics.jsonl").read_bytes().splitlines()) == 4
+
+
+def test_a_torn_life_stops_no_later_one(tmp_path, caplog):
+    record_life(tmp_path, 0)
+    path = tmp_path / "lives.jsonl"
+    path.write_bytes(path.read_bytes()[:-5])
+    assert metrics.lives(tmp_path) == []
+    record_life(tmp_path, 4)
+    record_life(tmp_path, 8)
+    assert [life["step"] for life in metrics.lives(tmp_path)] == [4, 8]
+    assert "lives.jsonl had 1 damaged lines" in caplog.text
+    assert (tmp_path / "damaged-lives.jsonl").read_text().startswith('{"step": 0, ')
+
+
+def test_what_is_no_finite_number_is_no_point():
+    values = (1, None, "x", [2], math.nan, math.inf, 10**400, 0.5)
+    lines = [{"step": 1, "a": value} for value in values]
+    assert metrics.curve(lines, "a") == [(1, 1.0), (1, 0.5)]
+
+
 def test_a_run_from_scratch_begins_a_new_log(tmp_path):
     MetricsLog(tmp_path, 0).write({"step": 1})
     MetricsLog(tmp_path, 0)

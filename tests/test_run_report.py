@@ -56,6 +56,15 @@ def test_null_is_no_point(tmp_path):
     assert "1,234" in page
 
 
+def test_foreign_values_in_the_log_are_left_out(tmp_path):
+    write_files(tmp_path, [1, 2], seconds="long", a100_hours=None, loss_text=[3])
+    (tmp_path / "lives.jsonl").write_bytes(b'{"step": 0}\n\xff\n{"st')
+    write_report(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "2 of 8" in page
+    assert "hours of training" not in page
+
+
 def test_a_run_without_steps_has_a_page(tmp_path):
     save_experiment(tmp_path / "config.json", experiment(tmp_path))
     write_report(tmp_path, [Illustration.absent("nothing <is> there.")])

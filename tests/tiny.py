@@ -59,6 +59,10 @@ class Rows:
     length: int
     distinct: int = 1 << 20
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        return {"rows": digest(repr(self))}
+
     def batches(self, position: Position) -> Iterator[HostBatch]:
         row = position.row
         while True:

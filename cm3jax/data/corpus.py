@@ -24,7 +24,7 @@ from etils import epath
 from cm3jax.checksums import describe
 from cm3jax.config import DataConfig, VocabConfig
 from cm3jax.errors import UserError
-from cm3jax.files import read_json
+from cm3jax.files import digest, read_json
 from cm3jax.records import Records
 from cm3jax.shapes import Float, Int
 from cm3jax.shards import Notes, ShardWriter
@@ -182,6 +182,11 @@ class Corpus:
                 "make them equal."
             )
         return corpus
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the content of all files and of which records are used."""
+        return digest(json.dumps(self.manifest["files"], sort_keys=True), self._kept)
 
     def only(self, kind: str) -> "Corpus":
         """Its records of one kind, numbered anew; `UserError` if there is none. Reads them all."""

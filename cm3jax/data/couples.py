@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -14,6 +14,7 @@ from cm3jax.config import ClipConfig, Experiment
 from cm3jax.data.pipeline import HostBatch, Position, RecordStream
 from cm3jax.data.sources import Source
 from cm3jax.errors import UserError
+from cm3jax.files import digest
 from cm3jax.retrieval.clip import fit, text_and_image, text_length, text_rows
 from cm3jax.retrieval.select import drop_pieces
 from cm3jax.shapes import Array, Int, UInt8
@@ -111,6 +112,12 @@ class CoupleStream:
     records: Records
     process_index: int = 0
     process_count: int = 1
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of texts, pictures and subjects."""
+        every = self.records
+        return {"records": digest(repr(every.texts), every.images, every.subjects)}
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """Batches of `Couples` from `position` on."""

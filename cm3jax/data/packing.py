@@ -22,6 +22,12 @@ from cm3jax.retrieval.select import NONE, Drawn, draw, shuffled, with_wrong
 from cm3jax.sequence import Places, answer_masks, documents_shown, fit, reserved
 from cm3jax.shapes import Float, Int
 
+ELSEWHERE = (
+    "Give the data that it was trained on, or another --workdir, or begin the epoch again by "
+    "--resume-with-changes."
+)
+"""What to do about a data position that does not fit the data."""
+
 BLOCK = 4096
 """Records that are packed together. Part of what a data position means: never changed in a run."""
 
@@ -38,6 +44,12 @@ class Position:
     """Rows (or records) of this block that were given; of a mixture, all rows that were given."""
     parts: tuple["Position", ...] = ()
     """Of a mixture that has begun: the position in each of its corpora."""
+
+    @property
+    def place(self) -> str:
+        """The position in words."""
+        parts = [f"part {n} at {part.place}" for n, part in enumerate(self.parts, 1)]
+        return ", ".join([f"row {self.row} of block {self.block} of epoch {self.epoch}", *parts])
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Position":

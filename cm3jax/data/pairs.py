@@ -1,7 +1,7 @@
 """Batches for the encoder-decoder: captions and pictures of the corpus, apart."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Literal, no_type_check
 
@@ -86,6 +86,11 @@ class PairStream:
         corpus = Corpus.open(f"{experiment.data.corpus}/{split}", experiment.vocab)
         drop = experiment.parti.drop_captions if split == "train" else 0.0
         return PairStream(experiment, corpus, drop, jax.process_index(), jax.process_count())
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the corpus."""
+        return {"corpus": self.corpus.fingerprint}
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """This process's rows of the global batches from `position` on, without end."""

@@ -15,7 +15,7 @@ import numpy as np
 from cm3jax import draws
 from cm3jax.config import DataConfig, Experiment
 from cm3jax.data.corpus import mixture_part
-from cm3jax.data.packing import Plan, Position, join
+from cm3jax.data.packing import ELSEWHERE, Plan, Position, join
 from cm3jax.data.rows import CorpusRows
 from cm3jax.errors import UserError
 from cm3jax.files import digest
@@ -40,6 +40,10 @@ class HostBatch:
 @runtime_checkable
 class Stream(Protocol):
     """What the trainer reads."""
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of what is read, by name; another life of a run must read the same."""
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """Batches from `position` on, without end."""
@@ -79,11 +83,22 @@ class RecordStream:
     process_index: int = 0
     process_count: int = 1
 
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the arrays."""
+        return {"records": digest(*self.arrays.keys(), *self.arrays.values())}
+
     def batches(self, position: Position) -> Iterator[HostBatch]:
-        """Batches `{name: array[rows]}` from `position` on; `UserError` without records."""
+        """Batches `{name: array[rows]}` from `position` on; `UserError` without records, and where
+        the position lies beyond the last one."""
         count = len(next(iter(self.arrays.values())))
         if not count:
             raise UserError("there are no records to train on; check data.source and data.records.")
+        if position.row >= count or position.block or position.parts:
+            raise UserError(
+                f"the run goes on at {position.place}, but the data have {count} records: they are "
+                f"not those that it was trained on. {ELSEWHERE}"
+            )
         share = row_slice(self.batch, self.process_index, self.process_count)
         epoch, row = position.epoch, position.row
         order = draws.permutation(self.seed, epoch, count)
@@ -109,6 +124,11 @@ class Equipped:
     stream: Stream
     constants: Mapping[str, Any]
     """Trees of jax arrays on the run's mesh."""
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """The stream's."""
+        return self.stream.fingerprints
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """The stream's batches from `position` on."""
@@ -194,6 +214,17 @@ class CorpusStream:
     def vocab(self) -> Vocab:
         """The vocabulary of the ids."""
         return self.corpora[0].corpus.vocab
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of every corpus, of its bank, and of the encoder that the bank was made with."""
+        if len(self.corpora) == 1:
+            return self.corpora[0].fingerprints
+        return {
+            f"{name} {number}": mark
+            for number, corpus in enumerate(self.corpora, 1)
+            for name, mark in corpus.fingerprints.items()
+        }
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """This process's rows of the global batches from `position` on, without end."""

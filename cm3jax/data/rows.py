@@ -10,6 +10,7 @@ from cm3jax.config import Experiment
 from cm3jax.data.corpus import Corpus, Documents
 from cm3jax.data.packing import (
     BLOCK,
+    ELSEWHERE,
     Plan,
     Position,
     Table,
@@ -91,6 +92,14 @@ class CorpusRows:
             )
         return CorpusRows(experiment, corpus.only(kind) if kind else corpus, bank)
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the corpus, of its bank, and of the encoder that the bank was made with."""
+        found = {"corpus": self.corpus.fingerprint}
+        if self.bank is not None:
+            found |= {"bank": self.bank.fingerprint, "encoder": self.bank.manifest["encoder"]}
+        return found
+
     @functools.cached_property
     def plan(self) -> Callable[[int, int], Plan]:
         """`plan(epoch, block)`: the rows of one block, the same on every process."""
@@ -108,9 +117,17 @@ class CorpusRows:
         return self.plan(0, 0).rows * len(self.corpus) / records
 
     def take(self, position: Position, count: int) -> tuple[Plan, Position]:
-        """The next `count` rows from `position` on, and the position after them."""
+        """The next `count` rows from `position` on, and the position after them.
+
+        Raises `UserError` for a position that the corpus does not have.
+        """
         blocks = -(-len(self.corpus) // BLOCK)
         epoch, block, row = position.epoch, position.block, position.row
+        if position.parts or block >= blocks or row >= self.plan(epoch, block).rows:
+            raise UserError(
+                f"the run goes on at {position.place}, which {self.corpus.path} does not have: it "
+                f"is not the corpus that the run was trained on. {ELSEWHERE}"
+            )
         parts, missing = [], count
         while missing or not parts:
             plan = self.plan(epoch, block)

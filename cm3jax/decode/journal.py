@@ -1,6 +1,7 @@
 """Samples on disk as they are done, so that long decoding that was killed goes on where it was."""
 
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,8 +14,11 @@ from cm3jax.decode import loop
 from cm3jax.decode.loop import Finished, Sample
 from cm3jax.decode.meter import Meter
 from cm3jax.decode.request import Request
+from cm3jax.errors import UserError
 from cm3jax.files import digest, read_json, write_json
 from cm3jax.vocab import Vocab
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +47,12 @@ class Journal:
         """As `loop.decode_each`, but requests whose samples are in the journal come first, and
         only the others are decoded."""
         path = epath.Path(self.folder) / f"{self._name(requests, config, samples, seed)}.json"
-        stored = read_json(path, "the journal of samples") if path.exists() else []
-        done = Counter()
-        for one in stored:
-            done[one["request"]] += len(one["samples"])
-        stored = [one for one in stored if done[one["request"]] == samples]
-        if stored:
-            yield [_read(one) for one in stored]
-        left = [place for place in range(len(requests)) if done[place] < samples]
+        kept = _kept(path, len(requests), samples)
+        done = {one.request for one in kept}
+        stored = [_written(one) for one in kept]
+        if kept:
+            yield kept
+        left = [place for place in range(len(requests)) if place not in done]
 
         def watch_left(request: int, *rest: Any) -> None:
             watch(left[request], *rest)
@@ -68,6 +70,23 @@ class Journal:
     ) -> str:
         asked = (part for request in requests for part in _content(request))
         return digest(self.origin, repr((config, samples, seed)), *asked)
+
+
+def _kept(path: epath.Path, requests: int, samples: int) -> list[Finished]:
+    """What a journal holds of requests with all their samples.
+
+    A damaged one is worth what drawing its samples again costs: it is passed over with a warning.
+    """
+    if not path.exists():
+        return []
+    try:
+        found = [_read(one) for one in read_json(path, "the journal of samples")]
+        done = Counter(one.request for one in found for _ in one.samples)
+        whole = [place for place in range(requests) if done[place] == samples]
+        return [one for one in found if one.request in whole]
+    except (UserError, TypeError, ValueError, KeyError, AttributeError) as error:
+        _log.warning("passing over %s, which is damaged: %s", path, error)
+        return []
 
 
 def _content(request: Request) -> Iterator[str | np.ndarray]:

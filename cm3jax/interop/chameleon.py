@@ -17,7 +17,8 @@ import numpy as np
 from etils import epath
 
 from cm3jax import tensors
-from cm3jax.checkpoint import LoadedRun, companion, load_run, write_export
+from cm3jax.checkpoint import LoadedRun, load_run, write_export
+from cm3jax.companions import companion
 from cm3jax.config import (
     DataConfig,
     DecoderConfig,
@@ -236,8 +237,15 @@ def export(run_dir: epath.PathLike, out: Path) -> int:
     _require_chameleon(run, str(run_dir))
     experiment = run.experiment
     variables = {"params": lora.merged(run.variables["params"], experiment.model.lora[1])}
-    text_dir = companion(run_dir, experiment.tokenizers.text)
-    image_dir = companion(run_dir, experiment.tokenizers.image)
+    where, prints = experiment.tokenizers, run.fingerprints
+    text_dir = companion(
+        *(run_dir, run, where.text, prints.get("text", "")),
+        lambda place: TextTokenizer.load(place).fingerprint,
+    )
+    image_dir = companion(
+        *(run_dir, run, where.image, prints.get("image", "")),
+        lambda place: vqgan_learner.load(place).fingerprint,
+    )
     images = load_run(image_dir)
     vq_config = vqgan.write_config(images.experiment.vqgan)
     notes = _notes(text_dir, run)

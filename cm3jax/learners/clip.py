@@ -22,7 +22,7 @@ from cm3jax.loss import LossOutput, Mean
 from cm3jax.metrics import Work
 from cm3jax.retrieval.clip import CLIP, ClipEncoder, document_vectors, normalise, text_length
 from cm3jax.shapes import Array, Bool, Float, Int, Key
-from cm3jax.tokenizers.text import TextTokenizer
+from cm3jax.tokenizers.text import MODEL_FILE, TextTokenizer
 
 
 class CLIPLearner:
@@ -38,8 +38,17 @@ class CLIPLearner:
         self.tokenizer = TextTokenizer.load(experiment.tokenizers.text)
         self.fingerprints: Mapping[str, str] = {"text": self.tokenizer.fingerprint}
         require_vocabulary(experiment.clip, self.tokenizer)
-        # The run's own copy: an encoder without its text tokenizer is nothing.
-        self.tokenizer.save(experiment.run_dir)
+        self._keep_tokenizer()
+
+    def _keep_tokenizer(self) -> None:
+        """The run's own copy: an encoder without its text tokenizer is nothing. One that is there
+        already belongs to what was trained there, and stays."""
+        run_dir = epath.Path(self.experiment.run_dir)
+        if (run_dir / MODEL_FILE).exists():
+            kept = {"text": TextTokenizer.load(run_dir).fingerprint}
+            checkpoint.require_same(kept, self.fingerprints, f"the encoder {run_dir}")
+        else:
+            self.tokenizer.save(run_dir)
 
     @functools.cached_property
     def records(self) -> Records:

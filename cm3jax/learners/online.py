@@ -20,6 +20,7 @@ from cm3jax.config import ClipConfig, Experiment
 from cm3jax.data.pipeline import Equipped, HostBatch, Position, RecordStream
 from cm3jax.data.sources import RawRecord, open_source
 from cm3jax.errors import UserError
+from cm3jax.files import digest
 from cm3jax.learners import clip, vqgan
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.loss import LossOutput
@@ -121,6 +122,10 @@ class OnlineLearner:
         """Pairs of the source, with the tokenizer, the encoder and the bank."""
         return Equipped(self._pairs(split), self._tools)
 
+    @property
+    def _made_with(self) -> dict[str, str]:
+        return {"bank": self.bank.fingerprint, "encoder": self.bank.manifest["encoder"]}
+
     def _place(self, tokenizer: Mapping[str, Any], encoder: Mapping[str, Any]) -> dict[str, Any]:
         mesh = partition.make_mesh(self.experiment.mesh)
         size, clip_size = self.bridge.config.image_size, self.encoder.config.image_size
@@ -162,7 +167,7 @@ class OnlineLearner:
             "exclude": np.asarray([[self.bank.rows.get(r.key, NONE)] for r in records], np.int32),
             "records": np.asarray([number for number, _ in pairs], np.int32),
         }
-        return PairStream(self.experiment, arrays, self.encoder.config)
+        return PairStream(self.experiment, arrays, self.encoder.config, self._made_with)
 
     def _require_room(self, texts: Sequence[Sequence[int]], records: Sequence[RawRecord]) -> None:
         longest = int(np.argmax([len(text) for text in texts]))
@@ -182,6 +187,13 @@ class PairStream:
     experiment: Experiment
     arrays: dict[str, np.ndarray]
     encoder: ClipConfig
+    made_with: Mapping[str, str]
+    """Fingerprints of the bank and of the encoder, by name."""
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the pairs, of the bank and of the encoder."""
+        return {"records": digest(*self.arrays.values()), **self.made_with}
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """This process's share of the batches from `position` on, without end."""

@@ -4,7 +4,9 @@ from etils import epath
 
 from cm3jax.config import Experiment
 from cm3jax.data.sources import open_source
-from cm3jax.experiment_io import save_experiment
+from cm3jax.errors import UserError
+from cm3jax.experiment_io import load_experiment, save_experiment
+from cm3jax.resume import decisive_changes, describe, differences
 from cm3jax.run_report import write_report
 from cm3jax.tokenizers.text import MODEL_FILE, TextTokenizer
 
@@ -13,10 +15,12 @@ def train_text_tokenizer(experiment: Experiment) -> None:
     """Learn `vocab.text_pieces` pieces from the training captions.
 
     Writes `text.model`, `config.json` and `report.html` into the run directory, and does nothing
-    if the model is there. Raises `UserError` if the source has no captions or too many characters.
+    if the model is there. Raises `UserError` if the source has no captions or too many characters,
+    or if the model there was made with other options.
     """
     path = epath.Path(experiment.run_dir) / MODEL_FILE
     if path.exists():
+        _require_same_options(experiment)
         tokenizer = TextTokenizer.load(experiment.run_dir)
         print(f"{experiment.name}: finished already, {path} has {tokenizer.pieces} pieces.")
         return
@@ -29,3 +33,16 @@ def train_text_tokenizer(experiment: Experiment) -> None:
     write_report(path.parent)
     tokenizer.save(experiment.run_dir)  # last: its presence says that the run is complete
     print(f"{experiment.name}: learnt {tokenizer.pieces} pieces from {len(source)} records.")
+
+
+def _require_same_options(experiment: Experiment) -> None:
+    """What is there must be what is asked for, as far as its `config.json` says."""
+    config = epath.Path(experiment.run_dir) / "config.json"
+    if not config.exists():
+        return
+    changes = differences(load_experiment(config), experiment)
+    if decisive := decisive_changes(changes, {}, {}):
+        raise UserError(
+            f"{experiment.run_dir} holds a text tokenizer that was made with other options: "
+            f"{describe(decisive)}; give those again, or another --workdir."
+        )

@@ -77,6 +77,21 @@ def test_only_what_is_missing_is_decoded_and_nothing_differs(variables, asked, t
         assert len(asked) == len(requests)
 
 
+@pytest.mark.parametrize("content", ["[", '[{"request": 0}]', '{"a": 1}', "[[]]", "[" * 10**5])
+def test_a_damaged_journal_is_decoded_again(variables, asked, tmp_path, caplog, content):
+    requests = [text_request(number, 3 + number) for number in range(2)]
+    call = (MODEL, variables, VOCAB, requests, FEW_ROWS)
+    journal = Journal(tmp_path, "weights")
+    whole = collected(journal.decode_each(*call))
+    (file,) = tmp_path.iterdir()
+    file.write_text(content)
+    assert collected(journal.decode_each(*call)) == whole
+    assert f"passing over {file}, which is damaged" in caplog.text
+    asked.clear()
+    assert collected(journal.decode_each(*call)) == whole
+    assert asked == []
+
+
 def test_a_prompt_is_watched_under_its_own_number(variables, tmp_path):
     requests = [text_request(number, 5) for number in range(3)]
     call = (MODEL, variables, VOCAB, requests, DecodeConfig(batch=1))

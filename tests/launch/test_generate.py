@@ -74,6 +74,19 @@ def test_pictures_carry_their_recipe_and_are_listed(call):
     assert len(longer) == 4
 
 
+def test_damaged_lines_of_the_log_stay_and_stop_nothing(chain, tmp_path):
+    log = tmp_path / "out" / "samples.jsonl"
+    old = [b'{"name": "mine", "x": 1}', b"\xff\xfe", b'["a"]', b"[" * 100_000, b'{"name": "to']
+    log.parent.mkdir()
+    log.write_bytes(b"\n".join(old))
+    options = ["text", "a red fox", "--run", str(chain / "decoder"), "--out", str(log.parent)]
+    for _ in range(2):
+        generate.command(options)
+        *kept, new = log.read_bytes().splitlines()
+        assert sorted(kept) == sorted(old)
+        assert json.loads(new)["prompt"] == "a red fox"
+
+
 def test_documents_are_excluded_and_weighed_by_their_keys(call):
     def shown(*options):
         return call("text", "a red fox", "--retrieve", "2", *options)[1][-1]["documents"]

@@ -1,0 +1,20 @@
+"""Which paths are understood: those of this machine, and buckets on `gs://`."""
+
+import re
+
+from cm3jax.errors import UserError
+
+_ADDRESSES = ("gs", "http", "https", "tcp", "unix")
+"""Buckets, and addresses of servers."""
+
+
+def require_supported(path: str, what: str) -> None:
+    """Raise `UserError` for a path like `s3://…` or `file://…`; `what` names the option."""
+    scheme = re.match(r"([A-Za-z][\w+.-]*):/", path)
+    if scheme and scheme[1].lower() not in _ADDRESSES:
+        raise UserError(
+            f"{what} is {path!r}, but paths are those of this machine, without {scheme[1]}:, or "
+            "buckets on gs://; copy or mount what lies elsewhere."
+        )
+    if "\0" in path:
+        raise UserError(f"{what} is {path!r}, which no path can be; correct it.")
