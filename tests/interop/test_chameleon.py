@@ -303,6 +303,7 @@ class Rows:
 
     def __init__(self, rows: np.ndarray):
         self._rows = rows
+        self.fingerprints = {"rows": digest(rows)}
 
     def batches(self, position: Position):
         tokens, targets = self._rows[:, :-1], self._rows[:, 1:]
