@@ -72,8 +72,8 @@ def whole(array: Any, type_: str | None = None) -> Output:
 def read_file(path: epath.PathLike) -> dict[str, Tensor]:
     """The tensors of one file by name. `UserError` if it is missing, cut off or something else."""
     path = epath.Path(path)
-    if not path.exists():
-        raise UserError(f"{path} does not exist; check the path.")
+    if not path.exists() or path.is_dir():
+        raise UserError(f"{path} does not exist or is a folder; check the path.")
     header, start = _header(path)
     return {name: _tensor(path, name, entry, start) for name, entry in header.items()}
 
@@ -94,7 +94,7 @@ def _raw_header(path: epath.Path) -> tuple[dict[str, Any], int]:
         content = file.read(length)
     try:
         header = json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, or nested without end
         header = None
     if not isinstance(header, dict):
         raise UserError(f"{path} is damaged or no safetensors file; get it again.")

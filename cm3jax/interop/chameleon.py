@@ -229,8 +229,8 @@ def _with_decoder(
 def export(run_dir: epath.PathLike, out: Path) -> int:
     """Write a decoder and its image tokenizer as a folder of transformers' Chameleon.
 
-    Keys that were imported get their type and shape back, others are float32; low-rank corrections
-    are added to what they correct. Returns how many were written; `UserError` for a model of
+    Keys that were imported get their type back, others are float32; low-rank corrections are added
+    to what they correct. Returns how many were written; `UserError` for a model of
     another architecture.
     """
     run = load_run(run_dir)
@@ -249,16 +249,19 @@ def export(run_dir: epath.PathLike, out: Path) -> int:
     images = load_run(image_dir)
     vq_config = vqgan.write_config(images.experiment.vqgan)
     notes = _notes(text_dir, run)
-    described = {k: Key(k, type_, tuple(shape), "") for k, (type_, shape) in notes["keys"].items()}
+    types = {key: type_ for key, (type_, _) in notes["keys"].items()}
     mine = places(experiment.model, np.asarray(notes["ids"]))
     theirs = vqgan.places(images.experiment.vqgan, _VQ, decoder=False)
     outputs: dict[str, tensors.Output] = {}
     for where, arrays in ((mine, variables), (theirs, images.variables)):
         for place in where:
-            outputs |= exported(place, _leaf(arrays, place.path), described)
+            outputs |= exported(place, _leaf(arrays, place.path), types)
     with folders.new_folder(out) as folder:
         folders.write_tensors(folder, outputs)
         write_json(folder / "config.json", write_config(experiment, notes["config"], vq_config))
+        write_json(
+            folder / processors.FILE, processors.chameleon(images.experiment.vqgan.image_size)
+        )
         model = (text_dir / MODEL_FILE).read_bytes()
         foreign = model.startswith(b"{")
         name = _TOKENIZER if foreign else MODEL_FILE

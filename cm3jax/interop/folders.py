@@ -89,7 +89,7 @@ def _read_indexed(folder: Path) -> dict[str, tensors.Tensor]:
         raise UserError(f"{folder / _INDEX} has no weight_map of file names; get it again.")
     found = {}
     for name in sorted(set(index.values())):
-        if Path(name).name != name:
+        if Path(name).name != name or not name:
             raise UserError(
                 f"{folder / _INDEX} names {name!r}, which is no file of this folder; get it again."
             )

@@ -69,16 +69,15 @@ class Place:
                 return np.broadcast_to(tensor, self.layer)
         return tensor if self.rows is None else tensor[self.rows]
 
-    def to_foreign(self, layer: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Our layer as what its key holds, in one of `foreign_shapes`."""
+    def to_foreign(self, layer: np.ndarray) -> np.ndarray:
+        """Our layer as what its key holds, in the usual one of `foreign_shapes`."""
+        shape = self.foreign_shapes[0]
         match self.kind:
             case "matrix":
                 return layer.reshape(shape[::-1]).T
             case "convolution":
                 out, into, *window = shape
                 return layer.reshape(*window, into, out).transpose(3, 2, 0, 1)
-            case "heads":
-                return layer[: shape[0]]
         if self.rows is None:
             return layer
         foreign = np.empty_like(layer)
@@ -139,23 +138,19 @@ def _layers(place: Place, found: Mapping[str, Tensor]) -> Iterator[np.ndarray]:
         yield place.to_ours(found[key].read(...)).astype(np.float32)
 
 
-def exported(place: Place, array: Any, described: Mapping[str, Key]) -> dict[str, Output]:
+def exported(place: Place, array: Any, types: Mapping[str, str]) -> dict[str, Output]:
     """Our array as tensors to be written there.
 
-    `described` says what type and shape keys had when they were imported; others become float32 of
-    the usual shape. Where heads that were one row there differ by now, all their rows are written.
+    `types` says what type keys had when they were imported; others become float32. Heads that were
+    one row there become a row each, as transformers reads them.
     """
     outputs = {}
     for index, key in enumerate(place.keys):
         layer = np.asarray(array[index] if place.stacked else array)
-        known = described.get(key)
-        shape = known.shape if known else place.foreign_shapes[0]
-        type_ = known.type if known else "F32"
-        if place.kind == "heads" and (layer != layer[:1]).any():
-            shape = layer.shape
-        outputs[key] = Output(type_, shape, functools.partial(_parts, place, layer, shape))
+        parts = functools.partial(_parts, place, layer)
+        outputs[key] = Output(types.get(key, "F32"), place.foreign_shapes[0], parts)
     return outputs
 
 
-def _parts(place: Place, layer: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    return (place.to_foreign(layer, shape),)
+def _parts(place: Place, layer: np.ndarray) -> tuple[np.ndarray, ...]:
+    return (place.to_foreign(layer),)

@@ -8,6 +8,7 @@ from typing import Any
 from cm3jax.errors import UserError
 from cm3jax.interop import fields, folders
 
+FILE = "preprocessor_config.json"
 FILTERS = {1: "lanczos", 3: "bicubic"}
 """Pillow's numbers of filters."""
 
@@ -67,10 +68,25 @@ def read(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         values = folders.read_object(whole, "the processor's config")
         if "image_processor" in values:
             return whole, values["image_processor"]
-    path = folder / "preprocessor_config.json"
+    path = folder / FILE
     if path.exists():
         return path, folders.read_object(path, "the picture processor's config")
     return None
+
+
+def chameleon(size: int) -> dict[str, Any]:
+    """The config under which transformers brings pictures to size as this project does."""
+    return {
+        "image_processor_type": "ChameleonImageProcessor",
+        **dict.fromkeys(_STEPS, True),
+        "do_convert_rgb": True,
+        "size": {"shortest_edge": size},
+        "crop_size": {"height": size, "width": size},
+        "resample": 1,
+        "rescale_factor": 1 / 127.5,
+        "image_mean": [1.0, 1.0, 1.0],
+        "image_std": [1.0, 1.0, 1.0],
+    }
 
 
 def check(values: Any, usual: Usual, path: Path) -> str:

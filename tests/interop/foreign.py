@@ -105,6 +105,14 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.save(str(path))
 
 
+def noise(model: nn.Module, *inputs: jax.ShapeDtypeStruct) -> dict:
+    """Variables of a model, each the noise of its path."""
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *inputs))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: cases.weights(jax.tree_util.keystr(path), leaf.shape) / 2, shapes
+    )
+
+
 def write_own(folder: Path) -> None:
     """A decoder of Chameleon's architecture as it is trained here, with its tokenizers inside."""
     vq = VQGANConfig(
@@ -134,12 +142,11 @@ def write_own(folder: Path) -> None:
     )
     text = TextTokenizer.train(["a red fox", "two foxes, redder", "fox <mask>", "▁é"], 300)
     text.save(folder / "text")
-    key = jax.random.key(0)
-    images = nn.unbox(VQGAN(vq).init(key, jnp.zeros((1, 16, 16, 3))))
+    images = noise(VQGAN(vq), jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32))
     image = Experiment(name="vqgan", learner="vqgan", vqgan=vq, vocab=vocab)
     write_run(LoadedRun(image, images, 0, {}), folder / "vqgan")
-    row = jnp.zeros((1, 1), jnp.int32)
-    variables = nn.unbox(Decoder(model, Vocab(vocab).size).init(key, row, row, row))
+    row = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    variables = noise(Decoder(model, Vocab(vocab).size), row, row, row)
     experiment = Experiment(
         name="own",
         vocab=vocab,

@@ -150,6 +150,9 @@ def test_there_and_back_bit_for_bit(tmp_path, name, dtype):
     assert len(after) == written
     for key, tensor in before.items():
         assert tensor.dtype == after[key].dtype == foreign.TYPES[dtype]
+        if name == "broadcast" and "_norm." in key and tensor.ndim == 2:
+            # transformers reads a row per head, whatever it was given.
+            tensor = np.repeat(tensor, after[key].shape[0] // len(tensor), 0)
         assert tensor.shape == after[key].shape
         assert tensor.tobytes() == after[key].tobytes(), key
     configs = [json.loads((tmp_path / f / "config.json").read_text()) for f in ("in", "back")]
@@ -158,20 +161,6 @@ def test_there_and_back_bit_for_bit(tmp_path, name, dtype):
     assert vq[0].items() <= vq[1].items()
     tokenizers = [(tmp_path / f / "tokenizer.json").read_text() for f in ("in", "back")]
     assert tokenizers[0] == tokenizers[1]
-
-
-def test_heads_that_part_are_all_written(tmp_path):
-    """One row of q-norm for all heads comes back as one only while the heads agree."""
-    folder = chameleon.read(foreign.write_chameleon(tmp_path / "in", "broadcast"))
-    place = next(place for place in folder.places if place.path.endswith("query_norm/scale"))
-    described = {key.key: key for key in folder.report}
-    array = foreign.read(place, foreign.state("chameleon-broadcast", 2))
-    same = chameleon.exported(place, array, described)
-    assert {output.shape for output in same.values()} == {(1, 16)}
-    array[1, 1] += 1
-    parted = chameleon.exported(place, array, described)
-    assert [output.shape for output in parted.values()] == [(1, 16), (2, 16)]
-    np.testing.assert_array_equal(next(iter(parted[place.keys[1]].parts())), array[1])
 
 
 @pytest.fixture(scope="module")

@@ -136,3 +136,60 @@ def test_inception_in_torchs_own_format(tmp_path):
     ours, theirs = (load_inception(tmp_path / f"fid.{kind}") for kind in ("safetensors", "pth"))
     assert ours.fingerprint == theirs.fingerprint
     assert theirs.unused == ("Conv2d_1a_3x3.bn.num_batches_tracked",)
+
+
+def _require_exported(run, folder):
+    """transformers loads an export, all of it, and computes our logits and our codes."""
+    import torch
+    from transformers import ChameleonForConditionalGeneration
+    from transformers.models.chameleon.image_processing_pil_chameleon import (
+        ChameleonImageProcessorPil,
+    )
+
+    from cm3jax.checkpoint import load_run
+    from cm3jax.interop import chameleon
+    from cm3jax.model.decoder import Decoder
+    from cm3jax.tokenizers.image import to_pixels
+    from cm3jax.tokenizers.vqgan import VQGAN
+
+    chameleon.export(run, folder)
+    model, told = ChameleonForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(told.values()), told  # nothing missing, unexpected or of another shape
+    ours, images = load_run(run), load_run(run / "vqgan")
+    ids = chameleon.read(folder).vocabulary.ids
+    rows = np.random.default_rng(0).integers(0, len(ids), (2, 24))
+    ones, places = np.ones_like(rows), np.broadcast_to(np.arange(24), rows.shape)
+    decoder = Decoder(ours.experiment.model, len(ids))
+    inputs = [jax.numpy.asarray(x, jax.numpy.int32) for x in (rows, places, ones)]
+    hidden = decoder.apply({"params": ours.variables["params"]}, *inputs)
+    logits = decoder.apply({"params": ours.variables["params"]}, hidden, method="logits")
+    with torch.no_grad():
+        theirs = model.lm_head(model.model(torch.tensor(ids[rows])).last_hidden_state).numpy()
+    np.testing.assert_allclose(theirs[..., ids], logits, atol=2e-4 * np.abs(theirs).max())
+    pictures = np.round((cases.scenes(2) + 1) * 127.5).astype(np.uint8)
+    pixels = np.asarray(to_pixels(jax.numpy.asarray(pictures)))
+    processor = ChameleonImageProcessorPil.from_pretrained(folder)
+    read = np.stack(processor(list(pictures))["pixel_values"])
+    np.testing.assert_allclose(read.transpose(0, 2, 3, 1), pixels, atol=1e-5)
+    codes = VQGAN(images.experiment.vqgan).apply(
+        images.variables, jax.numpy.asarray(pixels), method="encode"
+    )
+    with torch.no_grad():
+        found = model.model.vqmodel.encode(torch.from_numpy(read)).image_tokens
+    assert (found.numpy().reshape(2, -1) == np.asarray(codes)).mean() >= 0.99
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+def test_transformers_loads_the_export_of_an_import(tmp_path, name):
+    from cm3jax.interop import chameleon
+
+    source = foreign.write_chameleon(tmp_path / "in", name)
+    chameleon.convert(source, tmp_path / "run", None, source / "config.json")
+    _require_exported(tmp_path / "run", tmp_path / "back")
+
+
+def test_transformers_loads_the_export_of_our_own(tmp_path):
+    foreign.write_own(tmp_path / "run")
+    _require_exported(tmp_path / "run", tmp_path / "out")
