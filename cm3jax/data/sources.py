@@ -193,6 +193,10 @@ class EmojiSource:
             held_out=record["kind"] == b"memory",
         )
 
+    def texts(self, index: int) -> tuple[str, ...]:
+        """The record's caption."""
+        return (self._records[index]["text"].decode(),)
+
 
 class ItemSource:
     """A split of raw data that readers give; every 50th record of it is for validation.

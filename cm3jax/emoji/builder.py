@@ -111,6 +111,15 @@ def open_catalogue(data_dir: epath.PathLike, archives: Archives, size: int) -> C
     return _catalogue(str(data_dir), archives.digest, size)
 
 
+def open_examples(data_dir: epath.PathLike, seed: int, size: int) -> Examples:
+    """The documents of the archives below `data_dir`, without writing any.
+
+    Raises `UserError` as `prepare` does.
+    """
+    archives = Archives.find(epath.Path(data_dir) / MANUAL)
+    return Examples(open_catalogue(data_dir, archives, size), seed, size)
+
+
 def prepare(
     data_dir: epath.PathLike, records: int, seed: int, size: int, progress: Progress | None = None
 ) -> Emoji:

@@ -1,11 +1,12 @@
 """What pictures lose on their way through an image tokenizer, in all and by kind of record.
 
 PSNR, SSIM, LPIPS and rFID (FID of reconstructions against their originals) where their networks'
-weights are given, and what of the codebook is in use; of emblems also what the reader still reads.
+weights are given, and what of the codebook is in use; of emblems and emoji also what a reader still
+reads.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import jax
@@ -14,8 +15,9 @@ import numpy as np
 from etils import epath
 
 from cm3jax.checkpoint import load_run
-from cm3jax.config import VQGANLossConfig
+from cm3jax.config import DataConfig, VQGANLossConfig
 from cm3jax.data.emblems.reader import read_batch
+from cm3jax.emoji.reader import Reader
 from cm3jax.evaluate import chance, fid
 from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.fid import Frechet
@@ -73,12 +75,13 @@ def evaluate_reconstruction(
         samples=1,
         seed=experiment.seed,
         licensed_share=1.0,
-        reader="the emblems' reader" if data.source == "emblems" else "none",
+        reader=_READERS.get(data.source, "none"),
         weights=tokenizer.fingerprint,
         code_version=code_version(),
         resize=extractor.mode if extractor else "none",
         extractor=extractor.name if extractor else "none",
     )
+    readings = _readings(data, split, experiment.seed, images, remade)
     scores: dict[str, Score] = {}
     for label, mine in _slices(labels):
         for name, values in figures.items():
@@ -87,12 +90,60 @@ def evaluate_reconstruction(
         if features is not None and mine.sum() >= _FEWEST:
             pair = [part[mine] for part in features]
             scores[f"rfid.{label}"] = _distance(*pair, experiment.seed, protocol)
-        if data.source == "emblems":
-            read = [[one.scene for one in read_batch(part[mine])] for part in (images, remade)]
-            right = [one is not None and one == other for one, other in zip(*read, strict=True)]
-            guessed = chance.of_another_answer(read[0])
-            scores[f"read_exact.{label}"] = Score.share(right, guessed, protocol)
+        for name, reading in readings.items():
+            scores[f"{name}.{label}"] = reading.score(mine, protocol)
     return dict(sorted(scores.items()))
+
+
+_READERS = {
+    "emblems": "the emblems' reader",
+    "emoji": "emoji.Reader: nearest of all pictures at the scene's places and sizes",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Reading:
+    """What a reader said of every picture."""
+
+    right: Bool[np.ndarray, " B"]
+    chance: Callable[[Bool[np.ndarray, " B"]], float]
+    """What guessing scores on some of them."""
+
+    def score(self, mine: Bool[np.ndarray, " B"], protocol: Protocol) -> Score:
+        return Score.share(self.right[mine].tolist(), self.chance(mine), protocol)
+
+
+def _readings(
+    data: DataConfig,
+    split: str,
+    seed: int,
+    images: UInt8[np.ndarray, "B Y X 3"],
+    remade: UInt8[np.ndarray, "B Y X 3"],
+) -> dict[str, _Reading]:
+    """What can still be read from reconstructions; nothing of what has no reader."""
+    if data.source == "emblems":
+        truth, read = ([one.scene for one in read_batch(part)] for part in (images, remade))
+        right = [one is not None and one == other for one, other in zip(truth, read, strict=True)]
+
+        def another(mine: Bool[np.ndarray, " B"]) -> float:
+            return chance.of_another_answer([truth[row] for row in np.flatnonzero(mine)])
+
+        return {"read_exact": _Reading(np.asarray(right), another)}
+    if data.source == "emoji":
+        from cm3jax.emoji.builder import open_examples
+
+        examples = open_examples(data.raw, seed, data.image_size)
+        reader = Reader(examples.catalogue, data.image_size)
+        scenes = [examples.example(split, row).scene for row in range(len(images))]
+        guesses = np.array([reader.chance ** len(scene.things) for scene in scenes])
+        return {
+            name: _Reading(
+                np.asarray(reader.shows(remade, scenes, styles)),
+                lambda mine: float(guesses[mine].mean()),
+            )
+            for name, styles in (("read_thing", False), ("read_look", True))
+        }
+    return {}
 
 
 def _slices(labels: np.ndarray) -> Iterator[tuple[str, Bool[np.ndarray, " B"]]]:

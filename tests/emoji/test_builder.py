@@ -20,7 +20,7 @@ def test_emoji_is_a_source(tmp_path):
         for index in (0, 1, 17, 39):
             record, document = source[index], examples.example(split, index)
             text, picture = record.segments
-            assert text == document.caption
+            assert (text,) == source.texts(index) == (document.caption,)
             np.testing.assert_array_equal(picture, document.picture)
             assert (record.key, record.kind) == (document.key, document.kind)
             assert record.subjects == document.scene.nouns
