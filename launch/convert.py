@@ -8,6 +8,8 @@
 
 What is imported becomes an exported run, which every command that takes a run reads; Inception
 becomes the file that `launch.evaluate` reads without torch. A folder may be the hub's id of one.
+A key of a foreign config that this project neither reads nor knows to be harmless is refused by its
+name. Parameters are float32 here; a Chameleon computes in its folder's type, float16 in float32.
 Weights carry licences of their own: Chameleon's is for research without commerce.
 """
 
@@ -74,7 +76,11 @@ class Inception:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Export a decoder of Chameleon's architecture as a folder of transformers."""
+    """Export a decoder of Chameleon's architecture as a folder of transformers.
+
+    An imported text tokenizer goes back as tokenizer.json; one that was trained here is written as
+    SentencePiece's text.model, which transformers does not look for.
+    """
 
     run: tyro.conf.Positional[str]
     """Run directory of the decoder, or exported or imported weights."""

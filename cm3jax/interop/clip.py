@@ -1,8 +1,8 @@
 """HF CLIP folders (any ViT size) to our retrieval encoder, with their own text tokenizer.
 
 Pictures are brought to size as the folder's processor does it, with two differences: transparent
-ones stand on white here, and the square is cut out while resizing instead of afterwards, so that up
-to 0.03 % of the bytes of a picture differ by 1, and vectors by up to 2e-4.
+ones stand on white here, and the square is cut out while resizing instead of afterwards, by which
+0.05 % of the bytes differ, by 2 at most, and vectors by up to 2e-4.
 """
 
 import dataclasses

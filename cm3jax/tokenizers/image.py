@@ -214,8 +214,8 @@ def preprocess(
     """RGB bytes (see `to_rgb`): the shorter side becomes `size`, then the centre square is cut out.
 
     A picture that has the size already passes unchanged. The cut goes first, into the picture that
-    is resized, so that a long one costs no more than a square one; the bytes are those of the other
-    order.
+    is resized, so that a long one costs no more than a square one; 0.05 % of the bytes, of noise
+    3 %, differ from those of the other order, by 2 at most.
     """
     image = to_rgb(image)
     width, height = image.size
