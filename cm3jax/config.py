@@ -599,11 +599,6 @@ class OptimConfig:
             raise UserError(
                 f"optim.trained={self.trained!r} is no regular expression ({error}); mend it."
             ) from None
-        _require(
-            self.method == "adamw" or (not self.trained and self.trained_ids == "all"),
-            "optim.trained and optim.trained_ids freeze for adamw alone; leave optim.method=muon "
-            "out.",
-        )
         _require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be positive.")
         _require(self.accumulate >= 1, f"optim.accumulate={self.accumulate} must be at least 1.")
 
@@ -811,9 +806,9 @@ class Experiment:
             "trains with adamw.",
         )
         _require(
-            not self.model.lora_rank or (self.learner, self.optim.method) == ("decoder", "adamw"),
-            f"model.lora_rank={self.model.lora_rank} is for a decoder that trains with adamw; set "
-            "it to 0.",
+            not self.model.lora_rank or self.learner == "decoder",
+            f"model.lora_rank={self.model.lora_rank} is for a decoder, not for a {self.learner}; "
+            "leave it out.",
         )
         _require(
             self.optim.trained_ids == "all" or self.learner == "decoder",

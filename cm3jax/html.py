@@ -99,25 +99,26 @@ def curves(
     one of the same legend. `unit` and `over` name the axes. Of a line with many points, so many are
     drawn as the plot is wide.
     """
-    width, height, left, bottom, top = 640, 260, 44, 30, 12
+    width, height, left, right, bottom, top = 640, 260, 44, 32, 30, 12
     names = list(dict.fromkeys([*series, *(validation or {})]))
     lines = [(name, "", points) for name, points in series.items()]
     lines += [(name, ", validation", points) for name, points in (validation or {}).items()]
     points = [point for _, _, line in lines for point in line if math.isfinite(point[1])]
     last = max((x for x, _ in points), default=1) or 1
-    most = max((y for _, y in points), default=1) or 1
+    most = max((y for _, y in points), default=1)
+    most = most if most > 0 else 1
 
     def place(x: int | float, y: int | float) -> tuple[float, float]:
-        across = left + (width - left - 8) * x / last
+        across = left + (width - left - right) * x / last
         down = height - bottom - (height - bottom - top) * y / most
         return round(across, 1), round(down, 1)
 
     marks = []
     for value in _ticks(most):
         x, y = place(0, value)
-        marks.append(tag("line", x1=x, y1=y, x2=width - 8, y2=y, class_="grid"))
+        marks.append(tag("line", x1=x, y1=y, x2=width - right, y2=y, class_="grid"))
         marks.append(tag("text", f"{value:g}", x=x - 6, y=y + 4, text_anchor="end"))
-    for value in _ticks(last):
+    for value in (tick for tick in _ticks(last) if tick == round(tick)):
         x, _ = place(value, 0)
         marks.append(tag("text", f"{value:,.0f}", x=x, y=height - 10, text_anchor="middle"))
     legend = []
@@ -126,6 +127,9 @@ def curves(
         drawn = _thinned([(x, y) for x, y in line if math.isfinite(y)], width)
         path = " ".join("{},{}".format(*place(x, y)) for x, y in drawn)
         marks.append(tag("polyline", points=path, class_=f"line {look}"))
+        if len(drawn) == 1:  # no line goes through one point
+            x, y = place(*drawn[0])
+            marks.append(tag("circle", cx=x, cy=y, r=3, class_=f"dot line-{names.index(name)}"))
         legend.append(tag("span", tag("i", class_=f"key {look}"), name + suffix))
     label = f"{unit} over {over}: {', '.join(name + suffix for name, suffix, _ in lines)}"
     svg = tag(

@@ -70,6 +70,14 @@ def matrices(boxed: Any) -> Any:
     return jax.tree.map_with_path(sides, boxed, is_leaf=_is_box)
 
 
+def _unfrozen(sides: Any, params: Any) -> Any:
+    """`sides` with optax's mask in place of what `freezing` keeps from the optimiser."""
+    is_frozen = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
+    return jax.tree.map(
+        lambda leaf, side: leaf if is_frozen(leaf) else side, params, sides, is_leaf=is_frozen
+    )
+
+
 def trained(pattern: str, rows: slice, boxed: Any) -> Any:
     """How many values of each parameter training changes: none where `pattern` (`optim.trained`)
     is not in its name, `rows` alone where it is a table over the vocabulary."""
@@ -137,7 +145,7 @@ def optimizer(config: OptimConfig, steps: int, boxed: Any) -> optax.GradientTran
             adam_b1=config.beta1,
             adam_b2=config.beta2,
             eps=config.eps,
-            muon_weight_dimension_numbers=matrices(boxed),
+            muon_weight_dimension_numbers=lambda params: _unfrozen(matrices(boxed), params),
             consistent_rms=0.2,
         )
     clip = optax.clip_by_global_norm(config.clip_norm)

@@ -11,7 +11,7 @@ from typing import Any
 from cm3jax.html import Html, join, tag
 
 _WIDTH, _HEIGHT = 640, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 12, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 32, 12, 42
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,12 @@ def share_mark(share: float, interval: tuple[float, float], chance: float) -> Ht
 
 
 def _label(tick: float) -> str:
-    """Short enough for the margin: 1/32 is 0.031."""
+    """Short enough for the margin: 1/32 is 0.031; a million is 1M."""
+    for size, unit in ((1e9, "B"), (1e6, "M")):
+        if abs(tick) >= size:
+            return f"{tick / size:g}{unit}"
+    if abs(tick) >= 1000:
+        return f"{tick:,.0f}"
     return f"{tick:.2g}" if abs(tick) < 0.1 else f"{tick:g}"
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from cm3jax import partition
 from cm3jax.config import Experiment
+from cm3jax.errors import UserError
 from cm3jax.hardware import peak_flops
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.sequence import Batch
@@ -58,7 +59,13 @@ def make_learner(options: argparse.Namespace) -> DecoderLearner:
 
 
 def bench_train(options: argparse.Namespace) -> dict[str, Any]:
-    """Time the sides one after another; both profit from the memory that the process keeps."""
+    """Time the sides one after another; both profit from the memory that the process keeps.
+
+    Raises `UserError` where torch is asked for and can't be measured.
+    """
+    why = no_rival(options)
+    if options.compile_torch and why:
+        raise UserError(f"--compile-torch can't be measured: {why}; leave it out.")
     keep_freed_memory()
     learner = make_learner(options)
     model = learner.experiment.model
@@ -90,7 +97,7 @@ def bench_train(options: argparse.Namespace) -> dict[str, Any]:
         "matrix_flops_per_second": matrix_rate,
         "ours": summary(_ours(learner, weights, tokens, options.steps)),
     }
-    if why := no_rival(options):
+    if why:
         return answer | {"torch": None, "torch_left_out_because": why}
     for name, compiles in (("torch", False), ("torch_compiled", True)):
         if compiles and not options.compile_torch:

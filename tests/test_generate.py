@@ -17,7 +17,7 @@ from cm3jax.config import ONE_DEVICE, DecodeConfig
 from cm3jax.document import Image, Text, parse, render
 from cm3jax.errors import UserError
 from cm3jax.files import read_json, write_json
-from cm3jax.prompts import outpaint, read_infill
+from cm3jax.prompts import outpaint, read_infill, read_prompt
 
 SIZE = testing.experiment().vqgan.image_size
 
@@ -342,6 +342,17 @@ def test_documents_come_from_the_live_index(generator):
     assert other.id == second.id != best.id
     everything = generator.retrieve(["a cat"], picture, k=99)[0]
     assert len(everything) == 12
+
+
+def test_why_there_are_fewer_documents_is_said(generator):
+    read, lines = [read_prompt("a cat", SIZE)], []
+    assert len(generator.company(read, 99, say=lines.append)[0]) == 12
+    assert lines.pop() == "12 of 99 documents for 'a cat'; the bank has 12"
+    (shown,) = generator.company(read, 2, floor=2.0, say=lines.append)
+    assert shown == []
+    assert lines.pop().startswith("0 of 2 documents for 'a cat'; scores below the floor of 2 were")
+    assert len(generator.company(read, 2, say=lines.append)[0]) == 2
+    assert lines == []
 
 
 def test_hand_picked_documents_come_before_retrieved_ones(generator, vocab):

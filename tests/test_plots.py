@@ -55,7 +55,7 @@ def test_axes_have_round_ticks():
         "p", "p", "hours", "FID", {"a": (Point(1, 1.0, (1.0, 1.0)), Point(1e4, 9.0, (9.0, 9.0)))}
     )
     both = Plot(**vars(decades) | {"log_x": True, "log_y": True})
-    assert {"1", "10", "100", "1000", "10000", "8"} <= set(
+    assert {"1", "10", "100", "1,000", "10,000", "8"} <= set(
         re.findall(r"<text[^>]*>([^<]*)</text>", both.svg())
     )
 

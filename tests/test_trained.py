@@ -109,6 +109,30 @@ def test_rows_of_some_ids_alone_are_trained(base, tmp_path, capsys):
     np.testing.assert_array_equal(~same, images)
 
 
+@pytest.mark.parametrize(
+    ("rank", "trained", "ids"), [(RANK, "", "all"), (0, "^embedding", "image"), (0, "up", "all")]
+)
+def test_muon_trains_the_rest_and_keeps_nothing_of_what_is_frozen(
+    base, tmp_path, rank, trained, ids
+):
+    """As the miniature's presets do: matrices by Muon, low-rank corrections and tables by Adam."""
+    config = tuned(tmp_path, trained, rank, init_from=base[0].workdir)
+    optim = dataclasses.replace(config.optim, method="muon", trained_ids=ids, peak_lr=0.01)
+    state = train(learner(dataclasses.replace(config, optim=optim)))
+    before, after = flat(base[1].params), flat(state.params)
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    if rank:
+        assert moved == set()
+        assert all(leaf.any() for name, leaf in after.items() if name.endswith("lora_up"))
+        count = sum(leaf.size for name, leaf in after.items() if "lora_" in name)
+    else:
+        assert moved == {name for name in before if re.search(trained, name)}
+        count = sum(before[name].size for name in moved)
+    # Muon also keeps the three coefficients of its iteration.
+    moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim > 1)
+    assert count <= moments <= 2 * count
+
+
 def test_a_start_changes_nothing_and_merging_neither(base, adapted):
     """At first the corrections are zero; what they are later can be added to the matrices."""
     config, state = adapted
@@ -188,8 +212,6 @@ def test_patterns_that_freeze_everything_or_are_none(tmp_path):
         OptimConfig(trained="(")
     with pytest.raises(UserError, match=r"optim\.trained='decoder/' is found in no parameter"):
         train(learner(tuned(tmp_path, trained="decoder/")))
-    with pytest.raises(UserError, match="adamw alone"):
-        OptimConfig(trained="head", method="muon")
     optim = OptimConfig(trained_ids="image")
     with pytest.raises(UserError, match=r"trained_ids=image is for a decoder"):
         experiment(tmp_path, learner="parti", optim=optim)

@@ -25,7 +25,7 @@ from cm3jax.data.emblems.sample import memory_only, with_emblem
 from cm3jax.data.emblems.scene import GRID, Look
 from cm3jax.document import Mark
 from cm3jax.evaluate.protocol import NO_SAMPLING, Score
-from cm3jax.evaluate.results import Cell, Figure, worst_and_best
+from cm3jax.evaluate.results import Cell, Chosen, Figure
 from cm3jax.prompts import BLANK, Segments, Shown
 from cm3jax.shapes import Bool, Float, UInt8
 
@@ -91,7 +91,8 @@ def _infill(bench: Bench) -> Measured:
                 verdicts[how].append(confirms_emblems(filled[how], [p.scene for p in asked]))
             if seed == 0:
                 hidden = np.where(masks[..., None], np.uint8(BLANK), images)
-                for place in _shown(verdicts["with"][0]):
+                chosen = Chosen.of(verdicts["with"][0], _SHOWN)
+                for place in chosen.places:
                     cells = (
                         Cell.of("given document", pairs[place][1], pairs[place][0]),
                         Cell.of("given picture", hidden[place]),
@@ -101,7 +102,7 @@ def _infill(bench: Bench) -> Measured:
                         ),
                         Cell.of("as it should be", images[place]),
                     )
-                    figures.append(Figure(_TITLES[hole], texts[place], cells))
+                    figures.append(Figure(_TITLES[hole], texts[place], cells, chosen.note))
         shown = {"with": "one that shows it", "without": "none", "another": "one of another emblem"}
         for how, found in verdicts.items():
             protocol = bench.protocol(
@@ -163,7 +164,8 @@ def _five(bench: Bench) -> Measured:
         each.append(right.ravel())
         all_five.append(right.all(1))
         if seed == 0:
-            for place in _shown(right.mean(1).tolist()):
+            chosen = Chosen.of(right.mean(1).tolist(), _SHOWN)
+            for place in chosen.places:
                 cells = [
                     cell
                     for one, turn in enumerate(range(place * _GIVEN, (place + 1) * _GIVEN))
@@ -173,7 +175,7 @@ def _five(bench: Bench) -> Measured:
                     )
                 ]
                 title = "One prompt, five given documents"
-                figures.append(Figure(title, asked[place].text, tuple(cells)))
+                figures.append(Figure(title, asked[place].text, tuple(cells), chosen.note))
     protocol = bench.protocol(
         "emblems heldout",
         content(every),
@@ -251,8 +253,10 @@ def _classify(bench: Bench) -> Measured:
             nats = _likelihoods(bench, cases, shown)
             verdicts[name].append(nats[:, 0] > nats[:, 1])
             if seed == 0 and name == "one_shot":
+                chosen = Chosen.of(verdicts[name][0].tolist(), _SHOWN)
                 figures = [
-                    _classified(cases[i], nats[i]) for i in _shown(verdicts[name][0].tolist())
+                    dataclasses.replace(_classified(cases[i], nats[i]), note=chosen.note)
+                    for i in chosen.places
                 ]
     says = {
         "no_documents": "none",
@@ -321,11 +325,6 @@ def _classified(case: _Case, nats: Float[np.ndarray, " 2"]) -> Figure:
         for i in order
     ]
     return Figure("A name for a picture, from two documents", "Which emblem is it?", tuple(cells))
-
-
-def _shown(values: Sequence[float | bool]) -> list[int]:
-    worst, best = worst_and_best(values, _SHOWN)
-    return worst + best
 
 
 # ----------------------------------------------------------------------------------------- the row

@@ -15,7 +15,7 @@ from cm3jax.data.emblems.patches import QUARTERS
 from cm3jax.data.emblems.prompts import Kind
 from cm3jax.document import Image, Text, parse, render
 from cm3jax.evaluate.protocol import Score
-from cm3jax.evaluate.results import Cell, Figure, worst_and_best
+from cm3jax.evaluate.results import Cell, Chosen, Figure
 from cm3jax.plots import Plot, Point
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.retriever import Retrieved, Retriever
@@ -88,8 +88,8 @@ def _counts(bench: Bench, bank: Bank) -> Measured:
                 drawn[count].append(images)
                 right[count].append(confirms_batch(images, [prompt.scene for prompt in asked]))
             if seed == 0:
-                worst, best = worst_and_best(right[2][0], 2)
-                for place in worst + best:
+                chosen = Chosen.of(right[2][0], 2)
+                for place in chosen.places:
                     figures.append(
                         Figure(
                             f"0, 1 and 2 documents: {words}",
@@ -106,6 +106,7 @@ def _counts(bench: Bench, bank: Bank) -> Measured:
                                 ),
                                 Cell.of("as it should be", asked[place].image),
                             ),
+                            chosen.note,
                         )
                     )
         for count in COUNTS:

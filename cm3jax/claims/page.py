@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from cm3jax.claims.row import Result, Row, Table
-from cm3jax.evaluate.cases_page import figure_cell, protocols, score_table, table_of
+from cm3jax.evaluate.cases_page import figures_of, protocols, score_table, table_of
 from cm3jax.files import write_atomic
-from cm3jax.html import Html, facts, figure, join, page, tag
+from cm3jax.html import Html, facts, join, page, tag
 from cm3jax.plots import Plot
 
 _ABOUT = (
@@ -86,11 +86,7 @@ def _section(row: Row, result: Result | None) -> Html:
     parts += [_plot(row, plot) for plot in result.measured.plots]
     for kind in dict.fromkeys(shown.kind for shown in result.measured.figures):
         parts.append(tag("h3", kind))
-        parts += [
-            figure(shown.prompt, *map(figure_cell, shown.cells))
-            for shown in result.measured.figures
-            if shown.kind == kind
-        ]
+        parts += figures_of(result.measured.figures, kind)
     scores = _scores(result)
     every = tag("div", score_table(scores), class_="scroll")
     # Where nothing else is drawn, the scores are.

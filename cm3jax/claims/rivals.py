@@ -9,7 +9,7 @@ from cm3jax.claims.row import Measured, Row, Scores, Table, Target, percent
 from cm3jax.config import Experiment
 from cm3jax.data.emblems import Prompt, confirms_emblems
 from cm3jax.evaluate.protocol import Score
-from cm3jax.evaluate.results import Cell, Figure, worst_and_best
+from cm3jax.evaluate.results import Cell, Chosen, Figure
 from cm3jax.plots import Plot, Point
 
 MODELS = {
@@ -114,12 +114,14 @@ def _figures(exams: dict[str, Exam], asked: Sequence[Prompt]) -> tuple[Figure, .
     }
     right = {name: confirms_emblems(images, scenes) for name, images in drawn.items()}
     figures = []
-    for place in (p for part in worst_and_best(right["cm3leon"], _SHOWN) for p in part):
+    chosen = Chosen.of(right["cm3leon"], _SHOWN)
+    for place in chosen.places:
         cells = [first.bench.cell(shown[place][0])]
         for name, images in drawn.items():
             cells.append(Cell.of(MODELS[name][0], images[place], correct=right[name][place]))
         cells.append(Cell.of("as it should be", asked[place].image))
-        figures.append(Figure("The same prompt, drawn by all", asked[place].text, tuple(cells)))
+        title = "The same prompt, drawn by all"
+        figures.append(Figure(title, asked[place].text, tuple(cells), chosen.note))
     return tuple(figures)
 
 

@@ -1,8 +1,9 @@
 """A small page for an evaluation: a table, the worst and best cases as pictures, the protocols."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from cm3jax.evaluate.protocol import Score
+from cm3jax.evaluate.protocol import Protocol, Score
 from cm3jax.evaluate.results import Cell, Figure
 from cm3jax.html import Html, cell, facts, figure, join, page, tag
 from cm3jax.plots import share_mark
@@ -14,13 +15,26 @@ def cases_page(
     """The whole page; figures stand under their kinds."""
     parts = [tag("h1", title), tag("p", about), tag("div", table, class_="scroll")]
     for kind in dict.fromkeys(shown.kind for shown in figures):
-        drawn = [
-            figure(one.prompt, *map(figure_cell, one.cells)) for one in figures if one.kind == kind
-        ]
+        drawn = figures_of(figures, kind)
         parts.append(tag("section", tag("h2", kind), *drawn))
     parts.append(tag("h2", "Protocols"))
     parts += protocols(scores)
     return page(f"cm3jax: {title}", tag("main", *parts))
+
+
+_CHOSEN = (
+    "Not a sample: cases chosen to show what goes wrong and what goes right; scores count all."
+)
+"""Of results that were stored without a note."""
+
+
+def figures_of(figures: Sequence[Figure], kind: str) -> list[Html]:
+    """The figures of a kind, after a line that says how they were chosen."""
+    own = [one for one in figures if one.kind == kind]
+    judged = any(cell.correct is not None for one in own for cell in one.cells)
+    notes = dict.fromkeys(one.note or (_CHOSEN if judged else "") for one in own)
+    lines = [tag("p", note, class_="soft") for note in notes if note]
+    return lines + [figure(one.prompt, *map(figure_cell, one.cells)) for one in own]
 
 
 def score_table(scores: Mapping[str, Score]) -> Html:
@@ -61,7 +75,21 @@ def _row(name: str, score: Score) -> tuple[str, ...]:
     return name, f"{score.value:.3f}", f"{low:.3f}–{high:.3f}", mark, str(score.n), chance, regime
 
 
+def stamp_fields(protocol: Protocol) -> list[tuple[str, str]]:
+    """Every field of a stamp in words."""
+    return [(key.replace("_", " "), in_words(value)) for key, value in vars(protocol).items()]
+
+
+def in_words(value: Any) -> str:
+    """A value for a reader: few digits, and a mapping as `name value` after `name value`."""
+    if value is None:
+        return "not known"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {in_words(one)}" for name, one in value.items()) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _protocol(name: str, score: Score) -> Html:
     stamp = [("regime", score.protocol.regime), ("n", str(score.n))]
-    stamp += [(key.replace("_", " "), str(value)) for key, value in vars(score.protocol).items()]
+    stamp += stamp_fields(score.protocol)
     return tag("details", tag("summary", name), facts(stamp))

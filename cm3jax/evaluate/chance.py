@@ -6,9 +6,13 @@ from collections.abc import Hashable, Sequence
 
 
 def of_another_answer(answers: Sequence[Hashable]) -> float:
-    """The chance that the right answer to another prompt is right for this one too."""
+    """The chance that the right answer to another prompt is right for this one too.
+
+    None is no answer, what a reader finds in a picture that it can't read, and is never right.
+    """
     n = len(answers)
-    same = sum(count * (count - 1) for count in Counter(answers).values())
+    counts = Counter(answer for answer in answers if answer is not None)
+    same = sum(count * (count - 1) for count in counts.values())
     return same / (n * (n - 1)) if n > 1 else 0.0
 
 

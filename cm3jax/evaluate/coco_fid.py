@@ -172,7 +172,8 @@ class Exam:
         """The pictures that fit their captions worst and best, beside the real ones."""
         figures = []
         for end, places in zip(("worst", "best"), worst_and_best(alike, CASES), strict=True):
-            title = f"The {end} cases by CLIP: {name.replace('.', ' ') or 'the pictures'}"
+            many = f"{len(places)} {end} of {len(alike):,} cases"
+            title = f"The {many} by CLIP: {name.replace('.', ' ') or 'the pictures'}"
             for place in places:
                 cells = [Cell.of(f"drawn, cosine {alike[place]:.2f}", self._shown(files[place]))]
                 real = epath.Path(self.reference) / captions[place].file

@@ -31,7 +31,7 @@ from cm3jax.evaluate.protocol import (
     licensed_share,
     sampling,
 )
-from cm3jax.evaluate.results import Cell, Evaluation, Figure, worst_and_best
+from cm3jax.evaluate.results import Cell, Chosen, Evaluation, Figure
 from cm3jax.files import digest
 from cm3jax.generate import Generated
 from cm3jax.retrieval.bank import Bank, BankDocument
@@ -146,14 +146,15 @@ class _Exam:
             drawn[k], right[k] = self._draw(asked, shown.get(k))
             how = f"live retrieval by the prompt's text, best {k}" if k else "none"
             self._score(f"{name}.docs_{k}", right[k], guessed, kind, k, how)
-        for place in _shown(right[2]):
+        chosen = Chosen.of(right[2], FIGURES // 2)
+        for place in chosen.places:
             cells = [self._document_cell(found) for found in shown[2][place]]
             cells += [
                 Cell.of(_documents(k), drawn[k][place].image, correct=right[k][place])
                 for k in (0, 1, 2)
             ]
             cells.append(Cell.of("as it should be", asked[place].image))
-            self.figures.append(Figure(name, texts[place], tuple(cells)))
+            self.figures.append(Figure(name, texts[place], tuple(cells), chosen.note))
 
     def draw_with_a_distractor(self, kind: Kind, name: str) -> None:
         """The control: a document that shows the emblem beside one that doesn't, either first."""
@@ -173,12 +174,13 @@ class _Exam:
         asked = self._prompts(kind)
         drawn, right = self._draw(asked, None)
         self._score(name, right, chance.of_another_answer([p.scene.seen() for p in asked]), kind)
-        for place in _shown(right):
+        chosen = Chosen.of(right, FIGURES // 2)
+        for place in chosen.places:
             cells = (
                 Cell.of(_documents(0), drawn[place].image, correct=right[place]),
                 Cell.of("as it should be", asked[place].image),
             )
-            self.figures.append(Figure(name, asked[place].text, cells))
+            self.figures.append(Figure(name, asked[place].text, cells, chosen.note))
 
     def caption(self, kind: Kind, name: str) -> None:
         """Captions by infilling."""
@@ -188,10 +190,11 @@ class _Exam:
         right = [tells(text, prompt.scene) for text, prompt in zip(texts, asked, strict=True)]
         guessed = chance.of_another_answer([prompt.scene.told() for prompt in asked])
         self._score(name, right, guessed, kind, reader="emblems.tells: asserts the exact scene")
-        for place in _shown(right):
+        chosen = Chosen.of(right, FIGURES // 2)
+        for place in chosen.places:
             says = Cell("says", text=texts[place], correct=right[place])
             cells = (Cell.of("picture", asked[place].image), says)
-            self.figures.append(Figure(name, "What does the picture show?", cells))
+            self.figures.append(Figure(name, "What does the picture show?", cells, chosen.note))
 
     def infill(self, kind: Kind, name: str) -> None:
         """The lower half anew, from the caption and the upper half."""
@@ -206,13 +209,14 @@ class _Exam:
         guessed = chance.of_another_answer([image[self._size // 2 :].tobytes() for image in images])
         self._score(name, right, guessed, kind)
         hidden = np.where(masks[..., None], np.uint8(128), images)
-        for place in _shown(right):
+        chosen = Chosen.of(right, FIGURES // 2)
+        for place in chosen.places:
             cells = (
                 Cell.of("given", hidden[place]),
                 Cell.of("filled in", filled[place].image, correct=right[place]),
                 Cell.of("as it should be", images[place]),
             )
-            self.figures.append(Figure(name, texts[place], cells))
+            self.figures.append(Figure(name, texts[place], cells, chosen.note))
 
     def retrieve(self, kind: Kind, name: str) -> None:
         """Whether the two best documents hold a picture of the prompt's emblem."""
@@ -232,7 +236,9 @@ class _Exam:
             ]
             how = f"live retrieval by the prompt's {modality}, best 2"
             reader = "the emblems that the bank knows its pictures to show"
-            self._score(f"{name}.{modality}", right, guessed, kind, 2, how, reader=reader)
+            self._score(
+                f"{name}.{modality}", right, guessed, kind, 2, how, reader=reader, drawn=False
+            )
 
     def reconstruct(self, kind: Kind, name: str) -> None:
         """What the image tokenizer loses."""
@@ -241,7 +247,7 @@ class _Exam:
         images = self._generator.image.decode(codes)
         right = confirms_batch(images, [prompt.scene for prompt in asked])
         guessed = chance.of_another_answer([prompt.scene.seen() for prompt in asked])
-        self._score(name, right, guessed, kind)
+        self._score(name, right, guessed, kind, drawn=False)
 
     def compare_codes(self, name: str) -> None:
         """The share of pictures drawn so far that repeat a document in front, code by code."""
@@ -301,6 +307,7 @@ class _Exam:
         retrieved: int = 0,
         documents: str = "none",
         reader: str = "emblems.confirms: shows the exact scene",
+        drawn: bool = True,
     ) -> None:
         asked = self._prompts(kind)
         searched = self._generator.retriever.config if retrieved else None
@@ -311,7 +318,7 @@ class _Exam:
             retrieved=retrieved,
             documents=documents,
             bank=f"{len(self._bank)} documents, {self._bank.fingerprint}",
-            **sampling(self._generator.decode, searched),
+            **sampling(self._generator.decode if drawn else None, searched),
             samples=1,
             seed=self._seed,
             licensed_share=licensed_share(self._bank.manifest["licences"]),
@@ -322,12 +329,6 @@ class _Exam:
         )
         score = self.scores[name] = Score.share(verdicts, guessed, protocol)
         self._say(f"{name}: {score.value:.3f} of {score.n}, chance {score.chance:.2g}")
-
-
-def _shown(verdicts: Sequence[bool]) -> list[int]:
-    """The prompts that the report shows."""
-    worst, best = worst_and_best(verdicts, FIGURES // 2)
-    return worst + best
 
 
 def _documents(count: int) -> str:

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-from cm3jax.evaluate.cases_page import figure_cell
+from cm3jax.evaluate.cases_page import figures_of, in_words, stamp_fields
 from cm3jax.evaluate.protocol import Score
 from cm3jax.evaluate.results import Evaluation
-from cm3jax.html import Html, facts, figure, join, page, tag
+from cm3jax.html import Html, facts, join, page, tag
 from cm3jax.run_report import STRUCTURE, loss_curves
 
 _NAMES = {"shipped": "Shipped weights", "trained_here": "Trained just now"}
@@ -74,11 +74,7 @@ def report(evaluations: dict[str, Evaluation], metrics: dict[str, Any]) -> Html:
         shown = [
             join(
                 tag("h3", _NAMES[name]),
-                *(
-                    figure(shown.prompt, *map(figure_cell, shown.cells))
-                    for shown in evaluation.figures
-                    if shown.kind == key
-                ),
+                *figures_of(evaluation.figures, key),
             )
             for name, evaluation in evaluations.items()
             if any(shown.kind == key for shown in evaluation.figures)
@@ -193,9 +189,8 @@ def _origins(evaluations: dict[str, Evaluation], metrics: dict[str, Any]) -> Htm
 
 
 def _stamp(score: Score) -> Html:
-    fields = [(key.replace("_", " "), str(value)) for key, value in vars(score.protocol).items()]
-    return facts([("regime", score.protocol.regime), *fields])
+    return facts([("regime", score.protocol.regime), *stamp_fields(score.protocol)])
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())
+    return in_words(values)

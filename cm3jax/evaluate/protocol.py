@@ -19,6 +19,7 @@ import cm3jax
 from cm3jax.config import DecodeConfig, RetrievalConfig
 from cm3jax.files import digest
 
+NOT_KNOWN = "not known"
 _Z = 1.959964  # the normal distribution's 97.5 % point: 95 % two-sided
 
 
@@ -71,7 +72,13 @@ class Protocol:
 
     @property
     def regime(self) -> str:
-        """What the score may be called."""
+        """What the score may be called; only what is drawn can be zero-shot."""
+        if self.sampler == NOT_KNOWN:
+            return NOT_KNOWN
+        if self.sampler == "none":
+            return (
+                f"nothing drawn, {self.retrieved} retrieved" if self.retrieved else "nothing drawn"
+            )
         return f"zero-shot, {self.retrieved} retrieved" if self.retrieved else "zero-shot"
 
 
@@ -124,20 +131,25 @@ _NEUTRAL = {
 }
 
 
-def sampling(decode: DecodeConfig, retrieval: RetrievalConfig | None = None) -> dict[str, Any]:
+def sampling(
+    decode: DecodeConfig | None, retrieval: RetrievalConfig | None = None
+) -> dict[str, Any]:
     """The fields of a `Protocol` that say how answers are drawn, all taken from the configs.
 
-    `retrieval` is that of answers with documents that were searched for. A new field of a config
-    is in every stamp by itself, unless `_NEUTRAL` names it.
+    `decode` is None where nothing is drawn, `retrieval` where no documents are searched for. A new
+    field of a config is in every stamp by itself, unless `_NEUTRAL` names it.
     """
-    heat = decode.temperature_range or decode.temperature
-    parts = {"decode": decode} | ({"retrieval": retrieval} if retrieval else {})
+    parts = {"decode": decode, "retrieval": retrieval}
     settings = {
         f"{part}.{name}": list(value) if isinstance(value, tuple) else value
         for part, config in parts.items()
+        if config is not None
         for name, value in dataclasses.asdict(config).items()
         if f"{part}.{name}" not in _NEUTRAL
     }
+    if decode is None:
+        return NO_SAMPLING | {"settings": settings}
+    heat = decode.temperature_range or decode.temperature
     return {
         "sampler": f"temperature {heat}, top-p {decode.top_p}",
         "guidance": decode.guidance_scale,
@@ -147,7 +159,7 @@ def sampling(decode: DecodeConfig, retrieval: RetrievalConfig | None = None) -> 
 
 NO_SAMPLING = {"sampler": "none", "guidance": 1.0, "settings": {}}
 """The same fields where nothing is drawn."""
-UNKNOWN_SAMPLING = {"sampler": "not known", "guidance": 1.0, "settings": None}
+UNKNOWN_SAMPLING = {"sampler": NOT_KNOWN, "guidance": 1.0, "settings": None}
 """The same fields of answers that came from elsewhere."""
 
 
@@ -269,9 +281,6 @@ def differences(left: dict[str, Score], right: dict[str, Score]) -> list[Differe
         if a.value != b.value:
             found.append(Difference(name, "value", a.value, b.value))
     return sorted(found, key=lambda difference: not difference.of_protocol)
-
-
-NOT_KNOWN = "not known"
 
 
 def _of_protocols(left: Protocol, right: Protocol) -> Iterator[tuple[str, Any, Any]]:

@@ -45,6 +45,8 @@ class Figure:
     """What it illustrates: a score without its last part, `heldout_emblem_accuracy`, or a title."""
     prompt: str
     cells: tuple[Cell, ...]
+    note: str = ""
+    """How this and its neighbours of a kind were chosen among all cases."""
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> "Figure":
@@ -60,6 +62,23 @@ def worst_and_best(
     order = np.argsort(values, kind="stable").tolist()
     count = min(most, len(order) // 2)
     return order[:count], sorted(order[count:], key=lambda place: -values[place])[:count]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """The cases that a page shows of many."""
+
+    places: list[int]
+    """The worst first, then the best."""
+    note: str
+    """How they were chosen, for the reader of the page."""
+
+    @classmethod
+    def of(cls, values: Sequence[float | bool] | Float[np.ndarray, " B"], most: int) -> "Chosen":
+        """The `worst_and_best` of these values."""
+        worst, best = worst_and_best(values, most)
+        shown = f"the {len(worst)} worst and then the {len(best)} best of {len(values):,} cases"
+        return cls(worst + best, f"Not a sample: {shown}; the scores count all of them.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from etils import epath
 from cm3jax.checkpoint import load_run
 from cm3jax.data.emblems import bank_size, example, prompts
 from cm3jax.evaluate import chance
-from cm3jax.evaluate.protocol import NO_SAMPLING, Protocol, Score, code_version
+from cm3jax.evaluate.protocol import Protocol, Score, code_version, sampling
 from cm3jax.files import digest
 from cm3jax.learners import clip
 from cm3jax.retrieval.clauses import clauses
@@ -68,7 +68,7 @@ def evaluate_encoder(run_dir: epath.PathLike, count: int = 200) -> dict[str, Sco
             retrieved=2,
             documents=f"exact search by the prompt's {modality}, best 2",
             bank=f"{total} documents, encoded by this encoder",
-            **NO_SAMPLING,
+            **sampling(None, config),
             samples=1,
             seed=0,
             licensed_share=1.0,

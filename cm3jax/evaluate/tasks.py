@@ -27,7 +27,7 @@ from cm3jax.data.emblems.scene import Scene
 from cm3jax.data.emblems.tasks import NAMES, Asked, asked, boxes
 from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import Protocol, Score, code_version, sampling
-from cm3jax.evaluate.results import Cell, Figure, worst_and_best
+from cm3jax.evaluate.results import Cell, Chosen, Figure
 from cm3jax.files import digest
 from cm3jax.generate import Generator
 from cm3jax.prompts import read_prompt
@@ -254,8 +254,11 @@ class _Examiner:
             values = [judge(case, answer) for case, answer in zip(cases, given, strict=True)]
             protocol = self._protocol(task, cases, judge)
             found[name] = _mean(values, by_chance(cases, judge), protocol)
-            worst, best = worst_and_best(values, FIGURES // 2)
-            figures += [_figure(name, cases[i], given[i], values[i]) for i in worst + best]
+            chosen = Chosen.of(values, FIGURES // 2)
+            figures += [
+                dataclasses.replace(_figure(name, cases[i], given[i], values[i]), note=chosen.note)
+                for i in chosen.places
+            ]
         return Tested(found, tuple(figures))
 
     def _protocol(self, task: str, cases: Sequence[Asked], judge: Judge) -> Protocol:

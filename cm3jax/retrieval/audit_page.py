@@ -34,7 +34,7 @@ def audit_page(
 ) -> str:
     """The page; without a tokenizer the bank's pictures can't be drawn, captions stand alone."""
     shown = _pictures(bank, examples, Vocab(vocab), tokenizer)
-    body = [tag("h1", f"The memory bank {bank.path.name}"), facts(rows)]
+    body = [tag("h1", f"Audit of the memory bank at {bank.path}"), facts(rows)]
     for example in examples:
         body.append(tag("h2", example.text))
         asked = cell("asked with", picture=png_uri(example.picture), alt=example.text)
@@ -42,6 +42,7 @@ def audit_page(
             cells = [
                 cell(
                     f"{score:.3f} {bank.meta(int(row)).text}",
+                    tag("br"),
                     tag("small", bank.meta(int(row)).key),
                     picture=shown.get(int(row)),
                 )

@@ -12,7 +12,7 @@ from cm3jax.retrieval.clauses import clauses
 from cm3jax.retrieval.clip import ClipEncoder, fit
 from cm3jax.retrieval.index import open_index
 from cm3jax.retrieval.protocol import Index, Neighbours
-from cm3jax.retrieval.select import NONE, above_floor, choose, side_by_side
+from cm3jax.retrieval.select import NONE, Choice, above_floor, choose, side_by_side
 from cm3jax.shapes import Float, Int, UInt8
 
 Picture = UInt8[np.ndarray, "Y X 3"]
@@ -105,15 +105,16 @@ class Retriever:
         found = above_floor(every, floor)
         if weights:
             found = self._weigh(found, vectors, weights, floor)
-        choice = choose(
-            side_by_side(found, counts),
-            self.bank.vectors,
-            self._pair,
-            dataclasses.replace(self.config, candidates=k),
-            padded,
-            cuts=False,
-            queries=max(counts),
-        )
+
+        def chosen(found: Neighbours) -> Choice:
+            lists, config = (
+                side_by_side(found, counts),
+                dataclasses.replace(self.config, candidates=k),
+            )
+            parts = (lists, self.bank.vectors, self._pair, config, padded)
+            return choose(*parts, cuts=False, queries=max(counts))
+
+        choice = chosen(found)
         shown = [
             [
                 Retrieved(int(row), float(score), self.bank.meta(int(row)))
@@ -122,10 +123,15 @@ class Retriever:
             ]
             for rows, scores in zip(choice.ids, choice.scores, strict=True)
         ]
-        below = _below(side_by_side(every, counts), floor, barred)
-        return [
-            Found(own, scores[: k - len(own)]) for own, scores in zip(shown, below, strict=True)
+        if all(len(own) == k for own in shown):
+            return [Found(own, []) for own in shown]
+        # What would have been shown without a floor.
+        rest = chosen(every)
+        below = [
+            sorted(scores[(ids != NONE) & (scores < floor)].tolist(), reverse=True)
+            for ids, scores in zip(rest.ids, rest.scores, strict=True)
         ]
+        return [Found(own, low[: k - len(own)]) for own, low in zip(shown, below, strict=True)]
 
     def row(self, key: str) -> int:
         """The row of the document of that key; `UserError` if the bank has none."""
@@ -160,15 +166,3 @@ class Retriever:
         if text is None or picture is not None or not self.config.clauses:
             return [(text, picture)]
         return [(clause, None) for clause in clauses(text)]
-
-
-def _below(found: Neighbours, floor: float, barred: Sequence[Sequence[int]]) -> list[list[float]]:
-    """The scores of each query's neighbours below the floor, one per document, best first."""
-    out = []
-    for ids, scores, rows in zip(found.ids, found.scores, barred, strict=True):
-        low = scores < floor
-        best = {}
-        for row, score in sorted(zip(ids[low].tolist(), scores[low].tolist(), strict=True)):
-            best[row] = score  # the highest of a row's scores comes last
-        out.append(sorted((s for row, s in best.items() if row not in (NONE, *rows)), reverse=True))
-    return out

@@ -1,12 +1,13 @@
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 
 from cm3jax.errors import UserError
 from cm3jax.evaluate.page import report
-from cm3jax.evaluate.results import Cell, Evaluation, Figure
+from cm3jax.evaluate.results import Cell, Chosen, Evaluation, Figure
 from tests.evaluate.test_protocol import score
 
 IMAGE = np.full((32, 32, 3), 7, np.uint8)
@@ -79,3 +80,24 @@ def test_the_page_is_rebuilt_from_json_alone(evaluation, tmp_path):
     again = Evaluation.load(tmp_path / "a.json")
     metrics = json.loads(json.dumps(METRICS))
     assert report({"shipped": again}, metrics) == report({"shipped": evaluation}, METRICS)
+
+
+def test_how_shown_cases_were_chosen_is_said_once(evaluation):
+    chosen = Chosen.of([True] * 597 + [False] * 3, 2)
+    assert chosen.places == [597, 598, 0, 1]
+    assert chosen.note.startswith("Not a sample: the 2 worst and then the 2 best of 600 cases")
+    (one,) = evaluation.figures
+    both = (dataclasses.replace(one, note=chosen.note),) * 2
+    html = report({"shipped": dataclasses.replace(evaluation, figures=both)}, METRICS)
+    assert html.count("the 2 worst and then the 2 best of 600 cases") == 1
+    stored_before = report({"shipped": evaluation}, METRICS)
+    assert "Not a sample: cases chosen to show what goes wrong" in stored_before
+
+
+def test_stamps_are_in_words(evaluation):
+    protocol = {"licences": {"MIT": 1 / 3}, "settings": None}
+    scores = {"another_score": score(3, **protocol)}
+    html = report({"shipped": dataclasses.replace(evaluation, scores=scores)}, METRICS)
+    assert "MIT 0.3333" in html
+    assert "<td>not known</td>" in html
+    assert "{" not in re.sub("<style>.*</style>", "", html, flags=re.DOTALL)

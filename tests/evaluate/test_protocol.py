@@ -181,3 +181,12 @@ def test_a_result_of_before_settings_were_stored_does_not_claim_them():
     assert old["a"].protocol.settings is None
     found = differences(old, drawn(DecodeConfig()))
     assert [(d.what, d.left, d.right) for d in found] == [("settings", "not known", "known")]
+
+
+def test_only_what_is_drawn_can_be_zero_shot():
+    assert dataclasses.replace(PROTOCOL, **sampling(None)).regime == "nothing drawn, 2 retrieved"
+    plain = dataclasses.replace(PROTOCOL, retrieved=0, **sampling(None))
+    assert (plain.regime, plain.settings) == ("nothing drawn", {})
+    assert dataclasses.replace(PROTOCOL, sampler="not known").regime == "not known"
+    searched = sampling(None, RetrievalConfig(pool=9))["settings"]
+    assert searched["retrieval.pool"] == 9

@@ -81,6 +81,10 @@ def test_a_machine_with_little_more_than_jax_measures_our_side():
         (["retrieval", "--recall", "much"], "--recall: invalid share value: 'much'"),
         (["retrieval", "--documents", "5"], "--documents 5 are too few; give at least 1000"),
         (["scaling", "--page", "no/such/x.html"], "no/such is no folder"),
+        (
+            ["train", "--experiment", "cm3leon_7b", "--compile-torch"],
+            "--compile-torch can't be measured: an experiment's model has no counterpart",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(argv, message):
