@@ -34,10 +34,10 @@ print(sys.executable)" 2>/dev/null && return
 case "${PYTHON:-}" in
   "") python="$(find_python 3.11 3.12 3.13)" ||
     fail "no Python 3.11, 3.12 or 3.13 with venv was found; install one, or set PYTHON to it." ;;
-  3.1[1-9]) python="$(find_python "$PYTHON")" ||
+  3.11 | 3.12 | 3.13) python="$(find_python "$PYTHON")" ||
     fail "no Python $PYTHON with venv was found; install it, or set PYTHON to an interpreter." ;;
-  *) python="$("$PYTHON" -c 'import ensurepip, sys; assert sys.version_info >= (3, 11); print(sys.executable)' \
-    2>/dev/null)" || fail "PYTHON=$PYTHON is not a Python of at least 3.11 with venv." ;;
+  *) python="$("$PYTHON" -c 'import ensurepip, sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13); print(sys.executable)' \
+    2>/dev/null)" || fail "PYTHON=$PYTHON is not a Python 3.11, 3.12 or 3.13 with venv." ;;
 esac
 
 PYTHON_IN_VENV="$VENV/bin/python"
