@@ -251,3 +251,12 @@ def test_statistics_of_30_000_vectors_stream_in_bounded_memory():
     assert total.count == 30_000
     everything = 30_000 * width * 8
     assert peak < everything / 4
+
+
+@pytest.mark.parametrize("more", [{"fc.bias": 1000}, {"AuxLogits.conv0.conv.weight": 1}])
+def test_torchvision_s_inception_is_not_fid_s(more):
+    """It has the same names in front, and gives another FID."""
+    tensors = {name: np.zeros(size, np.float32) for name, size in more.items()}
+    tensors["Conv2d_1a_3x3.conv.weight"] = np.zeros((32, 3, 3, 3), np.float32)
+    with pytest.raises(UserError, match="is no network of FID"):
+        from_tensors(tensors, "it")

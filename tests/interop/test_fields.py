@@ -123,6 +123,23 @@ def test_no_attention_is_written_as_transformers_reads_it():
     assert vqgan.write_config(none[0])["attn_type"] == "none"
 
 
+def test_rope_and_towers_are_what_transformers_reads():
+    """Its own config classes settle which of several keys wins."""
+    from transformers import ChameleonConfig, CLIPConfig
+
+    case = cases.CASES["plain"].config
+    for same in ({"rope_parameters": ROPE}, {"rope_scaling": {"type": "default"}}, {}):
+        rope = ChameleonConfig(**case | same).rope_parameters
+        assert (rope["rope_type"], rope["rope_theta"]) == ("default", 10000)
+    for other in ({"type": "linear", "factor": 8.0}, {"rope_type": "linear", "factor": 8.0}):
+        rope = ChameleonConfig(**case, rope_scaling=other).rope_parameters
+        assert (rope["rope_type"], rope["factor"]) == ("linear", 8.0)
+    vision = {"hidden_size": 48}
+    theirs = CLIPConfig(vision_config={"num_hidden_layers": 3}, vision_config_dict=vision)
+    found = theirs.vision_config
+    assert (found.hidden_size, found.num_hidden_layers) == (48, 12)
+
+
 def _yaml(folder, params=(), ddconfig=(), **model):
     """taming's YAML with changes."""
     _, path = foreign.write_vqgan(folder / "in")
