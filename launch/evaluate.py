@@ -33,6 +33,7 @@ from cm3jax.evaluate.coco_fid import Exam, from_folder, from_run
 from cm3jax.evaluate.coco_page import report, text_table
 from cm3jax.evaluate.drawing import Share
 from cm3jax.evaluate.emblems import evaluate
+from cm3jax.evaluate.emoji import EmojiExam
 from cm3jax.evaluate.features import Extractor, Resize
 from cm3jax.evaluate.perplexity import evaluate_perplexity
 from cm3jax.evaluate.protocol import Score, differences, scores_from_json, scores_to_json
@@ -64,6 +65,14 @@ class Emblems:
     out: str = ""
     """JSON file for the scores and their protocols. Beside it, with its name, lie a page that ends
     in .html and a folder in .samples of all that was drawn: if killed, the same command goes on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Emoji(Emblems):
+    """What a decoder of emoji can do with names and looks that training never showed."""
+
+    documents: tuple[int, ...] = (0, 1, 2)
+    """Numbers of retrieved documents to draw with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +248,7 @@ _ABOUT = (
 
 Options = (
     Annotated[Emblems, tyro.conf.subcommand("emblems")]
+    | Annotated[Emoji, tyro.conf.subcommand("emoji")]
     | Annotated[Retrieval, tyro.conf.subcommand("retrieval")]
     | Annotated[CocoFid, tyro.conf.subcommand("coco_fid")]
     | Annotated[Captions, tyro.conf.subcommand("captions")]
@@ -278,6 +288,13 @@ def run(argv: list[str]) -> None:
             which = (options.tasks, options.cases, options.seed)
             where = (options.mesh, _beside(options.out, ".samples"))
             found = evaluate_tasks(options.run, options.before, *which, _say, *where)
+            scores = found.scores
+        case Emoji():
+            which = (options.bank, options.prompts, options.seed)
+            found = EmojiExam(
+                options.run, *which, _say, options.mesh, _beside(options.out, ".samples")
+            )
+            found.take(options.documents)
             scores = found.scores
         case Emblems():
             which = (options.bank, options.prompts, options.seed)

@@ -16,6 +16,6 @@ def get_config() -> Experiment:
         learner="clip",
         data={"batch": 128},
         optim={"peak_lr": 1e-3, "warmup_steps": 50},
-        train={"steps": 1200, "log_every": 25, "validate_every": 200},
-        checkpoint={"every": 100},
+        train={"steps": 600, "log_every": 25, "validate_every": 100},
+        checkpoint={"every": 50},
     )

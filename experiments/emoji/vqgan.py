@@ -21,6 +21,6 @@ def get_config() -> Experiment:
             "end_lr_ratio": 0.02,
             "weight_decay": 0.0,
         },
-        train={"steps": 6000, "log_every": 100, "validate_every": 1000},
+        train={"steps": 3000, "log_every": 100, "validate_every": 1000},
         checkpoint={"every": 500},
     )
