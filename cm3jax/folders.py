@@ -31,6 +31,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from etils import epath
 
@@ -41,6 +42,8 @@ Recognised = Callable[[epath.Path], Sequence[str] | None]
 is not ours. It must not raise, whatever lies there."""
 _PATIENCE = 10.0
 """Seconds that a reader waits for a swap under way, which takes milliseconds."""
+_TRIES = 5
+T = TypeVar("T")
 _held = threading.local()
 _open_locks: set[int] = set()
 
@@ -282,6 +285,34 @@ def settle(folder: epath.PathLike, recognised: Recognised) -> None:
             if place.exists() and not scratch(folder, "new").exists():
                 return  # only leftovers, which cannot be deleted here
             raise
+
+
+def read_whole(folder: epath.PathLike, recognised: Recognised, read: Callable[[], T]) -> T:
+    """What `read` makes of a folder's files, all of them of one version.
+
+    Settles the folder first, and reads again where it is replaced meanwhile. What keeps its files
+    open may go on with them. Raises what `read` does.
+    """
+    for _ in range(_TRIES):
+        settle(folder, recognised)
+        version = _version(folder)
+        try:
+            found = read()
+        except (UserError, OSError, ValueError):
+            if _version(folder) == version:
+                raise
+        else:
+            if _version(folder) == version:
+                return found
+    raise UserError(f"{folder} is replaced again and again; try later.")
+
+
+def _version(folder: epath.PathLike) -> tuple[int, int] | None:
+    place = real(folder)
+    if _is_bucket(place) or not place.exists():
+        return None
+    there = os.stat(place)
+    return there.st_dev, there.st_ino
 
 
 def sweep(folder: epath.PathLike, recognised: Recognised, names: str) -> None:

@@ -41,6 +41,13 @@ class Records:
         self._first = list(itertools.accumulate(counts.values(), initial=0))
         self._remedy = remedy
 
+    def open(self) -> None:
+        """Open all files now and not at the first read: what replaces them later is not seen.
+
+        `UserError` for a damaged one.
+        """
+        _ = self._readers
+
     def __len__(self) -> int:
         return self._first[-1]
 

@@ -6,8 +6,8 @@
     neighbours.npy, scores.npy      candidates by query view and modality: bank rows [M W Q C]
     answers.npy                     of instruction tuning: start, stop, recalled (0 or 1), [M 3]
 
-It is written shard by shard, so that an interrupted preparation continues, and is a corpus once
-its manifest stands.
+It is written shard by shard beside its place, so that an interrupted preparation continues, and
+moved there complete.
 """
 
 import copy
@@ -25,9 +25,10 @@ from cm3jax.checksums import describe
 from cm3jax.config import DataConfig, VocabConfig
 from cm3jax.errors import UserError
 from cm3jax.files import digest, read_json
+from cm3jax.folders import read_whole, settle
 from cm3jax.records import Records
 from cm3jax.shapes import Float, Int
-from cm3jax.shards import Notes, ShardWriter
+from cm3jax.shards import Notes, ShardWriter, shard_files
 from cm3jax.vocab import Vocab
 
 COLUMNS = ("lengths", "neighbours", "scores")
@@ -80,9 +81,14 @@ class CorpusWriter:
         self.path = epath.Path(path)
         self._shards = ShardWriter(path, made_from)
 
+    def require_ours(self) -> None:
+        """Raise `UserError` where something of somebody else's would be written over."""
+        self._shards.require_ours("a corpus")
+
     @property
     def complete(self) -> bool:
         """Whether the corpus stands."""
+        settle(self.path, shard_files)
         return self._shards.complete
 
     def has(self, number: int) -> bool:
@@ -107,17 +113,14 @@ class CorpusWriter:
         self._shards.write(number, map(_encode, shard.documents), columns, notes)
 
     def finish(self, shards: int, facts: dict[str, Any]) -> None:
-        """Join the columns of all shards and write the manifest, which also holds `facts`.
+        """Join the columns of all shards, write the manifest, which also holds `facts`, and move
+        the corpus to its place.
 
         Raises `UserError` when no shard holds a record.
         """
         known = (*COLUMNS, _ANSWERS)
-        columns = [name for name in known if (self.path / f"{name}-00000.npy").exists()]
+        columns = [n for n in known if (self._shards.parts / f"{n}-00000.npy").exists()]
         self._shards.finish(shards, columns, lambda notes, _: facts | self._manifest(notes))
-
-    def tidy(self) -> None:
-        """Delete what a killed `finish` left beside a complete corpus."""
-        self._shards.tidy()
 
     def _manifest(self, notes: list[Notes]) -> dict[str, Any]:
         records = sum(note["records"] for note in notes)
@@ -153,6 +156,7 @@ class Corpus:
             self.answers = np.load(self.path / f"{_ANSWERS}.npy", mmap_mode="r")
         remedy = f"remove {self.path} and run launch.prepare"
         self._records = Records(self.path, manifest["shards"], remedy)
+        self._records.open()  # so that a corpus that is replaced can be read on
         self._kept = np.ones(len(self.lengths), bool)
         self._numbers = np.flatnonzero(self._kept)
 
@@ -162,7 +166,10 @@ class Corpus:
 
         So, too, if `sizes` is given and the corpus was made with other vocabulary sizes.
         """
-        path = epath.Path(path)
+        return read_whole(path, shard_files, lambda: Corpus._read(epath.Path(path), sizes))
+
+    @staticmethod
+    def _read(path: epath.Path, sizes: VocabConfig | None) -> "Corpus":
         if not (path / "manifest.json").exists():
             raise UserError(
                 f"the corpus {path} is missing or not complete; make it with launch.prepare."
@@ -248,6 +255,8 @@ def licence_shares(data: DataConfig) -> dict[str, float]:
     shares: Counter[str] = Counter()
     for corpus, weight in parts or [(data.corpus, 1.0)]:
         note = epath.Path(corpus) / "train" / "manifest.json"
+        if corpus:
+            settle(note.parent, shard_files)
         if corpus and note.exists():
             for name, share in read_json(note, "the corpus manifest")["licence_shares"].items():
                 shares[name] += weight * share

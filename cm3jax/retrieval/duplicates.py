@@ -1,18 +1,21 @@
-"""Which documents of a bank are copies of others, exactly or nearly."""
+"""Which documents of a bank are copies of others, exactly or nearly.
+
+    duplicates.npy   in a bank's directory: the row of the first document that each one copies, its
+                     own where it copies none, int64 [M]
+"""
 
 import dataclasses
 
 import numpy as np
 
 from cm3jax.config import RetrievalConfig
+from cm3jax.files import write_array
 from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import DUPLICATES
 from cm3jax.retrieval.index import open_index
 from cm3jax.retrieval.protocol import Index
 from cm3jax.shapes import Float, Int
 
-DUPLICATES = "duplicates.npy"
-"""Where in a bank's directory they stand: the row of the first document that each one copies, its
-own where it copies none, int64 [M]."""
 _LOOKED_AT = 8
 _TOGETHER = 4096
 
@@ -52,8 +55,5 @@ def save_duplicates(bank: Bank, config: RetrievalConfig) -> Duplicates:
     """Find the duplicates of a bank and write them into its directory, atomically."""
     index = open_index(bank, "auto" if config.index == "milvus" else config.index)
     found = find_duplicates(bank.vectors, bank.content, index, config.duplicate_cut)
-    scratch = bank.path / f".{DUPLICATES}"
-    with scratch.open("wb") as file:
-        np.save(file, found.first)
-    scratch.replace(bank.path / DUPLICATES)
+    write_array(bank.path / DUPLICATES, found.first)
     return found

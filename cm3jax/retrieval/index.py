@@ -9,14 +9,13 @@ from etils import epath
 from cm3jax.config import RetrievalConfig
 from cm3jax.files import read_json
 from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import SAVED, SAVED_TRAINING
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.milvus import MilvusIndex
 from cm3jax.retrieval.protocol import Index, Neighbours, Queries
 from cm3jax.retrieval.scann import ScannIndex
 from cm3jax.shapes import Float
 
-SAVED = "scann"
-"""Where in a bank's directory its saved index stands."""
 SHARD = 1 << 24
 """Documents of one ScaNN index; a larger bank has several."""
 _EXACT_UP_TO = 100_000
@@ -46,7 +45,7 @@ def training_index(bank: Bank, config: RetrievalConfig, ask: Ask = _no_queries) 
     vectors = bank.vectors[shown] if len(shown) < len(bank) else bank.vectors
     if not _is_scann(len(shown), config.index):
         return ExactIndex(vectors)
-    saved = bank.path / (SAVED if len(shown) == len(bank) else f"{SAVED}-training")
+    saved = bank.path / (SAVED if len(shown) == len(bank) else SAVED_TRAINING)
     _keep(saved, vectors, config.recall, ask)
     return _load(saved, vectors)
 

@@ -9,6 +9,7 @@ and pictures lie apart (the modality gap): quantised indexes have found one and 
 import dataclasses
 import itertools
 import os
+import re
 
 import numpy as np
 from etils import epath
@@ -28,6 +29,13 @@ _AT_LEAST = 64
 """ScaNN answers fewer queries than that a little differently, so they are filled up: an answer must
 not depend on who else asks."""
 _OWN_QUERIES = 1000
+_ABOUT = "index.json"
+_FILES = re.compile(
+    r"index\.json|\.index\.json\.[0-9a-f]+\.part|scann_(config\.pb|assets\.pbtxt)|"
+    r"(ah_codebook|serialized_partitioner)\.pb|"
+    r"(datapoint_to_token|dp_norms|(hashed_|int8_|bf16_)?dataset|int8_multipliers)\.npy"
+)
+"""Names of the files of a saved index."""
 _LEAVES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)
 _CANDIDATES = (10, 20, 30, 40, 60, 80, 120, 160, 240, 500, 1000, 2000)
 
@@ -163,9 +171,10 @@ class ScannIndex:
         """Write the index; the directory may be moved afterwards."""
         path = epath.Path(path)
         path.mkdir(parents=True, exist_ok=True)
+        (path / _ABOUT).unlink(missing_ok=True)  # until all of it stands
         self._searcher.serialize(os.fspath(path), relative_path=True)
         made = {"vectors": self._fingerprint, "documents": self.size}
-        write_json(path / "index.json", made | {"effort": dataclasses.asdict(self.effort)})
+        write_json(path / _ABOUT, made | {"effort": dataclasses.asdict(self.effort)})
 
     @classmethod
     def load(cls, path: epath.PathLike, vectors: Float[np.ndarray, "M E"]) -> "ScannIndex":
@@ -173,7 +182,7 @@ class ScannIndex:
         from scann import scann_ops_pybind
 
         path = epath.Path(path)
-        made = read_json(path / "index.json", "the ScaNN index")
+        made = read_json(path / _ABOUT, "the ScaNN index")
         for what, right in (
             ("for other vectors", made["vectors"] == digest(np.asarray(vectors))),
             ("by an earlier version", "effort" in made),
@@ -184,6 +193,20 @@ class ScannIndex:
                 )
         searcher = scann_ops_pybind.load_searcher(os.fspath(path))
         return cls(searcher, made["vectors"], made["documents"], Effort(**made["effort"]))
+
+
+def index_files(folder: epath.Path) -> list[str]:
+    """The files of the saved indexes in the folders of a folder, relative to it."""
+    if not folder.is_dir():
+        return []
+    parts = [part for part in folder.iterdir() if re.fullmatch(r"\d{5,}", part.name)]
+    return [
+        f"{part.name}/{file.name}"
+        for part in parts
+        if part.is_dir()
+        for file in part.iterdir()
+        if _FILES.fullmatch(file.name)
+    ]
 
 
 def _leaves(size: int) -> int:

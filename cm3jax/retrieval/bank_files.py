@@ -1,0 +1,98 @@
+"""The files of a memory bank: how a document is encoded, and which files are a bank's."""
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+from etils import epath
+
+from cm3jax.retrieval.scann import index_files
+from cm3jax.shapes import Int
+from cm3jax.shards import shard_files
+
+DUPLICATES = "duplicates.npy"
+"""Where in a bank's directory its copies are listed (`cm3jax.retrieval.duplicates`)."""
+SAVED = "scann"
+"""Where in a bank's directory its saved index stands."""
+SAVED_TRAINING = f"{SAVED}-training"
+"""The saved index of the documents that are not held out, where some are."""
+COLUMNS = np.dtype(
+    [
+        *(("length", "<i4"), ("has_text", "?"), ("has_image", "?"), ("held_out", "?")),
+        *(("key", "<u8"), ("content", "<u8")),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BankDocument:
+    """One document as the bank keeps it."""
+
+    key: str
+    """Unique name, e.g. of its raw record."""
+    ids: Int[np.ndarray, " L"]
+    """The rendered document in the vocabulary, without breaks around it."""
+    text: str
+    """Its text as a reader should see it; empty without one."""
+    has_text: bool
+    has_image: bool
+    source: str
+    licence: str
+    subjects: tuple[str, ...] = ()
+    """Names of what it shows, for audits; retrieval never reads them."""
+    held_out: bool = False
+    """Found at generation alone: training never sees it as a neighbour."""
+    hash: str = ""
+    """Of the raw record's content."""
+
+
+def bank_files(folder: epath.Path) -> list[str] | None:
+    """The files in a folder that are a bank's, what was derived from it included; None if none
+    is."""
+    found = shard_files(folder)
+    if found is None:
+        return None
+    derived = [DUPLICATES] if (folder / DUPLICATES).exists() else []
+    for name in (SAVED, SAVED_TRAINING):
+        derived += [f"{name}/{file}" for file in index_files(folder / name)]
+    return derived + found  # the manifest stays last
+
+
+def key_hash(key: str) -> int:
+    """64 bits of a document's key."""
+    return _hash64(key.encode())
+
+
+def content_hash(ids: Int[np.ndarray, " L"]) -> int:
+    """64 bits of a document's ids: copies have the same."""
+    return _hash64(np.ascontiguousarray(ids, "<i4").tobytes())
+
+
+def _hash64(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def encode(document: BankDocument) -> bytes:
+    """The record of a document: uint32 number of ids, the ids, the rest as JSON."""
+    ids = np.ascontiguousarray(document.ids, "<i4")
+    rest = {
+        field.name: getattr(document, field.name)
+        for field in dataclasses.fields(document)
+        if field.name != "ids"
+    }
+    text = json.dumps(rest, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return np.uint32(len(ids)).astype("<u4").tobytes() + ids.tobytes() + text.encode()
+
+
+def ids_of(record: bytes) -> Int[np.ndarray, " L"]:
+    """The ids in a record, int32."""
+    count = int(np.frombuffer(record, "<u4", 1)[0])
+    return np.frombuffer(record, "<i4", count, offset=4)
+
+
+def decode(record: bytes) -> BankDocument:
+    """The document of a record."""
+    ids = ids_of(record)
+    rest = json.loads(record[4 + ids.nbytes :])
+    return BankDocument(**rest | {"ids": ids, "subjects": tuple(rest["subjects"])})

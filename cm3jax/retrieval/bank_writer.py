@@ -1,0 +1,171 @@
+"""Writing a memory bank: beside its place, shard by shard, and moved there when it is complete."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from cm3jax.errors import UserError
+from cm3jax.files import digest
+from cm3jax.folders import hold, sweep
+from cm3jax.records import Records
+from cm3jax.retrieval.bank_files import (
+    COLUMNS,
+    BankDocument,
+    bank_files,
+    content_hash,
+    decode,
+    encode,
+    key_hash,
+)
+from cm3jax.retrieval.removed import Removed
+from cm3jax.shapes import Float
+from cm3jax.shards import Files, Notes, ShardWriter, shard_files
+
+Part = tuple[Sequence[BankDocument], Float[np.ndarray, "M E"]]
+"""Some documents and their unit vectors."""
+
+
+class BankWriter:
+    """Writes a bank shard by shard, and goes on where an earlier one stopped.
+
+    The shards gather in a hidden directory beside `path`; the bank that stands there, if any, is
+    replaced when the new one is complete. Whoever makes the shards leaves out what was taken out of
+    the bank (`removed`), and holds `path` meanwhile.
+    """
+
+    def __init__(
+        self,
+        path: epath.PathLike,
+        made_from: str,
+        encoder_fingerprint: str,
+        vocab_fingerprint: str,
+        parts: str = "parts",
+    ):
+        self.path = epath.Path(path)
+        self.removed = Removed.of(path)
+        self._made = {"encoder": encoder_fingerprint, "vocab": vocab_fingerprint}
+        self._shards = ShardWriter(path, made_from, bank_files, parts)
+
+    def require_ours(self) -> None:
+        """Raise `UserError` where something of somebody else's would be written over."""
+        self._shards.require_ours("a memory bank")
+
+    def has(self, number: int) -> bool:
+        """Whether a shard was written."""
+        return self._shards.has(number)
+
+    def write(
+        self,
+        number: int,
+        documents: Sequence[BankDocument],
+        vectors: Float[np.ndarray, "M E"],
+        refused: dict[str, str] | None = None,
+    ) -> None:
+        """Write one shard of documents and their unit vectors.
+
+        `refused` are the keys of records that are no part of it, with the reason.
+        """
+        facts = [
+            (len(d.ids), d.has_text, d.has_image, d.held_out, key_hash(d.key), content_hash(d.ids))
+            for d in documents
+        ]
+        columns = {
+            "columns": np.asarray(facts, COLUMNS),
+            "vectors": np.asarray(vectors, np.float32),
+        }
+        notes = {
+            "sources": Counter(document.source for document in documents),
+            "licences": Counter(document.licence for document in documents),
+            "refused": refused or {},
+        }
+        self._shards.write(number, map(encode, documents), columns, notes)
+
+    def records(self, shards: int) -> int:
+        """Documents in the shards that are written."""
+        return self._shards.records(shards)
+
+    def finish(self, shards: int, facts: dict[str, Any] | None = None) -> None:
+        """Join the shards and move the bank to its place.
+
+        The manifest also holds `facts`. Raises `UserError` on a key that occurs twice.
+        """
+        self._shards.finish(
+            shards,
+            ("columns", "vectors"),
+            lambda *about: self._manifest(*about) | (facts or {}),
+        )
+
+    def discard(self) -> None:
+        """Delete what was written."""
+        self._shards.discard()
+
+    def _manifest(self, notes: list[Notes], files: Files) -> dict[str, Any]:
+        columns = np.load(self._shards.parts / "columns.npy", mmap_mode="r")
+        self._require_unique(columns["key"], notes)
+        both = columns["has_text"] & columns["has_image"]
+        sums = [file["sha256"] for _, file in sorted(files.items())]
+        totals = {
+            name: dict(sum((Counter(note[name]) for note in notes), Counter()))
+            for name in ("sources", "licences")
+        }
+        return {
+            **self._made,
+            **totals,
+            "documents": len(columns),
+            "counts": {
+                "pairs": int(both.sum()),
+                "texts": int((columns["has_text"] & ~both).sum()),
+                "pictures": int((columns["has_image"] & ~both).sum()),
+            },
+            "refused": dict(item for note in notes for item in note["refused"].items()),
+            "fingerprint": digest(*self._made.values(), *sums),
+            **({"removed": dataclasses.asdict(self.removed)} if self.removed else {}),
+        }
+
+    def _require_unique(self, hashes: np.ndarray, notes: list[Notes]) -> None:
+        """Raise `UserError` if a key stands twice; records are read where hashes are equal."""
+        values, counts = np.unique(hashes, return_counts=True)
+        rows = np.flatnonzero(np.isin(hashes, values[counts > 1]))
+        sizes = {note["name"]: note["records"] for note in notes}
+        records = Records(self._shards.parts, sizes, "prepare it again")
+        seen = set()
+        for key in (decode(records[int(row)]).key for row in rows):
+            if key in seen:
+                raise UserError(f"two documents have the key {key!r}; keys must be unique.")
+            seen.add(key)
+
+
+def write_bank(
+    path: epath.PathLike,
+    parts: Iterable[Part],
+    encoder_fingerprint: str,
+    vocab_fingerprint: str,
+    facts: dict[str, Any] | None = None,
+) -> None:
+    """Write a bank of parts, in order, in one go, replacing what stands at `path` at the end.
+
+    Raises `UserError` on a key that occurs twice, and where a folder is not a bank's.
+    """
+    with hold(path, "writing a memory bank"):
+        made_from = (facts or {}).get("made_from", "")
+        writer = BankWriter(path, made_from, encoder_fingerprint, vocab_fingerprint, parts="part")
+        writer.require_ours()
+        sweep_parts(path)
+        try:
+            count = 0
+            for number, part in enumerate(parts):
+                writer.write(number, *part)
+                count = number + 1
+            writer.finish(count, facts)
+        finally:
+            writer.discard()
+
+
+def sweep_parts(path: epath.PathLike, also: str = "") -> None:
+    """Delete what `write_bank` left beside a bank when it was killed, and also what matches the
+    regular expression `also`. To be called under `hold`."""
+    sweep(path, shard_files, r"(\d+\.)?part" + (f"|{also}" if also else ""))

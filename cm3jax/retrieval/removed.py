@@ -1,0 +1,64 @@
+"""What was taken out of a memory bank and stays out: listed beside the bank and in its manifest."""
+
+import dataclasses
+import functools
+
+from etils import epath
+
+from cm3jax.files import read_json, write_json
+from cm3jax.folders import real
+
+
+@dataclasses.dataclass(frozen=True)
+class Removed:
+    """What was taken out of a bank and stays out: documents by key, by source, by licence."""
+
+    keys: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    licences: tuple[str, ...] = ()
+
+    def covers(self, key: str, source: str, licence: str) -> bool:
+        """Whether a document must not be in the bank."""
+        return key in self._keys or source in self.sources or licence in self.licences
+
+    @functools.cached_property
+    def _keys(self) -> frozenset[str]:
+        return frozenset(self.keys)
+
+    def __or__(self, other: "Removed") -> "Removed":
+        """What either takes out."""
+        fields = (field.name for field in dataclasses.fields(self))
+        return Removed(
+            **{f: tuple(sorted({*getattr(self, f), *getattr(other, f)})) for f in fields}
+        )
+
+    @staticmethod
+    def of(bank: epath.PathLike) -> "Removed":
+        """What was taken out of the bank at a path, whether it is there or is prepared again."""
+        removed = Removed()
+        for path in (epath.Path(bank), real(bank)):  # beside a link, too
+            if _file(path).exists():
+                removed |= Removed.read(read_json(_file(path), "the list of removed documents"))
+        note = epath.Path(bank) / "manifest.json"
+        if note.exists():  # its list goes where the bank is moved or copied
+            removed |= Removed.read(read_json(note, "the memory bank").get("removed", {}))
+        return removed
+
+    @staticmethod
+    def read(value: dict[str, list[str]] | list[str]) -> "Removed":
+        """From JSON; an earlier version's list has keys only."""
+        if isinstance(value, list):
+            return Removed(tuple(value))
+        return Removed(**{name: tuple(entries) for name, entries in value.items()})
+
+    def save(self, bank: epath.PathLike) -> None:
+        """Remember it beside the bank, which is replaced as a whole."""
+        write_json(_file(real(bank)), dataclasses.asdict(self))
+
+    def __bool__(self) -> bool:
+        """Whether there is anything."""
+        return bool(self.keys or self.sources or self.licences)
+
+
+def _file(bank: epath.Path) -> epath.Path:
+    return bank.parent / f"{bank.name}-removed.json"
