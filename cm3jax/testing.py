@@ -31,7 +31,8 @@ from cm3jax.config import (
 from cm3jax.document import Document, Image, Text, render
 from cm3jax.learners import clip as clip_learner
 from cm3jax.model.decoder import Decoder
-from cm3jax.retrieval.bank import Bank, BankDocument
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.retrieval.clip import CLIP
 from cm3jax.shapes import UInt8
 from cm3jax.tokenizers.image import ImageTokenizer

@@ -19,7 +19,8 @@ from cm3jax.config import DataConfig, DecoderConfig, Experiment, VocabConfig, VQ
 from cm3jax.data.corpus import CorpusDocument, CorpusWriter, Shard
 from cm3jax.data.packing import Position
 from cm3jax.data.pipeline import CorpusStream, HostBatch
-from cm3jax.retrieval.bank import Bank, BankDocument
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.vocab import Vocab
 
 _CAPTION = 10

@@ -22,13 +22,13 @@ from cm3jax.files import write_atomic
 from cm3jax.learners import clip, vqgan
 from cm3jax.retrieval import audit
 from cm3jax.retrieval.audit_page import Example, audit_page
-from cm3jax.retrieval.bank import Bank, Removed
+from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.clip import ClipEncoder
 from cm3jax.retrieval.duplicates import find_duplicates
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.index import open_index
-from cm3jax.retrieval.milvus import forget
 from cm3jax.retrieval.protocol import Index
+from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.retriever import Retriever
 from cm3jax.retrieval.scann import RECALL_AT, ScannIndex
 from cm3jax.retrieval.select import choose
@@ -210,12 +210,9 @@ def query(experiment: Experiment, prompt: str) -> str:
 
 def remove(experiment: Experiment, removed: Removed) -> None:
     """Take documents out for good: `launch.prepare` and `merge` leave them out, too."""
-    before, config = Bank.open(experiment.data.bank), experiment.retrieval
-    vectors = np.array(before.vectors)  # their file goes
+    before = len(Bank.open(experiment.data.bank))
     smaller = remove_documents(experiment, removed)
-    if config.index == "milvus":
-        forget(vectors, config.milvus)
-    gone = len(before) - len(smaller)
+    gone = before - len(smaller)
     print(f"removed {gone} documents, {len(smaller)} are left; prepare the corpora again.")
 
 

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -9,12 +11,12 @@ from cm3jax.shards import ShardWriter
 def write(writer, number, records=5):
     values = np.arange(records * 2, dtype=np.float32).reshape(-1, 2) + 100 * number
     content = [f"{number}-{i}".encode() for i in range(records)]
-    writer.write(number, content, {"values": values}, {"refused": number})
+    writer.write(number, content, {"lengths": values}, {"refused": number})
 
 
 def finish(writer, shards):
     return writer.finish(
-        shards, ["values"], lambda notes, files: {"sum": sum(n["refused"] for n in notes)}
+        shards, ["lengths"], lambda notes, files: {"sum": sum(n["refused"] for n in notes)}
     )
 
 
@@ -36,32 +38,33 @@ def test_shards_in_any_order_give_the_same_bytes(tmp_path):
     assert manifest["sum"] == 3
     assert list(manifest["shards"].values()) == [5, 4, 3]
     assert list(Records(tmp_path / "a", manifest["shards"], ""))[5] == b"1-0"
-    joined = np.load(tmp_path / "a" / "values.npy")
+    joined = np.load(tmp_path / "a" / "lengths.npy")
     assert joined.shape == (12, 2)
     assert joined[5, 0] == 100
     whole = tmp_path / "whole.npy"
     np.save(whole, joined)
-    assert whole.read_bytes() == (tmp_path / "a" / "values.npy").read_bytes()
+    assert whole.read_bytes() == (tmp_path / "a" / "lengths.npy").read_bytes()
 
 
 @pytest.mark.parametrize("scrap", [".documents-00000.array_record.77.part", "shard-00007.json"])
 def test_scraps_of_killed_work_are_deleted(tmp_path, scrap):
     writer = ShardWriter(tmp_path / "a", "this")
     write(writer, 0)
-    (tmp_path / "a" / scrap).write_bytes(b"half")
+    (writer.parts / scrap).write_bytes(b"half")
     finish(writer, 1)
+    assert os.listdir(tmp_path) == ["a"]
     assert sorted(content(tmp_path / "a")) == [
         "documents-00000.array_record",
+        "lengths.npy",
         "manifest.json",
-        "values.npy",
     ]
 
 
 def test_shards_of_something_else_do_not_count(tmp_path):
-    write(ShardWriter(tmp_path, "this"), 0)
-    other = ShardWriter(tmp_path, "that")
+    write(ShardWriter(tmp_path / "a", "this"), 0)
+    other = ShardWriter(tmp_path / "a", "that")
     assert not other.has(0)
     write(other, 0, records=0)
     finish(other, 1)
-    assert not ShardWriter(tmp_path, "this").complete
-    assert np.load(tmp_path / "values.npy").shape == (0, 2)
+    assert not ShardWriter(tmp_path / "a", "this").complete
+    assert np.load(tmp_path / "a" / "lengths.npy").shape == (0, 2)

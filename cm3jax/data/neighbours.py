@@ -6,7 +6,8 @@ import numpy as np
 
 from cm3jax.config import Experiment
 from cm3jax.data.tokenised import Tokenised, encoder_parts
-from cm3jax.retrieval.bank import Bank, content_hash
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import content_hash
 from cm3jax.retrieval.clauses import clauses
 from cm3jax.retrieval.clip import ClipEncoder
 from cm3jax.retrieval.index import training_index

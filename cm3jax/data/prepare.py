@@ -9,9 +9,11 @@
 Work is cut into shards and saved one by one; what is finished is not done again.
 """
 
+import contextlib
 import dataclasses
 import os
 import time
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -20,14 +22,20 @@ from cm3jax.data.asking import asking
 from cm3jax.data.corpus import Corpus
 from cm3jax.data.engines import Engine, InProcess, Report
 from cm3jax.data.sources import open_source
-from cm3jax.data.stations import Job, bank_writer, corpus_writer, room_for
+from cm3jax.data.stations import Job, bank_writer, corpus_writer, room_for, writer_of
 from cm3jax.data.summary import Timing, summarise
 from cm3jax.data.tokenised import Tools
 from cm3jax.errors import UserError
 from cm3jax.files import digest, read_json
-from cm3jax.retrieval.bank import Bank, Removed, merge, remove, require_there
-from cm3jax.retrieval.duplicates import DUPLICATES, save_duplicates
+from cm3jax.folders import hold, settle
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import DUPLICATES, bank_files
+from cm3jax.retrieval.bank_writer import sweep_parts
+from cm3jax.retrieval.duplicates import save_duplicates
 from cm3jax.retrieval.index import Ask, keep_index, training_index
+from cm3jax.retrieval.milvus import forget
+from cm3jax.retrieval.removed import Removed
+from cm3jax.retrieval.takedown import merge, remove, require_there
 
 SPLITS = ("train", "validation")
 
@@ -42,16 +50,33 @@ def prepare(
     """Make the bank `data.bank` and the corpus `data.corpus`, or what is missing of them.
 
     `engine` makes the shards, this process if none is given; `hourly_price` is that of the machine,
-    for the summary. Raises `UserError` when a path is not set or the source has no usable record.
+    for the summary. Raises `UserError` when a path is not set, is another's folder or is being
+    written by somebody else, and when the source has no usable record.
     """
     for name in ("corpus", "bank"):
         if not getattr(experiment.data, name):
             raise UserError(f"data.{name} is empty; say where it goes, e.g. data/NAME/{name}.")
-    engine = engine or InProcess(tools)
+    with _held(experiment, "bank", *SPLITS):
+        _prepare(experiment, tools, report, engine or InProcess(tools), hourly_price)
+
+
+@contextlib.contextmanager
+def _held(experiment: Experiment, *splits: str) -> Iterator[None]:
+    """Be the only writer of what is made of these splits; `UserError` where it is another's."""
+    with contextlib.ExitStack() as stack:
+        for split in splits:
+            writer = writer_of(Job(experiment, split, ""))
+            writer.require_ours()
+            stack.enter_context(hold(writer.path, f"preparing {experiment.name}"))
+        yield
+
+
+def _prepare(
+    experiment: Experiment, tools: Tools, report: Report, engine: Engine, hourly_price: float
+) -> None:
     bank, timings = prepare_bank(experiment, tools, report, engine), {}
     for job in _jobs(experiment, tools, bank):
         if corpus_writer(job).complete:
-            corpus_writer(job).tidy()
             report(f"{job.split}: {corpus_writer(job).path} is complete")
             continue
         timings[job.split] = _corpus(job, tools, bank, engine, report)
@@ -131,9 +156,15 @@ def prepare_bank(
 ) -> Bank:
     """The bank `data.bank` alone, made now unless it stands.
 
-    Raises `UserError` if the source has no usable record, and rather than replace a bank into which
-    others were merged.
+    Raises `UserError` if the source has no usable record, where another's folder is in the way or
+    somebody else is writing the bank, and rather than replace a bank into which others were merged.
     """
+    with _held(experiment, "bank"):
+        sweep_parts(experiment.data.bank)
+        return _prepare_bank(experiment, tools, report, engine or InProcess(tools))
+
+
+def _prepare_bank(experiment: Experiment, tools: Tools, report: Report, engine: Engine) -> Bank:
     rules, ask = experiment.retrieval, _ask(experiment, tools)
     if (bank := standing_bank(experiment, tools)) is not None:
         keep_index(bank, rules, ask)  # a merge or a removal leaves none
@@ -142,13 +173,15 @@ def prepare_bank(
         report(f"bank: {bank.path} is complete")
         return bank
     _require_replaceable(experiment.data.bank)
-    job = _bank_job(experiment, tools.encoder.fingerprint, tools.vocab(experiment).fingerprint)
+    fingerprints = (tools.encoder.fingerprint, tools.vocab(experiment).fingerprint)
+    job = _bank_job(experiment, *fingerprints, Removed())
     writer, total = bank_writer(job, tools), _shards(job)
     missing = [number for number in range(total) if not writer.has(number)]
-    (engine or InProcess(tools)).run(job, missing, total, report)
+    engine.run(job, missing, total, report)
     if not total or not writer.records(total):
         raise UserError(f"data.source={experiment.data.source} gives no documents for the bank.")
-    bank = writer.finish(total)
+    writer.finish(total)
+    bank = Bank.open(writer.path)
     keep_index(bank, rules, ask)
     marked = save_duplicates(bank, rules)
     refused = f", {len(bank.manifest['refused'])} refused" if bank.manifest["refused"] else ""
@@ -163,11 +196,14 @@ def standing_bank(experiment: Experiment, tools: Tools) -> Bank | None:
     """The bank `data.bank` if it is what `prepare` would make, else None."""
     fingerprints = (tools.encoder.fingerprint, tools.vocab(experiment).fingerprint)
     path = epath.Path(experiment.data.bank)
+    settle(path, bank_files)
     note = path / "manifest.json"
     if not note.exists():
         return None
     made_from = read_json(note, "the memory bank").get("made_from")
-    if made_from != _bank_job(experiment, *fingerprints).made_from:
+    # An earlier version counted what was taken out among what a bank is made from.
+    versions = (Removed(), Removed.of(path))
+    if made_from not in [_bank_job(experiment, *fingerprints, r).made_from for r in versions]:
         return None
     return Bank.open(path, *fingerprints)
 
@@ -177,30 +213,25 @@ def remove_documents(experiment: Experiment, removed: Removed) -> Bank:
 
     Raises `UserError` for a key, a source or a licence that is not there.
     """
-    bank = Bank.open(experiment.data.bank)
-    fingerprints = (bank.manifest["encoder"], bank.manifest["vocab"])
-    made_from = bank.manifest["made_from"]
-    current = made_from == _bank_job(experiment, *fingerprints).made_from
-    require_there(bank, removed)
-    # First of all: whatever happens after it, they are gone from what is prepared next.
-    (Removed.of(bank.path) | removed).save(bank.path)
-    if current:
-        made_from = _bank_job(experiment, *fingerprints).made_from
-    return remove(bank, removed, made_from)
+    path, config = experiment.data.bank, experiment.retrieval
+    with hold(path, "removing documents"):
+        bank = Bank.open(path)
+        require_there(bank, removed)
+        if config.index == "milvus":
+            forget(bank.vectors, config.milvus)
+        return remove(bank, removed)
 
 
 def merge_banks(experiment: Experiment, others: list[str]) -> Bank:
-    """Add the documents of other banks to the bank `data.bank`, but for what was taken out of it.
+    """Add the documents of other banks to the bank `data.bank`, but for what was taken out of any.
 
     Raises `UserError` for banks of another encoder or vocabulary, and for a key that two different
     documents have.
     """
-    bank = Bank.open(experiment.data.bank)
-    banks = [bank, *(Bank.open(path) for path in others)]
-    removed = Removed.of(bank.path)
-    for other in others:
-        removed |= Removed.of(other)
-    return merge(bank.path, banks, removed, bank.manifest["made_from"])
+    with hold(experiment.data.bank, "merging banks into it"):
+        bank = Bank.open(experiment.data.bank)
+        banks = [bank, *(Bank.open(path) for path in others)]
+        return merge(bank.path, banks, bank.manifest["made_from"])
 
 
 def _ask(experiment: Experiment, tools: Tools) -> Ask:
@@ -216,6 +247,5 @@ def _require_replaceable(path: str) -> None:
         )
 
 
-def _bank_job(experiment: Experiment, encoder: str, vocab: str) -> Job:
-    removed = repr(Removed.of(experiment.data.bank))
-    return Job(experiment, "bank", _made_from(experiment, "bank", vocab, encoder, removed))
+def _bank_job(experiment: Experiment, encoder: str, vocab: str, removed: Removed) -> Job:
+    return Job(experiment, "bank", _made_from(experiment, "bank", vocab, encoder, repr(removed)))

@@ -20,6 +20,7 @@ from cm3jax.data.emblems.tasks import NAMES, asked
 from cm3jax.data.tfds_tasks import TfdsCases
 from cm3jax.errors import UserError
 from cm3jax.files import digest
+from cm3jax.folders import hold
 from cm3jax.tasks import READERS
 from cm3jax.tasks.example import Answer, Example, example
 from cm3jax.tasks.task import Case, Derived, Filled, Skipped, choose
@@ -102,11 +103,13 @@ def prepare_tasks(
         for split in SPLITS:
             path = epath.Path(home) / "corpus" / split
             writer = CorpusWriter(path, maker.made_from(name, folder, split))
-            if writer.complete:
-                report(f"{name}, {split}: {path} is complete")
-                continue
-            cases = open_cases(name, folder, split, experiment.data, experiment.seed)
-            _corpus(name, split, cases, maker, writer, report)
+            writer.require_ours()
+            with hold(path, f"preparing {experiment.name}"):
+                if writer.complete:
+                    report(f"{name}, {split}: {path} is complete")
+                    continue
+                cases = open_cases(name, folder, split, experiment.data, experiment.seed)
+                _corpus(name, split, cases, maker, writer, report)
 
 
 def _corpus(

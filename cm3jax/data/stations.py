@@ -4,6 +4,7 @@ Hence any number of processes, in any order, write the same bytes.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +14,10 @@ from cm3jax.data.corpus import CorpusDocument, CorpusWriter, Shard
 from cm3jax.data.neighbours import Neighbourhood
 from cm3jax.data.sources import open_source
 from cm3jax.data.tokenised import Batch, Tokenised, Tools, encoder_parts, read
-from cm3jax.retrieval.bank import Bank, BankDocument, BankWriter, Removed
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import BankDocument
+from cm3jax.retrieval.bank_writer import BankWriter
+from cm3jax.retrieval.removed import Removed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,13 @@ def corpus_writer(job: Job) -> CorpusWriter:
     return CorpusWriter(f"{job.experiment.data.corpus}/{job.split}", job.made_from)
 
 
+def writer_of(job: Job) -> BankWriter | CorpusWriter:
+    """What says whether the job's place is ours to write."""
+    if job.split == "bank":
+        return BankWriter(job.experiment.data.bank, job.made_from, "", "")
+    return corpus_writer(job)
+
+
 def make_work(job: Job, tools: Tools) -> Work:
     """Open what the job's shards are made from."""
     experiment = job.experiment
@@ -64,20 +75,31 @@ def room_for(experiment: Experiment) -> int | None:
 
 
 def _bank_saver(job: Job, tools: Tools) -> Callable[[int, Batch], int]:
-    writer, removed = bank_writer(job, tools), Removed.of(job.experiment.data.bank)
+    writer = bank_writer(job, tools)
 
     def save(number: int, batch: Batch) -> int:
-        items = [
-            item
-            for item in batch.items
-            if not removed.covers(item.raw.key, item.raw.source, item.raw.licence)
-        ]
+        batch = _without(batch, writer.removed)
+        items = batch.items
         parts = [encoder_parts(item.raw, tools.encoder) for item in items]
         documents = [_bank_document(item, *part) for item, part in zip(items, parts, strict=True)]
         writer.write(number, documents, tools.encoder.encode_documents(parts), batch.refused)
         return len(documents)
 
     return save
+
+
+def _without(batch: Batch, removed: Removed) -> Batch:
+    """A batch without what was taken out of the bank: neither the bank nor a corpus has it."""
+    gone = [removed.covers(item.raw.key, item.raw.source, item.raw.licence) for item in batch.items]
+    if not any(gone):
+        return batch
+    kept = np.flatnonzero(np.logical_not(gone))
+    reasons = {
+        item.raw.key: "it was taken out of the bank"
+        for item in itertools.compress(batch.items, gone)
+    }
+    items = [batch.items[place] for place in kept]
+    return Batch(batch.numbers[kept], items, batch.refused | reasons)
 
 
 def _bank_document(item: Tokenised, text: str | None, image: np.ndarray | None) -> BankDocument:
@@ -99,7 +121,10 @@ def _corpus_saver(job: Job, tools: Tools) -> Callable[[int, Batch], int]:
     writer, bank = corpus_writer(job), Bank.open(job.experiment.data.bank)
     neighbourhood = Neighbourhood(job.experiment, tools.encoder, bank)
 
+    removed = Removed.of(job.experiment.data.bank)
+
     def save(number: int, batch: Batch) -> int:
+        batch = _without(batch, removed)
         shard = _shard(batch, neighbourhood)
         if job.split == "validation":
             shard = dataclasses.replace(shard, leaks=neighbourhood.leaks(batch.items))

@@ -34,7 +34,8 @@ from cm3jax.evaluate.protocol import (
 from cm3jax.evaluate.results import Cell, Chosen, Evaluation, Figure
 from cm3jax.files import digest
 from cm3jax.generate import Generated
-from cm3jax.retrieval.bank import Bank, BankDocument
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.retrieval.retriever import Retrieved
 
 FIGURES = 8

@@ -1,7 +1,7 @@
 """Which documents of a bank are copies of others, exactly or nearly.
 
-    duplicates.npy   in a bank's directory: the row of the first document that each one copies, its
-                     own where it copies none, int64 [M]
+duplicates.npy   in a bank's directory: the row of the first document that each one copies, its
+                 own where it copies none, int64 [M]
 """
 
 import dataclasses

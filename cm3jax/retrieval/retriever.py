@@ -7,7 +7,8 @@ import numpy as np
 
 from cm3jax.config import RetrievalConfig
 from cm3jax.errors import UserError
-from cm3jax.retrieval.bank import Bank, BankDocument, key_hash
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import BankDocument, key_hash
 from cm3jax.retrieval.clauses import clauses
 from cm3jax.retrieval.clip import ClipEncoder, fit
 from cm3jax.retrieval.index import open_index

@@ -14,7 +14,8 @@ from cm3jax.config import (
     VQGANConfig,
 )
 from cm3jax.data.corpus import Corpus, CorpusDocument, CorpusWriter, Shard
-from cm3jax.retrieval.bank import Bank, BankDocument
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.vocab import Vocab
 
 VOCAB = Vocab(

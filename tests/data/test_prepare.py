@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 
 from cm3jax import testing
 from cm3jax.config import CM3Config, DataConfig
-from cm3jax.data import prepare as module
 from cm3jax.data import stations
 from cm3jax.data.corpus import Corpus
 from cm3jax.data.pipeline import CorpusStream
@@ -19,8 +19,11 @@ from cm3jax.data.show import show_row
 from cm3jax.data.tokenised import Tools
 from cm3jax.document import Image, Text, parse
 from cm3jax.errors import UserError
+from cm3jax.folders import hold
 from cm3jax.learners import clip
-from cm3jax.retrieval.bank import Bank, Removed
+from cm3jax.retrieval import bank as bank_module
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.select import NONE
 
 RECORDS = 59
@@ -184,11 +187,62 @@ def test_a_removal_that_was_interrupted_is_completed(chain, folder, tmp_path, mo
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "remove", stop)
-    with pytest.raises(KeyboardInterrupt):
-        remove_documents(config, Removed(keys=(key,)))
+    with monkeypatch.context() as patch:
+        patch.setattr(bank_module, "rewrite", stop)
+        with pytest.raises(KeyboardInterrupt):
+            remove_documents(config, Removed(keys=(key,)))
     assert not is_prepared(config, chain)
-    assert key not in prepare_bank(config, chain, lambda line: None).rows
+    lines = []
+    bank = prepare_bank(config, chain, lines.append)
+    assert key not in bank.rows
+    assert len(bank) == RECORDS - 1
+    assert lines[0].endswith("is complete"), "it was finished, not made again"
+    # What the bank no longer has, no corpus learns.
+    prepare(config, chain, lambda line: None)
+    corpus = Corpus.open(f"{config.data.corpus}/train")
+    assert corpus.manifest["refused"][key] == "it was taken out of the bank"
+    assert key not in {corpus.document(record).key for record in range(len(corpus))}
+
+
+def canaries(*folders):
+    """A file of the user's in each folder."""
+    files = [Path(folder) / "thesis.txt" for folder in folders]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("words")
+    return files
+
+
+@pytest.mark.parametrize("name", ["bank", "corpus/train", "corpus/validation"])
+def test_a_stranger_s_folder_is_refused_before_any_work(chain, folder, tmp_path, name):
+    (file,) = canaries(tmp_path / name)
+    (tmp_path / name / "manifest.json").write_text('{"name": "a web page"}')
+    with pytest.raises(UserError, match="nothing was changed there"):
+        prepare(experiment(folder, tmp_path), chain)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {f"{name}/thesis.txt", f"{name}/manifest.json"}
+    assert file.read_text() == "words"
+
+
+def test_a_stranger_s_files_survive_whatever_is_prepared(chain, folder, tmp_path):
+    config = experiment(folder, tmp_path)
+    prepare(config, chain, lambda line: None)
+    train = tmp_path / "corpus" / "train"
+    files = canaries(tmp_path, tmp_path / "bank", tmp_path / "corpus", train, train / "sub")
+    prepare(config, chain, lambda line: None)
+    prepare(experiment(folder, tmp_path, records=30), chain, lambda line: None)
+    remove_documents(config, Removed(keys=("0.png",)))
+    assert {file.read_text() for file in files} == {"words"}
+    assert not [path for path in tmp_path.rglob(".*") if path.is_dir()], "nothing hidden is left"
+
+
+def test_two_preparations_at_once_are_one_and_a_sentence(chain, folder, tmp_path):
+    config = experiment(folder, tmp_path)
+    with ThreadPoolExecutor(1) as other, hold(config.data.bank, "preparing elsewhere"):
+        second = other.submit(prepare, config, chain)
+        with pytest.raises(UserError, match=r"bank is in use: preparing elsewhere \(process "):
+            second.result()
+    prepare(config, chain, lambda line: None)
 
 
 def test_a_path_must_be_given(chain, folder, tmp_path):

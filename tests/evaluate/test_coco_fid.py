@@ -252,7 +252,8 @@ def emblem_bank(path, asked, weights):
     from cm3jax.data.emblems.looks import catalogue
     from cm3jax.document import Image, Text, render
     from cm3jax.learners import clip
-    from cm3jax.retrieval.bank import Bank, BankDocument
+    from cm3jax.retrieval.bank import Bank
+    from cm3jax.retrieval.bank_files import BankDocument
 
     generator, encoder = generate.load(weights / "decoder"), clip.load(weights / "clip")
     names = catalogue(0).names

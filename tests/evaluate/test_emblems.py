@@ -24,7 +24,8 @@ from cm3jax.evaluate.results import Evaluation
 from cm3jax.files import read_json
 from cm3jax.learners import clip as clip_learner
 from cm3jax.model.decoder import Decoder
-from cm3jax.retrieval.bank import Bank, BankDocument
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.retrieval.clip import CLIP, text_and_image
 from cm3jax.tokenizers.image import ImageTokenizer
 from cm3jax.tokenizers.text import TextTokenizer

@@ -9,8 +9,9 @@ import pytest
 from cm3jax import testing
 from cm3jax.config import DataConfig, RetrievalConfig, TokenizersConfig
 from cm3jax.errors import UserError
-from cm3jax.retrieval.bank import Bank, Removed
+from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.index import open_index
+from cm3jax.retrieval.removed import Removed
 from launch import index
 from tests.pages import require_sound
 

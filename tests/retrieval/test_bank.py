@@ -6,7 +6,10 @@ import pytest
 
 from cm3jax.errors import UserError
 from cm3jax.retrieval import bank as bank_module
-from cm3jax.retrieval.bank import Bank, BankDocument, Removed, merge, remove
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import BankDocument
+from cm3jax.retrieval.removed import Removed
+from cm3jax.retrieval.takedown import merge, remove
 
 
 def _documents(count: int) -> list[BankDocument]:

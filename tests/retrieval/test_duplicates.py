@@ -1,8 +1,9 @@
 import numpy as np
 
 from cm3jax.config import RetrievalConfig
-from cm3jax.retrieval.bank import Bank, BankDocument
-from cm3jax.retrieval.duplicates import DUPLICATES, save_duplicates
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import DUPLICATES, BankDocument
+from cm3jax.retrieval.duplicates import save_duplicates
 
 
 def test_copies_and_near_copies_are_marked(tmp_path):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from cm3jax.errors import UserError
-from cm3jax.retrieval.bank import Bank, BankDocument
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.index import open_index
 from cm3jax.retrieval.milvus import MilvusIndex

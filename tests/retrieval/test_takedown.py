@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from cm3jax.config import RetrievalConfig
-from cm3jax.retrieval.bank import Bank, BankDocument, Removed, merge, remove
-from cm3jax.retrieval.index import SAVED, keep_index, open_index
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import SAVED, BankDocument
+from cm3jax.retrieval.index import keep_index, open_index
 from cm3jax.retrieval.milvus import MilvusIndex, forget
+from cm3jax.retrieval.removed import Removed
+from cm3jax.retrieval.takedown import merge, remove
 
 SIZE, WIDTH = 12_000, 32
 """More than ScaNN answers by brute force."""

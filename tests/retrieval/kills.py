@@ -1,0 +1,219 @@
+"""Killing what writes banks and corpora, again and again: is nothing lost, nothing shown that was
+removed, and nothing touched that is somebody else's?
+
+python -m tests.retrieval.kills --kills 100
+
+Each life is a process of its own that does one thing after the other in one folder until it gets
+SIGKILL or SIGINT, at a random moment. After each, the folder is opened as any reader would.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from cm3jax.data.corpus import Corpus, CorpusWriter
+from cm3jax.errors import UserError
+from cm3jax.folders import hold
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import BankDocument, bank_files
+from cm3jax.retrieval.removed import Removed
+from cm3jax.retrieval.takedown import merge, remove
+from cm3jax.shards import shard_files
+from tests.data.corpora import VOCAB, facts, shard
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS, ADDED = 300, 60
+SECRET = "document number "
+"""In every text: what is removed must be in no file."""
+
+
+def documents(numbers: range) -> list[BankDocument]:
+    return [
+        BankDocument(
+            f"k{i}",
+            VOCAB.first_text + np.arange(i % 9 + 1, dtype=np.int32),
+            *(f"{SECRET}{i};", True, False, "source", "licence"),
+        )
+        for i in numbers
+    ]
+
+
+def vectors(count: int) -> np.ndarray:
+    vectors = np.random.default_rng(0).standard_normal((count, 8)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def build(path: Path, numbers: range) -> Bank:
+    return Bank.build(path, documents(numbers), vectors(len(numbers)), "e", VOCAB.fingerprint)
+
+
+def prepare_corpus(folder: Path, made_from: str) -> None:
+    """Make the corpus anew, from something else."""
+    bank = Bank.open(folder / "bank")
+    writer = CorpusWriter(folder / "corpus" / "train", made_from)
+    writer.require_ours()
+    with hold(writer.path, "preparing"):
+        for number in range(3):
+            if not writer.has(number):
+                writer.write(number, shard(range(20 * number, 20 * number + 20), len(bank)))
+        writer.finish(3, facts(bank))
+
+
+def live(folder: Path, doing: str, seed: int) -> None:
+    """One thing after the other, until killed."""
+    draw = random.Random(seed)
+    print("begun", flush=True)
+    for step in range(1000):
+        match doing:
+            case "remove":
+                bank = Bank.open(folder / "bank")
+                key = bank.meta(draw.randrange(len(bank))).key
+                print("asked", key, flush=True)
+                remove(bank, Removed(keys=(key,)))
+                print("removed", key, flush=True)
+            case "merge":
+                first = DOCUMENTS + ADDED * draw.randrange(8)
+                other = build(folder / "others" / f"from-{first}", range(first, first + ADDED))
+                bank = Bank.open(folder / "bank")
+                merge(bank.path, [bank, other, Bank.open(folder / "copy")], "this")
+                print("merged", first, flush=True)
+            case "build":
+                build(folder / "built", range(DOCUMENTS))
+            case "prepare":
+                prepare_corpus(folder, f"{seed}-{step}")
+
+
+class Watch:
+    """A folder, what it must hold, and what it must not."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        build(folder / "bank", range(DOCUMENTS))
+        build(folder / "copy", range(DOCUMENTS))
+        build(folder / "built", range(DOCUMENTS))
+        prepare_corpus(folder, "first")
+        self.known = {f"k{i}" for i in range(DOCUMENTS)}
+        self.removed: set[str] = set()
+        self.canaries = {}
+        folders = [folder, folder / "corpus", folder / "others"]
+        for place in ("bank", "copy", "built", "corpus/train"):
+            folders += [folder / place, folder / place / "sub", folder / place / "scann" / "00000"]
+        for number, place in enumerate(folders):
+            place.mkdir(parents=True, exist_ok=True)
+            for name in ("thesis.tex", ".bank.notes", "manifest-of-mine.json"):
+                self.canaries[place / name] = f"{number} {name}"
+                (place / name).write_text(f"{number} {name}")
+
+    def kill(self, doing: str, draw: random.Random) -> None:
+        """One life, and what is left of it."""
+        command = [sys.executable, "-m", "tests.retrieval.kills", "--live", doing]
+        process = subprocess.Popen(
+            [*command, str(self.folder), "--seed", str(draw.randrange(1 << 30))],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout.readline() == "begun\n", process.stderr.read()
+        time.sleep(draw.random() * 0.12)
+        process.send_signal(draw.choice((signal.SIGKILL, signal.SIGINT)))
+        said, errors = process.communicate()
+        assert "Error" not in errors.replace("KeyboardInterrupt", ""), errors
+        asked = set()
+        for line in said.splitlines():
+            word, what = line.split()
+            if word == "asked":
+                asked.add(what)
+            elif word == "removed":
+                self.removed.add(what)
+            else:
+                self.known |= {f"k{i}" for i in range(int(what), int(what) + ADDED)}
+        self.check(asked)
+
+    def check(self, asked: set[str]) -> None:
+        """Nothing lost, nothing shown, nothing touched."""
+        bank = Bank.open(self.folder / "bank")
+        bank.verify()
+        there = {document.key for document in bank.documents()}
+        taken_out = set(Removed.of(bank.path).keys)
+        assert self.removed <= taken_out <= self.removed | asked, "only what was asked for"
+        self.removed = taken_out
+        assert not there & self.removed, "a removed document is shown"
+        assert self.known - self.removed <= there, "documents are lost"
+        self.known |= there
+        for place in ("copy", "built"):
+            Bank.open(self.folder / place).verify()
+            assert len(Bank.open(self.folder / place)) == DOCUMENTS
+        corpus = Corpus.open(self.folder / "corpus" / "train")
+        corpus.verify()
+        assert len(corpus) == 60
+        for path, text in self.canaries.items():
+            assert path.read_text() == text, f"{path} was touched"
+        self.check_files()
+
+    def check_files(self) -> None:
+        """Once a writer has opened the bank, nobody's text is in any file beside it."""
+        gone = [f'"{SECRET}{key[1:]};"'.encode() for key in self.removed]
+        with hold(self.folder / "bank", "looking"):
+            for path in self.folder.rglob("*"):
+                inside = path.relative_to(self.folder).parts[0]
+                if path.is_file() and inside.strip(".").startswith("bank"):
+                    content = path.read_bytes()
+                    assert not [text for text in gone if text in content], path
+
+
+def left_over(folder: Path) -> list[Path]:
+    """Hidden folders of ours, which the next writer is to sweep."""
+    return [
+        path
+        for path in folder.rglob(".*")
+        if path.is_dir() and (bank_files(path) or shard_files(path))
+    ]
+
+
+def disturb(folder: Path, kills: int, seed: int) -> Counter:
+    """Kill so many lives and check after each; what they were doing."""
+    watch, draw, done = Watch(folder), random.Random(seed), Counter()
+    for _ in range(kills):
+        doing = draw.choice(("remove", "merge", "build", "prepare"))
+        watch.kill(doing, draw)
+        done[doing] += 1
+    # An undisturbed life of each leaves nothing behind.
+    for doing in ("bank", "built"):
+        bank = Bank.open(folder / doing)
+        merge(bank.path, [bank])
+    prepare_corpus(folder, "last")
+    watch.check(set())
+    assert not left_over(folder)
+    return done
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?")
+    parser.add_argument("--live", default="")
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    if given.live:
+        live(Path(given.folder), given.live, given.seed)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        print(disturb(Path(folder), given.kills, given.seed))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"Error: {error}")
