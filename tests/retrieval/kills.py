@@ -8,20 +8,20 @@ SIGKILL or SIGINT, at a random moment. After each, the folder is opened as any r
 """
 
 import argparse
+import contextlib
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from cm3jax.data.corpus import Corpus, CorpusWriter
-from cm3jax.errors import UserError
 from cm3jax.folders import hold
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument, bank_files
@@ -30,7 +30,11 @@ from cm3jax.retrieval.takedown import merge, remove
 from cm3jax.shards import shard_files
 from tests.data.corpora import VOCAB, facts, shard
 
-ROOT = Path(__file__).parents[2]
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Imports are paid once, and no thread is forked."""
+PROCESSES.set_forkserver_preload(
+    ["cm3jax.retrieval.takedown", "tests.data.corpora", "array_record.python.array_record_module"]
+)
 DOCUMENTS, ADDED = 300, 60
 SECRET = "document number "
 """In every text: what is removed must be in no file."""
@@ -68,28 +72,37 @@ def prepare_corpus(folder: Path, made_from: str) -> None:
         writer.finish(3, facts(bank))
 
 
-def live(folder: Path, doing: str, seed: int) -> None:
-    """One thing after the other, until killed."""
-    draw = random.Random(seed)
-    print("begun", flush=True)
+def live(folder: Path, doing: str, seed: int, log: str) -> None:
+    """One thing after the other, until killed; the log says what was asked and what was done."""
+    draw, file = random.Random(seed), os.open(log, os.O_WRONLY | os.O_APPEND)
+
+    def say(*words) -> None:
+        os.write(file, f"{' '.join(map(str, words))}\n".encode())
+
+    say("begun")
+    with contextlib.suppress(KeyboardInterrupt):
+        work(folder, doing, draw, say)
+
+
+def work(folder: Path, doing: str, draw: random.Random, say: Callable) -> None:
     for step in range(1000):
         match doing:
             case "remove":
                 bank = Bank.open(folder / "bank")
                 key = bank.meta(draw.randrange(len(bank))).key
-                print("asked", key, flush=True)
+                say("asked", key)
                 remove(bank, Removed(keys=(key,)))
-                print("removed", key, flush=True)
+                say("removed", key)
             case "merge":
                 first = DOCUMENTS + ADDED * draw.randrange(8)
                 other = build(folder / "others" / f"from-{first}", range(first, first + ADDED))
                 bank = Bank.open(folder / "bank")
                 merge(bank.path, [bank, other, Bank.open(folder / "copy")], "this")
-                print("merged", first, flush=True)
+                say("merged", first)
             case "build":
                 build(folder / "built", range(DOCUMENTS))
             case "prepare":
-                prepare_corpus(folder, f"{seed}-{step}")
+                prepare_corpus(folder, f"{draw.random()}-{step}")
 
 
 class Watch:
@@ -115,23 +128,24 @@ class Watch:
 
     def kill(self, doing: str, draw: random.Random) -> None:
         """One life, and what is left of it."""
-        command = [sys.executable, "-m", "tests.retrieval.kills", "--live", doing]
-        process = subprocess.Popen(
-            [*command, str(self.folder), "--seed", str(draw.randrange(1 << 30))],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout.readline() == "begun\n", process.stderr.read()
-        time.sleep(draw.random() * 0.12)
-        process.send_signal(draw.choice((signal.SIGKILL, signal.SIGINT)))
-        said, errors = process.communicate()
-        assert "Error" not in errors.replace("KeyboardInterrupt", ""), errors
+        log = self.folder.parent / "log"
+        log.write_text("")
+        arguments = (self.folder, doing, draw.randrange(1 << 30), str(log))
+        process = PROCESSES.Process(target=live, args=arguments)
+        process.start()
+        while not log.read_text() and process.is_alive():
+            time.sleep(0.002)
+        time.sleep(draw.random() * 0.15)
+        wanted = draw.choice((signal.SIGKILL, signal.SIGINT))
+        os.kill(process.pid, wanted)
+        process.join()
+        assert process.exitcode == (-9 if wanted == signal.SIGKILL else 0), "it failed by itself"
+        said = log.read_text()
         asked = set()
         for line in said.splitlines():
-            word, what = line.split()
+            word, _, what = line.partition(" ")
+            if word == "begun":
+                continue
             if word == "asked":
                 asked.add(what)
             elif word == "removed":
@@ -176,7 +190,7 @@ def left_over(folder: Path) -> list[Path]:
     """Hidden folders of ours, which the next writer is to sweep."""
     return [
         path
-        for path in folder.rglob(".*")
+        for path in (*folder.glob(".*"), *folder.glob("corpus/.*"))
         if path.is_dir() and (bank_files(path) or shard_files(path))
     ]
 
@@ -200,20 +214,14 @@ def disturb(folder: Path, kills: int, seed: int) -> Counter:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?")
-    parser.add_argument("--live", default="")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    if given.live:
-        live(Path(given.folder), given.live, given.seed)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        print(disturb(Path(folder), given.kills, given.seed))
+    with tempfile.TemporaryDirectory() as home:
+        (Path(home) / "data").mkdir()
+        done = disturb(Path(home) / "data", given.kills, given.seed)
+        print(f"{done.total()} kills:", ", ".join(f"{n} of {what}" for what, n in done.items()))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"Error: {error}")
+    main()
