@@ -381,7 +381,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(call, tmp_path, words, mes
 
 def test_an_unwritable_place_is_one_sentence(call, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="can't write to"):
+    with pytest.raises(UserError, match="cannot be written"):
         call("a fox", out=tmp_path / "file" / "out")
 
 
