@@ -140,11 +140,11 @@ def audit_bank(experiment: Experiment) -> Audited:
     queries = asked.queries
     dead = audit.dead_shards(opened, index)
     rows = [
-        ("documents", f"{len(opened)}: {_counts(manifest['counts'])}"),
+        ("documents", f"{len(opened):,}: {_counts(manifest['counts'])}"),
         ("licences", _counts(manifest["licences"])),
         ("sources", _counts(manifest["sources"])),
         ("checksums", "all files are as they were written"),
-        ("duplicates", f"{copies.exact} copies of other documents, {copies.near} nearly so"),
+        ("duplicates", f"{copies.exact:,} copies of other documents, {copies.near:,} nearly so"),
         ("self-retrieval", f"{audit.self_retrieval(opened, index):.4f}"),
         ("dead shards", ", ".join(dead) or "none"),
         ("index", f"{type(index).__name__}, {audit.index_bytes(opened, index) / 2**20:.1f} MiB"),
@@ -183,7 +183,8 @@ def _found(opened: Bank, index: Index, queries, asked: Asking, config: Retrieval
     choice = choose(index.search(queries, config.pool), opened.vectors, pair, config)
     shown = audit.subject_hits(choice.ids, opened, asked.subjects)
     counts = _counts(choice.counts)
-    return f"recall@{RECALL_AT} {recall:.4f}, subjects shown {shown:.4f}; {counts}"
+    subjects = "no subjects known" if np.isnan(shown) else f"subjects shown {shown:.4f}"
+    return f"recall@{RECALL_AT} {recall:.4f}, {subjects}; {counts}"
 
 
 def query(experiment: Experiment, prompt: str) -> str:
@@ -239,7 +240,7 @@ def _open(experiment: Experiment) -> tuple[ClipEncoder, Bank]:
 
 
 def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items())
+    return ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items())
 
 
 if __name__ == "__main__":
