@@ -15,6 +15,7 @@ import numpy as np
 
 from cm3jax.errors import UserError
 from cm3jax.shapes import Int
+from cm3jax.texts import brief
 from cm3jax.vocab import Modality, Vocab
 
 
@@ -107,8 +108,12 @@ def parse_prompt(prompt: str) -> tuple[PromptPart, ...]:
 
     The notation holds in prompts alone: in captions and answers the same strings are plain text.
     Text is kept as written, without the white space around it; empty text between marks vanishes.
-    Raises `UserError` for a prompt with nothing in it.
+    Raises `UserError` for a prompt with nothing in it, and for one that is not UTF-8.
     """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the prompt {brief(prompt)} is not UTF-8; write it in UTF-8.") from None
     parts: list[PromptPart] = []
     for piece in _NOTATION.split(prompt):
         if piece.startswith("<image:") and _NOTATION.fullmatch(piece):

@@ -68,18 +68,23 @@ def brief(value: Any, most: int = 60) -> str:
     return shown if len(shown) <= most + 2 else f"{shown[:most]}…"
 
 
-def shorten(reason: str) -> str:
-    """A reason on one line, cut after `LONGEST_REASON` characters."""
-    reason = " ".join(reason[: 2 * LONGEST_REASON].split())
-    return reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}…"
+def shorten(text: str, most: int = LONGEST_REASON) -> str:
+    """A text on one line, cut after `most` characters."""
+    text = " ".join(text[: 2 * most].split())
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def read_regular(path: epath.PathLike, most: int | None = MOST_BYTES) -> bytes:
-    """The content of a file, local or in a bucket.
+    """The content of a file that `require_regular` lets pass."""
+    require_regular(path, most)
+    return epath.Path(path).read_bytes()
+
+
+def require_regular(path: epath.PathLike, most: int | None = None) -> None:
+    """Raise unless a path, local or in a bucket, leads to a file that may be read.
 
     Raises `ValueError`, with the reason, for a folder, a pipe, a device, and for a file of more
-    than `most` bytes (None: of any size); nothing of them is read. Raises `OSError` if it is
-    missing or unreadable.
+    than `most` bytes (None: of any size); `OSError` if it is missing or unreadable.
     """
     path = epath.Path(path)
     if _is_local(path):
@@ -91,7 +96,6 @@ def read_regular(path: epath.PathLike, most: int | None = MOST_BYTES) -> bytes:
         size = path.stat().length
     if most is not None and size > most:
         raise ValueError(f"it has {size} bytes, more than {most}")
-    return path.read_bytes()
 
 
 def file_state(path: epath.PathLike) -> tuple[int, ...]:

@@ -38,6 +38,7 @@ from cm3jax.hardware import copy_rate
 from cm3jax.prompts import Prompt, Shown, load_mask, outpaint, read_infill, read_prompt
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.shapes import Bool
+from cm3jax.texts import clean_text, decode_text, read_regular
 from cm3jax.tokenizers.image import load_picture
 from launch.cli import parse
 from launch.env import main
@@ -50,9 +51,16 @@ def hand_picked(generator: Generator, path: str) -> np.ndarray:
     picture = load_picture(path, generator.image.config.image_size)
     codes = Image(tuple(generator.image.encode(picture[None])[0].tolist()))
     caption = epath.Path(path).with_suffix(".txt")
-    pieces = generator.text.encode(caption.read_text().strip()) if caption.exists() else []
+    pieces = generator.text.encode(_caption(caption)) if caption.exists() else []
     segments = (Text(tuple(pieces)), codes) if pieces else (codes,)
     return render(segments, generator.vocab)
+
+
+def _caption(path: epath.Path) -> str:
+    try:
+        return clean_text(decode_text(read_regular(path)))
+    except (OSError, ValueError) as error:
+        raise UserError(f"the caption {path} can't be read: {error}; write it in UTF-8.") from None
 
 
 def hole(options: Options, size: int) -> Bool[np.ndarray, "Y X"]:

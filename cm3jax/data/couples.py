@@ -13,6 +13,7 @@ from cm3jax import draws
 from cm3jax.config import ClipConfig, Experiment
 from cm3jax.data.pipeline import HostBatch, Position, RecordStream
 from cm3jax.data.sources import Source
+from cm3jax.data.usable import usable
 from cm3jax.errors import UserError
 from cm3jax.files import digest
 from cm3jax.retrieval.clip import fit, text_and_image, text_length, text_rows
@@ -52,8 +53,7 @@ class Records:
 
     def __init__(self, source: Source, tokenizer: TextTokenizer, config: ClipConfig):
         texts, images, names = [], [], []
-        for index in range(len(source)):
-            record = source[index]
+        for _, record in usable(source, source.__getitem__):
             text, image = text_and_image(record.segments)
             if text and image is not None:
                 texts.append(tokenizer.encode(text))

@@ -6,23 +6,21 @@
 codes without their names: that one is read from its own files.
 """
 
-import io
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
-import PIL.Image
 
 from cm3jax.data.readers.datasets import TfdsSplit
-from cm3jax.data.readers.items import BadRecord
+from cm3jax.data.readers.items import BadRecord, first_text
 from cm3jax.errors import UserError
 from cm3jax.shapes import UInt8
 from cm3jax.tasks import captions, grounded, structure
 from cm3jax.tasks.edges import canny, scribble
-from cm3jax.tasks.records import Broken
+from cm3jax.tasks.records import Broken, sound
 from cm3jax.tasks.task import Case, Skipped, Task, Value
-from cm3jax.tokenizers.image import decode_picture
+from cm3jax.tokenizers.image import decode_picture, orientation, picture_size
 
 _CAPTIONS = 5
 """Captions of a picture, of which each makes a case."""
@@ -76,25 +74,26 @@ class TfdsCases:
         if "objects" not in record:
             raise Broken("it has no objects")
         names = self._split.class_names("objects", "label")
-        with PIL.Image.open(io.BytesIO(record["image"])) as picture:
-            width, height = picture.size
+        width, height = picture_size(record["image"])
+        turn = orientation(record["image"])
         objects, found = record["objects"], []
         for box, label, crowd in zip(
             objects["bbox"], objects["label"], objects["is_crowd"], strict=True
         ):
             top, left, bottom, right = (float(edge) for edge in box)
             corners = (left * width, top * height, right * width, bottom * height)
-            found.append(None if crowd else grounded.place(names[label], corners, (width, height)))
+            shown = grounded.turned(corners, (width, height), turn)
+            found.append(None if crowd else grounded.place(names[label], *shown))
         return grounded.largest(found)
 
 
 def _caption(record: Mapping[str, Any], which: int) -> str:
     """One of a record's captions; `Broken` where there are fewer."""
     texts = record.get("captions", {}).get("text", ())
-    text = texts[which].decode(errors="replace").strip() if which < len(texts) else ""
-    if not text:
+    text = first_text(texts[which]) if which < len(texts) else ""
+    if not text.strip():
         raise Broken(f"it has no caption {which + 1}")
-    return text
+    return sound(text)
 
 
 def _captions(record, which: int, pixels: Pixels, cases: TfdsCases) -> Values:

@@ -13,6 +13,7 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate import captions, vqa
 from cm3jax.evaluate.protocol import UNKNOWN_SAMPLING, Protocol, Score, code_version
 from cm3jax.files import digest, read_json
+from cm3jax.texts import brief, shorten
 
 _RESAMPLES = 1000
 
@@ -20,17 +21,21 @@ _RESAMPLES = 1000
 def score_caption_file(made: epath.PathLike, annotations: epath.PathLike) -> dict[str, Score]:
     """`bleu_1` to `bleu_4`, `rouge_l` and `cider` of captions against COCO's annotations.
 
-    Only pictures that have a caption count. Raises `UserError` for files of another form, for a
-    picture with two captions, and for one without references.
+    Only pictures that have a caption count; a reference that is null is none, and ids are the same
+    as numbers and as texts. Raises `UserError` for files of another form, for a picture with two
+    captions, and for one without references.
     """
     answers = _answers(made, "image_id", "caption")
     references = defaultdict(list)
     for one in _rows(annotations, "annotations", ("image_id", "caption")):
-        references[one["image_id"]].append(str(one["caption"]))
+        if one["caption"] is not None:
+            number = _id(annotations, one, "image_id")
+            references[number].append(_text(annotations, one, "caption"))
     bare = [picture for picture in answers if picture not in references]
     if bare:
         raise UserError(
-            f"{annotations} has no caption of picture {bare[0]}, which {made} describes."
+            f"{annotations} has no caption of picture {shorten(bare[0], 60)}, which {made} "
+            "describes."
         )
     texts = list(answers.values())
     found = captions.score_captions(texts, [references[picture] for picture in answers])
@@ -54,13 +59,14 @@ def score_vqa_file(made: epath.PathLike, annotations: epath.PathLike) -> dict[st
     answers = _answers(made, "question_id", "answer")
     people, kinds = {}, {}
     for one in _rows(annotations, "annotations", ("question_id", "answers")):
-        people[one["question_id"]] = [str(given["answer"]) for given in one["answers"]]
-        kinds[one["question_id"]] = str(one.get("answer_type", ""))
+        number = _id(annotations, one, "question_id")
+        people[number] = _given(annotations, one, number)
+        kinds[number] = str(one.get("answer_type") or "")
     odd = sorted(answers.keys() ^ people.keys(), key=str)
     if odd:
         raise UserError(
-            f"{made} and {annotations} do not hold the same questions, {odd[0]} first; the score "
-            "is over all."
+            f"{made} and {annotations} do not hold the same questions, {shorten(odd[0], 60)} "
+            "first; the score is over all."
         )
     right = {number: vqa.accuracy(text, people[number]) for number, text in answers.items()}
     protocol = _stamp(
@@ -73,16 +79,48 @@ def score_vqa_file(made: epath.PathLike, annotations: epath.PathLike) -> dict[st
     return scores
 
 
-def _answers(path: epath.PathLike, key: str, text: str) -> dict[Any, str]:
-    """The answers by number, in order of the file."""
-    found: dict[Any, str] = {}
+def _answers(path: epath.PathLike, key: str, text: str) -> dict[str, str]:
+    """The answers by id, in order of the file; null is an empty one, which no word is like."""
+    found: dict[str, str] = {}
     for one in _rows(path, None, (key, text)):
-        if one[key] in found:
-            raise UserError(f"{path} answers {key} {one[key]} twice; leave one.")
-        found[one[key]] = str(one[text])
+        number = _id(path, one, key)
+        if number in found:
+            raise UserError(f"{path} answers {key} {shorten(number, 60)} twice; leave one.")
+        found[number] = "" if one[text] is None else _text(path, one, text)
     if not found:
         raise UserError(f"{path} holds no answers.")
     return found
+
+
+def _given(path: epath.PathLike, one: Mapping[str, Any], number: str) -> list[str]:
+    """What people answered to a question: objects with an `answer`, or texts."""
+    given = one["answers"]
+    if not isinstance(given, list) or not given:
+        raise UserError(
+            f"{path} has nobody's answers to question {shorten(number, 60)}; test splits "
+            "come without any, give a split that has them."
+        )
+    rows = [row if isinstance(row, dict) else {"answer": row} for row in given]
+    if any(row.get("answer") is None for row in rows):
+        raise UserError(f"{path} has answers without `answer` to question {shorten(number, 60)}.")
+    return [_text(path, row, "answer") for row in rows]
+
+
+def _id(path: epath.PathLike, one: Mapping[str, Any], field: str) -> str:
+    """An id as text: 1, 1.0 and "1" are the same."""
+    value = one[field]
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
+        return str(int(value))
+    raise UserError(f"{path} has {field} {brief(value)}, which is neither a number nor a text.")
+
+
+def _text(path: epath.PathLike, one: Mapping[str, Any], field: str) -> str:
+    value = one[field]
+    if isinstance(value, int | float | str):
+        return str(value)
+    raise UserError(f"{path} has {field} {brief(value)}, which is no text.")
 
 
 def _rows(

@@ -103,6 +103,10 @@ class Exam:
 
         Returns whether all are there, so that `judge` can judge.
         """
+        if self.captions.left_out:
+            say(f"{self.captions.file}: {self.captions.left_out}")
+        if not self._has_statistics:
+            pictures.say_left_out(self.reference, say)
         every = [self._drawn(drawn) for drawn in sets]
         if not self._has_statistics:
             every.insert(0, self._real)
@@ -177,7 +181,7 @@ class Exam:
             for place in places:
                 cells = [Cell.of(f"drawn, cosine {alike[place]:.2f}", self._shown(files[place]))]
                 real = epath.Path(self.reference) / captions[place].file
-                if real.exists():
+                if captions[place].file and real.exists():
                     cells.append(Cell.of("COCO's own", self._shown(real)))
                 figures.append(Figure(title, captions[place].text, tuple(cells)))
         return figures
@@ -268,7 +272,7 @@ def _stamp(captions: Captions, weights: str) -> Protocol:
     """The stamp of pictures without documents, by an unknown sampler."""
     return Protocol(
         prompts=f"{len(captions.chosen)} of {captions.total} captions of {captions.file}, "
-        f"drawn by seed {captions.seed}",
+        f"drawn by seed {captions.seed}" + (captions.left_out and f"; {captions.left_out}"),
         prompts_hash=captions.fingerprint,
         split=captions.file,
         retrieved=0,
@@ -284,15 +288,16 @@ def _stamp(captions: Captions, weights: str) -> Protocol:
     )
 
 
-def from_folder(folder: epath.PathLike, exam: Exam) -> tuple[Model, list[PictureSet]]:
+def from_folder(
+    folder: epath.PathLike, exam: Exam, say: Say = print
+) -> tuple[Model, list[PictureSet]]:
     """Pictures made elsewhere, named by a caption's id or after COCO's file, or anyhow.
 
     Of what made them nothing is known, and the stamp says so.
     """
     files = pictures.files_in(folder)
-    by_name = {epath.Path(c.file).stem: c for c in reversed(exam.captions.chosen)}
-    by_name |= {str(caption.id): caption for caption in exam.captions.chosen}
-    captions = [by_name.get(f.stem) or by_name.get(f.stem.lstrip("0")) for f in files]
+    pictures.say_left_out(folder, say)
+    captions = _by_name(files, exam.captions.chosen)
     name = epath.Path(folder).name
     protocol = dataclasses.replace(
         _stamp(exam.captions, "not known"),
@@ -303,6 +308,20 @@ def from_folder(folder: epath.PathLike, exam: Exam) -> tuple[Model, list[Picture
         prompts=f"pictures in {name}; captions of {exam.captions.file} by their names",
     )
     return Model(name), [PictureSet("", tuple(files), tuple(captions), protocol)]
+
+
+def _by_name(files: Sequence[epath.Path], captions: Sequence[Caption]) -> list[Caption | None]:
+    """The caption that each picture is named for, by its id or by COCO's file.
+
+    Ids and files may be the same numbers, so all pictures are taken to be named in one way: the one
+    that knows more of them, by ids if both know as many, since `coco_fid` writes ids itself.
+    """
+    by_id = {caption.id: caption for caption in captions}
+    by_file = {epath.Path(one.file).stem: one for one in reversed(captions) if one.file}
+    stems = [file.stem for file in files]
+    ids = [by_id.get(int(stem)) if stem.isdecimal() else None for stem in stems]
+    named = [by_file.get(stem) for stem in stems]
+    return named if sum(map(bool, named)) > sum(map(bool, ids)) else ids
 
 
 def describe(run_dir: epath.PathLike) -> Model:

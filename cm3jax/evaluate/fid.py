@@ -37,11 +37,11 @@ class Gaussian:
 
     @classmethod
     def load(cls, path: epath.PathLike) -> "Gaussian":
-        """Read such a file; `UserError` when it is missing, damaged or of another form."""
+        """Read such a file; `UserError` when it is missing, damaged, or of another form or NaN."""
         try:
             with epath.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 mean, covariance = np.float64(stored["mu"]), np.float64(stored["sigma"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, TypeError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"{path} holds no statistics ({type(error).__name__}); give an .npz file with `mu` "
                 "and `sigma`."
@@ -50,6 +50,11 @@ class Gaussian:
             raise UserError(
                 f"{path} has mu {mean.shape} and sigma {covariance.shape}; a vector and a square "
                 "matrix of its length are statistics."
+            )
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise UserError(
+                f"{path} has mu or sigma with NaN or infinity, of which no distance can be made; "
+                "make the statistics again."
             )
         return cls(mean, covariance)
 

@@ -3,10 +3,10 @@
 import dataclasses
 import itertools
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import PIL.Image
 from etils import epath
 
 from cm3jax.errors import UserError
@@ -18,17 +18,19 @@ from cm3jax.evaluate.protocol import Protocol, Score, code_version
 from cm3jax.files import digest, write_array
 from cm3jax.retrieval.clip import ClipEncoder, fit
 from cm3jax.shapes import Float, UInt8
-from cm3jax.tokenizers.image import load_picture
+from cm3jax.tokenizers.image import load_picture, load_whole
 
-_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_KINDS = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"),
+    *(".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm"),
+)
 _SAID = 8  # chunks between two lines of progress
 
 
 def files_in(folder: epath.PathLike) -> list[epath.Path]:
     """The picture files of a folder, by name; `UserError` if there are fewer than two."""
     folder = epath.Path(folder)
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    files = [path for path in found if path.suffix.lower() in _KINDS]
+    files = [path for path in _visible(folder) if path.suffix.lower() in _KINDS]
     if len(files) < 2:
         raise UserError(
             f"{folder} holds {len(files)} pictures ({', '.join(_KINDS)}); distances need a folder "
@@ -37,15 +39,24 @@ def files_in(folder: epath.PathLike) -> list[epath.Path]:
     return files
 
 
+def say_left_out(folder: epath.PathLike, say: Callable[[str], None]) -> None:
+    """Say what of a folder is no picture by its name: the score is of the others."""
+    others = [path for path in _visible(epath.Path(folder)) if path.suffix.lower() not in _KINDS]
+    if others:
+        kinds = Counter(path.suffix.lower() or "no suffix" for path in others)
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        say(f"{folder}: left out {len(others)} that are no pictures by their names ({counts})")
+
+
+def _visible(folder: epath.Path) -> list[epath.Path]:
+    """What is in a folder but hidden files, by name; nothing where there is no folder."""
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in found if not path.name.startswith(".")]
+
+
 def read(path: epath.PathLike, crop: int) -> UInt8[np.ndarray, "Y X 3"]:
     """The centre square at `crop` pixels a side (Lanczos), or with 0 the picture as it is."""
-    if crop:
-        return load_picture(path, crop)
-    try:
-        with epath.Path(path).open("rb") as file, PIL.Image.open(file) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is not a picture that can be read ({error}).") from None
+    return load_picture(path, crop) if crop else load_whole(path)
 
 
 @dataclasses.dataclass(frozen=True)

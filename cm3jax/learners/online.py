@@ -19,6 +19,7 @@ from cm3jax import partition
 from cm3jax.config import ClipConfig, Experiment
 from cm3jax.data.pipeline import Equipped, HostBatch, Position, RecordStream
 from cm3jax.data.sources import RawRecord, open_source
+from cm3jax.data.usable import usable
 from cm3jax.errors import UserError
 from cm3jax.files import digest
 from cm3jax.learners import clip, vqgan
@@ -144,7 +145,7 @@ class OnlineLearner:
     def _pairs(self, split: Literal["train", "validation"]) -> "PairStream":
         data = self.experiment.data
         source = open_source(data, split, self.experiment.seed)
-        numbered = ((number, source[number]) for number in range(len(source)))
+        numbered = usable(source, source.__getitem__)
         pairs = [(number, record) for number, record in numbered if _is_pair(record)]
         if not pairs:
             raise UserError(

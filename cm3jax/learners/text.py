@@ -4,6 +4,7 @@ from etils import epath
 
 from cm3jax.config import Experiment
 from cm3jax.data.sources import open_source
+from cm3jax.data.usable import usable
 from cm3jax.errors import UserError
 from cm3jax.experiment_io import load_experiment, save_experiment
 from cm3jax.resume import decisive_changes, describe, differences
@@ -15,8 +16,9 @@ def train_text_tokenizer(experiment: Experiment) -> None:
     """Learn `vocab.text_pieces` pieces from the training captions.
 
     Writes `text.model`, `config.json` and `report.html` into the run directory, and does nothing
-    if the model is there. Raises `UserError` if the source has no captions or too many characters,
-    or if the model there was made with other options.
+    if the model is there. No picture is decoded; a record without a sound text is left out, and
+    said. Raises `UserError` if the source has no captions or too many characters, or if the model
+    there was made with other options.
     """
     path = epath.Path(experiment.run_dir) / MODEL_FILE
     if path.exists():
@@ -25,7 +27,7 @@ def train_text_tokenizer(experiment: Experiment) -> None:
         print(f"{experiment.name}: finished already, {path} has {tokenizer.pieces} pieces.")
         return
     source = open_source(experiment.data, "train", experiment.seed)
-    texts = (s for i in range(len(source)) for s in source[i].segments if isinstance(s, str))
+    texts = (text for _, own in usable(source, source.texts) for text in own)
     tokenizer = TextTokenizer.train(
         texts, experiment.vocab.text_pieces, experiment.tokenizers.algorithm
     )

@@ -12,7 +12,7 @@ common patches, long since right, drowns the rare ones that are not.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -23,7 +23,8 @@ from etils import epath
 from cm3jax import checkpoint, partition
 from cm3jax.config import Experiment
 from cm3jax.data.pipeline import Equipped, RecordStream
-from cm3jax.data.sources import MaskedSource, Source, open_source
+from cm3jax.data.sources import MaskedSource, RawRecord, Source, open_source
+from cm3jax.data.usable import usable
 from cm3jax.errors import UserError
 from cm3jax.files import digest
 from cm3jax.loss import LossOutput, Mean
@@ -249,26 +250,33 @@ class VQGANLearner:
 
     @functools.cache  # noqa: B019 - a learner lives as long as its process
     def pictures(self, split: Literal["train", "validation"]) -> Pictures:
-        """Every picture of the source's records; `UserError` if there are none, or no masks."""
+        """Every picture of the source's sound records, those left out being said.
+
+        Raises `UserError` if there are none, or no masks.
+        """
         source = open_source(self.experiment.data, split, self.experiment.seed)
-        images, labels = [], []
-        for record in (source[index] for index in range(len(source))):
+        images, labels, masks = [], [], []
+        for _, (record, weights) in usable(source, self._reader(source)):
             found = [segment for segment in record.segments if not isinstance(segment, str)]
             images += found
             labels += [record.kind] * len(found)
+            masks += weights
         if not images:
             raise UserError(f"{self.experiment.data.source} has no pictures for {split}; add some.")
-        masks = self._masks(source) if self.experiment.vqgan_loss.region else None
-        return Pictures(np.stack(images), tuple(labels), masks)
+        weighs = self.experiment.vqgan_loss.region > 0
+        return Pictures(np.stack(images), tuple(labels), np.stack(masks) if weighs else None)
 
-    def _masks(self, source: Source) -> UInt8[np.ndarray, "B Y X"]:
+    def _reader(self, source: Source) -> Callable[[int], tuple[RawRecord, Sequence[np.ndarray]]]:
+        """What reads a record, and the masks of its pictures where `vqgan_loss.region` weighs."""
+        if not self.experiment.vqgan_loss.region:
+            return lambda index: (source[index], ())
         if not isinstance(source, MaskedSource):
             raise UserError(
                 f"vqgan_loss.region={self.experiment.vqgan_loss.region} weighs masks, which "
                 f"{self.experiment.data.source} does not have; set it to 0, or give a source with "
                 "masks."
             )
-        return np.stack([mask for index in range(len(source)) for mask in source.masks(index)])
+        return lambda index: (source[index], source.masks(index))
 
 
 def _lpips_weights(experiment: Experiment) -> Any:

@@ -12,13 +12,16 @@ from cm3jax.tasks.records import (
     by_id,
     convert,
     held_back,
+    id_of,
     inside,
     json_lines,
     lines,
     listed,
+    sound,
     text_of,
 )
 from cm3jax.tasks.task import Case, Task
+from cm3jax.texts import shorten
 
 CAPTION = Task(
     "caption",
@@ -50,9 +53,10 @@ def coco_captions(folder: epath.Path, split: str) -> Iterator[Read]:
     images = by_id(listed(path, "images"))
 
     def make(key: str, record: Any) -> Case:
-        image = images.get(record["image_id"])
+        number = id_of(record, "image_id")
+        image = images.get(number)
         if image is None:
-            raise Broken(f"there is no image {record['image_id']!r}")
+            raise Broken(f"there is no image {shorten(number, 60)}")
         picture = inside(folder / part, image["file_name"])
         return Case(
             key,
@@ -72,14 +76,17 @@ def coco_split(split: str) -> str:
 
 def coco_licence(image: dict[str, Any]) -> str:
     """The licence of a COCO picture, by its number in the annotation file."""
-    return f"COCO image licence {image['license']}" if "license" in image else "unknown"
+    return "unknown" if image.get("license") is None else f"COCO image licence {image['license']}"
 
 
 def coco_keys(what: str, records: list[Any]) -> Iterator[tuple[str, Any]]:
     """Records that have ids, each with a name; others by their place."""
     for place, record in enumerate(records):
-        known = isinstance(record, dict) and "id" in record
-        yield f"{what}-{record['id'] if known else f'at-{place}'}", record
+        try:
+            name = id_of(record, "id")
+        except (Broken, KeyError):
+            name = f"at-{place}"
+        yield f"{what}-{name}", record
 
 
 def flickr30k(folder: epath.Path, split: str) -> Iterator[Read]:
@@ -95,7 +102,7 @@ def flickr30k(folder: epath.Path, split: str) -> Iterator[Read]:
         if not tab or not mark or not caption.strip():
             raise Broken("it is not PICTURE#N, a tab and a caption")
         picture = inside(folder / "flickr30k-images", file)
-        return Case(key, CAPTION, {"answer": caption.strip(), "image": picture}, "Flickr30k")
+        return Case(key, CAPTION, {"answer": sound(caption), "image": picture}, "Flickr30k")
 
     pictures: dict[str, list[tuple[str, str]]] = {}
     for key, line in lines(folder / "results_20130124.token"):
@@ -113,8 +120,8 @@ def localized_narratives(folder: epath.Path, split: str) -> Iterator[Read]:
         raise UserError(f"{folder} has no *{word}*localized_narratives*.jsonl; put it there.")
 
     def make(key: str, record: Any) -> Case:
-        caption, name = text_of(record, "caption"), text_of(record, "image_id")
-        if text_of(record, "dataset_id").startswith("mscoco"):
+        caption, name = text_of(record, "caption"), id_of(record, "image_id")
+        if str(record.get("dataset_id")).startswith("mscoco"):
             name = name.zfill(12)
         values = {"answer": caption, "image": inside(folder / "images", f"{name}.jpg")}
         return Case(key, NARRATION, values, "Localized Narratives", "CC-BY-4.0")
@@ -128,7 +135,7 @@ def image_paragraphs(folder: epath.Path, split: str) -> Iterator[Read]:
     The last two parts of a record's url are the picture's place, as in Visual Genome's archives.
     """
     name = "val" if split == "validation" else "train"
-    wanted = set(listed(folder / f"{name}_split.json"))
+    wanted = set(map(str, listed(folder / f"{name}_split.json")))
     records = listed(folder / "paragraphs_v1.json")
 
     def make(key: str, record: Any) -> Case:
@@ -138,7 +145,7 @@ def image_paragraphs(folder: epath.Path, split: str) -> Iterator[Read]:
         return Case(key, LONG_CAPTION, values, "Image Paragraphs")
 
     def chosen(record: Any) -> bool:
-        return not isinstance(record, dict) or record.get("image_id") in wanted
+        return not isinstance(record, dict) or str(record.get("image_id")) in wanted
 
     numbered = ((f"paragraph-{place}", record) for place, record in enumerate(records))
     return convert((item for item in numbered if chosen(item[1])), make)

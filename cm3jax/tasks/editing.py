@@ -18,6 +18,9 @@ EDITING = Task(
     ),
 )
 
+_LONGEST = 200
+"""Characters of a name that are part of a key."""
+
 
 def instruct_pix2pix(folder: epath.Path, split: str) -> Iterator[Read]:
     """`seeds.json`, a list of `[NAME, [SEED, …]]`, and in each folder NAME a `prompt.json` with
@@ -33,8 +36,8 @@ def instruct_pix2pix(folder: epath.Path, split: str) -> Iterator[Read]:
             raise Broken(str(error)) from None
         values = {
             "instruction": text_of(prompt, "edit"),
-            "image": home / f"{seed}_0.jpg",
-            "answer": home / f"{seed}_1.jpg",
+            "image": inside(home, f"{seed}_0.jpg"),
+            "answer": inside(home, f"{seed}_1.jpg"),
         }
         return Case(key, EDITING, values, "InstructPix2Pix")
 
@@ -43,7 +46,8 @@ def instruct_pix2pix(folder: epath.Path, split: str) -> Iterator[Read]:
             if not _is_entry(entry):
                 yield f"seeds.json:{place}", ("", "")
                 continue
-            yield from ((f"{entry[0]}/{seed}", (entry[0], seed)) for seed in entry[1])
+            name = str(entry[0])[:_LONGEST]
+            yield from ((f"{name}/{str(seed)[:_LONGEST]}", (entry[0], seed)) for seed in entry[1])
 
     return convert(pairs(), make)
 

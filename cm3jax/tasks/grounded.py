@@ -10,18 +10,33 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import PIL.Image
 from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.tasks.captions import coco_licence, coco_split
-from cm3jax.tasks.records import Broken, Read, by_id, convert, grouped, inside, lines, listed
+from cm3jax.tasks.records import (
+    Broken,
+    Read,
+    by_id,
+    convert,
+    grouped,
+    id_of,
+    inside,
+    lines,
+    listed,
+    sound,
+    text_of,
+)
 from cm3jax.tasks.task import Case, Task
+from cm3jax.texts import shorten
+from cm3jax.tokenizers.image import picture_head
 
 GRID = 256
 """Places along one side of a picture."""
 MOST = 8
 """Boxes of a case; of more, the largest."""
+_MIRRORED = 4
+"""EXIF's orientations up to this keep width and height, those above exchange them."""
 _VISIBLE = 0.25  # of a box must be inside the square, or it is left out
 
 GROUNDED = Task(
@@ -108,6 +123,23 @@ def place(label: str, box: tuple[float, float, float, float], size: tuple[int, i
     return Box(label, *corners)
 
 
+def turned(
+    box: tuple[float, float, float, float], size: tuple[int, int], orientation: int
+) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
+    """A box and the size of its picture as EXIF's `orientation`, 1 to 8, shows them.
+
+    Tools that draw boxes measure them in the pixels of the file, and pictures are read turned.
+    """
+    (left, top, right, bottom), (width, height) = box, size
+    if orientation in (2, 3, 7, 8):  # mirrored before the axes are exchanged
+        left, right = width - right, width - left
+    if orientation in (3, 4, 6, 7):
+        top, bottom = height - bottom, height - top
+    if orientation > _MIRRORED:
+        return (top, left, bottom, right), (height, width)
+    return (left, top, right, bottom), (width, height)
+
+
 def largest(boxes: Sequence[Box | None]) -> list[Box]:
     """The `MOST` largest boxes in their order; `Broken` without any."""
     found = [box for box in boxes if box is not None]
@@ -129,8 +161,10 @@ def coco_boxes(folder: epath.Path, split: str) -> Iterator[Read]:
     captions = grouped(
         listed(folder / "annotations" / f"captions_{part}.json", "annotations"), "image_id"
     )
-    found = {name: [item["caption"] for item in items if "caption" in item]
-             for name, items in captions.items()}  # fmt: skip
+    found = {
+        name: [item["caption"] for item in items if isinstance(item.get("caption"), str)]
+        for name, items in captions.items()
+    }
     path = folder / "annotations" / f"instances_{part}.json"
     return _coco_like(path, folder / part, "COCO", found)
 
@@ -145,21 +179,30 @@ def objects365_boxes(folder: epath.Path, split: str) -> Iterator[Read]:
 def _coco_like(
     path: epath.Path, pictures: epath.Path, source: str, captions: dict[Any, list[str]]
 ) -> Iterator[Read]:
-    names = {key: value["name"] for key, value in by_id(listed(path, "categories")).items()}
+    classes = by_id(listed(path, "categories"))
     things = grouped(listed(path, "annotations"), "image_id")
 
-    def box(image: dict, thing: dict) -> Box | None:
+    def box(thing: dict, size: tuple[int, int], turn: int) -> Box | None:
         if thing.get("iscrowd"):
             return None
+        number = id_of(thing, "category_id")
+        if number not in classes:
+            raise Broken(f"there is no category {shorten(number, 60)}")
         left, top, width, height = map(float, thing["bbox"])
-        corners = (left, top, left + width, top + height)
-        return place(names[thing["category_id"]], corners, (image["width"], image["height"]))
+        label = text_of(classes[number], "name")
+        return place(label, *turned((left, top, left + width, top + height), size, turn))
 
     def make(key: str, image: Any) -> Case:
+        number = id_of(image, "id")
         picture = inside(pictures, image["file_name"])
-        boxes = largest([box(image, thing) for thing in things.get(image["id"], [])])
-        told = captions.get(image["id"]) or [labels(boxes)]
-        values = {"caption": told[0], "boxes": write(boxes), "answer": picture}
+        size = (image["width"], image["height"])
+        stored, turn = _head(picture)
+        if size == stored[::-1] != stored and turn > _MIRRORED:
+            turn = 1  # measured on the picture as it is shown
+        boxes = largest([box(thing, size, turn) for thing in things.get(number, [])])
+        told = [text for text in captions.get(number, ()) if text.strip()]
+        caption = sound(told[0]) if told else labels(boxes)
+        values = {"caption": caption, "boxes": write(boxes), "answer": picture}
         return Case(key, GROUNDED, values, source, coco_licence(image))
 
     images = listed(path, "images")
@@ -182,8 +225,8 @@ def open_images_boxes(folder: epath.Path, split: str) -> Iterator[Read]:
 
     def make(key: str, things: Any) -> Case:
         picture = inside(folder / split, f"{key}.jpg")
-        size = _size(picture)
-        boxes = largest([_open_images_box(thing, names, size) for thing in things])
+        size, turn = _head(picture)
+        boxes = largest([_open_images_box(thing, names, size, turn) for thing in things])
         values = {"caption": labels(boxes), "boxes": write(boxes), "answer": picture}
         return Case(key, GROUNDED, values, "Open Images", "CC-BY-4.0")
 
@@ -191,19 +234,18 @@ def open_images_boxes(folder: epath.Path, split: str) -> Iterator[Read]:
 
 
 def _open_images_box(
-    thing: dict[str, str], names: dict[str, str], size: tuple[int, int]
+    thing: dict[str, str], names: dict[str, str], size: tuple[int, int], turn: int
 ) -> Box | None:
     if thing["IsGroupOf"] == "1":
         return None
     edges = [float(thing[name]) for name in ("XMin", "YMin", "XMax", "YMax")]
     corners = tuple(edge * size[i % 2] for i, edge in enumerate(edges))
-    return place(names[thing["LabelName"]].lower(), corners, size)
+    return place(names[thing["LabelName"]].lower(), *turned(corners, size, turn))
 
 
-def _size(picture: epath.Path) -> tuple[int, int]:
-    """Width and height of a picture file, from its head."""
+def _head(picture: epath.Path) -> tuple[tuple[int, int], int]:
+    """Width and height of a picture file as stored, and how EXIF turns it."""
     try:
-        with PIL.Image.open(picture) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError):
-        raise Broken(f"{picture.name} is missing or no picture") from None
+        return picture_head(picture)
+    except (OSError, ValueError):
+        raise Broken(f"{shorten(picture.name, 60)} is missing or no picture") from None

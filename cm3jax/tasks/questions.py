@@ -12,12 +12,14 @@ from cm3jax.tasks.records import (
     Read,
     by_id,
     convert,
+    id_of,
     inside,
     listed,
     majority,
     text_of,
 )
 from cm3jax.tasks.task import Case, Task
+from cm3jax.texts import brief, shorten
 
 _CONCLUSION = "So the answer is "
 
@@ -81,10 +83,11 @@ def _coco_questions(folder: epath.Path, split: str, edition: str, source: str) -
     answers = listed(folder / f"{edition}mscoco_{part}_annotations.json", "annotations")
 
     def make(key: str, record: Any) -> Case:
-        question = questions.get(record["question_id"])
+        number = id_of(record, "question_id")
+        question = questions.get(number)
         if question is None:
-            raise Broken(f"there is no question {record['question_id']!r}")
-        file = f"COCO_{part}_{int(record['image_id']):012}.jpg"
+            raise Broken(f"there is no question {shorten(number, 60)}")
+        file = f"COCO_{part}_{int(id_of(record, 'image_id')):012}.jpg"
         values = {
             "question": text_of(question, "question"),
             "answer": majority(record["answers"]),
@@ -117,7 +120,8 @@ def science_qa(folder: epath.Path, split: str) -> Iterator[Read]:
     part = "val" if split == "validation" else "train"
     problems = read_json(folder / "problems.json", "the problems")
     splits = read_json(folder / "pid_splits.json", "the splits")
-    if not isinstance(problems, dict) or not isinstance(splits, dict) or part not in splits:
+    numbers = splits.get(part) if isinstance(splits, dict) else None
+    if not isinstance(problems, dict) or not isinstance(numbers, list):
         raise UserError(f"{folder} is not as ScienceQA was published; give its data folder.")
 
     def make(key: str, record: Any) -> Case:
@@ -126,17 +130,17 @@ def science_qa(folder: epath.Path, split: str) -> Iterator[Read]:
             raise Broken("it has no picture")
         choices = [str(choice) for choice in record["choices"]]
         if not 0 <= record["answer"] < len(choices):
-            raise Broken(f"its answer {record['answer']} is none of {len(choices)} choices")
+            raise Broken(f"its answer {brief(record['answer'])} is none of {len(choices)} choices")
         answer = choices[record["answer"]]
-        solution = " ".join(str(record["solution"]).split())
+        solution = " ".join(str(record["solution"] or "").split())
         values = {
             "question": question,
             "options": ", ".join(choices),
             "answer": explained(solution, answer) if solution else answer,
             "image": inside(folder / "images" / part / key, record["image"]),
         }
-        if str(record["hint"]).strip():
-            values["context"] = " ".join(record["hint"].split())
+        if hint := " ".join(str(record["hint"] or "").split()):
+            values["context"] = hint
         return Case(key, SCIENCE, values, "ScienceQA", "CC-BY-NC-SA-4.0")
 
-    return convert(((str(key), problems.get(str(key))) for key in splits[part]), make)
+    return convert(((str(key), problems.get(str(key))) for key in numbers), make)

@@ -1,8 +1,9 @@
 """Reading the files of public data sets: what is broken is skipped with its reason, never fatal."""
 
+import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from etils import epath
@@ -10,6 +11,7 @@ from etils import epath
 from cm3jax.errors import UserError
 from cm3jax.files import read_json
 from cm3jax.tasks.task import Case, Skipped
+from cm3jax.texts import brief, clean_text, leads_out, read_regular, shorten, split_lines
 
 Read = Case | Skipped
 HELD_BACK = 50
@@ -23,14 +25,18 @@ class Broken(ValueError):
 def convert(
     records: Iterable[tuple[str, Any]], make: Callable[[str, Any], Case]
 ) -> Iterator[Case | Skipped]:
-    """A case of each (key, record), or why there is none."""
+    """A case of each (key, record), or why there is none; a key that comes again gets a number."""
+    seen: Counter[str] = Counter()
     for key, record in records:
+        seen[key] += 1
+        key = key if seen[key] == 1 else f"{key}#{seen[key]}"
         try:
             yield make(key, record)
         except KeyError as error:
-            yield Skipped(key, f"it has no {error}")
-        except (Broken, TypeError, ValueError, AttributeError, IndexError) as error:
-            yield Skipped(key, str(error) if isinstance(error, Broken) else f"damaged: {error}")
+            yield Skipped(key, f"it has no {brief(error.args[0]) if error.args else 'such field'}")
+        except (Broken, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+            reason = str(error) if isinstance(error, Broken) else f"damaged: {error}"
+            yield Skipped(key, shorten(reason))
 
 
 def listed(path: epath.Path, field: str = "") -> list[Any]:
@@ -44,12 +50,18 @@ def listed(path: epath.Path, field: str = "") -> list[Any]:
 
 
 def lines(path: epath.Path) -> Iterator[tuple[str, str]]:
-    """The lines of a text file that are not empty, each with its name and number."""
+    """The lines of a text file that are not empty, each with its name and number.
+
+    Bytes that are not UTF-8 become halves of surrogate pairs, which `sound` refuses.
+    """
     try:
-        text = path.read_bytes().decode(errors="replace")
+        content = read_regular(path, None)
     except OSError:
         raise UserError(f"an annotation file is missing: {path} does not exist.") from None
-    for number, line in enumerate(text.splitlines(), 1):
+    except ValueError as error:
+        raise UserError(f"the annotation file {path} can't be read: {error}.") from None
+    text = content.decode(errors="surrogateescape").removeprefix("\ufeff")
+    for number, line in enumerate(split_lines(text), 1):
         if line.strip():
             yield f"{path.name}:{number}", line
 
@@ -59,22 +71,41 @@ def json_lines(path: epath.Path) -> Iterator[tuple[str, Any]]:
     for key, line in lines(path):
         try:
             yield key, json.loads(line)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             yield key, None
 
 
-def by_id(values: Iterable[Any], name: str = "id") -> dict[Any, Any]:
-    """Records by a field of theirs; those without it are left out."""
-    return {value[name]: value for value in values if isinstance(value, dict) and name in value}
+def by_id(values: Iterable[Any], name: str = "id") -> dict[str, Any]:
+    """Records by an id of theirs, as `id_of` writes it; those without one are left out.
 
-
-def grouped(values: Iterable[Any], name: str) -> dict[Any, list[Any]]:
-    """Records with the same value of a field, in order of appearance."""
-    groups: dict[Any, list[Any]] = {}
+    Of two with the same id the first counts.
+    """
+    found: dict[str, Any] = {}
     for value in values:
-        if isinstance(value, dict) and name in value:
-            groups.setdefault(value[name], []).append(value)
+        with contextlib.suppress(Broken, KeyError):
+            found.setdefault(id_of(value, name), value)
+    return found
+
+
+def grouped(values: Iterable[Any], name: str) -> dict[str, list[Any]]:
+    """Records with the same value of an id, in order of appearance."""
+    groups: dict[str, list[Any]] = {}
+    for value in values:
+        with contextlib.suppress(Broken, KeyError):
+            groups.setdefault(id_of(value, name), []).append(value)
     return groups
+
+
+def id_of(record: Any, field: str) -> str:
+    """An id of a record as text, so that 1, 1.0 and "1" are the same; `Broken` where it is none."""
+    if not isinstance(record, dict):
+        raise Broken("it is no JSON object")
+    value = record[field]
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
+        return str(int(value))
+    raise Broken(f"its {field!r} is no id: {brief(value)}")
 
 
 def text_of(record: Any, field: str) -> str:
@@ -84,19 +115,35 @@ def text_of(record: Any, field: str) -> str:
     value = record[field]
     if not isinstance(value, str) or not value.strip():
         raise Broken(f"its {field!r} is no text")
-    return " ".join(value.split())
+    return sound(value)
+
+
+def sound(text: str) -> str:
+    """A text with single spaces; `Broken` if it is not UTF-8 or holds control characters."""
+    try:
+        return " ".join(clean_text(text).split())
+    except ValueError as error:
+        raise Broken(str(error)) from None
 
 
 def inside(folder: epath.Path, name: Any) -> epath.Path:
-    """A file in a folder by the name that a record gives; `Broken` if it leads out of it."""
-    if not isinstance(name, str) or not name or name.startswith("/") or ".." in name.split("/"):
-        raise Broken(f"{name!r} is no file name")
-    return folder / name
+    """A file in a folder by the name that a record gives; `Broken` if it, or a link, leads out."""
+    climbs = isinstance(name, str) and (name.startswith("/") or ".." in name.split("/"))
+    if not isinstance(name, str) or not name or climbs or "\0" in name:
+        raise Broken(f"{brief(name)} is no file name")
+    path = folder / name
+    if leads_out(path, folder):
+        raise Broken(f"{brief(name)} is a link out of the folder; copy what it means")
+    return path
 
 
-def majority(answers: Sequence[Any]) -> str:
-    """The most frequent answer, of equally frequent ones the first."""
-    given = [text_of(answer, "answer") for answer in answers]
+def majority(answers: Any) -> str:
+    """The most frequent answer, of equally frequent ones the first.
+
+    An answer is a text, or an object with one in `answer`; null and empty ones do not count.
+    """
+    texts = [one.get("answer") if isinstance(one, dict) else one for one in answers or ()]
+    given = [sound(text) for text in texts if isinstance(text, str) and text.strip()]
     if not given:
         raise Broken("it has no answer")
     return Counter(given).most_common(1)[0][0]

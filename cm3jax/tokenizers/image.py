@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,7 @@ from cm3jax.config import VQGANConfig, identity
 from cm3jax.errors import UserError
 from cm3jax.files import digest
 from cm3jax.shapes import Array, Float, Int, UInt8
-from cm3jax.texts import read_regular
+from cm3jax.texts import read_regular, require_regular
 from cm3jax.tokenizers.vqgan import VQGAN
 
 
@@ -144,26 +144,41 @@ def picture_size(content: bytes) -> tuple[int, int]:
         return image.size
 
 
+def picture_head(path: epath.Path) -> tuple[tuple[int, int], int]:
+    """Width and height of a picture file as stored, and `orientation`, from its head alone.
+
+    Raises `ValueError` if it is no picture, `OSError` if it can't be read.
+    """
+    require_regular(path)
+    with path.open("rb") as file, _opened(file) as image:
+        return image.size, _turn(image)
+
+
 def orientation(content: bytes) -> int:
     """How EXIF says to turn a picture file, from 1 (as it is stored) to 8.
 
     Raises `ValueError` if it is no picture.
     """
     with _opened(content) as image:
-        try:
-            found = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
-        except Exception:  # a broken block says nothing, as in `to_rgb`
-            return 1
+        return _turn(image)
+
+
+def _turn(image: PIL.Image.Image) -> int:
+    try:
+        found = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
+    except Exception:  # a broken block says nothing, as in `to_rgb`
+        return 1
     return found if found in range(1, 9) else 1
 
 
 @contextlib.contextmanager
-def _opened(content: bytes) -> Iterator[PIL.Image.Image]:
+def _opened(content: bytes | BinaryIO) -> Iterator[PIL.Image.Image]:
     """A picture that is not too large; whatever its decoder raises is a `ValueError`."""
-    if not content:
+    if content == b"":
         raise ValueError("it is empty, not a picture")
     try:
-        with PIL.Image.open(io.BytesIO(content)) as image:
+        file = io.BytesIO(content) if isinstance(content, bytes) else content
+        with PIL.Image.open(file) as image:
             width, height = image.size
             if width * height > MOST_PIXELS:
                 raise Unfit(

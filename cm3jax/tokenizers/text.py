@@ -9,13 +9,14 @@ seven characters. The tokenizers of foreign checkpoints stand behind the same in
 import io
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.files import digest, write_atomic
+from cm3jax.texts import brief
 from cm3jax.tokenizers.huggingface import HuggingFaceModel
 
 MODEL_FILE = "text.model"
@@ -29,6 +30,9 @@ _ESCAPES = {"\ue000": "\ue0000", "\u2581": "\ue0001"}
 _ORIGINALS = {escaped: original for original, escaped in _ESCAPES.items()}
 _TO_ESCAPE = re.compile("[\ue000\u2581]")
 _ESCAPED = re.compile("\ue000[01]")
+_RESERVED = re.compile("[\u2585\0]")
+_LONGEST = 4192
+"""Bytes of the longest text that SentencePiece learns from by default."""
 
 
 class TextTokenizer:
@@ -56,7 +60,7 @@ class TextTokenizer:
         to fill the table. Raises `UserError` without texts, or if `pieces` can't hold the
         characters.
         """
-        texts = _sample(_escape(text) for text in texts if text)
+        texts = _sample(part for text in texts for part in _learnable(text))
         if not texts:
             raise UserError("the text tokenizer has no texts to learn from; check data.source.")
         tokenizer = cls(_train(texts, pieces, algorithm, reserved=0))
@@ -95,7 +99,18 @@ class TextTokenizer:
         return digest(self._bytes)
 
     def encode(self, text: str) -> list[int]:
-        """Pieces of a text; the empty text has none."""
+        """Pieces of a text; the empty text has none.
+
+        Raises `UserError` for a text that is no Unicode: half a surrogate pair, or what Python
+        makes of bytes on a command line that are no UTF-8.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"the text {brief(text)} is not UTF-8: character {error.start + 1} is half a "
+                "surrogate pair or a byte of another encoding; write it in UTF-8."
+            ) from None
         return self._model.encode(text)
 
     def decode(self, pieces: Sequence[int]) -> str:
@@ -130,6 +145,23 @@ class _SentencePieceModel:
 
 def _escape(text: str) -> str:
     return _TO_ESCAPE.sub(lambda match: _ESCAPES[match.group()], text)
+
+
+def _learnable(text: str) -> Iterator[str]:
+    """A text in stretches that SentencePiece learns from: it leaves out, and does not say so, what
+    is longer than `_LONGEST` bytes or holds a character that it reserves. Words stay whole."""
+    for part in _RESERVED.split(text):
+        content = _escape(part).encode()
+        while len(content) > _LONGEST:
+            end = content.rfind(b" ", 1, _LONGEST + 1)
+            if end < 0:  # one endless word
+                end = _LONGEST
+                while content[end] & 0xC0 == 0x80:  # not inside of a character
+                    end -= 1
+            yield content[:end].decode()
+            content = content[end:].removeprefix(b" ")
+        if content:
+            yield content.decode()
 
 
 def _sample(texts: Iterable[str]) -> list[str]:

@@ -89,3 +89,53 @@ def test_a_file_of_another_form_is_one_sentence(tmp_path, made, message):
     annotations = write(tmp_path / "a.json", {"annotations": rows})
     with pytest.raises(UserError, match=message):
         score_caption_file(write(tmp_path / "m.json", made), annotations)
+
+
+def vqa(tmp_path, people, made="yes", number=1, asked=1):
+    """Accuracy of one answer against what people said."""
+    mine = write(tmp_path / "m.json", [{"question_id": number, "answer": made}])
+    theirs = {"annotations": [{"question_id": asked, "answers": people}]}
+    scores = score_vqa_file(mine, write(tmp_path / "p.json", theirs))
+    return scores["accuracy.all"].value
+
+
+def test_answers_may_be_texts_and_ids_numbers_or_texts(tmp_path):
+    for people in (["yes"] * 10, [{"answer": "yes"}] * 10):
+        assert vqa(tmp_path, people) == 1.0
+        assert vqa(tmp_path, people, number="1") == vqa(tmp_path, people, asked=1.0) == 1.0
+    assert vqa(tmp_path, ["0"] * 9 + ["zero"], made=None) == 0.0, "null is no `none`"
+    (tmp_path / "bom.json").write_text(
+        json.dumps([{"question_id": 1, "answer": "yes"}]), encoding="utf-8-sig"
+    )
+    people = write(tmp_path / "p.json", [{"question_id": 1, "answers": ["yes"] * 10}])
+    assert score_vqa_file(tmp_path / "bom.json", people)["accuracy.all"].value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("people", "message"),
+    [
+        (None, "nobody's answers to question 1; test splits"),
+        ([], "nobody's answers"),
+        ([{"raw_answer": "yes"}] * 10, "answers without `answer`"),
+        ([["yes"]] * 10, "which is no text"),
+    ],
+)
+def test_answers_that_are_none_are_one_sentence(tmp_path, people, message):
+    with pytest.raises(UserError, match=message):
+        vqa(tmp_path, people)
+
+
+def test_null_references_are_none_and_ids_are_checked(tmp_path):
+    def score(captions, references):
+        annotations = write(tmp_path / "r.json", {"annotations": references})
+        return score_caption_file(write(tmp_path / "c.json", captions), annotations)
+
+    two = [{"image_id": "1", "caption": "a cat"}, {"image_id": 2, "caption": "a dog"}]
+    real = [{"image_id": 1, "caption": "a cat"}, {"image_id": 2, "caption": "a dog"}]
+    assert score(two, [*real, {"image_id": 1, "caption": None}])["bleu_1"].value == pytest.approx(1)
+    with pytest.raises(UserError, match="has no caption of picture 1"):
+        score(two, [{"image_id": 1, "caption": None}, real[1]])
+    with pytest.raises(UserError, match=r"has image_id \[1\], which is neither"):
+        score([{"image_id": [1], "caption": "x"}], real)
+    with pytest.raises(UserError, match="answers image_id 1 twice"):
+        score([*two, {"image_id": 1.0, "caption": "x"}], real)

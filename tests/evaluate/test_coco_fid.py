@@ -11,8 +11,8 @@ from etils import epath
 
 from cm3jax import testing
 from cm3jax.errors import UserError
-from cm3jax.evaluate import coco_fid, drawing
-from cm3jax.evaluate.coco import read_captions
+from cm3jax.evaluate import coco_fid, drawing, pictures
+from cm3jax.evaluate.coco import Caption, read_captions
 from cm3jax.evaluate.coco_fid import Exam, from_folder
 from cm3jax.evaluate.coco_page import COLUMNS
 from cm3jax.evaluate.features import Extractor
@@ -276,3 +276,77 @@ def emblem_bank(path, asked, weights):
     vectors = encoder.encode_documents([(text, picture) for text, picture in pairs])
     Bank.build(path, members, vectors, encoder.fingerprint, generator.vocab.fingerprint)
     return path
+
+
+def test_captions_that_cannot_be_asked_are_left_out_and_said(tmp_path):
+    rows = [
+        (0, 5, "zero"),
+        (1, 6, "one"),
+        (1, 7, "another's id"),
+        (2, 8, " "),
+        (3, 8, None),
+        (4, 8, "half \ud800"),
+        ("5", 99, "no such picture"),
+        (None, 8, "x"),
+        ([6], 8, "x"),
+    ]
+    annotations = [dict(zip(("id", "image_id", "caption"), row, strict=True)) for row in rows]
+    images = [{"id": 5, "file_name": "a.jpg"}, {"id": 6}, "no object"]
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"images": images, "annotations": [*annotations, "no object"]}))
+    found = read_captions(path)
+    assert [(c.id, c.text, c.file) for c in found.chosen] == [
+        (0, "zero", "a.jpg"),
+        (1, "one", ""),
+        (5, "no such picture", ""),
+    ]
+    for said in ("1 left out: another has its id", "2 left out: it has no text", "3 left out: it"):
+        assert said in found.left_out
+    path.write_text(json.dumps([1]))
+    with pytest.raises(UserError, match="is not COCO's format"):
+        read_captions(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "stems", "wanted"),
+    [
+        # As COCO 2017 names its files, which are numbers of pictures that may be captions' ids too.
+        ({10: "000000000042.jpg", 42: "000000000010.jpg"}, ["000000000010"], [10]),
+        ({10: "COCO_val_42.jpg", 42: "COCO_val_10.jpg"}, ["000000000010", "42"], [10, 42]),
+        ({10: "COCO_val_42.jpg", 42: "COCO_val_10.jpg"}, ["COCO_val_42", "COCO_val_10"], [10, 42]),
+        (
+            {10: "000000000042.jpg", 3: "000000000010.jpg"},
+            ["000000000042", "000000000010"],
+            [10, 3],
+        ),
+        ({0: "x.jpg"}, ["000000000000"], [0]),
+        ({0: "x.jpg"}, ["made-1"], [None]),
+    ],
+)
+def test_pictures_are_named_by_ids_or_by_files(names, stems, wanted):
+    captions = [Caption(number, f"caption {number}", file) for number, file in names.items()]
+    found = coco_fid._by_name([epath.Path(f"made/{stem}.png") for stem in stems], captions)
+    assert [one and one.id for one in found] == wanted
+
+
+def test_files_that_are_no_pictures_are_said(tmp_path):
+    for name in ("a.png", "b.tif", "c.gif", "d.heic", "e.txt", "f", ".hidden"):
+        PIL.Image.new("RGB", (4, 4)).save(tmp_path / name, "PNG")
+    assert [file.name for file in pictures.files_in(tmp_path)] == ["a.png", "b.tif", "c.gif"]
+    said = []
+    pictures.say_left_out(tmp_path, said.append)
+    (line,) = said
+    assert line.endswith(
+        "left out 3 that are no pictures by their names (1 .heic, 1 .txt, 1 no suffix)"
+    )
+
+
+def test_fid_reads_pictures_as_training_does(tmp_path):
+    deep = np.full((8, 8), 32896, np.uint16)  # 128 * 257
+    PIL.Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert (pictures.read(tmp_path / "deep.png", 0) == 128).all()
+    PIL.Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (pictures.read(tmp_path / "clear.png", 0) == 255).all()
+    PIL.Image.new("F", (8, 8)).save(tmp_path / "float.tif")
+    with pytest.raises(UserError, match="floating-point numbers"):
+        pictures.read(tmp_path / "float.tif", 0)

@@ -260,3 +260,11 @@ def test_torchvision_s_inception_is_not_fid_s(more):
     tensors["Conv2d_1a_3x3.conv.weight"] = np.zeros((32, 3, 3, 3), np.float32)
     with pytest.raises(UserError, match="is no network of FID"):
         from_tensors(tensors, "it")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_statistics_with_nan_are_refused(tmp_path, bad):
+    for mu, sigma in ((np.array([bad, 0.0]), np.eye(2)), (np.zeros(2), np.diag([1.0, bad]))):
+        np.savez(tmp_path / "s.npz", mu=mu, sigma=sigma)
+        with pytest.raises(UserError, match="NaN or infinity"):
+            Gaussian.load(tmp_path / "s.npz")

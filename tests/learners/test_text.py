@@ -1,10 +1,12 @@
 """Training the text tokenizer from a source, once."""
 
 import dataclasses
+import json
 
 import numpy as np
 import PIL.Image
 import pytest
+from etils import epath
 
 from cm3jax.config import DataConfig
 from cm3jax.errors import UserError
@@ -44,3 +46,33 @@ def test_too_few_pieces(config):
     )
     with pytest.raises(UserError, match="260 text pieces can't be learnt"):
         train_text_tokenizer(few)
+
+
+def test_no_picture_is_read_and_bad_records_are_left_out(config, capsys):
+    home = epath.Path(config.data.source)
+    (home / "a.png").unlink()
+    good = (home / "captions.jsonl").read_text()
+    train_text_tokenizer(dataclasses.replace(config, workdir=str(home / "good")))
+    (home / "captions.jsonl").write_text(f'{good}not JSON\n{{"file": "b.png", "caption": null}}\n')
+    train_text_tokenizer(config)
+    said = capsys.readouterr().out
+    assert "left out 2 of" in said
+    assert "is not JSON" in said
+    tokenizers = [TextTokenizer.load(home / name) for name in ("good", "run")]
+    assert tokenizers[0].fingerprint == tokenizers[1].fingerprint
+
+
+def test_a_source_that_is_mostly_broken_is_one_sentence(config):
+    (epath.Path(config.data.source) / "captions.jsonl").write_text("not JSON\n" * 30)
+    with pytest.raises(UserError, match=r"30 of 30 records can't be read, the first one being"):
+        train_text_tokenizer(config)
+
+
+def test_what_a_rule_leaves_out_ends_nothing(config, capsys):
+    lines = (epath.Path(config.data.source) / "captions.jsonl").read_text().splitlines()
+    marked = [json.loads(line) | {"licence": "MIT"} for line in lines[: len(lines) // 4]]
+    text = "\n".join([*map(json.dumps, marked), *lines[len(marked) :]])
+    (epath.Path(config.data.source) / "captions.jsonl").write_text(text)
+    data = dataclasses.replace(config.data, licences=("MIT",))
+    train_text_tokenizer(dataclasses.replace(config, data=data))
+    assert f"left out {len(lines) - len(marked)} of {len(lines)} records" in capsys.readouterr().out

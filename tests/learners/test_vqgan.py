@@ -1,6 +1,7 @@
 """Image tokenizer: the loss, the learning, the data, and loading what was trained."""
 
 import dataclasses
+import json
 import shutil
 
 import flax.linen as nn
@@ -333,3 +334,32 @@ def test_says_what_the_losses_lack(config, tmp_path):
         VQGANLearner(with_loss(config, perceptual=1.0, lpips=str(tmp_path / "nothing.npz")))
     with pytest.raises(UserError, match=r"vqgan_loss\.region=-1"):
         with_loss(config, region=-1.0)
+
+
+def test_a_broken_picture_is_left_out_and_said(config, tmp_path, capsys):
+    source = tmp_path / "copy"
+    shutil.copytree(config.data.source, source)
+    for number in (7, 30):
+        (source / f"{number}.png").write_bytes((source / f"{number}.png").read_bytes()[:50])
+    broken = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(source)))
+    whole, rest = (VQGANLearner(c).pictures("train") for c in (config, broken))
+    kept = np.delete(whole.images, (7, 30), axis=0)
+    np.testing.assert_array_equal(rest.images, kept)
+    assert "left out 2 of 98 records: 7.png: " in capsys.readouterr().out
+    for number in range(60):
+        (source / f"{number}.png").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"of 98 records can't be read, the first one being 0\.png"):
+        VQGANLearner(broken).pictures("train")
+
+
+def test_a_broken_mask_costs_its_record_and_no_other(config, tmp_path, capsys):
+    source = tmp_path / "copy"
+    shutil.copytree(config.data.source, source)
+    lines = [json.loads(line) for line in (source / "captions.jsonl").read_text().splitlines()]
+    lines[3]["mask"] = "none.png"
+    (source / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    marked = with_loss(config, region=1.0)
+    marked = dataclasses.replace(marked, data=dataclasses.replace(marked.data, source=str(source)))
+    pictures = VQGANLearner(marked).pictures("train")
+    assert len(pictures.images) == len(pictures.masks) == 97
+    assert "left out 1 of 98 records: 3.png" in capsys.readouterr().out

@@ -5,6 +5,7 @@ Where each layout is from stands in the reader's docstring; the files here are w
 
 import json
 
+import numpy as np
 import PIL.Image
 import pytest
 from etils import epath
@@ -12,6 +13,7 @@ from etils import epath
 from cm3jax.errors import UserError
 from cm3jax.tasks import READERS, grounded
 from cm3jax.tasks.task import Case, Derived, Skipped
+from cm3jax.tokenizers.image import load_picture
 
 
 def put(folder, files):
@@ -98,6 +100,7 @@ def test_coco_boxes(tmp_path):
         tmp_path,
         COCO
         | {
+            "train2017/000000000009.jpg": (640, 480),
             "annotations/instances_train2017.json": {
                 "images": [*images, {"license": 1, "file_name": "a.jpg", "id": 30}],
                 "annotations": [
@@ -109,12 +112,12 @@ def test_coco_boxes(tmp_path):
                     {"image_id": 30, "category_id": 2, "bbox": [0, 0, 10, 10], "iscrowd": 0},
                 ],
                 "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "dining table"}],
-            }
+            },
         },
     )
     cases, skipped = read("coco_boxes", tmp_path)
     (case,) = cases.values()
-    assert case.values["caption"] == "A plate\n of food "
+    assert case.values["caption"] == "A plate of food"
     assert grounded.parse(case.values["boxes"]) == [
         grounded.Box("person", 0, 0, 128, 255),
         grounded.Box("dining table", 224, 64, 255, 128),
@@ -127,6 +130,8 @@ def test_objects365_boxes(tmp_path):
     put(
         tmp_path,
         {
+            "images/v1/patch8/objects365_v1_00420917.jpg": (512, 512),
+            "images/v1/b.jpg": (512, 512),
             "zhiyuan_objv2_train.json": {
                 "images": [
                     {
@@ -152,7 +157,7 @@ def test_objects365_boxes(tmp_path):
                     }
                 ],
                 "categories": [{"name": "Soccer", "id": 84}],
-            }
+            },
         },
     )
     cases, skipped = read("objects365_boxes", tmp_path)
@@ -431,3 +436,139 @@ def test_boxes_are_text_and_back():
 def test_what_is_no_box_is_said(text):
     with pytest.raises(UserError, match="is no box"):
         grounded.Box.of(text)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_turn_with_their_pictures(tmp_path, orientation):
+    """A red field in the pixels of the file, as tools that draw boxes measure it."""
+    picture = PIL.Image.new("RGB", (96, 64), (0, 0, 90))
+    picture.paste((255, 0, 0), (24, 8, 56, 24))
+    exif = PIL.Image.Exif()
+    exif[0x112] = orientation
+    for split in ("train2017", "train"):
+        (tmp_path / split).mkdir()
+        picture.save(tmp_path / split / "1.jpg", exif=exif, quality=95)
+    images = [{"id": 1, "file_name": "1.jpg", "width": 96, "height": 64}]
+    thing = {"id": 0, "image_id": 1, "category_id": 0, "iscrowd": 0, "bbox": [24, 8, 32, 16]}
+    lines = "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf\n1,/m/1,0.25,0.58333,0.125,0.375,0\n"
+    put(
+        tmp_path,
+        {
+            "annotations/captions_train2017.json": {"images": images, "annotations": []},
+            "annotations/instances_train2017.json": {
+                "images": images,
+                "annotations": [thing],
+                "categories": [{"id": 0, "name": "field"}],
+            },
+            "class-descriptions-boxable.csv": "/m/1,Field\n",
+            "oidv6-train-annotations-bbox.csv": lines,
+        },
+    )
+    for name in ("coco_boxes", "open_images_boxes"):
+        cases, skipped = read(name, tmp_path)
+        assert not skipped
+        (case,) = cases.values()
+        (box,) = grounded.parse(case.values["boxes"])
+        red = load_picture(case.values["answer"], grounded.GRID)[..., 0] > 128
+        rows, columns = np.nonzero(red)
+        seen = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        np.testing.assert_allclose((box.left, box.top, box.right, box.bottom), seen, atol=4)
+
+
+def test_boxes_measured_on_the_picture_as_it_is_shown(tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x112] = 6
+    PIL.Image.new("RGB", (96, 64)).save(tmp_path / "1.jpg", exif=exif)
+    record = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 64, "height": 96}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 16, 32, 32]}],
+        "categories": [{"id": 1, "name": "field"}],
+    }
+    put(tmp_path, {"zhiyuan_objv2_train.json": record})
+    (case,) = read("objects365_boxes", tmp_path)[0].values()
+    assert case.values["boxes"] == "field at (0, 0) -> (128, 128)"
+
+
+def test_odd_ids_captions_and_names_of_coco(tmp_path):
+    images = [
+        {"id": 0, "file_name": "a.jpg", "license": None},
+        {"id": "7", "file_name": "b.jpg"},
+        {"id": 8},
+        {"id": [9], "file_name": "c.jpg"},
+        "no object",
+    ]
+    annotations = [
+        {"id": 0, "image_id": 0, "caption": "zero"},
+        {"id": 0, "image_id": 0, "caption": "again"},
+        {"id": 1, "image_id": 7.0, "caption": "seven"},
+        {"id": 2, "image_id": 0, "caption": None},
+        {"id": 3, "image_id": [0], "caption": "x"},
+        {"id": 4, "image_id": 8, "caption": "x"},
+        {"id": None, "image_id": 0, "caption": "a\u2028b"},
+        {"id": 5, "image_id": 0, "caption": "half \ud800"},
+        {"id": 6, "image_id": "y" * 10**6, "caption": "x"},
+    ]
+    put(
+        tmp_path,
+        {
+            "annotations/captions_train2017.json": {"images": images, "annotations": annotations},
+            "annotations/instances_train2017.json": {
+                "images": images,
+                "annotations": [{"image_id": 0, "category_id": 1, "bbox": [0, 0, 9, 9]}],
+                "categories": [{"id": 1}, {"name": "lost"}],
+            },
+        },
+    )
+    cases, skipped = read("coco_captions", tmp_path)
+    assert {key: case.values["answer"] for key, case in cases.items()} == {
+        "caption-0": "zero",
+        "caption-0#2": "again",
+        "caption-1": "seven",
+        "caption-at-6": "a b",
+    }
+    assert cases["caption-0"].licence == "unknown"
+    assert skipped["caption-2"] == "its 'caption' is no text"
+    assert skipped["caption-3"] == "its 'image_id' is no id: [0]"
+    assert skipped["caption-4"] == "it has no 'file_name'"
+    assert "half a surrogate pair" in skipped["caption-5"]
+    assert len(skipped["caption-6"]) < 100
+    assert not read("coco_boxes", tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("answers", "wanted"),
+    [
+        (["two", "two", "one"], "two"),
+        ([{"answer": "two"}, "two", {"answer": None}, None, ""], "two"),
+        (None, None),
+        ([], None),
+        ([{"raw_answer": "two"}], None),
+    ],
+)
+def test_answers_of_every_form(tmp_path, answers, wanted):
+    record = {"image": "a.jpg", "question": "How many?", "answers": answers}
+    put(tmp_path, {"Annotations/train.json": [record]})
+    cases, skipped = read("vizwiz", tmp_path)
+    assert [case.values["answer"] for case in cases.values()] == ([wanted] if wanted else [])
+    assert list(skipped.values()) == ([] if wanted else ["it has no answer"])
+
+
+@pytest.mark.parametrize("odd", list("\u2028\u2029\x85\x0c\x1c\x1e"))
+def test_lines_end_at_line_ends_only(tmp_path, odd):
+    records = [{"source": "s.png", "target": "t.png", "prompt": f"a{odd}{n}"} for n in range(3)]
+    text = "\r\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    (tmp_path / "prompt.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    put(tmp_path, {"results_20130124.token": f"1.jpg#0\ta red{odd}fox\n1.jpg#1\ta fox\n"})
+    cases, skipped = read("segmentation", tmp_path)
+    assert [case.values["caption"] for case in cases.values()] == ["a 0", "a 1", "a 2"]
+    assert not skipped
+    cases, skipped = read("flickr30k", tmp_path)
+    assert [case.values["answer"] for case in cases.values()] == ["a red fox", "a fox"]
+    assert not skipped
+
+
+def test_lines_of_another_encoding_are_skipped_one_by_one(tmp_path):
+    (tmp_path / "results_20130124.token").write_bytes(b"1.jpg#0\tcaf\xe9\n1.jpg#1\ta fox\n")
+    cases, skipped = read("flickr30k", tmp_path)
+    assert [case.values["answer"] for case in cases.values()] == ["a fox"]
+    assert "is not UTF-8" in skipped["results_20130124.token:1"]

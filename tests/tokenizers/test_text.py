@@ -117,3 +117,25 @@ def test_missing_and_damaged_files(tokenizer, tmp_path):
         (tmp_path / MODEL_FILE).write_bytes(content)
         with pytest.raises(UserError, match="damaged"):
             TextTokenizer.load(tmp_path)
+
+
+NEW = "zyxophon quarbit wumbledor plinketty"
+
+
+@pytest.mark.parametrize("texts", [[f"{NEW} " * 200] * 20, [f"{NEW} \u2585", f"\0{NEW}"] * 200])
+def test_long_texts_and_reserved_characters_are_learnt_from(texts):
+    tokenizer = TextTokenizer.train([*CAPTIONS, *texts], 420)
+    assert len(tokenizer.encode(NEW)) == 4, "each word is a piece"
+    assert tokenizer.decode(tokenizer.encode(f"a\u2585b {NEW}")) == f"a\u2585b {NEW}"
+
+
+@pytest.mark.parametrize("letters", [4192, 4193, 9000])
+def test_an_endless_word_is_cut_between_characters(letters):
+    tokenizer = TextTokenizer.train(["é" * letters], 280)
+    assert len(tokenizer.encode("é" * 64)) < 64
+
+
+def test_halves_of_surrogate_pairs_are_one_sentence(tokenizer):
+    for wrong in ("\ud800", "caf\udce9"):
+        with pytest.raises(UserError, match=r"is not UTF-8: character . is half a surrogate"):
+            tokenizer.encode(wrong)
