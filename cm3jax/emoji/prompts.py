@@ -2,21 +2,22 @@
 
 import dataclasses
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
 
 from cm3jax.data.emblems.sample import pick
 from cm3jax.emoji.examples import Examples, at_home, pair, single
-from cm3jax.emoji.looks import SIDES, Thing
+from cm3jax.emoji.looks import SIDES, Thing, apart
 from cm3jax.emoji.names import is_flag
 from cm3jax.emoji.scene import Scene, caption
 from cm3jax.shapes import UInt8
 
-Kind = Literal["heldout", "flag", "style", "pair"]
+Kind = Literal["heldout", "flag", "style", "pair", "together"]
 """`heldout`: a thing that training never shows. `flag`: such a flag. `style`: a thing in the one
-style that training never shows it in. `pair`: two things that training never shows."""
+style that training never shows it in. `pair`: two things that training never shows. `together`: two
+that training shows, but never together."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,14 +34,15 @@ class Prompt:
 def prompts(examples: Examples, kind: Kind, count: int) -> list[Prompt]:
     """The first `count` prompts of a kind; they go round the kind's things in turn, and always say
     the style. Raises `ValueError` where the catalogue has no such things."""
-    catalogue = examples.catalogue
+    catalogue, trained = examples.catalogue, examples.catalogue.trained
     things = {
         "heldout": catalogue.unseen,
         "pair": catalogue.unseen,
         "flag": tuple(thing for thing in catalogue.unseen if is_flag(thing.key)),
-        "style": tuple(thing for thing in catalogue.trained if thing.held_out),
+        "style": tuple(thing for thing in trained if thing.held_out),
+        "together": tuple(thing for thing in trained if any(_apart_from(thing, trained))),
     }[kind]
-    if len(things) <= (kind == "pair"):
+    if len(things) <= (kind in ("pair", "together")):
         raise ValueError(f"the catalogue has no things for prompts of kind {kind!r}")
     return [_prompt(examples, kind, things, index) for index in range(count)]
 
@@ -57,11 +59,18 @@ def _prompt(examples: Examples, kind: Kind, things: tuple[Thing, ...], index: in
 def _scenes(
     rng: random.Random, kind: Kind, things: tuple[Thing, ...], index: int
 ) -> Callable[[], Scene]:
-    """Draws scenes of a kind; every style of `things` that training does not show may come."""
+    """Draws scenes of a kind; every style that training does not show may come, or of things that
+    it shows every style that it does."""
     thing = things[index % len(things)]
     if kind == "pair":
         others = tuple(other for other in things if other is not thing)
-        return lambda: pair(
-            rng, [(one, pick(rng, one.held_out)) for one in (thing, pick(rng, others))]
-        )
+        both = (thing, pick(rng, others))
+        return lambda: pair(rng, [(one, pick(rng, one.held_out)) for one in both])
+    if kind == "together":
+        both = (thing, pick(rng, tuple(_apart_from(thing, things))))
+        return lambda: pair(rng, [(one, pick(rng, one.shown)) for one in both])
     return lambda: single(rng, thing, pick(rng, thing.held_out), pick(rng, tuple(SIDES)))
+
+
+def _apart_from(thing: Thing, things: tuple[Thing, ...]) -> Iterator[Thing]:
+    return (other for other in things if other is not thing and apart(thing, other))

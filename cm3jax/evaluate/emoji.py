@@ -6,6 +6,7 @@ style; for a score that ends in `.look` the style must be right too.
 """
 
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 import numpy as np
 from etils import epath
@@ -40,6 +41,7 @@ _SPLITS: dict[Kind, str] = {
     "flag": "flags that training never shows, in scenes that no document shows",
     "style": "a style that training never shows of its thing, in scenes that no document shows",
     "pair": "two things each that training never shows, in scenes that no document shows",
+    "together": "two things each that training never shows together",
 }
 
 
@@ -86,7 +88,7 @@ class EmojiExam:
         """All scores, with these numbers of retrieved documents."""
         self.reconstruct("heldout")
         self.retrieve("heldout")
-        for kind in ("heldout", "flag", "style", "pair"):
+        for kind in get_args(Kind):
             self.draw_with_retrieved(kind, documents)
         self.draw_with_chosen("heldout")
         self.caption("heldout")

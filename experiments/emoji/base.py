@@ -67,7 +67,7 @@ def base(name: str, **delta: Any) -> Experiment:
             mean_masks=1.0,
             whole_segment=0.5,
             picture_rows=0.7,
-            retrieved_weight=0.1,
+            retrieved_weight=0.3,
             wrong_documents=0.5,
             shuffle_documents=True,
         ),

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from cm3jax.emoji.looks import apart
 from cm3jax.emoji.prompts import prompts
 from cm3jax.emoji.scene import caption
 
@@ -21,6 +22,14 @@ def test_prompts_ask_for_what_training_never_shows(examples, kind):
         assert kind != "flag" or placed.noun.startswith("the flag of")
         (thing,) = prompt.scene.known(examples.catalogue)
         assert bool(thing.shown) == (kind == "style")
+
+
+def test_things_that_training_never_shows_together(examples):
+    for prompt in prompts(examples, "together", 10):
+        first, second = prompt.scene.known(examples.catalogue)
+        assert apart(first, second)
+        for placed, thing in zip(prompt.scene.things, (first, second), strict=True):
+            assert placed.style in thing.shown
 
 
 def test_prompts_are_the_same_every_time(examples):

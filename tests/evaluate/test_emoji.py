@@ -1,6 +1,7 @@
 """The exam of emoji on an untrained model: what is asked, counted and stamped."""
 
 import dataclasses
+from typing import get_args
 
 import pytest
 
@@ -11,6 +12,7 @@ from cm3jax.data.sources import RawRecord
 from cm3jax.data.tokenised import Tools, tokenise
 from cm3jax.emoji import looks
 from cm3jax.emoji.builder import MANUAL, open_examples
+from cm3jax.emoji.prompts import Kind
 from cm3jax.evaluate.emoji import EmojiExam
 from cm3jax.learners import clip as clip_learner
 from cm3jax.model.decoder import Decoder
@@ -81,7 +83,7 @@ def test_every_score_has_its_count_chance_and_documents(run):
         "heldout.reconstruction",
         "heldout.hit_2.text",
         "heldout.hit_2.image",
-        *(f"{kind}.docs_{k}" for kind in ("heldout", "flag", "style", "pair") for k in (0, 2)),
+        *(f"{kind}.docs_{k}" for kind in get_args(Kind) for k in (0, 2)),
         "heldout.same_style",
         "heldout.across_styles",
         "heldout.right_and_wrong",
@@ -97,4 +99,4 @@ def test_every_score_has_its_count_chance_and_documents(run):
     assert exam.scores["pair.docs_0"].chance == pytest.approx(9.0**-2)
     assert exam.scores["heldout.right_and_wrong"].protocol.retrieved == 2
     figures = [figure.kind for figure in exam.figures]
-    assert set(figures) == {"heldout", "flag", "style", "pair"}
+    assert set(figures) == set(get_args(Kind))
