@@ -10,6 +10,7 @@ and moved there when complete, and never changed: taking documents out of it and
 it write another one (`cm3jax.retrieval.takedown`).
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +24,14 @@ from cm3jax.errors import UserError
 from cm3jax.files import read_json
 from cm3jax.folders import hold, read_whole
 from cm3jax.records import Records
-from cm3jax.retrieval.bank_files import BankDocument, bank_files, decode, ids_of, key_hash
+from cm3jax.retrieval.bank_files import (
+    BankDocument,
+    bank_files,
+    content_hash,
+    decode,
+    ids_of,
+    key_hash,
+)
 from cm3jax.retrieval.bank_writer import Part, sweep_parts, write_bank
 from cm3jax.retrieval.removed import Removed
 from cm3jax.shapes import Bool, Float, Int
@@ -204,7 +212,7 @@ def rewrite(
     """Write one bank of several, in order, without what was removed, in bounded memory.
 
     A document that an earlier bank has, under the same key and with the same ids, is not repeated.
-    Raises `UserError` where two documents share a key and differ.
+    Another document under the same key gets its content's hash behind it.
     """
     first = banks[0].manifest
     facts = {
@@ -216,10 +224,30 @@ def rewrite(
 
 
 def _parts(banks: Sequence[Bank], removed: Removed) -> Iterator[Part]:
-    seen = np.zeros(0, np.uint64)
+    def covered(document: BankDocument) -> bool:
+        return removed.covers(document.key, document.source, document.licence)
+
+    seen, keys = np.zeros(0, np.uint64), np.zeros(0, np.uint64)
     for bank in banks:
         both = bank.key_hashes ^ np.bitwise_not(bank.content)
+        taken = set(keys[np.isin(keys, bank.key_hashes)].tolist())
+        more = [bank.key_hashes]
         for documents, vectors in bank.parts(~np.isin(both, seen)):
-            kept = [not removed.covers(d.key, d.source, d.licence) for d in documents]
-            yield list(itertools.compress(documents, kept)), vectors[np.asarray(kept, bool)]
-        seen = np.concatenate([seen, both])
+            named = [_renamed(d) if key_hash(d.key) in taken else d for d in documents]
+            hashes = np.asarray([key_hash(d.key) for d in named], np.uint64)
+            content = np.asarray([content_hash(d.ids) for d in named], np.uint64)
+            again = np.isin(hashes ^ np.bitwise_not(content), seen)
+            gone = [covered(old) or covered(new) for old, new in zip(documents, named, strict=True)]
+            kept = ~again & ~np.asarray(gone, bool)
+            yield list(itertools.compress(named, kept)), vectors[kept]
+            more.append(hashes)
+        seen, keys = np.concatenate([seen, both]), np.concatenate([keys, *more])
+
+
+def _renamed(document: BankDocument) -> BankDocument:
+    """A document under a key that only it has: with its content's hash behind its own.
+
+    Keys are names of files and shards, which every download has alike, `00000.tar/000000000`.
+    """
+    key = f"{document.key}~{content_hash(document.ids):016x}"
+    return dataclasses.replace(document, key=key)

@@ -50,9 +50,9 @@ def merge(path: epath.PathLike, banks: Sequence[Bank], made_from: str = "") -> B
     """Write one bank of several at `path`, in order, in bounded memory.
 
     What was taken out of any of them, or of the bank at `path`, stays out from then on. A document
-    that an earlier bank has, under the same key and with the same ids, is not repeated. Raises
-    `UserError` for banks of different encoders or vocabularies, and where two documents share a key
-    and differ.
+    that an earlier bank has, under the same key and with the same ids, is not repeated; another one
+    under the same key gets its content's hash behind it, the same whenever it is merged. Raises
+    `UserError` for banks of different encoders or vocabularies.
     """
     first = banks[0].manifest
     for bank in banks[1:]:

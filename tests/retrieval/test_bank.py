@@ -151,11 +151,23 @@ def test_banks_are_merged_without_repeating_what_both_have(bank, tmp_path, monke
 def test_what_does_not_fit_is_not_merged(bank, tmp_path):
     with pytest.raises(UserError, match="only banks of one encoder can be merged"):
         merge(bank.path, [bank, _others(tmp_path / "b", encoder="other")])
+    assert Bank.open(bank.path).fingerprint == bank.fingerprint
+
+
+def test_another_document_under_the_same_key_gets_a_key_of_its_own(bank, tmp_path):
+    """As of two downloads, whose shards and samples have the same names."""
     other = [dataclasses.replace(_documents(1)[0], ids=np.arange(9, dtype=np.int32))]
     clash = Bank.build(tmp_path / "c", other, _vectors(1), "encoder-a", "vocab-a")
-    with pytest.raises(UserError, match="two documents have the key 'record-0'"):
-        merge(bank.path, [bank, clash])
-    assert Bank.open(bank.path).fingerprint == bank.fingerprint
+    both = merge(tmp_path / "both", [bank, clash])
+    *same, new = both.rows
+    assert same == list(bank.rows)
+    assert new.startswith("record-0~")
+    np.testing.assert_array_equal(list(both.documents())[-1].ids, other[0].ids)
+    again = merge(tmp_path / "again", [both, clash])
+    assert list(again.rows) == list(both.rows), "merged once more it is not repeated"
+    Removed(keys=(new,)).save(both.path)
+    without = merge(tmp_path / "without", [Bank.open(both.path), clash])
+    assert list(without.rows) == same, "and what was taken out stays out"
 
 
 @pytest.mark.parametrize(
