@@ -70,11 +70,10 @@ def read_captions(path: epath.PathLike, count: int | None = None, seed: int = 0)
             every[caption.id] = caption
         except ValueError as error:
             left_out[str(error)] += 1
+    if left_out and not every:
+        raise UserError(f"{path} is not COCO's format: of its annotations {_why(left_out)}.")
     if not every or (count is not None and count < 1):
-        why = f" ({_why(left_out)})" if left_out else ""
-        raise UserError(
-            f"{path} holds {len(every)} captions{why} and {count} are asked; ask for some."
-        )
+        raise UserError(f"{path} holds {len(every)} captions and {count} are asked; ask for some.")
     numbers = sorted(every)
     order = np.random.default_rng(seed).permutation(len(numbers))[:count]
     chosen = tuple(every[numbers[place]] for place in sorted(order.tolist()))
