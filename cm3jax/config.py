@@ -51,10 +51,13 @@ class TokenizersConfig:
     """SentencePiece algorithm (`text_tokenizer` experiments)."""
 
 
-_ADDED = {"attention_sides", "latent_width", "codebook", "vision_ffn", "text_ffn", "resize"}
+_ADDED = {
+    *("attention_sides", "latent_width", "codebook", "vision_ffn", "text_ffn", "resize"),
+    *("partners", "splits", "hold_back"),
+}
 
 
-def identity(config: "VQGANConfig | ClipConfig") -> str:
+def identity(config: "VQGANConfig | ClipConfig | DataConfig") -> str:
     """What fingerprints say of a config: its `repr`, but for defaults of fields that came later,
     so that what was made before them still fits."""
     kept = (
@@ -223,6 +226,11 @@ class ClipConfig:
     document_loss: float = 1.0
     """Weight of the document loss: the text or picture of one document against the document vector
     of another document of the same subject; 0 trains on pairs alone."""
+    partners: Literal["subjects", "captions", "nearest", "pictures"] = "subjects"
+    """Which documents are of the same subject: those that share a name in their `subjects`. One
+    that names none has no partner or, by choice, those of an equal caption (but for case and
+    spaces), those whose captions are nearest by their rare words, or those with the same picture
+    under other captions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -471,11 +479,23 @@ class DataConfig:
     """Where training rows come from."""
 
     source: str = "emblems"
-    """Raw data: `emblems`; `emoji`; a folder of pictures with a `captions.jsonl`; a folder with a
-    `documents.jsonl` of interleaved documents, or such a file; a folder of tar shards (webdataset,
-    img2dataset) or of parquet files; `tfds:NAME` for a dataset of tensorflow-datasets."""
+    """Raw data: `emblems`; `emoji`; a folder of pictures with a `captions.jsonl`, whose lines are
+    `{"file": "a.png", "caption": "a cat"}` and may have `subjects` (a list of names), `licence`,
+    `source` and `mask`, or with a `metadata.jsonl` (`file_name`, `text`), or with `a.txt` beside
+    `a.png`, in folders named by what is shown; a folder with a `documents.jsonl` of interleaved
+    documents, or such a file; a folder of tar shards (webdataset, img2dataset) or of parquet files;
+    `tfds:NAME` for a dataset of tensorflow-datasets."""
     records: int = 50_000
-    """Records to generate or to take from the source for training."""
+    """Records to generate or to take from the source for training, at most; of more, a sample by
+    the seed is taken."""
+    splits: tuple[tuple[str, Literal["train", "validation", "bank"]], ...] = ()
+    """Splits of parts of a source that has none: a folder in it, or a pattern of its files' names,
+    with `train`, `validation` or `bank` (only in the bank: found at generation, never seen in
+    training), e.g. `flags/new bank "shard-9*" validation`, or `. bank` for all of it. A record's
+    own `split` goes before. Where nothing is for validation, data.hold_back chooses."""
+    hold_back: Literal["pictures", "subjects"] = "pictures"
+    """What is held back for validation where no split says it: every 50th picture with all of its
+    captions, or every 50th of the records' `subjects` with all records that name it."""
     emblems: int = 3000
     """Emblems to train on, where the source is `emblems`: the more there are, the less their looks
     can be learnt by heart instead of being copied from documents."""

@@ -92,7 +92,8 @@ def bits(
     counter = (_words(xp, record), xp.uint32(int(stream) << 16) | pair)
     words = threefry(xp, (_words(xp, seed), _words(xp, epoch)), counter)
     words = xp.stack(xp.broadcast_arrays(*words), axis=-1)
-    return words.reshape(*words.shape[:-2], -1)[..., :count]
+    # Without -1: there may be no records.
+    return words.reshape(*words.shape[:-2], words.shape[-2] * words.shape[-1])[..., :count]
 
 
 def below(xp: ModuleType, word, limit) -> UInt32[Array | np.ndarray, "*B"]:

@@ -1,7 +1,7 @@
 """A directory of records, written shard by shard beside its place and moved there complete.
 
     NAME-00000.array_record         the records of one shard
-    COLUMN.npy                      an array per column, one row per record, over all shards
+    COLUMN.npy                      an array per column over all shards
     manifest.json                   what the writer says of it, and size and checksum of every file
 
 While it is being made, in `.NAME.parts`, each shard has its columns and its notes in files of their
@@ -12,14 +12,14 @@ nothing else is. What stood in its place is readable until then (`cm3jax.folders
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from cm3jax.checksums import describe
-from cm3jax.files import read_json, write_json
+from cm3jax.files import digest, read_json, write_json
 from cm3jax.folders import Recognised, delete, hold, require_ours, scratch, swap
 from cm3jax.records import write_records
 
@@ -28,12 +28,19 @@ Notes = dict[str, Any]
 Files = dict[str, dict[str, Any]]
 """Size and checksum by file name."""
 MANIFEST = "manifest.json"
+STATE = "source_state"
+"""What a manifest calls the hash of the raw records that the whole is made from."""
 _WHILE_MADE = re.compile(
     r"documents-\d{5,}\.array_record|shard-\d{5,}\.json|"
-    r"(columns|vectors|lengths|neighbours|scores|answers)(-\d{5,})?\.npy|"
+    r"(columns|vectors|pictures|source|lengths|neighbours|scores|answers)(-\d{5,})?\.npy|"
     r"\.(documents-\d{5,}\.array_record|[a-z]+(-\d{5,})?(\.npy|\.json)?)\.[0-9a-f]+\.part"
 )
 """Names of the files that are written on the way to a complete directory, and of half a file."""
+
+
+def source_state(states: Sequence[str]) -> str:
+    """The state of all raw records from those of the shards."""
+    return digest(*states)
 
 
 def shard_files(folder: epath.Path) -> list[str] | None:
@@ -57,8 +64,9 @@ class ShardWriter:
     """Writes shards in any order, from any number of processes, joins them and moves the whole to
     `path`.
 
-    `made_from` identifies everything that decides the content: shards made from something else
-    count as missing. `recognised` says which files at `path` are ours, and go when it is replaced;
+    `made_from` identifies all settings that decide the content, and `states` the raw records that
+    each shard is made from, where they can change: shards made from something else count as
+    missing. `recognised` says which files at `path` are ours, and go when it is replaced;
     `parts` names the hidden directory where the shards gather. Whoever makes shards holds `path`
     (`cm3jax.folders.hold`).
     """
@@ -69,11 +77,13 @@ class ShardWriter:
         made_from: str,
         recognised: Recognised = shard_files,
         parts: str = "parts",
+        states: Sequence[str] = (),
     ):
         self.path = epath.Path(path)
         self.parts = scratch(path, parts)
         self.made_from = made_from
         self._recognised = recognised
+        self._states = states
 
     def require_ours(self, what: str) -> None:
         """Raise `UserError` where something of somebody else's would be written over."""
@@ -92,13 +102,21 @@ class ShardWriter:
 
     def _stands(self, folder: epath.Path) -> bool:
         path = folder / MANIFEST
-        return path.exists() and read_json(path, "the manifest").get("made_from") == self.made_from
+        if not path.exists():
+            return False
+        manifest, state = read_json(path, "the manifest"), source_state(self._states)
+        # Earlier versions did not look at what they were made from.
+        unchanged = manifest.get(STATE, state) == state
+        return manifest.get("made_from") == self.made_from and unchanged
 
     def has(self, number: int) -> bool:
         """Whether a shard was written."""
         path = self._notes(number)
-        written = path.exists() and read_json(path, "a shard's notes")["made_from"]
-        return self.joined or written == self.made_from
+        if self.joined or not path.exists():
+            return self.joined
+        notes = read_json(path, "a shard's notes")
+        made = notes["made_from"], notes.get("state", "")
+        return made == (self.made_from, self._state(number))
 
     def write(
         self,
@@ -107,7 +125,7 @@ class ShardWriter:
         columns: Mapping[str, np.ndarray],
         notes: Mapping[str, Any],
     ) -> None:
-        """Write one shard, its columns having a row per record."""
+        """Write one shard, its first column having a row per record."""
         self.parts.mkdir(parents=True, exist_ok=True)
         (self.parts / MANIFEST).unlink(missing_ok=True)
         name = f"documents-{number:05d}.array_record"
@@ -118,7 +136,8 @@ class ShardWriter:
             np.save(self._column(column, number), values)
         rows = len(next(iter(columns.values())))
         facts = {"name": name, "records": rows, "file": describe(self.parts / name)}
-        write_json(self._notes(number), {**notes, **facts, "made_from": self.made_from})
+        facts |= {"made_from": self.made_from, "state": self._state(number)}
+        write_json(self._notes(number), {**notes, **facts})
 
     def records(self, shards: int) -> int:
         """Records in all shards, which must be written."""
@@ -163,6 +182,7 @@ class ShardWriter:
         whole = {
             **describe_all(notes, files),
             "made_from": self.made_from,
+            **({STATE: source_state(self._states)} if self._states else {}),
             "records": sum(note["records"] for note in notes),
             "shards": {note["name"]: note["records"] for note in notes},
             "files": files,
@@ -182,6 +202,9 @@ class ShardWriter:
             for path in paths:
                 file.write(np.load(path).tobytes())
         half.replace(self.parts / f"{column}.npy")
+
+    def _state(self, number: int) -> str:
+        return self._states[number] if number < len(self._states) else ""
 
     def _notes(self, number: int) -> epath.Path:
         return self.parts / f"shard-{number:05d}.json"

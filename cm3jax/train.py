@@ -7,6 +7,7 @@ a checkpoint holds state and position, so that a run that was killed repeats not
 import collections
 import functools
 import io
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from cm3jax import distributed, partition
 from cm3jax.checkpoint import Checkpoints, Meta
 from cm3jax.config import Experiment
 from cm3jax.data.corpus import licence_shares
-from cm3jax.data.pipeline import HostBatch, Position, Stream, combine_fingerprints
+from cm3jax.data.pipeline import Described, HostBatch, Position, Stream, combine_fingerprints
 from cm3jax.errors import UserError
 from cm3jax.experiment_io import save_experiment, to_dict
 from cm3jax.files import write_atomic
@@ -73,7 +74,8 @@ class Learner(Protocol):
         """
 
     def stream(self, split: Literal["train", "validation"]) -> Stream:
-        """The data; the validation stream is read from its beginning each time."""
+        """The data; the validation stream is read from its beginning each time, and is
+        `NoRecords` where nothing is held back."""
 
 
 Illustrator = Callable[[TrainState], Sequence[Illustration]]
@@ -318,7 +320,10 @@ class _Run:
     def loop(self, preemption: distributed.Preemption, watchdog: Watchdog) -> TrainState:
         """Run the steps that are left; the state at the end is saved."""
         settings, steps = self._experiment.train, self._experiment.train.steps
-        batches = self._learner.stream("train").batches(self._position)
+        stream = self._learner.stream("train")
+        for note in stream.notes if isinstance(stream, Described) else ():
+            self._progress.say(note)
+        batches = stream.batches(self._position)
         pending = collections.deque()
         while self._step < steps:
             batch = self._clock.wait(batches)
@@ -379,8 +384,8 @@ class _Run:
 
     def _validation_batches(self) -> Iterable[Any]:
         batches = self._learner.stream("validation").batches(Position())
-        for _ in range(self._experiment.train.validation_batches):
-            yield self._put(next(batches))
+        for batch in itertools.islice(batches, self._experiment.train.validation_batches):
+            yield self._put(batch)
 
     def _save(self) -> None:
         meta = Meta(

@@ -79,3 +79,9 @@ def test_permutation_holds_every_record_once_and_differs_by_epoch():
     np.testing.assert_array_equal(first, draws.permutation(5, 0, 1000))
     assert (first != second).mean() > 0.95
     assert abs(np.corrcoef(first, np.arange(1000))[0, 1]) < 0.15
+
+
+def test_there_may_be_no_records():
+    none = np.zeros(0, np.int64)
+    assert draws.bits(np, 7, 3, none, Stream.MASKS, 5).shape == (0, 5)
+    assert draws.permutation(7, 3, 0).shape == (0,)

@@ -5,6 +5,7 @@
     lengths.npy                     ids of every document, int32 [M]
     neighbours.npy, scores.npy      candidates by query view and modality: bank rows [M W Q C]
     answers.npy                     of instruction tuning: start, stop, recalled (0 or 1), [M 3]
+    source.npy                      names and states of the raw records that it was made from
 
 It is written shard by shard beside its place, so that an interrupted preparation continues, and
 moved there complete.
@@ -15,7 +16,7 @@ import dataclasses
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from etils import epath
 
 from cm3jax.checksums import describe
 from cm3jax.config import DataConfig, VocabConfig
+from cm3jax.data.changes import SOURCE, SourceState
 from cm3jax.errors import UserError
 from cm3jax.files import digest, read_json
 from cm3jax.folders import read_whole, settle
@@ -51,6 +53,8 @@ class CorpusDocument:
     source: str = ""
     hash: str = ""
     """Of the raw record's content."""
+    pictures: tuple[str, ...] = ()
+    """Hashes of its pictures' pixels (`RawRecord.pictures`)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,13 +77,13 @@ class Shard:
 class CorpusWriter:
     """Writes a corpus shard by shard, and goes on where an earlier one stopped.
 
-    `made_from` identifies everything that decides the content: shards made from something else
-    count as missing.
+    `made_from` identifies all settings that decide the content, and `states` the raw records of
+    each shard, where they can change: shards made from something else count as missing.
     """
 
-    def __init__(self, path: epath.PathLike, made_from: str):
+    def __init__(self, path: epath.PathLike, made_from: str, states: Sequence[str] = ()):
         self.path = epath.Path(path)
-        self._shards = ShardWriter(path, made_from)
+        self._shards = ShardWriter(path, made_from, states=states)
 
     def require_ours(self) -> None:
         """Raise `UserError` where something of somebody else's would be written over."""
@@ -95,8 +99,11 @@ class CorpusWriter:
         """Whether a shard was written."""
         return self._shards.has(number)
 
-    def write(self, number: int, shard: Shard) -> None:
-        """Write one shard; its notes come last and make it count."""
+    def write(self, number: int, shard: Shard, made: SourceState | None = None) -> None:
+        """Write one shard; its notes come last and make it count.
+
+        `made` is the state of the raw records that it is made from.
+        """
         columns = {
             "lengths": np.asarray([len(document.ids) for document in shard.documents], np.int32),
             "neighbours": shard.neighbours,
@@ -110,21 +117,25 @@ class CorpusWriter:
             "leaks": shard.leaks,
             "selection": shard.selection,
         }
+        if made is not None:
+            columns[SOURCE] = made.table
         self._shards.write(number, map(_encode, shard.documents), columns, notes)
 
-    def finish(self, shards: int, facts: dict[str, Any]) -> None:
+    def finish(self, shards: int, facts: dict[str, Any], may_be_empty: bool = False) -> None:
         """Join the columns of all shards, write the manifest, which also holds `facts`, and move
         the corpus to its place.
 
-        Raises `UserError` when no shard holds a record.
+        Raises `UserError` when no shard holds a record, unless that may be.
         """
-        known = (*COLUMNS, _ANSWERS)
+        known = (*COLUMNS, _ANSWERS, SOURCE)
         columns = [n for n in known if (self._shards.parts / f"{n}-00000.npy").exists()]
-        self._shards.finish(shards, columns, lambda notes, _: facts | self._manifest(notes))
+        self._shards.finish(
+            shards, columns, lambda notes, _: facts | self._manifest(notes, may_be_empty)
+        )
 
-    def _manifest(self, notes: list[Notes]) -> dict[str, Any]:
+    def _manifest(self, notes: list[Notes], may_be_empty: bool) -> dict[str, Any]:
         records = sum(note["records"] for note in notes)
-        if not records:
+        if not records and not may_be_empty:
             reasons = [reason for note in notes for reason in note["refused"].values()]
             first = f" (the first was refused because {reasons[0]})" if reasons else ""
             raise UserError(
@@ -313,7 +324,7 @@ class Documents:
 def _encode(document: CorpusDocument) -> bytes:
     """uint32 number of ids, the ids, the rest as JSON."""
     ids = np.ascontiguousarray(document.ids, "<i4")
-    names = ("key", "kind", "licence", "source", "hash")
+    names = ("key", "kind", "licence", "source", "hash", "pictures")
     rest = {name: getattr(document, name) for name in names}
     text = json.dumps(rest, ensure_ascii=False, separators=(",", ":"))
     return np.uint32(len(ids)).astype("<u4").tobytes() + ids.tobytes() + text.encode()
@@ -326,4 +337,5 @@ def _ids(record: bytes) -> Int[np.ndarray, " L"]:
 
 def _decode(record: bytes) -> CorpusDocument:
     ids = _ids(record)
-    return CorpusDocument(**json.loads(record[4 + ids.nbytes :]), ids=ids)
+    rest = json.loads(record[4 + ids.nbytes :])
+    return CorpusDocument(**rest | {"pictures": tuple(rest.get("pictures", ())), "ids": ids})

@@ -5,15 +5,17 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from cm3jax import draws
 from cm3jax.config import ClipConfig, Experiment
-from cm3jax.data.pipeline import HostBatch, Position, RecordStream
-from cm3jax.data.sources import Source
-from cm3jax.data.usable import usable
+from cm3jax.data.partners import with_partners
+from cm3jax.data.pipeline import HostBatch, Position, RecordStream, ahead, with_epochs
+from cm3jax.data.scan import IN_MEMORY, Pictures, scan
+from cm3jax.data.sources import ItemSource, RawRecord, Source
 from cm3jax.errors import UserError
 from cm3jax.files import digest
 from cm3jax.retrieval.clip import fit, text_and_image, text_length, text_rows
@@ -46,24 +48,31 @@ class Couples:
 
 
 class Records:
-    """The records of a source that have a text and a picture, in memory, grouped by subject.
+    """The records of a source that have a text and a picture, grouped by subject.
 
-    Raises `UserError` when there is none.
+    Texts are in memory, pictures only where all of them fit (`scan.IN_MEMORY`). Records that can't
+    be read or are refused are left out. Raises `UserError` when none is left.
     """
 
-    def __init__(self, source: Source, tokenizer: TextTokenizer, config: ClipConfig):
-        texts, images, names = [], [], []
-        for _, record in usable(source, source.__getitem__):
-            text, image = text_and_image(record.segments)
-            if text and image is not None:
-                texts.append(tokenizer.encode(text))
-                images.append(fit(image, config))
-                names.append(record.subjects)
-        if not texts:
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: TextTokenizer,
+        config: ClipConfig,
+        in_memory: int = IN_MEMORY,
+    ):
+        found = scan(source, _captioned, lambda record: _picture(record, config), in_memory)
+        note = source.note if isinstance(source, ItemSource) else ""
+        self.source_notes = [*filter(None, [note]), *found.notes]
+        """What a user should know of the split: how it was cut, and what was left out."""
+        if not found.kept:
             raise UserError("the source has no record with a text and a picture; mend data.source.")
-        self.texts: Sequence[list[int]] = texts
-        self.images: UInt8[np.ndarray, "M Y X 3"] = np.stack(images)
-        self._group(names)
+        self.texts: Sequence[list[int]] = [tokenizer.encode(one.text) for one in found.kept]
+        self.pictures: Pictures = found.pictures
+        self.picture_marks = [one.picture for one in found.kept]
+        """Hashes of the pictures."""
+        names, captions = ([getattr(one, f) for one in found.kept] for f in ("subjects", "text"))
+        self._group(with_partners(names, captions, self.picture_marks, config.partners))
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -90,6 +99,12 @@ class Records:
         self._starts = np.cumsum(self._counts) - self._counts
         self._members = np.array([record for group in groups for record in group], np.int64)
 
+    @property
+    def partnered(self) -> int:
+        """How many records share a subject with another one."""
+        shared = np.append(self._counts[1:] > 1, False)  # NO_SUBJECT comes last
+        return int(shared[self.subjects].any(1).sum())
+
     def partners(
         self, records: Int[np.ndarray, " B"], seed: int, epoch: int
     ) -> Int[np.ndarray, " B"]:
@@ -104,9 +119,31 @@ class Records:
         return self._members[starts + (self._places[records, slots] + ahead) % counts]
 
 
+class _Captioned(NamedTuple):
+    """What is kept of a record."""
+
+    text: str
+    subjects: tuple[str, ...]
+    picture: str
+
+
+def _captioned(record: RawRecord) -> _Captioned | None:
+    text, image = text_and_image(record.segments)
+    if not text or image is None:
+        return None
+    return _Captioned(text, record.subjects, record.pictures[0])
+
+
+def _picture(record: RawRecord, config: ClipConfig) -> UInt8[np.ndarray, "Y X 3"]:
+    return fit(text_and_image(record.segments)[1], config)
+
+
 @dataclasses.dataclass(frozen=True)
 class CoupleStream:
-    """Shuffled couples: partners and dropped text pieces differ from epoch to epoch."""
+    """Shuffled couples: partners and dropped text pieces differ from epoch to epoch.
+
+    Pictures that are not in memory are read a few batches ahead.
+    """
 
     experiment: Experiment
     records: Records
@@ -117,7 +154,7 @@ class CoupleStream:
     def fingerprints(self) -> Mapping[str, str]:
         """Of texts, pictures and subjects."""
         every = self.records
-        return {"records": digest(repr(every.texts), every.images, every.subjects)}
+        return {"records": digest(repr(every.texts), *every.picture_marks, every.subjects)}
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """Batches of `Couples` from `position` on."""
@@ -128,10 +165,23 @@ class CoupleStream:
             self.process_index,
             self.process_count,
         )
-        for batch in stream.batches(position):
-            couples = self._couples(batch.data["record"], position.epoch)
-            yield dataclasses.replace(batch, data=couples)
-            position = batch.next
+        epochs = with_epochs(stream.batches(position), position)
+        if self.records.pictures.held is not None:
+            yield from map(self._made, epochs)
+        else:
+            yield from ahead(epochs, self._made, self.experiment.data.threads)
+
+    @property
+    def notes(self) -> list[str]:
+        """How many records have a partner, and how many were left out."""
+        config, notes = self.experiment.clip, [*self.records.source_notes]
+        if config.document_loss:
+            notes.append(_partnered(self.records, config))
+        return notes
+
+    def _made(self, drawn: tuple[HostBatch, int]) -> HostBatch:
+        batch, epoch = drawn
+        return dataclasses.replace(batch, data=self._couples(batch.data["record"], epoch))
 
     def _couples(self, records: Int[np.ndarray, " B"], epoch: int) -> Couples:
         config, every = self.experiment, self.records
@@ -144,9 +194,21 @@ class CoupleStream:
         texts = zip(asking, [every.texts[partner] for partner in both[:, 1]], strict=True)
         length = text_length(max(map(len, every.texts)), config.clip)
         rows = text_rows(list(itertools.chain(*texts)), config.clip, length)
+        images = every.pictures.take(both.reshape(-1))
         return Couples(
             records=both.astype(np.int32),
             subjects=every.subjects[both],
             texts=rows.reshape(len(records), 2, length),
-            images=every.images[both],
+            images=images.reshape(*both.shape, *images.shape[1:]),
         )
+
+
+def _partnered(records: Records, config: ClipConfig) -> str:
+    """What training says of the document loss."""
+    if records.partnered:
+        return f"{records.partnered} of {len(records)} records have a partner of their subject."
+    return (
+        f"warning: clip.document_loss={config.document_loss:g} has nothing to work on, since no "
+        "record shares a subject with another one; give the records `subjects`, let "
+        "clip.partners find partners by `captions`, `nearest` ones or `pictures`, or set it to 0."
+    )

@@ -16,7 +16,8 @@ from cm3jax.shapes import Bool, Float, Int
 
 
 class Neighbourhood:
-    """Finds the candidates of records in a bank: neither held out, nor the record itself."""
+    """Finds the candidates of records in a bank: neither held out, nor the record itself, nor
+    another document with its picture."""
 
     def __init__(self, experiment: Experiment, encoder: ClipEncoder, bank: Bank):
         self.bank = bank
@@ -54,7 +55,8 @@ class Neighbourhood:
         return chosen
 
     def leaks(self, items: list[Tokenised]) -> dict[str, str]:
-        """Keys of records that the bank holds too, or nearly, with the key of its document."""
+        """Keys of records that the bank holds too, or nearly, or whose picture it holds, with the
+        key of its document."""
         if not items or not len(self.bank):
             return {}
         parts = [encoder_parts(item.raw, self._encoder) for item in items]
@@ -62,7 +64,7 @@ class Neighbourhood:
         close = np.where(found.scores > self._config.duplicate_cut, self._rows[found.ids], NONE)
         leaks = {}
         for item, near in zip(items, close, strict=True):
-            rows = [*self._copies(item), *near[near != NONE]]
+            rows = [*self._own(item), *near[near != NONE]]
             if rows:
                 leaks[item.raw.key] = self.bank.meta(int(rows[0])).key
         return leaks
@@ -70,14 +72,15 @@ class Neighbourhood:
     def _clauses(self, text: str) -> list[str]:
         return clauses(text) if self._config.clauses else [text]
 
-    def _copies(self, item: Tokenised) -> Int[np.ndarray, " R"]:
-        """Rows of the bank that have the record's very ids."""
+    def _own(self, item: Tokenised) -> Int[np.ndarray, " R"]:
+        """Rows of the bank that have the record's very ids or one of its pictures."""
         content = np.uint64(content_hash(item.ids))
         first = np.searchsorted(self._contents, content, "left")
-        return self._order[first : np.searchsorted(self._contents, content, "right")]
+        copies = self._order[first : np.searchsorted(self._contents, content, "right")]
+        return np.union1d(copies, self.bank.showing(item.raw.pictures))
 
     def _exclude(self, items: list[Tokenised]) -> Int[np.ndarray, "M X"]:
-        own = [self._copies(item) for item in items]
+        own = [self._own(item) for item in items]
         exclude = np.full((len(items), max([1, *map(len, own)])), NONE)
         for row, rows in enumerate(own):
             exclude[row, : len(rows)] = rows

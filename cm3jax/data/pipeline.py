@@ -6,15 +6,15 @@ the number of processes, and each process materialises its own rows alone.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
 
 from cm3jax import draws
 from cm3jax.config import DataConfig, Experiment
-from cm3jax.data.corpus import mixture_part
+from cm3jax.data.corpus import Corpus, mixture_part
 from cm3jax.data.packing import ELSEWHERE, Plan, Position, join
 from cm3jax.data.rows import CorpusRows
 from cm3jax.errors import UserError
@@ -22,6 +22,8 @@ from cm3jax.files import digest
 from cm3jax.sequence import fingerprint
 from cm3jax.shapes import Int
 from cm3jax.vocab import Vocab
+
+T, R = TypeVar("T"), TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,25 @@ class Stream(Protocol):
         """Of what is read, by name; another life of a run must read the same."""
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
-        """Batches from `position` on, without end."""
+        """Batches from `position` on, without end, or none at all where nothing is held back."""
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A stream that says something about its data when training begins."""
+
+    notes: list[str]
+    """One sentence each."""
+
+
+class NoRecords:
+    """The stream of a split without records: it ends at once."""
+
+    fingerprints: Mapping[str, str] = {}
+
+    def batches(self, position: Position) -> Iterator[HostBatch]:
+        """Nothing."""
+        return iter(())
 
 
 def combine_fingerprints(shares: list[str]) -> str:
@@ -115,6 +135,25 @@ class RecordStream:
             data = {name: array[records] for name, array in self.arrays.items()}
             mark = digest(np.asarray([share.start]), records)
             yield HostBatch(data, Position(epoch, 0, row), mark)
+
+
+def ahead(items: Iterator[T], make: Callable[[T], R], threads: int) -> Iterator[R]:
+    """What `make` makes of each item, in order, made a few items ahead in Grain's threads."""
+    import grain
+
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    # Grain wants a sequence: a stretch of the endless one at a time.
+    while stretch := list(itertools.islice(items, 4 * threads)):
+        yield from grain.MapDataset.source(stretch).map(make).to_iter_dataset(options)
+
+
+def with_epochs(
+    batches: Iterator[HostBatch], position: Position
+) -> Iterator[tuple[HostBatch, int]]:
+    """Each batch with the epoch in which it begins."""
+    for batch in batches:
+        yield batch, position.epoch
+        position = batch.next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,14 +233,23 @@ class CorpusStream:
                 )
 
     @staticmethod
-    def open(experiment: Experiment, split: Literal["train", "validation"]) -> "CorpusStream":
-        """The stream of this process over `data.corpus` or `data.mixture`.
+    def open(
+        experiment: Experiment, split: Literal["train", "validation"]
+    ) -> "CorpusStream | NoRecords":
+        """The stream of this process over `data.corpus` or `data.mixture`; `NoRecords` where
+        nothing is held back for validation.
 
         Raises `UserError` when a corpus or its bank is missing or damaged, does not belong to the
         other, or was made with other vocabulary sizes or tokenizers, and when a record does not
         fit a row.
         """
         data = experiment.data
+        if split == "validation" and (empty := _empty(data)):
+            kept = tuple(part for part in data.mixture if part not in empty)
+            if not kept:
+                return NoRecords()
+            data = dataclasses.replace(data, mixture=kept)
+            experiment = dataclasses.replace(experiment, data=data)
         parts = [mixture_part(name) for name, _ in data.mixture]
         homes = [(f"{home}/corpus", f"{home}/bank", kind) for home, kind in parts]
         corpora = [
@@ -228,20 +276,25 @@ class CorpusStream:
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """This process's rows of the global batches from `position` on, without end."""
-        import grain
-
         threads = self.experiment.data.threads
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         tokens = self.experiment.model.context * (self._share.stop - self._share.start)
-        most, together = -(-self.tokens_at_once // tokens), 1
+        most = -(-self.tokens_at_once // tokens)
         shares = self._shares(position)
-        while True:
-            # Grain wants a sequence: a stretch of the endless one at a time.
-            stretch = [list(itertools.islice(shares, together)) for _ in range(4 * threads)]
-            dataset = grain.MapDataset.source(stretch).map(self._materialise)
-            for batches in dataset.to_iter_dataset(options):
-                yield from batches
-            together = min(2 * together, most)
+
+        def together() -> Iterator[list[_Share]]:
+            size = 1
+            for number in itertools.count(1):
+                yield list(itertools.islice(shares, size))
+                if number % (4 * threads) == 0:
+                    size = min(2 * size, most)
+
+        for batches in ahead(together(), self._materialise, threads):
+            yield from batches
+
+    @property
+    def notes(self) -> list[str]:
+        """How many documents the samples of each corpus are shown."""
+        return [rows.documents_shown for rows in self.corpora if rows.bank is not None]
 
     def _shares(self, position: Position) -> Iterator["_Share"]:
         given, mixed = position.row, len(self.corpora) > 1
@@ -293,6 +346,13 @@ class CorpusStream:
             mark = fingerprint(data, ids[own], self._share.start)
             batches.append(HostBatch(data, share.next, mark))
         return batches
+
+
+def _empty(data: DataConfig) -> list[tuple[str, float]]:
+    """The parts of the mixture, or the corpus as one, of which nothing is held back."""
+    homes = [(f"{mixture_part(part[0])[0]}/corpus", part) for part in data.mixture]
+    corpora = homes or [(data.corpus, (data.corpus, 1.0))]
+    return [part for home, part in corpora if not len(Corpus.open(f"{home}/validation"))]
 
 
 def _padded(plan: Plan, values: Int[np.ndarray, " samples"]) -> Int[np.ndarray, "rows N"]:

@@ -17,12 +17,21 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from cm3jax.config import DataConfig, Experiment
+from cm3jax.config import DataConfig, Experiment, identity
 from cm3jax.data.asking import asking
+from cm3jax.data.changes import SourceState
 from cm3jax.data.corpus import Corpus
 from cm3jax.data.engines import Engine, InProcess, Report
-from cm3jax.data.sources import open_source
-from cm3jax.data.stations import Job, bank_writer, corpus_writer, room_for, writer_of
+from cm3jax.data.sources import ItemSource, open_source
+from cm3jax.data.stations import (
+    Job,
+    bank_writer,
+    corpus_writer,
+    marks,
+    room_for,
+    state_of,
+    writer_of,
+)
 from cm3jax.data.summary import Timing, summarise
 from cm3jax.data.tokenised import Tools
 from cm3jax.errors import UserError
@@ -36,6 +45,7 @@ from cm3jax.retrieval.index import Ask, keep_index, training_index
 from cm3jax.retrieval.milvus import forget
 from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.takedown import merge, remove, require_there
+from cm3jax.shards import MANIFEST, STATE, source_state
 
 SPLITS = ("train", "validation")
 
@@ -100,7 +110,15 @@ def _jobs(experiment: Experiment, tools: Tools, bank: Bank) -> list[Job]:
     rules = dataclasses.replace(experiment.retrieval, **settled)
     decides = (tools.vocab(experiment).fingerprint, bank.fingerprint)
     decides += (repr((room_for(experiment), rules)),)
-    return [Job(experiment, split, _made_from(experiment, split, *decides)) for split in SPLITS]
+    made_from = {split: _made_from(experiment, split, *decides) for split in SPLITS}
+    return [_dated(Job(experiment, split, made)) for split, made in made_from.items()]
+
+
+def _dated(job: Job) -> Job:
+    """The job with the state that its raw records are in now."""
+    state = state_of(job)
+    states = () if state is None else marks(state, job.experiment.data.shard)
+    return dataclasses.replace(job, states=states)
 
 
 def _made_from(experiment: Experiment, split: str, *decides: str) -> str:
@@ -108,17 +126,33 @@ def _made_from(experiment: Experiment, split: str, *decides: str) -> str:
     others = ("raw", "corpus", "bank", "mixture", "rows", "batch", "threads")
     defaults = {f.name: f.default for f in dataclasses.fields(DataConfig) if f.name in others}
     raw = dataclasses.replace(experiment.data, **defaults)
-    return digest(repr((raw, experiment.seed, split)), *decides)
+    # As a tuple of them is printed.
+    return digest(f"({identity(raw)}, {experiment.seed!r}, {split!r})", *decides)
 
 
-def _shards(job: Job) -> int:
-    records = len(open_source(job.experiment.data, job.split, job.experiment.seed))
-    return -(-records // job.experiment.data.shard)
+def _shards(job: Job, report: Report) -> int:
+    source = open_source(job.experiment.data, job.split, job.experiment.seed)
+    if isinstance(source, ItemSource) and source.note:
+        report(f"{job.split}: {source.note}")
+    return max(1, -(-len(source) // job.experiment.data.shard))  # one may be empty
+
+
+def _say_why(job: Job, path: epath.Path, report: Report) -> None:
+    """Report what has changed since what stands at a path was made, if anything does."""
+    if not (path / MANIFEST).exists():
+        return
+    before, now = SourceState.saved(path), state_of(job)
+    why = "it was made with other settings, another source or another bank"
+    if before and now and before.mark != now.mark:
+        why = f"{job.experiment.data.source} has changed since ({now.since(before)})"
+    report(f"{job.split}: {path} is made again: {why}")
 
 
 def _corpus(job: Job, tools: Tools, bank: Bank, engine: Engine, report: Report) -> Timing:
     """Make what is missing of a split."""
-    writer, total, start = corpus_writer(job), _shards(job), time.perf_counter()
+    start, writer = time.perf_counter(), corpus_writer(job)
+    _say_why(job, writer.path, report)
+    total = _shards(job, report)
     # One that is saved, all workers read.
     training_index(bank, job.experiment.retrieval, _ask(job.experiment, tools))
     missing = [number for number in range(total) if not writer.has(number)]
@@ -134,8 +168,10 @@ def _corpus(job: Job, tools: Tools, bank: Bank, engine: Engine, report: Report) 
         "encoder": tools.encoder.fingerprint,
         "bank": bank.fingerprint,
     }
-    writer.finish(total, facts)
+    writer.finish(total, facts, may_be_empty=job.split == "validation")
     manifest = Corpus.open(writer.path).manifest
+    if not manifest["records"]:
+        report(f"{job.split}: no usable record, so training measures no validation loss")
     seen = max(manifest["selection"]["seen"], 1)
     share = {name: n / seen for name, n in manifest["selection"].items()}
     leaked = f"; {len(manifest['leaks'])} stand in the bank, too" if manifest["leaks"] else ""
@@ -174,8 +210,9 @@ def _prepare_bank(experiment: Experiment, tools: Tools, report: Report, engine: 
         return bank
     _require_replaceable(experiment.data.bank)
     fingerprints = (tools.encoder.fingerprint, tools.vocab(experiment).fingerprint)
-    job = _bank_job(experiment, *fingerprints, Removed())
-    writer, total = bank_writer(job, tools), _shards(job)
+    job = _dated(_bank_job(experiment, *fingerprints, Removed()))
+    _say_why(job, epath.Path(experiment.data.bank), report)
+    writer, total = bank_writer(job, tools), _shards(job, report)
     missing = [number for number in range(total) if not writer.has(number)]
     engine.run(job, missing, total, report)
     if not total or not writer.records(total):
@@ -200,10 +237,14 @@ def standing_bank(experiment: Experiment, tools: Tools) -> Bank | None:
     note = path / "manifest.json"
     if not note.exists():
         return None
-    made_from = read_json(note, "the memory bank").get("made_from")
+    manifest = read_json(note, "the memory bank")
     # An earlier version counted what was taken out among what a bank is made from.
     versions = (Removed(), Removed.of(path))
-    if made_from not in [_bank_job(experiment, *fingerprints, r).made_from for r in versions]:
+    jobs = [_bank_job(experiment, *fingerprints, removed) for removed in versions]
+    if manifest.get("made_from") not in [job.made_from for job in jobs]:
+        return None
+    # Nor did one look at the state of its source.
+    if STATE in manifest and manifest[STATE] != source_state(_dated(jobs[0]).states):
         return None
     return Bank.open(path, *fingerprints)
 

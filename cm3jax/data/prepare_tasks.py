@@ -18,6 +18,7 @@ from cm3jax.config import DataConfig, Experiment
 from cm3jax.data.corpus import Corpus, CorpusDocument, CorpusWriter, Shard
 from cm3jax.data.emblems.tasks import NAMES, asked
 from cm3jax.data.tfds_tasks import TfdsCases
+from cm3jax.data.tokenised import fitting_vocab
 from cm3jax.errors import UserError
 from cm3jax.files import digest
 from cm3jax.folders import hold
@@ -26,7 +27,6 @@ from cm3jax.tasks.example import Answer, Example, example
 from cm3jax.tasks.task import Case, Derived, Filled, Skipped, choose
 from cm3jax.tokenizers.image import ImageTokenizer, load_picture
 from cm3jax.tokenizers.text import TextTokenizer
-from cm3jax.vocab import Vocab
 
 SHARD = 2048
 """Cases prepared and saved at a time."""
@@ -133,7 +133,7 @@ class _Maker:
 
     def __init__(self, experiment: Experiment, text: TextTokenizer, image: ImageTokenizer):
         self._experiment, self._text, self._image = experiment, text, image
-        self._vocab = Vocab(experiment.vocab, text.fingerprint, image.fingerprint)
+        self._vocab = fitting_vocab(experiment, text, image)
 
     def made_from(self, name: str, folder: str, split: str) -> str:
         """Identifies a split's cases and what else decides its content."""

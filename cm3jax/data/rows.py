@@ -20,6 +20,7 @@ from cm3jax.data.packing import (
 )
 from cm3jax.errors import UserError
 from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.select import NONE
 from cm3jax.sequence import Batch, Samples, build_rows, build_stream_rows
 
 _WAYS = {"whole": (plan_block, build_rows), "stream": (plan_stream_block, build_stream_rows)}
@@ -115,6 +116,20 @@ class CorpusRows:
         """Rows of an epoch, estimated from the first block of the first."""
         records = min(BLOCK, len(self.corpus))
         return self.plan(0, 0).rows * len(self.corpus) / records
+
+    @property
+    def documents_shown(self) -> str:
+        """The shares of samples with 0, 1, 2 … documents, from the first block of the first epoch,
+        and what did not fit."""
+        plan, context = self.plan(0, 0), self.experiment.model.context
+        _, samples = np.unique(plan.records, return_index=True)
+        counts = (plan.documents[samples] != NONE).sum(1)
+        shares = [f"{np.mean(counts == n):.0%} have {n}" for n in range(counts.max() + 1)]
+        said = f"documents in front of the samples of {self.corpus.path}: {', '.join(shares)}"
+        if plan.dropped:
+            lost = plan.dropped / (plan.dropped + counts.sum())
+            said += f"; {lost:.0%} of those drawn do not fit a row of {context} tokens"
+        return f"{said}."
 
     def take(self, position: Position, count: int) -> tuple[Plan, Position]:
         """The next `count` rows from `position` on, and the position after them.

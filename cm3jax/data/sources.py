@@ -3,14 +3,17 @@
 emblems             the miniature's pictures, generated under `data.raw`
 emoji               pictures of four artists, drawn under `data.raw` from archives that lie there
 a folder            with a `captions.jsonl`, one JSON object per line, and the pictures:
-                    {"file": "cats/1.png", "caption": "a cat", "licence": "CC0-1.0",
-                    "source": "my camera"}; `licence` and `source` may be missing, and so may
-                    `mask`, a grey picture that is white where errors of the image tokenizer
-                    count most (`vqgan_loss.region`)
+                    {"file": "cats/1.png", "caption": "a cat", "subjects": ["cat"],
+                    "licence": "CC0-1.0", "source": "my camera"}; all but the first two may be
+                    missing, and so may `mask`, a grey picture that is white where errors of the
+                    image tokenizer count most (`vqgan_loss.region`). It may also be called
+                    `metadata.jsonl`, with `file_name` and `text`, as the `datasets` library has it
 a folder            with a `documents.jsonl` (or the path of such a file): interleaved
                     documents, each a list of {"text": ...} and {"image": "cats/1.png"}
 a folder            of tar shards, as webdataset and img2dataset write them
 a folder            of parquet files, with pictures in them or beside them
+a folder            of pictures alone: `a.txt` beside `a.png` is its caption, and a folder in it is
+                    named by what its pictures show
 tfds:NAME#SPLIT     a dataset of tensorflow-datasets below `data.raw`; SPLIT is train if left out
 """
 
@@ -24,17 +27,18 @@ import numpy as np
 from etils import epath
 
 from cm3jax.config import DataConfig
-from cm3jax.data.readers.items import BadRecord, RawItem, Reader, decode, decode_texts
+from cm3jax.data.readers.folders import PictureFolder
+from cm3jax.data.readers.items import BadRecord, Made, RawItem, Reader, decode, decode_texts
 from cm3jax.data.readers.lines import CaptionLines, InterleavedLines
 from cm3jax.data.readers.tars import TarShard
+from cm3jax.data.splits import split_records
 from cm3jax.errors import UserError
 from cm3jax.files import digest
-from cm3jax.shapes import UInt8
+from cm3jax.shapes import Int, UInt8
 from cm3jax.tokenizers.image import load_picture
 
-CAPTIONS = "captions.jsonl"
+CAPTIONS = ("captions.jsonl", "metadata.jsonl")
 DOCUMENTS = "documents.jsonl"
-_HELD_BACK = 50  # every so-many-th record of what has no splits is for validation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,6 +57,11 @@ class RawRecord:
     """Of a bank: shown at generation alone, never beside a training record."""
     hash: str = ""
     """Of the segments' content."""
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Identities of its pictures, under whatever name and caption: hashes of their pixels."""
+        return tuple(digest(part) for part in self.segments if not isinstance(part, str))
 
 
 @runtime_checkable
@@ -79,6 +88,15 @@ class TextSource(Source, Protocol):
 
 
 @runtime_checkable
+class DatedSource(Source, Protocol):
+    """A source whose records may change between two readings."""
+
+    def made(self, span: range) -> list[Made]:
+        """What some records are read from: another state when that changes."""
+        ...
+
+
+@runtime_checkable
 class MaskedSource(Source, Protocol):
     """A source that knows which parts of its pictures matter."""
 
@@ -93,8 +111,8 @@ def open_source(
     """The records of a split, `train`, `validation` or `bank`.
 
     `emblems` and `emoji` are written under `data.raw` first, unless they are there; `progress` is
-    told (documents written, documents in all). What has no splits gives its first `data.records`
-    records but every 50th for training and for the bank, and every 50th for validation. Raises
+    told (documents written, documents in all). What has no splits is split as
+    `cm3jax.data.splits` says. Raises
     `UserError` if there is nothing to read.
     """
     if split not in ("train", "validation", "bank"):
@@ -103,7 +121,7 @@ def open_source(
         return _emblems(data, split, seed, progress)
     if data.source == "emoji":
         return _emoji(data, split, seed, progress)
-    return ItemSource(_readers(data), data, split)
+    return ItemSource(_readers(data), data, split, seed)
 
 
 def _emblems(
@@ -199,20 +217,27 @@ class EmojiSource:
 
 
 class ItemSource:
-    """A split of raw data that readers give; every 50th record of it is for validation.
+    """A split of raw data that readers give.
 
     Pictures are read, cut square and resized on access; nothing of them is kept.
     """
 
-    def __init__(self, readers: Sequence[Reader], data: DataConfig, split: str):
+    def __init__(self, readers: Sequence[Reader], data: DataConfig, split: str, seed: int):
         self._readers, self._data = readers, data
         self._first = list(itertools.accumulate(map(len, readers), initial=0))
-        held_back, self._validation = self._first[-1] // _HELD_BACK, split == "validation"
-        kept = min(data.records, self._first[-1] - held_back)
-        self._count = held_back if self._validation else kept
+        splits = split_records(readers, data, seed)
+        self._numbers: Int[np.ndarray, " M"] = getattr(splits, split)
+        self._bank_only = np.isin(self._numbers, splits.bank_only)
+        self.note = ""
+        """What a user should know of the split."""
+        if splits.left_out:
+            self.note = (
+                f"a sample of {data.records} of the {data.records + splits.left_out} records of "
+                f"{data.source} that are for training; a larger data.records takes more"
+            )
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._numbers)
 
     def __getitem__(self, index: int) -> RawRecord:
         item = self._item(index)
@@ -222,15 +247,20 @@ class ItemSource:
             key=item.key,
             segments=segments,
             kind="pair" if kinds == [True, False] else "interleaved",
-            subjects=(),
+            subjects=item.subjects,
             source=item.source,
             licence=item.licence,
+            held_out=bool(self._bank_only[index]),
             hash=content,
         )
 
     def texts(self, index: int) -> tuple[str, ...]:
         """The texts of a record, under the same rules but without decoding its pictures."""
         return decode_texts(self._item(index), self._data)
+
+    def made(self, span: range) -> list[Made]:
+        """What some records are read from."""
+        return [reader.made(place) for reader, place in map(self._place, span)]
 
     def masks(self, index: int) -> tuple[UInt8[np.ndarray, "S S"], ...]:
         """The line's `mask`; black without one, `BadRecord` for one that can't be read."""
@@ -244,13 +274,15 @@ class ItemSource:
             raise BadRecord(item.key, f"{item.where}: {error}") from None
 
     def _item(self, index: int) -> RawItem:
-        if not 0 <= index < self._count:
-            raise IndexError(f"record {index} is outside the {self._count}")
-        number = index + index // (_HELD_BACK - 1)
-        if self._validation:
-            number = _HELD_BACK * (index + 1) - 1
+        reader, place = self._place(index)
+        return reader.item(place)
+
+    def _place(self, index: int) -> tuple[Reader, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} is outside the {len(self)}")
+        number = int(self._numbers[index])
         reader = bisect.bisect_right(self._first, number) - 1
-        return self._readers[reader].item(number - self._first[reader])
+        return self._readers[reader], number - self._first[reader]
 
 
 def _readers(data: DataConfig) -> list[Reader]:
@@ -263,8 +295,9 @@ def _readers(data: DataConfig) -> list[Reader]:
     path = epath.Path(data.source)
     if path.suffix == ".jsonl" and path.is_file():
         return [InterleavedLines(path)]
-    if (path / CAPTIONS).is_file():
-        return [CaptionLines(path / CAPTIONS)]
+    for name in CAPTIONS:
+        if (path / name).is_file():
+            return [CaptionLines(path / name)]
     if (path / DOCUMENTS).is_file():
         return [InterleavedLines(path / DOCUMENTS)]
     if tars := _files(path, ".tar"):
@@ -273,9 +306,13 @@ def _readers(data: DataConfig) -> list[Reader]:
         from cm3jax.data.readers.tables import TableShard
 
         return [TableShard(file, name, path) for name, file in tables.items()]
+    if path.is_dir() and len(pictures := PictureFolder(path)):
+        return [pictures]
     raise UserError(
         f"data.source={data.source} is neither `emblems`, `emoji` nor tfds:NAME, a JSONL of "
-        f"documents, or a folder with a {CAPTIONS}, a {DOCUMENTS}, tar or parquet files; give one."
+        f"documents, or a folder of pictures, with tar or parquet files, with a {DOCUMENTS}, or "
+        f'with a {CAPTIONS[0]} whose lines are {{"file": "a.png", "caption": "a cat"}} and may '
+        "have `subjects` (a list), `licence`, `source` and `mask`; give one."
     )
 
 

@@ -10,10 +10,12 @@ from collections.abc import Callable
 import numpy as np
 
 from cm3jax.config import Experiment
+from cm3jax.data.changes import SourceState
 from cm3jax.data.corpus import CorpusDocument, CorpusWriter, Shard
 from cm3jax.data.neighbours import Neighbourhood
-from cm3jax.data.sources import open_source
+from cm3jax.data.sources import DatedSource, Source, open_source
 from cm3jax.data.tokenised import Batch, Tokenised, Tools, encoder_parts, read
+from cm3jax.errors import UserError
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.retrieval.bank_writer import BankWriter
@@ -28,7 +30,9 @@ class Job:
     split: str
     """`bank`, `train` or `validation`."""
     made_from: str
-    """Identifies everything that decides the content."""
+    """Identifies all settings that decide the content."""
+    states: tuple[str, ...] = ()
+    """Marks of the raw records of each shard; none where they are generated."""
 
 
 Work = Callable[[int], int]
@@ -38,12 +42,12 @@ Work = Callable[[int], int]
 def bank_writer(job: Job, tools: Tools) -> BankWriter:
     """What writes the job's bank."""
     fingerprints = (tools.encoder.fingerprint, tools.vocab(job.experiment).fingerprint)
-    return BankWriter(job.experiment.data.bank, job.made_from, *fingerprints)
+    return BankWriter(job.experiment.data.bank, job.made_from, *fingerprints, states=job.states)
 
 
 def corpus_writer(job: Job) -> CorpusWriter:
     """What writes the job's corpus."""
-    return CorpusWriter(f"{job.experiment.data.corpus}/{job.split}", job.made_from)
+    return CorpusWriter(f"{job.experiment.data.corpus}/{job.split}", job.made_from, job.states)
 
 
 def writer_of(job: Job) -> BankWriter | CorpusWriter:
@@ -64,9 +68,40 @@ def make_work(job: Job, tools: Tools) -> Work:
     def work(number: int) -> int:
         span = range(number * size, min((number + 1) * size, len(source)))
         batch = read(source, span, tools, vocab, room)
-        return save(number, batch)
+        return save(number, batch, _require_unchanged(job, number, source, span))
 
     return work
+
+
+def state_of(job: Job) -> SourceState | None:
+    """What the job's split of the source is read from now; None where it is generated."""
+    data = job.experiment.data
+    if data.source in ("emblems", "emoji"):
+        return None
+    source = open_source(data, job.split, job.experiment.seed)
+    if not isinstance(source, DatedSource):
+        return None
+    return SourceState.of(source.made(range(len(source))))
+
+
+def marks(state: SourceState, size: int) -> tuple[str, ...]:
+    """The marks of shards of this many records."""
+    starts = range(0, max(1, len(state.table)), size)
+    return tuple(state.part(range(start, start + size)).mark for start in starts)
+
+
+def _require_unchanged(job: Job, number: int, source: Source, span: range) -> SourceState | None:
+    """The state of a shard's records, which were just read; `UserError` if it is another one than
+    when the work began."""
+    if not job.states or not isinstance(source, DatedSource):
+        return None
+    state = SourceState.of(source.made(span))
+    if state.mark != job.states[number]:
+        raise UserError(
+            f"{job.experiment.data.source} has changed while it was prepared; run launch.prepare "
+            "again: what is made from unchanged records is kept."
+        )
+    return state
 
 
 def room_for(experiment: Experiment) -> int | None:
@@ -74,15 +109,19 @@ def room_for(experiment: Experiment) -> int | None:
     return experiment.model.context if experiment.data.rows == "whole" else None
 
 
-def _bank_saver(job: Job, tools: Tools) -> Callable[[int, Batch], int]:
+Saver = Callable[[int, Batch, SourceState | None], int]
+
+
+def _bank_saver(job: Job, tools: Tools) -> Saver:
     writer = bank_writer(job, tools)
 
-    def save(number: int, batch: Batch) -> int:
+    def save(number: int, batch: Batch, made: SourceState | None) -> int:
         batch = _without(batch, writer.removed)
         items = batch.items
         parts = [encoder_parts(item.raw, tools.encoder) for item in items]
         documents = [_bank_document(item, *part) for item, part in zip(items, parts, strict=True)]
-        writer.write(number, documents, tools.encoder.encode_documents(parts), batch.refused)
+        vectors, table = tools.encoder.encode_documents(parts), made.table if made else None
+        writer.write(number, documents, vectors, batch.refused, table)
         return len(documents)
 
     return save
@@ -114,21 +153,22 @@ def _bank_document(item: Tokenised, text: str | None, image: np.ndarray | None) 
         subjects=item.raw.subjects,
         held_out=item.raw.held_out,
         hash=item.raw.hash,
+        pictures=item.raw.pictures,
     )
 
 
-def _corpus_saver(job: Job, tools: Tools) -> Callable[[int, Batch], int]:
+def _corpus_saver(job: Job, tools: Tools) -> Saver:
     writer, bank = corpus_writer(job), Bank.open(job.experiment.data.bank)
     neighbourhood = Neighbourhood(job.experiment, tools.encoder, bank)
 
     removed = Removed.of(job.experiment.data.bank)
 
-    def save(number: int, batch: Batch) -> int:
+    def save(number: int, batch: Batch, made: SourceState | None) -> int:
         batch = _without(batch, removed)
         shard = _shard(batch, neighbourhood)
         if job.split == "validation":
             shard = dataclasses.replace(shard, leaks=neighbourhood.leaks(batch.items))
-        writer.write(number, shard)
+        writer.write(number, shard, made)
         return len(shard.documents)
 
     return save
@@ -145,7 +185,7 @@ def _shard(batch: Batch, neighbourhood: Neighbourhood) -> Shard:
     raws = [(item.raw, item.ids) for item in batch.items]
     return Shard(
         documents=[
-            CorpusDocument(raw.key, raw.kind, raw.licence, ids, raw.source, raw.hash)
+            CorpusDocument(raw.key, raw.kind, raw.licence, ids, raw.source, raw.hash, raw.pictures)
             for raw, ids in raws
         ],
         neighbours=column("ids").astype(np.int32),

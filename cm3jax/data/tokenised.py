@@ -9,6 +9,7 @@ from cm3jax.config import Experiment
 from cm3jax.data.readers.items import BadRecord
 from cm3jax.data.sources import RawRecord, Source
 from cm3jax.document import Image, Text, render
+from cm3jax.errors import UserError
 from cm3jax.retrieval.clip import ClipEncoder, fit, text_and_image
 from cm3jax.shapes import Int
 from cm3jax.tokenizers.image import ImageTokenizer
@@ -25,8 +26,31 @@ class Tools:
     encoder: ClipEncoder
 
     def vocab(self, experiment: Experiment) -> Vocab:
-        """The experiment's vocabulary as filled by these tokenizers."""
-        return Vocab(experiment.vocab, self.text.fingerprint, self.image.fingerprint)
+        """`fitting_vocab` of the experiment and these tokenizers."""
+        return fitting_vocab(experiment, self.text, self.image)
+
+
+def fitting_vocab(experiment: Experiment, text: TextTokenizer, image: ImageTokenizer) -> Vocab:
+    """The experiment's vocabulary as filled by its tokenizers; `UserError` if they do not fit it,
+    or its pictures."""
+    sizes, own = experiment.vocab, image.config
+    fits = {
+        "data.image_size": (experiment.data.image_size, own.image_size, "pixels a side"),
+        "vocab.grid": (sizes.grid, own.grid, "codes a side"),
+        "vocab.image_codes": (sizes.image_codes, own.codes, "codes to choose from"),
+    }
+    for name, (given, wanted, what) in fits.items():
+        if given != wanted:
+            raise UserError(
+                f"{name}={given}, but the image tokenizer has {wanted} {what}; set "
+                f"{name}={wanted}, or give another tokenizers.image."
+            )
+    if text.pieces > sizes.text_pieces:
+        raise UserError(
+            f"vocab.text_pieces={sizes.text_pieces}, but the text tokenizer has {text.pieces} "
+            "pieces; raise it, or give another tokenizers.text."
+        )
+    return Vocab(sizes, text.fingerprint, image.fingerprint)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

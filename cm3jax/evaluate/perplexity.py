@@ -15,6 +15,7 @@ from etils import epath
 from cm3jax import partition
 from cm3jax.checkpoint import load_run
 from cm3jax.data.packing import Position
+from cm3jax.data.pipeline import NoRecords
 from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import (
     NO_SAMPLING,
@@ -53,6 +54,11 @@ def evaluate_perplexity(
     )
     learner = DecoderLearner.from_corpus(dataclasses.replace(experiment, data=data))
     learner.vocab.require(run.fingerprints["vocab"], f"the decoder {run_dir}")
+    if isinstance(learner.streams["validation"], NoRecords):
+        raise UserError(
+            f"no record of {data.corpus or data.mixture} is held back for validation; prepare more "
+            "records, or set data.splits."
+        )
     sums, mark = _sums(learner, run.variables, batches)
     corpora = learner.streams["validation"].corpora
     shares = [Counter(rows.corpus.manifest["licence_shares"]) for rows in corpora]

@@ -7,6 +7,7 @@ import numpy as np
 
 from cm3jax import generate
 from cm3jax.checkpoint import LoadedRun
+from cm3jax.data.pipeline import NoRecords
 from cm3jax.data.rows import CorpusRows
 from cm3jax.data.show import Piece, describe_samples, pieces
 from cm3jax.document import Document, Image, Text, parse
@@ -36,7 +37,8 @@ def illustrator(learner: DecoderLearner) -> Callable[[TrainState], Sequence[Illu
     except UserError as error:
         absent = Illustration.absent(str(error))
         return lambda state: [absent]
-    training, validation = (learner.stream(split).corpora[0] for split in ("train", "validation"))
+    training, held_back = learner.stream("train").corpora[0], learner.stream("validation")
+    validation = training if isinstance(held_back, NoRecords) else held_back.corpora[0]
     row = _training_row(training, generator)
     prompts = _prompts(validation, generator.text, experiment.train.samples)
 

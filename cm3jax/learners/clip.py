@@ -16,6 +16,7 @@ from etils import epath
 from cm3jax import checkpoint
 from cm3jax.config import ClipConfig, Experiment
 from cm3jax.data.couples import NO_SUBJECT, Couples, CoupleStream, Records
+from cm3jax.data.pipeline import NoRecords, Stream
 from cm3jax.data.sources import open_source
 from cm3jax.errors import UserError
 from cm3jax.loss import LossOutput, Mean
@@ -28,8 +29,8 @@ from cm3jax.tokenizers.text import MODEL_FILE, TextTokenizer
 class CLIPLearner:
     """A `CLIP`, its two losses and its couples.
 
-    Reads the whole source into memory. Raises `UserError` when the text tokenizer is missing or
-    `clip.text_vocab` does not fit it.
+    Reads every record of the source once, and holds its texts in memory. Raises `UserError` when
+    the text tokenizer is missing or `clip.text_vocab` does not fit it.
     """
 
     def __init__(self, experiment: Experiment):
@@ -56,8 +57,13 @@ class CLIPLearner:
         return self._records("train")
 
     @functools.cached_property
-    def _validation(self) -> Records:
-        return self._records("validation")
+    def _validation(self) -> Stream:
+        try:
+            records = self._records("validation")
+        except UserError as error:  # none is held back, or those that are are broken
+            print(f"nothing is validated: {error}")
+            return NoRecords()
+        return self._couples(records)
 
     def _records(self, split: Literal["train", "validation"]) -> Records:
         source = open_source(self.experiment.data, split, self.experiment.seed)
@@ -101,9 +107,11 @@ class CLIPLearner:
             total += config.document_loss * (_value(by_text) + _value(by_image)) / 2
         return LossOutput(total, {"loss": Mean(total, 1.0), **metrics}, extra)
 
-    def stream(self, split: Literal["train", "validation"]) -> CoupleStream:
+    def stream(self, split: Literal["train", "validation"]) -> Stream:
         """Couples of the source's split."""
-        records = self.records if split == "train" else self._validation
+        return self._couples(self.records) if split == "train" else self._validation
+
+    def _couples(self, records: Records) -> CoupleStream:
         return CoupleStream(self.experiment, records, jax.process_index(), jax.process_count())
 
 

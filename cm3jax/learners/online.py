@@ -8,8 +8,9 @@ but the decoder is frozen: it goes into each step and is saved with none.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,17 @@ import numpy as np
 
 from cm3jax import partition
 from cm3jax.config import ClipConfig, Experiment
-from cm3jax.data.pipeline import Equipped, HostBatch, Position, RecordStream
+from cm3jax.data.pipeline import (
+    Equipped,
+    HostBatch,
+    NoRecords,
+    Position,
+    RecordStream,
+    ahead,
+    with_epochs,
+)
+from cm3jax.data.scan import Pictures, scan
 from cm3jax.data.sources import RawRecord, open_source
-from cm3jax.data.usable import usable
 from cm3jax.errors import UserError
 from cm3jax.files import digest
 from cm3jax.learners import clip, vqgan
@@ -47,7 +56,8 @@ from cm3jax.vocab import Vocab
 class OnlineLearner:
     """A `DecoderLearner` whose rows are made in its loss from texts and pictures.
 
-    Reads all pairs of a text and a picture into memory; other records are left out. Raises
+    Reads every record of the source once; those but pairs of a text and a picture, and those that
+    can't be read, are left out. Raises
     `UserError` when tokenizers, encoder or bank are missing or do not belong together, and for a
     pair that does not fit a row.
     """
@@ -119,9 +129,11 @@ class OnlineLearner:
         epoch = batch["epochs"].min()
         return self.builder.apply({"bank": batch["bank"]}, queries, self.experiment.seed, epoch)
 
-    def stream(self, split: Literal["train", "validation"]) -> Equipped:
+    @functools.cache  # noqa: B019 - a learner lives as long as its process
+    def stream(self, split: Literal["train", "validation"]) -> Equipped | NoRecords:
         """Pairs of the source, with the tokenizer, the encoder and the bank."""
-        return Equipped(self._pairs(split), self._tools)
+        pairs = self._pairs(split)
+        return NoRecords() if pairs is None else Equipped(pairs, self._tools)
 
     @property
     def _made_with(self) -> dict[str, str]:
@@ -142,19 +154,23 @@ class OnlineLearner:
             "bank": bank_variables(self.bank, mesh, training=True),
         }
 
-    def _pairs(self, split: Literal["train", "validation"]) -> "PairStream":
+    def _pairs(self, split: Literal["train", "validation"]) -> "PairStream | None":
+        """The pairs of a split; None where none is held back for validation."""
         data = self.experiment.data
         source = open_source(data, split, self.experiment.seed)
-        numbered = usable(source, source.__getitem__)
-        pairs = [(number, record) for number, record in numbered if _is_pair(record)]
+        found = scan(source, _pair, lambda record: record.segments[1])
+        for note in found.notes:
+            print(note)
+        pairs = found.kept
         if not pairs:
+            if split == "validation":
+                return None
             raise UserError(
                 f"{data.source} has no pairs of a text and a picture for {split}; add some, or "
                 "prepare a corpus and leave data.online out."
             )
-        records = [record for _, record in pairs]
-        texts = [self.text.encode(record.segments[0]) for record in records]
-        self._require_room(texts, records)
+        texts = [self.text.encode(pair.text) for pair in pairs]
+        self._require_room(texts, [pair.key for pair in pairs])
         longest = max(map(len, texts))
         length = text_length(longest, self.encoder.config)
         pieces = np.zeros((len(texts), max(1, longest)), np.int32)
@@ -164,18 +180,32 @@ class OnlineLearner:
             "pieces": pieces,
             "lengths": np.asarray([len(text) for text in texts], np.int32),
             "texts": text_rows(texts, self.encoder.config, length),
-            "images": np.stack([record.segments[1] for record in records]),
-            "exclude": np.asarray([[self.bank.rows.get(r.key, NONE)] for r in records], np.int32),
-            "records": np.asarray([number for number, _ in pairs], np.int32),
+            "exclude": self._own(pairs),
+            "records": found.records.astype(np.int32),
+            "row": np.arange(len(texts)),
         }
-        return PairStream(self.experiment, arrays, self.encoder.config, self._made_with)
+        marks = [pair.picture for pair in pairs]
+        return PairStream(
+            self.experiment, arrays, found.pictures, marks, self.encoder.config, self._made_with
+        )
 
-    def _require_room(self, texts: Sequence[Sequence[int]], records: Sequence[RawRecord]) -> None:
+    def _own(self, pairs: "Sequence[_Pair]") -> Int[np.ndarray, "M X"]:
+        """The bank's rows that a record is not shown: its own and all with its picture."""
+        own = [
+            {self.bank.rows.get(pair.key, NONE), *self.bank.showing([pair.picture]).tolist()}
+            for pair in pairs
+        ]
+        exclude = np.full((len(pairs), max(map(len, own))), NONE, np.int32)
+        for row, rows in zip(exclude, own, strict=True):
+            row[: len(rows)] = sorted(rows, reverse=True)
+        return exclude
+
+    def _require_room(self, texts: Sequence[Sequence[int]], keys: Sequence[str]) -> None:
         longest = int(np.argmax([len(text) for text in texts]))
         room = self.experiment.model.context - self.vocab.image_tokens - 3  # <eos>, <break>, <eos>
         if len(texts[longest]) > room:
             raise UserError(
-                f"record {records[longest].key!r} of {self.experiment.data.source} has a text of "
+                f"record {keys[longest]!r} of {self.experiment.data.source} has a text of "
                 f"{len(texts[longest])} pieces and does not fit a row of model.context="
                 f"{self.experiment.model.context}; raise that, or shorten it."
             )
@@ -183,10 +213,14 @@ class OnlineLearner:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairStream:
-    """Shuffled pairs in memory, each picture also at the encoder's size."""
+    """Shuffled pairs, each picture also at the encoder's size."""
 
     experiment: Experiment
     arrays: dict[str, np.ndarray]
+    """What is known of each pair but its picture; `row` is its number."""
+    pictures: Pictures
+    marks: Sequence[str]
+    """Hashes of the pictures."""
     encoder: ClipConfig
     made_with: Mapping[str, str]
     """Fingerprints of the bank and of the encoder, by name."""
@@ -194,20 +228,41 @@ class PairStream:
     @property
     def fingerprints(self) -> Mapping[str, str]:
         """Of the pairs, of the bank and of the encoder."""
-        return {"records": digest(*self.arrays.values()), **self.made_with}
+        return {
+            "records": digest(*self.arrays.values(), *self.marks),
+            **self.made_with,
+        }
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """This process's share of the batches from `position` on, without end."""
         experiment = self.experiment
         process = jax.process_index(), jax.process_count()
         stream = RecordStream(self.arrays, experiment.data.batch, experiment.seed, *process)
-        for batch in stream.batches(position):
-            epochs = np.full(len(batch.data["records"]), position.epoch, np.int32)
-            seen = np.stack([fit(image, self.encoder) for image in batch.data["images"]])
-            data = {**batch.data, "seen": seen, "epochs": epochs}
-            yield dataclasses.replace(batch, data=data)
-            position = batch.next
+        drawn = with_epochs(stream.batches(position), position)
+        if self.pictures.held is not None:
+            yield from map(self._made, drawn)
+        else:
+            yield from ahead(drawn, self._made, experiment.data.threads)
+
+    def _made(self, drawn: tuple[HostBatch, int]) -> HostBatch:
+        batch, epoch = drawn
+        data = dict(batch.data)
+        images = self.pictures.take(data.pop("row"))
+        seen = np.stack([fit(image, self.encoder) for image in images])
+        epochs = np.full(len(images), epoch, np.int32)
+        data |= {"images": images, "seen": seen, "epochs": epochs}
+        return dataclasses.replace(batch, data=data)
 
 
-def _is_pair(record: RawRecord) -> bool:
-    return [isinstance(segment, str) for segment in record.segments] == [True, False]
+class _Pair(NamedTuple):
+    """What is kept of a record."""
+
+    key: str
+    text: str
+    picture: str
+
+
+def _pair(record: RawRecord) -> _Pair | None:
+    if [isinstance(segment, str) for segment in record.segments] != [True, False]:
+        return None
+    return _Pair(record.key, record.segments[0], record.pictures[0])

@@ -204,6 +204,8 @@ def _search(axes: _Axes, bank, queries: Queries, first, documents: int):
         scores, ids = (
             jax.lax.all_gather(part, axes.bank, axis=1, tiled=True) for part in (scores, ids)
         )
+    short = ((0, 0), (0, max(0, documents - scores.shape[1])))  # of a bank of fewer documents
+    scores, ids = jnp.pad(scores, short, constant_values=-jnp.inf), jnp.pad(ids, short)
     scores, places = jax.lax.top_k(scores, documents)
     ids = jnp.take_along_axis(ids, places, axis=1)
     return jnp.where(scores > -jnp.inf, ids, NONE), scores

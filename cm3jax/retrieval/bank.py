@@ -35,6 +35,7 @@ from cm3jax.retrieval.bank_files import (
 from cm3jax.retrieval.bank_writer import Part, sweep_parts, write_bank
 from cm3jax.retrieval.removed import Removed
 from cm3jax.shapes import Bool, Float, Int
+from cm3jax.shards import STATE
 
 _SHARD = 65_536
 
@@ -161,6 +162,23 @@ class Bank:
         """The row of every key; reads the whole bank once."""
         return {document.key: row for row, document in enumerate(self.documents())}
 
+    def showing(self, pictures: Iterable[str]) -> Int[np.ndarray, " R"]:
+        """Rows of the documents that have one of these pictures (`BankDocument.pictures`)."""
+        hashes, rows = self._pictures
+        wanted = np.unique(np.asarray([int(picture, 16) for picture in pictures], np.uint64))
+        first, last = (np.searchsorted(hashes, wanted, side) for side in ("left", "right"))
+        found = [rows[start:stop] for start, stop in zip(first, last, strict=True)]
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
+
+    @functools.cached_property
+    def _pictures(self) -> tuple[np.ndarray, Int[np.ndarray, " P"]]:
+        """Hashes of all pictures in ascending order, uint64, and whose they are."""
+        if "pictures.npy" not in self.manifest["files"]:
+            return np.zeros(0, np.uint64), np.zeros(0, np.int64)
+        hashes = np.load(self.path / "pictures.npy")
+        order = np.argsort(hashes, kind="stable")
+        return hashes[order], np.repeat(np.arange(len(self)), self._columns["pictures"])[order]
+
     def has_any(self, removed: Removed) -> bool:
         """Whether any document is in it that is to be taken out."""
         of_rule = {*self.manifest["sources"]} & {*removed.sources}
@@ -219,6 +237,7 @@ def rewrite(
         "made_from": made_from,
         "merged": [*first.get("merged", []), *(bank.fingerprint for bank in banks[1:])],
         "refused": first.get("refused", {}),
+        **({STATE: first[STATE]} if STATE in first else {}),
     }
     write_bank(path, _parts(banks, removed), first["encoder"], first["vocab"], facts)
 

@@ -20,7 +20,7 @@ SAVED_TRAINING = f"{SAVED}-training"
 COLUMNS = np.dtype(
     [
         *(("length", "<i4"), ("has_text", "?"), ("has_image", "?"), ("held_out", "?")),
-        *(("key", "<u8"), ("content", "<u8")),
+        *(("key", "<u8"), ("content", "<u8"), ("pictures", "<i4")),
     ]
 )
 
@@ -45,6 +45,8 @@ class BankDocument:
     """Found at generation alone: training never sees it as a neighbour."""
     hash: str = ""
     """Of the raw record's content."""
+    pictures: tuple[str, ...] = ()
+    """Hashes of its pictures' pixels (`RawRecord.pictures`): a record is shown none of its own."""
 
 
 def bank_files(folder: epath.Path) -> list[str] | None:
@@ -95,4 +97,5 @@ def decode(record: bytes) -> BankDocument:
     """The document of a record."""
     ids = ids_of(record)
     rest = json.loads(record[4 + ids.nbytes :])
-    return BankDocument(**rest | {"ids": ids, "subjects": tuple(rest["subjects"])})
+    names = {name: tuple(rest.get(name, ())) for name in ("subjects", "pictures")}
+    return BankDocument(**rest | names | {"ids": ids})

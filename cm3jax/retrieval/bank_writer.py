@@ -27,6 +27,7 @@ from cm3jax.shards import Files, Notes, ShardWriter, shard_files
 
 Part = tuple[Sequence[BankDocument], Float[np.ndarray, "M E"]]
 """Some documents and their unit vectors."""
+_SOURCE = "source"
 
 
 class BankWriter:
@@ -44,11 +45,13 @@ class BankWriter:
         encoder_fingerprint: str,
         vocab_fingerprint: str,
         parts: str = "parts",
+        states: Sequence[str] = (),
     ):
+        """`made_from` and `states` are those of `ShardWriter`."""
         self.path = epath.Path(path)
         self.removed = Removed.of(path)
         self._made = {"encoder": encoder_fingerprint, "vocab": vocab_fingerprint}
-        self._shards = ShardWriter(path, made_from, bank_files, parts)
+        self._shards = ShardWriter(path, made_from, bank_files, parts, states)
 
     def require_ours(self) -> None:
         """Raise `UserError` where something of somebody else's would be written over."""
@@ -64,19 +67,28 @@ class BankWriter:
         documents: Sequence[BankDocument],
         vectors: Float[np.ndarray, "M E"],
         refused: dict[str, str] | None = None,
+        source: np.ndarray | None = None,
     ) -> None:
         """Write one shard of documents and their unit vectors.
 
-        `refused` are the keys of records that are no part of it, with the reason.
+        `refused` are the keys of records that are no part of it, with the reason; `source` is the
+        state of all raw records that it was made from, for later comparison.
         """
         facts = [
-            (len(d.ids), d.has_text, d.has_image, d.held_out, key_hash(d.key), content_hash(d.ids))
+            (
+                *(len(d.ids), d.has_text, d.has_image, d.held_out),
+                *(key_hash(d.key), content_hash(d.ids), len(d.pictures)),
+            )
             for d in documents
         ]
+        pictures = [int(picture, 16) for d in documents for picture in d.pictures]
         columns = {
             "columns": np.asarray(facts, COLUMNS),
             "vectors": np.asarray(vectors, np.float32),
+            "pictures": np.asarray(pictures, np.uint64),
         }
+        if source is not None:
+            columns[_SOURCE] = source
         notes = {
             "sources": Counter(document.source for document in documents),
             "licences": Counter(document.licence for document in documents),
@@ -93,9 +105,10 @@ class BankWriter:
 
         The manifest also holds `facts`. Raises `UserError` on a key that occurs twice.
         """
+        known = ("columns", "vectors", "pictures", _SOURCE)
         self._shards.finish(
             shards,
-            ("columns", "vectors"),
+            [c for c in known if (self._shards.parts / f"{c}-00000.npy").exists()],
             lambda *about: self._manifest(*about) | (facts or {}),
         )
 
@@ -107,7 +120,8 @@ class BankWriter:
         columns = np.load(self._shards.parts / "columns.npy", mmap_mode="r")
         self._require_unique(columns["key"], notes)
         both = columns["has_text"] & columns["has_image"]
-        sums = [file["sha256"] for _, file in sorted(files.items())]
+        content = {name: file for name, file in files.items() if name != f"{_SOURCE}.npy"}
+        sums = [file["sha256"] for _, file in sorted(content.items())]
         totals = {
             name: dict(sum((Counter(note[name]) for note in notes), Counter()))
             for name in ("sources", "licences")

@@ -38,7 +38,7 @@ class Choice:
 def excluded(
     ids: Int[np.ndarray, "B P"], exclude: Int[np.ndarray, "B X"]
 ) -> Bool[np.ndarray, "B P"]:
-    """Which neighbours a query must never get: its own document and copies of it."""
+    """Which neighbours a query must never get: its own document, copies of it, its own picture."""
     return (ids[:, :, None] == exclude[:, None, :]).any(-1)
 
 
@@ -81,7 +81,8 @@ def side_by_side(found: Neighbours, counts: Sequence[int]) -> Neighbours:
     shape = (len(counts), max([1, *counts]), found.ids.shape[1])
     ids, scores = np.full(shape, NONE, np.int64), np.full(shape, -np.inf, np.float32)
     ids[owner, place], scores[owner, place] = found.ids, found.scores
-    return Neighbours(ids.reshape(shape[0], -1), scores.reshape(shape[0], -1))
+    rows = shape[0], shape[1] * shape[2]
+    return Neighbours(ids.reshape(rows), scores.reshape(rows))
 
 
 def choose(

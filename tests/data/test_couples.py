@@ -5,6 +5,7 @@ import pytest
 
 from cm3jax.data.couples import NO_SUBJECT, Couples, CoupleStream, Records
 from cm3jax.data.pipeline import Position
+from cm3jax.data.readers.items import BadRecord
 from cm3jax.data.sources import RawRecord
 from cm3jax.errors import UserError
 from cm3jax.testing import experiment, text_tokenizer
@@ -50,6 +51,10 @@ def test_partners_share_a_subject_and_are_all_drawn(records):
         assert found == (others or {record})
 
 
+def test_records_with_a_partner_are_counted(records):
+    assert records.partnered == 5  # 0, 1, 3, 5 and 6; c, d and e have one record each
+
+
 def test_a_partner_depends_on_its_record_alone(records):
     every = np.arange(len(SUBJECTS))
     together = records.partners(every, 3, 5)
@@ -69,7 +74,7 @@ def _first(stream, position=None) -> Couples:
 def test_rows_hold_both_documents(records):
     couples = _first(_stream(records, batch=8))
     assert sorted(couples.records[:, 0].tolist()) == list(range(8))
-    np.testing.assert_array_equal(couples.images, records.images[couples.records])
+    np.testing.assert_array_equal(couples.images, records.pictures.held[couples.records])
     np.testing.assert_array_equal(couples.subjects, records.subjects[couples.records])
     assert couples.texts.shape[:2] == (8, 2)
     assert (couples.subjects[couples.records[:, 0] == 2] == NO_SUBJECT).all()
@@ -104,7 +109,38 @@ def test_processes_share_the_global_batch(records):
 
 
 def test_pictures_of_another_size_are_fitted():
-    assert Records(_source(24), text_tokenizer(), experiment().clip).images.shape == (8, 16, 16, 3)
+    records = Records(_source(24), text_tokenizer(), experiment().clip)
+    assert records.pictures.held.shape == (8, 16, 16, 3)
+
+
+class _Dirty(list):
+    """A source whose fourth record can't be read."""
+
+    def __getitem__(self, number):
+        if number == 3:
+            raise BadRecord("3.png", "it is empty")
+        return super().__getitem__(number)
+
+
+def test_pictures_that_are_read_as_needed_give_the_same_batches(records):
+    streamed = Records(_source(), text_tokenizer(), experiment().clip, in_memory=1000)
+    assert streamed.pictures.held is None
+    both = [_stream(part, batch=3).batches(Position()) for part in (records, streamed)]
+    for _, held, read in zip(range(7), *both, strict=False):
+        assert (held.fingerprint, held.next) == (read.fingerprint, read.next)
+        for name in ("records", "subjects", "texts", "images"):
+            np.testing.assert_array_equal(getattr(held.data, name), getattr(read.data, name))
+
+
+def test_a_broken_record_is_left_out_and_named():
+    records = Records(_Dirty(_source()), text_tokenizer(), experiment().clip)
+    assert len(records) == len(records.pictures.held) == 7
+    notes = _stream(records).notes
+    assert notes[1] == "4 of 7 records have a partner of their subject."
+    assert notes[0] == "left out 1 of 8 records: 3.png: it is empty"
+    streamed = Records(_Dirty(_source()), text_tokenizer(), experiment().clip, in_memory=0)
+    every = np.arange(7)
+    np.testing.assert_array_equal(streamed.pictures.take(every), records.pictures.held)
 
 
 def test_a_source_without_pairs_is_refused():

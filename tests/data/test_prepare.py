@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from cm3jax import testing
 from cm3jax.config import CM3Config, DataConfig
 from cm3jax.data import stations
 from cm3jax.data.corpus import Corpus
-from cm3jax.data.pipeline import CorpusStream
+from cm3jax.data.packing import Position
+from cm3jax.data.pipeline import CorpusStream, NoRecords
 from cm3jax.data.prepare import is_prepared, prepare, prepare_bank, remove_documents
 from cm3jax.data.show import show_row
 from cm3jax.data.tokenised import Tools
@@ -146,7 +148,8 @@ def test_other_settings_prepare_again(prepared, chain, folder, tmp_path):
     prepare(config, chain, lambda line: None)
     fewer = experiment(folder, tmp_path, records=30)
     prepare(fewer, chain, lambda line: None)
-    assert len(Corpus.open(tmp_path / "corpus" / "train")) == 29
+    corpus = Corpus.open(tmp_path / "corpus" / "train")
+    assert len(corpus) + len(corpus.manifest["refused"]) == 30
 
 
 def test_preparation_is_up_to_date_or_not(prepared, chain):
@@ -231,7 +234,7 @@ def test_a_stranger_s_files_survive_whatever_is_prepared(chain, folder, tmp_path
     files = canaries(tmp_path, tmp_path / "bank", tmp_path / "corpus", train, train / "sub")
     prepare(config, chain, lambda line: None)
     prepare(experiment(folder, tmp_path, records=30), chain, lambda line: None)
-    remove_documents(config, Removed(keys=("0.png",)))
+    remove_documents(config, Removed(keys=(Bank.open(config.data.bank).meta(0).key,)))
     assert {file.read_text() for file in files} == {"words"}
     assert not [path for path in tmp_path.rglob(".*") if path.is_dir()], "nothing hidden is left"
 
@@ -275,6 +278,9 @@ def test_held_out_documents_are_no_neighbours(chain, folder, tmp_path, monkeypat
         def __len__(self):
             return len(self.source)
 
+        def made(self, span):
+            return self.source.made(span)
+
         def __getitem__(self, index):
             return dataclasses.replace(self.source[index], held_out=index % 2 == 0)
 
@@ -291,3 +297,194 @@ def test_held_out_documents_are_no_neighbours(chain, folder, tmp_path, monkeypat
     found = found[found != NONE]
     assert len(found) > 5
     assert not bank.held_out[found].any()
+
+
+def write_captions(path, captions, broken=()):
+    """A folder of one picture per entry, with the captions of each; some pictures are empty."""
+    path.mkdir(exist_ok=True)
+    lines = []
+    for number, (own, picture) in enumerate(
+        zip(captions, testing.pictures(len(captions)), strict=True)
+    ):
+        file = path / f"{number}.png"
+        PIL.Image.fromarray(picture).save(file)
+        if number in broken:
+            file.write_bytes(b"")
+        lines += [json.dumps({"file": file.name, "caption": caption}) for caption in own]
+    (path / "captions.jsonl").write_text("\n".join(lines))
+    return path
+
+
+def keys_of(config, split):
+    corpus = Corpus.open(f"{config.data.corpus}/{split}")
+    return [corpus.document(number).key for number in range(len(corpus))]
+
+
+def test_no_record_is_shown_its_own_picture(chain, tmp_path):
+    """Five captions of each picture, as in COCO: the pairs of the other four are no neighbours. The
+    picture of one validation record is trained on under another name: that is a leak."""
+    captions = [[f"{testing.CAPTIONS[j % 4]} {i} {j}" for j in range(5)] for i in range(20)]
+    folder = write_captions(tmp_path / "folder", captions)
+    (folder / "copy.png").write_bytes((folder / "19.png").read_bytes())
+    line = json.dumps({"file": "copy.png", "caption": "seen before", "split": "train"})
+    (folder / "captions.jsonl").write_text(f"{line}\n{(folder / 'captions.jsonl').read_text()}")
+    config = experiment(folder, tmp_path / "out")
+    prepare(config, chain, lambda line: None)
+    bank = Bank.open(config.data.bank)
+    assert len(bank) == 96
+    for split, count in (("train", 96), ("validation", 5)):
+        corpus = Corpus.open(f"{config.data.corpus}/{split}")
+        assert len(corpus) == count
+        shown = corpus.neighbours[corpus.neighbours != NONE]
+        assert len(shown) > count
+        for number in range(count):
+            (own,) = corpus.document(number).pictures
+            rows = np.unique(corpus.neighbours[number])
+            assert all(bank.meta(int(row)).pictures != (own,) for row in rows if row != NONE)
+    leaks = Corpus.open(f"{config.data.corpus}/validation").manifest["leaks"]
+    assert set(leaks.values()) == {"copy.png"}
+    assert len(leaks) == 5
+
+
+def test_a_changed_source_is_prepared_again_and_it_is_said(chain, tmp_path):
+    captions = [[f"wrong {i}"] for i in range(60)]
+    folder = write_captions(tmp_path / "folder", captions, broken=[3])
+    config = experiment(folder, tmp_path / "out")
+    prepare(config, chain, lambda line: None)
+    assert is_prepared(config, chain)
+    lines = (folder / "captions.jsonl").read_text().replace('"wrong 7"', '"right 7"')
+    PIL.Image.fromarray(testing.pictures(1)[0]).save(folder / "3.png")
+    PIL.Image.fromarray(testing.pictures(1)[0]).save(folder / "new.png")
+    new = json.dumps({"file": "new.png", "caption": "new"})
+    (folder / "captions.jsonl").write_text(f"{lines}\n{new}")
+    assert not is_prepared(config, chain)
+    said = []
+    prepare(config, chain, said.append)
+    assert "has changed since (1 new (new.png first), 2 changed (3.png first))" in said[0]
+    bank = Bank.open(config.data.bank)
+    assert bank.meta(bank.rows["7.png"]).text == "right 7"
+    assert {"3.png", "new.png"} <= set(keys_of(config, "train"))
+    said.clear()
+    prepare(config, chain, said.append)
+    assert all(line.endswith("is complete") for line in said)
+
+
+def test_a_source_that_changed_between_a_kill_and_the_rerun_is_not_mixed(chain, tmp_path):
+    folder = write_captions(tmp_path / "folder", [[f"first {i}"] for i in range(60)])
+    config = experiment(folder, tmp_path / "out")
+
+    class Killed(Exception):
+        pass
+
+    def stop(line):
+        if line.startswith("train: 2/3"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        prepare(config, chain, stop)
+    lines = (folder / "captions.jsonl").read_text().splitlines()
+    (folder / "captions.jsonl").write_text("\n".join([*lines[30:], *lines[:30]]))
+    prepare(config, chain, lambda line: None)
+    train, validation = (keys_of(config, split) for split in ("train", "validation"))
+    assert sorted(train + validation) == sorted(f"{i}.png" for i in range(60))
+    assert set(Bank.open(config.data.bank).rows) == set(train)
+
+
+def test_a_source_that_changes_meanwhile_is_refused(chain, tmp_path, monkeypatch):
+    folder = write_captions(tmp_path / "folder", [[f"first {i}"] for i in range(60)])
+    read = stations.read
+
+    def change(*at):
+        found = read(*at)
+        PIL.Image.fromarray(testing.pictures(3)[2]).save(folder / "0.png")
+        return found
+
+    monkeypatch.setattr(stations, "read", change)
+    with pytest.raises(UserError, match="has changed while it was prepared"):
+        prepare(experiment(folder, tmp_path / "out"), chain, lambda line: None)
+
+
+@pytest.mark.parametrize("clauses", [True, False])
+def test_shards_without_a_usable_record(chain, tmp_path, clauses):
+    captions = [[f"{testing.CAPTIONS[i % 4]} {i}"] for i in range(60)]
+    folder = write_captions(tmp_path / "folder", captions, broken=range(10, 20))
+    config = experiment(folder, tmp_path / "out", shard=10)
+    rules = dataclasses.replace(config.retrieval, clauses=clauses)
+    config = dataclasses.replace(config, retrieval=rules)
+    prepare(config, chain, lambda line: None)
+    assert len(keys_of(config, "train")) == 49
+    assert next(CorpusStream.open(config, "train").batches(Position())).data.tokens.shape[0] == 4
+
+
+@pytest.mark.parametrize("kind", ["text", "picture"])
+def test_corpora_of_one_modality(chain, tmp_path, kind):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    lines = []
+    for number, picture in enumerate(testing.pictures(60)):
+        PIL.Image.fromarray(picture).save(folder / f"{number}.png")
+        text = {"text": f"{testing.CAPTIONS[number % 4]} {number}"}
+        lines.append(json.dumps([text if kind == "text" else {"image": f"{number}.png"}]))
+    (folder / "documents.jsonl").write_text("\n".join(lines))
+    config = experiment(folder, tmp_path / "out")
+    prepare(config, chain, lambda line: None)
+    corpus = Corpus.open(f"{config.data.corpus}/train")
+    asked = (corpus.neighbours != NONE).any((0, 1, 3))
+    assert asked.tolist() == [kind == "text", kind == "picture"]
+    assert next(CorpusStream.open(config, "train").batches(Position())).data.tokens.shape[0] == 4
+
+
+@pytest.mark.parametrize(("count", "broken", "held"), [(10, (), 1), (60, (49,), 0), (1, (), 0)])
+def test_small_sets(chain, tmp_path, count, broken, held):
+    captions = [[f"{testing.CAPTIONS[i % 4]} {i}"] for i in range(count)]
+    config = experiment(write_captions(tmp_path / "folder", captions, broken), tmp_path / "out")
+    said = []
+    prepare(config, chain, said.append)
+    assert len(keys_of(config, "train")) == count - max(1, held) * (count > 1)
+    assert len(keys_of(config, "validation")) == held
+    empty = "validation: no usable record, so training measures no validation loss"
+    assert (empty in said) == (not held)
+    stream = CorpusStream.open(config, "validation")
+    assert isinstance(stream, NoRecords) == (not held)
+
+
+def test_a_blank_last_line_is_one_refused_record(chain, tmp_path):
+    folder = write_captions(tmp_path / "folder", [[f"fox {i}"] for i in range(81)])
+    with (folder / "captions.jsonl").open("a") as file:
+        file.write("\n\n")
+    config = experiment(folder, tmp_path / "out")
+    prepare(config, chain, lambda line: None)
+    assert len(keys_of(config, "train")) == 80
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 32}, r"data\.image_size=32, but the image tokenizer has 16 pixels a side"),
+        ({"grid": 4}, r"vocab\.grid=4, but the image tokenizer has 2 codes a side; set vocab"),
+        ({"image_codes": 64}, r"vocab\.image_codes=64, but .* has 32 codes to choose from"),
+        ({"text_pieces": 100}, r"vocab\.text_pieces=100, but the text tokenizer has 320 pieces"),
+    ],
+)
+def test_sizes_that_disagree_are_refused(chain, folder, tmp_path, change, message):
+    config = experiment(folder, tmp_path, **{k: v for k, v in change.items() if k == "image_size"})
+    sizes = {name: value for name, value in change.items() if name != "image_size"}
+    other = {"grid": {"image_size": 32}, "image_codes": {"codes": 64}}.get(next(iter(change)), {})
+    config = dataclasses.replace(
+        config,
+        vocab=dataclasses.replace(config.vocab, **sizes),
+        vqgan=dataclasses.replace(config.vqgan, **other),
+    )
+    with pytest.raises(UserError, match=message):
+        prepare(config, chain, lambda line: None)
+
+
+def test_training_is_told_how_many_documents_samples_have(prepared):
+    model = dataclasses.replace(prepared.model, context=300)
+    (note,) = CorpusStream.open(dataclasses.replace(prepared, model=model), "train").notes
+    shares = [int(share) for share in re.findall(r"(\d+)% have", note)]
+    assert len(shares) == 3
+    assert sum(shares) == pytest.approx(100, abs=2)
+    assert "do not fit a row" not in note
+    (note,) = CorpusStream.open(prepared, "train").notes
+    assert re.search(r"; \d+% of those drawn do not fit a row of 96 tokens", note)

@@ -399,6 +399,7 @@ def test_a_dataset_of_tfds_without_tensorflow(tmp_path):
         def _info(self):
             captions = tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()})
             features = {"image": tfds.features.Image(), "captions": captions}
+            features["label"] = tfds.features.ClassLabel(names=["dog", "cat"])
             return tfds.core.DatasetInfo(
                 builder=self, features=tfds.features.FeaturesDict(features)
             )
@@ -409,7 +410,7 @@ def test_a_dataset_of_tfds_without_tensorflow(tmp_path):
         def _generate_examples(self):
             for i in range(6):
                 texts = [{"id": j, "text": f"picture {i}, caption {j}"} for j in range(i % 3)]
-                yield i, {"image": dirt.jpeg(i), "captions": texts}
+                yield i, {"image": dirt.jpeg(i), "captions": texts, "label": i % 2}
 
     builder = CocoCaptions(data_dir=str(tmp_path), file_format="array_record")
     builder.download_and_prepare()
@@ -501,3 +502,78 @@ def test_thousands_of_broken_files_cost_no_memory(tmp_path):
     assert (len(good), len(bad)) == (500, 2000 + dirt.TAR_SAMPLES + 1)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
     assert {entry.name for entry in tmp_path.iterdir()} == {"folder", "tars"}
+
+
+def test_records_say_what_they_are_about(tmp_path):
+    """Every format takes a list of names or one name; anything else there is refused."""
+    import pyarrow
+    from pyarrow import parquet
+
+    given = [["france", " flag "], "france", None, []]
+    wanted = [("france", "flag"), ("france",), (), ()]
+    folders = {name: tmp_path / name for name in ("lines", "hf", "tars", "documents", "tables")}
+    for folder in folders.values():
+        folder.mkdir()
+    rows = [{"subjects": names} if names is not None else {} for names in given]
+    for i in range(5):
+        for name in ("lines", "hf", "documents"):
+            (folders[name] / f"{i}.jpg").write_bytes(dirt.jpeg(i))
+    bad = {"subjects": [1]}
+
+    def write(folder, file, lines):
+        (folders[folder] / file).write_text("\n".join(map(json.dumps, lines)))
+
+    picture = [{"file": f"{i}.jpg", "caption": "x"} | row for i, row in enumerate([*rows, bad])]
+    write("lines", "captions.jsonl", picture)
+    hf = [{"file_name": f"{i}.jpg", "text": "x"} | row for i, row in enumerate([*rows, bad])]
+    write("hf", "metadata.jsonl", hf)
+    items = [{"text": "x"}, {"image": "0.jpg"}]
+    write("documents", "documents.jsonl", [{"items": items} | row for row in [*rows, bad]])
+    with tarfile.open(folders["tars"] / "0.tar", "w") as archive:
+        for i, row in enumerate([*rows, bad]):
+            dirt._add(archive, f"{i}.jpg", dirt.jpeg(i))
+            dirt._add(archive, f"{i}.json", json.dumps({"caption": "x"} | row).encode())
+    table = [
+        {"caption": "x", "jpg": dirt.jpeg(i), "subjects": list(names)}
+        for i, names in enumerate(wanted)
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(table), folders["tables"] / "0.parquet")
+    for name, folder in folders.items():
+        good, refused = both_splits(folder)
+        assert [record.subjects for record in good.values()] == wanted, name
+        if name != "tables":
+            (reason,) = refused.values()
+            assert "no list of names in 'subjects'" in reason
+
+
+def test_a_folder_of_pictures_named_by_subject(tmp_path):
+    def put(name, text=None):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(dirt.jpeg(0))
+        if text is not None:
+            (tmp_path / name).with_suffix(".txt").write_bytes(text)
+
+    put("france_flag/1.png")
+    put("france_flag/2.JPG", b"\xef\xbb\xbfa flag in the wind\r\n")
+    put("00000/1.png", b"from a shard")
+    put("00000/2.png")
+    put("alone.png", "schön".encode("latin-1"))
+    (tmp_path / "notes.txt").write_text("no caption of any picture")
+    good, bad = both_splits(tmp_path)
+    assert {key: (r.segments[0], r.subjects) for key, r in good.items()} == {
+        "france_flag/1.png": ("france flag", ("france flag",)),
+        "france_flag/2.JPG": ("a flag in the wind", ("france flag",)),
+        "00000/1.png": ("from a shard", ()),
+    }
+    assert bad == {
+        "00000/2.png": "it has no caption: there is no 00000/2.txt",
+        "alone.png": "alone.txt: is not UTF-8 (byte F6 at 3)",
+    }
+
+
+def test_a_folder_in_which_nothing_has_a_caption_gives_pictures(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").write_bytes(dirt.jpeg(i))
+    good, bad = both_splits(tmp_path)
+    assert [len(record.segments) for record in good.values()] == [1, 1, 1]
+    assert not bad

@@ -101,8 +101,9 @@ def test_a_bad_line_or_picture_is_named(folder, line, message):
     (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:60])
     good = '{"file": "0.png", "caption": "x"}'
     (folder / "captions.jsonl").write_text(f"{good}\n{line}\n{good}\n")
+    config = DataConfig(source=str(folder), splits=((".", "train"),))
     with pytest.raises(UserError, match=message):
-        list(open_source(DataConfig(source=str(folder)), "train", 0))
+        list(open_source(config, "train", 0))
 
 
 @pytest.mark.parametrize("content", [None, ""])

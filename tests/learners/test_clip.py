@@ -177,6 +177,35 @@ def test_without_the_document_loss_only_pairs_count(flags):
     np.testing.assert_allclose(output.loss, output.metrics["loss_pair"].compute(), rtol=1e-6)
 
 
+def test_training_says_how_many_records_have_a_partner(flags, monkeypatch):
+    names = [record.subjects for record in _flags("train", 96)]
+    count = sum(names.count(name) > 1 for name in names)
+    said = f"{count} of 96 records have a partner of their subject."
+    assert CLIPLearner(flags).stream("train").notes == [said]
+
+    def bare(data, split, seed):
+        return [dataclasses.replace(record, subjects=()) for record in _flags(split, 96)]
+
+    monkeypatch.setattr(clip, "open_source", bare)
+    (warning,) = CLIPLearner(flags).stream("train").notes
+    assert warning.startswith("warning: clip.document_loss=1 has nothing to work on")
+    alone = dataclasses.replace(flags.clip, document_loss=0.0)
+    assert not CLIPLearner(dataclasses.replace(flags, clip=alone)).stream("train").notes
+    found = dataclasses.replace(flags, clip=dataclasses.replace(flags.clip, partners="captions"))
+    captions = [record.segments[0] for record in bare(None, "train", 0)]
+    shared = sum(captions.count(caption) > 1 for caption in captions)
+    assert CLIPLearner(found).records.partnered == shared > 80
+
+
+def test_without_pairs_held_back_nothing_is_validated(flags, monkeypatch):
+    monkeypatch.setattr(
+        clip, "open_source", lambda data, split, seed: _flags(split, 96) * (split == "train")
+    )
+    learner = CLIPLearner(flags)
+    assert not list(learner.stream("validation").batches(Position()))
+    assert next(learner.stream("train").batches(Position())).data.records.shape == (32, 2)
+
+
 def test_a_text_tower_of_another_size_is_refused(flags):
     wrong = dataclasses.replace(flags, clip=dataclasses.replace(flags.clip, text_vocab=99))
     with pytest.raises(UserError, match=r"clip.text_vocab=99 does not fit .* set it to "):

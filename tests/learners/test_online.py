@@ -60,7 +60,12 @@ def experiment(home, **fields):
         "tokenizers": TokenizersConfig(text=str(home / "text"), image=str(home / "vqgan")),
         "retrieval": RetrievalConfig(encoder=str(home / "clip"), documents=DOCUMENTS),
         "data": DataConfig(
-            source=str(home), bank=str(home / "bank"), image_size=16, batch=RECORDS, online=True
+            source=str(home),
+            splits=((".", "train"),),
+            bank=str(home / "bank"),
+            image_size=16,
+            batch=RECORDS,
+            online=True,
         ),
         "mesh": MeshConfig(data=1),
     }
@@ -183,5 +188,7 @@ def test_says_what_does_not_fit(home):
     short = dataclasses.replace(testing.experiment().model, context=16)
     with pytest.raises(UserError, match=r"does not fit a row of model\.context=16"):
         OnlineLearner(experiment(home, model=short)).stream("train")
-    with pytest.raises(UserError, match="no pairs of a text and a picture for validation"):
-        OnlineLearner(experiment(home)).stream("validation")
+    assert not list(OnlineLearner(experiment(home)).stream("validation").batches(Position()))
+    data = dataclasses.replace(experiment(home).data, splits=((".", "validation"),))
+    with pytest.raises(UserError, match="no pairs of a text and a picture for train"):
+        OnlineLearner(experiment(home, data=data)).stream("train")

@@ -133,6 +133,20 @@ def _others(path, start=5, count=4, encoder="encoder-a", source=None):
     return Bank.build(path, documents, _vectors(start + count)[start:], encoder, "vocab-a")
 
 
+def test_documents_are_found_by_their_pictures(tmp_path):
+    pictures = [("0a",), (), ("0b", "0a"), ("ff" * 8,)]
+    made = [
+        dataclasses.replace(d, pictures=own) for d, own in zip(_documents(4), pictures, strict=True)
+    ]
+    bank = Bank.build(tmp_path / "bank", made, _vectors(4), "encoder-a", "vocab-a")
+    assert bank.showing(["0a"]).tolist() == [0, 2]
+    assert bank.showing(["0b", "ff" * 8]).tolist() == [2, 3]
+    assert bank.showing(["0c"]).tolist() == bank.showing([]).tolist() == []
+    assert bank.meta(2).pictures == ("0b", "0a")
+    smaller = remove(bank, Removed(keys=(bank.meta(0).key,)))
+    assert smaller.showing(["0a"]).tolist() == [1]
+
+
 def test_banks_are_merged_without_repeating_what_both_have(bank, tmp_path, monkeypatch):
     monkeypatch.setattr(bank_module, "_SHARD", 3)
     other = _others(tmp_path / "other")

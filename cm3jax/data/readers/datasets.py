@@ -1,11 +1,12 @@
 """Image-caption datasets of tensorflow-datasets, as array_record files and without TensorFlow."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from cm3jax.data.readers.items import BadRecord, RawItem, first_text
+from cm3jax.data.readers.items import BadRecord, Facts, Made, RawItem, file_mark, first_text
 from cm3jax.data.readers.lines import origin
 from cm3jax.errors import UserError
 
@@ -16,6 +17,8 @@ class TfdsSplit:
     """A split of a prepared dataset, e.g. `coco_captions/2014:1.1.0`, `train`.
 
     A record is the feature `image` and the first text of `caption`, `text`, `captions` or `title`.
+    It is about its `subjects` (texts), or about the classes in its `label` or, as in COCO, of its
+    `objects`.
     Raises `UserError` if the dataset is not below `data_dir` in a format that needs no TensorFlow.
     """
 
@@ -36,6 +39,7 @@ class TfdsSplit:
             ) from None
         self.name, self._split = name, split
         self._features = builder.info.features
+        self._state = ", ".join(map(file_mark, sorted(builder.data_path.iterdir())))
 
     def __len__(self) -> int:
         return self._count
@@ -67,7 +71,29 @@ class TfdsSplit:
             source, licence = origin(given, f"tfds:{self.name}")
         except ValueError as error:
             raise BadRecord(key, str(error)) from None
-        return RawItem(key, (caption, record["image"]), source, licence)
+        parts, subjects = (caption, record["image"]), self._subjects(record)
+        return RawItem(key, parts, source, licence, subjects=subjects)
+
+    def facts(self) -> Iterator[Facts]:
+        """The keys alone: a dataset has a picture per record, and splits of its own."""
+        return (Facts(self._key(place)) for place in range(self._count))
+
+    def made(self, place: int) -> Made:
+        """The state of the dataset's files."""
+        return Made(self._key(place), self._state)
+
+    def _subjects(self, record: dict[str, Any]) -> tuple[str, ...]:
+        if "subjects" in record:
+            given = record["subjects"]
+            names = [_text(name) for name in ([given] if isinstance(given, bytes) else given)]
+            return tuple(dict.fromkeys(filter(None, names)))
+        if "objects" in record and "label" in record["objects"]:
+            classes, names = record["objects"]["label"], self.class_names("objects", "label")
+        elif "label" in record and hasattr(self._features["label"], "names"):
+            classes, names = [record["label"]], self._features["label"].names
+        else:
+            return ()
+        return tuple(dict.fromkeys(names[int(number)] for number in classes if number >= 0))
 
     def _key(self, place: int) -> str:
         return f"{self.name}/{self._split}#{place}"

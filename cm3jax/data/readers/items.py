@@ -9,9 +9,10 @@ import dataclasses
 import json
 import math
 import numbers
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
@@ -64,6 +65,29 @@ class RawItem:
     """What else is known, with names in lower case: `punsafe`, `pwatermark`."""
     where: str = ""
     """Where it stands, for messages, if its key does not say."""
+    subjects: tuple[str, ...] = ()
+    """Names of what it is about; records that share one are about the same thing."""
+
+
+class Facts(NamedTuple):
+    """What decides a record's split, known without decoding it."""
+
+    key: str
+    """Its name, perhaps without what makes it unique; it begins with the names of its folders."""
+    pictures: tuple[str, ...] = ()
+    """Names of its pictures, equal for equal ones; empty where they are unknown."""
+    subjects: tuple[str, ...] = ()
+    split: str = ""
+    """`train`, `validation` or `bank`, if it says."""
+
+
+class Made(NamedTuple):
+    """What a record is read from, without reading its pictures."""
+
+    name: str
+    """Its file, or its place; several records may share it."""
+    state: str
+    """Another one when the record's files change: lines, sizes, times."""
 
 
 @runtime_checkable
@@ -76,6 +100,14 @@ class Reader(Protocol):
 
     def item(self, place: int) -> RawItem:
         """The record at a place; `BadRecord` if its file does not hold it whole."""
+        ...
+
+    def facts(self) -> Iterator[Facts]:
+        """What is known of each record, bad ones included, in order."""
+        ...
+
+    def made(self, place: int) -> Made:
+        """What the record at a place is read from."""
         ...
 
 
@@ -121,6 +153,18 @@ def _named(item: RawItem) -> Iterator[None]:
 
 def _at(item: RawItem, reason: object) -> str:
     return f"{item.where}: {reason}" if item.where else str(reason)
+
+
+def file_mark(path: epath.Path) -> str:
+    """A file's size and time, which a copy of it may keep; a word where there is none."""
+    try:
+        if "://" in os.fspath(path):
+            found = path.stat()
+            return f"{found.length} {found.mtime}"
+        status = os.stat(path)
+    except (OSError, ValueError):  # the latter for a NUL in the name
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def join_inside(folder: epath.Path, name: str) -> epath.Path:

@@ -4,6 +4,7 @@ import array
 import hashlib
 import itertools
 import numbers
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,18 +12,27 @@ from etils import epath
 
 from cm3jax.data.readers.items import (
     BadRecord,
+    Facts,
+    Made,
     RawItem,
+    file_mark,
     first_text,
     join_inside,
     parse_object,
 )
 from cm3jax.errors import UserError
+from cm3jax.files import digest
 from cm3jax.texts import MOST_BYTES, brief, clean_text, file_state
 
+_LONGEST_KEY = 1024
 _STRIDE = 64
 """Lines between two remembered places of a file."""
-_LONGEST_KEY = 1024
-_KNOWN = {"file", "caption", "licence", "license", "source", "items", "key"}
+_FILES = ("file", "file_name")
+_CAPTIONS = ("caption", "text")
+_SUBJECTS = ("subjects", "subject")
+_SPLITS = {"train": ("train", "training"), "bank": ("bank",)}
+_SPLITS |= {"validation": ("validation", "valid", "val", "dev", "test")}
+_KNOWN = {*_FILES, *_CAPTIONS, *_SUBJECTS, "split", "licence", "license", "source", "items", "key"}
 
 
 class Lines:
@@ -61,8 +71,8 @@ class Lines:
 
 
 class CaptionLines:
-    """A `captions.jsonl` and the pictures beside it. A picture's second caption is its own record,
-    with `#2` after its key."""
+    """A `captions.jsonl`, or a `metadata.jsonl` as the `datasets` library writes it, and the
+    pictures beside it. A picture's second caption is its own record, with `#2` after its key."""
 
     def __init__(self, path: epath.Path):
         self._lines, self._folder = Lines(path), path.parent
@@ -79,32 +89,49 @@ class CaptionLines:
         key = where
         try:
             value = _object(self._lines[place])
-            if isinstance(value.get("file"), str) and 0 < len(value["file"]) <= _LONGEST_KEY:
-                key = (
-                    f"{value['file']}#{self._again[place]}"
-                    if place in self._again
-                    else value["file"]
-                )
-            caption = first_text(value.get("caption"))
-            for name, text in (("file", value.get("file")), ("caption", caption)):
-                if not isinstance(text, str) or not text:
-                    raise ValueError(f"has no text in {name!r}")
+            file = _file_of(value)
+            key = f"{file}#{self._again[place]}" if place in self._again else file
+            caption = first_text(_first(value, _CAPTIONS))
+            if not caption:
+                raise ValueError(f"has no text in {_CAPTIONS[0]!r}")
             source, licence = origin(value, str(self._folder))
-            picture = join_inside(self._folder, value["file"])
+            subjects, _ = subjects_of(value), split_of(value)
+            picture = join_inside(self._folder, file)
             columns = others(value)
             if isinstance(columns.get("mask"), str):
                 columns["mask"] = join_inside(self._folder, columns["mask"])
         except ValueError as error:
             raise BadRecord(key, f"{where} {error}") from None
-        parts = (caption, picture)
-        return RawItem(key, parts, source, licence, columns, where)
+        return RawItem(key, (caption, picture), source, licence, columns, where, subjects)
+
+    def facts(self) -> Iterator[Facts]:
+        """What each line says of its split."""
+        for place, line in enumerate(self._lines):
+            try:
+                value = _object(line)
+                file = _file_of(value)
+                yield Facts(file, (file,), subjects_of(value), split_of(value))
+            except ValueError:
+                yield Facts(f"{self._lines.path.name} line {place + 1}")
+
+    def made(self, place: int) -> Made:
+        """The line, and the state of its picture and its mask."""
+        line = self._lines[place].rstrip(b"\r\n")
+        try:
+            value = _object(line)
+            name = _file_of(value)
+            files = [file for file in (name, value.get("mask")) if isinstance(file, str)]
+        except ValueError:
+            name, files = f"{self._lines.path.name} line {place + 1}", []
+        return Made(name, _state(line, self._folder, files))
 
 
 class InterleavedLines:
     """Documents of texts and pictures in any order.
 
     A line is a list of `{"text": ...}` and `{"image": PATH}`, the path relative to the file's
-    folder, or an object with such a list as its `items`, and perhaps `licence` and `source`.
+    folder, or an object with such a list as its `items`, and perhaps `licence`, `source` and
+    `subjects`.
     """
 
     def __init__(self, path: epath.Path):
@@ -120,16 +147,36 @@ class InterleavedLines:
         path = self._lines.path
         key = f"{path.name} line {place + 1}"
         try:
-            value = parse_object(self._lines[place])
-            if isinstance(value, list):
-                value = {"items": value}
-            if not isinstance(value, dict) or not isinstance(value.get("items"), list):
-                raise ValueError("is neither a list of items nor an object with `items`")
+            value = _document(self._lines[place])
             parts = tuple(self._part(entry) for entry in value["items"])
             source, licence = origin(value, str(path))
+            subjects, _ = subjects_of(value), split_of(value)
         except ValueError as error:
             raise BadRecord(key, str(error)) from None
-        return RawItem(key, parts, source, licence, others(value))
+        return RawItem(key, parts, source, licence, others(value), subjects=subjects)
+
+    def facts(self) -> Iterator[Facts]:
+        """What each line says of its split."""
+        for place, line in enumerate(self._lines):
+            key = f"{self._lines.path.name} line {place + 1}"
+            try:
+                value = _document(line)
+                items = (entry for entry in value["items"] if isinstance(entry, dict))
+                pictures = tuple(str(entry["image"]) for entry in items if "image" in entry)
+                yield Facts(key, pictures, subjects_of(value), split_of(value))
+            except ValueError:
+                yield Facts(key)
+
+    def made(self, place: int) -> Made:
+        """The line, and the state of its pictures."""
+        line, path = self._lines[place].rstrip(b"\r\n"), self._lines.path
+        try:
+            items = _document(line)["items"]
+        except ValueError:
+            items = []
+        files = [entry.get("image") for entry in items if isinstance(entry, dict)]
+        files = [file for file in files if isinstance(file, str)]
+        return Made(f"{path.name} line {place + 1}", _state(line, path.parent, files))
 
     def _part(self, entry: Any) -> str | epath.Path:
         if isinstance(entry, dict) and len(entry) == 1:
@@ -166,9 +213,43 @@ def _name(field: str, value: Any) -> str:
     return clean_text(value)
 
 
+def subjects_of(value: dict[str, Any]) -> tuple[str, ...]:
+    """What a record's fields say that it is about: a list of names or one name, in `subjects` or
+    `subject`; `ValueError` for anything else there."""
+    given = next((value[name] for name in _SUBJECTS if value.get(name) is not None), [])
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
+        raise ValueError(f"has no list of names in {_SUBJECTS[0]!r}")
+    return tuple(dict.fromkeys(name.strip() for name in names))
+
+
+def split_of(value: dict[str, Any]) -> str:
+    """The split that a record's fields put it in: `train`, `validation`, `bank`, or none (empty);
+    `ValueError` for another one."""
+    given = value.get("split")
+    for split, names in _SPLITS.items():
+        if given is None or given in names:
+            return "" if given is None else split
+    raise ValueError(f"has the split {str(given)[:60]!r}, none of {', '.join(_SPLITS)}")
+
+
 def others(value: dict[str, Any]) -> dict[str, Any]:
     """The fields of a record that say neither what it is nor where it is from."""
     return {name.lower(): entry for name, entry in value.items() if name not in _KNOWN}
+
+
+def _state(line: bytes, folder: epath.Path, files: list[str]) -> str:
+    return digest(line, *(file_mark(folder / file) for file in files))
+
+
+def _document(line: bytes) -> dict[str, Any]:
+    """A line's document with its `items`; `ValueError` says why there is none."""
+    value = parse_object(line)
+    if isinstance(value, list):
+        value = {"items": value}
+    if not isinstance(value, dict) or not isinstance(value.get("items"), list):
+        raise ValueError("is neither a list of items nor an object with `items`")
+    return value
 
 
 def _object(line: bytes) -> dict[str, Any]:
@@ -178,11 +259,23 @@ def _object(line: bytes) -> dict[str, Any]:
     return value
 
 
+def _first(value: dict[str, Any], names: tuple[str, ...]) -> Any:
+    return next((value[name] for name in names if value.get(name) is not None), None)
+
+
+def _file_of(value: dict[str, Any]) -> str:
+    """The name of a line's picture; `ValueError` unless it is a text of a name's length."""
+    file = _first(value, _FILES)
+    if not isinstance(file, str) or not 0 < len(file) <= _LONGEST_KEY:
+        raise ValueError(f"has no text in {_FILES[0]!r}")
+    return file
+
+
 def _file_hash(line: bytes) -> int:
     """64 bits of a line's file name; 0 where it has none."""
     try:
-        name = str(_object(line)["file"])
-    except (ValueError, KeyError):
+        name = _file_of(_object(line))
+    except ValueError:
         return 0
     hashed = hashlib.blake2b(name.encode(errors="replace"), digest_size=8)
     return int.from_bytes(hashed.digest(), "little", signed=True)

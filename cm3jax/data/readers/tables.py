@@ -4,14 +4,23 @@ import base64
 import binascii
 import functools
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import PIL.Image
 from etils import epath
 
-from cm3jax.data.readers.items import BadRecord, RawItem, first_text, join_inside
-from cm3jax.data.readers.lines import origin, others
+from cm3jax.data.readers.items import (
+    BadRecord,
+    Facts,
+    Made,
+    RawItem,
+    file_mark,
+    first_text,
+    join_inside,
+)
+from cm3jax.data.readers.lines import origin, others, split_of, subjects_of
 from cm3jax.data.readers.tars import PICTURES
 from cm3jax.errors import UserError
 from cm3jax.texts import file_state
@@ -30,7 +39,8 @@ class TableShard:
     the first counts. Its picture is in a column that is named after a format (`jpg`, `png`, `webp`,
     as img2dataset has it), `image`, `images`, `image_bytes`, `bytes` or `content`: a file's bytes,
     base64 of them, the `datasets` library's struct or Spark's; or it is a path below `folder`, in
-    one of these or in `file`, `path`, `file_name` or `image_path`. Upper case is read as lower.
+    one of these or in `file`, `path`, `file_name` or `image_path`. It may have a `licence`,
+    a `source`, `subjects` and a `split`. Upper case is read as lower.
     """
 
     def __init__(self, path: epath.Path, name: str, folder: epath.Path):
@@ -64,11 +74,32 @@ class TableShard:
             if not caption:
                 raise ValueError("it has no caption")
             source, licence = origin(row, str(self._folder))
+            subjects, _ = subjects_of(row), split_of(row)
             parts = (caption, self._picture(row))
         except ValueError as error:
             raise BadRecord(key, str(error)) from None
         columns = {name: value for name, value in others(row).items() if name not in _PICTURES}
-        return RawItem(key, parts, source, licence, columns)
+        return RawItem(key, parts, source, licence, columns, subjects=subjects)
+
+    def facts(self) -> Iterator[Facts]:
+        """What the columns beside text and bytes say; pictures in the table have no names."""
+        rows = _outline(self._path) if not self._fault else iter([{}])
+        for place, row in enumerate(rows):
+            key = f"{self._name}#{place}"
+            try:
+                names = (row[name] for name in _PICTURES if isinstance(row.get(name), str))
+                yield Facts(key, tuple(names)[:1], subjects_of(row), split_of(row))
+            except ValueError:
+                yield Facts(key)
+
+    def made(self, place: int) -> Made:
+        """The state of the table, and of a picture beside it."""
+        key, state = f"{self._name}#{place}", file_mark(self._path)
+        if not self._fault and _is_light(self._path, self._state):
+            row = _row(self._path, self._state, place)
+            names = [row[name] for name in _PICTURES if isinstance(row.get(name), str)]
+            state += f", {file_mark(self._folder / names[0])}" if names else ""
+        return Made(key, state)
 
     def _picture(self, row: dict[str, Any]) -> bytes | epath.Path:
         found = [_content(row.get(name)) for name in _PICTURES]
@@ -130,7 +161,33 @@ def _row(path: epath.Path, state: tuple[int, ...], place: int) -> dict[str, Any]
     return {name.lower(): value for name, value in row.items()}
 
 
+def _outline(path: epath.Path) -> Iterator[dict[str, Any]]:
+    """The rows without their large columns."""
+    wanted = {*_PICTURES, "subjects", "subject", "split"}
+    with path.open("rb") as file:
+        table = _parquet().ParquetFile(file)
+        held = {f.name: f.name.lower() for f in table.schema_arrow if _is_small(f.type)}
+        columns = [name for name, lower in held.items() if lower in wanted]
+        for group in range(table.num_row_groups):
+            if not columns:
+                yield from ({} for _ in range(table.metadata.row_group(group).num_rows))
+                continue
+            for row in table.read_row_group(group, columns).to_pylist():
+                yield {held[name]: value for name, value in row.items()}
+
+
+def _is_small(kind: Any) -> bool:
+    return not any(word in str(kind) for word in ("binary", "struct"))
+
+
 # `state` is the file's `file_state`: a file that is written again is another one.
+
+
+@functools.lru_cache(maxsize=4)
+def _is_light(path: epath.Path, state: tuple[int, ...]) -> bool:
+    """Whether a table holds no pictures."""
+    with path.open("rb") as file:
+        return all(_is_small(field.type) for field in _parquet().ParquetFile(file).schema_arrow)
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,32 +1,40 @@
 """Tar shards as webdataset and img2dataset write them.
 
 Members that share a name up to the first dot of their file name are one sample: `0001.jpg`,
-`0001.txt` or the `caption` in `0001.json`. Hidden members, those of `__MACOSX` and webdataset's
-`__NAME__` belong to no sample and are passed over. Nothing is ever extracted: bytes are read in
-place.
+`0001.txt` or the `caption` in `0001.json`, which may also have `licence`, `source`, `subjects` and
+`split`. Hidden members, those of `__MACOSX` and webdataset's `__NAME__` belong to no sample and are
+passed over. Nothing is ever extracted: bytes are read in place.
 """
 
 import dataclasses
 import functools
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
 from cm3jax.data.readers.items import (
     BadRecord,
+    Facts,
+    Made,
     RawItem,
+    file_mark,
     first_text,
     parse_object,
     require_inside,
 )
-from cm3jax.data.readers.lines import origin, others
+from cm3jax.data.readers.lines import origin, others, split_of, subjects_of
 from cm3jax.errors import UserError
+from cm3jax.files import digest
 from cm3jax.texts import MOST_BYTES, file_state
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
 """Extensions of picture files; the first that a sample has is its picture."""
 _TEXTS = ("txt", "text", "caption")
+_TAIL = 1024
+"""Bytes at a picture's end that, with its size, tell it from others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +70,7 @@ class TarShard:
     def _read(self, sample: _Sample, key: str) -> RawItem:
         if sample.fault:
             raise ValueError(sample.fault)
-        fields = {}
-        if "json" in sample.members:
-            fields = parse_object(self._member(sample, "json"))
-            if not isinstance(fields, dict):
-                raise ValueError("its .json is not an object")
+        fields = self._fields(sample)
         picture = next((name for name in PICTURES if name in sample.members), None)
         if picture is None:
             raise ValueError("it has no picture")
@@ -76,7 +80,41 @@ class TarShard:
             raise ValueError("it has no caption")
         source, licence = origin(fields, self._path.parent.name)
         parts = (caption, self._member(sample, picture))
-        return RawItem(key, parts, source, licence, others(fields))
+        subjects, _ = subjects_of(fields), split_of(fields)
+        return RawItem(key, parts, source, licence, others(fields), subjects=subjects)
+
+    def facts(self) -> Iterator[Facts]:
+        """Each sample's picture by its size and its last bytes, and what its .json says."""
+        for sample in _samples(self._path, self._state):
+            key = f"{self._name}/{sample.key}"
+            picture = next((name for name in PICTURES if name in sample.members), None)
+            try:
+                fields = self._fields(sample)
+                pictures = () if picture is None else (self._tail(sample, picture),)
+                yield Facts(key, pictures, subjects_of(fields), split_of(fields))
+            except ValueError:
+                yield Facts(key)
+
+    def made(self, place: int) -> Made:
+        """The state of the archive."""
+        return Made(
+            f"{self._name}/{_samples(self._path, self._state)[place].key}", file_mark(self._path)
+        )
+
+    def _fields(self, sample: _Sample) -> dict[str, Any]:
+        """What the .json says; nothing without one."""
+        if "json" not in sample.members:
+            return {}
+        fields = parse_object(self._member(sample, "json"))
+        if not isinstance(fields, dict):
+            raise ValueError("its .json is not an object")
+        return fields
+
+    def _tail(self, sample: _Sample, extension: str) -> str:
+        start, size = sample.members[extension]
+        with self._path.open("rb") as file:
+            file.seek(start + max(0, size - _TAIL))
+            return f"{size} {digest(file.read(min(size, _TAIL)))}"
 
     def _member(self, sample: _Sample, extension: str) -> bytes:
         start, size = sample.members[extension]

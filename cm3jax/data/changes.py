@@ -1,0 +1,71 @@
+"""What a bank or a corpus was made from, record by record, so that a changed source is noticed."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from cm3jax.data.readers.items import Made
+from cm3jax.files import digest
+
+SOURCE = "source"
+"""The column of states in a bank or a corpus."""
+_DTYPE = np.dtype([("name", "<u8"), ("state", "<u8")])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SourceState:
+    """The names and states of a split's raw records, bad ones included, in order."""
+
+    table: np.ndarray
+    """Hashes of each record's name and of what it is read from."""
+    names: Sequence[str] = ()
+
+    @staticmethod
+    def of(made: Sequence[Made]) -> "SourceState":
+        """The state of some records."""
+        rows = [(_hash(one.name), _hash(one.state)) for one in made]
+        return SourceState(np.asarray(rows, _DTYPE), [one.name for one in made])
+
+    @staticmethod
+    def saved(folder: epath.Path) -> "SourceState | None":
+        """What the folder was made from; None where it does not say."""
+        file = folder / f"{SOURCE}.npy"
+        return SourceState(np.load(file)) if file.exists() else None
+
+    @property
+    def mark(self) -> str:
+        """Equal for equal states of equal records in equal order."""
+        return digest(self.table.tobytes())
+
+    def part(self, span: range) -> "SourceState":
+        """The state of some of the records."""
+        return SourceState(self.table[span.start : span.stop])
+
+    def since(self, before: "SourceState") -> str:
+        """What is different now, in half a sentence."""
+        old, new = before.by_name(), self.by_name()
+        named = dict(zip(self.table["name"].tolist(), self.names, strict=True))
+        kinds = {
+            "new": [name for name in new if name not in old],
+            "changed": [name for name in new if name in old and old[name] != new[name]],
+            "gone": [name for name in old if name not in new],
+        }
+        said = []
+        for kind, names in kinds.items():
+            if names:
+                first = f" ({named[names[0]]} first)" if names[0] in named else ""
+                said.append(f"{len(names)} {kind}{first}")
+        return ", ".join(said) or "in another order"
+
+    def by_name(self) -> dict[int, tuple[int, ...]]:
+        """The states of the records of each name, by its hash."""
+        states: dict[int, tuple[int, ...]] = {}
+        for name, state in self.table.tolist():
+            states[name] = (*states.get(name, ()), state)
+        return states
+
+
+def _hash(text: str) -> int:
+    return int(digest(text), 16)

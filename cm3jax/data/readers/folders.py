@@ -1,0 +1,81 @@
+"""A folder of pictures without a list of them: captions beside the files, subjects as folders."""
+
+from collections.abc import Iterator
+
+from etils import epath
+
+from cm3jax.data.readers.items import BadRecord, Facts, Made, RawItem, file_mark, join_inside
+from cm3jax.texts import decode_text, read_regular
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""How the names of picture files end, in lower case."""
+_DEPTHS = ("*", "*/*", "*/*/*")
+
+
+class PictureFolder:
+    """The pictures in a folder and in two levels of folders in it, in order of their names.
+
+    The caption of `flags/france.png` is the text of `flags/france.txt`. A folder in it is named by
+    what its pictures show, unless its name has no letter: that is their subject, and the caption of
+    one without a text file. A folder in which nothing says what any picture shows gives pictures
+    without text.
+    """
+
+    def __init__(self, path: epath.Path):
+        self._path = path
+        found = (file for depth in _DEPTHS for file in path.glob(depth))
+        names = {str(file.relative_to(path)) for file in found}
+        self._names = sorted(n for n in names if n.lower().endswith(PICTURES))
+        self._texts = names & {_text_file(name) for name in self._names}
+        self._bare = not self._texts and not any(map(_folder, self._names))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def item(self, place: int) -> RawItem:
+        """The record of a picture; `BadRecord` for one without a caption where others have one."""
+        name = self._names[place]
+        subject = _folder(name)
+        try:
+            parts = (join_inside(self._path, name),)
+            if not self._bare:
+                parts = (self._caption(name, subject), *parts)
+        except ValueError as error:
+            raise BadRecord(name, str(error)) from None
+        subjects = (subject,) if subject else ()
+        return RawItem(name, parts, str(self._path), "unknown", subjects=subjects)
+
+    def facts(self) -> Iterator[Facts]:
+        """Each picture's name, and the subject that its folder names."""
+        for name in self._names:
+            subject = _folder(name)
+            yield Facts(name, (name,), (subject,) if subject else ())
+
+    def made(self, place: int) -> Made:
+        """The state of a picture and of its caption."""
+        name = self._names[place]
+        states = (file_mark(self._path / file) for file in (name, _text_file(name)))
+        return Made(name, ", ".join(states))
+
+    def _caption(self, name: str, subject: str) -> str:
+        text = _text_file(name)
+        if text not in self._texts:
+            if not subject:
+                raise ValueError(f"it has no caption: there is no {text}")
+            return subject
+        try:
+            return decode_text(read_regular(join_inside(self._path, text))).rstrip("\r\n")
+        except OSError as error:
+            raise ValueError(f"{text} can't be read ({type(error).__name__})") from None
+        except ValueError as error:
+            raise ValueError(f"{text}: {error}") from None
+
+
+def _text_file(name: str) -> str:
+    return name[: name.rindex(".")] + ".txt"
+
+
+def _folder(name: str) -> str:
+    """The name of a picture's own folder in words; empty where that names nothing."""
+    folder = name.rpartition("/")[0].rpartition("/")[2].replace("_", " ").strip()
+    return folder if any(map(str.isalpha, folder)) else ""

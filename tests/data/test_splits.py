@@ -1,0 +1,165 @@
+"""Which records are for training, for validation and for the bank, in every format."""
+
+import json
+import tarfile
+
+import pytest
+
+from cm3jax.config import DataConfig
+from cm3jax.data.sources import open_source
+from cm3jax.errors import UserError
+from tests.data import dirt
+
+CAPTIONS = 3
+"""Captions of each picture."""
+
+
+def _write(folder, pictures, subjects=lambda i: [], field=lambda i: {}):
+    """A folder of pictures with several captions each, the captions in rounds."""
+    lines = []
+    for caption in range(CAPTIONS):
+        for i in range(pictures):
+            line = {"file": f"{i % 2}/{i}.jpg", "caption": f"caption {caption} of {i}"}
+            lines.append(json.dumps(line | {"subjects": subjects(i)} | field(i)))
+    for i in range(pictures):
+        (folder / str(i % 2)).mkdir(exist_ok=True)
+        (folder / f"{i % 2}/{i}.jpg").write_bytes(dirt.jpeg(i))
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def _open(folder, seed=0, **data):
+    config = DataConfig(source=str(folder), image_size=16, **data)
+    return {split: open_source(config, split, seed) for split in ("train", "validation", "bank")}
+
+
+def _pictures(source):
+    """Numbers of the pictures, each once, and how many records there are."""
+    keys = [source[i].key for i in range(len(source))]
+    return sorted({int(key.split("/")[1].split(".")[0]) for key in keys}), len(keys)
+
+
+def test_pictures_are_held_back_with_all_their_captions(tmp_path):
+    splits = _open(_write(tmp_path, 100))
+    assert _pictures(splits["validation"]) == ([49, 99], 2 * CAPTIONS)
+    train, count = _pictures(splits["train"])
+    assert train == [i for i in range(100) if i not in (49, 99)]
+    assert count == 98 * CAPTIONS
+    assert _pictures(splits["bank"]) == (train, count)
+
+
+def test_of_few_pictures_the_last_one_is_held_back(tmp_path):
+    splits = _open(_write(tmp_path, 10))
+    assert _pictures(splits["validation"]) == ([9], CAPTIONS)
+    assert _pictures(splits["train"])[0] == list(range(9))
+
+
+def test_a_single_picture_is_trained_on(tmp_path):
+    splits = _open(_write(tmp_path, 1))
+    assert [len(source) for source in splits.values()] == [CAPTIONS, 0, CAPTIONS]
+
+
+def test_subjects_are_held_back_with_all_that_name_them(tmp_path):
+    """Subject 49 is named by two pictures, one of which also shows subject 3."""
+
+    def subjects(i):
+        return ["s3", "s49"] if i == 70 else [f"s{i % 60}"]
+
+    splits = _open(_write(tmp_path, 100, subjects), hold_back="subjects")
+    assert _pictures(splits["validation"]) == ([49, 70], 2 * CAPTIONS)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    with pytest.raises(UserError, match=r"no record of .*bare names any in `subjects`"):
+        _open(_write(bare, 4), hold_back="subjects")
+
+
+def test_a_record_says_its_split(tmp_path):
+    def field(i):
+        return {"split": ("val", "bank", "train")[i]} if i < 3 else {}
+
+    splits = _open(_write(tmp_path, 60, field=field))
+    assert _pictures(splits["validation"]) == ([0], CAPTIONS)
+    assert _pictures(splits["train"])[0] == list(range(2, 60)), "nothing else is held back"
+    bank = splits["bank"]
+    assert _pictures(bank)[0] == list(range(1, 60))
+    held_out = {bank[i].key.split("#")[0] for i in range(len(bank)) if bank[i].held_out}
+    assert held_out == {"1/1.jpg"}
+    assert not any(splits["train"][i].held_out for i in range(len(splits["train"])))
+
+
+def test_an_unknown_split_is_refused_by_name(tmp_path):
+    splits = _open(_write(tmp_path, 3, field=lambda i: {"split": "exam"} if i == 0 else {}))
+    with pytest.raises(UserError, match="line 1 has the split 'exam', none of train, bank, valid"):
+        _ = splits["train"][0]
+
+
+@pytest.mark.parametrize(
+    ("splits", "validation", "bank_only"),
+    [
+        ([("0", "bank")], [], list(range(0, 60, 2))),
+        ([(".", "bank")], [], list(range(60))),
+        ([("1/", "validation"), ("0", "bank")], list(range(1, 60, 2)), list(range(0, 60, 2))),
+        ([(".", "bank"), ("*/1*.jpg", "validation")], [1, *range(10, 20)], None),
+    ],
+)
+def test_folders_and_patterns_have_splits(tmp_path, splits, validation, bank_only):
+    found = _open(_write(tmp_path, 60), splits=tuple(splits))
+    if validation:
+        assert _pictures(found["validation"])[0] == validation
+    bank = found["bank"]
+    only = {bank[i].key for i in range(len(bank)) if bank[i].held_out}
+    only = sorted({int(key.split("/")[1].split(".")[0]) for key in only})
+    assert only == (bank_only or [i for i in range(60) if i not in validation])
+    lost = set(range(60)) - {p for source in found.values() for p in _pictures(source)[0]}
+    assert not lost
+
+
+def test_more_records_than_asked_for_are_sampled_and_it_is_said(tmp_path):
+    folder = _write(tmp_path, 100)
+    splits = _open(folder, records=60)
+    assert len(splits["train"]) == len(splits["bank"]) == 60
+    assert "a sample of 60 of the 294 records" in splits["train"].note
+    keys = [splits["train"][i].key for i in range(60)]
+    assert keys == [_open(folder, records=60)["train"][i].key for i in range(60)]
+    pictures = _pictures(splits["train"])[0]
+    assert max(pictures) > 80, "not only the first ones"
+    assert _pictures(_open(folder, 1, records=60)["train"])[0] != pictures
+    assert not _open(folder)["train"].note
+
+
+def test_tar_samples_with_one_picture_stay_together(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for i in range(120):
+            dirt._add(archive, f"{i}.jpg", dirt.jpeg(i % 60))
+            dirt._add(archive, f"{i}.json", json.dumps({"caption": f"{i}"}).encode())
+    splits = _open(tmp_path)
+    keys = [splits["validation"][i].key for i in range(len(splits["validation"]))]
+    assert keys == ["0.tar/49", "0.tar/109"]
+
+
+def test_parquet_rows_with_one_picture_stay_together(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = []
+    for i in range(120):
+        (tmp_path / f"{i % 60}.jpg").write_bytes(dirt.jpeg(i % 60))
+        split = "bank" if i % 60 == 3 else None
+        rows.append({"text": f"{i}", "File_Name": f"{i % 60}.jpg", "split": split})
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "0.parquet")
+    splits = _open(tmp_path)
+    keys = [splits["validation"][i].key for i in range(len(splits["validation"]))]
+    assert keys == ["0.parquet#50", "0.parquet#110"]
+    assert (len(splits["train"]), len(splits["bank"])) == (116, 118)
+
+
+def test_interleaved_documents_are_held_back_by_their_pictures(tmp_path):
+    for i in range(60):
+        (tmp_path / f"{i}.jpg").write_bytes(dirt.jpeg(i))
+    lines = [json.dumps([{"text": f"{i}"}, {"image": f"{i}.jpg"}]) for i in range(60)]
+    lines.append(json.dumps([{"image": "3.jpg"}, {"image": "49.jpg"}]))
+    lines.append(json.dumps([{"text": "no picture"}]))
+    (tmp_path / "documents.jsonl").write_text("\n".join(lines))
+    validation = _open(tmp_path)["validation"]
+    keys = [validation[i].key for i in range(len(validation))]
+    assert keys == [f"documents.jsonl line {n}" for n in (4, 50, 61)]
