@@ -1,6 +1,7 @@
 """Score a trained model under a stated protocol, or say why two results differ.
 
     python -m launch.evaluate emblems --run runs/quickstart/decoder --out scores.json
+    python -m launch.evaluate emoji --run runs/emoji/decoder --out emoji.json
     python -m launch.evaluate retrieval --run runs/quickstart/clip
     python -m launch.evaluate coco_fid --run RUN --captions captions_val2014.json \\
         --real val2014 --inception pt_inception-2015-12-05-6726825d.pth --out runs/coco
@@ -11,7 +12,8 @@
     python -m launch.evaluate reconstruction --run runs/miniature/vqgan
     python -m launch.evaluate diff a.json b.json
 
-What was killed goes on with the same command: `coco_fid`, and with `--out` `emblems` and `tasks`.
+What was killed goes on with the same command: `coco_fid`, and with `--out` `emblems`, `emoji` and
+`tasks`.
 `diff` reads what `--out` wrote, `scores.json` of `coco_fid` and the quickstart's `metrics.json`.
 """
 

@@ -3,9 +3,11 @@
     python -m launch.prepare emoji/decoder
     python -m launch.train emoji/decoder
 
-Needs the runs `emoji/text`, `emoji/vqgan` and `emoji/clip`. A document is of use to who reads its
-name alone: documents stand in random order, and among those of half of the records that have some
-is one of another record.
+Needs the runs `emoji/text`, `emoji/vqgan` and `emoji/clip`. Documents stand in random order, and a
+third of the samples are shown one of another record (`cm3.wrong_documents`), so that the model must
+read whose document it is. Its skills with names that training never showed:
+
+    python -m launch.evaluate emoji --run runs/emoji/decoder --out emoji.json
 """
 
 from cm3jax.config import Experiment
