@@ -88,7 +88,7 @@ class Examples:
 
     def document(self, key: str, kind: str, scene: Scene) -> Example:
         """A scene as a document."""
-        styles = dict.fromkeys(placed.style for placed in scene.things)
+        styles = {placed.style for placed in scene.things}
         artists, licences = zip(*(self.catalogue.artists[s] for s in styles), strict=True)
         return Example(
             key,
@@ -96,8 +96,8 @@ class Examples:
             caption(scene),
             draw(scene, self.catalogue, self.size),
             scene,
-            "; ".join(artists),
-            " AND ".join(licences),
+            "; ".join(sorted(artists)),
+            " AND ".join(sorted(licences)),
         )
 
     def _mixture(self, rng: random.Random, split: str, index: int) -> tuple[str, Scene]:

@@ -62,10 +62,10 @@ def base(name: str, **delta: Any) -> Experiment:
             # A name's own picture is learnt by heart, which says nothing of names to come.
             pair_loss=0.25,
         ),
-        # A document is of use only to a model that reads its name: a third of the samples see one of
-        # another record, and order says nothing. The last document gives way, of a pair its second
-        # thing's, hence not more. Documents weigh more than in the miniature: two of one thing
-        # teach copying too.
+        # A document is of use only to a model that reads its name: a third of the samples see one
+        # of another record, and order says nothing. The last document gives way, in a pair that of
+        # its second thing, hence not more. Documents weigh more than in the miniature: two of one
+        # thing teach copying too.
         cm3=CM3Config(
             no_documents=0.15,
             mean_masks=1.0,
