@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cm3jax.generate import Generator
+    from cm3jax.generation.generator import Generator
 
 __version__ = "0.1.0"
 
@@ -11,11 +11,11 @@ __version__ = "0.1.0"
 def load(run_dir: str, bank: str = "") -> "Generator":
     """The generator of a trained decoder: `cm3jax.load(run).generate("…", retrieve=2).image`.
 
-    See `cm3jax.generate.load`; nothing is imported before it is called. Compiled programs are kept
+    See `cm3jax.generation.generator.load`; nothing is imported before it is called. Compiled programs are kept
     for the next process, unless jax was told where to keep them, or not to.
     """
-    from cm3jax import generate
-    from cm3jax.program_cache import use_program_cache
+    from cm3jax.generation import generator
+    from cm3jax.training.program_cache import use_program_cache
 
     use_program_cache()
-    return generate.load(run_dir, bank)
+    return generator.load(run_dir, bank)

@@ -23,14 +23,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from cm3jax import checksums, distributed, tensors
 from cm3jax.config import CheckpointConfig, Experiment
 from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
-from cm3jax.experiment_io import from_dict, load_experiment, save_experiment, to_dict
-from cm3jax.files import write_atomic
-from cm3jax.state import TrainState
-from cm3jax.tokenizers.text import MODEL_FILE
+from cm3jax.io import checksums, safetensors_file
+from cm3jax.io.experiment_json import from_dict, load_experiment, save_experiment, to_dict
+from cm3jax.io.files import write_atomic
+from cm3jax.tokenizers.text_tokenizer import MODEL_FILE
+from cm3jax.training import distributed
+from cm3jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
 
@@ -299,7 +300,7 @@ def write_run(
     outputs = {}
     for path, leaf in jax.tree.leaves_with_path(run.variables):
         narrow = dtype == "bfloat16" and leaf.dtype == np.float32
-        outputs[_name(path)] = tensors.whole(leaf, "BF16" if narrow else None)
+        outputs[_name(path)] = safetensors_file.whole(leaf, "BF16" if narrow else None)
     notes = (run.step, run.fingerprints, run.licences, run.data)
     write_export(out_dir, run.experiment, outputs, *notes)
 
@@ -307,7 +308,7 @@ def write_run(
 def write_export(
     out_dir: epath.PathLike,
     experiment: Experiment,
-    outputs: Mapping[str, tensors.Output],
+    outputs: Mapping[str, safetensors_file.Output],
     step: int,
     fingerprints: Mapping[str, str],
     licences: Mapping[str, float] = types.MappingProxyType({}),
@@ -316,7 +317,7 @@ def write_export(
     """`write_run` of tensors that need not be in memory, under their names."""
     header = {"step": str(step), "fingerprints": json.dumps(dict(fingerprints))}
     header |= {"licences": json.dumps(dict(licences)), "data": json.dumps(dict(data))}
-    tensors.write_file(epath.Path(out_dir) / PARAMS_FILE, outputs, header)
+    safetensors_file.write_file(epath.Path(out_dir) / PARAMS_FILE, outputs, header)
     portable = dataclasses.replace(experiment, workdir="", init_from="")
     save_experiment(epath.Path(out_dir) / "config.json", portable)
 
@@ -385,8 +386,8 @@ def _load_checkpoint(
 
 def _load_exported(path: epath.Path, onto: Onto | None) -> LoadedRun:
     file = path / PARAMS_FILE
-    found = tensors.read_file(file)
-    header = tensors.read_metadata(file)
+    found = safetensors_file.read_file(file)
+    header = safetensors_file.read_metadata(file)
     try:
         step = int(header["step"])
         prints = json.loads(header["fingerprints"])
@@ -416,7 +417,7 @@ def _read_onto(found: dict[str, Any], onto: TrainState, what: str) -> dict[str, 
     )
     _require_shapes(_shapes(described), _shapes(wanted), what)
 
-    def read(tensor: tensors.Tensor, leaf: jax.ShapeDtypeStruct):
+    def read(tensor: safetensors_file.Tensor, leaf: jax.ShapeDtypeStruct):
         return jax.make_array_from_callback(
             leaf.shape, leaf.sharding, lambda index: _widened(tensor, index)
         )
@@ -424,13 +425,13 @@ def _read_onto(found: dict[str, Any], onto: TrainState, what: str) -> dict[str, 
     return jax.tree.map(read, found, wanted)
 
 
-def _read_type(tensor: tensors.Tensor) -> np.dtype:
+def _read_type(tensor: safetensors_file.Tensor) -> np.dtype:
     """The type in memory: parameters are float32, however they were exported."""
     narrow = tensor.type in ("BF16", "F16")
-    return np.dtype(np.float32) if narrow else tensors.TYPES[tensor.type]
+    return np.dtype(np.float32) if narrow else safetensors_file.TYPES[tensor.type]
 
 
-def _widened(tensor: tensors.Tensor, index: Any) -> np.ndarray:
+def _widened(tensor: safetensors_file.Tensor, index: Any) -> np.ndarray:
     return tensor.read(index).astype(_read_type(tensor), copy=False)
 
 

@@ -9,7 +9,7 @@ import re
 from typing import Literal
 
 from cm3jax.errors import UserError
-from cm3jax.paths import require_supported
+from cm3jax.io.paths import require_supported
 
 
 def _require(condition: bool, message: str) -> None:

@@ -28,17 +28,17 @@ from cm3jax.config import (
     VocabConfig,
     VQGANConfig,
 )
-from cm3jax.document import Document, Image, Text, render
 from cm3jax.learners import clip as clip_learner
 from cm3jax.model.decoder import Decoder
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
-from cm3jax.retrieval.clip import CLIP
+from cm3jax.retrieval.clip_encoder import CLIP
+from cm3jax.sequence.document import Document, Image, Text, render
+from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import UInt8
-from cm3jax.tokenizers.image import ImageTokenizer
-from cm3jax.tokenizers.text import TextTokenizer
-from cm3jax.tokenizers.vqgan import VQGAN
-from cm3jax.vocab import Vocab
+from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
+from cm3jax.tokenizers.text_tokenizer import TextTokenizer
+from cm3jax.tokenizers.vqgan_model import VQGAN
 
 CAPTIONS = (
     "a red fox above a small blue circle",

@@ -18,18 +18,21 @@ import numpy as np
 import optax
 from etils import epath
 
-from cm3jax import distributed, partition
+from cm3jax import partition
 from cm3jax.checkpoint import Checkpoints, Meta
 from cm3jax.config import Experiment
 from cm3jax.data.corpus import licence_shares
 from cm3jax.data.pipeline import Described, HostBatch, Position, Stream, combine_fingerprints
 from cm3jax.errors import UserError
-from cm3jax.experiment_io import save_experiment, to_dict
-from cm3jax.files import write_atomic
-from cm3jax.folders import hold
-from cm3jax.gradients import accumulated, gradients
-from cm3jax.loss import LossOutput, Mean
-from cm3jax.metrics import (
+from cm3jax.io.experiment_json import save_experiment, to_dict
+from cm3jax.io.files import write_atomic
+from cm3jax.io.folders import hold
+from cm3jax.report.run_page import Illustration, draw_report, is_reported
+from cm3jax.shapes import Array, Int, Key
+from cm3jax.training import distributed
+from cm3jax.training.gradients import accumulated, gradients
+from cm3jax.training.loss import LossOutput, Mean
+from cm3jax.training.metrics import (
     MetricsLog,
     Progress,
     Work,
@@ -37,12 +40,10 @@ from cm3jax.metrics import (
     utilisation,
     validation_name,
 )
-from cm3jax.optim import learning_rate
-from cm3jax.resume import Start, require_run_folder, start
-from cm3jax.run_report import Illustration, draw_report, is_reported
-from cm3jax.shapes import Array, Int, Key
-from cm3jax.state import Layout, TrainState, plan
-from cm3jax.watchdog import Watchdog
+from cm3jax.training.optim import learning_rate
+from cm3jax.training.resume import Start, require_run_folder, start
+from cm3jax.training.state import Layout, TrainState, plan
+from cm3jax.training.watchdog import Watchdog
 
 
 @runtime_checkable

@@ -22,7 +22,7 @@ import tyro
 
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
-from cm3jax.paths import require_supported
+from cm3jax.io.paths import require_supported
 from launch.names import experiment_names, load_experiment, nearest
 
 Options = TypeVar("Options")

@@ -15,9 +15,9 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from cm3jax.document import Image, parse
-from cm3jax.generate import Generated, Generator
+from cm3jax.generation.generator import Generated, Generator
 from cm3jax.retrieval.retriever import Retrieved
+from cm3jax.sequence.document import Image, parse
 from cm3jax.shapes import UInt8
 
 Picture = UInt8[np.ndarray, "Y X 3"]

@@ -20,7 +20,9 @@ from typing import Annotated
 
 import tyro
 
-from cm3jax.interop import chameleon, clip, folders, inception, vqgan
+from cm3jax.evaluate import inception_weights
+from cm3jax.interop import folders, hf_chameleon, hf_clip
+from cm3jax.interop import taming_vqgan as vqgan
 from cm3jax.interop.layout import Key
 from launch.cli import parse
 from launch.env import main
@@ -103,21 +105,21 @@ def run(argv: list[str]) -> None:
     out = Path(options.out)
     match options:
         case Export():
-            print(f"{chameleon.export(options.run, out)} tensors in {out}")
+            print(f"{hf_chameleon.export(options.run, out)} tensors in {out}")
             return
         case Chameleon():
             source = folders.find(options.source)
             decoder = Path(options.vqgan) if options.vqgan else None
             settings = Path(options.config) if options.config else source / "config.json"
-            report = chameleon.convert(source, out, decoder, settings)
+            report = hf_chameleon.convert(source, out, decoder, settings)
             if decoder is None:
                 print("without --vqgan the model can read pictures but not draw them")
         case Vqgan():
             report = vqgan.convert(Path(options.source), out, Path(options.config))
         case Clip():
-            report = clip.convert(folders.find(options.source), out)
+            report = hf_clip.convert(folders.find(options.source), out)
         case Inception():
-            report = inception.convert(Path(options.source), out)
+            report = inception_weights.convert(Path(options.source), out)
     print(summary(report, out))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import absl.logging
 
 from cm3jax.errors import UserError
-from cm3jax.program_cache import use_program_cache
+from cm3jax.training.program_cache import use_program_cache
 
 FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
     # XLA's own defaults suit CPUs.

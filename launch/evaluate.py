@@ -34,18 +34,18 @@ from cm3jax.evaluate.coco import read_captions
 from cm3jax.evaluate.coco_fid import Exam, from_folder, from_run
 from cm3jax.evaluate.coco_page import report, text_table
 from cm3jax.evaluate.drawing import Share
-from cm3jax.evaluate.emblems import evaluate
-from cm3jax.evaluate.emoji import EmojiExam
 from cm3jax.evaluate.features import Extractor, Resize
+from cm3jax.evaluate.inception_weights import load_inception
 from cm3jax.evaluate.perplexity import evaluate_perplexity
 from cm3jax.evaluate.protocol import Score, differences, scores_from_json, scores_to_json
 from cm3jax.evaluate.reconstruction import evaluate_reconstruction
-from cm3jax.evaluate.retrieval import evaluate_encoder
-from cm3jax.evaluate.tasks import NAMES, evaluate_tasks
-from cm3jax.files import read_json, write_atomic, write_json
-from cm3jax.generate import load_encoder
-from cm3jax.interop.inception import load_inception
+from cm3jax.generation.generator import load_encoder
+from cm3jax.io.files import read_json, write_atomic, write_json
 from cm3jax.learners import clip
+from experiments.emoji.emoji_scores import EmojiExam
+from experiments.miniature.scores.emblem_scores import evaluate
+from experiments.miniature.scores.retrieval_scores import evaluate_encoder
+from experiments.miniature.scores.task_scores import NAMES, evaluate_tasks
 from launch.cli import parse
 from launch.env import main
 

@@ -17,15 +17,15 @@ import PIL.Image
 import PIL.PngImagePlugin
 from etils import epath
 
-from cm3jax.asks import Ask, Broken
 from cm3jax.decode.rerank import best_first
-from cm3jax.document import ImagePath, parse_prompt
 from cm3jax.errors import UserError
-from cm3jax.files import digest, write_atomic
-from cm3jax.generate import Finished, Generated, Generator
-from cm3jax.html import png
+from cm3jax.generation.generator import Finished, Generated, Generator
+from cm3jax.generation.requests import Ask, Broken
+from cm3jax.io.files import digest, write_atomic
+from cm3jax.report.html import png
 from cm3jax.retrieval.retriever import Retrieved
-from cm3jax.vocab import Modality
+from cm3jax.sequence.document import ImagePath, parse_prompt
+from cm3jax.sequence.vocab import Modality
 from launch import contact
 
 

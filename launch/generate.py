@@ -26,20 +26,20 @@ import rich.progress
 from etils import epath
 
 import cm3jax
-from cm3jax import generate
-from cm3jax.asks import Ask, Document
 from cm3jax.config import DecodeConfig
-from cm3jax.decode.meter import Meter
-from cm3jax.document import Image, Mark, Text, parse_prompt, render
+from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
-from cm3jax.folders import hold
-from cm3jax.generate import Generator
-from cm3jax.hardware import copy_rate
-from cm3jax.prompts import Prompt, Shown, load_mask, outpaint, read_infill, read_prompt
+from cm3jax.generation import generator as generate
+from cm3jax.generation.generator import Generator
+from cm3jax.generation.prompts import Prompt, Shown, load_mask, outpaint, read_infill, read_prompt
+from cm3jax.generation.requests import Ask, Document
+from cm3jax.io.folders import hold
+from cm3jax.io.texts import clean_text, decode_text, read_regular
 from cm3jax.retrieval.retriever import Retrieved
+from cm3jax.sequence.document import Image, Mark, Text, parse_prompt, render
 from cm3jax.shapes import Bool
-from cm3jax.texts import clean_text, decode_text, read_regular
-from cm3jax.tokenizers.image import load_picture
+from cm3jax.tokenizers.image_tokenizer import load_picture
+from cm3jax.training.hardware import copy_rate
 from launch.cli import parse
 from launch.env import main
 from launch.gallery import Gallery

@@ -14,26 +14,26 @@ import dataclasses
 import numpy as np
 
 from cm3jax.config import Experiment, RetrievalConfig
-from cm3jax.data.asking import Asking, asking
 from cm3jax.data.prepare import merge_banks, prepare_bank, remove_documents
-from cm3jax.document import ImagePath, parse_prompt
+from cm3jax.data.probe_queries import Asking, asking
 from cm3jax.errors import UserError
-from cm3jax.files import write_atomic
+from cm3jax.io.files import write_atomic
 from cm3jax.learners import clip, vqgan
 from cm3jax.retrieval import audit
 from cm3jax.retrieval.audit_page import Example, audit_page
 from cm3jax.retrieval.bank import Bank
-from cm3jax.retrieval.clip import ClipEncoder
+from cm3jax.retrieval.clip_encoder import ClipEncoder
 from cm3jax.retrieval.duplicates import find_duplicates
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.index import open_index
-from cm3jax.retrieval.protocol import Index
+from cm3jax.retrieval.interface import Index
 from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.retriever import Retriever
 from cm3jax.retrieval.scann import RECALL_AT, ScannIndex
 from cm3jax.retrieval.select import choose
+from cm3jax.sequence.document import ImagePath, parse_prompt
 from cm3jax.shapes import Float
-from cm3jax.tokenizers.image import ImageTokenizer, load_picture
+from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, load_picture
 from launch.cli import parse_experiment, parse_experiment_and
 from launch.env import main
 from launch.tools import make_tools

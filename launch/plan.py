@@ -13,8 +13,8 @@ from typing import Any
 
 from cm3jax import partition
 from cm3jax.config import Experiment
-from cm3jax.footprint import abstract_batch, compiled_bytes, footprint, lay_out, planned
-from cm3jax.hardware import DEVICE_MEMORY, a100_hours
+from cm3jax.memory import abstract_batch, compiled_bytes, footprint, lay_out, planned
+from cm3jax.training.hardware import DEVICE_MEMORY, a100_hours
 from launch.cli import parse_experiment_and
 from launch.env import main
 

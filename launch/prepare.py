@@ -10,15 +10,15 @@ python -m launch.prepare show miniature/decoder --record 12
 import dataclasses
 
 from cm3jax.config import Experiment
-from cm3jax.data.engines import Beam, Engine, InProcess
 from cm3jax.data.pipeline import CorpusStream
 from cm3jax.data.prepare import prepare
 from cm3jax.data.prepare_tasks import prepare_tasks
+from cm3jax.data.runners import Beam, Engine, InProcess
 from cm3jax.data.show import show_row
-from cm3jax.data.tokenised import Tools
+from cm3jax.data.tokenize import Tools
 from cm3jax.errors import UserError
 from cm3jax.learners import vqgan
-from cm3jax.tokenizers.text import TextTokenizer
+from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 from launch.cli import parse_experiment, parse_experiment_and
 from launch.env import main
 from launch.tools import make_tools

@@ -23,10 +23,10 @@ from cm3jax.config import Experiment
 from cm3jax.data.prepare import is_prepared, prepare, prepare_bank, standing_bank
 from cm3jax.data.sources import open_source
 from cm3jax.errors import UserError
-from cm3jax.evaluate.emblems import evaluate, is_current
 from cm3jax.evaluate.protocol import code_version, scores_to_json
 from cm3jax.evaluate.results import Evaluation
-from cm3jax.files import read_json, write_atomic, write_json
+from cm3jax.io.files import read_json, write_atomic, write_json
+from experiments.miniature.scores.emblem_scores import evaluate, is_current
 from experiments.quickstart import chain
 from launch.cli import parse
 from launch.env import main

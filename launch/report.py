@@ -17,27 +17,27 @@ from pathlib import Path
 import tyro
 from etils import epath
 
-from cm3jax.claims import (
-    bank_swap,
-    control,
-    documents,
-    guidance,
-    masking,
-    retrieval,
-    rivals,
-    sampling,
-    sizes,
-    tasks,
-)
-from cm3jax.claims.bench import Bench
-from cm3jax.claims.page import verdict, write_page
-from cm3jax.claims.row import Result, Row
 from cm3jax.config import Experiment
 from cm3jax.data.prepare import is_prepared, prepare
 from cm3jax.errors import UserError
-from cm3jax.evaluate.page import report
 from cm3jax.evaluate.results import Evaluation
-from cm3jax.files import read_json, write_atomic, write_json
+from cm3jax.io.files import read_json, write_atomic, write_json
+from experiments.claims import (
+    bank_swap,
+    control,
+    documents,
+    guidance_scale,
+    masking,
+    retrieval_quality,
+    rivals,
+    sampling_methods,
+    sizes,
+    task_tuning,
+)
+from experiments.claims.claim import Result, Row
+from experiments.claims.claims_page import verdict, write_page
+from experiments.claims.harness import Bench
+from experiments.miniature.scores.quickstart_page import report
 from launch.cli import parse
 from launch.env import main
 from launch.names import load_experiment
@@ -49,12 +49,12 @@ ROWS: tuple[Row, ...] = (
     documents.ROW,
     rivals.ROW,
     sizes.ROW,
-    sampling.ROW,
-    guidance.ROW,
+    sampling_methods.ROW,
+    guidance_scale.ROW,
     masking.ROW,
-    tasks.ROW,
+    task_tuning.ROW,
     bank_swap.ROW,
-    retrieval.ROW,
+    retrieval_quality.ROW,
 )
 """The claims, in the page's order."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
-from cm3jax.files import write_atomic
+from cm3jax.io.files import write_atomic
 from launch.cli import parse_experiment_and
 from launch.env import main
 from launch.job_gke import jobset

@@ -1,9 +1,9 @@
 """The tokenizers and the encoder that an experiment names, from their run directories."""
 
 from cm3jax.config import Experiment
-from cm3jax.data.tokenised import Tools
+from cm3jax.data.tokenize import Tools
 from cm3jax.learners import clip, vqgan
-from cm3jax.tokenizers.text import TextTokenizer
+from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
 
 def make_tools(experiment: Experiment) -> Tools:

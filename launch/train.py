@@ -7,12 +7,13 @@ import dataclasses
 
 import jax
 
-from cm3jax import distributed, partition
+from cm3jax import partition
 from cm3jax.config import Experiment
-from cm3jax.folders import hold
-from cm3jax.resume import require_run_folder
-from cm3jax.run_report import Illustration
+from cm3jax.io.folders import hold
+from cm3jax.report.run_page import Illustration
 from cm3jax.train import Illustrator, Learner, train
+from cm3jax.training import distributed
+from cm3jax.training.resume import require_run_folder
 from launch.cli import parse_experiment_and
 from launch.env import keep_freed_memory, main
 
@@ -101,12 +102,12 @@ def make_illustrator(learner: Learner) -> Illustrator:
         )
         return lambda state: (absent,)
     if experiment.learner == "vqgan":
-        from cm3jax.illustrate import vqgan
+        from cm3jax.report.samples import vqgan_samples
 
-        return vqgan.illustrator(learner)
-    from cm3jax.illustrate import decoder
+        return vqgan_samples.illustrator(learner)
+    from cm3jax.report.samples import decoder_samples
 
-    return decoder.illustrator(learner)
+    return decoder_samples.illustrator(learner)
 
 
 if __name__ == "__main__":

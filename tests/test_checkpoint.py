@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cm3jax import checksums, partition
+from cm3jax import partition
 from cm3jax.checkpoint import Checkpoints, Meta, export_run, load_run
 from cm3jax.config import CheckpointConfig, MeshConfig
 from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
-from cm3jax.state import plan
+from cm3jax.io import checksums
+from cm3jax.training.state import plan
 from tests.tiny import experiment, learner
 
 PRINTS = {"vocab": "abc"}

@@ -11,8 +11,8 @@ import pytest
 
 from cm3jax.model.decoder import Decoder
 from cm3jax.model.encoder_decoder import EncoderDecoder
-from cm3jax.tokenizers.vqgan import VQGAN
-from cm3jax.vocab import Vocab
+from cm3jax.sequence.vocab import Vocab
+from cm3jax.tokenizers.vqgan_model import VQGAN
 from launch.names import experiment_names, load_experiment
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -46,7 +46,7 @@ def imported_modules(source: str) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            # `from cm3jax import partition` names a module, `from cm3jax.files import digest` none.
+            # `from cm3jax import partition` names a module, `from cm3jax.io.files import digest` none.
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
@@ -90,8 +90,8 @@ def test_the_layer_check_sees_lazy_and_upward_imports():
     assert upward_imports("cm3jax.model.decoder", lazy) == [
         "cm3jax.model.decoder imports cm3jax.train.train"
     ]
-    assert upward_imports("cm3jax.files", "from launch import cli")
-    assert upward_imports("cm3jax.vocab", "from cm3jax import document")
+    assert upward_imports("cm3jax.io.files", "from launch import cli")
+    assert upward_imports("cm3jax.sequence.vocab", "from cm3jax import document")
     assert not upward_imports("cm3jax.train", "from cm3jax import checkpoint\nimport cm3jax")
 
 

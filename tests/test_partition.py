@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from cm3jax import partition
 from cm3jax.config import MeshConfig
 from cm3jax.errors import UserError
-from cm3jax.state import plan
+from cm3jax.training.state import plan
 from tests.tiny import experiment, learner
 
 

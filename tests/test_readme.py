@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cm3jax.claims.page import verdict
-from cm3jax.claims.row import Result
+from experiments.claims.claim import Result
+from experiments.claims.claims_page import verdict
 from launch.cli import parse_experiment
 from launch.report import RESULTS, ROWS
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3jax import generate
 from cm3jax.config import MeshConfig
-from cm3jax.data.emblems import confirms_batch, example, prompts
-from cm3jax.data.emblems.examples import bank_documents
-from cm3jax.data.emblems.looks import catalogue
-from cm3jax.document import Image, Text, render
+from cm3jax.emblems import confirms_batch, example, prompts
+from cm3jax.emblems.examples import bank_documents
+from cm3jax.emblems.looks import catalogue
+from cm3jax.generation import generator as generate
+from cm3jax.sequence.document import Image, Text, render
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "experiments/miniature/weights"
 

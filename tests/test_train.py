@@ -14,11 +14,11 @@ from cm3jax.checkpoint import load_run
 from cm3jax.config import CheckpointConfig, MeshConfig, OptimConfig, TrainConfig
 from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
-from cm3jax.loss import Mean
-from cm3jax.metrics import read
-from cm3jax.state import plan
+from cm3jax.sequence.vocab import Vocab
 from cm3jax.train import make_train_step, train
-from cm3jax.vocab import Vocab
+from cm3jax.training.loss import Mean
+from cm3jax.training.metrics import read
+from cm3jax.training.state import plan
 from tests import tiny
 from tests.tiny import VOCAB, experiment, learner
 

@@ -13,12 +13,12 @@ from cm3jax import partition
 from cm3jax.checkpoint import load_run
 from cm3jax.config import DecoderConfig, MeshConfig, OptimConfig
 from cm3jax.errors import UserError
-from cm3jax.footprint import abstract_batch, footprint, lay_out
+from cm3jax.memory import abstract_batch, footprint, lay_out
 from cm3jax.model import lora
 from cm3jax.model.decoder import Decoder
-from cm3jax.state import plan
 from cm3jax.testing import random_variables
 from cm3jax.train import train
+from cm3jax.training.state import plan
 from launch.names import load_experiment
 from tests.tiny import VOCAB, experiment, learner
 

@@ -17,10 +17,10 @@ from cm3jax.config import (
     VQGANConfig,
 )
 from cm3jax.data.pipeline import HostBatch, Position
-from cm3jax.files import digest
+from cm3jax.io.files import digest
 from cm3jax.learners.decoder import DecoderLearner
-from cm3jax.sequence import Batch
-from cm3jax.vocab import Vocab
+from cm3jax.sequence.rows import Batch
+from cm3jax.sequence.vocab import Vocab
 
 VOCAB = Vocab(VocabConfig(specials=32, image_codes=64, text_pieces=32, sentinels=17, grid=2))
 

@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax.data.readers.items import Made
-from cm3jax.files import digest
+from cm3jax.io.files import digest
 
 SOURCE = "source"
 """The column of states in a bank or a corpus."""

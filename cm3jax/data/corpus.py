@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from cm3jax.checksums import describe
 from cm3jax.config import DataConfig, VocabConfig
 from cm3jax.data.changes import SOURCE, SourceState
 from cm3jax.errors import UserError
-from cm3jax.files import digest, read_json
-from cm3jax.folders import read_whole, settle
-from cm3jax.records import Records
+from cm3jax.io.array_records import Records
+from cm3jax.io.checksums import describe
+from cm3jax.io.files import digest, read_json
+from cm3jax.io.folders import read_whole, settle
+from cm3jax.io.shard_writer import Notes, ShardWriter, shard_files
+from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Float, Int
-from cm3jax.shards import Notes, ShardWriter, shard_files
-from cm3jax.vocab import Vocab
 
 COLUMNS = ("lengths", "neighbours", "scores")
 _ANSWERS = "answers"

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 
 from cm3jax.config import Experiment
-from cm3jax.data.tokenised import Tokenised, encoder_parts
+from cm3jax.data.tokenize import Tokenised, encoder_parts
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import content_hash
 from cm3jax.retrieval.clauses import clauses
-from cm3jax.retrieval.clip import ClipEncoder
+from cm3jax.retrieval.clip_encoder import ClipEncoder
 from cm3jax.retrieval.index import training_index
 from cm3jax.retrieval.select import NONE, Choice, choose, drop_pieces, side_by_side
 from cm3jax.shapes import Bool, Float, Int

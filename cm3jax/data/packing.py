@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from cm3jax import draws
 from cm3jax.config import CM3Config
-from cm3jax.draws import Stream
-from cm3jax.masks import mask_counts
 from cm3jax.retrieval.select import NONE, Drawn, draw, shuffled, with_wrong
-from cm3jax.sequence import Places, answer_masks, documents_shown, fit, reserved
+from cm3jax.sequence import prng
+from cm3jax.sequence.prng import Stream
+from cm3jax.sequence.rows import Places, answer_masks, documents_shown, fit, reserved
+from cm3jax.sequence.spans import mask_counts
 from cm3jax.shapes import Float, Int
 
 ELSEWHERE = (
@@ -149,7 +149,7 @@ def pack(lengths: Int[np.ndarray, " samples"], room: int) -> Places:
     return Places(*places)
 
 
-epoch_order = functools.lru_cache(maxsize=4)(draws.permutation)
+epoch_order = functools.lru_cache(maxsize=4)(prng.permutation)
 """`epoch_order(seed, epoch, records)`: an epoch's order, which all of its blocks need."""
 
 
@@ -170,7 +170,7 @@ def plan_block(
     places = pack(reserved(np, fitted.document_lengths, shown.queries, fitted.masks), room)
 
     rows = int(places.rows.max()) + 1
-    shuffled = draws.permutation(seed, epoch, rows, Stream.ROWS, first=block * BLOCK)
+    shuffled = prng.permutation(seed, epoch, rows, Stream.ROWS, first=block * BLOCK)
     rows_of = shuffled.astype(np.int32)[places.rows]
     by_row = np.lexsort((places.offsets, rows_of))
     records = shown.records[by_row]
@@ -210,7 +210,7 @@ def plan_stream_block(
     sample = np.repeat(np.arange(len(sizes)), pieces)
     piece = np.arange(len(sample)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     row = first[sample] + piece
-    shuffled = draws.permutation(seed, epoch, rows, Stream.ROWS, first=2 * BLOCK * block)
+    shuffled = prng.permutation(seed, epoch, rows, Stream.ROWS, first=2 * BLOCK * block)
     by_row = np.argsort(shuffled[row], kind="stable")
     sample, row = sample[by_row], row[by_row]
     offsets = (stops - sizes)[sample] - np.concatenate([[0], cuts])[row]
@@ -248,10 +248,10 @@ def _shown(table: Table, seed: int, epoch: int, block: int, documents: int, conf
     records = epoch_order(seed, epoch, len(table.lengths))[block * BLOCK : (block + 1) * BLOCK]
     drawn = _drawn(table, records, seed, epoch, documents)
     if config.wrong_documents and documents:
-        words = draws.bits(np, seed, epoch, records, Stream.WRONG_DOCUMENTS, 2)
-        others = draws.below(np, words[:, 1], len(table.lengths)).astype(np.int64)
+        words = prng.bits(np, seed, epoch, records, Stream.WRONG_DOCUMENTS, 2)
+        others = prng.below(np, words[:, 1], len(table.lengths)).astype(np.int64)
         wrong = _drawn(table, others, seed, epoch, 1).ids[:, 0]
-        chosen = draws.chance(np, words[:, 0], config.wrong_documents)
+        chosen = prng.chance(np, words[:, 0], config.wrong_documents)
         drawn = with_wrong(np, drawn, wrong, chosen)
     count = documents_shown(np, seed, epoch, records, documents, config)
     ids = np.where(np.arange(drawn.ids.shape[1]) < count[:, None], drawn.ids, NONE)

@@ -12,16 +12,16 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 import jax
 import numpy as np
 
-from cm3jax import draws
 from cm3jax.config import DataConfig, Experiment
+from cm3jax.data.cm3_rows import CorpusRows
 from cm3jax.data.corpus import Corpus, mixture_part
 from cm3jax.data.packing import ELSEWHERE, Plan, Position, join
-from cm3jax.data.rows import CorpusRows
 from cm3jax.errors import UserError
-from cm3jax.files import digest
-from cm3jax.sequence import fingerprint
+from cm3jax.io.files import digest
+from cm3jax.sequence import prng
+from cm3jax.sequence.rows import fingerprint
+from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Int
-from cm3jax.vocab import Vocab
 
 T, R = TypeVar("T"), TypeVar("R")
 
@@ -121,7 +121,7 @@ class RecordStream:
             )
         share = row_slice(self.batch, self.process_index, self.process_count)
         epoch, row = position.epoch, position.row
-        order = draws.permutation(self.seed, epoch, count)
+        order = prng.permutation(self.seed, epoch, count)
         while True:
             parts, missing = [], self.batch
             while missing:
@@ -130,7 +130,7 @@ class RecordStream:
                 missing, row = missing - len(part), row + len(part)
                 if row == count:
                     epoch, row = epoch + 1, 0
-                    order = draws.permutation(self.seed, epoch, count)
+                    order = prng.permutation(self.seed, epoch, count)
             records = np.concatenate(parts)[share]
             data = {name: array[records] for name, array in self.arrays.items()}
             mark = digest(np.asarray([share.start]), records)
@@ -321,7 +321,7 @@ class CorpusStream:
     def _choose(self, given: int) -> Int[np.ndarray, " B"]:
         """The corpus of each row of the next batch, after so many rows."""
         rows = given + np.arange(self.experiment.data.batch)
-        words = draws.bits(np, self.experiment.seed, rows >> 32, rows, draws.Stream.MIXTURE, 1)
+        words = prng.bits(np, self.experiment.seed, rows >> 32, rows, prng.Stream.MIXTURE, 1)
         return np.searchsorted(self._thresholds, words[:, 0], side="right")
 
     def _materialise(self, shares: list["_Share"]) -> list[HostBatch]:

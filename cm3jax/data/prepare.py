@@ -18,12 +18,11 @@ from collections.abc import Iterator
 from etils import epath
 
 from cm3jax.config import DataConfig, Experiment, identity
-from cm3jax.data.asking import asking
 from cm3jax.data.changes import SourceState
 from cm3jax.data.corpus import Corpus
-from cm3jax.data.engines import Engine, InProcess, Report
-from cm3jax.data.sources import ItemSource, open_source
-from cm3jax.data.stations import (
+from cm3jax.data.probe_queries import asking
+from cm3jax.data.runners import Engine, InProcess, Report
+from cm3jax.data.shard_jobs import (
     Job,
     bank_writer,
     corpus_writer,
@@ -32,11 +31,13 @@ from cm3jax.data.stations import (
     state_of,
     writer_of,
 )
+from cm3jax.data.sources import ItemSource, open_source
 from cm3jax.data.summary import Timing, summarise
-from cm3jax.data.tokenised import Tools
+from cm3jax.data.tokenize import Tools
 from cm3jax.errors import UserError
-from cm3jax.files import digest, read_json
-from cm3jax.folders import hold, settle
+from cm3jax.io.files import digest, read_json
+from cm3jax.io.folders import hold, settle
+from cm3jax.io.shard_writer import MANIFEST, STATE, source_state
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import DUPLICATES, bank_files
 from cm3jax.retrieval.bank_writer import sweep_parts
@@ -45,7 +46,6 @@ from cm3jax.retrieval.index import Ask, keep_index, training_index
 from cm3jax.retrieval.milvus import forget
 from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.takedown import merge, remove, require_there
-from cm3jax.shards import MANIFEST, STATE, source_state
 
 SPLITS = ("train", "validation")
 

@@ -16,17 +16,17 @@ from etils import epath
 
 from cm3jax.config import DataConfig, Experiment
 from cm3jax.data.corpus import Corpus, CorpusDocument, CorpusWriter, Shard
-from cm3jax.data.emblems.tasks import NAMES, asked
 from cm3jax.data.tfds_tasks import TfdsCases
-from cm3jax.data.tokenised import fitting_vocab
+from cm3jax.data.tokenize import fitting_vocab
+from cm3jax.emblems.task_cases import NAMES, asked
 from cm3jax.errors import UserError
-from cm3jax.files import digest
-from cm3jax.folders import hold
+from cm3jax.io.files import digest
+from cm3jax.io.folders import hold
 from cm3jax.tasks import READERS
 from cm3jax.tasks.example import Answer, Example, example
 from cm3jax.tasks.task import Case, Derived, Filled, Skipped, choose
-from cm3jax.tokenizers.image import ImageTokenizer, load_picture
-from cm3jax.tokenizers.text import TextTokenizer
+from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, load_picture
+from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
 SHARD = 2048
 """Cases prepared and saved at a time."""

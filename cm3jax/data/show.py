@@ -4,13 +4,13 @@ import dataclasses
 
 import numpy as np
 
+from cm3jax.data.cm3_rows import CorpusRows
 from cm3jax.data.packing import BLOCK, Plan, epoch_order
-from cm3jax.data.rows import CorpusRows
 from cm3jax.errors import UserError
-from cm3jax.sequence import Batch
+from cm3jax.sequence.rows import Batch
+from cm3jax.sequence.vocab import Modality, Vocab
 from cm3jax.shapes import Float, Int
-from cm3jax.tokenizers.text import TextTokenizer
-from cm3jax.vocab import Modality, Vocab
+from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
 
 def show_row(rows: CorpusRows, record: int, text: TextTokenizer, epoch: int = 0) -> str:

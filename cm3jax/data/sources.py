@@ -33,9 +33,9 @@ from cm3jax.data.readers.lines import CaptionLines, InterleavedLines
 from cm3jax.data.readers.tars import TarShard
 from cm3jax.data.splits import split_records
 from cm3jax.errors import UserError
-from cm3jax.files import digest
+from cm3jax.io.files import digest
 from cm3jax.shapes import Int, UInt8
-from cm3jax.tokenizers.image import load_picture
+from cm3jax.tokenizers.image_tokenizer import load_picture
 
 CAPTIONS = ("captions.jsonl", "metadata.jsonl")
 DOCUMENTS = "documents.jsonl"
@@ -128,7 +128,7 @@ def _emblems(
     data: DataConfig, split: str, seed: int, progress: Callable[[int, int], None] | None
 ) -> Source:
     # TFDS takes a second to import, and folders do without.
-    from cm3jax.data.emblems.builder import EmblemsConfig, prepare
+    from cm3jax.emblems.builder import EmblemsConfig, prepare
 
     config = EmblemsConfig(
         records=data.records, emblems=data.emblems, seed=seed, size=data.image_size
@@ -176,8 +176,8 @@ class EmblemsSource:
 
     def masks(self, index: int) -> tuple[UInt8[np.ndarray, "S S"], ...]:
         """Things are white, the background is black."""
-        from cm3jax.data.emblems.annotations import annotate
-        from cm3jax.data.emblems.scene import Scene
+        from cm3jax.emblems.annotations import annotate
+        from cm3jax.emblems.scene import Scene
 
         record = self._records[index]
         if not len(record["images"]):

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from cm3jax import draws
 from cm3jax.config import DataConfig
 from cm3jax.data.readers.items import Reader
 from cm3jax.errors import UserError
+from cm3jax.sequence import prng
 from cm3jax.shapes import Bool, Int
 
 _HELD_BACK = 50
@@ -67,7 +67,7 @@ def split_records(readers: Sequence[Reader], data: DataConfig, seed: int) -> Spl
     train = np.flatnonzero((split == _FREE) | (split == _TRAIN))
     kept = train
     if len(train) > data.records:
-        kept = np.sort(train[draws.permutation(seed, 0, len(train))[: data.records]])
+        kept = np.sort(train[prng.permutation(seed, 0, len(train))[: data.records]])
     only, validation = (np.flatnonzero(split == code) for code in (_BANK, _VALIDATION))
     return Splits(kept, validation, only, len(train) - len(kept))
 

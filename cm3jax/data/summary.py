@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from etils import epath
 
 from cm3jax.data.corpus import Corpus
-from cm3jax.files import write_json
+from cm3jax.io.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)

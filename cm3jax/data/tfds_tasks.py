@@ -20,7 +20,7 @@ from cm3jax.tasks import captions, grounded, structure
 from cm3jax.tasks.edges import canny, scribble
 from cm3jax.tasks.records import Broken, sound
 from cm3jax.tasks.task import Case, Skipped, Task, Value
-from cm3jax.tokenizers.image import decode_picture, orientation, picture_size
+from cm3jax.tokenizers.image_tokenizer import decode_picture, orientation, picture_size
 
 _CAPTIONS = 5
 """Captions of a picture, of which each makes a case."""

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cm3jax.sequence.vocab import Modality, Vocab
 from cm3jax.shapes import Array, Bool, Int
-from cm3jax.vocab import Modality, Vocab
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,16 +17,16 @@ import numpy as np
 from cm3jax import partition
 from cm3jax.config import DecodeConfig
 from cm3jax.decode import grammar, sampling, steps
-from cm3jax.decode.meter import Meter
 from cm3jax.decode.method import Method, contrasted
+from cm3jax.decode.params import bytes_per_step
 from cm3jax.decode.plan import CHUNK, Group, Job, plan
 from cm3jax.decode.request import Request
-from cm3jax.decode.weights import bytes_per_step
+from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
 from cm3jax.model.decoder import Decoder
 from cm3jax.model.encoder_decoder import EncoderDecoder
+from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Bool, Float, Int
-from cm3jax.vocab import Vocab
 
 ADMITTED = 8
 """Prompts that are prefilled at once, at most."""

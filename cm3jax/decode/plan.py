@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from cm3jax.config import DecodeConfig
 from cm3jax.decode import grammar
 from cm3jax.decode.request import Request
-from cm3jax.vocab import Vocab
+from cm3jax.sequence.vocab import Vocab
 
 CHUNK = 16
 """Tokens between two looks of the host."""

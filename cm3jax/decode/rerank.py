@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cm3jax.retrieval.clip import ClipEncoder
+from cm3jax.retrieval.clip_encoder import ClipEncoder
 from cm3jax.shapes import Float, Int, UInt8
 
 

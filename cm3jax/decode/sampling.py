@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cm3jax import draws
+from cm3jax.sequence import prng
 from cm3jax.shapes import Array, Bool, Float, Int, UInt32
 
 
@@ -31,7 +31,7 @@ def dice(
 
     Temperatures are drawn uniformly between the two given ones; equal ones fix it.
     """
-    words = draws.bits(np, seed, prompts, samples, draws.Stream.SAMPLES, 3)
+    words = prng.bits(np, seed, prompts, samples, prng.Stream.SAMPLES, 3)
     low, high = temperatures
     drawn = low + (high - low) * (words[:, 2] / 2**32)
     return Dice(words[:, :2], drawn.astype(np.float32))
@@ -41,8 +41,8 @@ def noise(
     keys: UInt32[Array, "B 2"], emitted: Int[Array, " B"], vocab_size: int
 ) -> Float[Array, "B V"]:
     """Gumbel noise of the next token, from the sample's key and the tokens it has emitted."""
-    stream = draws.Stream.TOKENS
-    return gumbel(draws.bits(jnp, keys[:, 0], keys[:, 1], emitted, stream, vocab_size))
+    stream = prng.Stream.TOKENS
+    return gumbel(prng.bits(jnp, keys[:, 0], keys[:, 1], emitted, stream, vocab_size))
 
 
 def gumbel(words: UInt32[Array, "*B"]) -> Float[Array, "*B"]:

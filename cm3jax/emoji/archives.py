@@ -15,9 +15,9 @@ from collections.abc import Mapping
 
 from etils import epath
 
-from cm3jax.checksums import describe
 from cm3jax.errors import UserError
-from cm3jax.files import digest
+from cm3jax.io.checksums import describe
+from cm3jax.io.files import digest
 
 PACKAGES = {
     "twemoji": "@iconify-json/twemoji@1.2.5",

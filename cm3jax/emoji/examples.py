@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cm3jax.data.emblems.looks import integer
-from cm3jax.data.emblems.sample import pick
-from cm3jax.data.emblems.scene import PLACES
+from cm3jax.emblems.looks import integer
+from cm3jax.emblems.sample import pick
+from cm3jax.emblems.scene import PLACES
 from cm3jax.emoji import looks
 from cm3jax.emoji.draw import draw
 from cm3jax.emoji.grounds import GROUNDS

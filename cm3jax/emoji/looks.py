@@ -19,7 +19,7 @@ from PIL import Image
 from cm3jax.emoji.archives import Archives, IconSet
 from cm3jax.emoji.names import kin, noun, private, toned
 from cm3jax.errors import UserError
-from cm3jax.files import write_atomic
+from cm3jax.io.files import write_atomic
 from cm3jax.shapes import Float, Int, UInt8
 
 GRID = 8

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from cm3jax.data.emblems.sample import pick
+from cm3jax.emblems.sample import pick
 from cm3jax.emoji.examples import Examples, at_home, pair, single
 from cm3jax.emoji.looks import SIDES, Thing, apart
 from cm3jax.emoji.names import is_flag

@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-from cm3jax.data.emblems.scene import PLACES
+from cm3jax.emblems.scene import PLACES
 from cm3jax.emoji.draw import window
 from cm3jax.emoji.grounds import GROUNDS, ground
 from cm3jax.emoji.looks import GRID, SIDES, Catalogue

@@ -12,7 +12,7 @@ pair are small.
 import dataclasses
 import json
 
-from cm3jax.data.emblems.scene import PLACES
+from cm3jax.emblems.scene import PLACES
 from cm3jax.emoji.grounds import GROUNDS
 from cm3jax.emoji.looks import GRID, SIDES, Catalogue, Thing
 

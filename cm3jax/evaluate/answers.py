@@ -10,10 +10,10 @@ from typing import Any
 from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.evaluate import captions, vqa
+from cm3jax.evaluate import caption_scores, vqa
 from cm3jax.evaluate.protocol import UNKNOWN_SAMPLING, Protocol, Score, code_version
-from cm3jax.files import digest, read_json
-from cm3jax.texts import brief, shorten
+from cm3jax.io.files import digest, read_json
+from cm3jax.io.texts import brief, shorten
 
 _RESAMPLES = 1000
 
@@ -38,7 +38,7 @@ def score_caption_file(made: epath.PathLike, annotations: epath.PathLike) -> dic
             "describes."
         )
     texts = list(answers.values())
-    found = captions.score_captions(texts, [references[picture] for picture in answers])
+    found = caption_scores.score_captions(texts, [references[picture] for picture in answers])
     protocol = _stamp(made, annotations, answers, "COCO caption code: PTB words, CIDEr-D")
     scores = {
         f"bleu_{order}": Score(value, len(texts), None, interval, protocol)

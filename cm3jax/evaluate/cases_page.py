@@ -5,8 +5,8 @@ from typing import Any
 
 from cm3jax.evaluate.protocol import Protocol, Score
 from cm3jax.evaluate.results import Cell, Figure
-from cm3jax.html import Html, cell, facts, figure, join, page, tag
-from cm3jax.plots import share_mark
+from cm3jax.report.html import Html, cell, facts, figure, join, page, tag
+from cm3jax.report.plots import share_mark
 
 
 def cases_page(

@@ -8,8 +8,8 @@ import numpy as np
 from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.files import digest, read_json
-from cm3jax.texts import clean_text
+from cm3jax.io.files import digest, read_json
+from cm3jax.io.texts import clean_text
 
 _FIELDS = ("images", "annotations")
 

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from etils import epath
 
-from cm3jax import generate
 from cm3jax.checkpoint import load_run
 from cm3jax.config import MeshConfig
 from cm3jax.data.corpus import corpora_of, licence_shares
@@ -32,9 +31,10 @@ from cm3jax.evaluate.protocol import (
     sampling,
 )
 from cm3jax.evaluate.results import Cell, Figure, worst_and_best
-from cm3jax.files import digest, read_json
-from cm3jax.generate import Generator
-from cm3jax.retrieval.clip import ClipEncoder
+from cm3jax.generation import generator as generate
+from cm3jax.generation.generator import Generator
+from cm3jax.io.files import digest, read_json
+from cm3jax.retrieval.clip_encoder import ClipEncoder
 
 CASES = 8
 """Worst pictures that the page shows, and best ones."""

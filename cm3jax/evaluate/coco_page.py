@@ -3,7 +3,7 @@
 from cm3jax.evaluate.cases_page import cases_page, table_of
 from cm3jax.evaluate.coco_fid import Model, Outcome
 from cm3jax.evaluate.protocol import Score
-from cm3jax.html import Html
+from cm3jax.report.html import Html
 
 COLUMNS = (
     "model",

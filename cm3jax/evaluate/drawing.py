@@ -18,10 +18,10 @@ from etils import epath
 from cm3jax.config import DecodeConfig
 from cm3jax.errors import UserError
 from cm3jax.evaluate.coco import Caption
-from cm3jax.files import read_json, write_atomic, write_json
-from cm3jax.generate import Generated, Generator
-from cm3jax.html import png
-from cm3jax.retrieval.clip import ClipEncoder, fit
+from cm3jax.generation.generator import Generated, Generator
+from cm3jax.io.files import read_json, write_atomic, write_json
+from cm3jax.report.html import png
+from cm3jax.retrieval.clip_encoder import ClipEncoder, fit
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.shapes import Float
 

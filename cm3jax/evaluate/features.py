@@ -20,8 +20,8 @@ from jax.sharding import Mesh
 
 from cm3jax import partition
 from cm3jax.config import MeshConfig
-from cm3jax.interop.inception import InceptionWeights
-from cm3jax.model.inception import SIZE, Inception
+from cm3jax.evaluate.inception_network import SIZE, Inception
+from cm3jax.evaluate.inception_weights import InceptionWeights
 from cm3jax.shapes import Array, Float, UInt8
 
 Resize = Literal["clean", "legacy_pytorch", "legacy_tensorflow"]

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.files import write_atomic
+from cm3jax.io.files import write_atomic
 from cm3jax.shapes import Float
 
 RESAMPLES = 50

@@ -26,7 +26,7 @@ from cm3jax.evaluate.protocol import (
     fingerprint,
     licensed_share,
 )
-from cm3jax.files import digest
+from cm3jax.io.files import digest
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.shapes import Float
 

@@ -15,10 +15,10 @@ from cm3jax.evaluate.drawing import ALL, Share, chunks
 from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.fid import Frechet, Gaussian
 from cm3jax.evaluate.protocol import Protocol, Score, code_version
-from cm3jax.files import digest, write_array
-from cm3jax.retrieval.clip import ClipEncoder, fit
+from cm3jax.io.files import digest, write_array
+from cm3jax.retrieval.clip_encoder import ClipEncoder, fit
 from cm3jax.shapes import Float, UInt8
-from cm3jax.tokenizers.image import load_picture, load_whole
+from cm3jax.tokenizers.image_tokenizer import load_picture, load_whole
 
 _KINDS = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"),

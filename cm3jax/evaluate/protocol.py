@@ -17,7 +17,7 @@ import numpy as np
 
 import cm3jax
 from cm3jax.config import DecodeConfig, RetrievalConfig
-from cm3jax.files import digest
+from cm3jax.io.files import digest
 
 NOT_KNOWN = "not known"
 _Z = 1.959964  # the normal distribution's 97.5 % point: 95 % two-sided

@@ -16,18 +16,18 @@ from etils import epath
 
 from cm3jax.checkpoint import load_run
 from cm3jax.config import DataConfig, VQGANLossConfig
-from cm3jax.data.emblems.reader import read_batch
+from cm3jax.emblems.reader import read_batch
 from cm3jax.emoji.reader import Reader
 from cm3jax.evaluate import chance, fid
 from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.fid import Frechet
 from cm3jax.evaluate.protocol import NO_SAMPLING, Protocol, Score, code_version
-from cm3jax.files import digest
+from cm3jax.io.files import digest
 from cm3jax.learners import vqgan
 from cm3jax.learners.vqgan import VQGANLearner
 from cm3jax.shapes import Bool, Float, Int, UInt8
 from cm3jax.tokenizers.fidelity import code_usage, psnr, ssim
-from cm3jax.tokenizers.image import to_pixels
+from cm3jax.tokenizers.image_tokenizer import to_pixels
 from cm3jax.tokenizers.lpips import LPIPS, load
 
 _BATCH = 16

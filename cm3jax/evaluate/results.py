@@ -12,8 +12,8 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import Score, scores_from_json, scores_to_json
-from cm3jax.files import read_json, write_json
-from cm3jax.html import png_uri
+from cm3jax.io.files import read_json, write_json
+from cm3jax.report.html import png_uri
 from cm3jax.shapes import Float, UInt8
 
 

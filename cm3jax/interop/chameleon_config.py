@@ -6,9 +6,9 @@ from typing import Any
 
 from cm3jax.config import DecoderConfig, Experiment
 from cm3jax.errors import UserError
-from cm3jax.experiment_io import build
 from cm3jax.interop import fields
-from cm3jax.vocab import Vocab
+from cm3jax.io.experiment_json import build
+from cm3jax.sequence.vocab import Vocab
 
 _HARMLESS = {
     **fields.TRANSFORMERS,

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cm3jax import tensors
 from cm3jax.errors import UserError
-from cm3jax.files import read_json, write_atomic, write_json
 from cm3jax.interop.layout import Key
 from cm3jax.interop.state_dicts import read_state_dict
+from cm3jax.io import safetensors_file
+from cm3jax.io.files import read_json, write_atomic, write_json
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -60,7 +60,7 @@ def find(source: str) -> Path:
     return folder
 
 
-def read_tensors(folder: Path) -> dict[str, tensors.Tensor]:
+def read_tensors(folder: Path) -> dict[str, safetensors_file.Tensor]:
     """The tensors of a folder by name, of all its files; none is in memory yet.
 
     As in transformers, one whole file goes before an index, which may be left over from shards.
@@ -69,7 +69,7 @@ def read_tensors(folder: Path) -> dict[str, tensors.Tensor]:
     that hold more than tensors or come in several files.
     """
     if (folder / _SINGLE).exists():
-        return tensors.read_file(folder / _SINGLE)
+        return safetensors_file.read_file(folder / _SINGLE)
     if (folder / _INDEX).exists():
         return _read_indexed(folder)
     if (folder / _TORCH).exists():
@@ -83,7 +83,7 @@ def read_tensors(folder: Path) -> dict[str, tensors.Tensor]:
     raise UserError(f"{folder} holds neither {_SINGLE} nor {_INDEX}; give a folder with weights.")
 
 
-def _read_indexed(folder: Path) -> dict[str, tensors.Tensor]:
+def _read_indexed(folder: Path) -> dict[str, safetensors_file.Tensor]:
     index = read_object(folder / _INDEX, "the index of the weights").get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
         raise UserError(f"{folder / _INDEX} has no weight_map of file names; get it again.")
@@ -93,7 +93,7 @@ def _read_indexed(folder: Path) -> dict[str, tensors.Tensor]:
             raise UserError(
                 f"{folder / _INDEX} names {name!r}, which is no file of this folder; get it again."
             )
-        here = tensors.read_file(folder / name)
+        here = safetensors_file.read_file(folder / name)
         listed = {key for key, file in index.items() if file == name}
         if here.keys() != listed:
             key = min(here.keys() ^ listed)
@@ -104,20 +104,20 @@ def _read_indexed(folder: Path) -> dict[str, tensors.Tensor]:
     return found
 
 
-def write_tensors(folder: Path, outputs: Mapping[str, tensors.Output]) -> None:
+def write_tensors(folder: Path, outputs: Mapping[str, safetensors_file.Output]) -> None:
     """Write tensors in files of a few GB with their index, as transformers does."""
-    groups: list[dict[str, tensors.Output]] = [{}]
+    groups: list[dict[str, safetensors_file.Output]] = [{}]
     for key, output in outputs.items():
         if groups[-1] and sum(o.size for o in groups[-1].values()) + output.size > _FILE_BYTES:
             groups.append({})
         groups[-1][key] = output
     if len(groups) == 1:
-        tensors.write_file(folder / _SINGLE, groups[0], {"format": "pt"})
+        safetensors_file.write_file(folder / _SINGLE, groups[0], {"format": "pt"})
         return
     weight_map = {}
     for number, group in enumerate(groups, 1):
         name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        tensors.write_file(folder / name, group, {"format": "pt"})
+        safetensors_file.write_file(folder / name, group, {"format": "pt"})
         weight_map |= dict.fromkeys(group, name)
     total = sum(output.size for output in outputs.values())
     write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cm3jax.errors import UserError
-from cm3jax.tensors import Output, Tensor
+from cm3jax.io.safetensors_file import Output, Tensor
 
 Kind = Literal["same", "matrix", "convolution", "heads"]
 _FLOATS = ("F32", "BF16", "F16")

@@ -4,11 +4,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from cm3jax import tensors
 from cm3jax.errors import UserError
+from cm3jax.io import safetensors_file
 
 
-def read_state_dict(path: Path, what: str) -> dict[str, tensors.Tensor]:
+def read_state_dict(path: Path, what: str) -> dict[str, safetensors_file.Tensor]:
     """The tensors of a file by name; of a torch checkpoint those of its `state_dict`.
 
     Nothing but tensors is unpickled, in torch's format of today and that of before 1.6. `what`
@@ -18,7 +18,7 @@ def read_state_dict(path: Path, what: str) -> dict[str, tensors.Tensor]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give {what}.")
     if path.suffix == ".safetensors":
-        return tensors.read_file(path)
+        return safetensors_file.read_file(path)
     try:
         import torch
     except ImportError:
@@ -41,7 +41,9 @@ def read_state_dict(path: Path, what: str) -> dict[str, tensors.Tensor]:
     return {key: _tensor(value) for key, value in found.items()}
 
 
-def _tensor(value: Any) -> tensors.Tensor:
+def _tensor(value: Any) -> safetensors_file.Tensor:
     """A tensor of torch, which numpy is given as float32."""
     kind = "F32" if value.is_floating_point() else "I32"
-    return tensors.Tensor(kind, tuple(value.shape), lambda index: value.float().numpy()[index])
+    return safetensors_file.Tensor(
+        kind, tuple(value.shape), lambda index: value.float().numpy()[index]
+    )

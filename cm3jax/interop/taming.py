@@ -6,8 +6,8 @@ Its relatives (latent-diffusion, Make-A-Scene) write the same keys and a few mor
 from typing import Any
 
 from cm3jax.errors import UserError
-from cm3jax.experiment_io import build
 from cm3jax.interop import fields
+from cm3jax.io.experiment_json import build
 
 _KINDS = ("VQModel", "VQModelInterface", "VQNoDiscModel", "EMAVQ")
 """Classes with one arithmetic, whatever they train by."""

@@ -14,8 +14,8 @@ import numpy as np
 
 from cm3jax.config import VocabConfig
 from cm3jax.errors import UserError
+from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Int
-from cm3jax.vocab import Vocab
 
 _FIXED = ("<pad>", "</s>", "<racm3:break>", "<eoss>")
 """Their names of `Vocab.pad`, `eos`, `break_` and `eoss`."""

@@ -15,15 +15,21 @@ from etils import epath
 
 from cm3jax import checkpoint
 from cm3jax.config import ClipConfig, Experiment
-from cm3jax.data.couples import NO_SUBJECT, Couples, CoupleStream, Records
+from cm3jax.data.contrastive import NO_SUBJECT, Couples, CoupleStream, Records
 from cm3jax.data.pipeline import NoRecords, Stream
 from cm3jax.data.sources import open_source
 from cm3jax.errors import UserError
-from cm3jax.loss import LossOutput, Mean
-from cm3jax.metrics import Work
-from cm3jax.retrieval.clip import CLIP, ClipEncoder, document_vectors, normalise, text_length
+from cm3jax.retrieval.clip_encoder import (
+    CLIP,
+    ClipEncoder,
+    document_vectors,
+    normalise,
+    text_length,
+)
 from cm3jax.shapes import Array, Bool, Float, Int, Key
-from cm3jax.tokenizers.text import MODEL_FILE, TextTokenizer
+from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, TextTokenizer
+from cm3jax.training.loss import LossOutput, Mean
+from cm3jax.training.metrics import Work
 
 
 class CLIPLearner:

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from cm3jax import partition
 from cm3jax.config import DecoderConfig, Experiment
 from cm3jax.data.pipeline import CorpusStream, Stream
-from cm3jax.loss import LossOutput, chunks_for, next_token_loss, token_losses
-from cm3jax.metrics import Work
 from cm3jax.model.decoder import Decoder
-from cm3jax.sequence import Batch
+from cm3jax.sequence.rows import Batch
+from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Array, Int, Key
-from cm3jax.vocab import Vocab
+from cm3jax.training.loss import LossOutput, chunks_for, next_token_loss, token_losses
+from cm3jax.training.metrics import Work
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,15 +30,13 @@ from cm3jax.data.pipeline import (
 from cm3jax.data.scan import Pictures, scan
 from cm3jax.data.sources import RawRecord, open_source
 from cm3jax.errors import UserError
-from cm3jax.files import digest
+from cm3jax.io.files import digest
 from cm3jax.learners import clip, vqgan
 from cm3jax.learners.decoder import DecoderLearner
-from cm3jax.loss import LossOutput
-from cm3jax.metrics import Work
 from cm3jax.model.bridge import TokenizerBridge
 from cm3jax.model.sequence_builder import Queries, Rows, SequenceBuilder, bank_variables
 from cm3jax.retrieval.bank import Bank
-from cm3jax.retrieval.clip import (
+from cm3jax.retrieval.clip_encoder import (
     CLIP,
     document_vectors,
     fit,
@@ -47,10 +45,12 @@ from cm3jax.retrieval.clip import (
     text_rows,
 )
 from cm3jax.retrieval.select import NONE
+from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Array, Int, Key
-from cm3jax.tokenizers.image import to_pixels
-from cm3jax.tokenizers.text import TextTokenizer
-from cm3jax.vocab import Vocab
+from cm3jax.tokenizers.image_tokenizer import to_pixels
+from cm3jax.tokenizers.text_tokenizer import TextTokenizer
+from cm3jax.training.loss import LossOutput
+from cm3jax.training.metrics import Work
 
 
 class OnlineLearner:

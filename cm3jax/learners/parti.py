@@ -7,14 +7,14 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from cm3jax.config import DecoderConfig, Experiment
-from cm3jax.data.pairs import Pairs, PairStream
+from cm3jax.data.caption_image import Pairs, PairStream
 from cm3jax.data.pipeline import Stream
 from cm3jax.learners.decoder import chunks_here
-from cm3jax.loss import LossOutput, next_token_loss, token_losses
-from cm3jax.metrics import Work
 from cm3jax.model.encoder_decoder import EncoderDecoder
+from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Array, Int, Key
-from cm3jax.vocab import Vocab
+from cm3jax.training.loss import LossOutput, next_token_loss, token_losses
+from cm3jax.training.metrics import Work
 
 
 @dataclasses.dataclass(frozen=True)

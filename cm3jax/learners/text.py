@@ -6,10 +6,10 @@ from cm3jax.config import Experiment
 from cm3jax.data.sources import open_source
 from cm3jax.data.usable import usable
 from cm3jax.errors import UserError
-from cm3jax.experiment_io import load_experiment, save_experiment
-from cm3jax.resume import decisive_changes, describe, differences
-from cm3jax.run_report import write_report
-from cm3jax.tokenizers.text import MODEL_FILE, TextTokenizer
+from cm3jax.io.experiment_json import load_experiment, save_experiment
+from cm3jax.report.run_page import write_report
+from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, TextTokenizer
+from cm3jax.training.resume import decisive_changes, describe, differences
 
 
 def train_text_tokenizer(experiment: Experiment) -> None:

@@ -26,14 +26,14 @@ from cm3jax.data.pipeline import Equipped, RecordStream
 from cm3jax.data.sources import MaskedSource, RawRecord, Source, open_source
 from cm3jax.data.usable import usable
 from cm3jax.errors import UserError
-from cm3jax.files import digest
-from cm3jax.loss import LossOutput, Mean
-from cm3jax.metrics import Work
+from cm3jax.io.files import digest
 from cm3jax.shapes import Array, Float, Int, Key, UInt8
 from cm3jax.tokenizers import discriminator, lpips
 from cm3jax.tokenizers.fidelity import code_usage, psnr, ssim
-from cm3jax.tokenizers.image import ImageTokenizer, to_bytes, to_pixels
-from cm3jax.tokenizers.vqgan import VQGAN
+from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, to_bytes, to_pixels
+from cm3jax.tokenizers.vqgan_model import VQGAN
+from cm3jax.training.loss import LossOutput, Mean
+from cm3jax.training.metrics import Work
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

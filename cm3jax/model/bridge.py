@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from cm3jax.config import VQGANConfig
+from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Array, Float, Int
-from cm3jax.tokenizers.vqgan import VQGAN
-from cm3jax.vocab import Vocab
+from cm3jax.tokenizers.vqgan_model import VQGAN
 
 
 @struct.dataclass(eq=False)
@@ -29,7 +29,7 @@ class PairIds:
 class TokenizerBridge(nn.Module):
     """A VQGAN that speaks vocabulary ids; its variables are those of a `VQGAN`, unchanged.
 
-    Pixels are in [-1, 1] (`cm3jax.tokenizers.image.to_pixels`); T = vocab.image_tokens.
+    Pixels are in [-1, 1] (`cm3jax.tokenizers.image_tokenizer.to_pixels`); T = vocab.image_tokens.
     """
 
     config: VQGANConfig

@@ -1,6 +1,6 @@
 """The sequence builder on devices: search, fetch and rotate in one program.
 
-It makes the rows that `cm3jax.sequence` makes on the host, from a memory bank that is spread over
+It makes the rows that `cm3jax.sequence.rows` makes on the host, from a memory bank that is spread over
 all devices: for training on what was retrieved just now, generation without a way through the
 host, and banks that are swapped between two steps. Queries and what was found travel between
 devices; the bank never does.
@@ -19,19 +19,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cm3jax import partition
 from cm3jax.config import CM3Config
 from cm3jax.data.corpus import Documents
-from cm3jax.masks import mask_counts
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.select import NONE
-from cm3jax.sequence import (
-    Batch,
-    Places,
-    Samples,
-    build_rows,
-    documents_shown,
-    fit,
-)
+from cm3jax.sequence.rows import Batch, Places, Samples, build_rows, documents_shown, fit
+from cm3jax.sequence.spans import mask_counts
+from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Array, Float, Int
-from cm3jax.vocab import Vocab
 
 _TOGETHER = 32
 """Queries that are scored against a device's whole share of the bank at a time."""

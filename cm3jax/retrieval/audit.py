@@ -8,7 +8,7 @@ import numpy as np
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.index import SAVED
-from cm3jax.retrieval.protocol import Index
+from cm3jax.retrieval.interface import Index
 from cm3jax.retrieval.select import NONE
 from cm3jax.shapes import Bool, Float, Int
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cm3jax.config import VocabConfig
-from cm3jax.document import Image, parse
-from cm3jax.html import cell, facts, figure, page, png_uri, tag
+from cm3jax.report.html import cell, facts, figure, page, png_uri, tag
 from cm3jax.retrieval.bank import Bank
-from cm3jax.retrieval.protocol import Neighbours
+from cm3jax.retrieval.interface import Neighbours
+from cm3jax.sequence.document import Image, parse
+from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import UInt8
-from cm3jax.tokenizers.image import ImageTokenizer
-from cm3jax.vocab import Vocab
+from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

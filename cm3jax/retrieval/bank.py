@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from cm3jax.checksums import describe
 from cm3jax.errors import UserError
-from cm3jax.files import read_json
-from cm3jax.folders import hold, read_whole
-from cm3jax.records import Records
+from cm3jax.io.array_records import Records
+from cm3jax.io.checksums import describe
+from cm3jax.io.files import read_json
+from cm3jax.io.folders import hold, read_whole
+from cm3jax.io.shard_writer import STATE
 from cm3jax.retrieval.bank_files import (
     BankDocument,
     bank_files,
@@ -35,7 +36,6 @@ from cm3jax.retrieval.bank_files import (
 from cm3jax.retrieval.bank_writer import Part, sweep_parts, write_bank
 from cm3jax.retrieval.removed import Removed
 from cm3jax.shapes import Bool, Float, Int
-from cm3jax.shards import STATE
 
 _SHARD = 65_536
 

@@ -7,9 +7,9 @@ import json
 import numpy as np
 from etils import epath
 
+from cm3jax.io.shard_writer import shard_files
 from cm3jax.retrieval.scann import index_files
 from cm3jax.shapes import Int
-from cm3jax.shards import shard_files
 
 DUPLICATES = "duplicates.npy"
 """Where in a bank's directory its copies are listed (`cm3jax.retrieval.duplicates`)."""

@@ -9,9 +9,10 @@ import numpy as np
 from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.files import digest
-from cm3jax.folders import hold, sweep
-from cm3jax.records import Records
+from cm3jax.io.array_records import Records
+from cm3jax.io.files import digest
+from cm3jax.io.folders import hold, sweep
+from cm3jax.io.shard_writer import Files, Notes, ShardWriter, shard_files
 from cm3jax.retrieval.bank_files import (
     COLUMNS,
     BankDocument,
@@ -23,7 +24,6 @@ from cm3jax.retrieval.bank_files import (
 )
 from cm3jax.retrieval.removed import Removed
 from cm3jax.shapes import Float
-from cm3jax.shards import Files, Notes, ShardWriter, shard_files
 
 Part = tuple[Sequence[BankDocument], Float[np.ndarray, "M E"]]
 """Some documents and their unit vectors."""

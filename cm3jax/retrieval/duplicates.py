@@ -9,11 +9,11 @@ import dataclasses
 import numpy as np
 
 from cm3jax.config import RetrievalConfig
-from cm3jax.files import write_array
+from cm3jax.io.files import write_array
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import DUPLICATES
 from cm3jax.retrieval.index import open_index
-from cm3jax.retrieval.protocol import Index
+from cm3jax.retrieval.interface import Index
 from cm3jax.shapes import Float, Int
 
 _LOOKED_AT = 8

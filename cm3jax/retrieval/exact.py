@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cm3jax.retrieval.protocol import Neighbours
+from cm3jax.retrieval.interface import Neighbours
 from cm3jax.shapes import Array, Float, Int
 
 

@@ -7,12 +7,12 @@ import numpy as np
 from etils import epath
 
 from cm3jax.config import RetrievalConfig
-from cm3jax.files import read_json
+from cm3jax.io.files import read_json
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import SAVED, SAVED_TRAINING
 from cm3jax.retrieval.exact import ExactIndex
+from cm3jax.retrieval.interface import Index, Neighbours, Queries
 from cm3jax.retrieval.milvus import MilvusIndex
-from cm3jax.retrieval.protocol import Index, Neighbours, Queries
 from cm3jax.retrieval.scann import ScannIndex
 from cm3jax.shapes import Float
 

@@ -7,8 +7,8 @@ Training asks neither.
 import numpy as np
 
 from cm3jax.errors import UserError
-from cm3jax.files import digest
-from cm3jax.retrieval.protocol import Neighbours
+from cm3jax.io.files import digest
+from cm3jax.retrieval.interface import Neighbours
 from cm3jax.shapes import Float
 
 _TOGETHER = 1000

@@ -5,8 +5,8 @@ import functools
 
 from etils import epath
 
-from cm3jax.files import read_json, write_json
-from cm3jax.folders import real
+from cm3jax.io.files import read_json, write_json
+from cm3jax.io.folders import real
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ from cm3jax.errors import UserError
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument, key_hash
 from cm3jax.retrieval.clauses import clauses
-from cm3jax.retrieval.clip import ClipEncoder, fit
+from cm3jax.retrieval.clip_encoder import ClipEncoder, fit
 from cm3jax.retrieval.index import open_index
-from cm3jax.retrieval.protocol import Index, Neighbours
+from cm3jax.retrieval.interface import Index, Neighbours
 from cm3jax.retrieval.select import NONE, Choice, above_floor, choose, side_by_side
 from cm3jax.shapes import Float, Int, UInt8
 

@@ -15,9 +15,9 @@ import numpy as np
 from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.files import digest, read_json, write_json
+from cm3jax.io.files import digest, read_json, write_json
 from cm3jax.retrieval.exact import ExactIndex
-from cm3jax.retrieval.protocol import Neighbours, Queries, found_of
+from cm3jax.retrieval.interface import Neighbours, Queries, found_of
 from cm3jax.shapes import Float
 
 RECALL_AT = 10

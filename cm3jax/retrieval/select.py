@@ -11,9 +11,9 @@ from types import ModuleType
 
 import numpy as np
 
-from cm3jax import draws
 from cm3jax.config import RetrievalConfig
-from cm3jax.retrieval.protocol import Neighbours
+from cm3jax.retrieval.interface import Neighbours
+from cm3jax.sequence import prng
 from cm3jax.shapes import Array, Bool, Float, Int
 
 NONE = -1
@@ -181,8 +181,8 @@ def drop_pieces(
     What is dropped depends on (seed, view, record). A text never loses all its pieces.
     """
     longest = max(map(len, texts), default=0)
-    words = draws.bits(np, seed, view, records, draws.Stream.QUERY_DROPOUT, longest + 1)
-    lost = draws.chance(np, words, share) & (np.asarray(view) > 0).reshape(-1, 1)
+    words = prng.bits(np, seed, view, records, prng.Stream.QUERY_DROPOUT, longest + 1)
+    lost = prng.chance(np, words, share) & (np.asarray(view) > 0).reshape(-1, 1)
     views = []
     for pieces, gone in zip(texts, lost.tolist(), strict=True):
         left = [piece for piece, is_gone in zip(pieces, gone, strict=False) if not is_gone]
@@ -219,11 +219,11 @@ def draw(
     """
     batch, views, modalities, candidates = ids.shape
     slots = modalities * candidates
-    words = draws.bits(xp, seed, epoch, record, draws.Stream.VIEW, 2 + modalities)
-    view = draws.below(xp, words[:, 0], views).astype(xp.int32)
+    words = prng.bits(xp, seed, epoch, record, prng.Stream.VIEW, 2 + modalities)
+    view = prng.below(xp, words[:, 0], views).astype(xp.int32)
     rows = xp.arange(batch)
     ids, scores = (part[rows, view].reshape(batch, slots) for part in (ids, scores))
-    keys = draws.bits(xp, seed, epoch, record, draws.Stream.DOCUMENTS, slots)
+    keys = prng.bits(xp, seed, epoch, record, prng.Stream.DOCUMENTS, slots)
 
     block = xp.repeat(xp.argsort(xp.argsort(words[:, 2:], axis=1), axis=1), candidates, axis=-1)
     order = _sorted_by(xp, [keys, block, ids == NONE])
@@ -268,7 +268,7 @@ def shuffled(
 ) -> Drawn:
     """The documents of each sample in random order, missing ones still last."""
     slots = drawn.ids.shape[1]
-    keys = draws.bits(xp, seed, epoch, record, draws.Stream.DOCUMENT_ORDER, slots)
+    keys = prng.bits(xp, seed, epoch, record, prng.Stream.DOCUMENT_ORDER, slots)
     order = _sorted_by(xp, [keys, drawn.ids == NONE])
     return Drawn(_take(xp, drawn.ids, order), _take(xp, drawn.scores, order))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.folders import hold
+from cm3jax.io.folders import hold
 from cm3jax.retrieval.bank import Bank, rewrite
 from cm3jax.retrieval.bank_files import key_hash
 from cm3jax.retrieval.bank_writer import sweep_parts

@@ -6,6 +6,7 @@ from typing import Any
 from etils import epath
 
 from cm3jax.errors import UserError
+from cm3jax.io.texts import shorten
 from cm3jax.tasks.records import (
     Broken,
     Read,
@@ -21,7 +22,6 @@ from cm3jax.tasks.records import (
     text_of,
 )
 from cm3jax.tasks.task import Case, Task
-from cm3jax.texts import shorten
 
 CAPTION = Task(
     "caption",

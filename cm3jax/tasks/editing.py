@@ -5,7 +5,7 @@ from typing import Any
 
 from etils import epath
 
-from cm3jax.files import read_json
+from cm3jax.io.files import read_json
 from cm3jax.tasks.records import Broken, Read, convert, held_back, inside, listed, text_of
 from cm3jax.tasks.task import Case, Task
 

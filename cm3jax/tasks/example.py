@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cm3jax.document import Mark
+from cm3jax.sequence.document import Mark
+from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Int
 from cm3jax.tasks.task import Filled
-from cm3jax.tokenizers.text import TextTokenizer
-from cm3jax.vocab import Vocab
+from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
 
 class Answer(NamedTuple):

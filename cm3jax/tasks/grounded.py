@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 
 from cm3jax.errors import UserError
+from cm3jax.io.texts import shorten
 from cm3jax.tasks.captions import coco_licence, coco_split
 from cm3jax.tasks.records import (
     Broken,
@@ -28,8 +29,7 @@ from cm3jax.tasks.records import (
     text_of,
 )
 from cm3jax.tasks.task import Case, Task
-from cm3jax.texts import shorten
-from cm3jax.tokenizers.image import picture_head
+from cm3jax.tokenizers.image_tokenizer import picture_head
 
 GRID = 256
 """Places along one side of a picture."""

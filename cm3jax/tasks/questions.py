@@ -6,7 +6,8 @@ from typing import Any
 from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.files import read_json
+from cm3jax.io.files import read_json
+from cm3jax.io.texts import brief, shorten
 from cm3jax.tasks.records import (
     Broken,
     Read,
@@ -19,7 +20,6 @@ from cm3jax.tasks.records import (
     text_of,
 )
 from cm3jax.tasks.task import Case, Task
-from cm3jax.texts import brief, shorten
 
 _CONCLUSION = "So the answer is "
 

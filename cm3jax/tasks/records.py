@@ -9,9 +9,9 @@ from typing import Any
 from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.files import read_json
+from cm3jax.io.files import read_json
+from cm3jax.io.texts import brief, clean_text, leads_out, read_regular, shorten, split_lines
 from cm3jax.tasks.task import Case, Skipped
-from cm3jax.texts import brief, clean_text, leads_out, read_regular, shorten, split_lines
 
 Read = Case | Skipped
 HELD_BACK = 50

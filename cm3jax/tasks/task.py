@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from cm3jax.document import Mark
 from cm3jax.errors import UserError
+from cm3jax.sequence.document import Mark
 
 ANSWER = "answer"
 """The field that is asked for."""

@@ -6,13 +6,13 @@ import html
 import numpy as np
 import pytest
 
-from cm3jax.claims import sizes
-from cm3jax.claims.bench import Bench
-from cm3jax.claims.page import write_page
-from cm3jax.claims.row import Result
 from cm3jax.decode import loop
+from experiments.claims import sizes
+from experiments.claims.claim import Result
+from experiments.claims.claims_page import write_page
+from experiments.claims.harness import Bench
 from launch.report import ROWS, Options, train_models, trainings
-from tests.claims.test_bench import SHIPPED
+from tests.experiments.claims.test_harness import SHIPPED
 from tests.pages import require_sound
 
 ABOVE = {

@@ -16,7 +16,7 @@ from cm3jax.config import (
 from cm3jax.data.corpus import Corpus, CorpusDocument, CorpusWriter, Shard
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
-from cm3jax.vocab import Vocab
+from cm3jax.sequence.vocab import Vocab
 
 VOCAB = Vocab(
     VocabConfig(specials=32, image_codes=64, text_pieces=50, sentinels=17, grid=2), "text", "image"

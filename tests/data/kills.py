@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cm3jax.checksums import describe
+from cm3jax.io.checksums import describe
 from tests.data import preparation
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ import PIL.Image
 
 from cm3jax import testing
 from cm3jax.config import CM3Config, DataConfig, Experiment, TokenizersConfig
-from cm3jax.data.engines import Beam, InProcess
 from cm3jax.data.prepare import prepare
+from cm3jax.data.runners import Beam, InProcess
 from launch.tools import make_tools
 
 

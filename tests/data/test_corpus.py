@@ -4,7 +4,7 @@ import pytest
 from cm3jax.config import DataConfig
 from cm3jax.data.corpus import Corpus, CorpusWriter, Documents, licence_shares
 from cm3jax.errors import UserError
-from cm3jax.files import write_json
+from cm3jax.io.files import write_json
 from tests.data.corpora import VOCAB, facts, shard, write_bank, write_corpus
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cm3jax.data import packing
+from cm3jax.data.cm3_rows import CorpusRows
 from cm3jax.data.corpus import Corpus
 from cm3jax.data.packing import pack
 from cm3jax.data.pipeline import (
@@ -20,10 +21,9 @@ from cm3jax.data.pipeline import (
     RecordStream,
     combine_fingerprints,
 )
-from cm3jax.data.rows import CorpusRows
 from cm3jax.errors import UserError
 from cm3jax.retrieval.bank import Bank
-from cm3jax.sequence import restore
+from cm3jax.sequence.rows import restore
 from tests.data.corpora import VOCAB, experiment, write_bank, write_corpus
 
 

@@ -12,21 +12,21 @@ import pytest
 
 from cm3jax import testing
 from cm3jax.config import CM3Config, DataConfig
-from cm3jax.data import stations
+from cm3jax.data import shard_jobs
 from cm3jax.data.corpus import Corpus
 from cm3jax.data.packing import Position
 from cm3jax.data.pipeline import CorpusStream, NoRecords
 from cm3jax.data.prepare import is_prepared, prepare, prepare_bank, remove_documents
 from cm3jax.data.show import show_row
-from cm3jax.data.tokenised import Tools
-from cm3jax.document import Image, Text, parse
+from cm3jax.data.tokenize import Tools
 from cm3jax.errors import UserError
-from cm3jax.folders import hold
+from cm3jax.io.folders import hold
 from cm3jax.learners import clip
 from cm3jax.retrieval import bank as bank_module
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.select import NONE
+from cm3jax.sequence.document import Image, Text, parse
 
 RECORDS = 59
 """Lines of the folder; the 50th is for validation."""
@@ -134,9 +134,9 @@ def test_an_interrupted_preparation_goes_on(prepared, chain, folder, tmp_path):
     with pytest.raises(UserError, match="not complete"):
         CorpusStream.open(config, "validation")
     tokenised = []
-    original = stations.read
+    original = shard_jobs.read
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stations, "read", lambda *a: tokenised.append(a) or original(*a))
+        patch.setattr(shard_jobs, "read", lambda *a: tokenised.append(a) or original(*a))
         prepare(config, chain, lambda line: None)
     assert not tokenised, "every shard stood already"
     straight = Path(prepared.data.corpus)
@@ -269,7 +269,7 @@ def test_a_row_is_shown(prepared):
 
 
 def test_held_out_documents_are_no_neighbours(chain, folder, tmp_path, monkeypatch):
-    opened = stations.open_source
+    opened = shard_jobs.open_source
 
     class HalfHeldOut:
         def __init__(self, source):
@@ -288,7 +288,7 @@ def test_held_out_documents_are_no_neighbours(chain, folder, tmp_path, monkeypat
         source = opened(data, split, seed)
         return HalfHeldOut(source) if split == "bank" else source
 
-    monkeypatch.setattr(stations, "open_source", open_source)
+    monkeypatch.setattr(shard_jobs, "open_source", open_source)
     config = experiment(folder, tmp_path)
     prepare(config, chain, lambda line: None)
     bank = Bank.open(config.data.bank)
@@ -392,14 +392,14 @@ def test_a_source_that_changed_between_a_kill_and_the_rerun_is_not_mixed(chain, 
 
 def test_a_source_that_changes_meanwhile_is_refused(chain, tmp_path, monkeypatch):
     folder = write_captions(tmp_path / "folder", [[f"first {i}"] for i in range(60)])
-    read = stations.read
+    read = shard_jobs.read
 
     def change(*at):
         found = read(*at)
         PIL.Image.fromarray(testing.pictures(3)[2]).save(folder / "0.png")
         return found
 
-    monkeypatch.setattr(stations, "read", change)
+    monkeypatch.setattr(shard_jobs, "read", change)
     with pytest.raises(UserError, match="has changed while it was prepared"):
         prepare(experiment(folder, tmp_path / "out"), chain, lambda line: None)
 

@@ -16,8 +16,8 @@ from cm3jax.data.prepare_tasks import open_cases, prepare_tasks
 from cm3jax.data.readers.datasets import TfdsSplit
 from cm3jax.data.show import show_row
 from cm3jax.errors import UserError
-from cm3jax.html import png
-from cm3jax.sequence import Places, Samples, answer_masks, build_rows
+from cm3jax.report.html import png
+from cm3jax.sequence.rows import Places, Samples, answer_masks, build_rows
 from cm3jax.tasks.task import Case, Skipped
 
 

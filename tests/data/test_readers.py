@@ -20,7 +20,7 @@ from cm3jax.data.readers.items import BadRecord, RefusedByRule
 from cm3jax.data.readers.lines import Lines
 from cm3jax.data.sources import ItemSource, open_source
 from cm3jax.errors import UserError
-from cm3jax.tokenizers.image import decode_picture
+from cm3jax.tokenizers.image_tokenizer import decode_picture
 from tests.data import dirt
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF data")

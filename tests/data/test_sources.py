@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from cm3jax.config import DataConfig
-from cm3jax.data.emblems import builder, example
-from cm3jax.data.emblems.palette import BACKGROUNDS
 from cm3jax.data.sources import MaskedSource, open_source
+from cm3jax.emblems import builder, example
+from cm3jax.emblems.palette import BACKGROUNDS
 from cm3jax.errors import UserError
 
 

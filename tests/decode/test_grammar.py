@@ -6,8 +6,8 @@ import pytest
 from cm3jax.config import VocabConfig
 from cm3jax.decode import grammar
 from cm3jax.decode.grammar import Codes, Fixed, Free, Interleaved, Kind, Words
-from cm3jax.document import Image, parse
-from cm3jax.vocab import Modality, Vocab
+from cm3jax.sequence.document import Image, parse
+from cm3jax.sequence.vocab import Modality, Vocab
 
 VOCAB = Vocab(VocabConfig(specials=12, image_codes=9, text_pieces=20, sentinels=5, grid=2))
 IMAGE, TEXT = VOCAB.first_image, VOCAB.first_text

@@ -14,14 +14,14 @@ from cm3jax.config import DecodeConfig, DecoderConfig, MeshConfig, VocabConfig
 from cm3jax.decode import plan, steps
 from cm3jax.decode.grammar import Codes, Interleaved, Words
 from cm3jax.decode.loop import decode, decode_each
-from cm3jax.decode.meter import Meter
+from cm3jax.decode.params import as_read
 from cm3jax.decode.request import Guide, Request
-from cm3jax.decode.weights import as_read
-from cm3jax.document import Image, parse
+from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
 from cm3jax.model.cache import start_cache
 from cm3jax.model.decoder import Decoder
-from cm3jax.vocab import Vocab
+from cm3jax.sequence.document import Image, parse
+from cm3jax.sequence.vocab import Vocab
 
 VOCAB = Vocab(VocabConfig(specials=16, image_codes=20, text_pieces=24, sentinels=4, grid=3))
 CONFIG = DecoderConfig(

@@ -4,7 +4,7 @@ import itertools
 import numpy as np
 import pytest
 
-from cm3jax.data.emblems.scene import PLACES
+from cm3jax.emblems.scene import PLACES
 from cm3jax.emoji.draw import draw
 from cm3jax.emoji.examples import Examples
 from cm3jax.emoji.grounds import GROUNDS, ground

@@ -17,9 +17,9 @@ from cm3jax.evaluate.coco_fid import Exam, from_folder
 from cm3jax.evaluate.coco_page import COLUMNS
 from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.fid import Gaussian
+from cm3jax.evaluate.inception_weights import load_inception, shapes
 from cm3jax.evaluate.pictures import Features
 from cm3jax.evaluate.protocol import scores_from_json
-from cm3jax.interop.inception import load_inception, shapes
 from launch.evaluate import run
 from tests.evaluate import inputs
 from tests.pages import require_sound
@@ -226,7 +226,7 @@ def test_a_file_of_another_form_is_one_sentence(tmp_path):
 
 @pytest.mark.slow
 def test_the_shipped_weights_draw_for_coco_with_0_1_and_2_documents(tmp_path, capsys):
-    from cm3jax.data.emblems import prompts
+    from cm3jax.emblems import prompts
 
     asked = prompts("heldout", 6)
     pictures = np.stack([prompt.image for prompt in asked])
@@ -246,14 +246,14 @@ def test_the_shipped_weights_draw_for_coco_with_0_1_and_2_documents(tmp_path, ca
 
 def emblem_bank(path, asked, weights):
     """A bank of documents that show the prompts' emblems, by the shipped encoder."""
-    from cm3jax import generate
-    from cm3jax.data.emblems import example
-    from cm3jax.data.emblems.examples import bank_documents
-    from cm3jax.data.emblems.looks import catalogue
-    from cm3jax.document import Image, Text, render
+    from cm3jax.emblems import example
+    from cm3jax.emblems.examples import bank_documents
+    from cm3jax.emblems.looks import catalogue
+    from cm3jax.generation import generator as generate
     from cm3jax.learners import clip
     from cm3jax.retrieval.bank import Bank
     from cm3jax.retrieval.bank_files import BankDocument
+    from cm3jax.sequence.document import Image, Text, render
 
     generator, encoder = generate.load(weights / "decoder"), clip.load(weights / "clip")
     names = catalogue(0).names

@@ -15,9 +15,15 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate import fid
 from cm3jax.evaluate.features import Extractor, resize, scale
 from cm3jax.evaluate.fid import Frechet, Gaussian, Moments
-from cm3jax.interop.inception import convert, from_tensors, load_inception, shapes, to_tensors
+from cm3jax.evaluate.inception_network import Inception
+from cm3jax.evaluate.inception_weights import (
+    convert,
+    from_tensors,
+    load_inception,
+    shapes,
+    to_tensors,
+)
 from cm3jax.interop.layout import Key
-from cm3jax.model.inception import Inception
 from tests.evaluate import inputs
 from tests.evaluate.reference.make_emblem_fid import SPLITS, pictures
 

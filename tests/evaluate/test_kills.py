@@ -9,8 +9,8 @@ import safetensors.numpy
 
 from cm3jax import testing
 from cm3jax.evaluate.drawing import CHUNK
+from cm3jax.evaluate.inception_weights import shapes
 from cm3jax.evaluate.protocol import scores_from_json
-from cm3jax.interop.inception import shapes
 from tests.evaluate import inputs
 from tests.evaluate.processes import kill, marks, start
 from tests.evaluate.test_coco_fid import drawn, words, write_tree

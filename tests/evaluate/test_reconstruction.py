@@ -14,10 +14,10 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate import fid
 from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.fid import Frechet
+from cm3jax.evaluate.inception_weights import from_tensors, shapes
 from cm3jax.evaluate.reconstruction import evaluate_reconstruction
-from cm3jax.files import write_json
-from cm3jax.html import png
-from cm3jax.interop.inception import from_tensors, shapes
+from cm3jax.io.files import write_json
+from cm3jax.report.html import png
 from cm3jax.tokenizers import lpips
 from cm3jax.tokenizers.fidelity import psnr
 from launch.evaluate import run as launch

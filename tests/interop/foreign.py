@@ -22,11 +22,11 @@ from cm3jax.config import (
     VQGANConfig,
 )
 from cm3jax.interop.layout import Place, imported
+from cm3jax.io.safetensors_file import Tensor
 from cm3jax.model.decoder import Decoder
-from cm3jax.tensors import Tensor
-from cm3jax.tokenizers.text import TextTokenizer
-from cm3jax.tokenizers.vqgan import VQGAN
-from cm3jax.vocab import Vocab
+from cm3jax.sequence.vocab import Vocab
+from cm3jax.tokenizers.text_tokenizer import TextTokenizer
+from cm3jax.tokenizers.vqgan_model import VQGAN
 from tests.interop import cases
 
 TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}

@@ -22,17 +22,17 @@ os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "NPROC": "32"
 import jax
 import numpy as np
 
-from cm3jax import tensors
 from cm3jax.checkpoint import load_run
 from cm3jax.config import MeshConfig
-from cm3jax.experiment_io import load_experiment
-from cm3jax.files import write_json
-from cm3jax.interop import chameleon, chameleon_config, folders, vqgan
+from cm3jax.interop import chameleon_config, folders, hf_chameleon, taming_vqgan
 from cm3jax.interop.layout import Place
 from cm3jax.interop.vocabulary import read_map
+from cm3jax.io import safetensors_file
+from cm3jax.io.experiment_json import load_experiment
+from cm3jax.io.files import write_json
 from cm3jax.model.decoder import Decoder
 from cm3jax.partition import make_mesh
-from cm3jax.state import plan
+from cm3jax.training.state import plan
 from tests.interop import cases, foreign
 
 
@@ -77,11 +77,11 @@ def write_random(folder: Path, layers: int, width: int, vocab: int) -> int:
     folder.mkdir(parents=True)
     write_json(folder / "config.json", config)
     model = chameleon_config.Foreign.read(config, "it").decoder("it", "float32")
-    image = vqgan.read_config(config["vq_config"], "it")
-    places = chameleon.places(model, read_map(names, vocab, image.grid).ids)
-    images = vqgan.places(image, "model.vqmodel.", decoder=False)
+    image = taming_vqgan.read_config(config["vq_config"], "it")
+    places = hf_chameleon.places(model, read_map(names, vocab, image.grid).ids)
+    images = taming_vqgan.places(image, "model.vqmodel.", decoder=False)
     outputs = {
-        key: tensors.Output("F32", place.foreign_shapes[0], partial(_noise, key, place))
+        key: safetensors_file.Output("F32", place.foreign_shapes[0], partial(_noise, key, place))
         for place in [*places, *images]
         for key in place.keys
     }
@@ -107,7 +107,7 @@ def main() -> None:
     folder, (layers, width, vocab) = Path(sys.argv[1]), map(int, sys.argv[2:5])
     size = write_random(folder / "in", layers, width, vocab)
     with peak() as converting:
-        chameleon.convert(folder / "in", folder / "out", None, folder / "in" / "config.json")
+        hf_chameleon.convert(folder / "in", folder / "out", None, folder / "in" / "config.json")
     experiment = load_experiment(folder / "out" / "config.json")
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     model = Decoder(experiment.model, vocab)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from cm3jax.errors import UserError
-from cm3jax.interop import chameleon, clip, folders, vqgan
+from cm3jax.interop import folders, hf_chameleon, hf_clip, taming_vqgan
 from tests.interop import foreign
 
 VALUES = [
@@ -28,15 +28,15 @@ def home(tmp_path_factory):
 
 
 def read_chameleon(home):
-    return chameleon.read(home / "chameleon")
+    return hf_chameleon.read(home / "chameleon")
 
 
 def read_clip(home):
-    return clip.read_config(home / "clip")
+    return hf_clip.read_config(home / "clip")
 
 
 def read_vqgan(home):
-    return vqgan.read(home / "vqgan/vqgan.safetensors", home / "vqgan/vqgan.yaml")
+    return taming_vqgan.read(home / "vqgan/vqgan.safetensors", home / "vqgan/vqgan.yaml")
 
 
 def read_tensors(home):

@@ -61,13 +61,13 @@ def test_a_torch_checkpoint_is_the_same_run(tmp_path):
     import torch
 
     from cm3jax.checkpoint import load_run
-    from cm3jax.interop import vqgan
+    from cm3jax.interop import taming_vqgan
 
     source, config = foreign.write_vqgan(tmp_path / "in")
     state = {key: torch.from_numpy(value) for key, value in foreign.state("vq").items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "in" / "vqgan.ckpt")
-    vqgan.convert(source, tmp_path / "a", config)
-    vqgan.convert(tmp_path / "in" / "vqgan.ckpt", tmp_path / "b", config)
+    taming_vqgan.convert(source, tmp_path / "a", config)
+    taming_vqgan.convert(tmp_path / "in" / "vqgan.ckpt", tmp_path / "b", config)
     runs = [load_run(tmp_path / name).variables for name in "ab"]
     jax.tree.map(np.testing.assert_array_equal, *runs)
 
@@ -78,7 +78,7 @@ def test_fid_s_network_as_torch_saves_it_has_torch_fidelity_s_features(tmp_path,
     import torch
 
     from cm3jax.evaluate.features import Extractor
-    from cm3jax.interop.inception import load_inception, shapes
+    from cm3jax.evaluate.inception_weights import load_inception, shapes
     from tests.evaluate import inputs
     from tests.evaluate.test_fid import STORED
 
@@ -103,22 +103,22 @@ def test_older_clip_folders_are_the_same_encoder(tmp_path):
     import torch
 
     from cm3jax.errors import UserError
-    from cm3jax.interop import clip
+    from cm3jax.interop import hf_clip
     from cm3jax.learners.clip import load
     from tests.interop.test_malformed import _Trap
 
     source = foreign.write_clip(tmp_path / "in", "patch-8")
-    clip.convert(source, tmp_path / "a")
+    hf_clip.convert(source, tmp_path / "a")
     weights = safetensors.numpy.load_file(source / "model.safetensors")
     (source / "model.safetensors").unlink()
     state = {key: torch.from_numpy(value) for key, value in weights.items()}
     torch.save(state, source / "pytorch_model.bin")
-    clip.convert(source, tmp_path / "b")
+    hf_clip.convert(source, tmp_path / "b")
     assert load(tmp_path / "a").fingerprint == load(tmp_path / "b").fingerprint
     trap = pickle.dumps({"logit_scale": _Trap(tmp_path / "sprung")})
     (source / "pytorch_model.bin").write_bytes(trap)
     with pytest.raises(UserError, match="more than tensors, which could run code"):
-        clip.convert(source, tmp_path / "c")
+        hf_clip.convert(source, tmp_path / "c")
     assert not (tmp_path / "sprung").exists()
     assert not (tmp_path / "c").exists()
 
@@ -126,7 +126,7 @@ def test_older_clip_folders_are_the_same_encoder(tmp_path):
 def test_inception_in_torchs_own_format(tmp_path):
     import torch
 
-    from cm3jax.interop.inception import convert, load_inception, shapes
+    from cm3jax.evaluate.inception_weights import convert, load_inception, shapes
     from tests.evaluate import inputs
 
     tensors = {name: torch.from_numpy(value) for name, value in inputs.weights(shapes(1)).items()}
@@ -147,18 +147,18 @@ def _require_exported(run, folder):
     )
 
     from cm3jax.checkpoint import load_run
-    from cm3jax.interop import chameleon
+    from cm3jax.interop import hf_chameleon
     from cm3jax.model.decoder import Decoder
-    from cm3jax.tokenizers.image import to_pixels
-    from cm3jax.tokenizers.vqgan import VQGAN
+    from cm3jax.tokenizers.image_tokenizer import to_pixels
+    from cm3jax.tokenizers.vqgan_model import VQGAN
 
-    chameleon.export(run, folder)
+    hf_chameleon.export(run, folder)
     model, told = ChameleonForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
     assert not any(told.values()), told  # nothing missing, unexpected or of another shape
     ours, images = load_run(run), load_run(run / "vqgan")
-    ids = chameleon.read(folder).vocabulary.ids
+    ids = hf_chameleon.read(folder).vocabulary.ids
     rows = np.random.default_rng(0).integers(0, len(ids), (2, 24))
     ones, places = np.ones_like(rows), np.broadcast_to(np.arange(24), rows.shape)
     decoder = Decoder(ours.experiment.model, len(ids))
@@ -183,10 +183,10 @@ def _require_exported(run, folder):
 
 @pytest.mark.parametrize("name", cases.CASES)
 def test_transformers_loads_the_export_of_an_import(tmp_path, name):
-    from cm3jax.interop import chameleon
+    from cm3jax.interop import hf_chameleon
 
     source = foreign.write_chameleon(tmp_path / "in", name)
-    chameleon.convert(source, tmp_path / "run", None, source / "config.json")
+    hf_chameleon.convert(source, tmp_path / "run", None, source / "config.json")
     _require_exported(tmp_path / "run", tmp_path / "back")
 
 

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from cm3jax.errors import UserError
-from cm3jax.interop import chameleon
+from cm3jax.interop import hf_chameleon
 from cm3jax.interop.vocabulary import read_map
 from tests.interop import cases, foreign
 
@@ -213,7 +213,7 @@ def test_a_sentence_and_nothing_written(sound, tmp_path, name):
         (source / file.name).write_bytes(file.read_bytes())
     spoil(source)
     with pytest.raises(UserError, match=match) as error:
-        chameleon.convert(source, tmp_path / "out", None, source / "config.json")
+        hf_chameleon.convert(source, tmp_path / "out", None, source / "config.json")
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
     assert not (source / "sprung").exists()
@@ -222,7 +222,7 @@ def test_a_sentence_and_nothing_written(sound, tmp_path, name):
 def test_what_stands_there_is_not_overwritten(sound, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="exists"):
-        chameleon.convert(sound, tmp_path / "out", None, sound / "config.json")
+        hf_chameleon.convert(sound, tmp_path / "out", None, sound / "config.json")
 
 
 def test_maps_that_are_none():

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cm3jax.metrics import read
+from cm3jax.training.metrics import read
 from tests.launch import runs
 from tests.launch.runs import finish, start
 

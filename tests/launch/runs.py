@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cm3jax.metrics import read
+from cm3jax.training.metrics import read
 from tests.data import corpora
 
 ROOT = Path(__file__).parents[2]

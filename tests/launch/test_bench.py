@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from cm3jax.errors import UserError
-from launch import bench, bench_data, bench_retrieval, bench_scaling, rivals
-from launch.bench_model import random_weights
-from launch.bench_train import make_learner
+from launch import rivals
+from launch.bench import command, data, retrieval, scaling
+from launch.bench.model import random_weights
+from launch.bench.train import make_learner
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -89,11 +90,11 @@ def test_a_machine_with_little_more_than_jax_measures_our_side():
 )
 def test_what_cannot_be_measured_is_one_sentence(argv, message):
     with pytest.raises(UserError, match=message):
-        bench.run(argv)
+        command.run(argv)
 
 
 def test_weights_go_to_transformers_transposed():
-    weights = random_weights(make_learner(bench.make_parser().parse_args(SMALL)))
+    weights = random_weights(make_learner(command.make_parser().parse_args(SMALL)))
     state = rivals.state_dict(weights, 128)
     assert sum(a.size for a in state.values()) == sum(a.size for a in jax.tree.leaves(weights))
     query = weights["layers"]["query"]["kernel"][1]  # [D H A]
@@ -107,7 +108,7 @@ def test_weights_go_to_transformers_transposed():
 def test_decoding_is_timed_beside_transformers_or_alone(capsys):
     """With torch, which no environment of tests has to have, both sides give the same ids."""
     size = ("--layers", "2", "--width", "128", "--vocab", "9800", "--prompt", "20", "--new", "9")
-    bench.run(["decode", *size, "--batch", "2", "--samples", "2"])
+    command.run(["decode", *size, "--batch", "2", "--samples", "2"])
     figures = json.loads(capsys.readouterr().out)
     ours = figures["ours"]
     assert ours["tokens_per_second"] == pytest.approx(2 * 2 * 9 / ours["seconds"])
@@ -125,7 +126,7 @@ def test_decoding_is_timed_beside_transformers_or_alone(capsys):
 def test_an_experiment_is_decoded_alone(capsys):
     """What an accelerator runs at full size, `--experiment cm3leon_7b --guided`."""
     size = ("--batch", "1", "--guided", "--prompt", "20", "--new", "16")
-    bench.run(["decode", "--experiment", "miniature/decoder", *size])
+    command.run(["decode", "--experiment", "miniature/decoder", *size])
     figures = json.loads(capsys.readouterr().out)
     assert (figures["streams"], figures["torch"]) == (2, None)
     assert figures["ours"]["decode_tokens_per_second"] > 0
@@ -133,11 +134,11 @@ def test_an_experiment_is_decoded_alone(capsys):
 
 @pytest.mark.slow
 def test_samples_of_a_prompt_read_one_prefix(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(bench_scaling, "BATCHES", (1,))
-    monkeypatch.setattr(bench_scaling, "DOCUMENTS", (0, 2))
-    monkeypatch.setattr(bench_scaling, "SAMPLES", (4,))
+    monkeypatch.setattr(scaling, "BATCHES", (1,))
+    monkeypatch.setattr(scaling, "DOCUMENTS", (0, 2))
+    monkeypatch.setattr(scaling, "SAMPLES", (4,))
     size = ("--layers", "2", "--width", "64", "--vocab", "9800", "--prompt", "9", "--new", "16")
-    bench.run(["scaling", *size, "--page", str(tmp_path / "page.html")])
+    command.run(["scaling", *size, "--page", str(tmp_path / "page.html")])
     figures = json.loads(capsys.readouterr().out)
     lines = figures["batches"]
     assert [(line["prompts"], line["prompt_tokens"]) for line in lines] == [
@@ -152,15 +153,15 @@ def test_samples_of_a_prompt_read_one_prefix(capsys, monkeypatch, tmp_path):
 
 def test_an_experiment_is_timed_alone():
     argv = ["train", "--experiment", "cm3leon_350m", "--length", "128", "--batch", "2"]
-    experiment = make_learner(bench.make_parser().parse_args(argv)).experiment
+    experiment = make_learner(command.make_parser().parse_args(argv)).experiment
     assert (experiment.model.layers, experiment.model.context) == (24, 128)
     assert experiment.data.batch == 2
 
 
 def test_vectors_are_like_clips():
     """Of length 1, the same every time, and with a gap between texts and pictures."""
-    vectors = bench_retrieval.clip_like(3000, 40, 20, seed=1)
-    again = bench_retrieval.clip_like(3000, 40, 20, seed=1)
+    vectors = retrieval.clip_like(3000, 40, 20, seed=1)
+    again = retrieval.clip_like(3000, 40, 20, seed=1)
     np.testing.assert_array_equal(vectors.documents, again.documents)
     for kind, queries in vectors.scored.items():
         assert queries.shape == (40, 512)
@@ -174,9 +175,9 @@ def test_vectors_are_like_clips():
 
 @pytest.mark.slow
 def test_indexes_are_timed_side_by_side(monkeypatch, capsys):
-    monkeypatch.setattr(bench_retrieval, "_QUERIES", 100)
-    monkeypatch.setattr(bench_retrieval, "_TUNING", 50)
-    bench.run(["retrieval", "--documents", "2000"])
+    monkeypatch.setattr(retrieval, "_QUERIES", 100)
+    monkeypatch.setattr(retrieval, "_TUNING", 50)
+    command.run(["retrieval", "--documents", "2000"])
     figures = json.loads(capsys.readouterr().out)
     assert figures["scann"]["recall"] == {"text": 1, "image": 1, "both": 1}, "it is exact so small"
     exact = figures["exact_queries_per_second"]
@@ -189,18 +190,16 @@ def test_indexes_are_timed_side_by_side(monkeypatch, capsys):
 
 
 def test_blocked_numpy_finds_what_exact_search_finds(monkeypatch):
-    monkeypatch.setattr(bench_retrieval, "_BLOCK", 300)
-    vectors = bench_retrieval.clip_like(1000, 20, 1, seed=0)
+    monkeypatch.setattr(retrieval, "_BLOCK", 300)
+    vectors = retrieval.clip_like(1000, 20, 1, seed=0)
     queries = vectors.scored["both"]
-    found = [
-        make(vectors.documents)(queries) for make in (bench_retrieval._numpy, bench_retrieval._jax)
-    ]
+    found = [make(vectors.documents)(queries) for make in (retrieval._numpy, retrieval._jax)]
     np.testing.assert_array_equal(*found)
 
 
 def test_the_input_pipeline_is_timed(monkeypatch, capsys):
-    monkeypatch.setattr(bench_data, "_SIZES", {75: (8, 300, 512)})
-    monkeypatch.setattr(bench_data, "_ROUNDS", 1)
-    bench.run(["data"])
+    monkeypatch.setattr(data, "_SIZES", {75: (8, 300, 512)})
+    monkeypatch.setattr(data, "_ROUNDS", 1)
+    command.run(["data"])
     figures = json.loads(capsys.readouterr().out)
     assert figures["75"]["tokens_per_second"] == figures["75"]["rounds"][0] > 0

@@ -2,7 +2,7 @@ import pytest
 
 from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import scores_to_json
-from cm3jax.files import write_json
+from cm3jax.io.files import write_json
 from launch.evaluate import compare, run, table
 from tests.evaluate.test_protocol import score
 

@@ -12,10 +12,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from cm3jax.data.emblems.captions import caption
-from cm3jax.data.emblems.looks import catalogue
-from cm3jax.data.emblems.reader import read
-from cm3jax.metrics import read as read_metrics
+from cm3jax.emblems.looks import catalogue
+from cm3jax.emblems.reader import read
+from cm3jax.emblems.wording import caption
+from cm3jax.training.metrics import read as read_metrics
 from tests.pages import require_sound
 from tests.test_readme import COMMANDS, README, ROOT
 

@@ -14,9 +14,9 @@ import pytest
 
 from cm3jax import testing
 from cm3jax.config import DecodeConfig
-from cm3jax.decode.meter import Meter
+from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
-from cm3jax.prompts import load_mask
+from cm3jax.generation.prompts import load_mask
 from launch import contact, gallery, generate
 
 

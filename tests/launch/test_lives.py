@@ -12,8 +12,8 @@ import pytest
 from cm3jax import testing
 from cm3jax.checkpoint import load_run
 from cm3jax.errors import UserError
-from cm3jax.metrics import read
-from cm3jax.run_report import is_reported
+from cm3jax.report.run_page import is_reported
+from cm3jax.training.metrics import read
 from launch import env, prepare, train
 from tests.launch import runs
 from tests.launch.runs import ROOT, arguments, finish, start

@@ -18,7 +18,7 @@ from cm3jax.config import (
     TrainConfig,
 )
 from cm3jax.data.prepare import prepare
-from cm3jax.data.tokenised import Tools
+from cm3jax.data.tokenize import Tools
 from cm3jax.errors import UserError
 from cm3jax.learners import clip
 from cm3jax.learners.parti import PartiLearner

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cm3jax.checkpoint import load_run
-from cm3jax.metrics import read
+from cm3jax.training.metrics import read
 from tests.launch import runs
 from tests.launch.runs import finish, start
 

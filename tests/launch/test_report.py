@@ -3,12 +3,12 @@ import time
 
 import pytest
 
-from cm3jax.claims.row import Result
 from cm3jax.errors import UserError
-from cm3jax.files import read_json, write_json
+from cm3jax.io.files import read_json, write_json
+from experiments.claims.claim import Result
 from launch.report import RESULTS, ROWS, Options, command, measure, stored
-from tests.claims.test_row import MEASURED, ROW
-from tests.evaluate.test_page import METRICS, evaluation  # noqa: F401
+from tests.experiments.claims.test_claim import MEASURED, ROW
+from tests.experiments.miniature.scores.test_quickstart_page import METRICS, evaluation  # noqa: F401
 from tests.pages import require_sound
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from cm3jax.data.emblems.tasks import NAMES, asked
-from cm3jax.evaluate.tasks import JUDGES
+from cm3jax.emblems.task_cases import NAMES, asked
 from cm3jax.tasks import TASKS
+from experiments.miniature.scores.task_scores import JUDGES
 from launch.tasks import text_field
 
 

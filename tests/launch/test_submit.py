@@ -16,7 +16,7 @@ import yaml
 
 from cm3jax.config import MeshConfig, TrainConfig
 from cm3jax.errors import UserError
-from cm3jax.metrics import MetricsLog
+from cm3jax.training.metrics import MetricsLog
 from launch import cli, jobs, names, submit
 
 SCHEMA = json.loads((Path(__file__).parent / "schemas/jobset.v1alpha2.schema.json").read_text())

@@ -9,7 +9,7 @@ import pytest
 
 from cm3jax.checkpoint import load_run
 from cm3jax.errors import UserError
-from cm3jax.metrics import read
+from cm3jax.training.metrics import read
 from launch import train
 from tests.launch import runs
 from tests.launch.runs import arguments, curve, finish, start

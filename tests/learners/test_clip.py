@@ -8,13 +8,13 @@ import optax
 import pytest
 
 from cm3jax.config import Experiment
-from cm3jax.data.couples import NO_SUBJECT, Couples
+from cm3jax.data.contrastive import NO_SUBJECT, Couples
 from cm3jax.data.pipeline import Position
 from cm3jax.data.sources import RawRecord
 from cm3jax.errors import UserError
 from cm3jax.learners import clip
 from cm3jax.learners.clip import CLIPLearner, contrast, document_loss, pair_loss
-from cm3jax.retrieval.clip import document_vectors
+from cm3jax.retrieval.clip_encoder import document_vectors
 from cm3jax.testing import experiment, text_tokenizer, write_chain
 
 

@@ -21,10 +21,10 @@ from cm3jax.config import (
 )
 from cm3jax.data.pipeline import Position
 from cm3jax.learners.decoder import DecoderLearner, flops_per_token
-from cm3jax.metrics import read
 from cm3jax.model.decoder import Decoder
 from cm3jax.testing import decoder_variables
 from cm3jax.train import train
+from cm3jax.training.metrics import read
 from tests.data import corpora
 from tests.tiny import VOCAB, experiment, learner
 

@@ -19,20 +19,20 @@ from cm3jax.config import (
     TokenizersConfig,
     TrainConfig,
 )
+from cm3jax.data.cm3_rows import CorpusRows
 from cm3jax.data.corpus import CorpusDocument, CorpusWriter, Shard
 from cm3jax.data.pipeline import Position
-from cm3jax.data.rows import CorpusRows
-from cm3jax.document import Image, Text, render
 from cm3jax.errors import UserError
 from cm3jax.learners import clip
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.learners.online import OnlineLearner
-from cm3jax.metrics import read
 from cm3jax.model.decoder import Decoder
 from cm3jax.model.sequence_builder import bank_variables
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.exact import ExactIndex
+from cm3jax.sequence.document import Image, Text, render
 from cm3jax.train import train
+from cm3jax.training.metrics import read
 from launch.train import make_illustrator, make_learner
 from tests.data import corpora
 

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from cm3jax.config import MeshConfig, OptimConfig, TrainConfig
-from cm3jax.metrics import read
 from cm3jax.train import train
+from cm3jax.training.metrics import read
 from launch.names import load_experiment
 from launch.train import make_learner
 from tests.data import corpora

@@ -19,20 +19,20 @@ from cm3jax.config import (
     PartiConfig,
     TrainConfig,
 )
-from cm3jax.data.pairs import Pairs, PairStream, split_documents
+from cm3jax.data.caption_image import Pairs, PairStream, split_documents
 from cm3jax.data.pipeline import Position
 from cm3jax.decode.grammar import Codes
 from cm3jax.decode.loop import decode
+from cm3jax.decode.params import as_read
 from cm3jax.decode.request import Guide, Request
-from cm3jax.decode.weights import as_read
 from cm3jax.errors import UserError
 from cm3jax.learners.parti import PartiLearner, flops_per_pair
-from cm3jax.metrics import read
 from cm3jax.model.cache import start_cache
 from cm3jax.model.encoder_decoder import EncoderDecoder
-from cm3jax.optim import matrices
 from cm3jax.testing import random_variables
 from cm3jax.train import train
+from cm3jax.training.metrics import read
+from cm3jax.training.optim import matrices
 from tests.data import corpora
 from tests.data.corpora import VOCAB
 

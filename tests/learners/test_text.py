@@ -10,10 +10,10 @@ from etils import epath
 
 from cm3jax.config import DataConfig
 from cm3jax.errors import UserError
-from cm3jax.experiment_io import load_experiment
+from cm3jax.io.experiment_json import load_experiment
 from cm3jax.learners.text import train_text_tokenizer
 from cm3jax.testing import CAPTIONS, experiment
-from cm3jax.tokenizers.text import TextTokenizer
+from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from cm3jax import files
 from cm3jax.config import (
     CheckpointConfig,
     DataConfig,
@@ -22,15 +21,16 @@ from cm3jax.config import (
 )
 from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
+from cm3jax.io import files
 from cm3jax.learners import vqgan
 from cm3jax.learners.vqgan import VQGANLearner
-from cm3jax.metrics import read
-from cm3jax.optim import optimizer
 from cm3jax.testing import experiment, random_variables
 from cm3jax.tokenizers.discriminator import discriminator_loss
-from cm3jax.tokenizers.image import to_pixels
+from cm3jax.tokenizers.image_tokenizer import to_pixels
 from cm3jax.tokenizers.lpips import LPIPS
 from cm3jax.train import train
+from cm3jax.training.metrics import read
+from cm3jax.training.optim import optimizer
 
 PATTERNS, SIZE = 12, 16
 """Distinct 8x8 patches; a picture has four of them."""

@@ -12,7 +12,7 @@ from cm3jax import partition
 from cm3jax.config import DataConfig, DecoderConfig, MeshConfig
 from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
-from cm3jax.footprint import compiled_bytes
+from cm3jax.memory import compiled_bytes
 from cm3jax.model.attention import row_attention
 from cm3jax.model.encoder_decoder import EncoderDecoder
 from cm3jax.testing import decoder_variables

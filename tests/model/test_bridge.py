@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from cm3jax.config import MeshConfig
-from cm3jax.document import Image, Text, render
 from cm3jax.model.bridge import TokenizerBridge
 from cm3jax.partition import batch_sharding, make_mesh, shardings
+from cm3jax.sequence.document import Image, Text, render
+from cm3jax.sequence.vocab import Modality, Vocab
 from cm3jax.testing import experiment
-from cm3jax.tokenizers.vqgan import VQGAN
-from cm3jax.vocab import Modality, Vocab
+from cm3jax.tokenizers.vqgan_model import VQGAN
 from experiments.vqgan_256 import get_config
 
 EXPERIMENT = experiment()

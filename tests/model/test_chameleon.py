@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cm3jax.config import DecoderConfig
-from cm3jax.decode.weights import as_read
+from cm3jax.decode.params import as_read
 from cm3jax.model.cache import start_cache
 from cm3jax.model.decoder import Decoder
 from cm3jax.testing import decoder_variables

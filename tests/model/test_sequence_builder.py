@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from cm3jax.config import CM3Config
-from cm3jax.masks import mask_counts
 from cm3jax.model.sequence_builder import Queries, SequenceBuilder, bank_variables
 from cm3jax.retrieval.exact import ExactIndex
-from cm3jax.sequence import Places, Samples, build_rows, documents_shown, fit
+from cm3jax.sequence.rows import Places, Samples, build_rows, documents_shown, fit
+from cm3jax.sequence.spans import mask_counts
 from tests.data.corpora import VOCAB, pair, write_bank
 
 CONFIG = CM3Config(retrieved_weight=0.1)

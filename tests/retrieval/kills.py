@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 
 from cm3jax.data.corpus import Corpus, CorpusWriter
-from cm3jax.folders import hold
+from cm3jax.io.folders import hold
+from cm3jax.io.shard_writer import shard_files
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument, bank_files
 from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.takedown import merge, remove
-from cm3jax.shards import shard_files
 from tests.data.corpora import VOCAB, facts, shard
 
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -8,7 +8,7 @@ from cm3jax.retrieval import bank as bank_module
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.retrieval.exact import ExactIndex
-from cm3jax.retrieval.protocol import Neighbours
+from cm3jax.retrieval.interface import Neighbours
 from cm3jax.retrieval.select import NONE
 
 

@@ -11,7 +11,7 @@ from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import SAVED, BankDocument
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.index import ShardedIndex, keep_index, open_index
-from cm3jax.retrieval.protocol import Neighbours, found_of
+from cm3jax.retrieval.interface import Neighbours, found_of
 from cm3jax.retrieval.scann import ScannIndex
 
 

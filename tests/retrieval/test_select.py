@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3jax.config import RetrievalConfig
-from cm3jax.retrieval.protocol import Neighbours
+from cm3jax.retrieval.interface import Neighbours
 from cm3jax.retrieval.select import (
     NONE,
     Drawn,

@@ -13,7 +13,7 @@ from etils import epath
 from cm3jax.errors import UserError
 from cm3jax.tasks import READERS, grounded
 from cm3jax.tasks.task import Case, Derived, Skipped
-from cm3jax.tokenizers.image import load_picture
+from cm3jax.tokenizers.image_tokenizer import load_picture
 
 
 def put(folder, files):

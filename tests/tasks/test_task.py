@@ -5,12 +5,12 @@ import pytest
 from etils import epath
 
 from cm3jax import testing
-from cm3jax.asks import Asker
 from cm3jax.config import CM3Config, DecodeConfig
-from cm3jax.document import Mark, parse_prompt
 from cm3jax.errors import UserError
-from cm3jax.prompts import read_prompt
-from cm3jax.sequence import Places, Samples, answer_masks, build_rows
+from cm3jax.generation.prompts import read_prompt
+from cm3jax.generation.requests import Asker
+from cm3jax.sequence.document import Mark, parse_prompt
+from cm3jax.sequence.rows import Places, Samples, answer_masks, build_rows
 from cm3jax.tasks import TASKS
 from cm3jax.tasks.example import Answer, example
 from cm3jax.tasks.questions import conclusion, explained, plain
@@ -114,7 +114,8 @@ CASES = {
 @pytest.mark.parametrize("image_first", [False, True])
 def test_a_prompt_is_the_training_row_up_to_its_answer(name, image_first, monkeypatch):
     monkeypatch.setattr(
-        "cm3jax.prompts.load_picture", lambda path, size: np.zeros((size, size, 3), np.uint8)
+        "cm3jax.generation.prompts.load_picture",
+        lambda path, size: np.zeros((size, size, 3), np.uint8),
     )
     task, vocab = TASKS[name], testing.vocab()
     image = testing.image_tokenizer()

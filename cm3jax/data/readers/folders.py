@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from cm3jax.data.readers.items import BadRecord, Facts, Made, RawItem, file_mark, join_inside
-from cm3jax.texts import decode_text, read_regular
+from cm3jax.io.texts import decode_text, read_regular
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """How the names of picture files end, in lower case."""

@@ -19,8 +19,8 @@ from etils import epath
 
 from cm3jax.config import DataConfig
 from cm3jax.errors import UserError
-from cm3jax.files import digest
-from cm3jax.texts import (
+from cm3jax.io.files import digest
+from cm3jax.io.texts import (
     MOST_BYTES,
     brief,
     clean_text,
@@ -29,7 +29,7 @@ from cm3jax.texts import (
     read_regular,
     shorten,
 )
-from cm3jax.tokenizers.image import Picture, decode_picture, picture_size
+from cm3jax.tokenizers.image_tokenizer import Picture, decode_picture, picture_size
 
 _LONGEST_NAME = 1024
 _WATERMARK = ("watermark", "pwatermark")

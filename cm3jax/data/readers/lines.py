@@ -21,8 +21,8 @@ from cm3jax.data.readers.items import (
     parse_object,
 )
 from cm3jax.errors import UserError
-from cm3jax.files import digest
-from cm3jax.texts import MOST_BYTES, brief, clean_text, file_state
+from cm3jax.io.files import digest
+from cm3jax.io.texts import MOST_BYTES, brief, clean_text, file_state
 
 _LONGEST_KEY = 1024
 _STRIDE = 64

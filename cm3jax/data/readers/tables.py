@@ -23,7 +23,7 @@ from cm3jax.data.readers.items import (
 from cm3jax.data.readers.lines import origin, others, split_of, subjects_of
 from cm3jax.data.readers.tars import PICTURES
 from cm3jax.errors import UserError
-from cm3jax.texts import file_state
+from cm3jax.io.texts import file_state
 
 _CAPTIONS = ("caption", "text", "captions", "texts")
 _PATHS = ("file", "path", "file_name", "filename", "image_path")

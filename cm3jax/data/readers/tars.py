@@ -27,8 +27,8 @@ from cm3jax.data.readers.items import (
 )
 from cm3jax.data.readers.lines import origin, others, split_of, subjects_of
 from cm3jax.errors import UserError
-from cm3jax.files import digest
-from cm3jax.texts import MOST_BYTES, file_state
+from cm3jax.io.files import digest
+from cm3jax.io.texts import MOST_BYTES, file_state
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
 """Extensions of picture files; the first that a sample has is its picture."""

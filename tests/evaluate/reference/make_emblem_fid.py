@@ -36,7 +36,7 @@ _PIECE = 128
 
 def pictures(split: str) -> Iterator[np.ndarray]:
     """The pictures of a split's documents, in order."""
-    from cm3jax.data.emblems import example
+    from cm3jax.emblems import example
 
     for index in itertools.count():
         yield from (part for part in example(split, index).segments if not isinstance(part, str))

@@ -1,0 +1,114 @@
+"""Batches for the encoder-decoder: captions and pictures of the corpus, apart."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Literal, no_type_check
+
+import jax
+import numpy as np
+
+from cm3jax.config import Experiment
+from cm3jax.data.corpus import Corpus, Documents
+from cm3jax.data.pipeline import HostBatch, Position, RecordStream
+from cm3jax.sequence import prng
+from cm3jax.sequence.vocab import Modality, Vocab
+from cm3jax.shapes import Array, Float, Int
+
+AnyArray = Array | np.ndarray
+
+
+@no_type_check  # transformations also fill it with shapes, shardings and the like
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["texts", "codes", "weights"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pairs:
+    """A caption and a picture per row."""
+
+    texts: Int[AnyArray, "B S"]
+    """Ids of the caption and `eos`, then `pad`; `eos` alone where there is no caption."""
+    codes: Int[AnyArray, "B L"]
+    """Ids of the picture, row-major; `pad` where there is none."""
+    weights: Float[AnyArray, "B L"]
+    """Loss weight of each code: 1, or 0 where there is no picture."""
+
+
+def split_documents(ids: Int[np.ndarray, "B W"], vocab: Vocab, text_tokens: int) -> Pairs:
+    """The first text and the first picture of each document, padded with 0 to a common width.
+
+    A text of more than `text_tokens` - 1 ids is cut.
+    """
+    rows, codes = len(ids), vocab.image_tokens
+    texts = np.full((rows, text_tokens), Vocab.pad, np.int32)
+    images = np.full((rows, codes), Vocab.pad, np.int32)
+    kinds = vocab.modality(ids)
+    for row in range(rows):
+        text = _first_run(ids[row], kinds[row] == int(Modality.TEXT))[: text_tokens - 1]
+        texts[row, : len(text) + 1] = [*text, vocab.eos]
+        image = _first_run(ids[row], kinds[row] == int(Modality.IMAGE))
+        images[row, : len(image)] = image
+    weights = np.repeat((images[:, :1] != Vocab.pad).astype(np.float32), codes, axis=1)
+    return Pairs(texts, images, weights)
+
+
+def _first_run(ids, chosen):
+    """The ids of the first unbroken run of what is chosen."""
+    start = int(np.argmax(chosen))
+    stop = start + int(np.argmin(np.append(chosen[start:], False)))
+    return ids[start:stop]
+
+
+class PairStream:
+    """Shuffled pairs of a prepared corpus; a share `drop` of them without their captions.
+
+    Which ones is a function of seed, epoch and record.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        corpus: Corpus,
+        drop: float,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        self.experiment, self.corpus, self.drop = experiment, corpus, drop
+        self._processes = (process_index, process_count)
+        self._documents = Documents(corpus.lengths, corpus.ids, corpus.all_ids)
+
+    @staticmethod
+    def open(experiment: Experiment, split: Literal["train", "validation"]) -> "PairStream":
+        """The stream of this process over `data.corpus`; training drops captions.
+
+        Raises `UserError` when the corpus is missing, damaged, or has other vocabulary sizes.
+        """
+        corpus = Corpus.open(f"{experiment.data.corpus}/{split}", experiment.vocab)
+        drop = experiment.parti.drop_captions if split == "train" else 0.0
+        return PairStream(experiment, corpus, drop, jax.process_index(), jax.process_count())
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the corpus."""
+        return {"corpus": self.corpus.fingerprint}
+
+    def batches(self, position: Position) -> Iterator[HostBatch]:
+        """This process's rows of the global batches from `position` on, without end."""
+        data, seed = self.experiment.data, self.experiment.seed
+        records = {"record": np.arange(len(self.corpus))}
+        stream = RecordStream(records, data.batch, seed, *self._processes)
+        for batch in stream.batches(position):
+            pairs = self._pairs(batch.data["record"], position.epoch)
+            yield dataclasses.replace(batch, data=pairs)
+            position = batch.next
+
+    def _pairs(self, records: Int[np.ndarray, " B"], epoch: int) -> Pairs:
+        vocab = self.corpus.vocab
+        ids, _ = self._documents.padded(records)
+        pairs = split_documents(ids, vocab, self.experiment.parti.text_tokens)
+        seed = self.experiment.seed
+        word = prng.bits(np, seed, epoch, records, prng.Stream.NO_CAPTION, 1)[:, 0]
+        dropped = prng.chance(np, word, self.drop)
+        bare = np.full_like(pairs.texts[0], Vocab.pad)
+        bare[0] = vocab.eos
+        return dataclasses.replace(pairs, texts=np.where(dropped[:, None], bare, pairs.texts))

@@ -1,0 +1,180 @@
+"""The CM3 rows of one prepared corpus: planned for all processes, built for those asked for."""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from etils import epath
+
+from cm3jax.config import Experiment
+from cm3jax.data.corpus import Corpus, Documents
+from cm3jax.data.packing import (
+    BLOCK,
+    ELSEWHERE,
+    Plan,
+    Position,
+    Table,
+    join,
+    plan_block,
+    plan_stream_block,
+)
+from cm3jax.errors import UserError
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.select import NONE
+from cm3jax.sequence.rows import Batch, Samples, build_rows, build_stream_rows
+
+_WAYS = {"whole": (plan_block, build_rows), "stream": (plan_stream_block, build_stream_rows)}
+"""How each kind of `data.rows` is planned and built."""
+
+
+_ASKED = {"both": slice(None), "text": slice(0, 1), "image": slice(1, 2)}
+"""Where in a record's neighbours the candidates of each kind of query stand."""
+
+
+class CorpusRows:
+    """A corpus with its bank; the rows of all blocks of all epochs follow one another.
+
+    Raises `UserError` for a record that does not fit a row, where rows hold whole samples.
+    """
+
+    def __init__(self, experiment: Experiment, corpus: Corpus, bank: Bank | None):
+        """Without a bank no record has documents."""
+        self.experiment = experiment
+        self.corpus = corpus
+        self.bank = bank
+        bank_lengths = np.zeros(0, np.int32) if bank is None else bank.lengths
+        asked = _ASKED[experiment.retrieval.queries]
+        self.table = Table(
+            corpus.lengths,
+            corpus.neighbours[:, :, asked],
+            corpus.scores[:, :, asked],
+            bank_lengths,
+            corpus.answers,
+        )
+        self._queries = Documents(corpus.lengths, corpus.ids, corpus.all_ids)
+        self._documents = Documents(
+            bank_lengths,
+            lambda row: bank.ids(row),
+            lambda: (document.ids for document in (() if bank is None else bank.documents())),
+        )
+        self._plan, self._build = _WAYS[experiment.data.rows]
+        if self._build is not build_rows and corpus.answers is not None:
+            raise UserError(
+                f"{corpus.path} has answers to learn, which rows of a stream would cut; use "
+                "data.rows=whole."
+            )
+        sizes = corpus.lengths + (0 if corpus.answers is None else 3 * corpus.answers[:, 2])
+        longest = int(np.argmax(sizes))
+        if self._build is build_rows and sizes[longest] + 2 > experiment.model.context:
+            raise UserError(
+                f"record {corpus.document(longest).key!r} of {corpus.path} has "
+                f"{sizes[longest]} tokens and does not fit a row of model.context="
+                f"{experiment.model.context}; raise that, or prepare the corpus again with it."
+            )
+
+    @staticmethod
+    def open(
+        experiment: Experiment, corpus: epath.PathLike, bank: epath.PathLike, kind: str = ""
+    ) -> "CorpusRows":
+        """The rows of the corpus (of one split) at a path, whose neighbours are in that bank.
+
+        With a `kind`, of its records of that kind alone. Raises `UserError` when corpus or bank is
+        missing or damaged, does not belong to the other, or was made with other vocabulary sizes
+        than the experiment's, and when there is no such record.
+        """
+        corpus = Corpus.open(corpus, experiment.vocab)
+        if not corpus.manifest["bank"]:
+            return CorpusRows(experiment, corpus.only(kind) if kind else corpus, None)
+        bank = Bank.open(bank, vocab_fingerprint=corpus.vocab.fingerprint)
+        if bank.fingerprint != corpus.manifest["bank"]:
+            raise UserError(
+                f"the neighbours of {corpus.path} point into another bank than {bank.path}; "
+                "run launch.prepare."
+            )
+        return CorpusRows(experiment, corpus.only(kind) if kind else corpus, bank)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the corpus, of its bank, and of the encoder that the bank was made with."""
+        found = {"corpus": self.corpus.fingerprint}
+        if self.bank is not None:
+            found |= {"bank": self.bank.fingerprint, "encoder": self.bank.manifest["encoder"]}
+        return found
+
+    @functools.cached_property
+    def plan(self) -> Callable[[int, int], Plan]:
+        """`plan(epoch, block)`: the rows of one block, the same on every process."""
+        e = self.experiment
+        room, documents = e.model.context, e.retrieval.documents
+        # Each of a block's batches asks for its plan.
+        return functools.lru_cache(maxsize=2)(
+            lambda *at: self._plan(self.table, e.seed, *at, room, documents, e.cm3)
+        )
+
+    @functools.cached_property
+    def count(self) -> float:
+        """Rows of an epoch, estimated from the first block of the first."""
+        records = min(BLOCK, len(self.corpus))
+        return self.plan(0, 0).rows * len(self.corpus) / records
+
+    @property
+    def documents_shown(self) -> str:
+        """The shares of samples with 0, 1, 2 … documents, from the first block of the first epoch,
+        and what did not fit."""
+        plan, context = self.plan(0, 0), self.experiment.model.context
+        _, samples = np.unique(plan.records, return_index=True)
+        counts = (plan.documents[samples] != NONE).sum(1)
+        shares = [f"{np.mean(counts == n):.0%} have {n}" for n in range(counts.max() + 1)]
+        said = f"documents in front of the samples of {self.corpus.path}: {', '.join(shares)}"
+        if plan.dropped:
+            lost = plan.dropped / (plan.dropped + counts.sum())
+            said += f"; {lost:.0%} of those drawn do not fit a row of {context} tokens"
+        return f"{said}."
+
+    def take(self, position: Position, count: int) -> tuple[Plan, Position]:
+        """The next `count` rows from `position` on, and the position after them.
+
+        Raises `UserError` for a position that the corpus does not have.
+        """
+        blocks = -(-len(self.corpus) // BLOCK)
+        epoch, block, row = position.epoch, position.block, position.row
+        if position.parts or block >= blocks or row >= self.plan(epoch, block).rows:
+            raise UserError(
+                f"the run goes on at {position.place}, which {self.corpus.path} does not have: it "
+                f"is not the corpus that the run was trained on. {ELSEWHERE}"
+            )
+        parts, missing = [], count
+        while missing or not parts:
+            plan = self.plan(epoch, block)
+            stop = min(row + missing, plan.rows)
+            parts.append(plan.slice(row, stop))
+            missing, row = missing - (stop - row), stop
+            if row == plan.rows:
+                epoch, block = (epoch, block + 1) if block + 1 < blocks else (epoch + 1, 0)
+                row = 0
+        return join(parts), Position(epoch, block, row)
+
+    def build(self, plan: Plan) -> Batch:
+        """The rows of a plan."""
+        query, query_lengths = self._queries.padded(plan.records)
+        documents, document_lengths = self._documents.padded(plan.documents)
+        answers = self.table.answers
+        samples = Samples(
+            documents,
+            document_lengths,
+            query,
+            query_lengths,
+            plan.masks,
+            plan.keys,
+            answers=None if answers is None else np.asarray(answers[plan.records]),
+        )
+        return self._build(
+            np,
+            samples,
+            plan.places,
+            (plan.rows, self.experiment.model.context),
+            seed=self.experiment.seed,
+            epoch=plan.epochs,
+            config=self.experiment.cm3,
+            vocab=self.corpus.vocab,
+        )

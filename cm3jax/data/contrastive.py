@@ -1,0 +1,214 @@
+"""Batches for the retrieval encoder: records, each with another record of the same subject."""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from cm3jax.config import ClipConfig, Experiment
+from cm3jax.data.partners import with_partners
+from cm3jax.data.pipeline import HostBatch, Position, RecordStream, ahead, with_epochs
+from cm3jax.data.scan import IN_MEMORY, Pictures, scan
+from cm3jax.data.sources import ItemSource, RawRecord, Source
+from cm3jax.errors import UserError
+from cm3jax.io.files import digest
+from cm3jax.retrieval.clip_encoder import fit, text_and_image, text_length, text_rows
+from cm3jax.retrieval.select import drop_pieces
+from cm3jax.sequence import prng
+from cm3jax.shapes import Array, Int, UInt8
+from cm3jax.tokenizers.text_tokenizer import TextTokenizer
+
+AnyArray = Array | np.ndarray
+NO_SUBJECT = -1
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["records", "subjects", "texts", "images"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Couples:
+    """Rows of two documents: one that asks, and its partner, another of the same subject (or, for
+    one without a subject, another without)."""
+
+    records: Int[AnyArray, "B 2"]
+    """Numbers of the two records, equal where no other shares the subject."""
+    subjects: Int[AnyArray, "B 2 I"]
+    """What each of them shows, as numbers; `NO_SUBJECT` as padding."""
+    texts: Int[AnyArray, "B 2 L"]
+    """Their texts as the encoder's `text_rows`; of some that ask, pieces are dropped."""
+    images: UInt8[AnyArray, "B 2 Y X 3"]
+    """Their pictures."""
+
+
+class Records:
+    """The records of a source that have a text and a picture, grouped by subject.
+
+    Texts are in memory, pictures only where all of them fit (`scan.IN_MEMORY`). Records that can't
+    be read or are refused are left out. Raises `UserError` when none is left.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: TextTokenizer,
+        config: ClipConfig,
+        in_memory: int = IN_MEMORY,
+    ):
+        found = scan(source, _captioned, lambda record: _picture(record, config), in_memory)
+        note = source.note if isinstance(source, ItemSource) else ""
+        self.source_notes = [*filter(None, [note]), *found.notes]
+        """What a user should know of the split: how it was cut, and what was left out."""
+        if not found.kept:
+            raise UserError("the source has no record with a text and a picture; mend data.source.")
+        self.texts: Sequence[list[int]] = [tokenizer.encode(one.text) for one in found.kept]
+        self.pictures: Pictures = found.pictures
+        self.picture_marks = [one.picture for one in found.kept]
+        """Hashes of the pictures."""
+        names, captions = ([getattr(one, f) for one in found.kept] for f in ("subjects", "text"))
+        self._group(with_partners(names, captions, self.picture_marks, config.partners))
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def _group(self, names: Sequence[Sequence[str]]) -> None:
+        """Number the subjects, list the records of each, and say where in the list each stands.
+
+        Records without a subject are grouped together: they have partners, to whom they owe
+        nothing.
+        """
+        numbers: dict[str, int] = {}
+        members = collections.defaultdict(list)
+        shape = (len(names), max(1, *map(len, names)))
+        self.subjects = np.full(shape, NO_SUBJECT, np.int32)
+        self._places = np.zeros(shape, np.int64)
+        for record, subjects in enumerate(names):
+            for slot, name in enumerate(subjects):
+                self.subjects[record, slot] = numbers.setdefault(name, len(numbers))
+            for slot, group in enumerate(self.subjects[record, : len(subjects) or 1].tolist()):
+                self._places[record, slot] = len(members[group])
+                members[group].append(record)
+        groups = [members[group] for group in range(NO_SUBJECT, len(numbers))]
+        self._counts = np.array([len(group) for group in groups], np.int64)
+        self._starts = np.cumsum(self._counts) - self._counts
+        self._members = np.array([record for group in groups for record in group], np.int64)
+
+    @property
+    def partnered(self) -> int:
+        """How many records share a subject with another one."""
+        shared = np.append(self._counts[1:] > 1, False)  # NO_SUBJECT comes last
+        return int(shared[self.subjects].any(1).sum())
+
+    def partners(
+        self, records: Int[np.ndarray, " B"], seed: int, epoch: int
+    ) -> Int[np.ndarray, " B"]:
+        """Another record that shares a random subject of each; itself where there is none."""
+        words = prng.bits(np, seed, epoch, records, prng.Stream.DOCUMENTS, 2)
+        owned = (self.subjects[records] != NO_SUBJECT).sum(1)
+        slots = prng.below(np, words[:, 0], owned).astype(np.int64)
+        groups = self.subjects[records, slots] - NO_SUBJECT
+        counts, starts = self._counts[groups], self._starts[groups]
+        # One of the others in the circle; a circle of one leads back.
+        ahead = 1 + prng.below(np, words[:, 1], counts - 1).astype(np.int64)
+        return self._members[starts + (self._places[records, slots] + ahead) % counts]
+
+
+class _Captioned(NamedTuple):
+    """What is kept of a record."""
+
+    text: str
+    subjects: tuple[str, ...]
+    picture: str
+
+
+def _captioned(record: RawRecord) -> _Captioned | None:
+    text, image = text_and_image(record.segments)
+    if not text or image is None:
+        return None
+    return _Captioned(text, record.subjects, record.pictures[0])
+
+
+def _picture(record: RawRecord, config: ClipConfig) -> UInt8[np.ndarray, "Y X 3"]:
+    return fit(text_and_image(record.segments)[1], config)
+
+
+@dataclasses.dataclass(frozen=True)
+class CoupleStream:
+    """Shuffled couples: partners and dropped text pieces differ from epoch to epoch.
+
+    Pictures that are not in memory are read a few batches ahead.
+    """
+
+    experiment: Experiment
+    records: Records
+    process_index: int = 0
+    process_count: int = 1
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of texts, pictures and subjects."""
+        every = self.records
+        return {"records": digest(repr(every.texts), *every.picture_marks, every.subjects)}
+
+    def batches(self, position: Position) -> Iterator[HostBatch]:
+        """Batches of `Couples` from `position` on."""
+        stream = RecordStream(
+            {"record": np.arange(len(self.records))},
+            self.experiment.data.batch,
+            self.experiment.seed,
+            self.process_index,
+            self.process_count,
+        )
+        epochs = with_epochs(stream.batches(position), position)
+        if self.records.pictures.held is not None:
+            yield from map(self._made, epochs)
+        else:
+            yield from ahead(epochs, self._made, self.experiment.data.threads)
+
+    @property
+    def notes(self) -> list[str]:
+        """How many records have a partner, and how many were left out."""
+        config, notes = self.experiment.clip, [*self.records.source_notes]
+        if config.document_loss:
+            notes.append(_partnered(self.records, config))
+        return notes
+
+    def _made(self, drawn: tuple[HostBatch, int]) -> HostBatch:
+        batch, epoch = drawn
+        return dataclasses.replace(batch, data=self._couples(batch.data["record"], epoch))
+
+    def _couples(self, records: Int[np.ndarray, " B"], epoch: int) -> Couples:
+        config, every = self.experiment, self.records
+        both = np.stack([records, every.partners(records, config.seed, epoch)], axis=1)
+        # One text in four lacks pieces, another one in each epoch.
+        views = np.where((records + epoch) % 4 == 0, 1 + epoch, 0)
+        share = config.retrieval.query_dropout
+        asking = [every.texts[record] for record in records]
+        asking = drop_pieces(asking, records, views, share, config.seed)
+        texts = zip(asking, [every.texts[partner] for partner in both[:, 1]], strict=True)
+        length = text_length(max(map(len, every.texts)), config.clip)
+        rows = text_rows(list(itertools.chain(*texts)), config.clip, length)
+        images = every.pictures.take(both.reshape(-1))
+        return Couples(
+            records=both.astype(np.int32),
+            subjects=every.subjects[both],
+            texts=rows.reshape(len(records), 2, length),
+            images=images.reshape(*both.shape, *images.shape[1:]),
+        )
+
+
+def _partnered(records: Records, config: ClipConfig) -> str:
+    """What training says of the document loss."""
+    if records.partnered:
+        return f"{records.partnered} of {len(records)} records have a partner of their subject."
+    return (
+        f"warning: clip.document_loss={config.document_loss:g} has nothing to work on, since no "
+        "record shares a subject with another one; give the records `subjects`, let "
+        "clip.partners find partners by `captions`, `nearest` ones or `pictures`, or set it to 0."
+    )

@@ -1,0 +1,51 @@
+"""Records of a source as queries: by their texts, by their pictures, by both."""
+
+import dataclasses
+
+import numpy as np
+
+from cm3jax.config import Experiment
+from cm3jax.data.readers.items import BadRecord
+from cm3jax.data.sources import open_source
+from cm3jax.retrieval.clip_encoder import ClipEncoder, fit, text_and_image
+from cm3jax.retrieval.interface import Queries
+from cm3jax.shapes import Float
+
+_QUERIES = 500
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Asking:
+    """Pairs of a text and a picture, encoded each way."""
+
+    text: Float[np.ndarray, "B E"]
+    image: Float[np.ndarray, "B E"]
+    document: Float[np.ndarray, "B E"]
+    subjects: list[tuple[str, ...]]
+    pairs: list[tuple[str, np.ndarray]]
+
+    @property
+    def queries(self) -> Queries:
+        """By kind; none where there are no pairs."""
+        if not self.pairs:
+            return {}
+        return {"text": self.text, "picture": self.image, "both": self.document}
+
+
+def asking(experiment: Experiment, encoder: ClipEncoder, split: str) -> Asking:
+    """The pairs among the first 500 records of a split. An index chooses its effort by those of
+    `train` and is judged by those of `validation`."""
+    source = open_source(experiment.data, split, experiment.seed)
+    pairs, subjects = [], []
+    for number in range(min(_QUERIES, len(source))):
+        try:
+            record = source[number]
+        except BadRecord:  # the preparation lists it
+            continue
+        text, image = text_and_image(record.segments)
+        if text is not None and image is not None:
+            pairs.append((text, fit(image, encoder.config)))
+            subjects.append(record.subjects)
+    text = encoder.encode_texts([text for text, _ in pairs])
+    image = encoder.encode_images([image for _, image in pairs])
+    return Asking(text, image, encoder.encode_documents(pairs), subjects, pairs)

@@ -1,0 +1,107 @@
+"""Samples on disk as they are done, so that long decoding that was killed goes on where it was."""
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from cm3jax.config import DecodeConfig
+from cm3jax.decode import loop
+from cm3jax.decode.loop import Finished, Sample
+from cm3jax.decode.request import Request
+from cm3jax.decode.throughput import Meter
+from cm3jax.errors import UserError
+from cm3jax.io.files import digest, read_json, write_json
+from cm3jax.sequence.vocab import Vocab
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Journal:
+    """A folder with a file for every list of requests that was decoded.
+
+    Files are named after everything that samples depend on: others are never taken for them.
+    """
+
+    folder: epath.PathLike
+    origin: str
+    """Fingerprint of what decodes: weights and code."""
+
+    def decode_each(
+        self,
+        model: loop.Model,
+        variables: dict,
+        vocab: Vocab,
+        requests: Sequence[Request],
+        config: DecodeConfig,
+        samples: int = 1,
+        seed: int = 0,
+        meter: Meter | None = None,
+        watch: loop.Watch | None = None,
+    ) -> Iterator[list[Finished]]:
+        """As `loop.decode_each`, but requests whose samples are in the journal come first, and
+        only the others are decoded."""
+        path = epath.Path(self.folder) / f"{self._name(requests, config, samples, seed)}.json"
+        kept = _kept(path, len(requests), samples)
+        done = {one.request for one in kept}
+        stored = [_written(one) for one in kept]
+        if kept:
+            yield kept
+        left = [place for place in range(len(requests)) if place not in done]
+
+        def watch_left(request: int, *rest: Any) -> None:
+            watch(left[request], *rest)
+
+        waiting = [requests[place] for place in left]
+        call = (model, variables, vocab, waiting, config, samples, seed, meter)
+        for finished in loop.decode_each(*call, watch and watch_left):
+            placed = [dataclasses.replace(one, request=left[one.request]) for one in finished]
+            stored += map(_written, placed)
+            write_json(path, stored)
+            yield placed
+
+    def _name(
+        self, requests: Sequence[Request], config: DecodeConfig, samples: int, seed: int
+    ) -> str:
+        asked = (part for request in requests for part in _content(request))
+        return digest(self.origin, repr((config, samples, seed)), *asked)
+
+
+def _kept(path: epath.Path, requests: int, samples: int) -> list[Finished]:
+    """What a journal holds of requests with all their samples.
+
+    A damaged one is worth what drawing its samples again costs: it is passed over with a warning.
+    """
+    if not path.exists():
+        return []
+    try:
+        found = [_read(one) for one in read_json(path, "the journal of samples")]
+        done = Counter(one.request for one in found for _ in one.samples)
+        whole = [place for place in range(requests) if done[place] == samples]
+        return [one for one in found if one.request in whole]
+    except (UserError, TypeError, ValueError, KeyError, AttributeError) as error:
+        _log.warning("passing over %s, which is damaged: %s", path, error)
+        return []
+
+
+def _content(request: Request) -> Iterator[str | np.ndarray]:
+    yield repr((request.program, request.prompt_id, [guide.scale for guide in request.guides]))
+    yield request.prefix
+    yield from (guide.prefix for guide in request.guides)
+
+
+def _written(finished: Finished) -> dict[str, Any]:
+    samples = [vars(sample) | {"ids": sample.ids.tolist()} for sample in finished.samples]
+    return vars(finished) | {"samples": samples}
+
+
+def _read(stored: dict[str, Any]) -> Finished:
+    samples = [
+        Sample(**one | {"ids": np.asarray(one["ids"], np.int32)}) for one in stored["samples"]
+    ]
+    return Finished(**stored | {"samples": samples})

@@ -1,0 +1,36 @@
+"""The miniature: a procedural dataset with exact ground truth, and a reader of its pictures."""
+
+from cm3jax.emblems.draw import draw
+from cm3jax.emblems.examples import Example, bank_size, example
+from cm3jax.emblems.probe_prompts import (
+    Prompt,
+    confirms,
+    confirms_batch,
+    confirms_emblems,
+    prompts,
+    tells,
+)
+from cm3jax.emblems.reader import Reading, read, read_batch
+from cm3jax.emblems.scene import Emblem, Scene, Shape
+from cm3jax.emblems.wording import caption, caption_states
+
+__all__ = [
+    "Emblem",
+    "Example",
+    "Prompt",
+    "Reading",
+    "Scene",
+    "Shape",
+    "bank_size",
+    "caption",
+    "caption_states",
+    "confirms",
+    "confirms_batch",
+    "confirms_emblems",
+    "draw",
+    "example",
+    "prompts",
+    "read",
+    "read_batch",
+    "tells",
+]

@@ -1,0 +1,1 @@
+"""Prompts in, documents out: requests, generators and what they return."""

@@ -1,0 +1,262 @@
+"""Prompts in the notation, and the rows that they and other askings become.
+
+`A photo of a cat` becomes `… a photo of a cat <break>`, which a picture follows, and
+`Image of a <mask>: <image:x.png> <infill>` becomes `Image of a m0: <break> I… <eos> m0`, which the
+text under the mask follows. Several masks follow in the order of their places, as in training:
+`… <eos> m0 a red fox $ m1 I2 I3`.
+"""
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from etils import epath
+
+from cm3jax.errors import UserError
+from cm3jax.sequence.document import ImagePath, Mark, PromptPart, parse_prompt
+from cm3jax.sequence.vocab import Vocab
+from cm3jax.shapes import Bool, UInt8
+from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, load_picture, preprocess
+from cm3jax.tokenizers.text_tokenizer import TextTokenizer
+
+BLANK = 128
+"""Grey that hides a hole from the image tokenizer."""
+
+Words = tuple[str | Mark, ...]
+"""A text segment: texts, and `Mark.MASK` where one is hidden."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shown:
+    """A picture segment."""
+
+    image: UInt8[np.ndarray, "Y X 3"]
+    hole: Bool[np.ndarray, "Y X"] | None = None
+    """The pixels to draw anew."""
+
+    @property
+    def blanked(self) -> UInt8[np.ndarray, "Y X 3"]:
+        """The picture without what is in the hole, so that no code knows it."""
+        if self.hole is None:
+            return self.image
+        return np.where(self.hole[..., None], np.uint8(BLANK), self.image)
+
+
+Segments = tuple[Words | Shown, ...]
+"""Of a document, in order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A prompt that was read."""
+
+    segments: Segments
+    recall: bool
+    """Whether what is masked follows, rather than something new."""
+
+    @property
+    def words(self) -> str | None:
+        """Its texts, to search with."""
+        texts = [part for s in self.segments if isinstance(s, tuple) for part in s]
+        return " ".join(part for part in texts if isinstance(part, str)) or None
+
+    @property
+    def picture(self) -> UInt8[np.ndarray, "Y X 3"] | None:
+        """Its first picture, to search with."""
+        return next((s.image for s in self.segments if isinstance(s, Shown)), None)
+
+
+def text_ids(text: str, tokenizer: TextTokenizer, vocab: Vocab) -> list[int]:
+    """Vocabulary ids of a text; `UserError` if there is none."""
+    if not text.strip():
+        raise UserError("a prompt is empty; write what the picture shows.")
+    return [vocab.first_text + piece for piece in tokenizer.encode(text)]
+
+
+def read_prompt(prompt: str, size: int) -> Prompt:
+    """Read a prompt and the pictures it names, at `size` pixels a side.
+
+    Text and picture are segments of their own; a mask belongs to the text around it. Raises
+    `UserError` for a picture that can't be read, and for marks that ask for nothing: see
+    `_require_sense`.
+    """
+    parts = parse_prompt(prompt)
+    _require_sense(parts)
+    return Prompt(_segments(parts, size, None), Mark.INFILL in parts)
+
+
+def read_infill(prompt: str, size: int, hole: Bool[np.ndarray, "Y X"]) -> Prompt:
+    """Read a prompt with one picture, of which `hole` is to be drawn anew; texts may have masks.
+
+    Raises `UserError` for a prompt with no picture or with several.
+    """
+    parts = parse_prompt(prompt)
+    if sum(isinstance(part, ImagePath) for part in parts) != 1:
+        raise UserError("infill takes one <image:PATH>, with a caption if you like, in quotes.")
+    return Prompt(_segments(parts, size, hole), True)
+
+
+def load_mask(path: epath.PathLike, size: int) -> Bool[np.ndarray, "S S"]:
+    """Which pixels a picture file marks: the light ones.
+
+    Where a part of it is transparent, the marked pixels are those that are not, whatever their
+    colour: a brush paints on a layer of its own. Raises `UserError` as `load_picture`.
+    """
+    light = load_picture(path, size).mean(-1) >= 128
+    with PIL.Image.open(io.BytesIO(epath.Path(path).read_bytes())) as image:
+        if not image.has_transparency_data:
+            return light
+        with contextlib.suppress(Exception):  # a broken EXIF block says nothing of the pixels
+            image = PIL.ImageOps.exif_transpose(image)
+        opacity = image.convert("RGBA").getchannel("A")
+    if opacity.getextrema()[0] == 255:
+        return light
+    return preprocess(opacity, size).mean(-1) >= 128
+
+
+def outpaint(prompt: Prompt, x: int, y: int, side: int) -> Prompt:
+    """The prompt's pictures, made smaller and put at (x, y), with all around them to be drawn."""
+
+    def place(shown: Shown) -> Shown:
+        small = PIL.Image.fromarray(shown.image).resize((side, side), PIL.Image.Resampling.LANCZOS)
+        canvas, hole = np.full_like(shown.image, BLANK), np.ones(shown.image.shape[:2], bool)
+        inside = np.s_[y : y + side, x : x + side]
+        canvas[inside], hole[inside] = np.asarray(small), False
+        return Shown(canvas, hole)
+
+    segments = tuple(place(s) if isinstance(s, Shown) else s for s in prompt.segments)
+    return dataclasses.replace(prompt, segments=segments)
+
+
+def _segments(
+    parts: tuple[PromptPart, ...], size: int, hole: Bool[np.ndarray, "Y X"] | None
+) -> Segments:
+    segments: list[Words | Shown] = []
+    in_text = False
+    for part in parts:
+        if isinstance(part, ImagePath):
+            segments.append(Shown(load_picture(part.path, size), hole))
+        elif isinstance(part, str) or part is Mark.MASK:
+            segments.append((segments.pop() if in_text else ()) + (part,))
+            in_text = True
+            continue
+        in_text = False
+    return tuple(segments)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextHole:
+    """A masked text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureHole:
+    """A masked part of a picture."""
+
+    codes: tuple[int | None, ...]
+    """Ids of the run, None where one is masked."""
+    before: list[int]
+    """Ids of the picture before the run."""
+    after: list[int]
+    shown: Shown
+    """What the pixels outside of the hole are taken from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Segments as ids, with a sentinel for each hole."""
+
+    ids: list[int]
+    holes: list[TextHole | PictureHole]
+    """In order of position: number i is sentinel i."""
+
+
+def render_rows(
+    prompts: Sequence[Segments], text: TextTokenizer, image: ImageTokenizer, vocab: Vocab
+) -> list[Row]:
+    """Ids of prompts, a `<break>` between two segments; all pictures are encoded together."""
+    shown = [s.blanked for segments in prompts for s in segments if isinstance(s, Shown)]
+    codes = iter((image.encode(shown) + vocab.first_image).tolist() if shown else [])
+    return [_row(segments, codes, text, vocab) for segments in prompts]
+
+
+def _row(segments: Segments, codes: Iterator[list[int]], text: TextTokenizer, vocab: Vocab) -> Row:
+    ids: list[int] = []
+    holes: list[TextHole | PictureHole] = []
+
+    def mark(hole: TextHole | PictureHole) -> int:
+        if len(holes) == vocab.config.sentinels:
+            raise UserError(f"a prompt can have {vocab.config.sentinels} masks; this one has more.")
+        holes.append(hole)
+        return vocab.sentinel(len(holes) - 1)
+
+    for segment in segments:
+        if ids:
+            ids.append(vocab.break_)
+        if isinstance(segment, tuple):
+            for part in segment:
+                masked = part is Mark.MASK
+                ids += [mark(TextHole())] if masked else text_ids(part, text, vocab)
+        elif segment.hole is None:
+            ids += next(codes)
+        else:
+            hole = _picture_hole(segment, segment.hole, next(codes), vocab)
+            ids += [*hole.before, mark(hole), *hole.after]
+    return Row(ids, holes)
+
+
+def _picture_hole(
+    shown: Shown, hole: Bool[np.ndarray, "Y X"], codes: list[int], vocab: Vocab
+) -> PictureHole:
+    run = raster_run(hole, vocab.config.grid)
+    inside = zip(codes[run.start : run.stop], run.masked, strict=True)
+    known = tuple(None if masked else code for code, masked in inside)
+    return PictureHole(known, codes[: run.start], codes[run.stop :], shown)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A stretch of a picture's codes in raster order, from the first masked one to the last."""
+
+    start: int
+    stop: int
+    masked: list[bool]
+    """Which codes of it are masked; the others are known."""
+
+
+def raster_run(mask: Bool[np.ndarray, "Y X"], grid: int) -> Run:
+    """The run of a mask of pixels over `grid` x `grid` codes; one masked pixel masks its code.
+
+    One run, however odd the mask: a span per row of codes is something that training never shows.
+    Raises `UserError` for a mask without pixels.
+    """
+    if not mask.any():
+        raise UserError("the mask covers no pixel of the picture; mark what to draw anew.")
+    height, width = mask.shape
+    masked = mask.reshape(grid, height // grid, grid, width // grid).any((1, 3)).ravel()
+    first, last = np.flatnonzero(masked)[[0, -1]].tolist()
+    return Run(first, last + 1, masked[first : last + 1].tolist())
+
+
+def _require_sense(parts: tuple[PromptPart, ...]) -> None:
+    """A prompt is recalled if it has masks and ends with `<infill>`, else it ends with text."""
+    masks, infills = parts.count(Mark.MASK), parts.count(Mark.INFILL)
+    if infills not in (masks, 1) or bool(masks) != bool(infills):
+        raise UserError(
+            f"the prompt has {masks} <mask> and {infills} <infill>; write one <infill> at the end "
+            "for all masks, or none of both."
+        )
+    if infills and any(part is not Mark.INFILL for part in parts[-infills:]):
+        raise UserError("<infill> stands where the masked text shall follow: at the prompt's end.")
+    last = [part for part in parts if not isinstance(part, Mark)][-1:]
+    if not last:
+        raise UserError("the prompt has marks alone; write a text, an <image:PATH>, or both.")
+    if not infills and isinstance(last[0], ImagePath):
+        raise UserError(
+            "the prompt ends with a picture, which asks for nothing; for its caption write "
+            "<mask> <image:PATH> <infill>."
+        )

@@ -1,0 +1,1 @@
+"""Files: atomic writes, checksums, numbered records, shards, safetensors, experiments as JSON."""

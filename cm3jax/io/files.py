@@ -1,0 +1,96 @@
+"""Atomic writes and checked reads on local or bucket paths (`gs://`, through etils.epath)."""
+
+import hashlib
+import io
+import json
+import secrets
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from cm3jax.errors import UserError
+from cm3jax.io.texts import decode_text, read_regular
+
+
+def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part.
+
+    Of several writers at once, on whatever machines, one wins.
+    Raises `OSError` if that fails, say on a full disk, and leaves nothing behind.
+    """
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Containers that share a folder often have the same process id.
+    scratch = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+    if isinstance(content, str):
+        content = content.encode()
+    try:
+        scratch.write_bytes(content)
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Write `value` as indented, key-sorted JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_array(path: epath.PathLike, array: np.ndarray) -> None:
+    """Write a `.npy` file, atomically."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_atomic(path, buffer.getvalue())
+
+
+def read_json(path: epath.PathLike, what: str) -> Any:
+    """Read a JSON file. `what` names it in the error, e.g. "the corpus manifest"."""
+    path = epath.Path(path)
+    try:
+        return json.loads(decode_text(read_regular(path, None)))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{what} is missing: {path} does not exist.") from None
+    except RecursionError:
+        raise UserError(f"{what} is damaged: {path} is nested too deep; make it again.") from None
+    except OSError as error:
+        raise UserError(f"{what} can't be read: {path} ({type(error).__name__}).") from None
+    except ValueError as error:
+        raise UserError(
+            f"{what} is damaged: {path} is not JSON ({error}); make it again."
+        ) from None
+
+
+def read_json_lines(path: epath.PathLike) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """The objects of a JSON Lines file in order, and the lines that are none, as they are.
+
+    Both are empty where there is no file. A line that was cut off by a kill is among the latter; it
+    has no newline at its end, which the others keep.
+    """
+    path = epath.Path(path)
+    objects, damaged = [], []
+    for line in io.BytesIO(path.read_bytes() if path.exists() else b""):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            objects.append(value)
+        elif line.strip():
+            damaged.append(line)
+    return objects, damaged
+
+
+def digest(*parts: bytes | str | np.ndarray) -> str:
+    """A short SHA-256 fingerprint of byte strings, texts and arrays (with dtype and shape)."""
+    state = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            state.update(f"{part.dtype}{part.shape}".encode())
+            part = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data  # without a copy
+        elif isinstance(part, str):
+            part = part.encode()
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(part)
+    return state.hexdigest()[:16]

@@ -1,0 +1,213 @@
+"""A directory of records, written shard by shard beside its place and moved there complete.
+
+    NAME-00000.array_record         the records of one shard
+    COLUMN.npy                      an array per column over all shards
+    manifest.json                   what the writer says of it, and size and checksum of every file
+
+While it is being made, in `.NAME.parts`, each shard has its columns and its notes in files of their
+own. The notes come last and make a shard count, so that work that was killed is done again and
+nothing else is. What stood in its place is readable until then (`cm3jax.io.folders`).
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from cm3jax.io.array_records import write_records
+from cm3jax.io.checksums import describe
+from cm3jax.io.files import digest, read_json, write_json
+from cm3jax.io.folders import Recognised, delete, hold, require_ours, scratch, swap
+
+Notes = dict[str, Any]
+"""What is known of one shard: `name`, `records`, `file`, and what its writer adds."""
+Files = dict[str, dict[str, Any]]
+"""Size and checksum by file name."""
+MANIFEST = "manifest.json"
+STATE = "source_state"
+"""What a manifest calls the hash of the raw records that the whole is made from."""
+_WHILE_MADE = re.compile(
+    r"documents-\d{5,}\.array_record|shard-\d{5,}\.json|"
+    r"(columns|vectors|pictures|source|lengths|neighbours|scores|answers)(-\d{5,})?\.npy|"
+    r"\.(documents-\d{5,}\.array_record|[a-z]+(-\d{5,})?(\.npy|\.json)?)\.[0-9a-f]+\.part"
+)
+"""Names of the files that are written on the way to a complete directory, and of half a file."""
+
+
+def source_state(states: Sequence[str]) -> str:
+    """The state of all raw records from those of the shards."""
+    return digest(*states)
+
+
+def shard_files(folder: epath.Path) -> list[str] | None:
+    """The files in a folder that a `ShardWriter` wrote, its manifest last; None if none is or the
+    manifest is another's."""
+    if not folder.is_dir():
+        return None
+    found = [path.name for path in folder.iterdir() if _WHILE_MADE.fullmatch(path.name)]
+    if not (folder / MANIFEST).exists():
+        return found or None
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if not {"made_from", "encoder"} & manifest.keys():
+            return None
+        return list(dict.fromkeys([*found, *manifest["files"], MANIFEST]))
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+
+
+class ShardWriter:
+    """Writes shards in any order, from any number of processes, joins them and moves the whole to
+    `path`.
+
+    `made_from` identifies all settings that decide the content, and `states` the raw records that
+    each shard is made from, where they can change: shards made from something else count as
+    missing. `recognised` says which files at `path` are ours, and go when it is replaced;
+    `parts` names the hidden directory where the shards gather. Whoever makes shards holds `path`
+    (`cm3jax.io.folders.hold`).
+    """
+
+    def __init__(
+        self,
+        path: epath.PathLike,
+        made_from: str,
+        recognised: Recognised = shard_files,
+        parts: str = "parts",
+        states: Sequence[str] = (),
+    ):
+        self.path = epath.Path(path)
+        self.parts = scratch(path, parts)
+        self.made_from = made_from
+        self._recognised = recognised
+        self._states = states
+
+    def require_ours(self, what: str) -> None:
+        """Raise `UserError` where something of somebody else's would be written over."""
+        require_ours(self.path, self._recognised, what)
+        require_ours(self.parts, shard_files, what)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole stands in its place."""
+        return self._stands(self.path)
+
+    @property
+    def joined(self) -> bool:
+        """Whether the whole was made and killed before it was in its place."""
+        return self._stands(self.parts)
+
+    def _stands(self, folder: epath.Path) -> bool:
+        path = folder / MANIFEST
+        if not path.exists():
+            return False
+        manifest, state = read_json(path, "the manifest"), source_state(self._states)
+        # Earlier versions did not look at what they were made from.
+        unchanged = manifest.get(STATE, state) == state
+        return manifest.get("made_from") == self.made_from and unchanged
+
+    def has(self, number: int) -> bool:
+        """Whether a shard was written."""
+        path = self._notes(number)
+        if self.joined or not path.exists():
+            return self.joined
+        notes = read_json(path, "a shard's notes")
+        made = notes["made_from"], notes.get("state", "")
+        return made == (self.made_from, self._state(number))
+
+    def write(
+        self,
+        number: int,
+        records: Iterable[bytes],
+        columns: Mapping[str, np.ndarray],
+        notes: Mapping[str, Any],
+    ) -> None:
+        """Write one shard, its first column having a row per record."""
+        self.parts.mkdir(parents=True, exist_ok=True)
+        (self.parts / MANIFEST).unlink(missing_ok=True)
+        name = f"documents-{number:05d}.array_record"
+        half = self.parts / f".{name}.{os.getpid()}.part"
+        write_records(half, records)
+        half.replace(self.parts / name)
+        for column, values in columns.items():
+            np.save(self._column(column, number), values)
+        rows = len(next(iter(columns.values())))
+        facts = {"name": name, "records": rows, "file": describe(self.parts / name)}
+        facts |= {"made_from": self.made_from, "state": self._state(number)}
+        write_json(self._notes(number), {**notes, **facts})
+
+    def records(self, shards: int) -> int:
+        """Records in all shards, which must be written."""
+        if self.joined:
+            return read_json(self.parts / MANIFEST, "the manifest")["records"]
+        return sum(read_json(self._notes(n), "a shard's notes")["records"] for n in range(shards))
+
+    def finish(
+        self,
+        shards: int,
+        columns: Iterable[str],
+        describe_all: Callable[[list[Notes], Files], dict],
+    ) -> None:
+        """Join the columns of all shards, write the manifest and move the whole to its place.
+
+        `describe_all` says of the shards' notes and of all files what the manifest holds beside
+        them. Scraps of work that was killed, and shards of an earlier content, are deleted.
+        """
+        if not self.joined:
+            self._join_all(shards, columns, describe_all)
+        kept = {MANIFEST, *read_json(self.parts / MANIFEST, "the manifest")["files"]}
+        for name in set(shard_files(self.parts) or ()) - kept:
+            (self.parts / name).unlink(missing_ok=True)
+        with hold(self.path, "replacing it"):
+            swap(self.parts, self.path, self._recognised)
+
+    def discard(self) -> None:
+        """Delete what was written and is not in its place."""
+        delete(self.parts, shard_files)
+
+    def _join_all(
+        self,
+        shards: int,
+        columns: Iterable[str],
+        describe_all: Callable[[list[Notes], Files], dict],
+    ) -> None:
+        notes = [read_json(self._notes(number), "a shard's notes") for number in range(shards)]
+        files = {note["name"]: note["file"] for note in notes}
+        for column in columns:
+            self._join(column, shards)
+            files[f"{column}.npy"] = describe(self.parts / f"{column}.npy")
+        whole = {
+            **describe_all(notes, files),
+            "made_from": self.made_from,
+            **({STATE: source_state(self._states)} if self._states else {}),
+            "records": sum(note["records"] for note in notes),
+            "shards": {note["name"]: note["records"] for note in notes},
+            "files": files,
+        }
+        write_json(self.parts / MANIFEST, whole)
+
+    def _join(self, column: str, shards: int) -> None:
+        """One file of all shards' rows, a shard at a time, as `numpy.save` would write it."""
+        paths = [self._column(column, number) for number in range(shards)]
+        first = np.load(paths[0], mmap_mode="r")
+        rows = sum(len(np.load(path, mmap_mode="r")) for path in paths)
+        header = np.lib.format.header_data_from_array_1_0(first)
+        header["shape"] = (rows, *first.shape[1:])
+        half = self.parts / f".{column}.{os.getpid()}.part"
+        with half.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for path in paths:
+                file.write(np.load(path).tobytes())
+        half.replace(self.parts / f"{column}.npy")
+
+    def _state(self, number: int) -> str:
+        return self._states[number] if number < len(self._states) else ""
+
+    def _notes(self, number: int) -> epath.Path:
+        return self.parts / f"shard-{number:05d}.json"
+
+    def _column(self, column: str, number: int) -> epath.Path:
+        return self.parts / f"{column}-{number:05d}.npy"

@@ -1,0 +1,222 @@
+"""What a training step of a decoder needs, without running it: bytes per device and operations.
+
+Parameters, gradients, moments and batch are exact: they are the shapes and shardings that training
+itself lays out. What lives only within a step is estimated from what automatic differentiation
+keeps between forward and backward pass, which tracing tells without compiling anything.
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+
+from cm3jax import partition
+from cm3jax.config import DecoderConfig, Experiment
+from cm3jax.data.caption_image import Pairs
+from cm3jax.errors import UserError
+from cm3jax.learners.decoder import DecoderLearner
+from cm3jax.learners.parti import PartiLearner
+from cm3jax.sequence.rows import Batch
+from cm3jax.sequence.vocab import Vocab
+from cm3jax.train import make_train_step, require_attention
+from cm3jax.training.loss import chunks_for, token_losses
+from cm3jax.training.state import Layout, plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """Bytes on each device during a step; the first four are exact, the last is an estimate."""
+
+    parameters: int
+    moments: int
+    """What the optimiser keeps, its counters included."""
+    gradients: int
+    batch: int
+    temporaries: int
+    """Activations, logits and what the backward pass computes from them."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(dataclasses.astuple(self))
+
+
+def lay_out(experiment: Experiment, mesh: jax.sharding.Mesh | AbstractMesh) -> Layout:
+    """The train state on a mesh of devices that need not exist; nothing is allocated."""
+    return plan(planned(experiment).init, experiment, mesh)
+
+
+def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh | AbstractMesh) -> Batch | Pairs:
+    """A global batch before it has values; `UserError` if the mesh cannot share its rows."""
+    shards = partition.batch_shards(mesh)
+    if experiment.data.batch % shards:
+        raise UserError(
+            f"data.batch={experiment.data.batch} cannot be cut into {shards} equal shares; make it "
+            f"a multiple of {shards}, or choose other mesh sizes."
+        )
+    sharding = partition.batch_sharding(mesh)
+
+    def rows(length: int, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((experiment.data.batch, length), dtype, sharding=sharding)
+
+    learner = planned(experiment)
+    if isinstance(learner, PartiLearner):
+        codes = learner.model.image_tokens
+        texts = rows(learner.model.text_tokens, jnp.int32)
+        return Pairs(texts, rows(codes, jnp.int32), rows(codes, jnp.float32))
+    ids = rows(experiment.model.context, jnp.int32)
+    return Batch(ids, ids, rows(experiment.model.context, jnp.float32), ids, ids)
+
+
+def footprint(experiment: Experiment, layout: Layout, batch: Batch | Pairs) -> Footprint:
+    """Bytes on each device of the mesh that `layout` and `batch` were made for."""
+    state = layout.abstract
+    parameters = _local_bytes((state.params, state.extra))
+    return Footprint(
+        parameters=parameters,
+        moments=_local_bytes((state.opt_state, state.step)),
+        gradients=_local_bytes(layout.trained_params),
+        batch=_local_bytes(batch),
+        temporaries=_temporaries(experiment, dict(jax.tree.leaves(batch)[0].sharding.mesh.shape)),
+    )
+
+
+def compiled_bytes(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[int, int]:
+    """Bytes per device of a step's arguments and of its temporaries, as XLA allots them.
+
+    Compiles for the devices of `mesh`. Temporaries include the gradients.
+    """
+    require_attention(experiment, mesh)
+    with jax.set_mesh(mesh):
+        layout, batch = lay_out(experiment, mesh), abstract_batch(experiment, mesh)
+        step = make_train_step(planned(experiment), layout)
+        memory = step.lower(layout.abstract, batch).compile().memory_analysis()
+    return memory.argument_size_in_bytes, memory.temp_size_in_bytes
+
+
+def planned(experiment: Experiment) -> DecoderLearner | PartiLearner:
+    """What trains the experiment, without data; `UserError` unless it is a decoder or `parti`."""
+    learners = {"decoder": DecoderLearner, "parti": PartiLearner}
+    if experiment.learner not in learners:
+        raise UserError(
+            f"{experiment.name} trains a {experiment.learner}; only decoders and parti can be "
+            "planned."
+        )
+    return learners[experiment.learner](experiment, Vocab(experiment.vocab), {})
+
+
+def _local_bytes(tree: Any) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _temporaries(experiment: Experiment, mesh: dict[str, int]) -> int:
+    """Peak of what lives within a step: at the head, or in the backward pass of a layer.
+
+    At the head all layers' residuals are there, and the logits. In a layer the head's are gone; it
+    computes again those of its own residuals that were not kept.
+    """
+    model, tensor = experiment.model, mesh["tensor"]
+    shards = mesh["data"] * mesh["fsdp"] * experiment.optim.accumulate
+    rows = experiment.data.batch // shards
+    # What one device does is the work of a narrower model on fewer rows.
+    local = dataclasses.replace(
+        model,
+        heads=model.heads // tensor,
+        kv_heads=model.kv_heads and max(1, model.kv_heads // tensor),  # 0: one per query head
+        ffn=model.ffn // tensor,
+    )
+    vocab_size = Vocab(experiment.vocab).size
+    learner = planned(experiment)
+    pairs = isinstance(learner, PartiLearner)
+    length = learner.model.image_tokens if pairs else model.context
+    chunks = chunks_for(rows, length, vocab_size)
+
+    def kept(config: DecoderConfig, encoder_layers: int) -> int:
+        parti = dataclasses.replace(experiment.parti, encoder_layers=encoder_layers)
+        return _kept_by_layers(dataclasses.replace(experiment, model=config, parti=parti), rows)
+
+    encoder_layers = experiment.parti.encoder_layers
+    layers = kept(local, encoder_layers)
+    head = _kept_by_head(experiment, rows, -(-vocab_size // tensor), length // chunks)
+    of_one = kept(dataclasses.replace(local, layers=1, remat="none"), 1)
+    depth = model.layers + (encoder_layers if pairs else 0)
+    again = of_one - layers // depth
+    return layers + max(head, again)
+
+
+def _kept_by_layers(experiment: Experiment, rows: int) -> int:
+    """Bytes that the layers keep for their backward pass, parameters left out."""
+    experiment = dataclasses.replace(experiment, model=_traceable(experiment.model))
+    learner = planned(experiment)
+    variables = nn.unbox(jax.eval_shape(learner.init, jax.random.key(0)))
+    if isinstance(learner, PartiLearner):
+        model = learner.model
+        lengths = (model.text_tokens, model.image_tokens)
+        inputs = [jax.ShapeDtypeStruct((rows, length), jnp.int32) for length in lengths]
+
+        def hidden(variables, pair):
+            return model.apply(variables, pair[0], pair[0] != Vocab.pad, pair[1])
+
+        return _kept(hidden, variables, inputs)
+    row = jax.ShapeDtypeStruct((rows, experiment.model.context), jnp.int32)
+    hidden = lambda variables, row: learner.model.apply(variables, row, row, row)  # noqa: E731
+    return _kept(hidden, variables, row)
+
+
+def _traceable(model: DecoderConfig) -> DecoderConfig:
+    """cuDNN's attention can be traced only where the library is; splash attention keeps the same.
+
+    (Of whole blocks: the context is rounded up to one.)
+    """
+    if model.attention != "cudnn":
+        return model
+    return dataclasses.replace(model, attention="splash", context=-(-model.context // 128) * 128)
+
+
+def _kept_by_head(experiment: Experiment, rows: int, vocab_size: int, length: int) -> int:
+    """Bytes of the head's backward pass over a chunk of `length`: what it keeps or computes again.
+
+    The gradient of the logits takes the place of an array that it is computed from.
+    """
+    width = experiment.model.width
+    dtype = jnp.dtype(experiment.model.dtype)
+    table = jax.ShapeDtypeStruct((vocab_size, width), jnp.float32)
+    hidden = jax.ShapeDtypeStruct((rows, length, width), dtype)
+    targets = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+
+    def losses(inputs, targets):
+        table, hidden = inputs
+
+        def logits(part):
+            return jnp.einsum(
+                "...d,vd->...v", part, table.astype(dtype), preferred_element_type=jnp.float32
+            )
+
+        return token_losses(logits, hidden, targets)
+
+    return _kept(losses, (table, hidden), targets)
+
+
+def _kept(function: Callable[[Any, Any], Any], inputs: Any, other: Any) -> int:
+    """Bytes kept between the forward and the backward pass with respect to `inputs`.
+
+    What stands among the inputs already is not counted.
+    """
+
+    def residuals(inputs, other):
+        return jax.vjp(lambda inputs: function(inputs, other), inputs)[1]
+
+    def sizes(tree):
+        return Counter((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree))
+
+    new = sizes(jax.eval_shape(residuals, inputs, other)) - sizes((inputs, other))
+    return sum(count * math.prod(shape) * dtype.itemsize for (shape, dtype), count in new.items())

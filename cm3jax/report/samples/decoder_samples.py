@@ -1,0 +1,167 @@
+"""The decoder's illustrations: a training row as the model sees it, and pictures that it draws."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from cm3jax.checkpoint import LoadedRun
+from cm3jax.data.cm3_rows import CorpusRows
+from cm3jax.data.pipeline import NoRecords
+from cm3jax.data.show import Piece, describe_samples, pieces
+from cm3jax.errors import UserError
+from cm3jax.generation import generator as generate
+from cm3jax.generation.generator import Generator
+from cm3jax.learners.decoder import DecoderLearner
+from cm3jax.report.html import Html, cell, figure, join, png_uri, tag
+from cm3jax.report.run_page import Illustration
+from cm3jax.sequence.document import Document, Image, Text, parse
+from cm3jax.sequence.vocab import Modality
+from cm3jax.shapes import Int, UInt8
+from cm3jax.tokenizers.text_tokenizer import TextTokenizer
+from cm3jax.training.state import TrainState
+
+_GREY = 128
+"""Of the parts of a picture whose codes are elsewhere in the row."""
+
+
+def illustrator(learner: DecoderLearner) -> Callable[[TrainState], Sequence[Illustration]]:
+    """Draws for a learner on prepared corpora, of a mixture for the first.
+
+    Where the tokenizers are missing, or are not those of the corpus, it says so instead.
+    """
+    experiment = learner.experiment
+    run = LoadedRun(experiment, {}, 0, learner.fingerprints)
+    try:
+        generator = generate.assemble(run, experiment.run_dir)
+    except UserError as error:
+        absent = Illustration.absent(str(error))
+        return lambda state: [absent]
+    training, held_back = learner.stream("train").corpora[0], learner.stream("validation")
+    validation = training if isinstance(held_back, NoRecords) else held_back.corpora[0]
+    row = _training_row(training, generator)
+    prompts = _prompts(validation, generator.text, experiment.train.samples)
+
+    def illustrate(state: TrainState) -> Sequence[Illustration]:
+        variables = {"params": state.params, **state.extra}
+        return [row, _drawn(prompts, generator.with_variables(variables), experiment.seed)]
+
+    return illustrate
+
+
+def _training_row(rows: CorpusRows, generator: Generator) -> Illustration:
+    """The first row that has a mask, if any has, else the first."""
+    plan = rows.plan(0, 0)
+    row = int(plan.places.rows[np.argmax(plan.masks > 0)])
+    plan = plan.slice(row, row + 1)
+    samples = pieces(rows.build(plan), rows.corpus.vocab)
+    why = (
+        "A row of the first epoch, as the model reads it. What is underlined in green is asked "
+        "for: the loss counts it. Grey parts of a picture stand elsewhere in the row."
+    )
+    shown = [tag("div", *_pieces(sample, generator), class_="row") for sample in samples]
+    who = tag("pre", "\n".join(describe_samples(rows, plan)))
+    return Illustration("A training row", join(tag("p", why), who, *shown))
+
+
+def _pieces(sample: Sequence[Piece], generator: Generator) -> list[Html]:
+    images = [piece for piece in sample if piece.kind == Modality.IMAGE]
+    pictures = iter(_partial_pictures(images, generator))
+    return [_piece(piece, pictures, generator) for piece in sample]
+
+
+def _piece(piece: Piece, pictures, generator: Generator) -> Html:
+    vocab, names = generator.vocab, ["piece", "asked" if piece.weight else ""]
+    weight = [tag("small", f"weight {piece.weight:g}")] if piece.weight not in (0, 1) else []
+    match piece.kind:
+        case Modality.IMAGE:
+            image = tag("img", src=png_uri(next(pictures)), alt="a picture or a part of one")
+            inside = [image, tag("small", f"{len(piece.ids)} codes")]
+        case Modality.TEXT:
+            inside = [generator.text.decode([id_ - vocab.first_text for id_ in piece.ids])]
+        case _:
+            inside, names = [vocab.name(piece.ids[0])], [*names, "mark"]
+    return tag("span", *inside, *weight, class_=" ".join(filter(None, names)))
+
+
+def _partial_pictures(
+    images: Sequence[Piece], generator: Generator
+) -> UInt8[np.ndarray, "B Y X 3"]:
+    """Each run of codes where it stands in its picture, the rest grey."""
+    vocab, side = generator.vocab, generator.image.config.image_size
+    codes = np.zeros((len(images), vocab.image_tokens), np.int32)
+    known = np.zeros(codes.shape, bool)
+    for row, piece in enumerate(images):
+        run = slice(piece.place, piece.place + len(piece.ids))
+        codes[row] = piece.ids[0] - vocab.first_image  # something to decode around the run
+        codes[row, run] = np.asarray(piece.ids) - vocab.first_image
+        known[row, run] = True
+    grid = vocab.config.grid
+    scale = np.ones((1, side // grid, side // grid), bool)
+    pixels = np.kron(known.reshape(-1, grid, grid), scale)
+    return np.where(pixels[..., None], generator.image.decode(codes), np.uint8(_GREY))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Prompt:
+    """A pair of the validation split with the documents that its row has."""
+
+    record: int
+    caption: str
+    picture: Image
+    documents: tuple[Int[np.ndarray, " _"], ...]
+
+
+def _prompts(rows: CorpusRows, text: TextTokenizer, count: int) -> list[_Prompt]:
+    """The first pairs of a caption and a picture, in the order of the rows."""
+    plan, vocab = rows.plan(0, 0), rows.corpus.vocab
+    found: dict[int, _Prompt] = {}
+    for record, chosen in zip(plan.records.tolist(), plan.documents.tolist(), strict=True):
+        if len(found) == count:
+            break
+        ids = rows.corpus.ids(record)
+        pair = parse(ids, vocab)
+        room = rows.experiment.model.context - len(ids) - 1  # `<eos>` stands in front
+        if tuple(map(type, pair)) != (Text, Image) or room < 0:
+            continue
+        caption = text.decode(pair[0].pieces)
+        if caption.strip():  # white space alone is no prompt
+            documents = [rows.bank.ids(row) for row in chosen if row >= 0]
+            found[record] = _Prompt(record, caption, pair[1], _fitting(documents, room))
+    return list(found.values())
+
+
+def _fitting(documents: Sequence[np.ndarray], room: int) -> tuple[np.ndarray, ...]:
+    """As many of the first documents, a break after each, as have room: stream rows cut more."""
+    ends = np.cumsum([len(document) + 1 for document in documents])
+    return tuple(documents[: int((ends <= room).sum())])
+
+
+def _drawn(prompts: Sequence[_Prompt], generator: Generator, seed: int) -> Illustration:
+    """A sample per prompt, always with the same noise."""
+    captions = [prompt.caption for prompt in prompts]
+    samples = generator.text_to_image(captions, [prompt.documents for prompt in prompts], 1, seed)
+    figures, pictures = [], {}
+    for prompt, (sample,) in zip(prompts, samples, strict=True):
+        shown = [_document(parse(ids, generator.vocab), generator) for ids in prompt.documents]
+        true = cell("its own picture", picture=_uri(prompt.picture, generator))
+        figures.append(
+            figure(prompt.caption, *shown, true, cell("drawn", picture=png_uri(sample.image)))
+        )
+        pictures[f"record-{prompt.record}"] = sample.image
+    why = (
+        "Drawn by the parameters of this step for captions of the validation split, after the "
+        "documents that their rows show; always the same prompts and the same noise."
+    )
+    return Illustration("Samples", join(tag("p", why), *figures), pictures)
+
+
+def _document(document: Document, generator: Generator) -> Html:
+    images = [segment for segment in document if isinstance(segment, Image)]
+    texts = [generator.text.decode(s.pieces) for s in document if isinstance(s, Text)]
+    more = [join(tag("br"), tag("q", text)) for text in texts]
+    return cell("document", *more, picture=_uri(images[0], generator) if images else None)
+
+
+def _uri(image: Image, generator: Generator) -> str:
+    return png_uri(generator.image.decode(np.asarray([image.codes]))[0])

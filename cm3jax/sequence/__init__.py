@@ -1,0 +1,1 @@
+"""Documents as token ids, and the CM3 rows that they become."""

@@ -1,0 +1,236 @@
+"""Where a run begins, and what may differ from its earlier lives.
+
+A run that goes on is the run that was never interrupted if all that decides its batches, its draws
+and its updates is what it was. Whatever differs is said; what would break that promise is refused,
+unless it is asked for.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from cm3jax import checkpoint
+from cm3jax.checkpoint import Checkpoints, Restored
+from cm3jax.config import Experiment
+from cm3jax.data.pipeline import Position
+from cm3jax.errors import UserError
+from cm3jax.io.experiment_json import to_dict
+from cm3jax.io.files import read_json
+from cm3jax.model import lora
+from cm3jax.training.state import Layout, TrainState
+
+# Fields by their dotted names or sections; a field that stands nowhere decides what is trained.
+_FREE = {
+    "name",
+    "workdir",
+    "init_from",  # the first life has read it
+    "train",  # train.steps moves the end of the learning rate's schedule, which is said
+    "checkpoint",
+    "mesh",
+    "decode",
+    "data.threads",
+    "data.shard",
+    "model.remat",
+    "model.unroll",
+    "model.attention",
+}
+"""What changes no batch, draw or update (but for rounding)."""
+
+_READ_ONCE = {
+    "tokenizers",
+    "retrieval",
+    "data.source",
+    "data.records",
+    "data.emblems",
+    "data.raw",
+    "data.licences",
+    "data.min_side",
+    "data.max_aspect",
+    "data.min_words",
+    "data.max_words",
+    "data.max_watermark",
+    "data.max_unsafe",
+    "data.image_size",
+    "data.corpus",
+    "data.bank",
+    "data.mixture.paths",
+    "data.tasks",
+    "data.image_first",
+}
+"""What decides the data, whose fingerprints say more, wherever they lie; where a checkpoint of an
+earlier version has none, these fields must be what they were."""
+
+_EACH_STEP = {"retrieval.documents", "retrieval.queries", "retrieval.query_dropout"}
+"""What of those is read in every step."""
+
+_KEEPS_PLACE = {"optim", "loss", "model", "vqgan", "vqgan_loss", "clip", "data.batch"}
+"""What must not differ, but leaves the order of the data as it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+
+    state: TrainState
+    position: Position
+    seconds: float
+    """Time spent in the training loop by earlier lives."""
+    source: str
+    """The same in words."""
+    changes: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
+    """Options that differ from those of the life before, by name: what they were and are."""
+
+
+def require_run_folder(run_dir: epath.PathLike) -> None:
+    """Raise `UserError` if training in a folder would replace what is not a run's, before any
+    work: a file, exported weights, or another program's `config.json`."""
+    folder = epath.Path(run_dir)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{run_dir} is a file; give a folder as --workdir.")
+    if (folder / checkpoint.PARAMS_FILE).exists():
+        raise UserError(
+            f"{run_dir} holds exported weights, which stay as they are; give another --workdir, "
+            "and to go on from them --init-from."
+        )
+    config = folder / "config.json"
+    if config.exists() and not (folder / "checkpoints").exists() and not _is_ours(config):
+        raise UserError(
+            f"{config} is no config of a run, and stays as it is; give another --workdir."
+        )
+
+
+def _is_ours(config: epath.Path) -> bool:
+    try:
+        values = read_json(config, "the run's config")
+    except UserError:
+        return False
+    return isinstance(values, dict) and {"learner", "train", "data"} <= values.keys()
+
+
+def start(
+    experiment: Experiment,
+    fingerprints: Mapping[str, str],
+    data: Mapping[str, str],
+    layout: Layout,
+    checkpoints: Checkpoints,
+    with_changes: bool,
+) -> Start:
+    """By precedence: the newest complete checkpoint, then `init_from`, then scratch.
+
+    `fingerprints` are those of vocabulary and tokenizers, `data` those of what is read. Raises
+    `UserError` for a checkpoint that was made with others, or with other options that decide what
+    is trained, unless `with_changes` is given.
+    """
+    restored = checkpoints.restore(layout.abstract, fingerprints)
+    if restored is not None:
+        return _resume(experiment, data, restored, with_changes)
+    state = layout.init(jax.random.fold_in(jax.random.key(experiment.seed), 0))
+    if not experiment.init_from:
+        return Start(state, Position(), 0.0, "starting from scratch.")
+
+    def theirs(other: Experiment) -> TrainState:
+        if other.model.lora_rank:
+            return layout.abstract
+        return dataclasses.replace(layout.abstract, params=lora.without(layout.abstract.params))
+
+    run = checkpoint.load_run(experiment.init_from, theirs)
+    checkpoint.require_same(run.fingerprints, fingerprints, experiment.init_from)
+    extra = dict(run.variables)
+    params = lora.onto(state.params, extra.pop("params"))
+    source = f"starting from the parameters of {experiment.init_from} at step {run.step}."
+    state = dataclasses.replace(state, params=params, extra=extra)
+    return Start(state, Position(), 0.0, source)
+
+
+def _resume(
+    experiment: Experiment, data: Mapping[str, str], restored: Restored, with_changes: bool
+) -> Start:
+    step, meta, goal = int(restored.state.step), restored.meta, experiment.train.steps
+    changes = differences(meta.experiment, experiment)
+    decisive = decisive_changes(changes, meta.data, data)
+    if decisive and not with_changes:
+        raise UserError(
+            f"{experiment.run_dir} was trained to step {step} with other options: "
+            f"{describe(decisive)}; give those again, or another --workdir, or go on with the "
+            "changes by --resume-with-changes."
+        )
+    position = meta.position
+    word = "resuming" if step < goal else "finished already, nothing to train"
+    lines = [f"{word}: {experiment.run_dir} is at step {step} of {goal}."]
+    if changes or decisive:
+        lines.append(f"options that differ from before: {describe({**changes, **decisive})}.")
+    if "train.steps" in changes and experiment.optim.end_lr_ratio != 1 and step < goal:
+        lines.append(f"the learning rate follows the new train.steps from step {step + 1} on.")
+    if with_changes and (not meta.data or any(map(_moves_data, decisive))):
+        position = _epoch_again(position, len(experiment.data.mixture))
+        lines.append("the data's order may be another one: its epoch begins again.")
+    return Start(restored.state, position, meta.seconds, "\n".join(lines), {**changes, **decisive})
+
+
+def differences(before: Experiment, now: Experiment) -> dict[str, tuple[Any, Any]]:
+    """The fields that differ, by dotted name: what they were and are."""
+    ours, theirs = (_flat(to_dict(experiment)) for experiment in (now, before))
+    return {name: (theirs[name], ours[name]) for name in ours if theirs[name] != ours[name]}
+
+
+def decisive_changes(
+    changes: Mapping[str, tuple[Any, Any]], before: Mapping[str, str], now: Mapping[str, str]
+) -> dict[str, tuple[Any, Any]]:
+    """What decides the rest of a run, of fields that differ and of the data's fingerprints.
+
+    `before` is empty where a checkpoint of an earlier version has none.
+    """
+    free = _FREE | (_READ_ONCE if before else set())
+    found = {
+        name: pair for name, pair in changes.items() if name in _EACH_STEP or not _is_in(name, free)
+    }
+    for name in sorted(before.keys() | now.keys() if before else ()):
+        pair = (before.get(name, "none"), now.get(name, "none"))
+        if pair[0] != pair[1]:
+            found[f"the data's {name}"] = pair
+    return found
+
+
+def describe(changes: Mapping[str, tuple[Any, Any]], most: int = 8) -> str:
+    """Changes in words, the first ones of many."""
+    words = [f"{name} {_shown(before)} → {_shown(now)}" for name, (before, now) in changes.items()]
+    return ", ".join(words[:most] + ([f"{len(words) - most} more"] if words[most:] else []))
+
+
+def _shown(value: Any) -> str:
+    text = str(value) if value != "" else "nothing"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by dotted names; where a mixture lies is one, what its parts weigh another."""
+    out = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            out |= _flat(value, f"{prefix}{name}.")
+        elif prefix + name == "data.mixture":
+            out["data.mixture.paths"] = [path for path, _ in value]
+            out["data.mixture.weights"] = [weight for _, weight in value]
+        else:
+            out[prefix + name] = value
+    return out
+
+
+def _is_in(name: str, names: set[str]) -> bool:
+    return name in names or name.partition(".")[0] in names
+
+
+def _moves_data(name: str) -> bool:
+    return name == "model.context" or not _is_in(name, _KEEPS_PLACE)
+
+
+def _epoch_again(position: Position, corpora: int) -> Position:
+    """The beginning of the epoch that a position is in, of a mixture for each corpus; the very
+    beginning where the number of corpora changed."""
+    if len(position.parts) != (corpora if corpora > 1 else 0):
+        return Position()
+    parts = tuple(Position(part.epoch) for part in position.parts)
+    return Position(row=position.row, parts=parts) if parts else Position(position.epoch)

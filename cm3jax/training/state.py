@@ -1,0 +1,162 @@
+"""The train state and its birth: shapes first, shardings next, values last."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from cm3jax import partition
+from cm3jax.config import Experiment
+from cm3jax.errors import UserError
+from cm3jax.sequence.vocab import Vocab
+from cm3jax.shapes import Array, Key
+from cm3jax.training.optim import freezing, optimizer, trained
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that training changes."""
+
+    step: Any
+    """Finished updates, an int32 scalar."""
+    params: Any
+    opt_state: Any
+    extra: Any
+    """Collections other than `params` (a codebook's moving averages); often empty."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A train state before it has values."""
+
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+    """Leaves are `jax.ShapeDtypeStruct` with shardings."""
+    init: Callable[[Key[Array, ""]], TrainState]
+    """Compiled with the shardings: no device ever holds a whole large parameter."""
+    table: str
+    """Sharding table of all variables."""
+    trained: Any
+    """How many values of each parameter training changes, like `abstract.params`."""
+
+    @property
+    def shardings(self) -> TrainState:
+        """The sharding of every leaf."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
+
+    @property
+    def trained_params(self) -> Any:
+        """`abstract.params` without what is frozen."""
+        return jax.tree.map(
+            lambda leaf, mine: leaf if mine else None, self.abstract.params, self.trained
+        )
+
+    @property
+    def trained_table(self) -> str:
+        """A line per parameter, how many of its values are trained; empty when all are."""
+        counts = jax.tree.leaves(self.trained)
+        leaves = jax.tree.leaves_with_path(self.abstract.params)
+        if counts == [leaf.size for _, leaf in leaves]:
+            return ""
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+        width = max(map(len, names))
+        lines = [
+            f"{name:{width}}  {f'trained  {count:,}' if count else 'frozen   0'} of {leaf.size:,}"
+            for name, (_, leaf), count in zip(names, leaves, counts, strict=True)
+        ]
+        share = 100 * sum(counts) / self.parameters
+        lines.append(
+            f"{sum(counts):,} of {self.parameters:,} parameters are trained ({share:.2g} %)"
+        )
+        return "\n".join(lines)
+
+    def hold(self, params: Any) -> Any:
+        """`params`, no gradient passing into those that are frozen."""
+        return jax.tree.map(
+            lambda leaf, mine: leaf if mine else jax.lax.stop_gradient(leaf), params, self.trained
+        )
+
+
+def plan(
+    init: Callable[[Key[Array, ""]], Any],
+    experiment: Experiment,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+) -> Layout:
+    """Lay out the state of `init(key) -> {"params": ..., other collections}` on a mesh.
+
+    The values that `Layout.init` gives depend on the key alone, bit by bit, not on the mesh. On an
+    abstract mesh there is a layout, but nothing can be given values. Raises `UserError` if
+    `optim.trained` freezes everything.
+    """
+    boxed = jax.eval_shape(init, jax.random.key(0))
+    rows = _trained_rows(experiment)
+    which = trained(experiment.trained, rows, boxed["params"])
+    if not any(jax.tree.leaves(which)):
+        raise UserError(
+            f"optim.trained={experiment.optim.trained!r} is found in no parameter's name; the "
+            f"parameters are\n{partition.table(mesh, boxed['params'])}"
+        )
+    transform = optimizer(experiment.optim, experiment.train.steps, boxed["params"])
+    transform = freezing(transform, which, rows, boxed["params"])
+
+    def create(key) -> TrainState:
+        variables = nn.unbox(init(key))
+        params = variables.pop("params")
+        return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), variables)
+
+    abstract = jax.eval_shape(create, jax.random.key(0))
+    extra = partition.shardings(mesh, boxed)
+    params = extra.pop("params")
+    whole = partition.replicated(mesh)
+    shardings = TrainState(
+        step=whole,
+        params=params,
+        opt_state=_like_params(abstract.opt_state, params, whole),
+        extra=extra,
+    )
+    return Layout(
+        optimizer=transform,
+        abstract=jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract,
+            shardings,
+        ),
+        init=jax.jit(create, out_shardings=shardings),
+        table=partition.table(mesh, boxed),
+        trained=which,
+    )
+
+
+def _trained_rows(experiment: Experiment) -> slice:
+    """The ids of `optim.trained_ids`."""
+    vocab = Vocab(experiment.vocab)
+    return {
+        "all": slice(None),
+        "image": slice(vocab.first_image, vocab.first_text),
+        "text": slice(vocab.first_text, None),
+    }[experiment.optim.trained_ids]
+
+
+def _like_params(opt_state: Any, params: Any, otherwise: Any) -> Any:
+    """For each leaf of an optimiser's state, the value of the parameter that it belongs to.
+
+    Moments stand in trees like the parameters', so that the ends of their paths name parameters.
+    (`optax.tree_map_params` cannot look into Muon.)
+    """
+    by_path = dict(jax.tree.leaves_with_path(params))
+
+    def find(path, _):
+        tails = (path[start:] for start in range(len(path)))
+        return next((by_path[tail] for tail in tails if tail in by_path), otherwise)
+
+    return jax.tree.map_with_path(find, opt_state)

@@ -1,0 +1,1 @@
+"""Exact scores of models of the miniature, and the quickstart's page."""

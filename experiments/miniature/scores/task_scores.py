@@ -1,0 +1,358 @@
+"""What a tuned model of the miniature does, task by task, read from its answers by programs.
+
+Every case is held out (`data.emblems.tasks`, split `prompts`), asked once in the notation that a
+user types, with its pictures as files, and answered freely. Beside each score stands chance, which
+is what the right answer to another case scores, and, if asked for, the model before tuning.
+"""
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import PIL.Image
+from etils import epath
+
+from cm3jax.checkpoint import load_run
+from cm3jax.config import MeshConfig
+from cm3jax.emblems import confirms, read, tells
+from cm3jax.emblems.annotations import annotate
+from cm3jax.emblems.scene import Scene
+from cm3jax.emblems.task_cases import NAMES, Asked, asked, boxes
+from cm3jax.emblems.wording import caption_states
+from cm3jax.errors import UserError
+from cm3jax.evaluate.protocol import Protocol, Score, code_version, sampling
+from cm3jax.evaluate.results import Cell, Chosen, Figure
+from cm3jax.generation import generator as generate
+from cm3jax.generation.generator import Generator
+from cm3jax.generation.prompts import read_prompt
+from cm3jax.io.files import digest
+from cm3jax.tasks import TASKS, grounded
+from cm3jax.tasks.task import ANSWER, prompt
+
+Answer = tuple[str | np.ndarray, ...]
+"""The segments that were given: one text, one picture, or those of a story."""
+
+
+FIGURES = 8
+"""Cases of a score that the report shows: the worst, then the best."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tested:
+    """Scores by name, and cases that show them."""
+
+    scores: dict[str, Score]
+    figures: tuple[Figure, ...]
+
+
+def picture_exact(case: Asked, answer: Answer) -> float:
+    """Whether the picture shows the expected scene exactly."""
+    return float(confirms(answer[0], case.scenes[0]))
+
+
+def word_exact(case: Asked, answer: Answer) -> float:
+    """Whether the picture shows the word, on any background."""
+    scene = read(answer[0]).scene
+    return float(scene is not None and scene.word == case.scenes[0].word)
+
+
+def class_iou(case: Asked, answer: Answer) -> float:
+    """Intersection over union of the pixels of each class, over the classes in either picture."""
+    found = read(answer[0]).scene
+    if found is None:
+        return 0.0
+    size = len(answer[0])
+    expected, drawn = (_class_pixels(scene, size) for scene in (case.scenes[0], found))
+    none = np.zeros((size, size), bool)
+    shares = []
+    for name in expected.keys() | drawn.keys():
+        a, b = expected.get(name, none), drawn.get(name, none)
+        shares.append((a & b).sum() / (a | b).sum())
+    return float(np.mean(shares))
+
+
+def _class_pixels(scene: Scene, size: int) -> dict[str, np.ndarray]:
+    """The pixels of each class; what is no shape is of a class of its own."""
+    owners = annotate(scene, "read", size).segmentation if _has_boxes(scene) else None
+    if owners is None or not scene.shapes:
+        return {"other": np.ones((size, size), bool)}
+    pixels: dict[str, np.ndarray] = {}
+    first = 1 + len(scene.emblems)
+    for number, shape in enumerate(scene.shapes, first):
+        pixels[shape.shape] = pixels.get(shape.shape, False) | (owners == number)
+    return pixels
+
+
+def _has_boxes(scene: Scene) -> bool:
+    """Whether the scene can be annotated: an emblem that was read has a look and no name."""
+    return not scene.emblems
+
+
+def attributes(case: Asked, answer: Answer) -> float:
+    """The share of right attributes: the background, and of each shape its place, form, colour and
+    size; a shape too many counts as four wrong ones."""
+    found, expected = read(answer[0]).scene, case.scenes[0]
+    if found is None:
+        return 0.0
+    by_cell = {shape.cell: shape for shape in found.shapes}
+    right = int(found.background == expected.background)
+    for shape in expected.shapes:
+        drawn = by_cell.get(shape.cell)
+        if drawn is not None:
+            pairs = ((shape.shape, drawn.shape), (shape.colour, drawn.colour))
+            right += 1 + sum(a == b for a, b in (*pairs, (shape.size, drawn.size)))
+    return right / (1 + 4 * max(len(expected.shapes), len(found.shapes)))
+
+
+def box_iou(case: Asked, answer: Answer) -> float:
+    """Intersection over union of each box with the drawn box of its colour and form that fits best,
+    over the boxes asked for or, if those are more, drawn."""
+    found = read(answer[0]).scene
+    if found is None or not _has_boxes(found) or not found.shapes:
+        return 0.0
+    left, shares = boxes(found), []
+    wanted = boxes(case.scenes[0])
+    for box in wanted:
+        fitting = [other for other in left if other.label == box.label]
+        best = max(fitting, key=lambda other: grounded.overlap(box, other), default=None)
+        if best is not None:
+            left.remove(best)
+            shares.append(grounded.overlap(box, best))
+    return sum(shares) / (len(wanted) + len(left))
+
+
+def caption_exact(case: Asked, answer: Answer) -> float:
+    """Whether the text says exactly what the picture shows."""
+    return float(tells(_text(answer), case.scenes[0]))
+
+
+def long_caption_exact(case: Asked, answer: Answer) -> float:
+    """The same, with at least one relation between shapes."""
+    related = any(" is " in clause for clause in _text(answer).split(", "))
+    return float(related and tells(_text(answer), case.scenes[0]))
+
+
+def answer_exact(case: Asked, answer: Answer) -> float:
+    """Whether the answer, without the full stop behind it, is the right one."""
+    parse = case.case.task.parse
+    return float(parse(_text(answer)) == parse(case.case.values[ANSWER]))
+
+
+def _text(answer: Answer) -> str:
+    return answer[0] if answer and isinstance(answer[0], str) else ""
+
+
+_STORY = (False, True, False, True, False)  # which segments after the first text are texts
+
+
+def story_order(case: Asked, answer: Answer) -> float:
+    """Whether as many texts and pictures follow as a story has, in turn."""
+    return float(tuple(isinstance(segment, str) for segment in answer) == _STORY)
+
+
+def story_scenes(case: Asked, answer: Answer) -> float:
+    """The share of a story's three pictures that show what its texts have told up to there."""
+    told = caption_states(case.case.values["beginning"])
+    right, pictures = 0, 0
+    for segment in answer:
+        if isinstance(segment, str):
+            told = caption_states(segment, told)
+        elif pictures < len(case.scenes):
+            pictures += 1
+            right += told is not None and confirms(segment, told)
+    return right / len(case.scenes)
+
+
+Judge = Callable[[Asked, Answer], float]
+JUDGES: dict[str, tuple[tuple[str, Judge], ...]] = {
+    "editing": (("editing", picture_exact),),
+    "segmentation": (("segmentation_iou", class_iou),),
+    "edges": (("edges_attributes", attributes),),
+    "depth": (("depth_attributes", attributes),),
+    "grounded": (("grounded_iou", box_iou),),
+    "words": (("words", word_exact),),
+    "caption": (("caption", caption_exact),),
+    "long_caption": (("long_caption", long_caption_exact),),
+    "vqa": (("vqa", answer_exact),),
+    "science": (("science", answer_exact),),
+    "story": (("story_order", story_order), ("story_scenes", story_scenes)),
+}
+"""The scores of each task: a name, and what judges an answer."""
+
+
+def evaluate_tasks(
+    run_dir: epath.PathLike,
+    before: epath.PathLike = "",
+    tasks: Sequence[str] = NAMES,
+    count: int = 200,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+    mesh: MeshConfig | None = None,
+    keep: epath.PathLike = "",
+) -> Tested:
+    """Scores of the tasks, `tuned.NAME`, over `count` held-out cases each, sampled with `seed`.
+
+    With `before`, a run or weights, the same of that model as `before.NAME`. The devices of `mesh`
+    share the work. Samples are kept in the folder `keep`, and those that lie there not drawn again.
+    `say` gets a line per score. Raises `UserError` for an unknown task and for a run that can't be
+    loaded.
+    """
+    for task in tasks:
+        if task not in JUDGES:
+            raise UserError(f"emblems has no task {task!r}; it has {', '.join(NAMES)}.")
+    scores: dict[str, Score] = {}
+    figures: list[Figure] = []
+    for name, run in (("before", before), ("tuned", run_dir)):
+        if not run:
+            continue
+        examiner = _Examiner(run, count, seed, mesh, keep)
+        for task in tasks:
+            found = examiner.test(task)
+            for what, score in found.scores.items():
+                scores[f"{name}.{what}"] = score
+                say(f"{name}.{what}: {score.value:.3f} of {score.n}, chance {score.chance:.2g}")
+            named = [dataclasses.replace(one, kind=f"{name}.{one.kind}") for one in found.figures]
+            figures += named
+    return Tested(scores, tuple(figures))
+
+
+class _Examiner:
+    """Asks one model."""
+
+    def __init__(
+        self,
+        run_dir: epath.PathLike,
+        count: int,
+        seed: int,
+        mesh: MeshConfig | None,
+        keep: epath.PathLike,
+    ):
+        run = load_run(run_dir)
+        self._generator = generate.load(run_dir, mesh=mesh)
+        self._weights = digest(*map(np.asarray, jax.tree.leaves(run.variables)))
+        if keep:
+            self._generator = self._generator.keeping(keep, digest(self._weights, code_version()))
+        self._data_seed, self._size = run.experiment.seed, run.experiment.vqgan.image_size
+        self._count, self._seed = count, seed
+
+    def test(self, task: str) -> Tested:
+        """What its answers to a task's cases are worth."""
+        cases = [
+            asked(task, "prompts", index, self._data_seed, self._size)
+            for index in range(self._count)
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            prompts = [write_prompt(case, Path(folder)) for case in cases]
+            given = answers(self._generator, task, prompts, self._seed)
+        found, figures = {}, []
+        for name, judge in JUDGES[task]:
+            values = [judge(case, answer) for case, answer in zip(cases, given, strict=True)]
+            protocol = self._protocol(task, cases, judge)
+            found[name] = _mean(values, by_chance(cases, judge), protocol)
+            chosen = Chosen.of(values, FIGURES // 2)
+            figures += [
+                dataclasses.replace(_figure(name, cases[i], given[i], values[i]), note=chosen.note)
+                for i in chosen.places
+            ]
+        return Tested(found, tuple(figures))
+
+    def _protocol(self, task: str, cases: Sequence[Asked], judge: Judge) -> Protocol:
+        return Protocol(
+            prompts=f"emblems task {task}, dataset seed {self._data_seed}, {self._size} pixels",
+            prompts_hash=digest(*(part for case in cases for part in _content(case))),
+            split="scenes that no other split shows",
+            retrieved=0,
+            documents="none",
+            bank="none",
+            **sampling(self._generator.decode),
+            samples=1,
+            seed=self._seed,
+            licensed_share=1.0,
+            reader=judge.__name__,
+            weights=self._weights,
+            code_version=code_version(),
+        )
+
+
+def _figure(name: str, case: Asked, answer: Answer, value: float) -> Figure:
+    """What was given, what came of it, and what is right."""
+    values = dict(case.case.values)
+    truth = values.pop(ANSWER)
+    texts = [one for one in values.values() if isinstance(one, str)]
+    pictures = [one for one in values.values() if not isinstance(one, str)]
+    cells = [Cell.of("given", picture) for picture in pictures]
+    cells += [_cell(f"answer, {value:.2f}", segment) for segment in answer]
+    right = truth if isinstance(truth, tuple) else (truth,)
+    cells += [_cell("as it should be", segment) for segment in right]
+    return Figure(name, " | ".join(texts), tuple(cells))
+
+
+def _cell(label: str, segment: Any) -> Cell:
+    if isinstance(segment, np.ndarray):
+        return Cell.of(label, segment)
+    return Cell(label, text=segment if isinstance(segment, str) else "(no whole picture)")
+
+
+def _content(case: Asked) -> list[str | np.ndarray]:
+    values = [case.case.values[name] for name in sorted(case.case.values)]
+    return [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+
+
+def write_prompt(case: Asked, folder: Path) -> str:
+    """The prompt of a case; its pictures are written to files in `folder`."""
+    values: dict[str, str | epath.Path] = {}
+    for name, value in case.case.values.items():
+        if name == ANSWER:
+            continue
+        if isinstance(value, str):
+            values[name] = value
+            continue
+        path = folder / f"{case.case.key}-{name}.png"
+        PIL.Image.fromarray(value).save(path)
+        values[name] = epath.Path(path)
+    return prompt(case.case.task, values)
+
+
+def answers(generator: Generator, task: str, prompts: Sequence[str], seed: int) -> list[Answer]:
+    """What the model gives to prompts of a task, one sample each."""
+    if task == TASKS["story"].name:
+        return _stories(generator, prompts, seed)
+    found = [group[0] for group in generator.generate_samples(prompts, seed=seed)]
+    return [(s.text,) if s.image is None else (s.image,) for s in found]
+
+
+def _stories(generator: Generator, prompts: Sequence[str], seed: int) -> list[Answer]:
+    """What follows each first text: as many texts and pictures as the model likes."""
+    size = generator.image.config.image_size
+    rows = [read_prompt(prompt, size).segments for prompt in prompts]
+    asks = generator.ask.stories(rows, None, None, generator.decode)
+    found = dict(pair for done in generator.answer(asks, seed=seed) for pair in done)
+    return [found[index].segments for index in range(len(prompts))]
+
+
+def by_chance(cases: Sequence[Asked], judge: Judge) -> float:
+    """What the right answer to the next case scores, on average."""
+    truths = [case.case.values[ANSWER] for case in cases]
+    turned = [*truths[1:], *truths[:1]]
+    return float(
+        np.mean(
+            [
+                judge(case, truth if isinstance(truth, tuple) else (truth,))
+                for case, truth in zip(cases, turned, strict=True)
+            ]
+        )
+    )
+
+
+def _mean(values: Sequence[float], chance: float, protocol: Protocol) -> Score:
+    """A share where every value is 0 or 1, else a mean with the normal 95 % interval."""
+    if set(values) <= {0.0, 1.0}:
+        return Score.share([bool(value) for value in values], chance, protocol)
+    mean, n = float(np.mean(values)), len(values)
+    reach = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return Score(mean, n, chance, (max(0.0, mean - reach), min(1.0, mean + reach)), protocol)

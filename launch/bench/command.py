@@ -1,0 +1,105 @@
+"""Measure side by side, in one run on one machine; prints one JSON object.
+
+    python -m launch.bench train
+    python -m launch.bench train --experiment cm3leon_760m --batch 8
+    python -m launch.bench decode --batch 1
+    python -m launch.bench decode --batch 1 --samples 8 --prompt 600
+    python -m launch.bench decode --experiment cm3leon_7b --batch 1 --guided --new 1024
+    python -m launch.bench scaling --prompt 44 --new 256 --page scaling.html
+    python -m launch.bench retrieval --documents 1000000
+    python -m launch.bench data
+
+`train` times our training step, `decode` our engine, each beside transformers with the same
+weights. `scaling` is the engine's seconds per picture against batch, documents and samples.
+`retrieval` searches vectors like CLIP's with our indexes, blocked NumPy and FAISS. `data` reads
+training rows. The module of each, `launch.bench.train` and so on, says how it measures.
+"""
+
+import argparse
+import json
+import os
+from typing import Any, NoReturn
+
+from cm3jax.errors import UserError
+from launch.bench import decode as bench_decode
+from launch.bench import scaling as bench_scaling
+from launch.bench import train as bench_train
+from launch.bench.model import positive
+from launch.env import main
+
+
+def run(argv: list[str] | None = None) -> None:
+    """Measure and print; options by argparse, since a bare machine has no tyro.
+
+    Raises `UserError` for options that can't be measured.
+    """
+    options = make_parser().parse_args(argv)
+    # torch wants its share of the same accelerator.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    print(json.dumps(options.measure(options), indent=2))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists all options.")
+
+
+def _share(text: str) -> float:
+    """A number above 0, at most 1."""
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{number} must be above 0, at most 1")
+    return number
+
+
+_share.__name__ = "share"  # as argparse calls it in a message
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Each measurement with its own options; `measure` is what measures it."""
+    parser = _Parser(
+        prog="python -m launch.bench",
+        description="Measure side by side, in one run on one machine; prints one JSON object.",
+    )
+    kinds = parser.add_subparsers(required=True, metavar="WHAT", parser_class=_Parser)
+
+    train = kinds.add_parser("train", help="training steps, beside transformers")
+    train.set_defaults(measure=bench_train.bench_train)
+    bench_train.add_options(train)
+
+    decode = kinds.add_parser("decode", help="decoding, beside transformers")
+    decode.set_defaults(measure=bench_decode.bench_decode)
+    bench_decode.add_options(decode)
+
+    scaling = kinds.add_parser("scaling", help="seconds per picture by batch, documents, samples")
+    scaling.set_defaults(measure=bench_scaling.bench_scaling)
+    bench_scaling.add_options(scaling)
+
+    retrieval = kinds.add_parser("retrieval", help="indexes, beside NumPy and FAISS")
+    retrieval.set_defaults(measure=_retrieval)
+    retrieval.add_argument("--documents", type=positive, default=100_000, help="vectors")
+    retrieval.add_argument("--recall", type=_share, default=0.95, help="of our ScaNN index")
+    retrieval.add_argument("--seed", type=int, default=0, help="of the vectors")
+
+    data = kinds.add_parser("data", help="the input pipeline")
+    data.set_defaults(measure=_data)
+    data.add_argument("--batch", type=positive, default=8, help="rows of a step")
+    return parser
+
+
+def _retrieval(options: argparse.Namespace) -> dict[str, Any]:
+    from launch.bench.retrieval import bench_retrieval  # ScaNN is no part of a bare machine
+
+    return bench_retrieval(options)
+
+
+def _data(options: argparse.Namespace) -> dict[str, Any]:
+    from launch.bench.data import bench_data  # nor is Grain
+
+    return bench_data(options)
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,170 @@
+"""Our decoding beside `generate` of transformers' Chameleon, greedy, with the same weights.
+
+Prompts are random ids. Every id that is no image code scores 0, and the likeliest code far more, so
+that both sides choose among the same ids, and the same ones. `tokens_per_second` counts what all
+samples emit, prompts included in the time. The rival runs with a static and with a growing cache,
+with `--compile-torch` also compiled; several samples of a prompt also with the prompt's cache
+computed once and repeated by hand.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from cm3jax.config import DecodeConfig, Experiment
+from cm3jax.decode.grammar import Codes
+from cm3jax.decode.loop import decode_each
+from cm3jax.decode.params import as_read
+from cm3jax.decode.request import Guide, Request
+from cm3jax.decode.throughput import Meter
+from cm3jax.learners.decoder import DecoderLearner
+from cm3jax.model.decoder import Decoder
+from cm3jax.sequence.vocab import Vocab
+from cm3jax.training.hardware import copy_rate
+from launch.bench.model import add_model, experiment, no_rival, positive, random_weights
+from launch.rivals import chameleon
+
+REPEATS = 3
+"""Timed runs of each side, after one that compiles and warms up; the median counts."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add_model(parser)
+    add = parser.add_argument
+    add("--prompt", type=positive, default=64, help="ids of a prompt")
+    add("--new", type=positive, default=64, help="ids after each prompt")
+    add("--samples", type=positive, default=1, help="of each prompt")
+    add("--guided", action="store_true", help="with a second stream")
+    add("--compile-torch", action="store_true", help="torch.compile as well")
+
+
+def bench_decode(options: argparse.Namespace) -> dict[str, Any]:
+    """Time the sides one after another."""
+    config = experiment(options, options.prompt + options.new + 1)
+    vocab = Vocab(config.vocab)
+    weights = random_weights(DecoderLearner(config, vocab, {}))
+    if "head" in weights:
+        weights["head"][: vocab.first_image] = 0
+        weights["head"][vocab.first_text :] = 0
+    prompts = np.random.default_rng(1).integers(
+        vocab.first_text, vocab.size, (options.batch, options.prompt), dtype=np.int32
+    )
+    ids, seconds, meter = _ours(config, weights, prompts, options)
+    tokens = options.batch * options.samples * options.new
+    answer = {
+        "device": jax.devices()[0].device_kind,
+        "dtype": config.model.dtype,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(weights)),
+        "prompts": options.batch,
+        "samples": options.samples,
+        "streams": 2 if options.guided else 1,
+        "prompt_tokens": options.prompt,
+        "new_tokens": options.new,
+        "ours": {"tokens_per_second": tokens / seconds, "seconds": seconds}
+        | meter.report(options.batch * options.samples, copy_rate()),
+    }
+    if why := no_rival(options):
+        return answer | {"torch": None, "torch_left_out_because": why}
+    for name, (theirs, seconds) in _torch(config, weights, prompts, options).items():
+        rate = tokens / seconds
+        answer[name] = {"tokens_per_second": rate, "seconds": seconds}
+        if not options.guided:  # the rival's second stream costs its time and guides nothing
+            answer[name]["same_ids"] = float(np.mean(theirs == ids))
+        answer[f"ratio_to_{name}"] = answer["ours"]["tokens_per_second"] / rate
+    return answer
+
+
+def _timed(run: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+    seconds = []
+    for _ in range(REPEATS + 1):
+        begin = time.perf_counter()
+        out = run()
+        seconds.append(time.perf_counter() - begin)
+    return out, statistics.median(seconds[1:])
+
+
+def _ours(
+    config: Experiment, weights: Any, prompts: np.ndarray, options: argparse.Namespace
+) -> tuple[np.ndarray, float, Meter]:
+    """Ids [prompts, samples, new], seconds, and what the last run counted."""
+    vocab = Vocab(config.vocab)
+    model = Decoder(config.model, vocab.size)
+    variables = jax.device_put(as_read({"params": weights}, config.model.dtype))
+    blind = np.asarray([vocab.eos, vocab.sentinel(0), vocab.break_], np.int32)
+    guides = (Guide(blind, 3.0),) if options.guided else ()
+    program = (Codes((None,) * options.new),)
+    requests = [Request(prompt, guides, program, i) for i, prompt in enumerate(prompts)]
+    rows = options.batch * options.samples * (1 + len(guides))
+    settings = DecodeConfig(temperature=0.0, batch=rows)
+    meter = Meter()
+
+    def run() -> np.ndarray:
+        nonlocal meter
+        meter = Meter()
+        out = np.zeros((len(prompts), options.samples, options.new), np.int32)
+        call = (model, variables, vocab, requests, settings, options.samples, 0, meter)
+        for finished in decode_each(*call):
+            for done in finished:
+                out[done.request] = [sample.ids for sample in done.samples]
+        return out
+
+    ids, seconds = _timed(run)
+    return ids, seconds, meter
+
+
+def _torch(
+    config: Experiment, weights: Any, prompts: np.ndarray, options: argparse.Namespace
+) -> dict[str, tuple[np.ndarray, float]]:
+    """Ids and seconds by kind of cache."""
+    import torch
+    from transformers import CompileConfig, DynamicCache
+
+    dtype = getattr(torch, config.model.dtype)
+    network = chameleon(config, weights).to(dtype).eval()
+    ids = torch.from_numpy(prompts.astype(np.int64)).to(network.device)
+    if options.guided:
+        ids = torch.cat([ids, ids])
+    fixed = {
+        "max_new_tokens": options.new,
+        "min_new_tokens": options.new,
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 1,
+    }
+
+    def shaped(out: "torch.Tensor") -> np.ndarray:
+        new = out[: options.batch * options.samples, options.prompt :]
+        return new.reshape(options.batch, options.samples, options.new).cpu().numpy()
+
+    @torch.inference_mode()
+    def generate(**settings) -> np.ndarray:
+        rows = ids.repeat_interleave(options.samples, 0)
+        mask = torch.ones_like(rows)
+        return shaped(network.generate(input_ids=rows, attention_mask=mask, **fixed, **settings))
+
+    @torch.inference_mode()
+    def repeated() -> np.ndarray:
+        cache = DynamicCache(config=network.config)
+        network.model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(options.samples)
+        return generate(past_key_values=cache)
+
+    sides = {
+        "torch_static": lambda: generate(cache_implementation="static"),
+        "torch_growing": lambda: generate(),
+    }
+    if options.samples > 1:
+        sides["torch_repeated"] = repeated
+    if options.compile_torch:
+        compiled = CompileConfig(mode="default", fullgraph=False)
+        compiled._compile_all_devices = True  # or `generate` leaves CPUs out
+        sides["torch_compiled"] = lambda: generate(
+            cache_implementation="static", compile_config=compiled
+        )
+    return {name: _timed(run) for name, run in sides.items()}

@@ -1,0 +1,59 @@
+import concurrent.futures
+
+import numpy as np
+import pytest
+
+from cm3jax.errors import UserError
+from cm3jax.io.files import digest, read_json, read_json_lines, write_atomic, write_json
+
+
+def test_a_write_leaves_one_whole_file(tmp_path):
+    path = tmp_path / "deep" / "a.txt"
+    write_atomic(path, "old")
+    write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_of_writers_at_once_one_wins_whole(tmp_path):
+    path, contents = tmp_path / "a", [bytes([number]) * 300_000 for number in range(8)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda content: write_atomic(path, content), contents * 20))
+    assert path.read_bytes() in contents
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_round_trip_and_errors(tmp_path):
+    write_json(tmp_path / "a.json", {"b": [1, 2], "a": None})
+    assert read_json(tmp_path / "a.json", "it") == {"a": None, "b": [1, 2]}
+    with pytest.raises(UserError, match="the manifest is missing"):
+        read_json(tmp_path / "none.json", "the manifest")
+    (tmp_path / "a.json").write_text('{"b": [1,')
+    with pytest.raises(UserError, match="the manifest is damaged"):
+        read_json(tmp_path / "a.json", "the manifest")
+
+
+def test_digests_tell_values_types_and_borders_apart():
+    values = [
+        digest("ab", "c"),
+        digest("a", "bc"),
+        digest(np.zeros(4, np.int32)),
+        digest(np.zeros(4, np.float32)),
+        digest(np.zeros((2, 2), np.int32)),
+    ]
+    assert len(set(values)) == len(values)
+    assert digest("ab", "c") == values[0]
+
+
+def test_json_nested_too_deeply_is_damage(tmp_path):
+    (tmp_path / "x.json").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(UserError, match="the list is damaged"):
+        read_json(tmp_path / "x.json", "the list")
+
+
+def test_lines_that_are_no_objects_are_told_apart(tmp_path):
+    path = tmp_path / "x.jsonl"
+    lines = [b'{"a": 1}\n', b"\xff{}\n", b"\n", b"[" * 100_000 + b"\n", b'{"a": 2}\n', b'{"a": ']
+    path.write_bytes(b"".join(lines))
+    assert read_json_lines(path) == ([{"a": 1}, {"a": 2}], [lines[1], lines[3], lines[5]])
+    assert read_json_lines(tmp_path / "absent.jsonl") == ([], [])

@@ -1,0 +1,297 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from cm3jax.errors import UserError
+from cm3jax.io import folders
+from cm3jax.io.folders import delete, hold, require_ours, scratch, settle, swap, sweep
+
+HOLDER = """
+import sys, time
+from cm3jax.io.folders import hold
+with hold(sys.argv[1], "training tiny"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def recognised(folder):
+    """A folder of ours has a list of its files."""
+    try:
+        return [*json.loads((folder / "list.json").read_text()), "list.json"]
+    except (OSError, ValueError):
+        return None
+
+
+def write(folder, **files):
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    (folder / "list.json").write_text(json.dumps(list(files)))
+    return folder
+
+
+def tree(folder):
+    """Every file's text."""
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def holder():
+    """Starts another process that holds a folder."""
+    started = []
+
+    def start(folder):
+        root = Path(__file__).parents[1]
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(folder)],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(root)},
+        )
+        started.append(process)
+        assert process.stdout.readline() == b"held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+# -------------------------------------------------------------------------------------- one writer
+
+
+def test_a_second_writer_is_told_of_the_first_and_a_dead_one_does_not_block(tmp_path, holder):
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    first = holder(tmp_path / "run")
+    for path in (tmp_path / "run", tmp_path / "link", f"{tmp_path}/x/../run"):
+        with pytest.raises(UserError) as refused, hold(path, "something"):
+            pass
+        said = str(refused.value)
+        assert f"training tiny (process {first.pid} on {os.uname().nodename}, since 20" in said
+        assert said.count(". ") == 0
+    with hold(tmp_path / "other", "something"):
+        pass
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    with hold(tmp_path / "run", "something"):
+        assert "something" in (tmp_path / ".run.lock").read_text()
+    assert os.listdir(tmp_path) == ["link"]
+
+
+def test_a_thread_may_hold_again_what_it_holds_and_another_may_not(tmp_path):
+    refused = []
+
+    def other():
+        try:
+            with hold(tmp_path / "run", "other"):
+                pass
+        except UserError as error:
+            refused.append(str(error))
+
+    with hold(tmp_path / "run", "outer"):
+        with hold(tmp_path / "run", "inner"):
+            pass
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert f"outer (process {os.getpid()}" in refused[0]
+    other()
+    assert len(refused) == 1
+
+
+def test_a_forked_child_does_not_keep_the_lock_of_its_parent(tmp_path):
+    code = (
+        "import os, signal, sys, time\n"
+        "from cm3jax.io.folders import hold\n"
+        "with hold(sys.argv[1], 'parent'):\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        time.sleep(30)\n"
+        "        os._exit(0)\n"
+        "    print(child, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    env = os.environ | {"PYTHONPATH": str(root)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=env) as parent:
+        child = int(parent.stdout.readline())
+        assert parent.wait() == -signal.SIGKILL
+        try:
+            with hold(tmp_path / "run", "something"):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_lock_that_was_removed_and_made_anew_is_not_held_by_its_old_file(tmp_path, monkeypatch):
+    """One waits at a file whose holder removes it, while a third makes another."""
+    path, original = tmp_path / ".run.lock", folders._try_flock
+
+    def replaced_first(lock):
+        monkeypatch.setattr(folders, "_try_flock", original)
+        path.unlink()
+        path.touch()
+        return original(lock)
+
+    monkeypatch.setattr(folders, "_try_flock", replaced_first)
+    refused = []
+
+    def other():
+        try:
+            with hold(tmp_path / "run", "other"):
+                pass
+        except UserError as error:
+            refused.append(str(error))
+
+    with hold(tmp_path / "run", "something"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert "something" in refused[0]
+
+
+def test_a_file_that_is_no_lock_is_left_alone(tmp_path):
+    (tmp_path / ".run.lock").write_text("a thesis")
+    with pytest.raises(UserError, match="but is another file"), hold(tmp_path / "run", "x"):
+        pass
+    assert (tmp_path / ".run.lock").read_text() == "a thesis"
+
+
+def test_a_place_where_nothing_can_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"), hold(tmp_path / "file/run", "x"):
+        pass
+
+
+# --------------------------------------------------------------------------------------- ownership
+
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path):
+    require_ours(tmp_path / "missing", recognised, "a bank")
+    (tmp_path / "empty").mkdir()
+    require_ours(tmp_path / "empty", recognised, "a bank")
+    require_ours(write(tmp_path / "ours", a="1"), recognised, "a bank")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="does not hold a bank; nothing was changed"):
+        require_ours(tmp_path / "theirs", recognised, "a bank")
+    with pytest.raises(UserError, match="is a file"):
+        require_ours(tmp_path / "theirs/thesis.tex", recognised, "a bank")
+
+
+def test_only_our_files_are_deleted(tmp_path):
+    (tmp_path / "thesis").write_text("words")
+    folder = write(tmp_path / "ours", a="1")
+    names = ["a", "../thesis", str(tmp_path / "thesis"), ""]
+    (folder / "list.json").write_text(json.dumps(names))
+    (folder / "notes").write_text("mine")
+    delete(folder, recognised)
+    assert tree(tmp_path) == {"thesis": "words", "ours/notes": "mine"}
+
+
+# ------------------------------------------------------------------------------------------- swaps
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_swap(tmp_path, monkeypatch, at):
+    """A swap that ends before the change of number `at` to the disk; whether it came so far."""
+    folder = write(tmp_path / "bank", a="old", b="old")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "mine").write_text("mine")
+    complete = write(scratch(folder, "parts"), a="new", c="new")
+    (tmp_path / ".bank.notes").write_text("mine")
+    count = 0
+
+    def counted(original):
+        def change(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count > at:
+                raise Killed
+            return original(*args, **kwargs)
+
+        return change
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "unlink", "rmdir"):
+            path = type(folders.epath.Path(tmp_path))
+            patch.setattr(path, name, counted(getattr(path, name)))
+        try:
+            swap(complete, folder, recognised)
+        except Killed:
+            return folder, True
+    return folder, False
+
+
+@pytest.mark.parametrize("at", range(12))
+def test_a_swap_killed_anywhere_is_finished_when_the_folder_is_opened(tmp_path, monkeypatch, at):
+    folder, killed = killed_swap(tmp_path, monkeypatch, at)
+    assert killed == (at < 9), "every change to the disk is tried"
+    settle(folder, recognised)
+    left = tree(tmp_path)
+    assert left.pop(".bank.notes") == "mine"
+    assert left.pop("bank/sub/mine") == "mine"
+    if at == 0:
+        assert left.pop(".bank.parts/list.json")
+        assert left == {
+            **{".bank.parts/a": "new", ".bank.parts/c": "new", "bank/list.json": '["a", "b"]'},
+            **{"bank/a": "old", "bank/b": "old"},
+        }
+    else:
+        assert left == {"bank/a": "new", "bank/c": "new", "bank/list.json": '["a", "c"]'}
+        assert sorted(os.listdir(tmp_path)) == [".bank.notes", "bank"]
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
+    write(tmp_path / "disk" / "v1", a="old")
+    (tmp_path / "bank").symlink_to(tmp_path / "disk" / "v1")
+    swap(write(scratch(tmp_path / "bank", "parts"), a="new"), tmp_path / "bank", recognised)
+    assert (tmp_path / "bank").is_symlink()
+    assert (tmp_path / "bank" / "a").read_text() == "new"
+    assert os.listdir(tmp_path / "disk") == ["v1"]
+
+
+def test_a_stranger_s_file_gives_way_in_name_and_is_kept(tmp_path):
+    folder = write(tmp_path / "bank", a="old")
+    (folder / "c").write_text("mine")
+    swap(write(scratch(folder, "parts"), c="new"), folder, recognised)
+    assert tree(folder) == {"c": "new", "c.1": "mine", "list.json": '["c"]'}
+
+
+@pytest.mark.parametrize("name", ["bank", ".bank.new", ".bank.old"])
+def test_a_stranger_s_folder_in_the_way_is_left_alone(tmp_path, name):
+    complete = write(scratch(tmp_path / "bank", "parts"), a="new")
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis").write_text("words")
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match="nothing was changed"):
+        swap(complete, tmp_path / "bank", recognised)
+    settle(tmp_path / "bank", recognised)
+    assert tree(tmp_path) == before
+
+
+def test_scraps_of_dead_writers_are_swept_and_nothing_else(tmp_path):
+    folder = write(tmp_path / "bank", a="1")
+    write(tmp_path / ".bank.77.part", a="2")
+    write(tmp_path / ".bank.7x.part", a="3")
+    (tmp_path / ".bank.78.part").mkdir()
+    (tmp_path / ".bank.78.part" / "thesis").write_text("words")
+    sweep(folder, recognised, r"\d+\.part")
+    assert sorted(os.listdir(tmp_path)) == [".bank.78.part", ".bank.7x.part", "bank"]
+    assert (tmp_path / ".bank.78.part" / "thesis").read_text() == "words"

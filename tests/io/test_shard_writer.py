@@ -1,0 +1,70 @@
+import os
+
+import numpy as np
+import pytest
+
+from cm3jax.io.array_records import Records
+from cm3jax.io.files import read_json
+from cm3jax.io.shard_writer import ShardWriter
+
+
+def write(writer, number, records=5):
+    values = np.arange(records * 2, dtype=np.float32).reshape(-1, 2) + 100 * number
+    content = [f"{number}-{i}".encode() for i in range(records)]
+    writer.write(number, content, {"lengths": values}, {"refused": number})
+
+
+def finish(writer, shards):
+    return writer.finish(
+        shards, ["lengths"], lambda notes, files: {"sum": sum(n["refused"] for n in notes)}
+    )
+
+
+def content(path):
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def test_shards_in_any_order_give_the_same_bytes(tmp_path):
+    for name, order in (("a", (0, 1, 2)), ("b", (2, 0, 1, 0))):
+        writer = ShardWriter(tmp_path / name, "this")
+        for number in order:
+            write(writer, number, records=5 - number)
+        assert writer.records(3) == 12
+        assert not writer.complete
+        finish(writer, 3)
+        assert writer.complete
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    manifest = read_json(tmp_path / "a" / "manifest.json", "it")
+    assert manifest["sum"] == 3
+    assert list(manifest["shards"].values()) == [5, 4, 3]
+    assert list(Records(tmp_path / "a", manifest["shards"], ""))[5] == b"1-0"
+    joined = np.load(tmp_path / "a" / "lengths.npy")
+    assert joined.shape == (12, 2)
+    assert joined[5, 0] == 100
+    whole = tmp_path / "whole.npy"
+    np.save(whole, joined)
+    assert whole.read_bytes() == (tmp_path / "a" / "lengths.npy").read_bytes()
+
+
+@pytest.mark.parametrize("scrap", [".documents-00000.array_record.77.part", "shard-00007.json"])
+def test_scraps_of_killed_work_are_deleted(tmp_path, scrap):
+    writer = ShardWriter(tmp_path / "a", "this")
+    write(writer, 0)
+    (writer.parts / scrap).write_bytes(b"half")
+    finish(writer, 1)
+    assert os.listdir(tmp_path) == ["a"]
+    assert sorted(content(tmp_path / "a")) == [
+        "documents-00000.array_record",
+        "lengths.npy",
+        "manifest.json",
+    ]
+
+
+def test_shards_of_something_else_do_not_count(tmp_path):
+    write(ShardWriter(tmp_path / "a", "this"), 0)
+    other = ShardWriter(tmp_path / "a", "that")
+    assert not other.has(0)
+    write(other, 0, records=0)
+    finish(other, 1)
+    assert not ShardWriter(tmp_path / "a", "this").complete
+    assert np.load(tmp_path / "a" / "lengths.npy").shape == (0, 2)

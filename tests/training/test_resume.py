@@ -1,0 +1,213 @@
+"""What may differ between two lives of a run, and what is said and refused."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cm3jax.config import (
+    CheckpointConfig,
+    CM3Config,
+    DataConfig,
+    MeshConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from cm3jax.data.pipeline import Position, RecordStream
+from cm3jax.errors import UserError
+from cm3jax.train import train
+from cm3jax.training import metrics, resume
+from tests import tiny
+from tests.tiny import experiment, learner
+
+SHORT = TrainConfig(steps=4, log_every=1, validate_every=0)
+LONGER = dataclasses.replace(SHORT, steps=6)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A run of four steps."""
+    config = experiment(tmp_path_factory.mktemp("original"), train=SHORT)
+    train(learner(config))
+    return config
+
+
+@pytest.fixture
+def begun(original, tmp_path):
+    """A copy of it, which may be gone on with."""
+    shutil.copytree(original.workdir, tmp_path / "run")
+    return dataclasses.replace(original, workdir=str(tmp_path / "run"))
+
+
+def go_on(config, with_changes=False, rows=None, **fields):
+    fields = {"train": LONGER} | fields
+    again = dataclasses.replace(config, **fields)
+    return train(learner(again, **rows or {}), resume_with_changes=with_changes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"seed": 7}, "seed 0 → 7"),
+        ({"data": DataConfig(batch=4)}, "data.batch 8 → 4"),
+        ({"optim": OptimConfig(peak_lr=2e-2, warmup_steps=5)}, "optim.peak_lr 0.01 → 0.02, opt"),
+        ({"cm3": CM3Config(mean_masks=3.0)}, "cm3.mean_masks 1.0 → 3.0"),
+    ],
+)
+def test_what_decides_the_rest_of_a_run_is_refused(begun, fields, said, capsys):
+    config = (Path(begun.workdir) / "config.json").read_text()
+    with pytest.raises(UserError, match=f"to step 4 with other options: {said}.*by --resume-with"):
+        go_on(begun, **fields)
+    assert (Path(begun.workdir) / "config.json").read_text() == config
+    assert int(go_on(begun, with_changes=True, **fields).step) == 6
+    assert said in capsys.readouterr().out
+    *_, last = metrics.lives(begun.workdir)
+    assert said.split()[0] in last["changes"]
+    name = "seed" if "seed" in fields else next(iter(fields))
+    values = fields[name] if name == "seed" else dataclasses.asdict(fields[name])
+    assert last["options"][name] == json.loads(json.dumps(values))
+
+
+def test_a_finished_run_says_that_it_was_made_otherwise(begun):
+    with pytest.raises(UserError, match="with other options: seed 0 → 1"):
+        go_on(begun, seed=1, train=SHORT)
+
+
+def test_harmless_changes_are_said(begun, capsys):
+    fields = {
+        "train": dataclasses.replace(LONGER, log_every=2, samples=0),
+        "checkpoint": CheckpointConfig(every=3),
+        "mesh": MeshConfig(data=2),
+        "init_from": "elsewhere",
+    }
+    capsys.readouterr()
+    assert int(go_on(begun, **fields).step) == 6
+    said = capsys.readouterr().out
+    for words in (
+        "train.steps 4 → 6",
+        "train.log_every 1 → 2",
+        "checkpoint.every 4 → 3",
+        "mesh.data 1 → 2",
+        "init_from nothing → elsewhere",
+        "the learning rate follows the new train.steps from step 5 on.",
+    ):
+        assert words in said
+    first, second = metrics.lives(begun.workdir)
+    assert first["changes"] == {}
+    assert first["options"]["train"]["steps"] == 4
+    assert second["changes"]["train.steps"] == [4, 6]
+    assert "train.steps: 4 → 6" in (Path(begun.workdir) / "report.html").read_text()
+
+
+def test_nothing_is_said_where_nothing_differs(original, capsys):
+    capsys.readouterr()
+    go_on(original, train=SHORT)
+    assert "differ" not in capsys.readouterr().out
+
+
+def test_other_data_are_refused_or_begin_their_epoch_again(begun, capsys, monkeypatch):
+    with pytest.raises(UserError, match=r"the data's rows \w{16} → \w{16}; give those again"):
+        go_on(begun, rows={"distinct": 3})
+    seen, batches = [], tiny.Rows.batches
+
+    def watched(self, position):
+        seen.append(position)
+        return batches(self, position)
+
+    monkeypatch.setattr(tiny.Rows, "batches", watched)
+    go_on(begun, with_changes=True, rows={"distinct": 3})
+    assert seen == [Position()]
+    assert "its epoch begins again" in capsys.readouterr().out
+
+
+def test_where_data_lie_does_not_matter_if_they_are_the_same():
+    before = experiment(
+        "", data=DataConfig(batch=8, corpus="here", mixture=(("a", 1.0), ("b", 2.0)))
+    )
+    data = dataclasses.replace(before.data, corpus="there", mixture=(("x", 1.0), ("y", 2.0)))
+    now = dataclasses.replace(before, data=data)
+    changes = resume.differences(before, now)
+    assert changes.keys() == {"data.corpus", "data.mixture.paths"}
+    marks = {"corpus 1": "m", "corpus 2": "n"}
+    assert resume.decisive_changes(changes, marks, marks) == {}
+    assert resume.decisive_changes(changes, {}, marks) == changes
+    swapped = dict(zip(marks, reversed(marks.values()), strict=True))
+    assert len(resume.decisive_changes(changes, marks, swapped)) == 2
+    heavier = dataclasses.replace(data, mixture=(("x", 1.0), ("y", 3.0)))
+    changes = resume.differences(now, dataclasses.replace(now, data=heavier))
+    assert resume.decisive_changes(changes, marks, marks) == {
+        "data.mixture.weights": ([1.0, 2.0], [1.0, 3.0])
+    }
+
+
+def test_every_field_is_free_or_judged():
+    """A name in the tables that no experiment has would guard nothing."""
+    names = set(resume._flat(resume.to_dict(experiment(""))))
+    sections = {name.partition(".")[0] for name in names}
+    for table in (resume._FREE, resume._READ_ONCE, resume._EACH_STEP, resume._KEEPS_PLACE):
+        assert table <= names | sections
+
+
+@pytest.mark.parametrize(
+    ("position", "corpora", "again"),
+    [
+        (Position(3, 2, 7), 0, Position(3)),
+        (Position(3, 2, 7), 1, Position(3)),
+        (Position(row=9, parts=(Position(1, 1, 1), Position(4, 0, 2))), 2, "parts"),
+        (Position(row=9, parts=(Position(1, 1, 1), Position(4, 0, 2))), 3, Position()),
+        (Position(3, 2, 7), 2, Position()),
+    ],
+)
+def test_an_epoch_begins_again(position, corpora, again):
+    if again == "parts":
+        again = Position(row=9, parts=(Position(1), Position(4)))
+    assert resume._epoch_again(position, corpora) == again
+
+
+def test_a_position_beyond_the_records_is_one_sentence():
+    stream = RecordStream({"x": np.arange(5)}, batch=2, seed=0)
+    for position in (Position(1, 0, 5), Position(0, 1, 0), Position(0, 0, 1, (Position(),))):
+        with pytest.raises(UserError, match=r"goes on at row .* not those that it was trained on"):
+            next(stream.batches(position))
+    assert next(stream.batches(Position(1, 0, 4))).next == Position(2, 0, 1)
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(begun, monkeypatch):
+    """It knows no fingerprints of its data."""
+    from cm3jax.checkpoint import Meta
+
+    read = Meta.from_json
+    old = lambda values, what: read({k: v for k, v in values.items() if k != "data"}, what)  # noqa: E731
+    monkeypatch.setattr(Meta, "from_json", old)
+    assert int(go_on(begun).step) == 6
+    with pytest.raises(UserError, match=r"data\.corpus nothing → other"):
+        go_on(begun, data=dataclasses.replace(begun.data, corpus="other"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("params.safetensors", "weights", "holds exported weights"),
+        ("config.json", '{"title": "a thesis"}', "is no config of a run, and stays as it is"),
+        ("config.json", "not JSON", "is no config of a run"),
+    ],
+)
+def test_a_folder_of_somebody_else_stays_as_it_is(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        train(learner(experiment(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == content
+
+
+def test_a_damaged_config_does_not_block_a_sound_checkpoint(begun):
+    path = Path(begun.workdir) / "config.json"
+    path.write_bytes(b"\xff{" + b"[" * 100_000)
+    state = go_on(begun)
+    assert int(state.step) == 6
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    assert json.loads(path.read_text())["train"]["steps"] == 6
