@@ -11,8 +11,8 @@ __version__ = "0.1.0"
 def load(run_dir: str, bank: str = "") -> "Generator":
     """The generator of a trained decoder: `cm3jax.load(run).generate("…", retrieve=2).image`.
 
-    See `cm3jax.generation.generator.load`; nothing is imported before it is called. Compiled programs are kept
-    for the next process, unless jax was told where to keep them, or not to.
+    See `cm3jax.generation.generator.load`; nothing is imported before it is called. Compiled
+    programs are kept for the next process, unless jax was told where to keep them, or not to.
     """
     from cm3jax.generation import generator
     from cm3jax.training.program_cache import use_program_cache

@@ -26,7 +26,7 @@ from cm3jax.sequence.rows import Batch
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.train import make_train_step, require_attention
 from cm3jax.training.loss import chunks_for, token_losses
-from cm3jax.training.state import Layout, plan
+from cm3jax.training.state import Layout, plan_layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Footprint:
 
 def lay_out(experiment: Experiment, mesh: jax.sharding.Mesh | AbstractMesh) -> Layout:
     """The train state on a mesh of devices that need not exist; nothing is allocated."""
-    return plan(planned(experiment).init, experiment, mesh)
+    return plan_layout(planned(experiment).init, experiment, mesh)
 
 
 def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh | AbstractMesh) -> Batch | Pairs:

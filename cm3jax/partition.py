@@ -106,7 +106,7 @@ def _pieces(mesh: Any, cut: str | tuple[str, ...] | None) -> int:
     return math.prod(mesh.shape[axis] for axis in axes if axis in mesh.shape)
 
 
-def along(x: Array, *names: str | None) -> Array:
+def constrain(x: Array, *names: str | None) -> Array:
     """`x`, its axes cut as these logical ones are, the others whole, on the mesh that is set.
 
     An axis that the mesh does not divide stays whole.
@@ -122,13 +122,13 @@ def along(x: Array, *names: str | None) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
-def by_rows(x: Array) -> Array:
+def shard_rows(x: Array) -> Array:
     """`x`, its first axis cut like a batch and the others whole, on the mesh that is set.
 
     Without this, parameters that are cut along `fsdp` draw activations into the same cut: every
     device would hold part of the width of all rows, and whole logits.
     """
-    return along(x, "batch")
+    return constrain(x, "batch")
 
 
 def mesh_of(arrays: Any) -> Mesh | None:
@@ -179,11 +179,11 @@ def shardings(mesh: Mesh | AbstractMesh, boxed: Any) -> Any:
     """
     faults = [fault for path, leaf in _leaves(boxed) if (fault := _fault(mesh, path, leaf))]
     if faults:
-        raise UserError(f"sharding: {'; '.join(faults)}\n{table(mesh, boxed)}")
+        raise UserError(f"sharding: {'; '.join(faults)}\n{array_table(mesh, boxed)}")
     return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(mesh, leaf)), boxed, is_leaf=_is_box)
 
 
-def table(mesh: Mesh | AbstractMesh, boxed: Any) -> str:
+def array_table(mesh: Mesh | AbstractMesh, boxed: Any) -> str:
     """One line per array: name, shape, logical axes, mesh axes and bytes on each device."""
     rows = [("parameter", "shape", "axes", "sharded over", "MB/device")]
     for path, leaf in _leaves(boxed):

@@ -35,14 +35,14 @@ from cm3jax.training.loss import LossOutput, Mean
 from cm3jax.training.metrics import (
     MetricsLog,
     Progress,
-    Work,
+    StepCost,
     record_life,
     utilisation,
     validation_name,
 )
 from cm3jax.training.optim import learning_rate
 from cm3jax.training.resume import Start, require_run_folder, start
-from cm3jax.training.state import Layout, TrainState, plan
+from cm3jax.training.state import Layout, TrainState, plan_layout
 from cm3jax.training.watchdog import Watchdog
 
 
@@ -53,7 +53,7 @@ class Learner(Protocol):
     experiment: Experiment
     fingerprints: Mapping[str, str]
     """Of vocabulary and tokenizers, by name; a checkpoint with others is refused."""
-    work: Work
+    work: StepCost
     """Tokens and floating-point operations of one global batch."""
 
     def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:
@@ -116,7 +116,7 @@ def train(
         Progress(experiment.name, experiment.train.steps) as progress,
         distributed.Preemption() as preemption,
     ):
-        layout = plan(learner.init, experiment, mesh)
+        layout = plan_layout(learner.init, experiment, mesh)
         data = learner.stream("train").fingerprints
         prints = learner.fingerprints
         begin = start(experiment, prints, data, layout, checkpoints, resume_with_changes)

@@ -20,7 +20,7 @@ from etils import epath
 from cm3jax.decode.rerank import best_first
 from cm3jax.errors import UserError
 from cm3jax.generation.generator import Finished, Generated, Generator
-from cm3jax.generation.requests import Ask, Broken
+from cm3jax.generation.requests import BrokenImage, PromptRequest
 from cm3jax.io.files import digest, write_atomic
 from cm3jax.report.html import png
 from cm3jax.retrieval.retriever import Retrieved
@@ -38,7 +38,7 @@ class Gallery:
         generator: Generator,
         recipe: dict[str, Any],
         prompts: Sequence[str],
-        asks: Sequence[Ask],
+        asks: Sequence[PromptRequest],
     ):
         self._out, self._generator, self._asks = out, generator, asks
         self._recipe, self._prompts = recipe, prompts
@@ -153,7 +153,7 @@ class Gallery:
         for number, segment in enumerate(sample.segments):
             if isinstance(segment, str):
                 segments.append({"text": segment})
-            elif isinstance(segment, Broken):
+            elif isinstance(segment, BrokenImage):
                 segments.append({"broken_picture_of_codes": segment.length})
             else:
                 file = f"{name}-{number}.png" if len(sample.segments) > 1 else f"{name}.png"

@@ -32,7 +32,7 @@ from cm3jax.errors import UserError
 from cm3jax.generation import generator as generate
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.prompts import Prompt, Shown, load_mask, outpaint, read_infill, read_prompt
-from cm3jax.generation.requests import Ask, Document
+from cm3jax.generation.requests import Document, PromptRequest
 from cm3jax.io.folders import hold
 from cm3jax.io.texts import clean_text, decode_text, read_regular
 from cm3jax.retrieval.retriever import Retrieved
@@ -105,7 +105,7 @@ def read(options: Options, prompt: str, size: int) -> Prompt:
 
 def asks(
     options: Options, generator: Generator, prompts: Sequence[str], config: DecodeConfig
-) -> list[Ask]:
+) -> list[PromptRequest]:
     """What the prompts ask for, with their documents."""
     size = generator.image.config.image_size
     _require_room_for_documents(options, generator)
@@ -165,7 +165,7 @@ def command(argv: list[str]) -> None:
 def _fill(
     gallery: Gallery,
     generator: Generator,
-    asked: Sequence[Ask],
+    asked: Sequence[PromptRequest],
     options: Options,
     config: DecodeConfig,
 ) -> None:
@@ -190,7 +190,7 @@ def _fill(
     print(speed(meter, gallery.count, seconds))
 
 
-def documents(prompts: Sequence[str], asked: Sequence[Ask]) -> Iterator[str]:
+def documents(prompts: Sequence[str], asked: Sequence[PromptRequest]) -> Iterator[str]:
     """For each prompt the documents that were retrieved, with their scores."""
     for prompt, ask in zip(prompts, asked, strict=True):
         found = [d for d in ask.documents if isinstance(d, Retrieved)]

@@ -20,7 +20,7 @@ from cm3jax.errors import UserError
 from cm3jax.io.files import write_atomic
 from cm3jax.learners import clip, vqgan
 from cm3jax.retrieval import audit
-from cm3jax.retrieval.audit_page import Example, audit_page
+from cm3jax.retrieval.audit_page import AuditQuery, audit_page
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.clip_encoder import ClipEncoder
 from cm3jax.retrieval.duplicates import find_duplicates
@@ -30,7 +30,7 @@ from cm3jax.retrieval.interface import Index
 from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.retriever import Retriever
 from cm3jax.retrieval.scann import RECALL_AT, ScannIndex
-from cm3jax.retrieval.select import choose
+from cm3jax.retrieval.select import select_documents
 from cm3jax.sequence.document import ImagePath, parse_prompt
 from cm3jax.shapes import Float
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, load_picture
@@ -157,7 +157,9 @@ def audit_bank(experiment: Experiment) -> Audited:
         ("diversity cut", f"{config.diversity_cut:.2f}; {fitted.diversity_cut:.2f} would fit"),
     ]
     shown = [
-        Example(text, picture, {name: index.search(q[i : i + 1], 4) for name, q in queries.items()})
+        AuditQuery(
+            text, picture, {name: index.search(q[i : i + 1], 4) for name, q in queries.items()}
+        )
         for i, (text, picture) in enumerate(asked.pairs[:_EXAMPLES])
     ]
     page = audit_page(opened, rows, shown, experiment.vocab, _image_tokenizer(experiment))
@@ -180,7 +182,7 @@ def _found(opened: Bank, index: Index, queries, asked: Asking, config: Retrieval
     """Recall against exact search, and what the selection makes of the neighbours."""
     recall = audit.recall(index, ExactIndex(opened.vectors), queries, RECALL_AT)
     pair = opened.has_text & opened.has_image
-    choice = choose(index.search(queries, config.pool), opened.vectors, pair, config)
+    choice = select_documents(index.search(queries, config.pool), opened.vectors, pair, config)
     shown = audit.subject_hits(choice.ids, opened, asked.subjects)
     counts = _counts(choice.counts)
     subjects = "no subjects known" if np.isnan(shown) else f"subjects shown {shown:.4f}"

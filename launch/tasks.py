@@ -34,7 +34,7 @@ def task_prompt(
     `box` holds `LABEL:x1,y1,x2,y2`, several with `;` between. Raises `UserError` for inputs that
     the task does not take, or that are missing.
     """
-    boxes = grounded.write([grounded.Box.of(part) for part in box.split(";")]) if box else ""
+    boxes = grounded.write_boxes([grounded.Box.of(part) for part in box.split(";")]) if box else ""
     named = {"boxes": boxes, "options": options, "context": context}
     values: dict[str, str | epath.Path] = {name: value for name, value in named.items() if value}
     if image:

@@ -16,7 +16,7 @@ from cm3jax.config import CheckpointConfig, MeshConfig
 from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
 from cm3jax.io import checksums
-from cm3jax.training.state import plan
+from cm3jax.training.state import plan_layout
 from tests.tiny import experiment, learner
 
 PRINTS = {"vocab": "abc"}
@@ -26,7 +26,7 @@ META = Meta(PLACE, experiment(""), PRINTS, seconds=4.5, licences={"CC0-1.0": 0.7
 
 def layout(mesh=(1, 1, 1), **fields):
     config = experiment("", **fields)
-    return plan(learner(config).init, config, partition.make_mesh(MeshConfig(*mesh)))
+    return plan_layout(learner(config).init, config, partition.make_mesh(MeshConfig(*mesh)))
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,8 @@ def imported_modules(source: str) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            # `from cm3jax import partition` names a module, `from cm3jax.io.files import digest` none.
+            # `from cm3jax import partition` names a module, `from cm3jax.io.files import digest`
+            # none.
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 

@@ -13,7 +13,7 @@ from cm3jax.config import DataConfig, DecoderConfig, MeshConfig, PartiConfig
 from cm3jax.errors import UserError
 from cm3jax.memory import abstract_batch, compiled_bytes, footprint, lay_out
 from cm3jax.sequence.vocab import Vocab
-from cm3jax.training.state import plan
+from cm3jax.training.state import plan_layout
 from launch.names import load_experiment
 from tests.tiny import VOCAB, experiment, learner
 
@@ -32,7 +32,7 @@ def test_state_and_batch_are_exact_to_the_byte(sizes):
     config = experiment("", mesh=MeshConfig(*sizes))
     mesh = partition.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        state = plan(learner(config).init, config, mesh).init(jax.random.key(0))
+        state = plan_layout(learner(config).init, config, mesh).init(jax.random.key(0))
     zeros = np.zeros((config.data.batch, config.model.context), np.int32)
     rows = jax.device_put([zeros] * 5, partition.batch_sharding(mesh))
     predicted = needs(config)

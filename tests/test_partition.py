@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from cm3jax import partition
 from cm3jax.config import MeshConfig
 from cm3jax.errors import UserError
-from cm3jax.training.state import plan
+from cm3jax.training.state import plan_layout
 from tests.tiny import experiment, learner
 
 
@@ -77,7 +77,7 @@ def test_parameters_are_born_sharded_with_the_same_bits_on_any_mesh():
     def born(*sizes):
         mesh = partition.make_mesh(MeshConfig(*sizes))
         with jax.set_mesh(mesh):
-            return plan(learner(config).init, config, mesh).init(jax.random.key(3))
+            return plan_layout(learner(config).init, config, mesh).init(jax.random.key(3))
 
     whole = born(1, 1, 1)
     for sizes in [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)]:

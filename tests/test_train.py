@@ -17,8 +17,8 @@ from cm3jax.errors import UserError
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.train import make_train_step, train
 from cm3jax.training.loss import Mean
-from cm3jax.training.metrics import read
-from cm3jax.training.state import plan
+from cm3jax.training.metrics import read_metrics
+from cm3jax.training.state import plan_layout
 from tests import tiny
 from tests.tiny import VOCAB, experiment, learner
 
@@ -32,7 +32,7 @@ def finished(tmp_path_factory):
 
 def test_logs_what_tools_read(finished):
     config, _ = finished
-    lines = read(config.workdir)
+    lines = read_metrics(config.workdir)
     assert [line["step"] for line in lines] == list(range(1, 9))
     assert lines[0]["loss"] == pytest.approx(np.log(VOCAB.size), rel=0.05)
     assert lines[-1]["resumed_from"] == 0
@@ -58,7 +58,7 @@ def test_memorises_its_rows(tmp_path):
         optim=OptimConfig(peak_lr=1e-2, warmup_steps=10, weight_decay=0.0),
     )
     train(learner(config, distinct=8))
-    last = read(tmp_path)[-1]
+    last = read_metrics(tmp_path)[-1]
     assert max(last["loss"], last["loss_text"], last["loss_image"]) < 0.05
 
 
@@ -69,7 +69,7 @@ def test_starts_from_parameters_of_another_run(finished, tmp_path, capsys):
     state = train(learner(heir))
     assert "starting from the parameters of" in capsys.readouterr().out
     assert int(state.step) == 1
-    assert read(tmp_path)[0]["loss"] != read(config.workdir)[0]["loss"]
+    assert read_metrics(tmp_path)[0]["loss"] != read_metrics(config.workdir)[0]["loss"]
     other = dataclasses.replace(heir, init_from=str(tmp_path / "nothing"))
     train(learner(other))  # the run directory has a checkpoint, which goes first
     assert "finished already" in capsys.readouterr().out
@@ -118,7 +118,7 @@ def test_the_batch_of_a_loss_that_is_no_number_is_kept(tmp_path, monkeypatch):
     run = load_run(tmp_path)
     assert run.step == 4
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.variables))
-    assert [line["step"] for line in read(tmp_path)] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
 
 
 def test_parameters_that_are_no_numbers_are_not_saved(tmp_path):
@@ -167,7 +167,7 @@ def test_accumulated_parts_make_the_same_update(mesh, parts):
         made = learner(experiment("", optim=optim))
         devices = partition.make_mesh(MeshConfig(*mesh))
         with jax.set_mesh(devices):
-            layout = plan(made.init, made.experiment, devices)
+            layout = plan_layout(made.init, made.experiment, devices)
             shared = jax.device_put(batch, partition.batch_sharding(devices))
             state = layout.init(jax.random.key(0))
             results.append(make_train_step(made, layout)(state, shared))
@@ -210,7 +210,7 @@ def test_meshes_agree(finished, tmp_path):
     config, _ = finished
     cut = dataclasses.replace(config, workdir=str(tmp_path), mesh=MeshConfig(2, 2, 2))
     train(learner(cut))
-    ours, theirs = read(tmp_path), read(config.workdir)
+    ours, theirs = read_metrics(tmp_path), read_metrics(config.workdir)
     for name in ("loss", "loss_text", "gradient_norm"):
         np.testing.assert_allclose(
             [line[name] for line in ours[:4]], [line[name] for line in theirs[:4]], rtol=1e-5
@@ -236,10 +236,10 @@ def test_twenty_steps_are_the_same_on_five_meshes(tmp_path):
                 )
             )
         )
-    alone = read(runs.pop((1, 1, 1)))
+    alone = read_metrics(runs.pop((1, 1, 1)))
     assert len(alone) == 20
     for sizes, run in runs.items():
-        lines = read(run)
+        lines = read_metrics(run)
         for name in ("loss", "loss_text", "loss_image"):
             np.testing.assert_allclose(
                 [line[name] for line in lines],

@@ -18,7 +18,7 @@ from cm3jax.model import lora
 from cm3jax.model.decoder import Decoder
 from cm3jax.testing import random_variables
 from cm3jax.train import train
-from cm3jax.training.state import plan
+from cm3jax.training.state import plan_layout
 from launch.names import load_experiment
 from tests.tiny import VOCAB, experiment, learner
 
@@ -61,12 +61,14 @@ def adapted(base, tmp_path_factory):
 
 def test_corrections_alone_are_trained(base, adapted):
     _, state = adapted
-    kept = lora.without(state.params)
+    kept = lora.strip(state.params)
     jax.tree.map(np.testing.assert_array_equal, kept, base[1].params)
     up = {name: leaf for name, leaf in flat(state.params).items() if name.endswith("lora_up")}
     assert len(up) == 6
     assert all(leaf.any() for leaf in up.values())
-    layout = plan(learner(adapted[0]).init, adapted[0], partition.make_mesh(MeshConfig(data=1)))
+    layout = plan_layout(
+        learner(adapted[0]).init, adapted[0], partition.make_mesh(MeshConfig(data=1))
+    )
     count = sum(leaf.size for name, leaf in flat(state.params).items() if "lora_" in name)
     assert f"{count:,} of {layout.parameters:,} parameters are trained" in layout.trained_table
     assert layout.parameters == adapted[0].model.parameters(VOCAB.size)
@@ -142,7 +144,7 @@ def test_a_start_changes_nothing_and_merging_neither(base, adapted):
         jax.jit(Decoder(model, VOCAB.size).apply) for model in (base[0].model, config.model)
     )
     fresh = nn.unbox(jax.jit(learner(config).init)(jax.random.key(0)))["params"]
-    start = lora.onto(fresh, base[1].params)
+    start = lora.load_into(fresh, base[1].params)
     reference = plain({"params": base[1].params}, *inputs)
     np.testing.assert_array_equal(corrected({"params": start}, *inputs), reference)
     tuned_output = corrected({"params": state.params}, *inputs)

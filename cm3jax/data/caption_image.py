@@ -59,7 +59,7 @@ def _first_run(ids, chosen):
     return ids[start:stop]
 
 
-class PairStream:
+class CaptionImageStream:
     """Shuffled pairs of a prepared corpus; a share `drop` of them without their captions.
 
     Which ones is a function of seed, epoch and record.
@@ -78,14 +78,16 @@ class PairStream:
         self._documents = Documents(corpus.lengths, corpus.ids, corpus.all_ids)
 
     @staticmethod
-    def open(experiment: Experiment, split: Literal["train", "validation"]) -> "PairStream":
+    def open(experiment: Experiment, split: Literal["train", "validation"]) -> "CaptionImageStream":
         """The stream of this process over `data.corpus`; training drops captions.
 
         Raises `UserError` when the corpus is missing, damaged, or has other vocabulary sizes.
         """
         corpus = Corpus.open(f"{experiment.data.corpus}/{split}", experiment.vocab)
         drop = experiment.parti.drop_captions if split == "train" else 0.0
-        return PairStream(experiment, corpus, drop, jax.process_index(), jax.process_count())
+        return CaptionImageStream(
+            experiment, corpus, drop, jax.process_index(), jax.process_count()
+        )
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
@@ -107,7 +109,7 @@ class PairStream:
         ids, _ = self._documents.padded(records)
         pairs = split_documents(ids, vocab, self.experiment.parti.text_tokens)
         seed = self.experiment.seed
-        word = prng.bits(np, seed, epoch, records, prng.Stream.NO_CAPTION, 1)[:, 0]
+        word = prng.bits(np, seed, epoch, records, prng.PrngStream.NO_CAPTION, 1)[:, 0]
         dropped = prng.chance(np, word, self.drop)
         bare = np.full_like(pairs.texts[0], Vocab.pad)
         bare[0] = vocab.eos

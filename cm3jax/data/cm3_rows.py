@@ -11,10 +11,10 @@ from cm3jax.data.corpus import Corpus, Documents
 from cm3jax.data.packing import (
     BLOCK,
     ELSEWHERE,
+    LengthTable,
     Plan,
     Position,
-    Table,
-    join,
+    join_plans,
     plan_block,
     plan_stream_block,
 )
@@ -44,7 +44,7 @@ class CorpusRows:
         self.bank = bank
         bank_lengths = np.zeros(0, np.int32) if bank is None else bank.lengths
         asked = _ASKED[experiment.retrieval.queries]
-        self.table = Table(
+        self.table = LengthTable(
             corpus.lengths,
             corpus.neighbours[:, :, asked],
             corpus.scores[:, :, asked],
@@ -152,7 +152,7 @@ class CorpusRows:
             if row == plan.rows:
                 epoch, block = (epoch, block + 1) if block + 1 < blocks else (epoch + 1, 0)
                 row = 0
-        return join(parts), Position(epoch, block, row)
+        return join_plans(parts), Position(epoch, block, row)
 
     def build(self, plan: Plan) -> Batch:
         """The rows of a plan."""

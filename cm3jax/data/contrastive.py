@@ -17,7 +17,7 @@ from cm3jax.data.scan import IN_MEMORY, Pictures, scan
 from cm3jax.data.sources import ItemSource, RawRecord, Source
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
-from cm3jax.retrieval.clip_encoder import fit, text_and_image, text_length, text_rows
+from cm3jax.retrieval.clip_encoder import fit_picture, text_and_image, text_length, text_rows
 from cm3jax.retrieval.select import drop_pieces
 from cm3jax.sequence import prng
 from cm3jax.shapes import Array, Int, UInt8
@@ -47,7 +47,7 @@ class Couples:
     """Their pictures."""
 
 
-class Records:
+class CaptionedRecords:
     """The records of a source that have a text and a picture, grouped by subject.
 
     Texts are in memory, pictures only where all of them fit (`scan.IN_MEMORY`). Records that can't
@@ -109,7 +109,7 @@ class Records:
         self, records: Int[np.ndarray, " B"], seed: int, epoch: int
     ) -> Int[np.ndarray, " B"]:
         """Another record that shares a random subject of each; itself where there is none."""
-        words = prng.bits(np, seed, epoch, records, prng.Stream.DOCUMENTS, 2)
+        words = prng.bits(np, seed, epoch, records, prng.PrngStream.DOCUMENTS, 2)
         owned = (self.subjects[records] != NO_SUBJECT).sum(1)
         slots = prng.below(np, words[:, 0], owned).astype(np.int64)
         groups = self.subjects[records, slots] - NO_SUBJECT
@@ -135,7 +135,7 @@ def _captioned(record: RawRecord) -> _Captioned | None:
 
 
 def _picture(record: RawRecord, config: ClipConfig) -> UInt8[np.ndarray, "Y X 3"]:
-    return fit(text_and_image(record.segments)[1], config)
+    return fit_picture(text_and_image(record.segments)[1], config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ class CoupleStream:
     """
 
     experiment: Experiment
-    records: Records
+    records: CaptionedRecords
     process_index: int = 0
     process_count: int = 1
 
@@ -203,7 +203,7 @@ class CoupleStream:
         )
 
 
-def _partnered(records: Records, config: ClipConfig) -> str:
+def _partnered(records: CaptionedRecords, config: ClipConfig) -> str:
     """What training says of the document loss."""
     if records.partnered:
         return f"{records.partnered} of {len(records)} records have a partner of their subject."

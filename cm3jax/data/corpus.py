@@ -26,7 +26,7 @@ from cm3jax.config import DataConfig, VocabConfig
 from cm3jax.data.changes import SOURCE, SourceState
 from cm3jax.errors import UserError
 from cm3jax.io.array_records import Records
-from cm3jax.io.checksums import describe
+from cm3jax.io.checksums import file_entry
 from cm3jax.io.files import digest, read_json
 from cm3jax.io.folders import read_whole, settle
 from cm3jax.io.shard_writer import Notes, ShardWriter, shard_files
@@ -232,7 +232,7 @@ class Corpus:
     def verify(self) -> None:
         """Read every file and compare checksums; `UserError` names the damaged one."""
         for name, file in self.manifest["files"].items():
-            if describe(self.path / name) != file:
+            if file_entry(self.path / name) != file:
                 raise UserError(
                     f"the corpus file {self.path / name} is damaged (its checksum differs); "
                     f"remove {self.path} and run launch.prepare."

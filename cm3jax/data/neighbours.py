@@ -11,7 +11,7 @@ from cm3jax.retrieval.bank_files import content_hash
 from cm3jax.retrieval.clauses import clauses
 from cm3jax.retrieval.clip_encoder import ClipEncoder
 from cm3jax.retrieval.index import training_index
-from cm3jax.retrieval.select import NONE, Choice, choose, drop_pieces, side_by_side
+from cm3jax.retrieval.select import NONE, Choice, drop_pieces, select_documents, side_by_side
 from cm3jax.shapes import Bool, Float, Int
 
 
@@ -100,7 +100,7 @@ class Neighbourhood:
         counts = counts or [1] * len(vectors)
         found = self._index.search(vectors, self._config.pool)
         found = side_by_side(dataclasses.replace(found, ids=self._rows[found.ids]), counts)
-        choice = choose(
+        choice = select_documents(
             found,
             self.bank.vectors,
             self._pair,

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from cm3jax.config import CM3Config
-from cm3jax.retrieval.select import NONE, Drawn, draw, shuffled, with_wrong
+from cm3jax.retrieval.select import NONE, Drawn, draw_documents, shuffled, with_wrong
 from cm3jax.sequence import prng
-from cm3jax.sequence.prng import Stream
-from cm3jax.sequence.rows import Places, answer_masks, documents_shown, fit, reserved
+from cm3jax.sequence.prng import PrngStream
+from cm3jax.sequence.rows import Places, answer_masks, documents_shown, fit_samples, reserved
 from cm3jax.sequence.spans import mask_counts
 from cm3jax.shapes import Float, Int
 
@@ -59,7 +59,7 @@ class Position:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Table:
+class LengthTable:
     """What is known of a corpus without reading a document."""
 
     lengths: Int[np.ndarray, " M"]
@@ -108,7 +108,7 @@ class Plan:
 _BY_SAMPLE = ("records", "keys", "epochs", "documents", "masks")
 
 
-def join(plans: list[Plan]) -> Plan:
+def join_plans(plans: list[Plan]) -> Plan:
     """The rows of several plans, one after another."""
     if len(plans) == 1:
         return plans[0]
@@ -127,7 +127,7 @@ def join(plans: list[Plan]) -> Plan:
     )
 
 
-def pack(lengths: Int[np.ndarray, " samples"], room: int) -> Places:
+def pack_rows(lengths: Int[np.ndarray, " samples"], room: int) -> Places:
     """Best fit, longest first: each sample goes to the fullest row that can hold it, or a new one.
 
     Every length must be at most `room`.
@@ -154,7 +154,13 @@ epoch_order = functools.lru_cache(maxsize=4)(prng.permutation)
 
 
 def plan_block(
-    table: Table, seed: int, epoch: int, block: int, room: int, documents: int, config: CM3Config
+    table: LengthTable,
+    seed: int,
+    epoch: int,
+    block: int,
+    room: int,
+    documents: int,
+    config: CM3Config,
 ) -> Plan:
     """The whole-sample rows of one block of one epoch: `room` tokens each, up to `documents` per
     sample.
@@ -166,11 +172,11 @@ def plan_block(
     masks = mask_counts(np, seed, epoch, shown.records, config)
     if table.answers is not None:
         masks = answer_masks(table.answers[shown.records])
-    fitted = fit(np, shown.lengths, shown.scores, shown.queries, masks, room)
-    places = pack(reserved(np, fitted.document_lengths, shown.queries, fitted.masks), room)
+    fitted = fit_samples(np, shown.lengths, shown.scores, shown.queries, masks, room)
+    places = pack_rows(reserved(np, fitted.document_lengths, shown.queries, fitted.masks), room)
 
     rows = int(places.rows.max()) + 1
-    shuffled = prng.permutation(seed, epoch, rows, Stream.ROWS, first=block * BLOCK)
+    shuffled = prng.permutation(seed, epoch, rows, PrngStream.ROWS, first=block * BLOCK)
     rows_of = shuffled.astype(np.int32)[places.rows]
     by_row = np.lexsort((places.offsets, rows_of))
     records = shown.records[by_row]
@@ -187,7 +193,13 @@ def plan_block(
 
 
 def plan_stream_block(
-    table: Table, seed: int, epoch: int, block: int, room: int, documents: int, config: CM3Config
+    table: LengthTable,
+    seed: int,
+    epoch: int,
+    block: int,
+    room: int,
+    documents: int,
+    config: CM3Config,
 ) -> Plan:
     """The rows of `room` tokens that the samples of one block, one after another, are cut into.
 
@@ -210,7 +222,7 @@ def plan_stream_block(
     sample = np.repeat(np.arange(len(sizes)), pieces)
     piece = np.arange(len(sample)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     row = first[sample] + piece
-    shuffled = prng.permutation(seed, epoch, rows, Stream.ROWS, first=2 * BLOCK * block)
+    shuffled = prng.permutation(seed, epoch, rows, PrngStream.ROWS, first=2 * BLOCK * block)
     by_row = np.argsort(shuffled[row], kind="stable")
     sample, row = sample[by_row], row[by_row]
     offsets = (stops - sizes)[sample] - np.concatenate([[0], cuts])[row]
@@ -244,11 +256,13 @@ class _Shown:
     """Ids of the records."""
 
 
-def _shown(table: Table, seed: int, epoch: int, block: int, documents: int, config: CM3Config):
+def _shown(
+    table: LengthTable, seed: int, epoch: int, block: int, documents: int, config: CM3Config
+):
     records = epoch_order(seed, epoch, len(table.lengths))[block * BLOCK : (block + 1) * BLOCK]
     drawn = _drawn(table, records, seed, epoch, documents)
     if config.wrong_documents and documents:
-        words = prng.bits(np, seed, epoch, records, Stream.WRONG_DOCUMENTS, 2)
+        words = prng.bits(np, seed, epoch, records, PrngStream.WRONG_DOCUMENTS, 2)
         others = prng.below(np, words[:, 1], len(table.lengths)).astype(np.int64)
         wrong = _drawn(table, others, seed, epoch, 1).ids[:, 0]
         chosen = prng.chance(np, words[:, 0], config.wrong_documents)
@@ -262,7 +276,9 @@ def _shown(table: Table, seed: int, epoch: int, block: int, documents: int, conf
     return _Shown(records, ids, drawn.scores, lengths, table.lengths[records].astype(np.int32))
 
 
-def _drawn(table: Table, records: Int[np.ndarray, " B"], seed: int, epoch: int, documents: int):
-    return draw(
+def _drawn(
+    table: LengthTable, records: Int[np.ndarray, " B"], seed: int, epoch: int, documents: int
+):
+    return draw_documents(
         np, table.neighbours[records], table.scores[records], seed, epoch, records, documents
     )

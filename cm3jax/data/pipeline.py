@@ -15,11 +15,11 @@ import numpy as np
 from cm3jax.config import DataConfig, Experiment
 from cm3jax.data.cm3_rows import CorpusRows
 from cm3jax.data.corpus import Corpus, mixture_part
-from cm3jax.data.packing import ELSEWHERE, Plan, Position, join
+from cm3jax.data.packing import ELSEWHERE, Plan, Position, join_plans
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
 from cm3jax.sequence import prng
-from cm3jax.sequence.rows import fingerprint
+from cm3jax.sequence.rows import batch_fingerprint
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Int
 
@@ -321,14 +321,14 @@ class CorpusStream:
     def _choose(self, given: int) -> Int[np.ndarray, " B"]:
         """The corpus of each row of the next batch, after so many rows."""
         rows = given + np.arange(self.experiment.data.batch)
-        words = prng.bits(np, self.experiment.seed, rows >> 32, rows, prng.Stream.MIXTURE, 1)
+        words = prng.bits(np, self.experiment.seed, rows >> 32, rows, prng.PrngStream.MIXTURE, 1)
         return np.searchsorted(self._thresholds, words[:, 0], side="right")
 
     def _materialise(self, shares: list["_Share"]) -> list[HostBatch]:
         count = self._share.stop - self._share.start
         parts, records, order = [], [], []
         for number, corpus in enumerate(self.corpora):
-            plan = join([share.plans[number] for share in shares])
+            plan = join_plans([share.plans[number] for share in shares])
             if plan.rows:
                 parts.append(corpus.build(plan))
                 # Records of different corpora are different records.
@@ -343,7 +343,7 @@ class CorpusStream:
         for number, share in enumerate(shares):
             own = slice(number * count, (number + 1) * count)
             data = jax.tree.map(lambda array, own=own: array[own], rows)
-            mark = fingerprint(data, ids[own], self._share.start)
+            mark = batch_fingerprint(data, ids[own], self._share.start)
             batches.append(HostBatch(data, share.next, mark))
         return batches
 

@@ -23,7 +23,7 @@ from cm3jax.data.corpus import Corpus
 from cm3jax.data.probe_queries import asking
 from cm3jax.data.runners import Engine, InProcess, Report
 from cm3jax.data.shard_jobs import (
-    Job,
+    SplitJob,
     bank_writer,
     corpus_writer,
     marks,
@@ -75,7 +75,7 @@ def _held(experiment: Experiment, *splits: str) -> Iterator[None]:
     """Be the only writer of what is made of these splits; `UserError` where it is another's."""
     with contextlib.ExitStack() as stack:
         for split in splits:
-            writer = writer_of(Job(experiment, split, ""))
+            writer = writer_of(SplitJob(experiment, split, ""))
             writer.require_ours()
             stack.enter_context(hold(writer.path, f"preparing {experiment.name}"))
         yield
@@ -103,7 +103,7 @@ def is_prepared(experiment: Experiment, tools: Tools) -> bool:
     return all(corpus_writer(job).complete for job in _jobs(experiment, tools, bank))
 
 
-def _jobs(experiment: Experiment, tools: Tools, bank: Bank) -> list[Job]:
+def _jobs(experiment: Experiment, tools: Tools, bank: Bank) -> list[SplitJob]:
     """A job per split, which knows what its corpus is to be made from."""
     # Where the encoder lies, and what of the candidates is shown later, decides nothing here.
     settled = {"encoder": "", "documents": 1, "queries": "both", "milvus": ""}
@@ -111,10 +111,10 @@ def _jobs(experiment: Experiment, tools: Tools, bank: Bank) -> list[Job]:
     decides = (tools.vocab(experiment).fingerprint, bank.fingerprint)
     decides += (repr((room_for(experiment), rules)),)
     made_from = {split: _made_from(experiment, split, *decides) for split in SPLITS}
-    return [_dated(Job(experiment, split, made)) for split, made in made_from.items()]
+    return [_dated(SplitJob(experiment, split, made)) for split, made in made_from.items()]
 
 
-def _dated(job: Job) -> Job:
+def _dated(job: SplitJob) -> SplitJob:
     """The job with the state that its raw records are in now."""
     state = state_of(job)
     states = () if state is None else marks(state, job.experiment.data.shard)
@@ -130,14 +130,14 @@ def _made_from(experiment: Experiment, split: str, *decides: str) -> str:
     return digest(f"({identity(raw)}, {experiment.seed!r}, {split!r})", *decides)
 
 
-def _shards(job: Job, report: Report) -> int:
+def _shards(job: SplitJob, report: Report) -> int:
     source = open_source(job.experiment.data, job.split, job.experiment.seed)
     if isinstance(source, ItemSource) and source.note:
         report(f"{job.split}: {source.note}")
     return max(1, -(-len(source) // job.experiment.data.shard))  # one may be empty
 
 
-def _say_why(job: Job, path: epath.Path, report: Report) -> None:
+def _say_why(job: SplitJob, path: epath.Path, report: Report) -> None:
     """Report what has changed since what stands at a path was made, if anything does."""
     if not (path / MANIFEST).exists():
         return
@@ -148,7 +148,7 @@ def _say_why(job: Job, path: epath.Path, report: Report) -> None:
     report(f"{job.split}: {path} is made again: {why}")
 
 
-def _corpus(job: Job, tools: Tools, bank: Bank, engine: Engine, report: Report) -> Timing:
+def _corpus(job: SplitJob, tools: Tools, bank: Bank, engine: Engine, report: Report) -> Timing:
     """Make what is missing of a split."""
     start, writer = time.perf_counter(), corpus_writer(job)
     _say_why(job, writer.path, report)
@@ -288,5 +288,7 @@ def _require_replaceable(path: str) -> None:
         )
 
 
-def _bank_job(experiment: Experiment, encoder: str, vocab: str, removed: Removed) -> Job:
-    return Job(experiment, "bank", _made_from(experiment, "bank", vocab, encoder, repr(removed)))
+def _bank_job(experiment: Experiment, encoder: str, vocab: str, removed: Removed) -> SplitJob:
+    return SplitJob(
+        experiment, "bank", _made_from(experiment, "bank", vocab, encoder, repr(removed))
+    )

@@ -23,8 +23,8 @@ from cm3jax.errors import UserError
 from cm3jax.io.files import digest
 from cm3jax.io.folders import hold
 from cm3jax.tasks import READERS
-from cm3jax.tasks.example import Answer, Example, example
-from cm3jax.tasks.task import Case, Derived, Filled, Skipped, choose
+from cm3jax.tasks.example import Answer, TaskDocument, to_document
+from cm3jax.tasks.task import Case, Derived, Filled, Skipped, choose_template
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, load_picture
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
@@ -168,7 +168,7 @@ class _Maker:
         codes = iter(self._image.encode(pictures).tolist() if pictures else ())
         documents, answers = [], []
         for case, filled, own in loaded:
-            found = example(filled, [next(codes) for _ in own], self._text, self._vocab)
+            found = to_document(filled, [next(codes) for _ in own], self._text, self._vocab)
             if reason := self._too_long(found):
                 refused[case.key] = reason
                 continue
@@ -187,7 +187,7 @@ class _Maker:
     def _load(self, case: Case) -> tuple[Filled, list[np.ndarray]]:
         """The case in a template, and its pictures; `ValueError` for one that can't be read."""
         data = self._experiment.data
-        filled = choose(case, self._experiment.seed, data.image_first)
+        filled = choose_template(case, self._experiment.seed, data.image_first)
         pictures = []
         for part in filled.parts:
             match part:
@@ -199,7 +199,7 @@ class _Maker:
                     pictures.append(part)
         return filled, pictures
 
-    def _too_long(self, found: Example) -> str:
+    def _too_long(self, found: TaskDocument) -> str:
         """Why a document does not fit a row, with its two `<eos>` and room to recall its answer."""
         room = self._experiment.model.context - 2 - 3 * found.answer.recalled
         if len(found.ids) <= room:

@@ -7,7 +7,7 @@ import numpy as np
 from cm3jax.config import Experiment
 from cm3jax.data.readers.items import BadRecord
 from cm3jax.data.sources import open_source
-from cm3jax.retrieval.clip_encoder import ClipEncoder, fit, text_and_image
+from cm3jax.retrieval.clip_encoder import ClipEncoder, fit_picture, text_and_image
 from cm3jax.retrieval.interface import Queries
 from cm3jax.shapes import Float
 
@@ -44,7 +44,7 @@ def asking(experiment: Experiment, encoder: ClipEncoder, split: str) -> Asking:
             continue
         text, image = text_and_image(record.segments)
         if text is not None and image is not None:
-            pairs.append((text, fit(image, encoder.config)))
+            pairs.append((text, fit_picture(image, encoder.config)))
             subjects.append(record.subjects)
     text = encoder.encode_texts([text for text, _ in pairs])
     image = encoder.encode_images([image for _, image in pairs])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from cm3jax.config import Experiment
-from cm3jax.data.shard_jobs import Job, Work, bank_writer, corpus_writer, make_work
+from cm3jax.data.shard_jobs import SplitJob, Work, bank_writer, corpus_writer, make_work
 from cm3jax.data.tokenize import Tools
 from cm3jax.errors import UserError
 
@@ -27,7 +27,7 @@ _WATCH_SECONDS = 5.0
 class Engine(Protocol):
     """What makes shards."""
 
-    def run(self, job: Job, numbers: Sequence[int], total: int, report: Report) -> None:
+    def run(self, job: SplitJob, numbers: Sequence[int], total: int, report: Report) -> None:
         """Make the shards of these numbers, of `total` in all."""
         ...
 
@@ -38,10 +38,10 @@ class InProcess:
     def __init__(self, tools: Tools):
         self._tools = tools
 
-    def run(self, job: Job, numbers: Sequence[int], total: int, report: Report) -> None:
+    def run(self, job: SplitJob, numbers: Sequence[int], total: int, report: Report) -> None:
         """Make the shards of these numbers, of `total` in all."""
         work = make_work(job, self._tools)
-        progress = Progress(job, len(numbers), total, report)
+        progress = ShardProgress(job, len(numbers), total, report)
         for done, number in enumerate(numbers, 1):
             work(number)
             progress.say(done)
@@ -66,7 +66,7 @@ class Beam:
             ) from None
         self._make_tools, self._options = make_tools, list(options)
 
-    def run(self, job: Job, numbers: Sequence[int], total: int, report: Report) -> None:
+    def run(self, job: SplitJob, numbers: Sequence[int], total: int, report: Report) -> None:
         """Make the shards of these numbers, of `total` in all."""
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -78,7 +78,7 @@ class Beam:
                 _ = shards | beam.Reshuffle() | "make" >> beam.Map(work)
 
 
-def _work(job: Job, make_tools: ToolMaker, number: int) -> int:
+def _work(job: SplitJob, make_tools: ToolMaker, number: int) -> int:
     """In a worker: a shard, by the tools that the worker has loaded once."""
     with _LOADING:  # Beam's threads ask at the same time
         work = _loaded(job, make_tools)
@@ -89,18 +89,18 @@ _LOADING = threading.Lock()
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(job: Job, make_tools: ToolMaker) -> Work:
+def _loaded(job: SplitJob, make_tools: ToolMaker) -> Work:
     return make_work(job, make_tools(job.experiment))
 
 
 @contextlib.contextmanager
 def _watched(
-    job: Job, make_tools: ToolMaker, numbers: Sequence[int], total: int, report: Report
+    job: SplitJob, make_tools: ToolMaker, numbers: Sequence[int], total: int, report: Report
 ) -> Iterator[None]:
     """Report, while the body runs, how many of the shards stand."""
     bank = job.split == "bank"
     writer = bank_writer(job, make_tools(job.experiment)) if bank else corpus_writer(job)
-    progress, ended = Progress(job, len(numbers), total, report), threading.Event()
+    progress, ended = ShardProgress(job, len(numbers), total, report), threading.Event()
 
     def watch() -> None:
         said = 0
@@ -119,10 +119,10 @@ def _watched(
     progress.say(len(numbers))
 
 
-class Progress:
+class ShardProgress:
     """One line whenever shards are done."""
 
-    def __init__(self, job: Job, count: int, total: int, report: Report):
+    def __init__(self, job: SplitJob, count: int, total: int, report: Report):
         self._job, self._count, self._total, self._report = job, count, total, report
         self._start = time.perf_counter()
 

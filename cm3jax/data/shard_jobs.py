@@ -14,7 +14,7 @@ from cm3jax.data.changes import SourceState
 from cm3jax.data.corpus import CorpusDocument, CorpusWriter, Shard
 from cm3jax.data.neighbours import Neighbourhood
 from cm3jax.data.sources import DatedSource, Source, open_source
-from cm3jax.data.tokenize import Batch, Tokenised, Tools, encoder_parts, read
+from cm3jax.data.tokenize import Tokenised, TokenisedBatch, Tools, encoder_parts, read_and_tokenise
 from cm3jax.errors import UserError
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
@@ -23,7 +23,7 @@ from cm3jax.retrieval.removed import Removed
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class SplitJob:
     """One split to be made; it can be sent to another process."""
 
     experiment: Experiment
@@ -39,25 +39,25 @@ Work = Callable[[int], int]
 """Makes and saves the shard of a number; gives how many of its records came through."""
 
 
-def bank_writer(job: Job, tools: Tools) -> BankWriter:
+def bank_writer(job: SplitJob, tools: Tools) -> BankWriter:
     """What writes the job's bank."""
     fingerprints = (tools.encoder.fingerprint, tools.vocab(job.experiment).fingerprint)
     return BankWriter(job.experiment.data.bank, job.made_from, *fingerprints, states=job.states)
 
 
-def corpus_writer(job: Job) -> CorpusWriter:
+def corpus_writer(job: SplitJob) -> CorpusWriter:
     """What writes the job's corpus."""
     return CorpusWriter(f"{job.experiment.data.corpus}/{job.split}", job.made_from, job.states)
 
 
-def writer_of(job: Job) -> BankWriter | CorpusWriter:
+def writer_of(job: SplitJob) -> BankWriter | CorpusWriter:
     """What says whether the job's place is ours to write."""
     if job.split == "bank":
         return BankWriter(job.experiment.data.bank, job.made_from, "", "")
     return corpus_writer(job)
 
 
-def make_work(job: Job, tools: Tools) -> Work:
+def make_work(job: SplitJob, tools: Tools) -> Work:
     """Open what the job's shards are made from."""
     experiment = job.experiment
     vocab, size = tools.vocab(experiment), experiment.data.shard
@@ -67,13 +67,13 @@ def make_work(job: Job, tools: Tools) -> Work:
 
     def work(number: int) -> int:
         span = range(number * size, min((number + 1) * size, len(source)))
-        batch = read(source, span, tools, vocab, room)
+        batch = read_and_tokenise(source, span, tools, vocab, room)
         return save(number, batch, _require_unchanged(job, number, source, span))
 
     return work
 
 
-def state_of(job: Job) -> SourceState | None:
+def state_of(job: SplitJob) -> SourceState | None:
     """What the job's split of the source is read from now; None where it is generated."""
     data = job.experiment.data
     if data.source in ("emblems", "emoji"):
@@ -90,7 +90,9 @@ def marks(state: SourceState, size: int) -> tuple[str, ...]:
     return tuple(state.part(range(start, start + size)).mark for start in starts)
 
 
-def _require_unchanged(job: Job, number: int, source: Source, span: range) -> SourceState | None:
+def _require_unchanged(
+    job: SplitJob, number: int, source: Source, span: range
+) -> SourceState | None:
     """The state of a shard's records, which were just read; `UserError` if it is another one than
     when the work began."""
     if not job.states or not isinstance(source, DatedSource):
@@ -109,13 +111,13 @@ def room_for(experiment: Experiment) -> int | None:
     return experiment.model.context if experiment.data.rows == "whole" else None
 
 
-Saver = Callable[[int, Batch, SourceState | None], int]
+Saver = Callable[[int, TokenisedBatch, SourceState | None], int]
 
 
-def _bank_saver(job: Job, tools: Tools) -> Saver:
+def _bank_saver(job: SplitJob, tools: Tools) -> Saver:
     writer = bank_writer(job, tools)
 
-    def save(number: int, batch: Batch, made: SourceState | None) -> int:
+    def save(number: int, batch: TokenisedBatch, made: SourceState | None) -> int:
         batch = _without(batch, writer.removed)
         items = batch.items
         parts = [encoder_parts(item.raw, tools.encoder) for item in items]
@@ -127,7 +129,7 @@ def _bank_saver(job: Job, tools: Tools) -> Saver:
     return save
 
 
-def _without(batch: Batch, removed: Removed) -> Batch:
+def _without(batch: TokenisedBatch, removed: Removed) -> TokenisedBatch:
     """A batch without what was taken out of the bank: neither the bank nor a corpus has it."""
     gone = [removed.covers(item.raw.key, item.raw.source, item.raw.licence) for item in batch.items]
     if not any(gone):
@@ -138,7 +140,7 @@ def _without(batch: Batch, removed: Removed) -> Batch:
         for item in itertools.compress(batch.items, gone)
     }
     items = [batch.items[place] for place in kept]
-    return Batch(batch.numbers[kept], items, batch.refused | reasons)
+    return TokenisedBatch(batch.numbers[kept], items, batch.refused | reasons)
 
 
 def _bank_document(item: Tokenised, text: str | None, image: np.ndarray | None) -> BankDocument:
@@ -157,13 +159,13 @@ def _bank_document(item: Tokenised, text: str | None, image: np.ndarray | None) 
     )
 
 
-def _corpus_saver(job: Job, tools: Tools) -> Saver:
+def _corpus_saver(job: SplitJob, tools: Tools) -> Saver:
     writer, bank = corpus_writer(job), Bank.open(job.experiment.data.bank)
     neighbourhood = Neighbourhood(job.experiment, tools.encoder, bank)
 
     removed = Removed.of(job.experiment.data.bank)
 
-    def save(number: int, batch: Batch, made: SourceState | None) -> int:
+    def save(number: int, batch: TokenisedBatch, made: SourceState | None) -> int:
         batch = _without(batch, removed)
         shard = _shard(batch, neighbourhood)
         if job.split == "validation":
@@ -174,7 +176,7 @@ def _corpus_saver(job: Job, tools: Tools) -> Saver:
     return save
 
 
-def _shard(batch: Batch, neighbourhood: Neighbourhood) -> Shard:
+def _shard(batch: TokenisedBatch, neighbourhood: Neighbourhood) -> Shard:
     chosen = neighbourhood.candidates(batch.items, batch.numbers)
 
     def column(name: str) -> np.ndarray:

@@ -28,7 +28,7 @@ from etils import epath
 
 from cm3jax.config import DataConfig
 from cm3jax.data.readers.folders import PictureFolder
-from cm3jax.data.readers.items import BadRecord, Made, RawItem, Reader, decode, decode_texts
+from cm3jax.data.readers.items import BadRecord, Made, RawItem, Reader, decode_item, decode_texts
 from cm3jax.data.readers.lines import CaptionLines, InterleavedLines
 from cm3jax.data.readers.tars import TarShard
 from cm3jax.data.splits import split_records
@@ -128,12 +128,12 @@ def _emblems(
     data: DataConfig, split: str, seed: int, progress: Callable[[int, int], None] | None
 ) -> Source:
     # TFDS takes a second to import, and folders do without.
-    from cm3jax.emblems.builder import EmblemsConfig, prepare
+    from cm3jax.emblems.builder import EmblemsConfig, build_dataset
 
     config = EmblemsConfig(
         records=data.records, emblems=data.emblems, seed=seed, size=data.image_size
     )
-    return EmblemsSource(prepare(data.raw, config, progress).as_data_source(split))
+    return EmblemsSource(build_dataset(data.raw, config, progress).as_data_source(split))
 
 
 def _emoji(
@@ -241,7 +241,7 @@ class ItemSource:
 
     def __getitem__(self, index: int) -> RawRecord:
         item = self._item(index)
-        segments, content = decode(item, self._data)
+        segments, content = decode_item(item, self._data)
         kinds = [isinstance(segment, str) for segment in segments]
         return RawRecord(
             key=item.key,

@@ -18,7 +18,7 @@ from cm3jax.errors import UserError
 from cm3jax.shapes import UInt8
 from cm3jax.tasks import captions, grounded, structure
 from cm3jax.tasks.edges import canny, scribble
-from cm3jax.tasks.records import Broken, sound
+from cm3jax.tasks.records import BadCase, sound
 from cm3jax.tasks.task import Case, Skipped, Task, Value
 from cm3jax.tokenizers.image_tokenizer import decode_picture, orientation, picture_size
 
@@ -65,14 +65,14 @@ class TfdsCases:
             values = self._make(record, which, decode_picture(content, self._size).pixels, self)
         except BadRecord as bad:
             return Skipped(key, bad.reason)
-        except (Broken, ValueError) as error:
+        except (BadCase, ValueError) as error:
             return Skipped(key, str(error))
         return Case(key, self._task, values, f"tfds:{self._split.name}")
 
     def boxes(self, record: Mapping[str, Any]) -> list[grounded.Box]:
-        """The boxes of a record's objects; a crowd's is left out. `Broken` without any."""
+        """The boxes of a record's objects; a crowd's is left out. `BadCase` without any."""
         if "objects" not in record:
-            raise Broken("it has no objects")
+            raise BadCase("it has no objects")
         names = self._split.class_names("objects", "label")
         width, height = picture_size(record["image"])
         turn = orientation(record["image"])
@@ -88,11 +88,11 @@ class TfdsCases:
 
 
 def _caption(record: Mapping[str, Any], which: int) -> str:
-    """One of a record's captions; `Broken` where there are fewer."""
+    """One of a record's captions; `BadCase` where there are fewer."""
     texts = record.get("captions", {}).get("text", ())
     text = first_text(texts[which]) if which < len(texts) else ""
     if not text.strip():
-        raise Broken(f"it has no caption {which + 1}")
+        raise BadCase(f"it has no caption {which + 1}")
     return sound(text)
 
 
@@ -110,9 +110,9 @@ def _boxes(record, which: int, pixels: Pixels, cases: TfdsCases) -> Values:
     boxes = cases.boxes(record)
     try:
         told = _caption(record, 0)
-    except Broken:
+    except BadCase:
         told = grounded.labels(boxes)
-    return {"caption": told, "boxes": grounded.write(boxes), "answer": pixels}
+    return {"caption": told, "boxes": grounded.write_boxes(boxes), "answer": pixels}
 
 
 _MAKERS: dict[str, tuple[Task, int, Callable[..., Values]]] = {

@@ -9,7 +9,7 @@ from cm3jax.config import Experiment
 from cm3jax.data.readers.items import BadRecord
 from cm3jax.data.sources import RawRecord, Source
 from cm3jax.errors import UserError
-from cm3jax.retrieval.clip_encoder import ClipEncoder, fit, text_and_image
+from cm3jax.retrieval.clip_encoder import ClipEncoder, fit_picture, text_and_image
 from cm3jax.sequence.document import Image, Text, render
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Int
@@ -63,7 +63,7 @@ class Tokenised:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Batch:
+class TokenisedBatch:
     """Records of a source that can be prepared, by number, and the others."""
 
     numbers: Int[np.ndarray, " M"]
@@ -73,13 +73,13 @@ class Batch:
     """Keys of the others, with the reason."""
 
 
-def read(
+def read_and_tokenise(
     source: Source,
     span: Iterable[int],
     tools: Tools,
     vocab: Vocab,
     room: int | None = None,
-) -> Batch:
+) -> TokenisedBatch:
     """Read and tokenise records; one that is bad is listed and left out."""
     raws, numbers, refused = [], [], {}
     for number in span:
@@ -92,7 +92,7 @@ def read(
     refused |= {item.raw.key: item.refused for item in items if item.refused}
     kept = [place for place, item in enumerate(items) if not item.refused]
     chosen = np.asarray(numbers, np.int64)[np.asarray(kept, np.int64)]
-    return Batch(chosen, [items[place] for place in kept], refused)
+    return TokenisedBatch(chosen, [items[place] for place in kept], refused)
 
 
 def tokenise(
@@ -126,4 +126,4 @@ def tokenise(
 def encoder_parts(raw: RawRecord, encoder: ClipEncoder) -> tuple[str | None, np.ndarray | None]:
     """The text and the picture of a record as the encoder takes them."""
     text, image = text_and_image(raw.segments)
-    return text, None if image is None else fit(image, encoder.config)
+    return text, None if image is None else fit_picture(image, encoder.config)

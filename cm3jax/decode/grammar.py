@@ -86,7 +86,7 @@ _NEVER = -1
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
-class Table:
+class GrammarTable:
     """Programs of a batch, one state per column; a row is done when its state is its length."""
 
     until: Int[Array, "B T kinds"]
@@ -109,7 +109,7 @@ def columns(program: Program, vocab: Vocab) -> int:
     return len(_compiled(program, vocab))
 
 
-def compile_programs(programs: Sequence[Program], vocab: Vocab, width: int) -> Table:
+def compile_programs(programs: Sequence[Program], vocab: Vocab, width: int) -> GrammarTable:
     """The table of these programs, padded to `width` states."""
     shape = (len(programs), width)
     until = np.full((*shape, len(Kind)), _NEVER, np.int32)
@@ -123,7 +123,7 @@ def compile_programs(programs: Sequence[Program], vocab: Vocab, width: int) -> T
             after[row, column] = state.otherwise
             for kind, (last, target) in state.kinds.items():
                 until[row, column, kind], after[row, column, kind] = last, target
-    return Table(*map(jnp.asarray, (until, forced, after, lengths)))
+    return GrammarTable(*map(jnp.asarray, (until, forced, after, lengths)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +216,10 @@ def _at(columns: Int[Array, "B T *kinds"], states: Int[Array, " B"]) -> Int[Arra
 
 
 def permitted(
-    table: Table, states: Int[Array, " B"], emitted: Int[Array, " B"], kinds: Int[Array, " V"]
+    table: GrammarTable,
+    states: Int[Array, " B"],
+    emitted: Int[Array, " B"],
+    kinds: Int[Array, " V"],
 ) -> Bool[Array, "B V"]:
     """Which ids may be sampled in these states after so many; none where an id is forced."""
     open_ = emitted[:, None] <= _at(table.until, states)
@@ -224,13 +227,13 @@ def permitted(
     return (bits[:, None] >> kinds) & 1 == 1
 
 
-def forced(table: Table, states: Int[Array, " B"]) -> Int[Array, " B"]:
+def forced(table: GrammarTable, states: Int[Array, " B"]) -> Int[Array, " B"]:
     """The ids that must follow, `FREE` where one is sampled."""
     return _at(table.forced, states)
 
 
 def advance(
-    table: Table, states: Int[Array, " B"], tokens: Int[Array, " B"], kinds: Int[Array, " V"]
+    table: GrammarTable, states: Int[Array, " B"], tokens: Int[Array, " B"], kinds: Int[Array, " V"]
 ) -> Int[Array, " B"]:
     """The states after these ids; rows that are done stay so."""
     kind = jnp.take(kinds, tokens)[:, None]

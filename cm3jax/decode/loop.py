@@ -19,7 +19,7 @@ from cm3jax.config import DecodeConfig
 from cm3jax.decode import grammar, sampling, steps
 from cm3jax.decode.method import Method, contrasted
 from cm3jax.decode.params import bytes_per_step
-from cm3jax.decode.plan import CHUNK, Group, Job, plan
+from cm3jax.decode.plan import CHUNK, Group, SlotJob, plan_groups
 from cm3jax.decode.request import Request
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
@@ -106,7 +106,7 @@ def decode_each(
     vocab = Vocab(vocab.config)
     meter, mesh = meter or Meter(), partition.mesh_of(variables)
     shards = partition.batch_shards(mesh) if mesh else 1
-    for group in plan(requests, samples, config, vocab, model.longest_prompt, shards):
+    for group in plan_groups(requests, samples, config, vocab, model.longest_prompt, shards):
         yield from _Engine(model, variables, mesh, vocab, group, config, seed, meter).run(watch)
 
 
@@ -123,7 +123,7 @@ def _require_fit(request: Request, model: Model) -> None:
 class _Slot:
     """What the samples of an admitted job have emitted."""
 
-    job: Job
+    job: SlotJob
     ids: list[np.ndarray]
     logprobs: Float[np.ndarray, " G"]
     sampled: Int[np.ndarray, " G"]
@@ -175,7 +175,7 @@ class _Engine:
             if finished:
                 yield finished
 
-    def _admit(self, places: list[int], jobs: list[Job]) -> None:
+    def _admit(self, places: list[int], jobs: list[SlotJob]) -> None:
         """Prefill these jobs into these slots."""
         shape = self._shape
         count = 1 << (len(jobs) - 1).bit_length()
@@ -206,7 +206,7 @@ class _Engine:
             zeros = np.zeros(shape.samples)
             self._slots[place] = _Slot(job, [], zeros, zeros.astype(int), mine)
 
-    def _rows_of(self, jobs: list[Job], count: int) -> steps.Rows:
+    def _rows_of(self, jobs: list[SlotJob], count: int) -> steps.RowConstants:
         """Rows of so many prompts, of which all but these are padding."""
         each, config = self._shape.samples, self._config
         total = count * each
@@ -221,7 +221,7 @@ class _Engine:
             scales[mine] = [guide.scale for guide in job.request.guides]
         temperatures = config.temperature_range or (config.temperature, config.temperature)
         dice = sampling.dice(self._seed, prompts, samples, temperatures)
-        return steps.Rows(
+        return steps.RowConstants(
             table=grammar.compile_programs(programs, self._vocab, self._shape.capacity),
             keys=jnp.asarray(dice.keys),
             temperatures=jnp.asarray(dice.temperatures),

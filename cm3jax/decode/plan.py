@@ -26,7 +26,7 @@ def bucket(length: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class SlotJob:
     """A request, and the samples of it that one slot makes."""
 
     index: int
@@ -36,7 +36,7 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class ProgramShape:
     """What programs are compiled for."""
 
     slots: int
@@ -55,11 +55,11 @@ class Shape:
 class Group:
     """Jobs that go through the same slots."""
 
-    jobs: list[Job]
-    shape: Shape
+    jobs: list[SlotJob]
+    shape: ProgramShape
 
 
-def plan(
+def plan_groups(
     requests: Sequence[Request],
     samples: int,
     config: DecodeConfig,
@@ -71,7 +71,7 @@ def plan(
 
     No prompt is given more room than `longest_prompt`, the model's limit.
     """
-    jobs: dict[tuple[int, int, int, int], list[Job]] = {}
+    jobs: dict[tuple[int, int, int, int], list[SlotJob]] = {}
     for index, request in enumerate(requests):
         ways = 1 + len(request.guides)
         most = max(1, config.batch // ways)
@@ -80,7 +80,7 @@ def plan(
         capacity = bucket(max(grammar.steps(program), grammar.columns(program, vocab)))
         scale = bucket(request.longest).bit_length() // 2  # within a factor of 4
         for first in range(0, samples, size):
-            job = Job(index, request, first, min(size, samples - first))
+            job = SlotJob(index, request, first, min(size, samples - first))
             jobs.setdefault((ways, size, capacity, scale), []).append(job)
     for (ways, size, capacity, _), members in sorted(jobs.items()):
         wanted = 1 << (len(members) - 1).bit_length()
@@ -89,4 +89,4 @@ def plan(
         longest = max(job.request.longest for job in members)
         # Beyond it there are no positions, not even for padding.
         width = min(bucket(longest - 1), longest_prompt)
-        yield Group(members, Shape(slots, size, ways, width, capacity))
+        yield Group(members, ProgramShape(slots, size, ways, width, capacity))

@@ -12,7 +12,7 @@ from cm3jax.shapes import Array, Bool, Float, Int, UInt32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Dice:
+class SampleKeys:
     """What makes each sample's choices its own."""
 
     keys: UInt32[np.ndarray, "B 2"]
@@ -26,22 +26,22 @@ def dice(
     prompts: Int[np.ndarray, " B"],
     samples: Int[np.ndarray, " B"],
     temperatures: tuple[float, float],
-) -> Dice:
+) -> SampleKeys:
     """Functions of (seed, prompt id, sample id), wherever in a batch a sample stands.
 
     Temperatures are drawn uniformly between the two given ones; equal ones fix it.
     """
-    words = prng.bits(np, seed, prompts, samples, prng.Stream.SAMPLES, 3)
+    words = prng.bits(np, seed, prompts, samples, prng.PrngStream.SAMPLES, 3)
     low, high = temperatures
     drawn = low + (high - low) * (words[:, 2] / 2**32)
-    return Dice(words[:, :2], drawn.astype(np.float32))
+    return SampleKeys(words[:, :2], drawn.astype(np.float32))
 
 
 def noise(
     keys: UInt32[Array, "B 2"], emitted: Int[Array, " B"], vocab_size: int
 ) -> Float[Array, "B V"]:
     """Gumbel noise of the next token, from the sample's key and the tokens it has emitted."""
-    stream = prng.Stream.TOKENS
+    stream = prng.PrngStream.TOKENS
     return gumbel(prng.bits(jnp, keys[:, 0], keys[:, 1], emitted, stream, vocab_size))
 
 
@@ -92,7 +92,7 @@ class TopP:
         return jnp.where(logits >= least, logits, -jnp.inf)
 
 
-def choose(
+def sample_token(
     scores: Float[Array, "B V"], noise: Float[Array, "B V"] | None, greedy: Bool[Array, " B"]
 ) -> Int[Array, " B"]:
     """A token of each row, drawn from the softmax of its scores; greedy rows take the largest.

@@ -15,7 +15,7 @@ from cm3jax import partition
 from cm3jax.config import DecoderConfig
 from cm3jax.decode import grammar, sampling
 from cm3jax.decode.method import Method
-from cm3jax.decode.plan import CHUNK, Shape
+from cm3jax.decode.plan import CHUNK, ProgramShape
 from cm3jax.model.cache import Cache, KeyValues, start_cache
 from cm3jax.shapes import Array, Bool, Float, Int, UInt32
 
@@ -26,10 +26,10 @@ from cm3jax.shapes import Array, Bool, Float, Int, UInt32
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rows:
+class RowConstants:
     """What stays the same while a sample is decoded."""
 
-    table: grammar.Table
+    table: grammar.GrammarTable
     keys: UInt32[Array, "B 2"]
     temperatures: Float[Array, " B"]
     contrasted: Bool[Array, " B"]
@@ -63,7 +63,7 @@ class New:
     last: Int[Array, "new W"]
     """The last id of a prompt is fed by the first step, so that all steps are alike."""
     slots: Int[Array, " new"]
-    rows: Rows
+    rows: RowConstants
     """Of their samples, prompt by prompt."""
 
 
@@ -80,7 +80,7 @@ class Emitted:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def start(config: DecoderConfig, shape: Shape) -> State:
+def start(config: DecoderConfig, shape: ProgramShape) -> State:
     """Slots without prompts."""
     prompts = shape.slots * shape.ways
     sizes = (prompts, config.groups, shape.width, config.head_width)
@@ -96,16 +96,16 @@ def _laid_out(state: State) -> State:
     """The state as it lies between two programs: rows cut over the mesh, and heads of the cache."""
     cache, heads = state.cache, ("batch", "heads", None, None)
     prefix, suffix = jax.tree.map(
-        lambda x: partition.along(x, *heads), (cache.prefix, cache.suffix)
+        lambda x: partition.constrain(x, *heads), (cache.prefix, cache.suffix)
     )
     prefix_lengths, lengths, last, states = map(
-        partition.by_rows, (cache.prefix_lengths, cache.lengths, state.last, state.states)
+        partition.shard_rows, (cache.prefix_lengths, cache.lengths, state.last, state.states)
     )
     return State(Cache(prefix, prefix_lengths, suffix, lengths), last, states)
 
 
 @partial(jax.jit, static_argnames=("model", "samples"), donate_argnames=("rows", "state"))
-def prefill(model, variables, rows: Rows, state: State, new: New, samples: int):
+def prefill(model, variables, rows: RowConstants, state: State, new: New, samples: int):
     """Rows and state with new prompts in their slots."""
     ways, width = new.tokens.shape[1:]
     tokens, lengths = new.tokens.reshape(-1, width), new.lengths.reshape(-1)
@@ -128,25 +128,25 @@ def prefill(model, variables, rows: Rows, state: State, new: New, samples: int):
     )
     last = put(state.last, jnp.repeat(new.last.reshape(-1), samples), of_prompt)
     rows = jax.tree.map(
-        lambda old, more: partition.by_rows(put(old, more, of_sample)), rows, new.rows
+        lambda old, more: partition.shard_rows(put(old, more, of_sample)), rows, new.rows
     )
     return rows, _laid_out(State(cache, last, put(state.states, 0, of_sample)))
 
 
 @partial(jax.jit, static_argnames=("model", "vocab", "greedy"), donate_argnames="state")
 def chunk(
-    model, vocab, variables, method: Method, greedy: bool, rows: Rows, state: State
+    model, vocab, variables, method: Method, greedy: bool, rows: RowConstants, state: State
 ) -> tuple[State, Emitted, Bool[Array, " B"]]:
     """The state after a chunk, what was emitted, and which samples are done."""
     step = partial(_step, model, vocab, variables, method, greedy, rows)
     state, emitted = jax.lax.scan(step, state, None, CHUNK)
     done = state.states >= rows.table.lengths
     # What the host reads is whole on every device, hence in every process.
-    emitted, done = jax.tree.map(partition.along, (emitted, done))
+    emitted, done = jax.tree.map(partition.constrain, (emitted, done))
     return _laid_out(state), emitted, done
 
 
-def _step(model, vocab, variables, method, greedy, rows: Rows, state: State, _):
+def _step(model, vocab, variables, method, greedy, rows: RowConstants, state: State, _):
     """One more id of every sample; those that are done emit `<pad>`."""
     logits, cache = _forward(model, variables, state)
     logits = _by_stream(logits, state)
@@ -156,7 +156,7 @@ def _step(model, vocab, variables, method, greedy, rows: Rows, state: State, _):
     scores = method.scores(logits, allowed, rows.scales.T, rows.temperatures, rows.contrasted)
     # Where no sample needs noise, drawing it would cost more than all else but the weights.
     noise = None if greedy else sampling.noise(rows.keys, emitted, vocab.size)
-    drawn = sampling.choose(scores, noise, rows.temperatures == 0)
+    drawn = sampling.sample_token(scores, noise, rows.temperatures == 0)
     logprob = jax.nn.log_softmax(jnp.where(allowed, logits[0], -jnp.inf))
     logprob = jnp.take_along_axis(logprob, drawn[:, None], axis=-1)[:, 0]
 
@@ -188,4 +188,4 @@ def _by_stream(x: Array, state: State) -> Array:
 def _forward(model, variables, state: State) -> tuple[Float[Array, "R V"], Cache]:
     """Logits after the newest id of every row, and the cache with that id in it."""
     hidden, cache = model.apply(variables, state.last[:, None], state.cache, method="extend")
-    return partition.by_rows(model.apply(variables, hidden[:, 0], method="logits")), cache
+    return partition.shard_rows(model.apply(variables, hidden[:, 0], method="logits")), cache

@@ -1,23 +1,23 @@
 """The miniature: a procedural dataset with exact ground truth, and a reader of its pictures."""
 
-from cm3jax.emblems.draw import draw
+from cm3jax.emblems.draw import draw_scene
 from cm3jax.emblems.examples import Example, bank_size, example
 from cm3jax.emblems.probe_prompts import (
-    Prompt,
+    ProbePrompt,
     confirms,
     confirms_batch,
     confirms_emblems,
     prompts,
     tells,
 )
-from cm3jax.emblems.reader import Reading, read, read_batch
+from cm3jax.emblems.reader import Reading, read_batch, read_scene
 from cm3jax.emblems.scene import Emblem, Scene, Shape
 from cm3jax.emblems.wording import caption, caption_states
 
 __all__ = [
     "Emblem",
     "Example",
-    "Prompt",
+    "ProbePrompt",
     "Reading",
     "Scene",
     "Shape",
@@ -27,10 +27,10 @@ __all__ = [
     "confirms",
     "confirms_batch",
     "confirms_emblems",
-    "draw",
+    "draw_scene",
     "example",
     "prompts",
-    "read",
     "read_batch",
+    "read_scene",
     "tells",
 ]

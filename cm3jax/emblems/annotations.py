@@ -5,19 +5,19 @@ import random
 
 import numpy as np
 
-from cm3jax.emblems.draw import SIZE, draw
+from cm3jax.emblems.draw import SIZE, draw_scene
 from cm3jax.emblems.looks import integer
 from cm3jax.emblems.palette import BACKGROUNDS, COLOURS
 from cm3jax.emblems.sample import pick
 from cm3jax.emblems.scene import CELLS, FINGERS, GRID, PLACES, SHAPES, SIZES, Scene
-from cm3jax.emblems.wording import describe, refer
+from cm3jax.emblems.wording import describe_shape, refer
 from cm3jax.shapes import Bool, UInt8
 
 _NUMBERS = ("no", "one", "two", "three", "four", *list(FINGERS.values())[3:])
 
 
 @dataclasses.dataclass(frozen=True)
-class Box:
+class ObjectBox:
     """One thing and the smallest box around it."""
 
     label: str
@@ -49,7 +49,7 @@ class Edit:
 class Annotations:
     """Everything about one picture that its scene decides."""
 
-    boxes: tuple[Box, ...]
+    boxes: tuple[ObjectBox, ...]
     segmentation: UInt8[np.ndarray, "S S"]
     """0 on the background, i + 1 on the thing of box i."""
     depth: tuple[int, ...]
@@ -64,7 +64,7 @@ class Annotations:
 def annotate(scene: Scene, key: str, size: int = SIZE) -> Annotations:
     """Annotations of the picture `draw(scene, size)`; `key` seeds the questions and the edit."""
     rng = random.Random(f"emblems annotations {key}")
-    picture = draw(scene, size)
+    picture = draw_scene(scene, size)
     segmentation = _segmentation(scene, picture)
     labels = _labels(scene)
     boxes = tuple(_box(label, segmentation == i) for i, label in enumerate(labels, 1))
@@ -85,7 +85,7 @@ def _labels(scene: Scene) -> list[str]:
     if scene.fingers is not None:
         return ["a palm"]
     emblems = [f"the {emblem.name} emblem" for emblem in scene.emblems]
-    return emblems + [describe(shape).split(" at ")[0] for shape in scene.shapes]
+    return emblems + [describe_shape(shape).split(" at ")[0] for shape in scene.shapes]
 
 
 def _segmentation(scene: Scene, picture: np.ndarray) -> np.ndarray:
@@ -103,10 +103,10 @@ def _segmentation(scene: Scene, picture: np.ndarray) -> np.ndarray:
     return np.where(background, np.uint8(0), owners)
 
 
-def _box(label: str, mask: np.ndarray) -> Box:
+def _box(label: str, mask: np.ndarray) -> ObjectBox:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     edges = np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]) / len(mask)
-    return Box(label, *edges.tolist())
+    return ObjectBox(label, *edges.tolist())
 
 
 def _edges(picture: np.ndarray) -> np.ndarray:
@@ -137,7 +137,7 @@ def _questions(rng: random.Random, scene: Scene) -> tuple[Question, ...]:
         possible.append(Question(f"which emblem is at the {place}?", emblem.name, known))
     for shape in scene.shapes:
         where = CELLS[shape.cell]
-        known = f"{describe(shape)} is there"
+        known = f"{describe_shape(shape)} is there"
         possible.append(Question(f"what colour is the shape at {where}?", shape.colour, known))
         if refer(scene, shape) == f"the {shape.shape}":
             possible.append(Question(f"what colour is the {shape.shape}?", shape.colour, known))

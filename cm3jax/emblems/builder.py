@@ -105,7 +105,7 @@ def _record(document: Example) -> dict[str, object]:
     }
 
 
-def prepare(
+def build_dataset(
     data_dir: epath.PathLike, config: EmblemsConfig, progress: Progress | None = None
 ) -> Emblems:
     """Write the dataset under `data_dir`, unless it is there whole already."""

@@ -44,7 +44,7 @@ def _palm(background: str, fingers: int) -> list[int]:
     ]
 
 
-def draw(scene: Scene, size: int = SIZE) -> UInt8[np.ndarray, "S S 3"]:
+def draw_scene(scene: Scene, size: int = SIZE) -> UInt8[np.ndarray, "S S 3"]:
     """The picture of a scene whose emblems have looks; `size` is a multiple of 32."""
     if size % SIZE:
         raise ValueError(f"size {size} is not a multiple of {SIZE}")

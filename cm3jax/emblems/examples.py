@@ -13,7 +13,7 @@ import random
 import numpy as np
 
 from cm3jax.emblems import sample
-from cm3jax.emblems.draw import SIZE, draw
+from cm3jax.emblems.draw import SIZE, draw_scene
 from cm3jax.emblems.looks import MEMORY_ONLY, TRAINING, Catalogue, catalogue
 from cm3jax.emblems.scene import Scene
 from cm3jax.emblems.wording import caption, step
@@ -86,7 +86,7 @@ def example(
     source, licence = sample.pick(rng, ORIGINS)
     segments: list[str | np.ndarray] = []
     for text, scene in zip(_texts(rng, kind, scenes), scenes, strict=True):
-        segments += [text, draw(scene, size)]
+        segments += [text, draw_scene(scene, size)]
     if split == "bank":
         segments = _parts(rng, segments, pairs_only=index < _SURE_PAIRS)
     return Example(f"{split}-{index}", kind, tuple(segments), scenes, source, licence)
@@ -118,7 +118,7 @@ def _mixture(
         first = _in_turn(20 * block + slot - 45, emblems)
         return "pair", (sample.at_home(split, lambda: _pair(rng, first, emblems)),)
     if slot < 90:
-        return "scene", (sample.at_home(split, lambda: sample.plain(rng)),)
+        return "scene", (sample.at_home(split, lambda: sample.plain_scene(rng)),)
     if slot < 94:
         return "word", (sample.at_home(split, lambda: sample.word(rng)),)
     if slot < 97:

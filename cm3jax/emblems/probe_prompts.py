@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from cm3jax.emblems import sample
-from cm3jax.emblems.draw import SIZE, draw
+from cm3jax.emblems.draw import SIZE, draw_scene
 from cm3jax.emblems.examples import bank_documents, example
 from cm3jax.emblems.looks import MEMORY_ONLY, catalogue, integer
 from cm3jax.emblems.reader import read_batch
@@ -29,7 +29,7 @@ LOWER_HALF = tuple(range(GRID * GRID // 2, GRID * GRID))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Prompt:
+class ProbePrompt:
     """One question to a model, and its answer."""
 
     key: str
@@ -43,7 +43,7 @@ class Prompt:
     the model never sees."""
 
 
-def prompts(kind: Kind, count: int, seed: int = 0, size: int = SIZE) -> list[Prompt]:
+def prompts(kind: Kind, count: int, seed: int = 0, size: int = SIZE) -> list[ProbePrompt]:
     """The first `count` prompts of a kind; `seed` is the dataset's, whose emblems they name.
 
     Heldout prompts go round the memory-only emblems in turn, and put a single emblem at a place
@@ -54,10 +54,10 @@ def prompts(kind: Kind, count: int, seed: int = 0, size: int = SIZE) -> list[Pro
     return [_prompt(kind, index, seed, size) for index in range(count)]
 
 
-def _prompt(kind: Kind, index: int, seed: int, size: int) -> Prompt:
+def _prompt(kind: Kind, index: int, seed: int, size: int) -> ProbePrompt:
     rng = random.Random(f"emblems {seed} prompts {kind} {index}")
     scene = sample.at_home("prompts", _scenes(rng, kind, index, seed))
-    return Prompt(f"{kind}-{index}", kind, caption(scene), scene, draw(scene, size))
+    return ProbePrompt(f"{kind}-{index}", kind, caption(scene), scene, draw_scene(scene, size))
 
 
 def _scenes(rng: random.Random, kind: Kind, index: int, seed: int) -> Callable[[], Scene]:
@@ -76,10 +76,10 @@ def _scenes(rng: random.Random, kind: Kind, index: int, seed: int) -> Callable[[
         )
     if kind == "infill":
         return lambda: _until(
-            lambda: sample.plain(rng),
+            lambda: sample.plain_scene(rng),
             lambda scene: any(shape.cell in LOWER_HALF for shape in scene.shapes),
         )
-    return lambda: sample.plain(rng)
+    return lambda: sample.plain_scene(rng)
 
 
 def _until(draw_scene: Callable[[], Scene], fits: Callable[[Scene], bool]) -> Scene:

@@ -33,13 +33,13 @@ class Reading:
     """Of the worst cell to its patch, root mean square over its values of 0 to 255."""
 
 
-def read(image: UInt8[np.ndarray, "S S 3"]) -> Reading:
+def read_scene(image: UInt8[np.ndarray, "S S 3"]) -> Reading:
     """The scene in a picture whose side is a multiple of 32."""
     return read_batch(image[None])[0]
 
 
 def read_batch(images: UInt8[np.ndarray, "B S S 3"]) -> list[Reading]:
-    """`read` of many pictures at once."""
+    """`read_scene` of many pictures at once."""
     readings = []
     for start in range(0, len(images), _CHUNK):
         patches, distances = nearest_patches(images[start : start + _CHUNK])

@@ -55,7 +55,7 @@ def _shapes(rng: random.Random, free: tuple[int, ...], count: int) -> tuple[Shap
     )
 
 
-def plain(rng: random.Random, most: int = 4) -> Scene:
+def plain_scene(rng: random.Random, most: int = 4) -> Scene:
     """1 to `most` shapes."""
     empty = Scene(pick(rng, _BACKGROUNDS))
     return dataclasses.replace(empty, shapes=_shapes(rng, empty.free_cells, 1 + integer(rng, most)))
@@ -100,9 +100,9 @@ def palm(rng: random.Random) -> Scene:
 
 def story(rng: random.Random) -> tuple[Scene, Scene, Scene]:
     """A shape that changes in one way, then in another."""
-    scenes = [plain(rng, most=1)]
+    scenes = [plain_scene(rng, most=1)]
     for _ in range(2):
-        new = plain(rng, most=1).shapes[0]
+        new = plain_scene(rng, most=1).shapes[0]
         field = pick(rng, ("cell", "colour", "shape", "size"))
         shape = dataclasses.replace(scenes[-1].shapes[0], **{field: getattr(new, field)})
         if shape == scenes[-1].shapes[0]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from cm3jax.emblems import sample
 from cm3jax.emblems.annotations import Annotations, Question, annotate
-from cm3jax.emblems.draw import SIZE, draw
+from cm3jax.emblems.draw import SIZE, draw_scene
 from cm3jax.emblems.examples import ORIGINS
 from cm3jax.emblems.looks import integer
 from cm3jax.emblems.palette import BACKGROUNDS, COLOURS
@@ -63,7 +63,7 @@ Made = tuple[dict[str, Value], tuple[Scene, ...]]
 
 
 def _plain(rng: random.Random, split: str) -> Scene:
-    return sample.at_home(split, lambda: sample.plain(rng))
+    return sample.at_home(split, lambda: sample.plain_scene(rng))
 
 
 def brief(scene: Scene) -> str:
@@ -79,9 +79,9 @@ def _editing(rng: random.Random, split: str, size: int) -> Made:
         if sample.home(caption(edit.scene)) == split:
             break
     values = {
-        "image": draw(scene, size),
+        "image": draw_scene(scene, size),
         "instruction": edit.instruction,
-        "answer": draw(edit.scene, size),
+        "answer": draw_scene(edit.scene, size),
     }
     return values, (edit.scene,)
 
@@ -113,7 +113,7 @@ def _from_map(make: Callable[[Scene, Annotations], np.ndarray]):
         values = {
             "image": make(scene, annotate(scene, "map", size)),
             "caption": brief(scene),
-            "answer": draw(scene, size),
+            "answer": draw_scene(scene, size),
         }
         return values, (scene,)
 
@@ -132,18 +132,18 @@ def boxes(scene: Scene, coloured: bool = True) -> list[grounded.Box]:
 
 def _grounded(rng: random.Random, split: str, size: int) -> Made:
     scene = _plain(rng, split)
-    told = grounded.write(boxes(scene, coloured=rng.random() < 0.5))
-    return {"caption": brief(scene), "boxes": told, "answer": draw(scene, size)}, (scene,)
+    told = grounded.write_boxes(boxes(scene, coloured=rng.random() < 0.5))
+    return {"caption": brief(scene), "boxes": told, "answer": draw_scene(scene, size)}, (scene,)
 
 
 def _words(rng: random.Random, split: str, size: int) -> Made:
     scene = sample.at_home(split, lambda: sample.word(rng))
-    return {"text": scene.word, "answer": draw(scene, size)}, (scene,)
+    return {"text": scene.word, "answer": draw_scene(scene, size)}, (scene,)
 
 
 def _caption(rng: random.Random, split: str, size: int) -> Made:
     scene = _plain(rng, split)
-    return {"image": draw(scene, size), "answer": caption(scene)}, (scene,)
+    return {"image": draw_scene(scene, size), "answer": caption(scene)}, (scene,)
 
 
 def _long_caption(rng: random.Random, split: str, size: int) -> Made:
@@ -158,7 +158,7 @@ def _long_caption(rng: random.Random, split: str, size: int) -> Made:
     ]
     claims = tuple(claim for found in firsts for claim in found)[:_MORE_CLAIMS]
     text = caption(scene, claims, background_first=True)
-    return {"image": draw(scene, size), "answer": text}, (scene,)
+    return {"image": draw_scene(scene, size), "answer": text}, (scene,)
 
 
 def _question(rng: random.Random, split: str) -> tuple[Scene, Question]:
@@ -173,7 +173,7 @@ def _vqa(rng: random.Random, split: str, size: int) -> Made:
     words = question.question
     # People begin a question with a capital letter.
     words = words[0].upper() + words[1:] if rng.random() < 0.5 else words
-    values = {"question": words, "answer": question.answer, "image": draw(scene, size)}
+    values = {"question": words, "answer": question.answer, "image": draw_scene(scene, size)}
     return values, (scene,)
 
 
@@ -192,7 +192,7 @@ def _science(rng: random.Random, split: str, size: int) -> Made:
         "question": question.question,
         "options": ", ".join(mixed),
         "answer": explained(question.rationale, right),
-        "image": draw(scene, size),
+        "image": draw_scene(scene, size),
     }
     return values, (scene,)
 
@@ -210,7 +210,7 @@ def _story(rng: random.Random, split: str, size: int) -> Made:
     ]
     segments: list[str | np.ndarray] = []
     for text, scene in zip(texts, scenes, strict=True):
-        segments += [text, draw(scene, size)]
+        segments += [text, draw_scene(scene, size)]
     return {"beginning": segments[0], "answer": tuple(segments[1:])}, scenes
 
 

@@ -77,7 +77,7 @@ def _things(scene: Scene) -> str:
     if scene.fingers is not None:
         return f"a palm with {FINGERS[scene.fingers]} fingers"
     emblems = _listed([f"the {e.name} emblem at the {PLACES[e.place]}" for e in scene.emblems])
-    shapes = _listed([describe(shape) for shape in scene.shapes])
+    shapes = _listed([describe_shape(shape) for shape in scene.shapes])
     return " with ".join(part for part in (emblems, shapes) if part)
 
 
@@ -85,7 +85,7 @@ def _listed(items: list[str]) -> str:
     return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else "".join(items)
 
 
-def describe(shape: Shape) -> str:
+def describe_shape(shape: Shape) -> str:
     """A shape in full: "a large red circle at b3"."""
     return f"a {shape.size} {shape.colour} {shape.shape} at {CELLS[shape.cell]}"
 

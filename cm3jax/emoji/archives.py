@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.io.checksums import describe
+from cm3jax.io.checksums import file_entry
 from cm3jax.io.files import digest
 
 PACKAGES = {
@@ -89,7 +89,7 @@ class Archives:
     @functools.cached_property
     def digest(self) -> str:
         """Hash of the archives' bytes."""
-        return digest(repr([describe(path) for path in self.paths.values()]))
+        return digest(repr([file_entry(path) for path in self.paths.values()]))
 
     def sets(self) -> list[IconSet]:
         """All sets; `UserError` names an archive that can't be read."""

@@ -26,9 +26,9 @@ from cm3jax.evaluate.protocol import (
     Score,
     by_licence,
     code_version,
-    fingerprint,
     licensed_share,
     sampling,
+    tree_fingerprint,
 )
 from cm3jax.evaluate.results import Cell, Figure, worst_and_best
 from cm3jax.generation import generator as generate
@@ -187,7 +187,7 @@ class Exam:
         return figures
 
     def _shown(self, path: epath.Path) -> np.ndarray:
-        return pictures.read(path, 64 if self.crop > 64 or not self.crop else self.crop)
+        return pictures.read_picture(path, 64 if self.crop > 64 or not self.crop else self.crop)
 
 
 def from_run(
@@ -213,13 +213,15 @@ def from_run(
         raise UserError("choosing and scoring samples takes a CLIP encoder; name one with --clip.")
     if guidance is not None:
         generator.decode = dataclasses.replace(generator.decode, guidance_scale=guidance)
-    weights = digest(fingerprint(load_run(run_dir).variables), generator.image.fingerprint)
+    weights = digest(tree_fingerprint(load_run(run_dir).variables), generator.image.fingerprint)
     sets = []
     for count in documents:
         setting = _setting(generator, weights, exam, count, samples, seed)
-        drawing.draw(generator, encoder, exam.captions.chosen, setting, exam.out, share, say)
+        drawing.draw_missing(
+            generator, encoder, exam.captions.chosen, setting, exam.out, share, say
+        )
         sets += [_picture_set(generator, exam, setting, n) for n in setting.samples]
-    return describe(run_dir), sets
+    return describe_training(run_dir), sets
 
 
 def _setting(
@@ -324,7 +326,7 @@ def _by_name(files: Sequence[epath.Path], captions: Sequence[Caption]) -> list[C
     return named if sum(map(bool, named)) > sum(map(bool, ids)) else ids
 
 
-def describe(run_dir: epath.PathLike) -> Model:
+def describe_training(run_dir: epath.PathLike) -> Model:
     """What a run's config and corpus say of its training."""
     run = load_run(run_dir)
     experiment = run.experiment

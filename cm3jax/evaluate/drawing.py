@@ -21,7 +21,7 @@ from cm3jax.evaluate.coco import Caption
 from cm3jax.generation.generator import Generated, Generator
 from cm3jax.io.files import read_json, write_atomic, write_json
 from cm3jax.report.html import png
-from cm3jax.retrieval.clip_encoder import ClipEncoder, fit
+from cm3jax.retrieval.clip_encoder import ClipEncoder, fit_picture
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.shapes import Float
 
@@ -86,7 +86,7 @@ class Setting:
         return home
 
 
-def draw(
+def draw_missing(
     generator: Generator,
     encoder: ClipEncoder,
     captions: Sequence[Caption],
@@ -143,5 +143,5 @@ def likeness(
     encoder: ClipEncoder, vector: Float[np.ndarray, " E"], group: Sequence[Generated]
 ) -> Float[np.ndarray, " G"]:
     """Cosines of a text's vector and its samples'."""
-    pictures = [fit(sample.image, encoder.config) for sample in group]
+    pictures = [fit_picture(sample.image, encoder.config) for sample in group]
     return encoder.encode_images(pictures) @ vector

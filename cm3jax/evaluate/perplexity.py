@@ -23,8 +23,8 @@ from cm3jax.evaluate.protocol import (
     Score,
     by_licence,
     code_version,
-    fingerprint,
     licensed_share,
+    tree_fingerprint,
 )
 from cm3jax.io.files import digest
 from cm3jax.learners.decoder import DecoderLearner
@@ -76,7 +76,7 @@ def evaluate_perplexity(
         licensed_share=licensed_share(licences),
         licences=licences,
         reader="exp of the mean nats per target",
-        weights=fingerprint(run.variables),
+        weights=tree_fingerprint(run.variables),
         code_version=code_version(),
     )
     found = {_NAMES[name]: pairs for name, pairs in sums.items() if pairs[:, 1].any()}

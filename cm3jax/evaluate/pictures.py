@@ -16,7 +16,7 @@ from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.fid import Frechet, Gaussian
 from cm3jax.evaluate.protocol import Protocol, Score, code_version
 from cm3jax.io.files import digest, write_array
-from cm3jax.retrieval.clip_encoder import ClipEncoder, fit
+from cm3jax.retrieval.clip_encoder import ClipEncoder, fit_picture
 from cm3jax.shapes import Float, UInt8
 from cm3jax.tokenizers.image_tokenizer import load_picture, load_whole
 
@@ -54,7 +54,7 @@ def _visible(folder: epath.Path) -> list[epath.Path]:
     return [path for path in found if not path.name.startswith(".")]
 
 
-def read(path: epath.PathLike, crop: int) -> UInt8[np.ndarray, "Y X 3"]:
+def read_picture(path: epath.PathLike, crop: int) -> UInt8[np.ndarray, "Y X 3"]:
     """The centre square at `crop` pixels a side (Lanczos), or with 0 the picture as it is."""
     return load_picture(path, crop) if crop else load_whole(path)
 
@@ -71,7 +71,7 @@ class Features:
     extractor: Extractor
     files: Sequence[epath.Path]
     crop: int
-    """As in `read`."""
+    """As in `read_picture`."""
     folder: epath.Path
 
     def extract(self, share: Share = ALL, say: Callable[[str], None] = print) -> None:
@@ -83,7 +83,7 @@ class Features:
         index, count = share
         mine = {self._path(*part): part[1] for part in parts[index::count]}
         missing = {path: files for path, files in mine.items() if not path.exists()}
-        pictures = (read(file, self.crop) for files in missing.values() for file in files)
+        pictures = (read_picture(file, self.crop) for files in missing.values() for file in files)
         rows = itertools.chain.from_iterable(self.extractor.features(pictures))
         for done, (path, files) in enumerate(missing.items(), 1):
             write_array(path, np.stack(list(itertools.islice(rows, len(files)))))
@@ -162,7 +162,7 @@ def cosines(
     for start in range(0, len(texts), batch):
         part = slice(start, start + batch)
         pictures = encoder.encode_images(
-            [fit(read(file, 0), encoder.config) for file in files[part]]
+            [fit_picture(read_picture(file, 0), encoder.config) for file in files[part]]
         )
         out.append((pictures * encoder.encode_texts(list(texts[part]))).sum(-1))
     return np.concatenate(out)

@@ -195,7 +195,7 @@ def code_version() -> str:
     return f"{cm3jax.__version__}+{state}"
 
 
-def fingerprint(variables: Any) -> str:
+def tree_fingerprint(variables: Any) -> str:
     """Of every array in a tree, and of its place there."""
     leaves = jax.tree.leaves_with_path(variables)
     return digest(

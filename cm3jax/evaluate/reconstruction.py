@@ -28,7 +28,7 @@ from cm3jax.learners.vqgan import VQGANLearner
 from cm3jax.shapes import Bool, Float, Int, UInt8
 from cm3jax.tokenizers.fidelity import code_usage, psnr, ssim
 from cm3jax.tokenizers.image_tokenizer import to_pixels
-from cm3jax.tokenizers.lpips import LPIPS, load
+from cm3jax.tokenizers.lpips import LPIPS, load_lpips
 
 _BATCH = 16
 _FEWEST = 2
@@ -158,7 +158,7 @@ def _figures(
     lpips: epath.PathLike,
 ) -> dict[str, Float[np.ndarray, " B"]]:
     """One value per picture."""
-    weights = load(lpips) if lpips else None
+    weights = load_lpips(lpips) if lpips else None
 
     @jax.jit
     def measure(true, again):

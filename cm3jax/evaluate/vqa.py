@@ -40,13 +40,13 @@ def accuracy(answer: str, people: Sequence[str]) -> float:
         raise UserError("a question without anybody's answer has no accuracy; leave it out.")
     given, others = _plain(answer), [_plain(one) for one in people]
     if len(set(others)) > 1:
-        given, others = normalise(given), [normalise(one) for one in others]
+        given, others = normalise_answer(given), [normalise_answer(one) for one in others]
     same = others.count(given)
     agreeing = sum(min(1.0, (same - (one == given)) / 3) for one in others)
     return agreeing / len(others)
 
 
-def normalise(answer: str) -> str:
+def normalise_answer(answer: str) -> str:
     """Lower case, punctuation and articles gone, numbers as digits, apostrophes back in place."""
     words = [_DIGITS.get(word, word) for word in _unmarked(answer).lower().split()]
     kept = [word for word in words if word not in _ARTICLES]

@@ -26,14 +26,14 @@ from cm3jax.errors import UserError
 from cm3jax.generation.likelihood import Likelihood
 from cm3jax.generation.prompts import Prompt, Segments, Shown, read_prompt
 from cm3jax.generation.requests import (
-    Ask,
-    Asker,
-    Broken,
+    BrokenImage,
     CaptionAsker,
     Document,
     Documents,
     Part,
     Picture,
+    PromptRequest,
+    RequestBuilder,
     read_answer,
     to_text,
 )
@@ -50,10 +50,10 @@ from cm3jax.shapes import Bool, Float, Int, UInt8
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 from cm3jax.training.companions import companion, encoder_fingerprint
-from cm3jax.training.state import TrainState, plan
+from cm3jax.training.state import TrainState, plan_layout
 
 Pictures = UInt8[np.ndarray, "B Y X 3"] | Sequence[Picture | None]
-Segment = str | Broken | Picture
+Segment = str | BrokenImage | Picture
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ class Generator:
         self.text = text
         self.image = image
         self.decode = decode
-        asker = CaptionAsker if isinstance(model, EncoderDecoder) else Asker
+        asker = CaptionAsker if isinstance(model, EncoderDecoder) else RequestBuilder
         self.ask = asker(vocab, text, image, model.room)
         self._variables = jax.device_put(as_read(variables, model.config.dtype))
         self._open_encoder, self._open_retriever = open_encoder, open_retriever
@@ -149,7 +149,7 @@ class Generator:
         parts = (self.vocab, self.text, self.image, self._open_encoder, self._open_retriever)
         return Generator(self.model, variables, *parts, self.decode)
 
-    def keeping(self, folder: epath.PathLike, origin: str) -> "Generator":
+    def cached_in(self, folder: epath.PathLike, origin: str) -> "Generator":
         """The same, with every sample kept in `folder`: those that lie there are not drawn again.
 
         `origin` is a fingerprint of weights and code; samples of another one do not count.
@@ -271,10 +271,10 @@ class Generator:
         """
         size = self.image.config.image_size
         read = [read_prompt(prompt, size) for prompt in prompts]
-        shown = self.company(read, retrieve, documents)
+        shown = self.documents_for(read, retrieve, documents)
         return self._all(self.asks(read, shown, decode or self.decode), samples, seed, decode)
 
-    def company(
+    def documents_for(
         self,
         prompts: Sequence[Prompt],
         retrieve: int,
@@ -322,9 +322,9 @@ class Generator:
 
     def asks(
         self, prompts: Sequence[Prompt], documents: Documents, config: DecodeConfig
-    ) -> list[Ask]:
+    ) -> list[PromptRequest]:
         """What prompts ask for, in their order: what is masked, or else a picture."""
-        out: list[Ask | None] = [None] * len(prompts)
+        out: list[PromptRequest | None] = [None] * len(prompts)
         for recall, build in ((False, self.ask.pictures), (True, self.ask.fillings)):
             here = [index for index, prompt in enumerate(prompts) if prompt.recall == recall]
             rows = [prompts[index].segments for index in here]
@@ -336,7 +336,7 @@ class Generator:
 
     def answer(
         self,
-        asks: Sequence[Ask],
+        asks: Sequence[PromptRequest],
         samples: int = 1,
         seed: int = 0,
         decode: DecodeConfig | None = None,
@@ -350,7 +350,7 @@ class Generator:
             yield self._finish(asks, finished)
 
     def logprobs(
-        self, asks: Sequence[Ask], answers: Sequence[Int[np.ndarray, " _"]]
+        self, asks: Sequence[PromptRequest], answers: Sequence[Int[np.ndarray, " _"]]
     ) -> Float[np.ndarray, " B"]:
         """Log-probability in nats of an answer to each ask, to compare answers.
 
@@ -359,7 +359,7 @@ class Generator:
         return np.asarray([each.sum() for each in self.token_logprobs(asks, answers)])
 
     def token_logprobs(
-        self, asks: Sequence[Ask], answers: Sequence[Int[np.ndarray, " _"]]
+        self, asks: Sequence[PromptRequest], answers: Sequence[Int[np.ndarray, " _"]]
     ) -> list[Float[np.ndarray, " _"]]:
         """The log-probability of each id of each answer (`Likelihood`)."""
         prefixes = [ask.request.prefix for ask in asks]
@@ -370,7 +370,7 @@ class Generator:
         return Likelihood(self.model)
 
     def _all(
-        self, asks: Sequence[Ask], samples: int, seed: int, decode: DecodeConfig | None
+        self, asks: Sequence[PromptRequest], samples: int, seed: int, decode: DecodeConfig | None
     ) -> list[list[Generated]]:
         out: list[list[Generated | None]] = [[None] * samples for _ in asks]
         for finished in self.answer(asks, samples, seed, decode):
@@ -378,7 +378,7 @@ class Generator:
                 out[index][sample.sample_id] = sample
         return out
 
-    def _finish(self, asks: Sequence[Ask], finished: list[loop.Finished]) -> Finished:
+    def _finish(self, asks: Sequence[PromptRequest], finished: list[loop.Finished]) -> Finished:
         """Read the ids; all pictures are decoded together."""
         found = [
             (done.request, done.first + offset, sample, asks[done.request])
@@ -436,7 +436,9 @@ class Generator:
         return " ".join(names)
 
 
-def _close(ask: Ask, parts: Sequence[Part], images: Iterator[Picture]) -> tuple[Segment, ...]:
+def _close(
+    ask: PromptRequest, parts: Sequence[Part], images: Iterator[Picture]
+) -> tuple[Segment, ...]:
     """Parts with pictures in place of codes; pixels outside of holes are those of before."""
     holes = [None] * len(parts) if ask.holes is None else ask.holes
     out = []
@@ -462,7 +464,7 @@ def load(
     devices = None if mesh is None else partition.make_mesh(mesh)
 
     def onto(experiment: Experiment) -> TrainState:
-        return plan(_learner(run_dir, experiment).init, experiment, devices).abstract
+        return plan_layout(_learner(run_dir, experiment).init, experiment, devices).abstract
 
     run = load_run(run_dir, onto if devices else None)
     return assemble(run, run_dir, bank)

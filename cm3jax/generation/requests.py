@@ -33,7 +33,7 @@ Picture = UInt8[np.ndarray, "Y X 3"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Broken:
+class BrokenImage:
     """A picture that the model ended early or late, which only happens without a grammar."""
 
     length: int
@@ -41,7 +41,7 @@ class Broken:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ask:
+class PromptRequest:
     """A request, the documents in it, and how its answer is read."""
 
     request: Request
@@ -51,7 +51,7 @@ class Ask:
     text or a new picture. None: the answer is a document of its own."""
 
 
-class Asker:
+class RequestBuilder:
     """Builds asks of a decoder; `room` says how many tokens may follow a prompt of so many."""
 
     def __init__(
@@ -69,7 +69,7 @@ class Asker:
         documents: Documents | None,
         prompt_ids: Sequence[int] | None,
         config: DecodeConfig,
-    ) -> list[Ask]:
+    ) -> list[PromptRequest]:
         """A picture after each prompt, guided."""
         new = self.vocab.image_tokens
         program = (Codes((None,) * new),)
@@ -93,7 +93,7 @@ class Asker:
         documents: Documents | None,
         prompt_ids: Sequence[int] | None,
         config: DecodeConfig,
-    ) -> list[Ask]:
+    ) -> list[PromptRequest]:
         """More of each document: texts and pictures as the model likes, guided."""
         rows = self._rows(prompts)
         asks = []
@@ -114,7 +114,7 @@ class Asker:
         documents: Documents | None,
         prompt_ids: Sequence[int] | None,
         config: DecodeConfig,
-    ) -> list[Ask]:
+    ) -> list[PromptRequest]:
         """Each picture as its instruction says, asked for by the template of instruction tuning;
         guided by both, in three streams (section 4), or by none where both scales are 1.
 
@@ -144,7 +144,7 @@ class Asker:
         documents: Documents | None,
         prompt_ids: Sequence[int] | None,
         config: DecodeConfig,
-    ) -> list[Ask]:
+    ) -> list[PromptRequest]:
         """What is under the masks of each prompt, at least one, in the order of their places."""
         rows = self._rows(prompts)
         asks = []
@@ -191,19 +191,19 @@ class Asker:
             return ()
         return (Guide(np.asarray(self._blind(front), np.int32), config.guidance_scale),)
 
-    def _ask(self, prefix, guides, program, name, documents, holes) -> Ask:
+    def _ask(self, prefix, guides, program, name, documents, holes) -> PromptRequest:
         ids = np.asarray(prefix, np.int32)
-        return Ask(Request(ids, guides, program, int(name)), tuple(documents), holes)
+        return PromptRequest(Request(ids, guides, program, int(name)), tuple(documents), holes)
 
 
-class CaptionAsker(Asker):
+class CaptionAsker(RequestBuilder):
     """Builds asks of an encoder-decoder, which reads one caption and draws one picture.
 
     A prompt is the caption with its `<eos>`, and the `<eos>` that starts the picture; without a
     caption these two stand alone, as in training (`data.pairs`).
     """
 
-    def fillings(self, prompts: Sized, *rest) -> list[Ask]:
+    def fillings(self, prompts: Sized, *rest) -> list[PromptRequest]:
         """Refused, as are stories and edits."""
         if len(prompts):
             raise UserError("an encoder-decoder draws pictures of texts alone; give it one.")
@@ -242,18 +242,20 @@ def _company(
     return shown, range(len(rows)) if prompt_ids is None else prompt_ids
 
 
-Part = str | Broken | Int[np.ndarray, " codes"]
+Part = str | BrokenImage | Int[np.ndarray, " codes"]
 """A text, a broken picture, or the codes of a whole one, from 0."""
 
 
-def read_answer(ask: Ask, ids: Int[np.ndarray, " T"], asker: Asker) -> list[Part]:
+def read_answer(
+    ask: PromptRequest, ids: Int[np.ndarray, " T"], asker: RequestBuilder
+) -> list[Part]:
     """The segments of an answer; a picture's holes are closed."""
     if ask.holes is None:
         return _segments(ids, asker)
     return _fillings(ask, ids, asker)
 
 
-def _fillings(ask: Ask, ids: np.ndarray, asker: Asker) -> list[Part]:
+def _fillings(ask: PromptRequest, ids: np.ndarray, asker: RequestBuilder) -> list[Part]:
     vocab, out, here = asker.vocab, [], 0
     holes = iter(ask.holes)
     for slot in ask.request.program:
@@ -274,7 +276,7 @@ def _fillings(ask: Ask, ids: np.ndarray, asker: Asker) -> list[Part]:
     return out
 
 
-def _segments(ids: np.ndarray, asker: Asker) -> list[Part]:
+def _segments(ids: np.ndarray, asker: RequestBuilder) -> list[Part]:
     """What stands between the `<break>`s up to the first `<eos>`."""
     vocab = asker.vocab
     if vocab.eos in ids:
@@ -287,13 +289,13 @@ def _segments(ids: np.ndarray, asker: Asker) -> list[Part]:
         if len(codes) == len(part) == vocab.image_tokens:
             out.append(codes - vocab.first_image)
         elif len(codes):
-            out.append(Broken(len(codes)))
+            out.append(BrokenImage(len(codes)))
         elif len(part):
             out.append(to_text(part, asker))
     return out
 
 
-def to_text(ids: Int[np.ndarray, " L"], asker: Asker) -> str:
+def to_text(ids: Int[np.ndarray, " L"], asker: RequestBuilder) -> str:
     """The text of the pieces among these ids."""
     pieces = ids[ids >= asker.vocab.first_text] - asker.vocab.first_text
     return asker.text.decode(pieces.tolist())

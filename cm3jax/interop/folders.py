@@ -137,7 +137,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_report(folder: Path, report: Sequence[Key]) -> None:
+def write_tensor_report(folder: Path, report: Sequence[Key]) -> None:
     """`report.txt`: a line per tensor, with its type, its shape and what it is here."""
     rows = [(key.key, key.type, "x".join(map(str, key.shape)), key.ours) for key in report]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]

@@ -152,7 +152,7 @@ def convert(source: Path, out: Path, decoder: Path | None, decoder_config: Path)
         images, found = _with_decoder(folder, decoder, decoder_config)
     with folders.new_folder(out) as scratch:
         text = _write_text(source, folder, scratch / "text")
-        vqgan.write_run(scratch / "vqgan", folder.vqgan, images, found)
+        vqgan.write_tokenizer(scratch / "vqgan", folder.vqgan, images, found)
         vocab = Vocab(
             folder.vocabulary.config,
             text.fingerprint,
@@ -160,7 +160,7 @@ def convert(source: Path, out: Path, decoder: Path | None, decoder_config: Path)
         )
         outputs = {place.path: imported(place, folder.tensors) for place in folder.places}
         write_export(scratch, _experiment(folder), outputs, 0, vocab.fingerprints)
-        folders.write_report(scratch, folder.report)
+        folders.write_tensor_report(scratch, folder.report)
     return folder.report
 
 
@@ -181,7 +181,7 @@ def _write_text(source: Path, folder: Checkpoint, out: Path) -> TextTokenizer:
     if (source / MODEL_FILE).exists():
         text = TextTokenizer.load(source)
     else:
-        model = huggingface.read(source, folder.vocabulary.text_ids)
+        model = huggingface.read_tokenizer(source, folder.vocabulary.text_ids)
         _require_same_ids(source, huggingface.table(model), folder)
         text = TextTokenizer(model)
     if text.pieces != folder.vocabulary.config.text_pieces:

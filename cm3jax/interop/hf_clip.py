@@ -42,7 +42,7 @@ _ACTIVATIONS = ("quick_gelu", "gelu")
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
+class TextTowerFields:
     """What decides the text tower, with the defaults of transformers."""
 
     vocab_size: int = 49408
@@ -58,7 +58,7 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
-class Vision:
+class VisionTowerFields:
     """What decides the picture tower, with the defaults of transformers."""
 
     hidden_size: int = 768
@@ -73,7 +73,7 @@ class Vision:
     pruned_heads: dict | None = None
 
 
-_KINDS = {"text_config": Text, "vision_config": Vision}
+_KINDS = {"text_config": TextTowerFields, "vision_config": VisionTowerFields}
 
 
 def convert(source: Path, out: Path) -> list[Key]:
@@ -82,14 +82,14 @@ def convert(source: Path, out: Path) -> list[Key]:
     where, found = places(config), folders.read_tensors(source)
     report = match(where, found, _UNUSED, str(source))
     with folders.new_folder(out) as folder:
-        model = huggingface.read(source, range(config.text_vocab - 2))
+        model = huggingface.read_tokenizer(source, range(config.text_vocab - 2))
         text = TextTokenizer(model)
         _require_ends(source, model, config)
         text.save(folder)
         outputs = {place.path: imported(place, found) for place in where}
         experiment = Experiment(name="clip", learner="clip", clip=config)
         write_export(folder, experiment, outputs, 0, {"text": text.fingerprint})
-        folders.write_report(folder, report)
+        folders.write_tensor_report(folder, report)
     return report
 
 
@@ -150,7 +150,7 @@ def _part(name: str, values: dict[str, Any], path: Path) -> Any:
     return build(kind, fields.select({} if given is None else given, read, TOWER, what), what)
 
 
-def _require(text: Text, vision: Vision, path: Path) -> None:
+def _require(text: TextTowerFields, vision: VisionTowerFields, path: Path) -> None:
     for name, tower in (("text_config", text), ("vision_config", vision)):
         what, found = f"{path}: {name}", dataclasses.asdict(tower)
         usual = {

@@ -35,7 +35,7 @@ _LEVEL = re.compile(r"(down|up)_(\d+)_(block|attn)_(\d+)|(down|up)_(\d+)_(\w+sam
 
 
 @dataclasses.dataclass(frozen=True)
-class Foreign:
+class VQGANFields:
     """The fields of a config that decide the network, under HF's names and with its defaults."""
 
     embed_dim: int = 256
@@ -63,8 +63,8 @@ _HARMLESS = {
 
 def read_config(values: Mapping[str, Any], what: str) -> VQGANConfig:
     """Our config of HF's `vq_config`; `UserError` for what ours cannot be."""
-    names = [field.name for field in dataclasses.fields(Foreign)]
-    foreign = build(Foreign, fields.select(values, names, _HARMLESS, what), what)
+    names = [field.name for field in dataclasses.fields(VQGANFields)]
+    foreign = build(VQGANFields, fields.select(values, names, _HARMLESS, what), what)
     found = dataclasses.asdict(foreign)
     usual = {
         "double_latent": (False,),
@@ -104,7 +104,7 @@ def write_config(config: VQGANConfig) -> dict[str, Any]:
             f"vqgan.channels={config.channels} is none of taming's family; it needs kernel 3, "
             "patch 1 and a multiple of 32."
         )
-    foreign = Foreign(
+    foreign = VQGANFields(
         embed_dim=config.code_width,
         num_embeddings=config.codes,
         latent_channels=config.latents,
@@ -151,7 +151,7 @@ def _foreign_name(name: str) -> str:
     return f"{joined}.{leaf}" if outside else f"{tower}.{joined}.{leaf}"
 
 
-def write_run(
+def write_tokenizer(
     folder: Path,
     config: VQGANConfig,
     where: list[Place],
@@ -174,8 +174,8 @@ def convert(source: Path, out: Path, config: Path) -> list[Key]:
     where = places(ours)
     report = match(where, found, UNUSED, str(source))
     with folders.new_folder(out) as folder:
-        write_run(folder, ours, where, found)
-        folders.write_report(folder, report)
+        write_tokenizer(folder, ours, where, found)
+        folders.write_tensor_report(folder, report)
     return report
 
 

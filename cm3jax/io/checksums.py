@@ -12,7 +12,7 @@ from cm3jax.io.files import read_json, write_json
 MANIFEST = "checksums.json"
 
 
-def describe(path: epath.PathLike) -> dict[str, Any]:
+def file_entry(path: epath.PathLike) -> dict[str, Any]:
     """Size and SHA-256 of a file: `{"bytes": ..., "sha256": ...}`."""
     path = epath.Path(path)
     with path.open("rb") as file:
@@ -25,7 +25,9 @@ def seal(directory: epath.PathLike, without: tuple[str, ...] = ()) -> None:
     root = epath.Path(directory)
     names = [name for name in _files(root) if name not in (MANIFEST, *without)]
     with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the interpreter
-        entries = dict(zip(names, pool.map(lambda name: describe(root / name), names), strict=True))
+        entries = dict(
+            zip(names, pool.map(lambda name: file_entry(root / name), names), strict=True)
+        )
     write_json(root / MANIFEST, entries)
 
 
@@ -43,7 +45,7 @@ def fault(directory: epath.PathLike) -> str | None:
             return f"{name} is missing"
         if path.stat().length != wanted["bytes"]:
             return f"{name} has {path.stat().length} of {wanted['bytes']} bytes"
-        return None if describe(path) == wanted else f"{name} has another checksum"
+        return None if file_entry(path) == wanted else f"{name} has another checksum"
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         return next((found for found in pool.map(check, sorted(entries)) if found), None)

@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax.io.array_records import write_records
-from cm3jax.io.checksums import describe
+from cm3jax.io.checksums import file_entry
 from cm3jax.io.files import digest, read_json, write_json
 from cm3jax.io.folders import Recognised, delete, hold, require_ours, scratch, swap
 
@@ -135,7 +135,7 @@ class ShardWriter:
         for column, values in columns.items():
             np.save(self._column(column, number), values)
         rows = len(next(iter(columns.values())))
-        facts = {"name": name, "records": rows, "file": describe(self.parts / name)}
+        facts = {"name": name, "records": rows, "file": file_entry(self.parts / name)}
         facts |= {"made_from": self.made_from, "state": self._state(number)}
         write_json(self._notes(number), {**notes, **facts})
 
@@ -178,7 +178,7 @@ class ShardWriter:
         files = {note["name"]: note["file"] for note in notes}
         for column in columns:
             self._join(column, shards)
-            files[f"{column}.npy"] = describe(self.parts / f"{column}.npy")
+            files[f"{column}.npy"] = file_entry(self.parts / f"{column}.npy")
         whole = {
             **describe_all(notes, files),
             "made_from": self.made_from,

@@ -15,7 +15,7 @@ from etils import epath
 
 from cm3jax import checkpoint
 from cm3jax.config import ClipConfig, Experiment
-from cm3jax.data.contrastive import NO_SUBJECT, Couples, CoupleStream, Records
+from cm3jax.data.contrastive import NO_SUBJECT, CaptionedRecords, Couples, CoupleStream
 from cm3jax.data.pipeline import NoRecords, Stream
 from cm3jax.data.sources import open_source
 from cm3jax.errors import UserError
@@ -23,13 +23,13 @@ from cm3jax.retrieval.clip_encoder import (
     CLIP,
     ClipEncoder,
     document_vectors,
-    normalise,
+    normalise_pixels,
     text_length,
 )
 from cm3jax.shapes import Array, Bool, Float, Int, Key
 from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, TextTokenizer
 from cm3jax.training.loss import LossOutput, Mean
-from cm3jax.training.metrics import Work
+from cm3jax.training.metrics import StepCost
 
 
 class CLIPLearner:
@@ -58,7 +58,7 @@ class CLIPLearner:
             self.tokenizer.save(run_dir)
 
     @functools.cached_property
-    def records(self) -> Records:
+    def records(self) -> CaptionedRecords:
         """What is trained on."""
         return self._records("train")
 
@@ -71,12 +71,12 @@ class CLIPLearner:
             return NoRecords()
         return self._couples(records)
 
-    def _records(self, split: Literal["train", "validation"]) -> Records:
+    def _records(self, split: Literal["train", "validation"]) -> CaptionedRecords:
         source = open_source(self.experiment.data, split, self.experiment.seed)
-        return Records(source, self.tokenizer, self.experiment.clip)
+        return CaptionedRecords(source, self.tokenizer, self.experiment.clip)
 
     @property
-    def work(self) -> Work:
+    def work(self) -> StepCost:
         """Of one global batch."""
         config = self.experiment.clip
         length = text_length(max(map(len, self.records.texts)), config)
@@ -101,7 +101,7 @@ class CLIPLearner:
         rows = batch.records.shape[0]
         texts = jnp.moveaxis(batch.texts, 1, 0).reshape(2 * rows, -1)
         images = jnp.moveaxis(batch.images, 1, 0).reshape(2 * rows, *batch.images.shape[2:])
-        text, image = self.model.apply({"params": params}, texts, normalise(images))
+        text, image = self.model.apply({"params": params}, texts, normalise_pixels(images))
         scale = self.model.apply({"params": params}, method=CLIP.scale)
         pair = pair_loss(text, image, batch.records, scale)
         metrics = {"loss_pair": pair}
@@ -117,7 +117,7 @@ class CLIPLearner:
         """Couples of the source's split."""
         return self._couples(self.records) if split == "train" else self._validation
 
-    def _couples(self, records: Records) -> CoupleStream:
+    def _couples(self, records: CaptionedRecords) -> CoupleStream:
         return CoupleStream(self.experiment, records, jax.process_index(), jax.process_count())
 
 
@@ -194,13 +194,13 @@ def _value(mean: Mean) -> Float[Array, ""]:
     return mean.total / jnp.maximum(mean.weight, 1.0)
 
 
-def couple_work(config: ClipConfig, documents: int, text_length: int) -> Work:
+def couple_work(config: ClipConfig, documents: int, text_length: int) -> StepCost:
     """Tokens and floating-point operations (6 per weight and token) of so many documents."""
     patches = (config.image_size // config.patch) ** 2 + 1
     text = 12 * config.text_layers * config.text_width**2
     image = 12 * config.vision_layers * config.vision_width**2
     per_document = 6.0 * (text * text_length + image * patches)
-    return Work(documents * (text_length + patches), documents * per_document)
+    return StepCost(documents * (text_length + patches), documents * per_document)
 
 
 def require_vocabulary(config: ClipConfig, tokenizer: TextTokenizer) -> None:

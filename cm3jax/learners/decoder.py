@@ -15,7 +15,7 @@ from cm3jax.sequence.rows import Batch
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Array, Int, Key
 from cm3jax.training.loss import LossOutput, chunks_for, next_token_loss, token_losses
-from cm3jax.training.metrics import Work
+from cm3jax.training.metrics import StepCost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class DecoderLearner:
         return self.vocab.fingerprints
 
     @property
-    def work(self) -> Work:
+    def work(self) -> StepCost:
         """Of one global batch."""
         return decoder_work(self.experiment, self.vocab.size)
 
@@ -85,10 +85,10 @@ class DecoderLearner:
         return self.streams[split]
 
 
-def decoder_work(experiment: Experiment, vocab_size: int) -> Work:
+def decoder_work(experiment: Experiment, vocab_size: int) -> StepCost:
     """Tokens and operations of one global batch of full rows."""
     tokens = experiment.data.batch * experiment.model.context
-    return Work(tokens, tokens * flops_per_token(experiment.model, vocab_size))
+    return StepCost(tokens, tokens * flops_per_token(experiment.model, vocab_size))
 
 
 def flops_per_token(config: DecoderConfig, vocab_size: int) -> float:

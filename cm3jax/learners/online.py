@@ -34,13 +34,13 @@ from cm3jax.io.files import digest
 from cm3jax.learners import clip, vqgan
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.model.bridge import TokenizerBridge
-from cm3jax.model.sequence_builder import Queries, Rows, SequenceBuilder, bank_variables
+from cm3jax.model.sequence_builder import BuiltRows, Queries, SequenceBuilder, bank_variables
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.clip_encoder import (
     CLIP,
     document_vectors,
-    fit,
-    normalise,
+    fit_picture,
+    normalise_pixels,
     text_length,
     text_rows,
 )
@@ -50,7 +50,7 @@ from cm3jax.shapes import Array, Int, Key
 from cm3jax.tokenizers.image_tokenizer import to_pixels
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 from cm3jax.training.loss import LossOutput
-from cm3jax.training.metrics import Work
+from cm3jax.training.metrics import StepCost
 
 
 class OnlineLearner:
@@ -86,7 +86,7 @@ class OnlineLearner:
         return self.vocab.fingerprints
 
     @property
-    def work(self) -> Work:
+    def work(self) -> StepCost:
         """Of one global batch, the decoder's alone."""
         return self.decoder.work
 
@@ -106,7 +106,7 @@ class OnlineLearner:
         """The decoder's loss of the batch's `rows`."""
         return self.decoder.loss(params, extra, self.rows(batch).batch, key, step, training)
 
-    def rows(self, batch: Mapping[str, Any]) -> Rows:
+    def rows(self, batch: Mapping[str, Any]) -> BuiltRows:
         """From pixels and pieces to CM3 rows, one per record; it is traced.
 
         All draws are those of the epoch in which the batch began.
@@ -118,7 +118,9 @@ class OnlineLearner:
             to_pixels(batch["images"]),
             method="encode_pairs",
         )
-        vectors = self.encoder.apply(batch["encoder"], batch["texts"], normalise(batch["seen"]))
+        vectors = self.encoder.apply(
+            batch["encoder"], batch["texts"], normalise_pixels(batch["seen"])
+        )
         queries = Queries(
             pairs.ids,
             pairs.lengths,
@@ -154,7 +156,7 @@ class OnlineLearner:
             "bank": bank_variables(self.bank, mesh, training=True),
         }
 
-    def _pairs(self, split: Literal["train", "validation"]) -> "PairStream | None":
+    def _pairs(self, split: Literal["train", "validation"]) -> "OnlineStream | None":
         """The pairs of a split; None where none is held back for validation."""
         data = self.experiment.data
         source = open_source(data, split, self.experiment.seed)
@@ -185,7 +187,7 @@ class OnlineLearner:
             "row": np.arange(len(texts)),
         }
         marks = [pair.picture for pair in pairs]
-        return PairStream(
+        return OnlineStream(
             self.experiment, arrays, found.pictures, marks, self.encoder.config, self._made_with
         )
 
@@ -212,7 +214,7 @@ class OnlineLearner:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PairStream:
+class OnlineStream:
     """Shuffled pairs, each picture also at the encoder's size."""
 
     experiment: Experiment
@@ -248,7 +250,7 @@ class PairStream:
         batch, epoch = drawn
         data = dict(batch.data)
         images = self.pictures.take(data.pop("row"))
-        seen = np.stack([fit(image, self.encoder) for image in images])
+        seen = np.stack([fit_picture(image, self.encoder) for image in images])
         epochs = np.full(len(images), epoch, np.int32)
         data |= {"images": images, "seen": seen, "epochs": epochs}
         return dataclasses.replace(batch, data=data)

@@ -7,14 +7,14 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from cm3jax.config import DecoderConfig, Experiment
-from cm3jax.data.caption_image import Pairs, PairStream
+from cm3jax.data.caption_image import CaptionImageStream, Pairs
 from cm3jax.data.pipeline import Stream
 from cm3jax.learners.decoder import chunks_here
 from cm3jax.model.encoder_decoder import EncoderDecoder
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Array, Int, Key
 from cm3jax.training.loss import LossOutput, next_token_loss, token_losses
-from cm3jax.training.metrics import Work
+from cm3jax.training.metrics import StepCost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,8 @@ class PartiLearner:
     @classmethod
     def from_corpus(cls, experiment: Experiment) -> "PartiLearner":
         """Pairs and vocabulary of the corpus `data.corpus`; `UserError` as `PairStream.open`."""
-        train = PairStream.open(experiment, "train")
-        streams = {"train": train, "validation": PairStream.open(experiment, "validation")}
+        train = CaptionImageStream.open(experiment, "train")
+        streams = {"train": train, "validation": CaptionImageStream.open(experiment, "validation")}
         return cls(experiment, train.corpus.vocab, streams)
 
     @property
@@ -45,11 +45,11 @@ class PartiLearner:
         return self.vocab.fingerprints
 
     @property
-    def work(self) -> Work:
+    def work(self) -> StepCost:
         """Of one global batch."""
         model, rows = self.model, self.experiment.data.batch
         tokens = model.text_tokens + model.image_tokens
-        return Work(rows * tokens, rows * flops_per_pair(model))
+        return StepCost(rows * tokens, rows * flops_per_pair(model))
 
     def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:
         """The parameters, boxed with their logical axes."""

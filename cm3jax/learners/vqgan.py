@@ -33,7 +33,7 @@ from cm3jax.tokenizers.fidelity import code_usage, psnr, ssim
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, to_bytes, to_pixels
 from cm3jax.tokenizers.vqgan_model import VQGAN
 from cm3jax.training.loss import LossOutput, Mean
-from cm3jax.training.metrics import Work
+from cm3jax.training.metrics import StepCost
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class VQGANLearner:
         return {"lpips": digest(*jax.tree.leaves(self._lpips))}
 
     @functools.cached_property
-    def work(self) -> Work:
+    def work(self) -> StepCost:
         """Of one global batch: three times the tokenizer's forward pass, as XLA counts it.
 
         Discriminator and LPIPS are not counted.
@@ -86,7 +86,7 @@ class VQGANLearner:
         picture = jnp.zeros((1, config.image_size, config.image_size, 3))
         forward = jax.jit(self.model.apply).lower(variables, picture).cost_analysis()["flops"]
         batch = self.experiment.data.batch
-        return Work(batch * config.grid**2, 3.0 * batch * forward)
+        return StepCost(batch * config.grid**2, 3.0 * batch * forward)
 
     def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:
         """Parameters and codebook, boxed with their logical axes.
@@ -294,7 +294,7 @@ def _lpips_weights(experiment: Experiment) -> Any:
         )
     if config.lpips == "random":
         return lpips.random_weights(experiment.seed)
-    return lpips.load(config.lpips)
+    return lpips.load_lpips(config.lpips)
 
 
 def load(run_dir: epath.PathLike) -> ImageTokenizer:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from cm3jax.config import DecoderConfig
 from cm3jax.model.attention import Attend, attend_cached, attend_kept, seen_of_suffix
 from cm3jax.model.cache import KeyValues, LayerCache
-from cm3jax.model.layers import FeedForward, HeadNorm, Norm, Projection, dropout, rotate
+from cm3jax.model.layers import FeedForward, HeadNorm, Norm, Projection, apply_rope, dropout
 from cm3jax.shapes import Array, Float, Key
 
 Rotation = tuple[Float[Array, "B L 1 half"], Float[Array, "B L 1 half"]] | None
@@ -54,13 +54,13 @@ class Attention(nn.Module):
         """Queries [B L H A]."""
         queries = self.query(entered)
         queries = self.query_norm(queries) if self.config.qk_norm else queries
-        return queries if rotation is None else rotate(queries, rotation)
+        return queries if rotation is None else apply_rope(queries, rotation)
 
     def keys_values(self, entered: Float[Array, "B S D"], rotation: Rotation):
         """Keys and values [B S K A] of what is attended to."""
         keys, values = self.key(entered), self.value(entered)
         keys = self.key_norm(keys) if self.config.qk_norm else keys
-        return keys if rotation is None else rotate(keys, rotation), values
+        return keys if rotation is None else apply_rope(keys, rotation), values
 
     def leave(self, x: Float[Array, "B L D"], attended: Float[Array, "B L H A"], key):
         """The residual stream after the branch."""

@@ -15,7 +15,7 @@ from cm3jax.model.attention import row_attention
 from cm3jax.model.block import Block, layer_keys, scan_layers
 from cm3jax.model.cache import Cache, KeyValues
 from cm3jax.model.layers import Norm, rotations, truncated_normal
-from cm3jax.partition import by_rows
+from cm3jax.partition import shard_rows
 from cm3jax.shapes import Array, Float, Int, Key
 
 
@@ -70,11 +70,11 @@ class Decoder(nn.Module):
         x, rotation = self._embed(tokens, positions)
 
         def body(block, x, key):
-            return by_rows(block.row(x, attend, rotation, key)[0]), None
+            return shard_rows(block.row(x, attend, rotation, key)[0]), None
 
         layers = self.config.layers
         keys = layer_keys(key, layers)
-        x, _ = scan_layers(self.layers, self.config, layers, body, by_rows(x), keys)
+        x, _ = scan_layers(self.layers, self.config, layers, body, shard_rows(x), keys)
         return self.final_norm(x)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -97,10 +97,10 @@ class Decoder(nn.Module):
         attend = row_attention((places < lengths[:, None]).astype(jnp.int32), "xla")
         x, rotation = self._embed(tokens, places)
 
-        x, found = by_rows(x), []
+        x, found = shard_rows(x), []
         for block in self.layer:
             x, kept = block.row(x, attend, rotation)
-            x, found = by_rows(x), [*found, kept]
+            x, found = shard_rows(x), [*found, kept]
         return self.final_norm(x), tuple(found)
 
     @property
@@ -125,8 +125,8 @@ class Decoder(nn.Module):
         places = first[:, None] + jnp.arange(tokens.shape[1])
         x, rotation = self._embed(tokens, jnp.minimum(places, self.config.context - 1))
 
-        x, suffix = by_rows(x), []
+        x, suffix = shard_rows(x), []
         for block, kept in zip(self.layer, cache.layers, strict=True):
             x, grown = block.extend(x, kept, rotation)
-            x, suffix = by_rows(x), [*suffix, grown]
+            x, suffix = shard_rows(x), [*suffix, grown]
         return self.final_norm(x), cache.extended(suffix, tokens.shape[1])

@@ -16,7 +16,7 @@ from cm3jax.model.attention import attend, row_attention
 from cm3jax.model.block import Block, CrossBlock, layer_keys, scan_layers
 from cm3jax.model.cache import Cache, KeyValues
 from cm3jax.model.layers import Norm, rotations, truncated_normal
-from cm3jax.partition import by_rows
+from cm3jax.partition import shard_rows
 from cm3jax.shapes import Array, Bool, Float, Int, Key
 
 
@@ -61,7 +61,7 @@ class EncoderDecoder(nn.Module):
             rotation = rotations(places, self.config.head_width)
         else:
             x, rotation = x + jnp.take(table, places, axis=0), None
-        return by_rows(x.astype(jnp.dtype(self.config.dtype))), rotation
+        return shard_rows(x.astype(jnp.dtype(self.config.dtype))), rotation
 
     def __call__(
         self,
@@ -84,7 +84,7 @@ class EncoderDecoder(nn.Module):
         x, rotation = self._embed(tokens, self.position)
 
         def body(block, x, key):
-            return by_rows(block.row(x, to_row, rotation, key, states, to_text)), None
+            return shard_rows(block.row(x, to_row, rotation, key, states, to_text)), None
 
         layers = self.config.layers
         x, _ = scan_layers(self.layers, self.config, layers, body, x, layer_keys(keys[1], layers))
@@ -95,7 +95,7 @@ class EncoderDecoder(nn.Module):
         x, rotation = self._embed(texts, self.text_position)
 
         def body(block, x, key):
-            return by_rows(block.row(x, to_text, rotation, key)[0]), None
+            return shard_rows(block.row(x, to_text, rotation, key)[0]), None
 
         layers = self.encoder_layers
         x, _ = scan_layers(self.encoder, self.config, layers, body, x, layer_keys(key, layers))
@@ -143,5 +143,5 @@ class EncoderDecoder(nn.Module):
         suffix = []
         for block, kept in zip(self.layer, cache.layers, strict=True):
             x, grown = block.extend(x, kept, rotation)
-            x, suffix = by_rows(x), [*suffix, grown]
+            x, suffix = shard_rows(x), [*suffix, grown]
         return self.final_norm(x), cache.extended(suffix, tokens.shape[1])

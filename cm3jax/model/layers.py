@@ -37,12 +37,12 @@ def _quantiles() -> Float[np.ndarray, "65536"]:
     return np.array([normal.inv_cdf(share) for share in shares])
 
 
-recomputed = partial(jax.checkpoint, prevent_cse=False)
+rematerialised = partial(jax.checkpoint, prevent_cse=False)
 """A function that keeps its arguments alone for the backward pass and computes the rest again: for
 what costs less than the memory that it would fill."""
 
 
-@recomputed
+@rematerialised
 def layer_norm(
     x: Float[Array, "*B D"],
     scale: Float[Array, "..."] | float = 1.0,
@@ -55,7 +55,7 @@ def layer_norm(
     return (centred * inverse * scale + bias).astype(x.dtype)
 
 
-@recomputed
+@rematerialised
 def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array, "*B D"]:
     """Division by the root mean square in float32, eps 1e-5, then a gain; keeps the type."""
     x32 = x.astype(jnp.float32)
@@ -101,7 +101,7 @@ def rotations(
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(
+def apply_rope(
     x: Float[Array, "B L H A"],
     rotation: tuple[Float[Array, "B L 1 half"], Float[Array, "B L 1 half"]],
 ) -> Float[Array, "B L H A"]:
@@ -128,7 +128,7 @@ class HeadNorm(nn.Module):
 
 
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3))
-def product(
+def matmul(
     x: Float[Array, "..."], kernel: Float[Array, "..."], inputs: int, dtype: jnp.dtype
 ) -> Float[Array, "..."]:
     """Contract the last `inputs` axes of x with the first ones of the kernel, both as `dtype`."""
@@ -164,7 +164,7 @@ class Projection(nn.Module):
             "kernel", nn.with_logical_partitioning(init, self.names), self.inputs + self.outputs
         )
         n, (rank, scale) = len(self.inputs), self.lora
-        y = product(x, kernel, n, self.dtype)
+        y = matmul(x, kernel, n, self.dtype)
         if not rank:
             return y
         init = truncated_normal(math.prod(self.inputs) ** -0.5)
@@ -172,10 +172,10 @@ class Projection(nn.Module):
         out = nn.with_logical_partitioning(nn.initializers.zeros, ("rank", *self.names[n:]))
         down = self.param("lora_down", into, (*self.inputs, rank))
         up = self.param("lora_up", out, (rank, *self.outputs))
-        return y + scale * product(product(x, down, n, self.dtype), up, 1, self.dtype)
+        return y + scale * matmul(matmul(x, down, n, self.dtype), up, 1, self.dtype)
 
 
-@recomputed
+@rematerialised
 def _gated(gate: Float[Array, "*B F"], inner: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
     return jax.nn.silu(gate) * inner
 

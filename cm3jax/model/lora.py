@@ -9,25 +9,25 @@ from typing import Any
 _PREFIX = "lora_"
 
 
-def without(params: Mapping[str, Any]) -> dict[str, Any]:
+def strip(params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of the same model without corrections."""
     return {
-        name: without(value) if isinstance(value, Mapping) else value
+        name: strip(value) if isinstance(value, Mapping) else value
         for name, value in params.items()
         if not name.startswith(_PREFIX)
     }
 
 
-def onto(params: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+def load_into(params: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """`params` with the values of `base`, where that has one: corrections alone may be missing."""
     return {
-        name: onto(value, base[name]) if isinstance(value, Mapping) else base.get(name, value)
+        name: load_into(value, base[name]) if isinstance(value, Mapping) else base.get(name, value)
         for name, value in params.items()
     }
 
 
 def merged(params: Mapping[str, Any], scale: float) -> dict[str, Any]:
-    """`without` corrections, which are added to the kernels that they correct, all of them stacked
+    """`strip` corrections, which are added to the kernels that they correct, all of them stacked
     over layers; `scale` is what multiplies them."""
     out = {
         name: merged(value, scale) if isinstance(value, Mapping) else value

@@ -1,7 +1,7 @@
 """The sequence builder on devices: search, fetch and rotate in one program.
 
-It makes the rows that `cm3jax.sequence.rows` makes on the host, from a memory bank that is spread over
-all devices: for training on what was retrieved just now, generation without a way through the
+It makes the rows that `cm3jax.sequence.rows` makes on the host, from a memory bank that is spread
+over all devices: for training on what was retrieved just now, generation without a way through the
 host, and banks that are swapped between two steps. Queries and what was found travel between
 devices; the bank never does.
 """
@@ -21,7 +21,7 @@ from cm3jax.config import CM3Config
 from cm3jax.data.corpus import Documents
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.select import NONE
-from cm3jax.sequence.rows import Batch, Places, Samples, build_rows, documents_shown, fit
+from cm3jax.sequence.rows import Batch, Places, Samples, build_rows, documents_shown, fit_samples
 from cm3jax.sequence.spans import mask_counts
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Array, Float, Int
@@ -53,7 +53,7 @@ class Queries:
 
 @partial(jax.tree_util.register_dataclass, data_fields=["batch", "ids", "scores"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rows:
+class BuiltRows:
     """One sample per row, and what it was shown."""
 
     batch: Batch
@@ -87,7 +87,7 @@ class SequenceBuilder(nn.Module):
     """Tokens of a row (L)."""
 
     @nn.compact
-    def __call__(self, queries: Queries, seed: int, epoch: int | Int[Array, ""]) -> Rows:
+    def __call__(self, queries: Queries, seed: int, epoch: int | Int[Array, ""]) -> BuiltRows:
         """Search, fetch, and build one row of `length` tokens per query.
 
         Raises `ValueError` without the collection `bank`; there is nothing to `init`.
@@ -142,7 +142,7 @@ def _build(
     bank: dict[str, Array],
     queries: Queries,
     epoch: Int[Array, ""],
-) -> Rows:
+) -> BuiltRows:
     """What one device does: `bank` and `queries` are its shares."""
     first = jax.lax.axis_index(axes.bank) * len(bank["lengths"]) if axes.bank else 0
     ids, scores = _search(axes, bank, queries, first, documents)
@@ -152,7 +152,7 @@ def _build(
     count = documents_shown(jnp, seed, epoch, queries.records, documents, config)
     lengths = jnp.where(jnp.arange(documents) < count[:, None], lengths, 0)
     masks = mask_counts(jnp, seed, epoch, queries.records, config)
-    fitted = fit(jnp, lengths, scores, queries.lengths, masks, length)
+    fitted = fit_samples(jnp, lengths, scores, queries.lengths, masks, length)
     shown = fitted.document_lengths > 0
     place = jnp.arange(len(queries.lengths), dtype=jnp.int32)
     samples = Samples(
@@ -168,7 +168,7 @@ def _build(
     batch = build_rows(
         jnp, samples, places, shape, seed=seed, epoch=epoch, config=config, vocab=vocab
     )
-    return Rows(batch, jnp.where(shown, ids, NONE), jnp.where(shown, scores, -jnp.inf))
+    return BuiltRows(batch, jnp.where(shown, ids, NONE), jnp.where(shown, scores, -jnp.inf))
 
 
 def _search(axes: _Axes, bank, queries: Queries, first, documents: int):

@@ -65,7 +65,7 @@ def write_report(
     """
     run_dir = epath.Path(run_dir)
     experiment = load_experiment(run_dir / "config.json")
-    lines, lives = metrics.read(run_dir), metrics.lives(run_dir)
+    lines, lives = metrics.read_metrics(run_dir), metrics.lives(run_dir)
     names = dict.fromkeys(name for line in lines for name in line)
     points = {name: metrics.curve(lines, name) for name in names if name not in _BOOKKEEPING}
     points = {name: curve for name, curve in points.items() if curve}

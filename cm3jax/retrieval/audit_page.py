@@ -16,7 +16,7 @@ from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Example:
+class AuditQuery:
     """A pair that asked, and what it found by kind of query."""
 
     text: str
@@ -28,7 +28,7 @@ class Example:
 def audit_page(
     bank: Bank,
     rows: Sequence[tuple[str, str]],
-    examples: Sequence[Example],
+    examples: Sequence[AuditQuery],
     vocab: VocabConfig,
     tokenizer: ImageTokenizer | None,
 ) -> str:
@@ -53,7 +53,7 @@ def audit_page(
 
 
 def _pictures(
-    bank: Bank, examples: Sequence[Example], vocab: Vocab, tokenizer: ImageTokenizer | None
+    bank: Bank, examples: Sequence[AuditQuery], vocab: Vocab, tokenizer: ImageTokenizer | None
 ) -> dict[int, str]:
     """The first picture of every document that was found, as a `data:` URI, by row."""
     if tokenizer is None:

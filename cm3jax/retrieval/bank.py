@@ -21,7 +21,7 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.io.array_records import Records
-from cm3jax.io.checksums import describe
+from cm3jax.io.checksums import file_entry
 from cm3jax.io.files import read_json
 from cm3jax.io.folders import hold, read_whole
 from cm3jax.io.shard_writer import STATE
@@ -135,7 +135,7 @@ class Bank:
     def verify(self) -> None:
         """Read every file and compare checksums; `UserError` names the damaged one."""
         for name, file in self.manifest["files"].items():
-            if describe(self.path / name) != file:
+            if file_entry(self.path / name) != file:
                 raise UserError(
                     f"the bank's file {self.path / name} is damaged (its checksum differs); "
                     "build the bank again with launch.index."

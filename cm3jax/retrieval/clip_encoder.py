@@ -34,7 +34,7 @@ def hf_name(path: Sequence[str]) -> str:
     return ".".join([*modules, _LEAVES.get(leaf, leaf)])
 
 
-def normalise(images: UInt8[Array | np.ndarray, "B Y X 3"]) -> Float[Array, "B Y X 3"]:
+def normalise_pixels(images: UInt8[Array | np.ndarray, "B Y X 3"]) -> Float[Array, "B Y X 3"]:
     """Bytes to CLIP's input: each channel in [0, 1], less CLIP's mean, over its deviation."""
     return (jnp.asarray(images, jnp.float32) / 255 - np.float32(PIXEL_MEAN)) / np.float32(PIXEL_STD)
 
@@ -72,7 +72,9 @@ def text_and_image(
     return " ".join(texts) if texts else None, images[0] if images else None
 
 
-def fit(image: UInt8[np.ndarray, "Y X 3"], config: ClipConfig) -> UInt8[np.ndarray, "S S 3"]:
+def fit_picture(
+    image: UInt8[np.ndarray, "Y X 3"], config: ClipConfig
+) -> UInt8[np.ndarray, "S S 3"]:
     """A picture at the encoder's size: unchanged, or its centre square rescaled."""
     if image.shape[:2] == (config.image_size, config.image_size):
         return image
@@ -273,7 +275,7 @@ class CLIP(nn.Module):
         return _unit(self.text_projection(self.text_model(ids)))
 
     def image(self, pixels: Float[Array, "B Y X 3"]) -> Float[Array, "B E"]:
-        """Unit vectors of pictures, given as `normalise` returns them."""
+        """Unit vectors of pictures, given as `normalise_pixels` returns them."""
         return _unit(self.visual_projection(self.vision_model(pixels)))
 
     def scale(self) -> Float[Array, ""]:
@@ -308,7 +310,7 @@ class ClipEncoder:
         model = CLIP(config)
         self._text = jax.jit(lambda v, ids: model.apply(v, ids, method=CLIP.text))
         self._image = jax.jit(
-            lambda v, images: model.apply(v, normalise(images), method=CLIP.image)
+            lambda v, images: model.apply(v, normalise_pixels(images), method=CLIP.image)
         )
         leaves = flax.traverse_util.flatten_dict(jax.device_get(self._variables["params"]))
         parts = [part for path in sorted(leaves) for part in (hf_name(path), leaves[path])]

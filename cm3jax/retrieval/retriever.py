@@ -10,10 +10,10 @@ from cm3jax.errors import UserError
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument, key_hash
 from cm3jax.retrieval.clauses import clauses
-from cm3jax.retrieval.clip_encoder import ClipEncoder, fit
+from cm3jax.retrieval.clip_encoder import ClipEncoder, fit_picture
 from cm3jax.retrieval.index import open_index
 from cm3jax.retrieval.interface import Index, Neighbours
-from cm3jax.retrieval.select import NONE, Choice, above_floor, choose, side_by_side
+from cm3jax.retrieval.select import NONE, Choice, above_floor, select_documents, side_by_side
 from cm3jax.shapes import Float, Int, UInt8
 
 Picture = UInt8[np.ndarray, "Y X 3"]
@@ -113,7 +113,7 @@ class Retriever:
                 dataclasses.replace(self.config, candidates=k),
             )
             parts = (lists, self.bank.vectors, self._pair, config, padded)
-            return choose(*parts, cuts=False, queries=max(counts))
+            return select_documents(*parts, cuts=False, queries=max(counts))
 
         choice = chosen(found)
         shown = [
@@ -163,7 +163,7 @@ class Retriever:
     def _clauses(self, text: str | None, picture: Picture | None) -> list[Query]:
         """What a query asks with: itself, or the clauses of a text alone."""
         if picture is not None:
-            picture = fit(picture, self.encoder.config)
+            picture = fit_picture(picture, self.encoder.config)
         if text is None or picture is not None or not self.config.clauses:
             return [(text, picture)]
         return [(clause, None) for clause in clauses(text)]

@@ -1,8 +1,8 @@
 """Who is retrieved for whom: rules at preparation time, a random draw at read time.
 
 CM3Leon picks candidates by relevance, modality and diversity (section 2.1). The rules need scores
-and vectors and run once, in `choose`; what is left per record are a few ids, from which `draw`
-takes a sample's documents in integers alone.
+and vectors and run once, in `select_documents`; what is left per record are a few ids, from which
+`draw_documents` takes a sample's documents in integers alone.
 """
 
 import dataclasses
@@ -85,7 +85,7 @@ def side_by_side(found: Neighbours, counts: Sequence[int]) -> Neighbours:
     return Neighbours(ids.reshape(rows), scores.reshape(rows))
 
 
-def choose(
+def select_documents(
     neighbours: Neighbours,
     vectors: Float[np.ndarray, "M E"],
     pair: Bool[np.ndarray, " M"],
@@ -181,7 +181,7 @@ def drop_pieces(
     What is dropped depends on (seed, view, record). A text never loses all its pieces.
     """
     longest = max(map(len, texts), default=0)
-    words = prng.bits(np, seed, view, records, prng.Stream.QUERY_DROPOUT, longest + 1)
+    words = prng.bits(np, seed, view, records, prng.PrngStream.QUERY_DROPOUT, longest + 1)
     lost = prng.chance(np, words, share) & (np.asarray(view) > 0).reshape(-1, 1)
     views = []
     for pieces, gone in zip(texts, lost.tolist(), strict=True):
@@ -200,7 +200,7 @@ class Drawn:
     """The scores they were chosen with; 0 for `NONE`."""
 
 
-def draw(
+def draw_documents(
     xp: ModuleType,
     ids: Int[Array | np.ndarray, "B W Q C"],
     scores: Float[Array | np.ndarray, "B W Q C"],
@@ -219,11 +219,11 @@ def draw(
     """
     batch, views, modalities, candidates = ids.shape
     slots = modalities * candidates
-    words = prng.bits(xp, seed, epoch, record, prng.Stream.VIEW, 2 + modalities)
+    words = prng.bits(xp, seed, epoch, record, prng.PrngStream.VIEW, 2 + modalities)
     view = prng.below(xp, words[:, 0], views).astype(xp.int32)
     rows = xp.arange(batch)
     ids, scores = (part[rows, view].reshape(batch, slots) for part in (ids, scores))
-    keys = prng.bits(xp, seed, epoch, record, prng.Stream.DOCUMENTS, slots)
+    keys = prng.bits(xp, seed, epoch, record, prng.PrngStream.DOCUMENTS, slots)
 
     block = xp.repeat(xp.argsort(xp.argsort(words[:, 2:], axis=1), axis=1), candidates, axis=-1)
     order = _sorted_by(xp, [keys, block, ids == NONE])
@@ -268,7 +268,7 @@ def shuffled(
 ) -> Drawn:
     """The documents of each sample in random order, missing ones still last."""
     slots = drawn.ids.shape[1]
-    keys = prng.bits(xp, seed, epoch, record, prng.Stream.DOCUMENT_ORDER, slots)
+    keys = prng.bits(xp, seed, epoch, record, prng.PrngStream.DOCUMENT_ORDER, slots)
     order = _sorted_by(xp, [keys, drawn.ids == NONE])
     return Drawn(_take(xp, drawn.ids, order), _take(xp, drawn.scores, order))
 

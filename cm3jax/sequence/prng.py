@@ -14,7 +14,7 @@ import numpy as np
 from cm3jax.shapes import Array, Int, UInt32
 
 
-class Stream(enum.IntEnum):
+class PrngStream(enum.IntEnum):
     """What a draw is for: draws of one record in different streams are independent."""
 
     SHUFFLE = 0
@@ -117,7 +117,7 @@ def chance(xp: ModuleType, word, probability: float):
 
 
 def permutation(
-    seed: int, epoch: int, count: int, stream: int = Stream.SHUFFLE, first: int = 0
+    seed: int, epoch: int, count: int, stream: int = PrngStream.SHUFFLE, first: int = 0
 ) -> Int[np.ndarray, " M"]:
     """A random order of `0 .. count - 1`, int64: the same for every process (host only).
 

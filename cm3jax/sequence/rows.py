@@ -29,7 +29,7 @@ from cm3jax.config import CM3Config
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
 from cm3jax.sequence import prng
-from cm3jax.sequence.prng import Stream
+from cm3jax.sequence.prng import PrngStream
 from cm3jax.sequence.spans import NOWHERE, Spans, draw_spans
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Array, Bool, Float, Int
@@ -116,7 +116,7 @@ def documents_shown(
     xp: ModuleType, seed, epoch, records: Int[AnyArray, " samples"], most: int, config: CM3Config
 ) -> Int[AnyArray, " samples"]:
     """How many of its documents each sample is shown, 0 to `most`: the first ones."""
-    words = prng.bits(xp, seed, epoch, records, Stream.NO_DOCUMENTS, 2)
+    words = prng.bits(xp, seed, epoch, records, PrngStream.NO_DOCUMENTS, 2)
     count = xp.full(records.shape, most, xp.int32)
     if config.vary_documents:
         count = prng.below(xp, words[..., 1], most + 1).astype(xp.int32)
@@ -141,7 +141,9 @@ class Fitted(NamedTuple):
     """False where even the bare query is too long."""
 
 
-def fit(xp: ModuleType, document_lengths, scores, query_lengths, masks, room: int) -> Fitted:
+def fit_samples(
+    xp: ModuleType, document_lengths, scores, query_lengths, masks, room: int
+) -> Fitted:
     """Make samples fit in `room` tokens: drop whole documents, lowest score first, then masks.
 
     `scores` is `[samples R]`; of equal ones the later document goes first.
@@ -397,7 +399,7 @@ def _with_targets(xp: ModuleType, tokens, kinds, positions, segments, config: CM
     return Batch(tokens, targets, weights, segments, positions)
 
 
-class Restored(NamedTuple):
+class UnrotatedSample(NamedTuple):
     """A sample before rotation."""
 
     documents: Int[np.ndarray, " L"]
@@ -406,7 +408,7 @@ class Restored(NamedTuple):
     """Ids of the query document."""
 
 
-def restore(ids: Int[np.ndarray, " L"], query_start: int, vocab: Vocab) -> Restored:
+def restore(ids: Int[np.ndarray, " L"], query_start: int, vocab: Vocab) -> UnrotatedSample:
     """Undo the rotation of one sample (host only).
 
     `ids` is the rotated sample without padding; `query_start` is where the query begins before
@@ -420,10 +422,10 @@ def restore(ids: Int[np.ndarray, " L"], query_start: int, vocab: Vocab) -> Resto
         spans[int(tail[0])], tail = tail[1:stop], tail[stop + 1 :]
     parts = [spans[int(id_)] if vocab.is_sentinel(id_) else [id_] for id_ in source]
     sample = np.concatenate([np.zeros(0, np.int32), *parts]).astype(np.int32)
-    return Restored(sample[: query_start - 1], sample[query_start - 1 :])
+    return UnrotatedSample(sample[: query_start - 1], sample[query_start - 1 :])
 
 
-def fingerprint(batch: Batch, records: Int[np.ndarray, "B N"], first_row: int = 0) -> str:
+def batch_fingerprint(batch: Batch, records: Int[np.ndarray, "B N"], first_row: int = 0) -> str:
     """Hash of tokens, targets, weights and record ids, by rows (host only).
 
     `records` lists each row's record ids, -1 as padding; `first_row` is the batch's first row in

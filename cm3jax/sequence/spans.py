@@ -19,7 +19,7 @@ import numpy as np
 
 from cm3jax.config import CM3Config
 from cm3jax.sequence import prng
-from cm3jax.sequence.prng import Stream
+from cm3jax.sequence.prng import PrngStream
 from cm3jax.sequence.vocab import Modality, Vocab
 from cm3jax.shapes import Array, Int
 
@@ -36,7 +36,7 @@ def mask_counts(
     xp: ModuleType, seed, epoch, records: Int[AnyArray, " samples"], config: CM3Config
 ) -> Int[AnyArray, " samples"]:
     """Poisson(mean_masks) clamped to [0, max_masks], int32, by a table of integer thresholds."""
-    word = prng.bits(xp, seed, epoch, records, Stream.MASK_COUNT, 1)[..., 0]
+    word = prng.bits(xp, seed, epoch, records, PrngStream.MASK_COUNT, 1)[..., 0]
     term = total = math.exp(-config.mean_masks)
     count = xp.zeros(word.shape, xp.int32)
     for n in range(1, config.max_masks + 1):
@@ -148,7 +148,7 @@ def _draw_once(xp: ModuleType, config: CM3Config, seed, inputs: _Inputs, state: 
     """Draw each sample's current mask once; keep it unless it is empty or overlaps another."""
     region = inputs.region
     number = (state.mask * (REPEATS + 1) + state.attempt) * _WORDS
-    words = prng.bits(xp, seed, inputs.epochs, inputs.records, Stream.MASKS, _WORDS, number)
+    words = prng.bits(xp, seed, inputs.epochs, inputs.records, PrngStream.MASKS, _WORDS, number)
     whole = prng.chance(xp, words[:, :1], config.whole_segment)
     segment = prng.below(xp, words[:, 1], region.rank.max(1) + 1).astype(xp.int32)
     cuts = prng.below(xp, words[:, 1:3], (region.stop - region.first + 1)[:, None])

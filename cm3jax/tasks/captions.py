@@ -8,10 +8,9 @@ from etils import epath
 from cm3jax.errors import UserError
 from cm3jax.io.texts import shorten
 from cm3jax.tasks.records import (
-    Broken,
+    BadCase,
     Read,
     by_id,
-    convert,
     held_back,
     id_of,
     inside,
@@ -20,6 +19,7 @@ from cm3jax.tasks.records import (
     listed,
     sound,
     text_of,
+    to_cases,
 )
 from cm3jax.tasks.task import Case, Task
 
@@ -56,7 +56,7 @@ def coco_captions(folder: epath.Path, split: str) -> Iterator[Read]:
         number = id_of(record, "image_id")
         image = images.get(number)
         if image is None:
-            raise Broken(f"there is no image {shorten(number, 60)}")
+            raise BadCase(f"there is no image {shorten(number, 60)}")
         picture = inside(folder / part, image["file_name"])
         return Case(
             key,
@@ -66,7 +66,7 @@ def coco_captions(folder: epath.Path, split: str) -> Iterator[Read]:
             coco_licence(image),
         )
 
-    return convert(coco_keys("caption", listed(path, "annotations")), make)
+    return to_cases(coco_keys("caption", listed(path, "annotations")), make)
 
 
 def coco_split(split: str) -> str:
@@ -84,7 +84,7 @@ def coco_keys(what: str, records: list[Any]) -> Iterator[tuple[str, Any]]:
     for place, record in enumerate(records):
         try:
             name = id_of(record, "id")
-        except (Broken, KeyError):
+        except (BadCase, KeyError):
             name = f"at-{place}"
         yield f"{what}-{name}", record
 
@@ -100,7 +100,7 @@ def flickr30k(folder: epath.Path, split: str) -> Iterator[Read]:
         name, tab, caption = line.partition("\t")
         file, mark, _ = name.partition("#")
         if not tab or not mark or not caption.strip():
-            raise Broken("it is not PICTURE#N, a tab and a caption")
+            raise BadCase("it is not PICTURE#N, a tab and a caption")
         picture = inside(folder / "flickr30k-images", file)
         return Case(key, CAPTION, {"answer": sound(caption), "image": picture}, "Flickr30k")
 
@@ -108,7 +108,7 @@ def flickr30k(folder: epath.Path, split: str) -> Iterator[Read]:
     for key, line in lines(folder / "results_20130124.token"):
         pictures.setdefault(line.partition("#")[0], []).append((key, line))
     chosen = held_back(pictures.values(), split)
-    return convert((line for group in chosen for line in group), make)
+    return to_cases((line for group in chosen for line in group), make)
 
 
 def localized_narratives(folder: epath.Path, split: str) -> Iterator[Read]:
@@ -126,7 +126,7 @@ def localized_narratives(folder: epath.Path, split: str) -> Iterator[Read]:
         values = {"answer": caption, "image": inside(folder / "images", f"{name}.jpg")}
         return Case(key, NARRATION, values, "Localized Narratives", "CC-BY-4.0")
 
-    return convert((item for file in files for item in json_lines(file)), make)
+    return to_cases((item for file in files for item in json_lines(file)), make)
 
 
 def image_paragraphs(folder: epath.Path, split: str) -> Iterator[Read]:
@@ -148,4 +148,4 @@ def image_paragraphs(folder: epath.Path, split: str) -> Iterator[Read]:
         return not isinstance(record, dict) or str(record.get("image_id")) in wanted
 
     numbered = ((f"paragraph-{place}", record) for place, record in enumerate(records))
-    return convert((item for item in numbered if chosen(item[1])), make)
+    return to_cases((item for item in numbered if chosen(item[1])), make)

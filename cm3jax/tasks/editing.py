@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from cm3jax.io.files import read_json
-from cm3jax.tasks.records import Broken, Read, convert, held_back, inside, listed, text_of
+from cm3jax.tasks.records import BadCase, Read, held_back, inside, listed, text_of, to_cases
 from cm3jax.tasks.task import Case, Task
 
 EDITING = Task(
@@ -33,7 +33,7 @@ def instruct_pix2pix(folder: epath.Path, split: str) -> Iterator[Read]:
         try:
             prompt = read_json(home / "prompt.json", "the prompt")
         except ValueError as error:
-            raise Broken(str(error)) from None
+            raise BadCase(str(error)) from None
         values = {
             "instruction": text_of(prompt, "edit"),
             "image": inside(home, f"{seed}_0.jpg"),
@@ -49,7 +49,7 @@ def instruct_pix2pix(folder: epath.Path, split: str) -> Iterator[Read]:
             name = str(entry[0])[:_LONGEST]
             yield from ((f"{name}/{str(seed)[:_LONGEST]}", (entry[0], seed)) for seed in entry[1])
 
-    return convert(pairs(), make)
+    return to_cases(pairs(), make)
 
 
 def _is_entry(entry: Any) -> bool:

@@ -24,16 +24,16 @@ class Answer(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Example:
+class TaskDocument:
     """A document to learn an answer from."""
 
     ids: Int[np.ndarray, " L"]
     answer: Answer
 
 
-def example(
+def to_document(
     filled: Filled, codes: Sequence[Sequence[int]], text: TextTokenizer, vocab: Vocab
-) -> Example:
+) -> TaskDocument:
     """The document of a filled template; `codes` are those of its pictures, in order.
 
     Texts that a field parts are tokenised apart, as in a prompt with a mask. Raises `ValueError`
@@ -55,4 +55,4 @@ def example(
     recalled = len(filled.answer) == 1 and isinstance(filled.parts[filled.answer.start], str)
     if not recalled and stop != len(ids):
         raise ValueError("the answer is neither a text nor the end of the document")
-    return Example(np.asarray(ids, np.int32), Answer(start, stop, recalled))
+    return TaskDocument(np.asarray(ids, np.int32), Answer(start, stop, recalled))

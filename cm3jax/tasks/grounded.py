@@ -16,10 +16,9 @@ from cm3jax.errors import UserError
 from cm3jax.io.texts import shorten
 from cm3jax.tasks.captions import coco_licence, coco_split
 from cm3jax.tasks.records import (
-    Broken,
+    BadCase,
     Read,
     by_id,
-    convert,
     grouped,
     id_of,
     inside,
@@ -27,6 +26,7 @@ from cm3jax.tasks.records import (
     listed,
     sound,
     text_of,
+    to_cases,
 )
 from cm3jax.tasks.task import Case, Task
 from cm3jax.tokenizers.image_tokenizer import picture_head
@@ -79,13 +79,13 @@ class Box:
 _BOX = re.compile(r"(.+?) at \((\d+), (\d+)\) -> \((\d+), (\d+)\)(?:, |$)")
 
 
-def write(boxes: Sequence[Box]) -> str:
+def write_boxes(boxes: Sequence[Box]) -> str:
     """The text of boxes, as templates have it."""
     return ", ".join(map(str, boxes))
 
 
-def parse(text: str) -> list[Box]:
-    """The boxes in a text that `write` wrote; what is no box is passed over."""
+def parse_boxes(text: str) -> list[Box]:
+    """The boxes in a text that `write_boxes` wrote; what is no box is passed over."""
     return [Box(found[1], *map(int, found.groups()[1:])) for found in _BOX.finditer(text)]
 
 
@@ -141,10 +141,10 @@ def turned(
 
 
 def largest(boxes: Sequence[Box | None]) -> list[Box]:
-    """The `MOST` largest boxes in their order; `Broken` without any."""
+    """The `MOST` largest boxes in their order; `BadCase` without any."""
     found = [box for box in boxes if box is not None]
     if not found:
-        raise Broken("it has no box inside the picture's square")
+        raise BadCase("it has no box inside the picture's square")
     kept = sorted(found, key=_area, reverse=True)[:MOST]
     return [box for box in found if box in kept]
 
@@ -187,7 +187,7 @@ def _coco_like(
             return None
         number = id_of(thing, "category_id")
         if number not in classes:
-            raise Broken(f"there is no category {shorten(number, 60)}")
+            raise BadCase(f"there is no category {shorten(number, 60)}")
         left, top, width, height = map(float, thing["bbox"])
         label = text_of(classes[number], "name")
         return place(label, *turned((left, top, left + width, top + height), size, turn))
@@ -202,11 +202,11 @@ def _coco_like(
         boxes = largest([box(thing, size, turn) for thing in things.get(number, [])])
         told = [text for text in captions.get(number, ()) if text.strip()]
         caption = sound(told[0]) if told else labels(boxes)
-        values = {"caption": caption, "boxes": write(boxes), "answer": picture}
+        values = {"caption": caption, "boxes": write_boxes(boxes), "answer": picture}
         return Case(key, GROUNDED, values, source, coco_licence(image))
 
     images = listed(path, "images")
-    return convert(((f"image-{n}", image) for n, image in enumerate(images)), make)
+    return to_cases(((f"image-{n}", image) for n, image in enumerate(images)), make)
 
 
 def open_images_boxes(folder: epath.Path, split: str) -> Iterator[Read]:
@@ -227,10 +227,10 @@ def open_images_boxes(folder: epath.Path, split: str) -> Iterator[Read]:
         picture = inside(folder / split, f"{key}.jpg")
         size, turn = _head(picture)
         boxes = largest([_open_images_box(thing, names, size, turn) for thing in things])
-        values = {"caption": labels(boxes), "boxes": write(boxes), "answer": picture}
+        values = {"caption": labels(boxes), "boxes": write_boxes(boxes), "answer": picture}
         return Case(key, GROUNDED, values, "Open Images", "CC-BY-4.0")
 
-    return convert(grouped(rows, "ImageID").items(), make)
+    return to_cases(grouped(rows, "ImageID").items(), make)
 
 
 def _open_images_box(
@@ -248,4 +248,4 @@ def _head(picture: epath.Path) -> tuple[tuple[int, int], int]:
     try:
         return picture_head(picture)
     except (OSError, ValueError):
-        raise Broken(f"{shorten(picture.name, 60)} is missing or no picture") from None
+        raise BadCase(f"{shorten(picture.name, 60)} is missing or no picture") from None

@@ -9,29 +9,29 @@ from cm3jax.errors import UserError
 from cm3jax.io.files import read_json
 from cm3jax.io.texts import brief, shorten
 from cm3jax.tasks.records import (
-    Broken,
+    BadCase,
     Read,
     by_id,
-    convert,
     id_of,
     inside,
     listed,
     majority,
     text_of,
+    to_cases,
 )
 from cm3jax.tasks.task import Case, Task
 
 _CONCLUSION = "So the answer is "
 
 
-def plain(answer: str) -> str:
+def without_full_stop(answer: str) -> str:
     """An answer without the full stop that a model may put behind it."""
     return answer.strip().rstrip(".").strip()
 
 
 def conclusion(answer: str) -> str:
     """What an explanation comes to: the text behind its last "So the answer is"."""
-    return plain(answer.rpartition(_CONCLUSION)[2])
+    return without_full_stop(answer.rpartition(_CONCLUSION)[2])
 
 
 def explained(rationale: str, answer: str) -> str:
@@ -47,7 +47,7 @@ VQA = Task(
         "Question: {question} The answer is {answer}.<break>{image}",
     ),
     image_first=("{image}<break>Question: {question} Answer: {answer}.",),
-    parse=plain,
+    parse=without_full_stop,
 )
 
 SCIENCE = Task(
@@ -86,7 +86,7 @@ def _coco_questions(folder: epath.Path, split: str, edition: str, source: str) -
         number = id_of(record, "question_id")
         question = questions.get(number)
         if question is None:
-            raise Broken(f"there is no question {shorten(number, 60)}")
+            raise BadCase(f"there is no question {shorten(number, 60)}")
         file = f"COCO_{part}_{int(id_of(record, 'image_id')):012}.jpg"
         values = {
             "question": text_of(question, "question"),
@@ -95,7 +95,7 @@ def _coco_questions(folder: epath.Path, split: str, edition: str, source: str) -
         }
         return Case(key, VQA, values, source, "CC-BY-4.0")
 
-    return convert(((f"answer-{n}", record) for n, record in enumerate(answers)), make)
+    return to_cases(((f"answer-{n}", record) for n, record in enumerate(answers)), make)
 
 
 def vizwiz(folder: epath.Path, split: str) -> Iterator[Read]:
@@ -111,7 +111,7 @@ def vizwiz(folder: epath.Path, split: str) -> Iterator[Read]:
         }
         return Case(key, VQA, values, "VizWiz", "CC-BY-4.0")
 
-    return convert(((f"question-{n}", record) for n, record in enumerate(records)), make)
+    return to_cases(((f"question-{n}", record) for n, record in enumerate(records)), make)
 
 
 def science_qa(folder: epath.Path, split: str) -> Iterator[Read]:
@@ -127,10 +127,10 @@ def science_qa(folder: epath.Path, split: str) -> Iterator[Read]:
     def make(key: str, record: Any) -> Case:
         question = text_of(record, "question")
         if not record["image"]:
-            raise Broken("it has no picture")
+            raise BadCase("it has no picture")
         choices = [str(choice) for choice in record["choices"]]
         if not 0 <= record["answer"] < len(choices):
-            raise Broken(f"its answer {brief(record['answer'])} is none of {len(choices)} choices")
+            raise BadCase(f"its answer {brief(record['answer'])} is none of {len(choices)} choices")
         answer = choices[record["answer"]]
         solution = " ".join(str(record["solution"] or "").split())
         values = {
@@ -143,4 +143,4 @@ def science_qa(folder: epath.Path, split: str) -> Iterator[Read]:
             values["context"] = hint
         return Case(key, SCIENCE, values, "ScienceQA", "CC-BY-NC-SA-4.0")
 
-    return convert(((str(key), problems.get(str(key))) for key in numbers), make)
+    return to_cases(((str(key), problems.get(str(key))) for key in numbers), make)

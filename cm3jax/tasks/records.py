@@ -18,11 +18,11 @@ HELD_BACK = 50
 """Every so-many-th record is for validation where a data set has no split of its own."""
 
 
-class Broken(ValueError):
+class BadCase(ValueError):
     """A record that gives no case; its message is the reason."""
 
 
-def convert(
+def to_cases(
     records: Iterable[tuple[str, Any]], make: Callable[[str, Any], Case]
 ) -> Iterator[Case | Skipped]:
     """A case of each (key, record), or why there is none; a key that comes again gets a number."""
@@ -34,8 +34,8 @@ def convert(
             yield make(key, record)
         except KeyError as error:
             yield Skipped(key, f"it has no {brief(error.args[0]) if error.args else 'such field'}")
-        except (Broken, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-            reason = str(error) if isinstance(error, Broken) else f"damaged: {error}"
+        except (BadCase, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+            reason = str(error) if isinstance(error, BadCase) else f"damaged: {error}"
             yield Skipped(key, shorten(reason))
 
 
@@ -82,7 +82,7 @@ def by_id(values: Iterable[Any], name: str = "id") -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for value in values:
-        with contextlib.suppress(Broken, KeyError):
+        with contextlib.suppress(BadCase, KeyError):
             found.setdefault(id_of(value, name), value)
     return found
 
@@ -91,49 +91,51 @@ def grouped(values: Iterable[Any], name: str) -> dict[str, list[Any]]:
     """Records with the same value of an id, in order of appearance."""
     groups: dict[str, list[Any]] = {}
     for value in values:
-        with contextlib.suppress(Broken, KeyError):
+        with contextlib.suppress(BadCase, KeyError):
             groups.setdefault(id_of(value, name), []).append(value)
     return groups
 
 
 def id_of(record: Any, field: str) -> str:
-    """An id of a record as text, so that 1, 1.0 and "1" are the same; `Broken` where it is none."""
+    """An id of a record as text, so that 1, 1.0 and "1" are the same; `BadCase` where it is
+    none.
+    """
     if not isinstance(record, dict):
-        raise Broken("it is no JSON object")
+        raise BadCase("it is no JSON object")
     value = record[field]
     if isinstance(value, str) and value.strip():
         return value.strip()
     if isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
         return str(int(value))
-    raise Broken(f"its {field!r} is no id: {brief(value)}")
+    raise BadCase(f"its {field!r} is no id: {brief(value)}")
 
 
 def text_of(record: Any, field: str) -> str:
-    """A text of a record; `Broken` where it is none, or empty."""
+    """A text of a record; `BadCase` where it is none, or empty."""
     if not isinstance(record, dict):
-        raise Broken("it is no JSON object")
+        raise BadCase("it is no JSON object")
     value = record[field]
     if not isinstance(value, str) or not value.strip():
-        raise Broken(f"its {field!r} is no text")
+        raise BadCase(f"its {field!r} is no text")
     return sound(value)
 
 
 def sound(text: str) -> str:
-    """A text with single spaces; `Broken` if it is not UTF-8 or holds control characters."""
+    """A text with single spaces; `BadCase` if it is not UTF-8 or holds control characters."""
     try:
         return " ".join(clean_text(text).split())
     except ValueError as error:
-        raise Broken(str(error)) from None
+        raise BadCase(str(error)) from None
 
 
 def inside(folder: epath.Path, name: Any) -> epath.Path:
-    """A file in a folder by the name that a record gives; `Broken` if it, or a link, leads out."""
+    """A file in a folder by the name that a record gives; `BadCase` if it, or a link, leads out."""
     climbs = isinstance(name, str) and (name.startswith("/") or ".." in name.split("/"))
     if not isinstance(name, str) or not name or climbs or "\0" in name:
-        raise Broken(f"{brief(name)} is no file name")
+        raise BadCase(f"{brief(name)} is no file name")
     path = folder / name
     if leads_out(path, folder):
-        raise Broken(f"{brief(name)} is a link out of the folder; copy what it means")
+        raise BadCase(f"{brief(name)} is a link out of the folder; copy what it means")
     return path
 
 
@@ -145,7 +147,7 @@ def majority(answers: Any) -> str:
     texts = [one.get("answer") if isinstance(one, dict) else one for one in answers or ()]
     given = [sound(text) for text in texts if isinstance(text, str) and text.strip()]
     if not given:
-        raise Broken("it has no answer")
+        raise BadCase("it has no answer")
     return Counter(given).most_common(1)[0][0]
 
 

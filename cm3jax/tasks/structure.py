@@ -10,7 +10,7 @@ from etils import epath
 
 from cm3jax.tasks.captions import coco_captions
 from cm3jax.tasks.edges import canny, scribble
-from cm3jax.tasks.records import Read, convert, held_back, inside, json_lines, text_of
+from cm3jax.tasks.records import Read, held_back, inside, json_lines, text_of, to_cases
 from cm3jax.tasks.task import Case, Derived, Skipped, Task
 
 
@@ -46,7 +46,7 @@ def given_maps(task: Task, folder: epath.Path, split: str) -> Iterator[Read]:
         }
         return Case(key, task, values)
 
-    return convert(held_back(json_lines(folder / "prompt.json"), split), make)
+    return to_cases(held_back(json_lines(folder / "prompt.json"), split), make)
 
 
 def _from_coco(

@@ -154,7 +154,7 @@ def _segments(field: str, values: Mapping[str, Value]) -> list[Part]:
     return parts
 
 
-def choose(case: Case, seed: int, image_first: bool = False) -> Filled:
+def choose_template(case: Case, seed: int, image_first: bool = False) -> Filled:
     """The case in one of its templates, drawn by (seed, key)."""
     given = set(case.values) - {ANSWER}
     templates = case.task.fitting(given, image_first)

@@ -1,7 +1,8 @@
 """The text tokenizer of a foreign checkpoint (`tokenizer.json`), behind pieces that count from 0.
 
 Foreign tables mix control tokens, image codes and text; the text ids among them become pieces, in
-order. `pack` puts the tokenizer and those ids into the bytes that `TextTokenizer` reads and saves.
+order. `pack_tokenizer` puts the tokenizer and those ids into the bytes that `TextTokenizer` reads
+and saves.
 """
 
 import json
@@ -12,24 +13,26 @@ from typing import Any
 from cm3jax.errors import UserError
 
 
-def pack(tokenizer_json: str, ids: Sequence[int]) -> bytes:
+def pack_tokenizer(tokenizer_json: str, ids: Sequence[int]) -> bytes:
     """The model of a `tokenizer.json` whose text has these ids, in order of its pieces."""
     return json.dumps({"ids": list(ids), "tokenizer": tokenizer_json}).encode()
 
 
-def read(folder: Path, ids: Sequence[int]) -> bytes:
-    """`pack` of a folder's tokenizer; one without a `tokenizer.json` is made by transformers."""
+def read_tokenizer(folder: Path, ids: Sequence[int]) -> bytes:
+    """`pack_tokenizer` of a folder's tokenizer; one without a `tokenizer.json` is made by
+    transformers.
+    """
     path = folder / "tokenizer.json"
     if path.exists():
         try:
-            return pack(path.read_text(encoding="utf-8"), ids)
+            return pack_tokenizer(path.read_text(encoding="utf-8"), ids)
         except (OSError, UnicodeDecodeError):
             raise UserError(f"{path} can't be read as UTF-8; get it again.") from None
     try:
         from transformers import AutoTokenizer
 
         slow = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return pack(slow.backend_tokenizer.to_str(), ids)
+        return pack_tokenizer(slow.backend_tokenizer.to_str(), ids)
     except Exception:  # whatever the folder makes transformers raise
         raise UserError(
             f"{folder} holds no text tokenizer; put its tokenizer.json beside the weights."
@@ -37,7 +40,7 @@ def read(folder: Path, ids: Sequence[int]) -> bytes:
 
 
 def unpack(model: bytes) -> str:
-    """The `tokenizer.json` that `pack` was given."""
+    """The `tokenizer.json` that `pack_tokenizer` was given."""
     return json.loads(model)["tokenizer"]
 
 
@@ -63,7 +66,7 @@ def _tokenizer(tokenizer_json: str) -> Any:
 
 
 class HuggingFaceModel:
-    """What `TextTokenizer` asks of a model; `UserError` if `pack` did not make it."""
+    """What `TextTokenizer` asks of a model; `UserError` if `pack_tokenizer` did not make it."""
 
     def __init__(self, model: bytes):
         try:

@@ -1,7 +1,8 @@
 """LPIPS: how different two pictures look, by the features of a VGG16 (arXiv 1801.03924).
 
-The weights are not part of this package. `load` reads those of the `lpips` package (version 0.1,
-net "vgg") under their own names from .safetensors or .npz; whoever has the package writes them so:
+The weights are not part of this package. `load_lpips` reads those of the `lpips` package (version
+0.1, net "vgg") under their own names from .safetensors or .npz; whoever has the package writes them
+so:
 
     np.savez("lpips.npz", **{k: v.numpy() for k, v in lpips.LPIPS(net="vgg").state_dict().items()})
 
@@ -37,7 +38,7 @@ _IGNORED = re.compile(r"lins\.\d\.model\.1\.weight|scaling_layer\.(shift|scale)|
 
 
 class LPIPS(nn.Module):
-    """Distances of pictures in [-1, 1]; the variables are `load`'s or `random_weights`'."""
+    """Distances of pictures in [-1, 1]; the variables are `load_lpips`'s or `random_weights`'."""
 
     @nn.compact
     def __call__(
@@ -70,7 +71,7 @@ class LPIPS(nn.Module):
         return total
 
 
-def load(path: epath.PathLike) -> dict[str, Any]:
+def load_lpips(path: epath.PathLike) -> dict[str, Any]:
     """The variables of an `LPIPS` from a file of named arrays.
 
     Raises `UserError` when it is missing, is no such file, or an array is missing, unknown or of

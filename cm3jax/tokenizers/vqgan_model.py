@@ -41,9 +41,9 @@ class VQGAN(nn.Module):
 
     def setup(self):
         """Encoder, quantiser and decoder."""
-        self.encoder = Encoder(self.config)
+        self.encoder = PixelEncoder(self.config)
         self.quantiser = VectorQuantiser(self.config)
-        self.decoder = Decoder(self.config)
+        self.decoder = PixelDecoder(self.config)
 
     def __call__(self, pixels: Float[Array, "B Y X 3"]) -> VQOutput:
         """Reconstruct; the gradient passes the quantiser straight through."""
@@ -65,7 +65,7 @@ class VQGAN(nn.Module):
         return self.decoder(self.quantiser.lookup(codes).reshape(len(codes), side, side, -1))
 
 
-class Encoder(nn.Module):
+class PixelEncoder(nn.Module):
     """Pixels to a grid of vectors of width `code_width`."""
 
     config: VQGANConfig
@@ -87,7 +87,7 @@ class Encoder(nn.Module):
         return _conv(c, c.code_width, "quant_conv", kernel=1)(x)
 
 
-class Decoder(nn.Module):
+class PixelDecoder(nn.Module):
     """A grid of codebook entries to pixels: the encoder mirrored, one block more per level."""
 
     config: VQGANConfig

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class StepCost:
     """What one global batch costs."""
 
     tokens: int
@@ -36,7 +36,7 @@ class Work:
     """Floating-point operations of forward and backward pass, by formula."""
 
 
-def utilisation(work: Work, steps: int, seconds_per_step: float | None) -> dict[str, Any]:
+def utilisation(work: StepCost, steps: int, seconds_per_step: float | None) -> dict[str, Any]:
     """What work has been done in `steps` steps, and how fast the last ones went.
 
     `flops` and `a100_hours` (at an A100's full rate) are sums over the run; `mfu` is the share of
@@ -187,7 +187,7 @@ def revision() -> str | None:
     return answer.stdout.strip()
 
 
-def read(run_dir: epath.PathLike) -> list[dict[str, Any]]:
+def read_metrics(run_dir: epath.PathLike) -> list[dict[str, Any]]:
     """The logged steps of a run, oldest first, without damaged lines; empty if there are none."""
     return _read(epath.Path(run_dir) / "metrics.jsonl")[0]
 

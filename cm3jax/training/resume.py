@@ -134,12 +134,12 @@ def start(
     def theirs(other: Experiment) -> TrainState:
         if other.model.lora_rank:
             return layout.abstract
-        return dataclasses.replace(layout.abstract, params=lora.without(layout.abstract.params))
+        return dataclasses.replace(layout.abstract, params=lora.strip(layout.abstract.params))
 
     run = checkpoint.load_run(experiment.init_from, theirs)
     checkpoint.require_same(run.fingerprints, fingerprints, experiment.init_from)
     extra = dict(run.variables)
-    params = lora.onto(state.params, extra.pop("params"))
+    params = lora.load_into(state.params, extra.pop("params"))
     source = f"starting from the parameters of {experiment.init_from} at step {run.step}."
     state = dataclasses.replace(state, params=params, extra=extra)
     return Start(state, Position(), 0.0, source)

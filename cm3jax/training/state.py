@@ -87,7 +87,7 @@ class Layout:
         )
 
 
-def plan(
+def plan_layout(
     init: Callable[[Key[Array, ""]], Any],
     experiment: Experiment,
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
@@ -104,7 +104,7 @@ def plan(
     if not any(jax.tree.leaves(which)):
         raise UserError(
             f"optim.trained={experiment.optim.trained!r} is found in no parameter's name; the "
-            f"parameters are\n{partition.table(mesh, boxed['params'])}"
+            f"parameters are\n{partition.array_table(mesh, boxed['params'])}"
         )
     transform = optimizer(experiment.optim, experiment.train.steps, boxed["params"])
     transform = freezing(transform, which, rows, boxed["params"])
@@ -132,7 +132,7 @@ def plan(
             shardings,
         ),
         init=jax.jit(create, out_shardings=shardings),
-        table=partition.table(mesh, boxed),
+        table=partition.array_table(mesh, boxed),
         trained=which,
     )
 

@@ -6,7 +6,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cm3jax.emblems import Prompt, Scene, caption, confirms_batch, confirms_emblems, draw, example
+from cm3jax.emblems import (
+    ProbePrompt,
+    Scene,
+    caption,
+    confirms_batch,
+    confirms_emblems,
+    draw_scene,
+    example,
+)
 from cm3jax.emblems.examples import bank_documents
 from cm3jax.emblems.glyphs import CELL
 from cm3jax.emblems.looks import MEMORY_ONLY, Catalogue, catalogue, integer
@@ -117,7 +125,7 @@ _TITLES = {
 }
 
 
-def _bank_pair(prompt: Prompt) -> Pair:
+def _bank_pair(prompt: ProbePrompt) -> Pair:
     """The first document of the bank that shows the prompt's emblem; such are pairs."""
     number = catalogue(0).names.index(prompt.scene.emblems[0].name)
     text, picture = example("bank", bank_documents(number)[0], size=len(prompt.image)).segments
@@ -187,7 +195,7 @@ def _five(bench: Bench) -> Measured:
     return Measured(scores, figures=tuple(figures))
 
 
-def _look(prompt: Prompt, turn: int) -> Look:
+def _look(prompt: ProbePrompt, turn: int) -> Look:
     """A look of another dataset's emblems: no document shows it."""
     looks, index = catalogue(1).looks, int(prompt.key.rpartition("-")[2])
     return looks[(index * _GIVEN + turn) % len(looks)]
@@ -204,7 +212,7 @@ def _scene(name: str, look: Look, key: str) -> Scene:
 
 def _pair(name: str, look: Look, key: str) -> Pair:
     scene = _scene(name, look, key)
-    return caption(scene), draw(scene, CELL * GRID)
+    return caption(scene), draw_scene(scene, CELL * GRID)
 
 
 # ------------------------------------------------------------------ classification by made-up names
@@ -291,7 +299,9 @@ def _case(number: int) -> _Case:
 def _likelihoods(bench: Bench, cases: Sequence[_Case], shown) -> Float[np.ndarray, "B 2"]:
     """Nats of the picture's caption with either name, the right one first."""
     generator = bench.generator
-    rows: list[Segments] = [((Mark.MASK,), Shown(draw(case.scene, bench.size))) for case in cases]
+    rows: list[Segments] = [
+        ((Mark.MASK,), Shown(draw_scene(case.scene, bench.size))) for case in cases
+    ]
     asks = generator.ask.fillings(rows, shown, None, generator.decode)
     nats = []
     for which in (0, 1):
@@ -308,7 +318,7 @@ def _likelihoods(bench: Bench, cases: Sequence[_Case], shown) -> Float[np.ndarra
 def _classified(case: _Case, nats: Float[np.ndarray, " 2"]) -> Figure:
     order = (case.first, 1 - case.first)
     cells = [Cell.of("given document", case.pairs[i][1], case.pairs[i][0]) for i in order]
-    cells.append(Cell.of("picture", draw(case.scene)))
+    cells.append(Cell.of("picture", draw_scene(case.scene)))
     cells += [
         Cell(
             f"{case.names[i]}: {nats[i]:.1f} nats",

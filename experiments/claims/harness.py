@@ -13,16 +13,16 @@ from cm3jax.checkpoint import load_run
 from cm3jax.config import DecodeConfig, Experiment, RetrievalConfig
 from cm3jax.data.prepare import prepare_bank
 from cm3jax.data.tokenize import Tools
-from cm3jax.emblems import Prompt, prompts
+from cm3jax.emblems import ProbePrompt, prompts
 from cm3jax.emblems.probe_prompts import Kind
 from cm3jax.evaluate.protocol import (
     Protocol,
     Score,
     by_licence,
     code_version,
-    fingerprint,
     licensed_share,
     sampling,
+    tree_fingerprint,
     wilson,
 )
 from cm3jax.evaluate.results import Cell
@@ -84,7 +84,7 @@ class Bench:
     def weights(self) -> dict[str, str]:
         """Fingerprints of the weights, by part."""
         return {
-            "decoder": fingerprint(self._run.variables),
+            "decoder": tree_fingerprint(self._run.variables),
             "text": self._loaded.text.fingerprint,
             "image": self._loaded.image.fingerprint,
             "clip": self._loaded.encoder.fingerprint,
@@ -101,7 +101,7 @@ class Bench:
     @functools.cached_property
     def generator(self) -> Generator:
         """The model; it keeps what it draws, and retrieves from `bank()` once that is made."""
-        return self._loaded.keeping(self.keep, digest(*self.weights.values(), code_version()))
+        return self._loaded.cached_in(self.keep, digest(*self.weights.values(), code_version()))
 
     @property
     def experiment(self) -> Experiment:
@@ -137,7 +137,7 @@ class Bench:
             dataclasses.replace(experiment, seed=dataset, data=data), tools, self.say
         )
 
-    def asked(self, kind: Kind, dataset: int = 0) -> list[list[Prompt]]:
+    def asked(self, kind: Kind, dataset: int = 0) -> list[list[ProbePrompt]]:
         """The prompts of every seed, none twice."""
         every = prompts(kind, self.seeds * self.prompts, dataset, self.size)
         return [every[i : i + self.prompts] for i in range(0, len(every), self.prompts)]
@@ -224,7 +224,7 @@ class Bench:
         )
 
 
-def content(every: Sequence[Sequence[Prompt]]) -> list[str | np.ndarray]:
+def content(every: Sequence[Sequence[ProbePrompt]]) -> list[str | np.ndarray]:
     """All that the prompts of all seeds ask and show."""
     return [part for asked in every for p in asked for part in (p.text, p.image)]
 

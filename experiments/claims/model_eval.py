@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cm3jax.config import Experiment
-from cm3jax.emblems import Prompt, caption, confirms_batch, confirms_emblems, draw, tells
+from cm3jax.emblems import ProbePrompt, caption, confirms_batch, confirms_emblems, draw_scene, tells
 from cm3jax.emblems.looks import catalogue
 from cm3jax.emblems.patches import QUARTERS
 from cm3jax.emblems.probe_prompts import LOWER_HALF
@@ -18,7 +18,7 @@ from cm3jax.emblems.sample import at_home, frequent, with_emblem
 from cm3jax.evaluate.chance import of_another_answer
 from cm3jax.evaluate.protocol import Protocol, Score
 from cm3jax.generation.prompts import Segments, Shown
-from cm3jax.generation.requests import Ask, Documents
+from cm3jax.generation.requests import Documents, PromptRequest
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.document import Mark
 from cm3jax.shapes import Float, Int, UInt8
@@ -36,7 +36,7 @@ _SPLITS = {
 _EXACT = "emblems.confirms: shows the exact scene"
 _AFTER = "each after the true ones before it"
 
-Every = list[list[Prompt]]
+Every = list[list[ProbePrompt]]
 """The prompts of every seed."""
 
 
@@ -54,11 +54,13 @@ def known(bench: Bench) -> Every:
     ]
 
 
-def _known(bench: Bench, index: int) -> Prompt:
+def _known(bench: Bench, index: int) -> ProbePrompt:
     rng, emblems = random.Random(f"claims known {index}"), catalogue(0, bench.emblems)
     number = frequent(rng, emblems)
     scene = at_home("prompts", lambda: with_emblem(rng, number, emblems))
-    return Prompt(f"known-{index}", "heldout", caption(scene), scene, draw(scene, bench.size))
+    return ProbePrompt(
+        f"known-{index}", "heldout", caption(scene), scene, draw_scene(scene, bench.size)
+    )
 
 
 class Exam:
@@ -89,7 +91,7 @@ class Exam:
             self._caption()
             self._infill()
 
-    def retrieved(self, asked: Sequence[Prompt], count: int) -> list[list[Retrieved]] | None:
+    def retrieved(self, asked: Sequence[ProbePrompt], count: int) -> list[list[Retrieved]] | None:
         """The best documents for each prompt, None of none."""
         texts = [prompt.text for prompt in asked]
         return self.bench.generator.retrieve(texts=texts, k=count) if count else None
@@ -121,7 +123,7 @@ class Exam:
             self._mean(f"nats.{name}", kind, whole, "the picture's codes", count)
 
     def _of_pictures(
-        self, asked: Sequence[Prompt], shown: Documents | None
+        self, asked: Sequence[ProbePrompt], shown: Documents | None
     ) -> list[Float[np.ndarray, " codes"]]:
         """Nats of each code of each prompt's picture."""
         generator = self.bench.generator
@@ -166,15 +168,15 @@ class Exam:
         self._share("infill", "infill", right, of_another_answer(halves), _EXACT)
         self._mean("nats.infill", "infill", nats, "the lower half's codes")
 
-    def _codes(self, asked: Sequence[Prompt]) -> Int[np.ndarray, "B codes"]:
+    def _codes(self, asked: Sequence[ProbePrompt]) -> Int[np.ndarray, "B codes"]:
         """Ids of the prompts' own pictures."""
         generator = self.bench.generator
         return generator.image.encode([p.image for p in asked]) + generator.vocab.first_image
 
-    def _nats(self, asks: Sequence[Ask], answers) -> list[np.ndarray]:
+    def _nats(self, asks: Sequence[PromptRequest], answers) -> list[np.ndarray]:
         return [-each for each in self.bench.generator.token_logprobs(asks, list(answers))]
 
-    def _all(self, kind: str) -> list[Prompt]:
+    def _all(self, kind: str) -> list[ProbePrompt]:
         return [prompt for asked in self.every[kind] for prompt in asked]
 
     def _share(self, name: str, kind: str, right, chance: float, reader: str, count: int = 0):

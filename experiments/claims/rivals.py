@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from cm3jax.config import Experiment
-from cm3jax.emblems import Prompt, confirms_emblems
+from cm3jax.emblems import ProbePrompt, confirms_emblems
 from cm3jax.evaluate.protocol import Score
 from cm3jax.evaluate.results import Cell, Chosen, Figure
 from cm3jax.report.plots import Plot, Point
@@ -86,7 +86,7 @@ def _nats(scores: Scores) -> Table:
 def _budget(exams: dict[str, Exam]) -> Table:
     rows = []
     for name, exam in exams.items():
-        e, last = exam.experiment, metrics.read(exam.bench.run)[-1]
+        e, last = exam.experiment, metrics.read_metrics(exam.bench.run)[-1]
         read = f"{tokens(e) / 1e6:.1f} M"
         figures = (f"{exam.bench.parameters:,}", f"{e.train.steps:,}", read)
         spent = f"{last['flops'] / 1e12:.0f}", f"{last['seconds'] / 60:.0f}"
@@ -103,7 +103,7 @@ def tokens(experiment: Experiment) -> int:
     return experiment.train.steps * experiment.data.batch * row
 
 
-def _figures(exams: dict[str, Exam], asked: Sequence[Prompt]) -> tuple[Figure, ...]:
+def _figures(exams: dict[str, Exam], asked: Sequence[ProbePrompt]) -> tuple[Figure, ...]:
     """What everybody drew of the same prompts: where CM3Leon was wrong, and where it was right."""
     first = exams["cm3leon"]
     shown = first.retrieved(asked, 1)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cm3jax.emblems import Prompt, caption, confirms_emblems, draw
+from cm3jax.emblems import ProbePrompt, caption, confirms_emblems, draw_scene
 from cm3jax.emblems.reader import nearest_patches
-from cm3jax.emblems.sample import at_home, palm, plain, word
+from cm3jax.emblems.sample import at_home, palm, plain_scene, word
 from cm3jax.emblems.scene import FINGERS, Scene
 from cm3jax.emblems.wording import relations
 from cm3jax.evaluate.protocol import Score
@@ -93,7 +93,7 @@ def _beside(exam: Exam, distance: Distance, truth: np.ndarray, drawn: str) -> di
     every = pictures.reshape(-1, *pictures.shape[2:])
     cells = (nearest_patches(every)[0] == truth).mean(-1).reshape(pictures.shape[:2])
     of_cells = dataclasses.replace(protocol, reader="emblems.read: the cell's nearest patch")
-    hours = np.full((1, 1), metrics.read(bench.run)[-1]["a100_hours"])
+    hours = np.full((1, 1), metrics.read_metrics(bench.run)[-1]["a100_hours"])
     of_hours = dataclasses.replace(protocol, reader="operations of training at an A100's full rate")
     return {
         f"{name}.fid": distance.score(f"{name}.fid", every, protocol),
@@ -111,7 +111,7 @@ _GROUPS: dict[str, tuple[Callable[[random.Random], Scene], Callable[[Scene, int]
         lambda scene, letters: len(scene.word) == letters,
     ),
     "scene.clauses": (
-        lambda rng: at_home("prompts", lambda: plain(rng)),
+        lambda rng: at_home("prompts", lambda: plain_scene(rng)),
         lambda scene, clauses: 0 <= clauses - len(scene.shapes) <= len(relations(scene)),
     ),
     "palm.fingers": (palm, lambda scene, fingers: scene.fingers == fingers),
@@ -132,14 +132,14 @@ def _questions(bench: Bench) -> dict[str, Every]:
     }
 
 
-def _prompt(group: str, number: int, index: int, size: int) -> Prompt:
+def _prompt(group: str, number: int, index: int, size: int) -> ProbePrompt:
     rng = random.Random(f"claims sizes {group} {number} {index}")
     draws, fits = _GROUPS[group]
     while not fits(scene := draws(rng), number):
         continue
     claims = number - len(scene.shapes) if group == "scene.clauses" else 0
     text = caption(scene, tuple(rng.sample(relations(scene), claims)))
-    return Prompt(f"{group}_{number}-{index}", "scene", text, scene, draw(scene, size))
+    return ProbePrompt(f"{group}_{number}-{index}", "scene", text, scene, draw_scene(scene, size))
 
 
 # ------------------------------------------------------------------------------ tables and figures
@@ -211,7 +211,7 @@ def _sizes(scores: Scores, exams: dict[str, Exam]) -> Table:
             (
                 f"{FAMILIES[family]}, {size}",
                 f"{exam.bench.parameters:,}",
-                f"{metrics.read(exam.bench.run)[-1]['seconds'] / 60:.0f}",
+                f"{metrics.read_metrics(exam.bench.run)[-1]['seconds'] / 60:.0f}",
                 f"{_hours(scores, family, size) * 1e6:.0f}",
                 f"{scores[f'{name}.' + _asked('nats.picture.heldout', family)].value:.2f}",
                 f"{scores[f'{name}.fid'].value:.1f}",
@@ -279,7 +279,7 @@ def _papers() -> Table:
     return Table("The papers' own: MS-COCO, CM3Leon with two documents", columns, rows + others)
 
 
-def _grid(exams: dict[str, Exam], asked: Sequence[Prompt]) -> tuple[Figure, ...]:
+def _grid(exams: dict[str, Exam], asked: Sequence[ProbePrompt]) -> tuple[Figure, ...]:
     """The same prompts across sizes: held-out emblems, each family in a line."""
     figures = []
     first = exams["cm3leon.large"]

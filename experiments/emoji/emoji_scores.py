@@ -23,9 +23,9 @@ from cm3jax.evaluate.protocol import (
     Score,
     by_licence,
     code_version,
-    fingerprint,
     licensed_share,
     sampling,
+    tree_fingerprint,
 )
 from cm3jax.evaluate.results import Cell, Figure, worst_and_best
 from cm3jax.generation import generator
@@ -73,14 +73,14 @@ class EmojiExam:
         self._count, self._seed, self._say = count, seed, say
         self._asked: dict[Kind, list[Prompt]] = {}
         self._weights = digest(
-            fingerprint(run.variables),
+            tree_fingerprint(run.variables),
             self._generator.text.fingerprint,
             self._generator.image.fingerprint,
             self._generator.retriever.encoder.fingerprint,
         )
         if keep:
             origin = digest(self._weights, code_version())
-            self._generator = self._generator.keeping(keep, origin)
+            self._generator = self._generator.cached_in(keep, origin)
         self.scores: dict[str, Score] = {}
         self.figures: list[Figure] = []
 

@@ -24,7 +24,7 @@ from cm3jax.sequence.rows import Batch
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.train import make_train_step, require_attention
 from cm3jax.training.hardware import peak_flops
-from cm3jax.training.state import TrainState, plan
+from cm3jax.training.state import TrainState, plan_layout
 from launch.bench.model import add_model, experiment, no_rival, positive, random_weights
 from launch.env import keep_freed_memory
 from launch.rivals import chameleon
@@ -141,7 +141,7 @@ def _ours(learner: DecoderLearner, weights: Any, tokens: np.ndarray, steps: int)
     require_attention(learner.experiment, mesh)
     losses: list[float] = []
     with jax.set_mesh(mesh):
-        layout = plan(learner.init, learner.experiment, mesh)
+        layout = plan_layout(learner.init, learner.experiment, mesh)
         shardings = layout.shardings
         params = jax.device_put(weights, shardings.params)
         moments = jax.jit(layout.optimizer.init, out_shardings=shardings.opt_state)(params)

@@ -93,5 +93,5 @@ def test_a_row_measures_what_it_says(row, data, runs, tmp_path, monkeypatch):
     assert page.count(">✓<") + page.count(">✗<") == len(row.targets)
 
     # What was drawn is kept, so that a killed measurement goes on.
-    monkeypatch.setattr(loop, "plan", lambda requests, *rest: 1 / 0 if requests else ())
+    monkeypatch.setattr(loop, "plan_groups", lambda requests, *rest: 1 / 0 if requests else ())
     assert row.measure(bench) == found

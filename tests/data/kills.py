@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cm3jax.io.checksums import describe
+from cm3jax.io.checksums import file_entry
 from tests.data import preparation
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,7 @@ def checksums(out: Path) -> dict[str, dict]:
     """Of every file of a bank and a corpus, by name; the report alone knows the clock."""
     files = [file for file in sorted(out.rglob("*")) if file.is_file()]
     return {
-        str(file.relative_to(out)): describe(file)
+        str(file.relative_to(out)): file_entry(file)
         for file in files
         if file.name != "corpus-report.json"
     }

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from cm3jax.data.contrastive import NO_SUBJECT, Couples, CoupleStream, Records
+from cm3jax.data.contrastive import NO_SUBJECT, CaptionedRecords, Couples, CoupleStream
 from cm3jax.data.pipeline import Position
 from cm3jax.data.readers.items import BadRecord
 from cm3jax.data.sources import RawRecord
@@ -33,7 +33,7 @@ def _source(side: int = 16) -> list[RawRecord]:
 
 @pytest.fixture(scope="module")
 def records():
-    return Records(_source(), text_tokenizer(), experiment().clip)
+    return CaptionedRecords(_source(), text_tokenizer(), experiment().clip)
 
 
 def test_partners_share_a_subject_and_are_all_drawn(records):
@@ -109,7 +109,7 @@ def test_processes_share_the_global_batch(records):
 
 
 def test_pictures_of_another_size_are_fitted():
-    records = Records(_source(24), text_tokenizer(), experiment().clip)
+    records = CaptionedRecords(_source(24), text_tokenizer(), experiment().clip)
     assert records.pictures.held.shape == (8, 16, 16, 3)
 
 
@@ -123,7 +123,7 @@ class _Dirty(list):
 
 
 def test_pictures_that_are_read_as_needed_give_the_same_batches(records):
-    streamed = Records(_source(), text_tokenizer(), experiment().clip, in_memory=1000)
+    streamed = CaptionedRecords(_source(), text_tokenizer(), experiment().clip, in_memory=1000)
     assert streamed.pictures.held is None
     both = [_stream(part, batch=3).batches(Position()) for part in (records, streamed)]
     for _, held, read in zip(range(7), *both, strict=False):
@@ -133,12 +133,12 @@ def test_pictures_that_are_read_as_needed_give_the_same_batches(records):
 
 
 def test_a_broken_record_is_left_out_and_named():
-    records = Records(_Dirty(_source()), text_tokenizer(), experiment().clip)
+    records = CaptionedRecords(_Dirty(_source()), text_tokenizer(), experiment().clip)
     assert len(records) == len(records.pictures.held) == 7
     notes = _stream(records).notes
     assert notes[1] == "4 of 7 records have a partner of their subject."
     assert notes[0] == "left out 1 of 8 records: 3.png: it is empty"
-    streamed = Records(_Dirty(_source()), text_tokenizer(), experiment().clip, in_memory=0)
+    streamed = CaptionedRecords(_Dirty(_source()), text_tokenizer(), experiment().clip, in_memory=0)
     every = np.arange(7)
     np.testing.assert_array_equal(streamed.pictures.take(every), records.pictures.held)
 
@@ -146,4 +146,4 @@ def test_a_broken_record_is_left_out_and_named():
 def test_a_source_without_pairs_is_refused():
     texts = [dataclasses.replace(record, segments=("only text",)) for record in _source()]
     with pytest.raises(UserError, match="no record with a text and a picture"):
-        Records(texts, text_tokenizer(), experiment().clip)
+        CaptionedRecords(texts, text_tokenizer(), experiment().clip)

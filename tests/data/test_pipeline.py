@@ -14,7 +14,7 @@ import pytest
 from cm3jax.data import packing
 from cm3jax.data.cm3_rows import CorpusRows
 from cm3jax.data.corpus import Corpus
-from cm3jax.data.packing import pack
+from cm3jax.data.packing import pack_rows
 from cm3jax.data.pipeline import (
     CorpusStream,
     Position,
@@ -286,7 +286,7 @@ def test_open_checks_that_parts_belong_together(prepared, tmp_path):
 
 def test_packing_is_whole_disjoint_and_tight():
     lengths = np.random.default_rng(0).integers(1, 100, 3000)
-    places = pack(lengths, 100)
+    places = pack_rows(lengths, 100)
     used = np.zeros((int(places.rows.max()) + 1, 100), int)
     for row, offset, length in zip(places.rows, places.offsets, lengths, strict=True):
         assert offset + length <= 100

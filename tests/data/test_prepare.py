@@ -134,9 +134,11 @@ def test_an_interrupted_preparation_goes_on(prepared, chain, folder, tmp_path):
     with pytest.raises(UserError, match="not complete"):
         CorpusStream.open(config, "validation")
     tokenised = []
-    original = shard_jobs.read
+    original = shard_jobs.read_and_tokenise
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_jobs, "read", lambda *a: tokenised.append(a) or original(*a))
+        patch.setattr(
+            shard_jobs, "read_and_tokenise", lambda *a: tokenised.append(a) or original(*a)
+        )
         prepare(config, chain, lambda line: None)
     assert not tokenised, "every shard stood already"
     straight = Path(prepared.data.corpus)
@@ -392,14 +394,14 @@ def test_a_source_that_changed_between_a_kill_and_the_rerun_is_not_mixed(chain, 
 
 def test_a_source_that_changes_meanwhile_is_refused(chain, tmp_path, monkeypatch):
     folder = write_captions(tmp_path / "folder", [[f"first {i}"] for i in range(60)])
-    read = shard_jobs.read
+    read = shard_jobs.read_and_tokenise
 
     def change(*at):
         found = read(*at)
         PIL.Image.fromarray(testing.pictures(3)[2]).save(folder / "0.png")
         return found
 
-    monkeypatch.setattr(shard_jobs, "read", change)
+    monkeypatch.setattr(shard_jobs, "read_and_tokenise", change)
     with pytest.raises(UserError, match="has changed while it was prepared"):
         prepare(experiment(folder, tmp_path / "out"), chain, lambda line: None)
 

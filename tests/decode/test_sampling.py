@@ -55,7 +55,7 @@ def test_top_k_equals_a_literal_one(k):
 def test_tokens_are_drawn_from_the_softmax():
     row, draws = logits(1, 6)[0], 20_000
     zeros = jnp.zeros(draws, jnp.int32)
-    tokens = sampling.choose(
+    tokens = sampling.sample_token(
         jnp.tile(row, (draws, 1)),
         noise(keys(np.zeros(draws, int), np.arange(draws)), zeros, 6),
         jnp.zeros(draws, bool),
@@ -67,10 +67,10 @@ def test_tokens_are_drawn_from_the_softmax():
 def test_greedy_rows_take_the_likeliest_whatever_the_noise():
     rows = jnp.asarray(logits(8, 11))
     loud = 100 * noise(keys(range(8), [0] * 8), jnp.zeros(8, jnp.int32), 11)
-    tokens = np.asarray(sampling.choose(rows, loud, jnp.arange(8) < 4))
+    tokens = np.asarray(sampling.sample_token(rows, loud, jnp.arange(8) < 4))
     np.testing.assert_array_equal(tokens[:4], rows[:4].argmax(-1))
     assert (tokens[4:] != rows[4:].argmax(-1)).any()
-    alone = sampling.choose(rows, None, jnp.ones(8, bool))
+    alone = sampling.sample_token(rows, None, jnp.ones(8, bool))
     np.testing.assert_array_equal(alone, rows.argmax(-1))
 
 

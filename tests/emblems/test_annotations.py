@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cm3jax.emblems import Emblem, Scene, Shape, draw, read
+from cm3jax.emblems import Emblem, Scene, Shape, draw_scene, read_scene
 from cm3jax.emblems.annotations import annotate
 from cm3jax.emblems.palette import BACKGROUNDS
 from tests.emblems import documents
@@ -84,7 +84,7 @@ def test_edits_change_the_scene_into_another_that_can_be_drawn_and_read():
         edit = annotate(document.scene, document.key).edit
         assert edit.instruction
         assert edit.scene.seen() != document.scene.seen()
-        assert read(draw(edit.scene)).scene == edit.scene.seen()
+        assert read_scene(draw_scene(edit.scene)).scene == edit.scene.seen()
 
 
 @pytest.mark.parametrize("size", [32, 64])

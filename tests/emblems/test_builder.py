@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cm3jax.emblems import Scene, builder, example
-from cm3jax.emblems.builder import Emblems, EmblemsConfig, prepare
+from cm3jax.emblems.builder import Emblems, EmblemsConfig, build_dataset
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def _files(folder):
 
 
 def test_records_are_the_documents_in_order(tmp_path, small_bank):
-    prepared = prepare(tmp_path, EmblemsConfig(records=100, emblems=90, seed=2))
+    prepared = build_dataset(tmp_path, EmblemsConfig(records=100, emblems=90, seed=2))
     for split, count in (("train", 100), ("validation", 200), ("bank", 120)):
         records = prepared.as_data_source(split)
         assert len(records) == count
@@ -38,7 +38,7 @@ def test_records_are_the_documents_in_order(tmp_path, small_bank):
 
 def test_files_are_the_same_bytes_every_time(tmp_path, small_bank):
     for name in ("a", "b"):
-        prepare(tmp_path / name, EmblemsConfig(records=40))
+        build_dataset(tmp_path / name, EmblemsConfig(records=40))
     first, second = _files(tmp_path / "a"), _files(tmp_path / "b")
     assert first == second
     assert len(first) == 3
@@ -51,11 +51,11 @@ def test_a_whole_dataset_is_reused_and_an_interrupted_one_written_again(tmp_path
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path, config, stop)
+        build_dataset(tmp_path, config, stop)
     calls = []
-    prepare(tmp_path, config, lambda done, total: calls.append((done, total)))
+    build_dataset(tmp_path, config, lambda done, total: calls.append((done, total)))
     assert calls == [(0, 360), (360, 360)]
-    prepare(tmp_path, config, lambda done, total: calls.append((done, total)))
+    build_dataset(tmp_path, config, lambda done, total: calls.append((done, total)))
     assert len(calls) == 2
 
 

@@ -8,10 +8,10 @@ from cm3jax.emblems import (
     confirms,
     confirms_batch,
     confirms_emblems,
-    draw,
+    draw_scene,
     example,
     prompts,
-    read,
+    read_scene,
     tells,
 )
 from cm3jax.emblems.examples import bank_documents
@@ -86,7 +86,7 @@ def test_anything_wrong_in_the_picture_is_noticed():
 
 def test_the_name_is_not_in_the_picture():
     prompt = prompts("heldout", 1)[0]
-    seen = read(prompt.image).scene
+    seen = read_scene(prompt.image).scene
     assert isinstance(seen, Scene)
     assert seen.emblems[0].name is None
     assert seen.emblems[0].look == prompt.scene.emblems[0].look
@@ -101,5 +101,5 @@ def test_an_emblem_is_confirmed_whatever_stands_beside_it():
     first, second = prompts("heldout", 2)
     beside = dataclasses.replace(first.scene, shapes=(), background="white")
     noise = np.random.default_rng(0).integers(0, 256, first.image.shape, np.uint8)
-    images = np.stack([first.image, draw(beside), second.image, noise])
+    images = np.stack([first.image, draw_scene(beside), second.image, noise])
     assert confirms_emblems(images, [first.scene] * 4) == [True, True, False, False]

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from cm3jax.emblems import Emblem, Scene, draw, example, read, read_batch
+from cm3jax.emblems import Emblem, Scene, draw_scene, example, read_batch, read_scene
 from cm3jax.emblems.palette import BACKGROUNDS, COLOURS, SKIN
 from cm3jax.emblems.patches import PATCHES, PIXELS, QUARTERS
 from cm3jax.emblems.reader import UNREADABLE, nearest_patches
@@ -69,20 +69,20 @@ def test_random_patches_never_crash_and_never_lie():
     assert any(reading.scene is None for reading in readings)
     for picture, reading in zip(mixed, readings, strict=True):
         if reading.scene is not None:
-            np.testing.assert_array_equal(draw(reading.scene), picture)
+            np.testing.assert_array_equal(draw_scene(reading.scene), picture)
 
 
 def test_letters_everywhere_are_no_word():
     letter = next(n for n, p in enumerate(PATCHES) if p.part == "letter" and p.background)
     cells = PIXELS[[letter] * 16].reshape(4, 4, *PIXELS.shape[1:])
     picture = cells.transpose(0, 2, 1, 3, 4).reshape(32, 32, 3)
-    assert read(picture).problem == "its cells do not make one scene"
+    assert read_scene(picture).problem == "its cells do not make one scene"
 
 
 def test_one_unreadable_cell_is_named():
-    picture = draw(Scene("sand"))
+    picture = draw_scene(Scene("sand"))
     picture[8:16, 24:] = 128
-    reading = read(picture)
+    reading = read_scene(picture)
     assert reading.scene is None
     assert reading.problem == "nothing that can be read at d2"
 
@@ -92,7 +92,7 @@ def test_two_touching_emblems_are_told_apart():
     for first, second in itertools.permutations(range(9), 2):
         scene = Scene("white", (Emblem(first, look=looks[0]), Emblem(second, look=looks[1])))
         if not scene.overlaps():
-            assert read(draw(scene)).scene == scene
+            assert read_scene(draw_scene(scene)).scene == scene
 
 
 def test_patches_are_few_distinct_and_far_apart():

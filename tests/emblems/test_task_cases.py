@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cm3jax.emblems import caption, confirms, read
+from cm3jax.emblems import caption, confirms, read_scene
 from cm3jax.emblems.sample import home
 from cm3jax.emblems.scene import Scene, Shape
 from cm3jax.emblems.task_cases import NAMES, asked, boxes, brief
@@ -44,7 +44,7 @@ def test_a_case_is_a_function_of_its_number():
 def test_edits_and_stories_of_training_show_no_held_out_scene():
     for index in range(10):
         edit = asked("editing", "train", index)
-        assert home(caption(read(edit.case.values["image"]).scene)) == "train"
+        assert home(caption(read_scene(edit.case.values["image"]).scene)) == "train"
         story = asked("story", "train", index)
         assert all(home(caption(scene)) != "prompts" for scene in story.scenes)
 
@@ -65,7 +65,7 @@ def test_boxes_are_on_the_grid():
     ]
     assert boxes(SCENE, coloured=False)[1].label == "ring"
     case = asked("grounded", "prompts", 0)
-    told = grounded.parse(case.case.values["boxes"])
+    told = grounded.parse_boxes(case.case.values["boxes"])
     assert [b.left for b in told] == [b.left for b in boxes(case.scenes[0])]
 
 

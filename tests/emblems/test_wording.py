@@ -4,7 +4,7 @@ import re
 import pytest
 
 from cm3jax.emblems import Emblem, Scene, Shape, caption, caption_states
-from cm3jax.emblems.sample import claims, plain
+from cm3jax.emblems.sample import claims, plain_scene
 from cm3jax.emblems.wording import MAX_CLAUSES, RELATIONS, Relation, relations
 from tests.emblems import documents
 
@@ -42,7 +42,7 @@ def test_long_captions_parse_back_and_have_at_most_twelve_clauses():
     longest = 0
     for number in range(600):
         rng = random.Random(number)
-        scene = plain(rng)
+        scene = plain_scene(rng)
         text = caption(scene, claims(rng, scene), background_first=number % 2 == 0)
         assert caption_states(text) == scene, text
         longest = max(longest, len(scene.shapes) + text.count(" is "))
@@ -58,7 +58,7 @@ def test_a_false_relation_is_noticed():
     opposite |= {value: key for key, value in opposite.items()}
     assert set(opposite) == set(RELATIONS)
     for number in range(300):
-        scene = plain(random.Random(number))
+        scene = plain_scene(random.Random(number))
         for claim in relations(scene):
             text = caption(scene, (claim,))
             head, _, end = text.rpartition(f" is {claim.relation} ")

@@ -344,9 +344,9 @@ def test_files_that_are_no_pictures_are_said(tmp_path):
 def test_fid_reads_pictures_as_training_does(tmp_path):
     deep = np.full((8, 8), 32896, np.uint16)  # 128 * 257
     PIL.Image.fromarray(deep).save(tmp_path / "deep.png")
-    assert (pictures.read(tmp_path / "deep.png", 0) == 128).all()
+    assert (pictures.read_picture(tmp_path / "deep.png", 0) == 128).all()
     PIL.Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (pictures.read(tmp_path / "clear.png", 0) == 255).all()
+    assert (pictures.read_picture(tmp_path / "clear.png", 0) == 255).all()
     PIL.Image.new("F", (8, 8)).save(tmp_path / "float.tif")
     with pytest.raises(UserError, match="floating-point numbers"):
-        pictures.read(tmp_path / "float.tif", 0)
+        pictures.read_picture(tmp_path / "float.tif", 0)

@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 from cm3jax.errors import UserError
-from cm3jax.evaluate.vqa import accuracy, normalise
+from cm3jax.evaluate.vqa import accuracy, normalise_answer
 
 STORED = json.loads((Path(__file__).parent / "reference/vqa.json").read_text())
 
 
 def test_answers_are_normalised_as_the_official_script_does():
     assert len(STORED["normalised"]) > 150
-    assert {answer: normalise(answer) for answer in STORED["normalised"]} == STORED["normalised"]
+    assert {answer: normalise_answer(answer) for answer in STORED["normalised"]} == STORED[
+        "normalised"
+    ]
 
 
 @pytest.mark.parametrize("case", STORED["judged"], ids=lambda case: case["answer"])

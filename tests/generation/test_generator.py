@@ -16,7 +16,7 @@ from cm3jax.config import ONE_DEVICE, DecodeConfig
 from cm3jax.errors import UserError
 from cm3jax.generation import generator as generate
 from cm3jax.generation.prompts import outpaint, read_infill, read_prompt
-from cm3jax.generation.requests import Broken, read_answer, to_text
+from cm3jax.generation.requests import BrokenImage, read_answer, to_text
 from cm3jax.io.files import read_json, write_json
 from cm3jax.sequence.document import Image, Text, parse, render
 
@@ -251,7 +251,7 @@ def test_without_grammar_a_broken_picture_is_reported_with_its_length(generator,
         assert not vocab.is_sentinel(sample.ids).any()
         assert sample.ids[-1] == vocab.eos
         for segment in sample.segments:
-            if isinstance(segment, Broken):
+            if isinstance(segment, BrokenImage):
                 lengths.add(segment.length)
             elif not isinstance(segment, str):
                 assert segment.shape == (SIZE, SIZE, 3)
@@ -264,7 +264,7 @@ def test_without_grammar_a_broken_picture_is_reported_with_its_length(generator,
         ([first, first, vocab.first_text, first, vocab.eos], [3]),
     ):
         parts = read_answer(ask, np.asarray(ids), generator.ask)
-        assert parts == [Broken(length) for length in expected]
+        assert parts == [BrokenImage(length) for length in expected]
     whole, text = read_answer(
         ask,
         np.asarray([*[first + 1] * 4, vocab.break_, vocab.first_text, vocab.eos]),
@@ -347,12 +347,12 @@ def test_documents_come_from_the_live_index(generator):
 
 def test_why_there_are_fewer_documents_is_said(generator):
     read, lines = [read_prompt("a cat", SIZE)], []
-    assert len(generator.company(read, 99, say=lines.append)[0]) == 12
+    assert len(generator.documents_for(read, 99, say=lines.append)[0]) == 12
     assert lines.pop() == "12 of 99 documents for 'a cat'; the bank has 12"
-    (shown,) = generator.company(read, 2, floor=2.0, say=lines.append)
+    (shown,) = generator.documents_for(read, 2, floor=2.0, say=lines.append)
     assert shown == []
     assert lines.pop().startswith("0 of 2 documents for 'a cat'; scores below the floor of 2 were")
-    assert len(generator.company(read, 2, say=lines.append)[0]) == 2
+    assert len(generator.documents_for(read, 2, say=lines.append)[0]) == 2
     assert lines == []
 
 

@@ -32,7 +32,7 @@ from cm3jax.io.experiment_json import load_experiment
 from cm3jax.io.files import write_json
 from cm3jax.model.decoder import Decoder
 from cm3jax.partition import make_mesh
-from cm3jax.training.state import plan
+from cm3jax.training.state import plan_layout
 from tests.interop import cases, foreign
 
 
@@ -113,7 +113,7 @@ def main() -> None:
     model = Decoder(experiment.model, vocab)
     row = jax.numpy.zeros((1, 4), jax.numpy.int32)
     with jax.set_mesh(mesh):
-        layout = plan(lambda key: model.init(key, row, row, row), experiment, mesh)
+        layout = plan_layout(lambda key: model.init(key, row, row, row), experiment, mesh)
         with peak() as loading:
             run = load_run(folder / "out", lambda _: layout.abstract)
             jax.block_until_ready(run.variables)

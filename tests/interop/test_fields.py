@@ -39,7 +39,10 @@ def test_what_transformers_writes_today_is_known():
     image = taming_vqgan.read_config(written["vq_config"], "it")
     assert image == taming_vqgan.read_config(cases.VQ, "it")
     written = CLIPConfig().to_dict()
-    for name, kind in (("text_config", hf_clip.Text), ("vision_config", hf_clip.Vision)):
+    for name, kind in (
+        ("text_config", hf_clip.TextTowerFields),
+        ("vision_config", hf_clip.VisionTowerFields),
+    ):
         read = {field.name for field in dataclasses.fields(kind)}
         usual = fields.select(written[name], read, hf_clip.TOWER, name)
         ours = dataclasses.asdict(kind())

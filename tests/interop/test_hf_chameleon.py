@@ -26,7 +26,7 @@ from cm3jax.sequence.rows import Batch
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.tokenizers.vqgan_model import VQGAN
 from cm3jax.train import train
-from cm3jax.training.metrics import read
+from cm3jax.training.metrics import read_metrics
 from tests.interop import cases, foreign
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -322,7 +322,7 @@ def test_an_import_is_tuned_and_exported(whole, generator, tmp_path):
     stream = Rows(np.random.default_rng(0).integers(20, cases.VOCAB, (4, 13)).astype(np.int32))
     streams = {"train": stream, "validation": stream}
     train(DecoderLearner(config, generator.vocab, streams))
-    losses = [line["loss"] for line in read(config.run_dir)]
+    losses = [line["loss"] for line in read_metrics(config.run_dir)]
     assert losses == sorted(losses, reverse=True)
     assert generate.load(config.run_dir).generate("a red fox", seed=1).image is not None
     hf_chameleon.export(config.run_dir, tmp_path / "back")

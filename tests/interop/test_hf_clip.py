@@ -14,7 +14,7 @@ from cm3jax.config import ClipConfig
 from cm3jax.errors import UserError
 from cm3jax.interop import folders, hf_clip
 from cm3jax.learners.clip import load
-from cm3jax.retrieval.clip_encoder import CLIP, fit, normalise, text_rows
+from cm3jax.retrieval.clip_encoder import CLIP, fit_picture, normalise_pixels, text_rows
 from cm3jax.tokenizers.image_tokenizer import preprocess
 from tests.interop import cases, foreign
 
@@ -36,8 +36,8 @@ def test_token_ids_are_those_of_the_tokenizer(case):
 
 def test_pixels_are_those_of_the_processor(case):
     _, encoder, stored = case
-    pictures = np.stack([fit(picture, encoder.config) for picture in cases.photographs()])
-    np.testing.assert_allclose(normalise(pictures), stored["pixels"], atol=1e-6)
+    pictures = np.stack([fit_picture(picture, encoder.config) for picture in cases.photographs()])
+    np.testing.assert_allclose(normalise_pixels(pictures), stored["pixels"], atol=1e-6)
 
 
 @pytest.mark.parametrize("filter_", [Resampling.LANCZOS, Resampling.BICUBIC])
@@ -61,7 +61,7 @@ def test_cutting_first_is_almost_resizing_first(filter_):
 def test_vectors_are_those_of_transformers(case):
     _, encoder, stored = case
     np.testing.assert_allclose(encoder.encode_texts(cases.TEXTS), stored["text"], atol=1e-5)
-    pictures = np.stack([fit(picture, encoder.config) for picture in cases.photographs()])
+    pictures = np.stack([fit_picture(picture, encoder.config) for picture in cases.photographs()])
     np.testing.assert_allclose(encoder.encode_images(pictures), stored["image"], atol=1e-5)
 
 

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cm3jax.training.metrics import read
+from cm3jax.training.metrics import read_metrics
 from tests.launch import runs
 from tests.launch.runs import finish, start
 
@@ -55,7 +55,7 @@ def run(folder: Path, kills: int, seed: int = 0) -> Outcome:
     options = [*runs.options(folder), "--checkpoint.every", "10", "--train.validate-every", "0"]
     whole, broken, replays = folder / "whole", folder / "broken", folder / "replays"
     finish(start(options, whole, STEPS, devices=1))
-    truth = {line["step"]: line for line in read(whole)}
+    truth = {line["step"]: line for line in read_metrics(whole)}
 
     lives: list[Life] = []
     for number in range(kills + 1):
@@ -65,27 +65,27 @@ def run(folder: Path, kills: int, seed: int = 0) -> Outcome:
             shutil.copytree(
                 broken / "checkpoints" / str(begun), replays / f"{number}/checkpoints/{begun}"
             )
-        before = read(broken)
+        before = read_metrics(broken)
         (victim,) = start(options, broken, STEPS, devices=devices)
         if number == kills:
             finish([victim])
         else:
             # As many steps are left to each life, on average, as this one may take.
             target = begun + draw.randint(0, 2 * (STEPS - begun) // (kills + 1 - number))
-            while len(read(broken)) < min(target, STEPS - 20):
+            while len(read_metrics(broken)) < min(target, STEPS - 20):
                 assert victim.poll() is None, victim.communicate()[0]
                 time.sleep(0.002)
             time.sleep(draw.random() * 0.05)  # anywhere in a step or a save
             victim.kill()
             victim.communicate()
-        after = read(broken)
+        after = read_metrics(broken)
         # Killed before it opened the log, it wrote nothing: the last lines are an earlier life's.
         lines = [line for line in after if line["step"] > begun] if after != before else []
         lives.append(Life(devices, begun, lines))
         print(
             f"life {number}: {devices} devices, steps {begun} to {begun + len(lines)}", flush=True
         )
-    assert [line["step"] for line in read(broken)] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in read_metrics(broken)] == list(range(1, STEPS + 1))
     return _compare(lives, truth, options, replays)
 
 
@@ -107,7 +107,7 @@ def _compare(
         if not on_one_mesh and life.lines:
             replay = replays / str(number)
             finish(start(options, replay, min(life.begun + REPLAYED, STEPS), devices=1))
-            reference = {line["step"]: line for line in read(replay)}
+            reference = {line["step"]: line for line in read_metrics(replay)}
         on_one_mesh &= life.devices == 1
         for line in life.lines:
             step = line["step"]

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cm3jax.training.metrics import read
+from cm3jax.training.metrics import read_metrics
 from tests.data import corpora
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def finish(started: list[subprocess.Popen]) -> str:
 
 def curve(run_dir: Path) -> list[dict]:
     """All that was logged but times."""
-    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read(run_dir)]
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_metrics(run_dir)]
 
 
 def _free_port() -> int:

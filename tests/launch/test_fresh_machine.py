@@ -13,9 +13,9 @@ import PIL.Image
 import pytest
 
 from cm3jax.emblems.looks import catalogue
-from cm3jax.emblems.reader import read
+from cm3jax.emblems.reader import read_scene
 from cm3jax.emblems.wording import caption
-from cm3jax.training.metrics import read as read_metrics
+from cm3jax.training.metrics import read_metrics as read_metrics
 from tests.pages import require_sound
 from tests.test_readme import COMMANDS, README, ROOT
 
@@ -52,7 +52,7 @@ def draws(text: str, count: int = 1) -> Callable[[str, Path], None]:
     """Requires pictures that the reader reads as this caption."""
 
     def check(said: str, clone: Path) -> None:
-        shown = [read(picture).scene for picture in pictures(said, clone)]
+        shown = [read_scene(picture).scene for picture in pictures(said, clone)]
         assert [scene and caption(scene) for scene in shown] == [text] * count
 
     return check
@@ -61,7 +61,7 @@ def draws(text: str, count: int = 1) -> Callable[[str, Path], None]:
 def draws_the_emblem(said: str, clone: Path) -> None:
     known = catalogue(0)
     (picture,) = pictures(said, clone)
-    (emblem,) = read(picture).scene.emblems
+    (emblem,) = read_scene(picture).scene.emblems
     assert emblem.look == known.looks[known.names.index("zubetu")]
     assert emblem.place == 8  # the bottom right
 

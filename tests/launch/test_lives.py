@@ -13,7 +13,7 @@ from cm3jax import testing
 from cm3jax.checkpoint import load_run
 from cm3jax.errors import UserError
 from cm3jax.report.run_page import is_reported
-from cm3jax.training.metrics import read
+from cm3jax.training.metrics import read_metrics
 from launch import env, prepare, train
 from tests.launch import runs
 from tests.launch.runs import ROOT, arguments, finish, start
@@ -58,13 +58,13 @@ command.run(sys.argv[1:])
     assert done.returncode == -signal.SIGKILL
     assert load_run(tmp_path / "run").step == 4
     assert not (tmp_path / "run" / "report.html").exists()
-    lines = read(tmp_path / "run")
+    lines = read_metrics(tmp_path / "run")
 
     assert "finished already" in finish(start(options, tmp_path / "run", 4))
     assert is_reported(tmp_path / "run", 4)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "4 of 4" in page
-    assert read(tmp_path / "run") == lines
+    assert read_metrics(tmp_path / "run") == lines
     written = os.stat(tmp_path / "run" / "report.html")
     finish(start(options, tmp_path / "run", 4))
     assert os.stat(tmp_path / "run" / "report.html") == written, "it is not drawn again"
@@ -81,7 +81,7 @@ def test_a_full_disk_ends_the_run_at_the_save_that_fails(options, tmp_path):
     off = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # it writes files of its own
     done = call("train", *words, env=off, preexec_fn=small_disk)
     require_sentence(done, "the checkpoint of step 60 cannot be written to", "make room there")
-    steps = len(read(tmp_path / "run"))
+    steps = len(read_metrics(tmp_path / "run"))
     assert 60 <= steps < 120
     assert not list((tmp_path / "run" / "checkpoints").glob("60"))
 
@@ -94,17 +94,17 @@ def test_the_second_training_in_a_folder_is_refused(options, tmp_path):
     run = tmp_path / "run"
     (first,) = start(options, run, 1_000_000)
     with first:
-        while len(read(run)) < 5:
+        while len(read_metrics(run)) < 5:
             assert first.poll() is None
             time.sleep(0.01)
         second = call("train", *arguments(options, run, 1_000_000))
         require_sentence(second, f"{run} is in use: training quickstart (process {first.pid} on ")
-        before = len(read(run))
-        while len(read(run)) < before + 5:
+        before = len(read_metrics(run))
+        while len(read_metrics(run)) < before + 5:
             assert first.poll() is None
             time.sleep(0.01)
         first.kill()
-    steps = [line["step"] for line in read(run)]
+    steps = [line["step"] for line in read_metrics(run)]
     assert steps == list(range(1, len(steps) + 1)), "nobody else wrote"
     finish(start(options, run, len(steps) + 1))  # the dead one blocks nobody
 

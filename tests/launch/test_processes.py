@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cm3jax.checkpoint import load_run
-from cm3jax.training.metrics import read
+from cm3jax.training.metrics import read_metrics
 from tests.launch import runs
 from tests.launch.runs import finish, start
 
@@ -29,7 +29,7 @@ def alone(options, tmp_path_factory):
 
 
 def wait_for(run_dir, steps, processes):
-    while len(read(run_dir)) < steps:
+    while len(read_metrics(run_dir)) < steps:
         assert all(process.poll() is None for process in processes)
         time.sleep(0.01)
 
@@ -40,7 +40,7 @@ def agree(ours, theirs, steps=STEPS):
     A global fingerprint is the sum over rows of hashes of content, record ids and row number, each
     process adding those of its own: it is equal only if no record was seen twice or left out.
     """
-    ours_read, theirs_read = read(ours), read(theirs)[:steps]
+    ours_read, theirs_read = read_metrics(ours), read_metrics(theirs)[:steps]
     assert [line["step"] for line in ours_read] == list(range(1, steps + 1))
     for name in ("batch_fingerprint", "step"):
         assert [line[name] for line in ours_read] == [line[name] for line in theirs_read]
@@ -72,21 +72,21 @@ def test_a_killed_process_ends_the_run_and_others_go_on(options, alone, tmp_path
         process.communicate()
         assert process.returncode != 0  # nobody goes on alone, or waits for ever
     assert time.monotonic() - begin < 150
-    steps = len(read(tmp_path)) + 3
+    steps = len(read_metrics(tmp_path)) + 3
 
     printed = finish(start(options, tmp_path, steps, after, 1))
-    resumed_from = read(tmp_path)[-1]["resumed_from"]
+    resumed_from = read_metrics(tmp_path)[-1]["resumed_from"]
     assert resumed_from >= 4
     assert f"is at step {resumed_from} of {steps}" in printed
     longer = tmp_path / "alone"
     finish(start(options, longer, steps, devices=1))
-    assert [line["batch_fingerprint"] for line in read(tmp_path)] == [
-        line["batch_fingerprint"] for line in read(longer)
+    assert [line["batch_fingerprint"] for line in read_metrics(tmp_path)] == [
+        line["batch_fingerprint"] for line in read_metrics(longer)
     ]
     first = slice(resumed_from, resumed_from + 10)
     np.testing.assert_allclose(
-        [line["loss"] for line in read(tmp_path)[first]],
-        [line["loss"] for line in read(longer)[first]],
+        [line["loss"] for line in read_metrics(tmp_path)[first]],
+        [line["loss"] for line in read_metrics(longer)[first]],
         rtol=1e-5,
     )
 
@@ -100,7 +100,7 @@ def test_sigterm_to_one_process_saves_and_ends_all(options, tmp_path):
     printed = finish(started)
     step = load_run(tmp_path).step
     assert f"stopped on request at step {step}; it is saved." in printed
-    assert read(tmp_path)[-1]["step"] == step
+    assert read_metrics(tmp_path)[-1]["step"] == step
 
     finish(start(options, tmp_path, step + 1, 2, 1))
-    assert read(tmp_path)[-1]["resumed_from"] == step
+    assert read_metrics(tmp_path)[-1]["resumed_from"] == step

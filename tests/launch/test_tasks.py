@@ -58,19 +58,21 @@ def test_boxes_and_options_come_into_the_prompt():
 
 def test_a_task_asks_the_tuned_weights_unless_a_run_is_named():
     words = ("a circle",)
-    task = generate.settled(generate.Options(words, task="words"))
+    task = generate.with_defaults(generate.Options(words, task="words"))
     assert task.run.endswith("experiments/miniature/weights/sft")
     assert task.out == "runs/samples"  # not into the weights' folder
-    named = generate.settled(generate.Options(words, task="words", run="runs/mine"))
+    named = generate.with_defaults(generate.Options(words, task="words", run="runs/mine"))
     assert (named.run, named.out) == ("runs/mine", "runs/mine/samples")
-    edit = generate.settled(generate.Options(("edit", "make it red <image:x.png>")))
+    edit = generate.with_defaults(generate.Options(("edit", "make it red <image:x.png>")))
     assert (edit.run, edit.out) == (task.run, task.out)
-    plain = generate.settled(generate.Options(words))
+    plain = generate.with_defaults(generate.Options(words))
     assert plain.run.endswith("experiments/miniature/weights/decoder")
     assert plain.out == "runs/samples"
-    shipped = generate.settled(generate.Options(words, run="experiments/miniature/weights/sft"))
+    shipped = generate.with_defaults(
+        generate.Options(words, run="experiments/miniature/weights/sft")
+    )
     assert shipped.out == "runs/samples"
-    elsewhere = generate.settled(generate.Options(words, run="runs/mine", out="there"))
+    elsewhere = generate.with_defaults(generate.Options(words, run="runs/mine", out="there"))
     assert elsewhere.out == "there"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from cm3jax.checkpoint import load_run
 from cm3jax.errors import UserError
-from cm3jax.training.metrics import read
+from cm3jax.training.metrics import read_metrics
 from launch import train
 from tests.launch import runs
 from tests.launch.runs import arguments, curve, finish, start
@@ -24,15 +24,15 @@ def test_a_killed_run_goes_on_as_if_never_interrupted(options, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     (victim,) = start(options, broken, 1_000_000)
     with victim:
-        while len(read(broken)) < 25:
+        while len(read_metrics(broken)) < 25:
             assert victim.poll() is None
             time.sleep(0.01)
         victim.kill()
     assert victim.returncode == -signal.SIGKILL
-    steps = max(40, len(read(broken)) + 5)
+    steps = max(40, len(read_metrics(broken)) + 5)
 
     printed = finish(start(options, broken, steps))
-    resumed_from = read(broken)[-1]["resumed_from"]
+    resumed_from = read_metrics(broken)[-1]["resumed_from"]
     assert resumed_from > 0
     assert f"resuming: {broken} is at step {resumed_from} of {steps}." in printed
 

@@ -24,7 +24,7 @@ from cm3jax.learners.decoder import DecoderLearner, flops_per_token
 from cm3jax.model.decoder import Decoder
 from cm3jax.testing import decoder_variables
 from cm3jax.train import train
-from cm3jax.training.metrics import read
+from cm3jax.training.metrics import read_metrics
 from tests.data import corpora
 from tests.tiny import VOCAB, experiment, learner
 
@@ -180,4 +180,4 @@ def test_memorises_a_corpus_down_to_what_nothing_tells(tmp_path):
     )
     train(DecoderLearner.from_corpus(config))
     least = np.log(4) / (documents.shape[1] + 1)  # `eos` is a target too
-    assert 0.99 * least < read(config.workdir)[-1]["loss"] < 0.05
+    assert 0.99 * least < read_metrics(config.workdir)[-1]["loss"] < 0.05

@@ -32,7 +32,7 @@ from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.sequence.document import Image, Text, render
 from cm3jax.train import train
-from cm3jax.training.metrics import read
+from cm3jax.training.metrics import read_metrics
 from launch.train import make_illustrator, make_learner
 from tests.data import corpora
 
@@ -158,7 +158,7 @@ def test_it_trains_and_saves_the_decoder_alone(home, tmp_path):
         train=TrainConfig(steps=20, log_every=1, validate_every=0),
     )
     state = train(make_learner(config))
-    losses = [line["loss"] for line in read(config.run_dir)]
+    losses = [line["loss"] for line in read_metrics(config.run_dir)]
     assert losses[-1] < losses[0] - 1
     assert state.extra == {}
     assert jax.tree.structure(state.params) == jax.tree.structure(params())

@@ -6,7 +6,7 @@ import pytest
 
 from cm3jax.config import MeshConfig, OptimConfig, TrainConfig
 from cm3jax.train import train
-from cm3jax.training.metrics import read
+from cm3jax.training.metrics import read_metrics
 from launch.names import load_experiment
 from launch.train import make_learner
 from tests.data import corpora
@@ -54,7 +54,7 @@ def path(tmp_path_factory):
 def test_learns_in_200_steps(name, path, tmp_path):
     config = shrunk(name, path, tmp_path, steps=200, log_every=10, validate_every=100)
     train(make_learner(config))
-    lines = read(tmp_path)
+    lines = read_metrics(tmp_path)
     assert lines[-1]["step"] == 200
     assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
     assert lines[-1]["loss_image"] < 0.5 * lines[0]["loss_image"]

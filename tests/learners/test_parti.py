@@ -19,7 +19,7 @@ from cm3jax.config import (
     PartiConfig,
     TrainConfig,
 )
-from cm3jax.data.caption_image import Pairs, PairStream, split_documents
+from cm3jax.data.caption_image import CaptionImageStream, Pairs, split_documents
 from cm3jax.data.pipeline import Position
 from cm3jax.decode.grammar import Codes
 from cm3jax.decode.loop import decode
@@ -31,7 +31,7 @@ from cm3jax.model.cache import start_cache
 from cm3jax.model.encoder_decoder import EncoderDecoder
 from cm3jax.testing import random_variables
 from cm3jax.train import train
-from cm3jax.training.metrics import read
+from cm3jax.training.metrics import read_metrics
 from cm3jax.training.optim import matrices
 from tests.data import corpora
 from tests.data.corpora import VOCAB
@@ -120,14 +120,14 @@ def test_captions_are_dropped_by_seed_epoch_and_record_in_training_alone(path):
         rows = [next(batches).data for _ in range(2 * count)]  # 16 records in batches of 8
         return np.concatenate([pairs.texts for pairs in rows])
 
-    texts = epochs(PairStream.open(config, "train"), 40)
+    texts = epochs(CaptionImageStream.open(config, "train"), 40)
     dropped = (texts == bare).all(1)
     assert dropped.mean() == pytest.approx(0.25, abs=0.05)
-    np.testing.assert_array_equal(texts, epochs(PairStream.open(config, "train"), 40))
-    assert not (epochs(PairStream.open(config, "validation"), 4) == bare).all(1).any()
-    whole = next(PairStream.open(config, "train").batches(Position())).data
-    corpus = PairStream.open(config, "train").corpus
-    halves = [PairStream(config, corpus, 0.25, i, 2).batches(Position()) for i in range(2)]
+    np.testing.assert_array_equal(texts, epochs(CaptionImageStream.open(config, "train"), 40))
+    assert not (epochs(CaptionImageStream.open(config, "validation"), 4) == bare).all(1).any()
+    whole = next(CaptionImageStream.open(config, "train").batches(Position())).data
+    corpus = CaptionImageStream.open(config, "train").corpus
+    halves = [CaptionImageStream(config, corpus, 0.25, i, 2).batches(Position()) for i in range(2)]
     shares = [next(half).data for half in halves]
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *shares)
     jax.tree.map(np.testing.assert_array_equal, joined, whole)
@@ -137,7 +137,7 @@ def test_another_vocabulary_is_refused(path):
     config = experiment(path)
     other = dataclasses.replace(config.vocab, text_pieces=49)
     with pytest.raises(UserError, match="make them equal"):
-        PairStream.open(dataclasses.replace(config, vocab=other), "train")
+        CaptionImageStream.open(dataclasses.replace(config, vocab=other), "train")
 
 
 def test_codes_see_earlier_codes_and_the_whole_text(model, variables):
@@ -275,5 +275,5 @@ def test_memorises_pictures_by_their_captions(path, tmp_path):
         mesh=MeshConfig(data=1),
     )
     train(PartiLearner.from_corpus(config))
-    first, *_, last = read(tmp_path)
+    first, *_, last = read_metrics(tmp_path)
     assert last["loss"] < 0.05 < first["loss"]

@@ -29,7 +29,7 @@ from cm3jax.tokenizers.discriminator import discriminator_loss
 from cm3jax.tokenizers.image_tokenizer import to_pixels
 from cm3jax.tokenizers.lpips import LPIPS
 from cm3jax.train import train
-from cm3jax.training.metrics import read
+from cm3jax.training.metrics import read_metrics
 from cm3jax.training.optim import optimizer
 
 PATTERNS, SIZE = 12, 16
@@ -121,7 +121,7 @@ def test_a_codebook_by_gradients_learns_and_resumes(config):
     shutil.rmtree(f"{config.run_dir}/checkpoints/60")
     again = train(VQGANLearner(config))
     jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
-    assert read(config.run_dir)[-1]["mse"] < 0.2
+    assert read_metrics(config.run_dir)[-1]["mse"] < 0.2
     pixels = np.tile(patches(), (1, 2, 2, 1))
     codes = vqgan.load(config.run_dir).encode(pixels)
     assert len(np.unique(codes)) > 1
@@ -311,7 +311,7 @@ def test_a_run_with_an_adversary_resumes_bitwise(config):
     again = train(learner)
     for one, other in zip(*map(jax.tree.leaves, (whole, again)), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert [line["resumed_from"] for line in read(config.run_dir)] == [0, 0, 2, 2]
+    assert [line["resumed_from"] for line in read_metrics(config.run_dir)] == [0, 0, 2, 2]
 
     kernel = whole.params["discriminator"]["conv_in"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape)[-1] == kernel.shape[-1] // 2

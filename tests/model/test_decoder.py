@@ -11,7 +11,7 @@ from cm3jax.config import DecoderConfig
 from cm3jax.decode.params import as_read
 from cm3jax.model.cache import start_cache
 from cm3jax.model.decoder import Decoder
-from cm3jax.model.layers import dropout, rotate, rotations
+from cm3jax.model.layers import apply_rope, dropout, rotations
 
 CONFIG = DecoderConfig(
     layers=3, width=32, heads=4, head_width=8, ffn=64, context=40, dtype="float32", init_std=0.3
@@ -111,7 +111,7 @@ def test_order_matters_and_rotary_positions_are_relative(model, variables):
 
 def test_rotation_by_hand():
     x = np.random.default_rng(0).normal(size=(1, 3, 2, 4)).astype(np.float32)
-    turned = rotate(jnp.asarray(x), rotations(jnp.asarray([[0, 5, 7]]), 4))
+    turned = apply_rope(jnp.asarray(x), rotations(jnp.asarray([[0, 5, 7]]), 4))
     for place, position in enumerate((0, 5, 7)):
         for pair, frequency in enumerate((1.0, 10_000**-0.5)):
             number = (x[0, place, :, pair] + 1j * x[0, place, :, pair + 2]) * np.exp(

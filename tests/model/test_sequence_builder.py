@@ -11,7 +11,7 @@ import pytest
 from cm3jax.config import CM3Config
 from cm3jax.model.sequence_builder import Queries, SequenceBuilder, bank_variables
 from cm3jax.retrieval.exact import ExactIndex
-from cm3jax.sequence.rows import Places, Samples, build_rows, documents_shown, fit
+from cm3jax.sequence.rows import Places, Samples, build_rows, documents_shown, fit_samples
 from cm3jax.sequence.spans import mask_counts
 from tests.data.corpora import VOCAB, pair, write_bank
 
@@ -68,7 +68,7 @@ def host_rows(bank, queries, ids, scores):
     count = documents_shown(np, 0, EPOCH, queries.records, R, CONFIG)
     lengths = np.where(np.arange(R) < count[:, None], lengths, 0)
     masks = mask_counts(np, 0, EPOCH, queries.records, CONFIG)
-    fitted = fit(np, lengths, scores, queries.lengths, masks, LENGTH)
+    fitted = fit_samples(np, lengths, scores, queries.lengths, masks, LENGTH)
     samples = Samples(
         documents,
         fitted.document_lengths,

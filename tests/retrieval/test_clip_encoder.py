@@ -10,7 +10,7 @@ from cm3jax.retrieval.clip_encoder import (
     CLIP,
     ClipEncoder,
     hf_name,
-    normalise,
+    normalise_pixels,
     text_and_image,
     text_rows,
 )
@@ -86,7 +86,7 @@ def test_normalise_is_clips():
         0.26130258,
         0.27577711,
     ]
-    np.testing.assert_allclose(normalise(pixels)[0, 0, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(normalise_pixels(pixels)[0, 0, 0], expected, rtol=1e-6)
 
 
 def test_texts_end_with_the_highest_id():

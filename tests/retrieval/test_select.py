@@ -12,12 +12,12 @@ from cm3jax.retrieval.interface import Neighbours
 from cm3jax.retrieval.select import (
     NONE,
     Drawn,
-    choose,
-    draw,
+    draw_documents,
     drop_pieces,
     excluded,
     near,
     preference,
+    select_documents,
     shuffled,
     side_by_side,
     too_relevant,
@@ -65,28 +65,28 @@ def test_lists_of_one_record_stand_side_by_side():
 def test_a_list_that_gave_one_must_win_by_a_margin_and_nothing_repeats(margin, expected):
     lists = _neighbours([0, 1, 2, 0, 3, NONE], [0.7, 0.69, 0.68, 0.6, 0.2, -np.inf])
     config = dataclasses.replace(CONFIG, clause_margin=margin)
-    found = choose(lists, _far_apart(4), np.ones(4, bool), config, queries=2)
+    found = select_documents(lists, _far_apart(4), np.ones(4, bool), config, queries=2)
     assert found.ids.tolist() == [expected]
     assert (found.counts["seen"], found.counts["excluded"]) == (5, 0)
-    assert choose(lists, _far_apart(4), np.ones(4, bool), CONFIG).ids.tolist() == [[0, 1]]
+    assert select_documents(lists, _far_apart(4), np.ones(4, bool), CONFIG).ids.tolist() == [[0, 1]]
 
 
 def test_the_first_lists_document_comes_first_whatever_its_score():
     lists = _neighbours([0, 1, 2, 3], [0.6, 0.5, 0.9, 0.8])
-    found = choose(lists, _far_apart(4), np.ones(4, bool), CONFIG, queries=2)
+    found = select_documents(lists, _far_apart(4), np.ones(4, bool), CONFIG, queries=2)
     assert found.ids.tolist() == [[0, 2]]
     np.testing.assert_allclose(found.scores, [[0.6, 0.9]])
     one = dataclasses.replace(CONFIG, candidates=1)
-    found = choose(lists, _far_apart(4), np.ones(4, bool), one, queries=2)
+    found = select_documents(lists, _far_apart(4), np.ones(4, bool), one, queries=2)
     assert found.ids.tolist() == [[2]]
     alone = _neighbours([NONE, NONE, 2, 3], [-np.inf, -np.inf, 0.9, 0.8])
     three = dataclasses.replace(CONFIG, candidates=3)
-    found = choose(alone, _far_apart(4), np.ones(4, bool), three, queries=2)
+    found = select_documents(alone, _far_apart(4), np.ones(4, bool), three, queries=2)
     assert found.ids.tolist() == [[2, 3, NONE]]
 
 
 def test_the_best_that_pass():
-    found = choose(
+    found = select_documents(
         _neighbours([0, 1, 2, 3, 4], [0.99, 0.85, 0.8, 0.7, 0.6]),
         _far_apart(5),
         np.ones(5, bool),
@@ -108,26 +108,26 @@ def test_the_best_that_pass():
 
 def test_generation_cuts_nothing():
     neighbours = _neighbours([0, 1, 2], [0.99, 0.85, 0.8])
-    found = choose(neighbours, _far_apart(3), np.ones(3, bool), CONFIG, cuts=False)
+    found = select_documents(neighbours, _far_apart(3), np.ones(3, bool), CONFIG, cuts=False)
     assert found.ids.tolist() == [[0, 1]]
 
 
 def test_what_has_nothing_to_do_with_the_query_is_not_shown():
     neighbours = _neighbours([0, 1, 2], [0.85, 0.5, 0.3])
     config = dataclasses.replace(CONFIG, relevance_floor=0.5)
-    found = choose(neighbours, _far_apart(3), np.ones(3, bool), config)
+    found = select_documents(neighbours, _far_apart(3), np.ones(3, bool), config)
     assert found.ids.tolist() == [[0, 1]]
     higher = dataclasses.replace(CONFIG, relevance_floor=0.6)
-    found = choose(neighbours, _far_apart(3), np.ones(3, bool), higher)
+    found = select_documents(neighbours, _far_apart(3), np.ones(3, bool), higher)
     assert found.ids.tolist() == [[0, NONE]]
     assert found.counts["irrelevant"] == 2
-    found = choose(neighbours, _far_apart(3), np.ones(3, bool), higher, cuts=False)
+    found = select_documents(neighbours, _far_apart(3), np.ones(3, bool), higher, cuts=False)
     assert found.ids.tolist() == [[0, 1]]
 
 
 def test_chosen_documents_differ():
     vectors = _unit(np.array([[1, 0, 0], [1, 0.1, 0], [0, 1, 0], [0, 1, 0.1]]))
-    found = choose(
+    found = select_documents(
         _neighbours([0, 1, 2, 3], [0.8, 0.7, 0.6, 0.5]), vectors, np.ones(4, bool), CONFIG
     )
     assert found.ids.tolist() == [[0, 2]]
@@ -137,22 +137,27 @@ def test_chosen_documents_differ():
 def test_pairs_before_single_modalities_of_about_the_same_score():
     pair = np.array([False, True, False])
     neighbours = _neighbours([0, 1, 2], [0.8, 0.75, 0.4])
-    found = choose(neighbours, _far_apart(3), pair, CONFIG)
+    found = select_documents(neighbours, _far_apart(3), pair, CONFIG)
     assert found.ids.tolist() == [[1, 0]]
     assert found.counts["preferred"] == 1
     neighbours = _neighbours([0, 1, 2], [0.8, 0.65, 0.4])
-    found = choose(neighbours, _far_apart(3), pair, CONFIG)
+    found = select_documents(neighbours, _far_apart(3), pair, CONFIG)
     assert found.ids.tolist() == [[0, 1]]
     assert found.counts["preferred"] == 0
 
 
 def test_too_few_are_counted():
-    found = choose(_neighbours([0, 1], [0.95, 0.5]), _far_apart(2), np.ones(2, bool), CONFIG)
+    found = select_documents(
+        _neighbours([0, 1], [0.95, 0.5]), _far_apart(2), np.ones(2, bool), CONFIG
+    )
     assert found.ids.tolist() == [[1, NONE]]
     assert found.scores[0, 1] == 0
     assert found.counts["missing"] == 1
     empty = Neighbours(np.zeros((2, 0), np.int64), np.zeros((2, 0), np.float32))
-    assert choose(empty, _far_apart(2), np.ones(2, bool), CONFIG).ids.tolist() == [[NONE] * 2] * 2
+    assert (
+        select_documents(empty, _far_apart(2), np.ones(2, bool), CONFIG).ids.tolist()
+        == [[NONE] * 2] * 2
+    )
 
 
 def _literal_choice(ids, scores, vectors, pair, exclude, config):
@@ -180,7 +185,7 @@ def test_choice_is_the_literal_rule():
     ids = np.argsort(-all_scores)[:, :12]
     scores = np.take_along_axis(all_scores, ids, axis=1)
     exclude = rng.integers(0, 50, (40, 5))
-    found = choose(Neighbours(ids, scores), vectors, pair, CONFIG, exclude)
+    found = select_documents(Neighbours(ids, scores), vectors, pair, CONFIG, exclude)
     for row in range(40):
         expected = _literal_choice(ids[row], scores[row], vectors, pair, exclude[row], CONFIG)
         assert found.ids[row].tolist() == expected
@@ -222,7 +227,7 @@ def _table(rng, batch, views, candidates):
 @given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5))
 def test_a_draw_is_a_set_of_one_views_candidates(seed, views, candidates, documents):
     ids, scores = _table(np.random.default_rng(seed), 8, views, candidates)
-    drawn = draw(np, ids, scores, seed, 1, np.arange(8), documents)
+    drawn = draw_documents(np, ids, scores, seed, 1, np.arange(8), documents)
     assert drawn.ids.shape == (8, min(documents, 2 * candidates))
     for row in range(8):
         real = [i for i in drawn.ids[row].tolist() if i != NONE]
@@ -238,27 +243,29 @@ def test_a_draw_is_a_set_of_one_views_candidates(seed, views, candidates, docume
 def test_numpy_and_jax_draw_the_same():
     ids, scores = _table(np.random.default_rng(0), 500, 4, 2)
     records = np.arange(500) * 7
-    host = draw(np, ids, scores, 5, 2, records, 3)
-    device = draw(jnp, jnp.asarray(ids), jnp.asarray(scores), 5, 2, jnp.asarray(records), 3)
+    host = draw_documents(np, ids, scores, 5, 2, records, 3)
+    device = draw_documents(
+        jnp, jnp.asarray(ids), jnp.asarray(scores), 5, 2, jnp.asarray(records), 3
+    )
     np.testing.assert_array_equal(host.ids, device.ids)
     np.testing.assert_array_equal(host.scores, device.scores)
 
 
 def test_records_are_drawn_alone():
     ids, scores = _table(np.random.default_rng(0), 50, 4, 2)
-    whole = draw(np, ids, scores, 5, 2, np.arange(50), 2)
-    one = draw(np, ids[31:32], scores[31:32], 5, 2, np.array([31]), 2)
+    whole = draw_documents(np, ids, scores, 5, 2, np.arange(50), 2)
+    one = draw_documents(np, ids[31:32], scores[31:32], 5, 2, np.array([31]), 2)
     np.testing.assert_array_equal(one.ids[0], whole.ids[31])
 
 
 def test_three_of_four_are_uniform_and_two_come_from_one_query():
     ids = np.tile(np.arange(4).reshape(1, 1, 2, 2), (4000, 1, 1, 1))
     scores = ids.astype(np.float32)
-    three = draw(np, ids, scores, 0, 0, np.arange(4000), 3).ids
+    three = draw_documents(np, ids, scores, 0, 0, np.arange(4000), 3).ids
     left_out = 6 - three.sum(1)
     assert np.all(np.abs(np.bincount(left_out, minlength=4) - 1000) < 150)
     assert np.all(np.diff(three) > 0)
-    two = draw(np, ids, scores, 0, 0, np.arange(4000), 2).ids
+    two = draw_documents(np, ids, scores, 0, 0, np.arange(4000), 2).ids
     kinds, counts = np.unique(two, axis=0, return_counts=True)
     assert kinds.tolist() == [[0, 1], [2, 3]]
     assert np.all(np.abs(counts - 2000) < 200)
@@ -306,6 +313,6 @@ def test_choosing_is_fast():
     ids = rng.integers(0, 5000, (20_000, 32))
     scores = rng.random((20_000, 32)).astype(np.float32)
     start = time.perf_counter()
-    choose(Neighbours(ids, scores), vectors, np.ones(5000, bool), CONFIG)
+    select_documents(Neighbours(ids, scores), vectors, np.ones(5000, bool), CONFIG)
     # 50,000 records x 4 text views and 1 picture are 250,000 queries.
     assert (time.perf_counter() - start) * 250_000 / 20_000 < 60

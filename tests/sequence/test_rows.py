@@ -13,8 +13,8 @@ from cm3jax.errors import UserError
 from cm3jax.sequence import prng
 from cm3jax.sequence import rows as sequence
 from cm3jax.sequence import spans as masks
-from cm3jax.sequence.prng import Stream
-from cm3jax.sequence.rows import Places, Samples, build_rows, fit, reserved, restore
+from cm3jax.sequence.prng import PrngStream
+from cm3jax.sequence.rows import Places, Samples, build_rows, fit_samples, reserved, restore
 from cm3jax.sequence.spans import REPEATS, Spans, mask_counts
 from cm3jax.sequence.vocab import Modality, Vocab
 
@@ -166,7 +166,7 @@ def drawn_spans(segments, pictures, first, stop, count, record, epoch, config):
     for mask in range(count):
         for attempt in range(1 + REPEATS):
             start_word = 4 * (mask * (1 + REPEATS) + attempt)
-            words = prng.bits(np, 0, epoch, record, Stream.MASKS, 4, start_word).tolist()
+            words = prng.bits(np, 0, epoch, record, PrngStream.MASKS, 4, start_word).tolist()
             if words[0] // 2 < round(config.whole_segment * 2**31):
                 low, high = segments[words[1] * len(segments) >> 32]
             else:
@@ -396,7 +396,10 @@ def test_lengths_are_equal_on_host_and_device(max_masks):
     counts = jax.jit(lambda records: mask_counts(jnp, 0, 1, records, config))(samples.records)
     np.testing.assert_array_equal(counts, samples.masks)
     lengths = (samples.document_lengths, scores, samples.query_lengths, samples.masks)
-    host, device = fit(np, *lengths, 60), jax.jit(lambda *args: fit(jnp, *args, 60))(*lengths)
+    host, device = (
+        fit_samples(np, *lengths, 60),
+        jax.jit(lambda *args: fit_samples(jnp, *args, 60))(*lengths),
+    )
     for left, right in zip(host, device, strict=True):
         np.testing.assert_array_equal(left, right)
 
@@ -536,7 +539,7 @@ def test_fit_drops_the_lowest_scores_then_masks_then_gives_up():
     lengths = np.asarray([[10, 10, 10]] * 5, np.int32)
     scores = np.asarray([[0.5, 0.2, 0.9]] * 5, np.float32)
     query, count = np.asarray([8, 8, 8, 8, 40], np.int32), np.asarray([0, 3, 4, 16, 1], np.int32)
-    left = fit(np, lengths, scores, query, count, 43)
+    left = fit_samples(np, lengths, scores, query, count, 43)
     assert left.document_lengths.tolist() == [
         [10, 10, 10],  # 2 + 33 + 8 = 43 fits
         [10, 0, 10],
@@ -546,14 +549,14 @@ def test_fit_drops_the_lowest_scores_then_masks_then_gives_up():
     ]
     assert left.masks.tolist() == [0, 3, 4, 11, 0]
     assert left.fits.tolist() == [True, True, True, True, True]
-    assert not fit(np, lengths, scores, query, count, 41).fits[4]
+    assert not fit_samples(np, lengths, scores, query, count, 41).fits[4]
     assert (reserved(np, left.document_lengths, query, left.masks) <= 43).all()
 
 
 def test_of_equal_scores_the_later_document_goes_first():
     lengths, scores = np.asarray([[5, 5]], np.int32), np.zeros((1, 2), np.float32)
     one = np.asarray([1], np.int32)
-    assert fit(np, lengths, scores, one, 0 * one, 9).document_lengths.tolist() == [[5, 0]]
+    assert fit_samples(np, lengths, scores, one, 0 * one, 9).document_lengths.tolist() == [[5, 0]]
 
 
 # ------------------------------------------------------------------------------------ fingerprint
@@ -562,9 +565,9 @@ def test_of_equal_scores_the_later_document_goes_first():
 def test_fingerprint_sees_every_part_and_adds_up_over_processes():
     samples = random_samples(8, 0)
     batch, records = one_per_row(samples), samples.records[:, None]
-    whole = sequence.fingerprint(batch, records)
+    whole = sequence.batch_fingerprint(batch, records)
     parts = [
-        sequence.fingerprint(jax.tree.map(lambda x, s=s: x[s], batch), records[s], s.start)
+        sequence.batch_fingerprint(jax.tree.map(lambda x, s=s: x[s], batch), records[s], s.start)
         for s in (slice(0, 4), slice(4, 8))
     ]
     assert f"{sum(int(part, 16) for part in parts) % 2**64:016x}" == whole
@@ -572,10 +575,10 @@ def test_fingerprint_sees_every_part_and_adds_up_over_processes():
         changed = getattr(batch, name).copy()
         changed[3, 2] += 1
         other = dataclasses.replace(batch, **{name: changed})
-        assert sequence.fingerprint(other, records) != whole
-    assert sequence.fingerprint(batch, records + 1) != whole
+        assert sequence.batch_fingerprint(other, records) != whole
+    assert sequence.batch_fingerprint(batch, records + 1) != whole
     swapped = jax.tree.map(lambda x: x[::-1], batch)
-    assert sequence.fingerprint(swapped, records[::-1]) != whole
+    assert sequence.batch_fingerprint(swapped, records[::-1]) != whole
 
 
 def test_more_masks_than_sentinels_are_refused():

@@ -118,7 +118,7 @@ def test_coco_boxes(tmp_path):
     cases, skipped = read("coco_boxes", tmp_path)
     (case,) = cases.values()
     assert case.values["caption"] == "A plate of food"
-    assert grounded.parse(case.values["boxes"]) == [
+    assert grounded.parse_boxes(case.values["boxes"]) == [
         grounded.Box("person", 0, 0, 128, 255),
         grounded.Box("dining table", 224, 64, 255, 128),
     ]
@@ -420,9 +420,9 @@ def test_a_missing_data_set_is_one_sentence(tmp_path, name):
 
 def test_boxes_are_text_and_back():
     boxes = [grounded.Box("red circle", 8, 72, 56, 120), grounded.Box("ring", 0, 0, 255, 9)]
-    text = grounded.write(boxes)
+    text = grounded.write_boxes(boxes)
     assert text == "red circle at (8, 72) -> (56, 120), ring at (0, 0) -> (255, 9)"
-    assert grounded.parse(text) == boxes
+    assert grounded.parse_boxes(text) == boxes
     assert grounded.Box.of("red circle:8,72,56,120") == boxes[0]
     assert grounded.overlap(boxes[0], boxes[0]) == 1
     assert grounded.overlap(boxes[0], boxes[1]) == 0
@@ -468,7 +468,7 @@ def test_boxes_turn_with_their_pictures(tmp_path, orientation):
         cases, skipped = read(name, tmp_path)
         assert not skipped
         (case,) = cases.values()
-        (box,) = grounded.parse(case.values["boxes"])
+        (box,) = grounded.parse_boxes(case.values["boxes"])
         red = load_picture(case.values["answer"], grounded.GRID)[..., 0] > 128
         rows, columns = np.nonzero(red)
         seen = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)

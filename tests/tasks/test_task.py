@@ -8,13 +8,13 @@ from cm3jax import testing
 from cm3jax.config import CM3Config, DecodeConfig
 from cm3jax.errors import UserError
 from cm3jax.generation.prompts import read_prompt
-from cm3jax.generation.requests import Asker
+from cm3jax.generation.requests import RequestBuilder
 from cm3jax.sequence.document import Mark, parse_prompt
 from cm3jax.sequence.rows import Places, Samples, answer_masks, build_rows
 from cm3jax.tasks import TASKS
-from cm3jax.tasks.example import Answer, example
-from cm3jax.tasks.questions import conclusion, explained, plain
-from cm3jax.tasks.task import Case, choose, fields, fill, prompt
+from cm3jax.tasks.example import Answer, to_document
+from cm3jax.tasks.questions import conclusion, explained, without_full_stop
+from cm3jax.tasks.task import Case, choose_template, fields, fill, prompt
 
 CODES = [3, 1, 4, 1]
 X = epath.Path("x.png")
@@ -51,7 +51,7 @@ def test_a_template_has_exactly_the_fields_that_are_given():
 def test_cases_are_spread_over_templates_by_seed_and_key():
     def drawn(key, seed=0):
         case = Case(key, TASKS["vqa"], {"question": "why?", "answer": "so", "image": X})
-        return choose(case, seed)
+        return choose_template(case, seed)
 
     parts = [drawn(str(i)).parts for i in range(60)]
     assert len(set(parts)) == 3
@@ -79,7 +79,7 @@ def test_image_first_puts_the_picture_before_the_text():
 
 def row(filled, loss_on="all"):
     """The training row of a filled template."""
-    found = example(filled, [CODES] * 2, testing.text_tokenizer(), testing.vocab())
+    found = to_document(filled, [CODES] * 2, testing.text_tokenizer(), testing.vocab())
     answers = np.asarray([found.answer], np.int32)
     samples = Samples(
         documents=np.zeros((1, 0, 1), np.int32),
@@ -125,7 +125,7 @@ def test_a_prompt_is_the_training_row_up_to_its_answer(name, image_first, monkey
     template = task.fitting(set(given), image_first)[0]
     _, batch = row(fill(template, values))
     read = read_prompt(prompt(task, given, image_first), image.config.image_size)
-    asker = Asker(vocab, testing.text_tokenizer(), image, lambda prompt: 256 - prompt)
+    asker = RequestBuilder(vocab, testing.text_tokenizer(), image, lambda prompt: 256 - prompt)
     build = asker.fillings if read.recall else asker.pictures
     (ask,) = build([read.segments], None, None, DecodeConfig())
     prefix = ask.request.prefix.tolist()
@@ -156,12 +156,12 @@ def test_loss_on_the_answer_is_on_it_and_the_id_that_ends_it_alone(name):
 def test_only_a_text_may_stand_in_the_middle():
     filled = fill("{answer}<break>{image}", {"answer": X, "image": X})
     with pytest.raises(ValueError, match="neither a text nor the end"):
-        example(filled, [CODES] * 2, testing.text_tokenizer(), testing.vocab())
+        to_document(filled, [CODES] * 2, testing.text_tokenizer(), testing.vocab())
 
 
 def test_the_answer_of_an_example_is_where_it_says():
     filled = fill(TASKS["vqa"].templates[0], CASES["vqa"])
-    found = example(filled, [CODES], testing.text_tokenizer(), testing.vocab())
+    found = to_document(filled, [CODES], testing.text_tokenizer(), testing.vocab())
     assert isinstance(found.answer, Answer)
     assert found.answer.recalled
     pieces = found.ids[found.answer.start : found.answer.stop] - testing.vocab().first_text
@@ -169,7 +169,7 @@ def test_the_answer_of_an_example_is_where_it_says():
 
 
 def test_answers_are_parsed():
-    assert plain(" two. ") == "two"
+    assert without_full_stop(" two. ") == "two"
     told = explained("there is a circle at a1.", "one")
     assert told == "there is a circle at a1. So the answer is one."
     assert conclusion(told) == "one"

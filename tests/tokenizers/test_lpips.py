@@ -93,8 +93,8 @@ def convolve(x, kernel, bias):
 def test_equals_the_transcription(state, file, pictures, measure):
     left, right = pictures
     weights = np.random.default_rng(2).uniform(0.5, 3, (2, 16, 16)).astype(np.float32)
-    seen = measure(lpips.load(file), left, right, weights)
-    plain = measure(lpips.load(file), left, right, np.ones_like(weights))
+    seen = measure(lpips.load_lpips(file), left, right, weights)
+    plain = measure(lpips.load_lpips(file), left, right, np.ones_like(weights))
     assert not np.allclose(seen, plain, rtol=1e-3)
     for row, by in ((0, weights), (1, np.ones_like(weights))):
         pair = left[row].transpose(2, 0, 1), right[row].transpose(2, 0, 1)
@@ -108,10 +108,10 @@ def test_slopes(file, pictures):
     left, right = map(jnp.asarray, pictures[:, :1])
     distance = lambda variables, x: lpips.LPIPS().apply(variables, x, right)[0]  # noqa: E731
     measure = jax.jit(jax.value_and_grad(distance, argnums=(0, 1)))
-    value, slopes = measure(lpips.load(file), left)
+    value, slopes = measure(lpips.load_lpips(file), left)
     assert value > 0
     assert all(np.isfinite(slope).all() and slope.any() for slope in jax.tree.leaves(slopes))
-    value, (_, slope) = measure(jax.tree.map(np.zeros_like, lpips.load(file)), left)
+    value, (_, slope) = measure(jax.tree.map(np.zeros_like, lpips.load_lpips(file)), left)
     assert value == 0
     assert np.isfinite(slope).all()
 
@@ -119,12 +119,12 @@ def test_slopes(file, pictures):
 def test_npz_holds_the_same(state, file, tmp_path):
     path = tmp_path / "vgg.npz"
     np.savez(path, **state)
-    jax.tree.map(np.testing.assert_array_equal, lpips.load(path), lpips.load(file))
+    jax.tree.map(np.testing.assert_array_equal, lpips.load_lpips(path), lpips.load_lpips(file))
 
 
 def test_random_weights_have_its_shapes(file):
     random = lpips.random_weights(1)
-    assert jax.tree.map(np.shape, random) == jax.tree.map(np.shape, lpips.load(file))
+    assert jax.tree.map(np.shape, random) == jax.tree.map(np.shape, lpips.load_lpips(file))
     other = lpips.random_weights(2)["params"]["conv_0_0"]["kernel"]
     assert not np.array_equal(random["params"]["conv_0_0"]["kernel"], other)
 
@@ -134,7 +134,7 @@ def test_refuses_other_files(state, file, tmp_path):
         path = tmp_path / name
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):
-            lpips.load(path)
+            lpips.load_lpips(path)
 
     refuse(file.read_bytes()[:-9], "no whole .safetensors")
     refuse(b"not a zip", "no whole .safetensors or .npz", "x.npz")
@@ -148,4 +148,4 @@ def test_refuses_other_files(state, file, tmp_path):
     more = state | {"head.weight": np.ones(7, np.float32)}
     refuse(safetensors.numpy.save(more), "head.weight, which LPIPS does not have")
     with pytest.raises(UserError, match="are missing; put them there"):
-        lpips.load(tmp_path / "nothing.npz")
+        lpips.load_lpips(tmp_path / "nothing.npz")

@@ -15,8 +15,8 @@ from cm3jax.training import hardware, metrics
 from cm3jax.training.metrics import (
     MetricsLog,
     Progress,
-    Work,
-    read,
+    StepCost,
+    read_metrics,
     record_life,
     revision,
     utilisation,
@@ -29,9 +29,9 @@ def test_each_step_stands_once_after_a_resume(tmp_path):
         log.write({"step": step, "loss": 0.5 * step})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # the run was killed here
-    assert [line["step"] for line in read(tmp_path)] == [1, 2, 3]
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3]
     MetricsLog(tmp_path, 2).write({"step": 3, "loss": 9.0})
-    assert read(tmp_path)[1:] == [{"step": 2, "loss": 1.0}, {"step": 3, "loss": 9.0}]
+    assert read_metrics(tmp_path)[1:] == [{"step": 2, "loss": 1.0}, {"step": 3, "loss": 9.0}]
 
 
 BAD = [b'{"step": 2, "lo\xff": 1}\n', b"[1]\n", b'{"step": "two"}\n', b"\0\0\0\n"]
@@ -41,7 +41,7 @@ def test_damaged_lines_are_set_aside(tmp_path, caplog):
     """And hide no other step: not those logged before, not those of the next lives."""
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + b"".join(BAD) + b'{"step": 3}\n')
-    assert [line["step"] for line in read(tmp_path)] == [1, 3]
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 3]
     MetricsLog(tmp_path, 3).write({"step": 4})
     assert [line["step"] for line in map(json.loads, path.read_text().splitlines())] == [1, 3, 4]
     assert "had 4 damaged lines, which are now in damaged-metrics.jsonl" in caplog.text
@@ -71,12 +71,12 @@ def test_what_is_no_finite_number_is_no_point():
 def test_a_run_from_scratch_begins_a_new_log(tmp_path):
     MetricsLog(tmp_path, 0).write({"step": 1})
     MetricsLog(tmp_path, 0)
-    assert read(tmp_path) == []
+    assert read_metrics(tmp_path) == []
 
 
 def test_numbers_that_are_not_finite_stay_json(tmp_path):
     MetricsLog(tmp_path, 0).write({"step": 1, "loss_text": math.nan})
-    assert read(tmp_path) == [{"step": 1, "loss_text": None}]
+    assert read_metrics(tmp_path) == [{"step": 1, "loss_text": None}]
 
 
 def test_progress_without_a_terminal_is_plain_lines(capsys):
@@ -94,16 +94,16 @@ def test_progress_without_a_terminal_is_plain_lines(capsys):
 def test_utilisation_by_hand(monkeypatch):
     # 8 devices of 100 FLOP/s; 3 steps of 200 FLOP and 10 tokens in half a second each.
     monkeypatch.setattr(metrics, "peak_flops", lambda kind: 100.0)
-    values = utilisation(Work(tokens=10, flops=200.0), 3, 0.5)
+    values = utilisation(StepCost(tokens=10, flops=200.0), 3, 0.5)
     assert values["tokens_per_second"] == 20
     assert values["mfu"] == 400 / 800
     assert values["flops"] == 600
     assert values["a100_hours"] == 600 / (312e12 * 3600)
-    assert utilisation(Work(10, 200.0), 1, None)["mfu"] is None
+    assert utilisation(StepCost(10, 200.0), 1, None)["mfu"] is None
 
 
 def test_a_processor_has_no_known_peak():
-    assert utilisation(Work(10, 200.0), 3, 0.5)["mfu"] is None
+    assert utilisation(StepCost(10, 200.0), 3, 0.5)["mfu"] is None
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path, monkeypatch):
 def test_a_log_without_tensorboard(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     MetricsLog(tmp_path, 0).write({"step": 1})
-    assert read(tmp_path) == [{"step": 1}]
+    assert read_metrics(tmp_path) == [{"step": 1}]
     assert not (tmp_path / "tensorboard").exists()
 
 
@@ -180,6 +180,6 @@ def test_a_log_in_a_bucket_is_written_whole(monkeypatch):
     log = MetricsLog(epath.Path("gs://mine/run"), 0)
     for step in (1, 2):
         log.write({"step": step})
-    assert read("gs://mine/run") == [{"step": 1}, {"step": 2}]
+    assert read_metrics("gs://mine/run") == [{"step": 1}, {"step": 2}]
     MetricsLog("gs://mine/run", 1).write({"step": 2, "again": True})
-    assert read("gs://mine/run")[1:] == [{"step": 2, "again": True}]
+    assert read_metrics("gs://mine/run")[1:] == [{"step": 2, "again": True}]

@@ -111,7 +111,7 @@ class Reader(Protocol):
         ...
 
 
-def decode(item: RawItem, data: DataConfig) -> tuple[tuple[str | np.ndarray, ...], str]:
+def decode_item(item: RawItem, data: DataConfig) -> tuple[tuple[str | np.ndarray, ...], str]:
     """A record's texts and uint8 [S, S, 3] pictures, S = `data.image_size`, and their hash.
 
     Raises `BadRecord` for what can't be read and `RefusedByRule` for what the quality rules of
@@ -129,7 +129,7 @@ def decode(item: RawItem, data: DataConfig) -> tuple[tuple[str | np.ndarray, ...
 
 
 def decode_texts(item: RawItem, data: DataConfig) -> tuple[str, ...]:
-    """A record's texts, under the same rules as `decode`, without decoding a picture.
+    """A record's texts, under the same rules as `decode_item`, without decoding a picture.
 
     Pictures are not even opened unless a rule asks for their sides.
     """

@@ -15,7 +15,7 @@ from etils import epath
 
 from cm3jax.checkpoint import load_run
 from cm3jax.config import MeshConfig
-from cm3jax.emblems import Prompt, confirms_batch, prompts, tells
+from cm3jax.emblems import ProbePrompt, confirms_batch, prompts, tells
 from cm3jax.emblems.patches import QUARTERS
 from cm3jax.emblems.probe_prompts import Kind
 from cm3jax.evaluate import chance
@@ -24,9 +24,9 @@ from cm3jax.evaluate.protocol import (
     Score,
     by_licence,
     code_version,
-    fingerprint,
     licensed_share,
     sampling,
+    tree_fingerprint,
 )
 from cm3jax.evaluate.results import Cell, Chosen, Evaluation, Figure
 from cm3jax.generation import generator
@@ -97,7 +97,7 @@ def is_current(result: Evaluation, run_dir: epath.PathLike, count: int) -> bool:
     """Whether this code would find these scores: same weights, same sources, same prompts."""
     score = next(iter(result.scores.values()))
     made_by = (result.weights["decoder"], score.protocol.code_version, score.n)
-    return made_by == (fingerprint(load_run(run_dir).variables), code_version(), count)
+    return made_by == (tree_fingerprint(load_run(run_dir).variables), code_version(), count)
 
 
 class _Exam:
@@ -118,17 +118,17 @@ class _Exam:
         self._bank: Bank = self._generator.retriever.bank
         self._data_seed, self._size = run.experiment.seed, run.experiment.vqgan.image_size
         self._count, self._seed, self._say = count, seed, say
-        self._asked: dict[Kind, list[Prompt]] = {}
+        self._asked: dict[Kind, list[ProbePrompt]] = {}
         self._with_documents: list[Generated] = []
         self.weights = {
-            "decoder": fingerprint(run.variables),
+            "decoder": tree_fingerprint(run.variables),
             "text": self._generator.text.fingerprint,
             "image": self._generator.image.fingerprint,
             "clip": self._generator.retriever.encoder.fingerprint,
         }
         if keep:
             origin = digest(*self.weights.values(), code_version())
-            self._generator = self._generator.keeping(keep, origin)
+            self._generator = self._generator.cached_in(keep, origin)
         self.scores: dict[str, Score] = {}
         self.figures: list[Figure] = []
         self.pictures: list[np.ndarray] = []
@@ -261,13 +261,13 @@ class _Exam:
         how = "all pictures drawn with documents, live and chosen"
         self._score(name, copied, 0.0, "heldout", 2, how, reader="equal codes")
 
-    def _prompts(self, kind: Kind) -> list[Prompt]:
+    def _prompts(self, kind: Kind) -> list[ProbePrompt]:
         if kind not in self._asked:
             self._asked[kind] = prompts(kind, self._count, self._data_seed, self._size)
         return self._asked[kind]
 
     def _draw(
-        self, asked: Sequence[Prompt], shown: Documents | None
+        self, asked: Sequence[ProbePrompt], shown: Documents | None
     ) -> tuple[list[Generated], list[bool]]:
         texts = [prompt.text for prompt in asked]
         found = self._generator.text_to_image(texts, shown, seed=self._seed)
@@ -276,7 +276,7 @@ class _Exam:
             self._with_documents += drawn
         return drawn, self._judge(drawn, asked)
 
-    def _judge(self, drawn: Sequence[Generated], asked: Sequence[Prompt]) -> list[bool]:
+    def _judge(self, drawn: Sequence[Generated], asked: Sequence[ProbePrompt]) -> list[bool]:
         images = np.stack([picture.image for picture in drawn])
         self.pictures.append(images)
         return confirms_batch(images, [prompt.scene for prompt in asked])
@@ -339,6 +339,6 @@ def _documents(count: int) -> str:
 
 def _losses(run_dir: epath.PathLike) -> dict[str, list[tuple[int, float]]]:
     """The curves in a run's `metrics.jsonl`; exported weights may come without one."""
-    lines = metrics.read(run_dir)
+    lines = metrics.read_metrics(run_dir)
     curves = {name: metrics.curve(lines, name) for name in _CURVES}
     return {name: points for name, points in curves.items() if points}

@@ -19,7 +19,7 @@ from cm3jax.learners import clip
 from cm3jax.retrieval.clauses import clauses
 from cm3jax.retrieval.clip_encoder import text_and_image
 from cm3jax.retrieval.exact import ExactIndex
-from cm3jax.retrieval.select import above_floor, choose, side_by_side
+from cm3jax.retrieval.select import above_floor, select_documents, side_by_side
 
 
 def evaluate_encoder(run_dir: epath.PathLike, count: int = 200) -> dict[str, Score]:
@@ -57,7 +57,7 @@ def evaluate_encoder(run_dir: epath.PathLike, count: int = 200) -> dict[str, Sco
         lists = side_by_side(found, counts[modality])
         most = max(counts[modality])
         lists = above_floor(lists, config.relevance_floor)
-        found = choose(lists, vectors, pair, config, cuts=False, queries=most).ids
+        found = select_documents(lists, vectors, pair, config, cuts=False, queries=most).ids
         right = [
             any(name in shows[row] for row in rows) for name, rows in zip(names, found, strict=True)
         ]

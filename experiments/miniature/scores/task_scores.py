@@ -19,7 +19,7 @@ from etils import epath
 
 from cm3jax.checkpoint import load_run
 from cm3jax.config import MeshConfig
-from cm3jax.emblems import confirms, read, tells
+from cm3jax.emblems import confirms, read_scene, tells
 from cm3jax.emblems.annotations import annotate
 from cm3jax.emblems.scene import Scene
 from cm3jax.emblems.task_cases import NAMES, Asked, asked, boxes
@@ -57,13 +57,13 @@ def picture_exact(case: Asked, answer: Answer) -> float:
 
 def word_exact(case: Asked, answer: Answer) -> float:
     """Whether the picture shows the word, on any background."""
-    scene = read(answer[0]).scene
+    scene = read_scene(answer[0]).scene
     return float(scene is not None and scene.word == case.scenes[0].word)
 
 
 def class_iou(case: Asked, answer: Answer) -> float:
     """Intersection over union of the pixels of each class, over the classes in either picture."""
-    found = read(answer[0]).scene
+    found = read_scene(answer[0]).scene
     if found is None:
         return 0.0
     size = len(answer[0])
@@ -96,7 +96,7 @@ def _has_boxes(scene: Scene) -> bool:
 def attributes(case: Asked, answer: Answer) -> float:
     """The share of right attributes: the background, and of each shape its place, form, colour and
     size; a shape too many counts as four wrong ones."""
-    found, expected = read(answer[0]).scene, case.scenes[0]
+    found, expected = read_scene(answer[0]).scene, case.scenes[0]
     if found is None:
         return 0.0
     by_cell = {shape.cell: shape for shape in found.shapes}
@@ -112,7 +112,7 @@ def attributes(case: Asked, answer: Answer) -> float:
 def box_iou(case: Asked, answer: Answer) -> float:
     """Intersection over union of each box with the drawn box of its colour and form that fits best,
     over the boxes asked for or, if those are more, drawn."""
-    found = read(answer[0]).scene
+    found = read_scene(answer[0]).scene
     if found is None or not _has_boxes(found) or not found.shapes:
         return 0.0
     left, shares = boxes(found), []
@@ -236,7 +236,7 @@ class _Examiner:
         self._generator = generate.load(run_dir, mesh=mesh)
         self._weights = digest(*map(np.asarray, jax.tree.leaves(run.variables)))
         if keep:
-            self._generator = self._generator.keeping(keep, digest(self._weights, code_version()))
+            self._generator = self._generator.cached_in(keep, digest(self._weights, code_version()))
         self._data_seed, self._size = run.experiment.seed, run.experiment.vqgan.image_size
         self._count, self._seed = count, seed
 

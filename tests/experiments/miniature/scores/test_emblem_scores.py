@@ -232,7 +232,7 @@ def test_tasks_leave_scores_a_page_and_what_was_drawn(chain, tmp_path, monkeypat
     assert all(f"<h2>{name}</h2>" in page for name in scores)
     assert page.count("as it should be") >= 2 * len(scores)
     assert len(list((tmp_path / "scores.samples").iterdir())) == len(names)
-    monkeypatch.setattr(loop, "plan", lambda requests, *rest: 1 / 0 if requests else ())
+    monkeypatch.setattr(loop, "plan_groups", lambda requests, *rest: 1 / 0 if requests else ())
     run([*words, "--out", str(tmp_path / "scores.json")])  # nothing is drawn again
     assert scores_from_json(read_json(tmp_path / "scores.json", "the scores")) == scores
 

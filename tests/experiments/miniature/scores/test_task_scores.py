@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from cm3jax.emblems import draw
+from cm3jax.emblems import draw_scene
 from cm3jax.emblems.scene import Scene, Shape
 from cm3jax.emblems.task_cases import NAMES, asked
 from cm3jax.errors import UserError
@@ -67,7 +67,7 @@ SCENE = Scene(
 def changed(**change):
     """The scene with another first shape, drawn, as an answer."""
     shapes = (dataclasses.replace(SCENE.shapes[0], **change), SCENE.shapes[1])
-    return (draw(dataclasses.replace(SCENE, shapes=shapes)),)
+    return (draw_scene(dataclasses.replace(SCENE, shapes=shapes)),)
 
 
 def case_of(name):
@@ -80,7 +80,7 @@ def test_attributes_are_counted_one_by_one():
     assert attributes(case, changed(colour="green")) == pytest.approx(8 / 9)
     assert attributes(case, changed(cell=2)) == pytest.approx(5 / 9)
     more = dataclasses.replace(SCENE, shapes=(*SCENE.shapes, Shape(9, "ring", "red", "large")))
-    assert attributes(case, (draw(more),)) == pytest.approx(9 / 13)
+    assert attributes(case, (draw_scene(more),)) == pytest.approx(9 / 13)
     assert attributes(case, (np.zeros((32, 32, 3), np.uint8),)) == 0
 
 
