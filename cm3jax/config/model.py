@@ -1,0 +1,140 @@
+"""The Transformers: the decoder, and Parti's encoder-decoder."""
+
+import dataclasses
+from typing import Literal
+
+from cm3jax.config.checks import require
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """The autoregressive decoder (section 2.3: pre-LN, no biases, no dropout, non-affine norms).
+
+    The fields that say "Chameleon" make the decoder of arXiv 2405.09818 out of it.
+    """
+
+    layers: int = 24
+    """Number of layers (N)."""
+    width: int = 1024
+    """Model width (D)."""
+    heads: int = 16
+    """Attention heads (H)."""
+    head_width: int = 64
+    """Width of one head (A)."""
+    ffn: int = 4096
+    """Width of the feed-forward layer (F)."""
+    kv_heads: int = 0
+    """Heads of keys and values (K), each shared by H / K query heads (Chameleon-34B: 8); 0 gives
+    every query head its own."""
+    activation: Literal["relu", "swiglu"] = "relu"
+    """Of the feed-forward layer: ReLU, or SiLU of one matrix product times another (Chameleon)."""
+    norm: Literal["layer", "rms"] = "layer"
+    """Layer norm without gain or bias (CM3Leon), or RMS norm with a learned gain (Chameleon)."""
+    swin_norm: bool = False
+    """Norm what attention and feed-forward layer give instead of what they get (Chameleon-34B)."""
+    tied: bool = True
+    """Score ids with the embedding, instead of with a table of its own (Chameleon)."""
+    dropout: float = 0.0
+    """Share of what attention and feed-forward layer give that training drops (Chameleon-7B: 0.1);
+    validation and generation drop nothing."""
+    context: int = 4096
+    """Longest row in tokens, and rows of the learned position table."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of activations; parameters, norms, softmax and logits are float32."""
+    init_std: float = 0.006
+    """Standard deviation of the truncated normal initialiser (cut at 3)."""
+    positions: Literal["learned", "rope"] = "learned"
+    """A learned table of positions (OPT, CM3Leon) or rotary ones (Chameleon)."""
+    position_std: float = 0.0002
+    """`init_std` for the table of learned positions."""
+    qk_norm: bool = False
+    """Norm queries and keys over each head, with learned gain and bias (Chameleon)."""
+    lora_rank: int = 0
+    """Rank of the corrections that are added to every matrix of the layers and, unless
+    optim.trained names more, trained alone (LoRA, arXiv 2106.09685); 0 adds none."""
+    lora_alpha: float = 16.0
+    """Corrections are multiplied by lora_alpha / lora_rank."""
+    unroll: int = 1
+    """Layers per turn of the scan over layers: more compile longer and, on CPUs, run faster."""
+    remat: Literal["none", "full", "dots"] = "none"
+    """What the backward pass recomputes: norms, gates and the weights of attention alone (`none`),
+    everything, or all but matrix products."""
+    attention: Literal["xla", "cudnn", "splash"] = "xla"
+    """How training rows attend: plain operations for any hardware, which hold the scores of an
+    eighth of a row's tokens at once, or a kernel that holds fewer: cuDNN's for GPUs, where a row is
+    one segment (`data.rows=stream`), or splash attention for TPUs. Generation always uses the
+    first."""
+
+    def __post_init__(self):
+        require(
+            self.kv_heads >= 0 and self.heads % self.groups == 0,
+            f"model.heads={self.heads} cannot share model.kv_heads={self.kv_heads} equally; make "
+            "the first a multiple of the second.",
+        )
+        require(
+            0 <= self.dropout < 1,
+            f"model.dropout={self.dropout} is a share of what is dropped; give 0 or more, below 1.",
+        )
+        require(self.lora_rank >= 0, f"model.lora_rank={self.lora_rank} must not be negative.")
+        if self.attention == "cudnn":
+            require(
+                self.dtype == "bfloat16",
+                f"model.attention=cudnn cannot compute in model.dtype={self.dtype}; use bfloat16, "
+                "or model.attention=xla.",
+            )
+            require(
+                self.head_width % 8 == 0 and self.head_width <= 128,
+                f"model.attention=cudnn cannot have model.head_width={self.head_width}; make it a "
+                "multiple of 8 up to 128, or use model.attention=xla.",
+            )
+
+    @property
+    def groups(self) -> int:
+        """Heads of keys and values (K)."""
+        return self.kv_heads or self.heads
+
+    @property
+    def lora(self) -> tuple[int, float]:
+        """Rank of the corrections (0: none), and what multiplies them."""
+        return self.lora_rank, self.lora_alpha / max(self.lora_rank, 1)
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of the matrices of one layer."""
+        attention = 2 * (self.heads + self.groups) * self.head_width
+        return (attention + (3 if self.activation == "swiglu" else 2) * self.ffn) * self.width
+
+    def parameters(self, vocab_size: int) -> int:
+        """Parameters of a `Decoder` over so many ids."""
+        qk_norms = 2 * (self.heads + self.groups) * self.head_width if self.qk_norm else 0
+        gain = self.width if self.norm == "rms" else 0
+        query_out = 2 * (self.width + self.heads * self.head_width)
+        key_value = 2 * (self.width + self.groups * self.head_width)
+        feed = (3 if self.activation == "swiglu" else 2) * (self.width + self.ffn)
+        lora = self.lora_rank * (query_out + key_value + feed)
+        layer = self.layer_weights + qk_norms + 2 * gain + lora
+        tables = (1 if self.tied else 2) * vocab_size
+        tables += self.context if self.positions == "learned" else 0
+        return self.layers * layer + gain + tables * self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class PartiConfig:
+    """What the encoder-decoder (arXiv 2206.10789) has beside `model`, its decoder.
+
+    Its encoder's layers have the decoder's widths; `model.context` plays no part in it.
+    """
+
+    encoder_layers: int = 16
+    """Layers of the encoder."""
+    text_tokens: int = 128
+    """Longest caption in tokens, its end included; longer ones are cut."""
+    drop_captions: float = 0.1
+    """Share of training pairs without their caption, for classifier-free guidance."""
+
+    def __post_init__(self):
+        require(
+            0 <= self.drop_captions <= 1,
+            f"parti.drop_captions={self.drop_captions} is a probability; give 0 to 1.",
+        )
+        require(self.text_tokens >= 2, f"parti.text_tokens={self.text_tokens} must be at least 2.")

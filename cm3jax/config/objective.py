@@ -1,0 +1,60 @@
+"""The CM3 objective and the loss."""
+
+import dataclasses
+from typing import Literal
+
+from cm3jax.config.checks import require
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What is added to the mean negative log-likelihood."""
+
+    z_loss: float = 0.0
+    """Weight of the squared log of the softmax's denominator, which keeps logits from drifting
+    (Chameleon: 1e-5)."""
+
+    def __post_init__(self):
+        require(self.z_loss >= 0, f"loss.z_loss={self.z_loss} must not be negative.")
+
+
+@dataclasses.dataclass(frozen=True)
+class CM3Config:
+    """The CM3 objective: how a sample's spans move to its end (section 2.2)."""
+
+    mean_masks: float = 1.0
+    """Mean of the Poisson number of masks; 0 trains a plain causal model."""
+    max_masks: int = 16
+    """Largest number of masks in one sample."""
+    whole_segment: float = 0.5
+    """Probability that a mask is one whole segment instead of a random span."""
+    picture_rows: float = 0.0
+    """Probability that a random span of a picture is widened to whole rows of its codes."""
+    mask_retrieved: bool = False
+    """Mask in retrieved documents too (metaseq's way); with `data.rows=stream` always so."""
+    no_documents: float = 0.2
+    """Probability that a sample is shown without its documents."""
+    vary_documents: bool = False
+    """Show the others a number of documents drawn from 0 to retrieval.documents with equal odds
+    (RA-CM3) instead of all."""
+    wrong_documents: float = 0.0
+    """Probability that the last of a sample's documents gives way to one of another record, drawn
+    at random, or that one joins them where there are fewer than retrieval.documents: a model that
+    takes whatever it is shown is then wrong, and must read whose document it is."""
+    shuffle_documents: bool = False
+    """Show a sample's documents in random order instead of the best one (or, with
+    retrieval.clauses, the first clause's) first."""
+    retrieved_weight: float = 1.0
+    """Loss weight of retrieved documents (1 in CM3Leon, 0.1 in RA-CM3)."""
+    loss_on: Literal["all", "answer"] = "all"
+    """What the loss counts of a sample that has an answer (instruction tuning): everything, as in
+    the paper, or the answer alone, with the id that ends it."""
+
+    def __post_init__(self):
+        for name in ("whole_segment", "picture_rows", "no_documents", "wrong_documents"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"cm3.{name}={value} is a probability; give 0 to 1.")
+        require(
+            self.mean_masks >= 0 and self.max_masks >= 0 and self.retrieved_weight >= 0,
+            "cm3: mean_masks, max_masks and retrieved_weight must not be negative.",
+        )

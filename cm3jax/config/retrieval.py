@@ -1,0 +1,103 @@
+"""The retrieval encoder, the memory bank's index and the selection of documents."""
+
+import dataclasses
+from typing import Literal
+
+from cm3jax.config.checks import require
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+    """The retrieval encoder, in the shape of HF `CLIPModel` (ViT-B/32 by default)."""
+
+    image_size: int = 224
+    """Pixels along one side."""
+    patch: int = 32
+    """Pixels along one side of a patch."""
+    vision_width: int = 768
+    """Width of the picture tower."""
+    vision_layers: int = 12
+    """Layers of the picture tower."""
+    vision_heads: int = 12
+    """Heads of the picture tower."""
+    text_width: int = 512
+    """Width of the text tower."""
+    text_layers: int = 12
+    """Layers of the text tower."""
+    text_heads: int = 8
+    """Heads of the text tower."""
+    text_context: int = 77
+    """Longest text in tokens, with begin and end; longer ones are cut."""
+    text_vocab: int = 49408
+    """Entries of the text tower's embedding."""
+    width: int = 512
+    """Width of the shared space (E)."""
+    vision_ffn: int = 0
+    """Width of the picture tower's feed-forward layers; 0 is four times its own."""
+    text_ffn: int = 0
+    """Width of the text tower's feed-forward layers; 0 is four times its own."""
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    """Activation of the feed-forward layers."""
+    resize: Literal["lanczos", "bicubic"] = "lanczos"
+    """Filter that brings pictures to the encoder's size (CLIP's public weights: bicubic)."""
+    pair_loss: float = 1.0
+    """Weight of the pair loss: a text against its own picture (CLIP)."""
+    document_loss: float = 1.0
+    """Weight of the document loss: the text or picture of one document against the document vector
+    of another document of the same subject; 0 trains on pairs alone."""
+    partners: Literal["subjects", "captions", "nearest", "pictures"] = "subjects"
+    """Which documents are of the same subject: those that share a name in their `subjects`. One
+    that names none has no partner or, by choice, those of an equal caption (but for case and
+    spaces), those whose captions are nearest by their rare words, or those with the same picture
+    under other captions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalConfig:
+    """Who is retrieved for whom (section 2.1)."""
+
+    encoder: str = ""
+    """Run directory of the CLIP encoder."""
+    documents: int = 2
+    """Documents in front of a sample in training (K); fewer when fewer pass the rules."""
+    candidates: int = 2
+    """Documents kept per query modality (two by text, two by picture)."""
+    pool: int = 32
+    """Neighbours looked at per query before the rules choose."""
+    relevance_cut: float = 0.9
+    """Candidates scoring above this are too close to the query (near-duplicates) and skipped;
+    calibrate it per encoder."""
+    relevance_floor: float = -1.0
+    """Candidates scoring below this have nothing to do with the query and are not shown, neither in
+    training nor at generation; -1 shows the best there are."""
+    diversity_cut: float = 0.9
+    """Candidates closer than this to a chosen document are skipped; calibrate it per encoder."""
+    duplicate_cut: float = 0.98
+    """Documents closer than this are marked as near-duplicates, and evaluation records that are so
+    close to a document of the bank as leaked; calibrate it per encoder."""
+    modality_margin: float = 0.05
+    """Score by which a document of one modality must beat one with text and picture."""
+    queries: Literal["both", "text", "image"] = "both"
+    """Whose candidates training shows: of a record's text, as when a picture is asked for, of its
+    picture, or of one of them by chance (the paper)."""
+    views: int = 4
+    """Query views stored per record: one clean, the others with query dropout."""
+    query_dropout: float = 0.2
+    """Share of text tokens dropped from a query view."""
+    clauses: bool = False
+    """Ask with each clause of a text in turn, so that a text that names two things finds both, in
+    their order, instead of with the whole text (the paper's way)."""
+    clause_margin: float = 0.2
+    """Score by which a clause that was given a document must beat the others to be given more."""
+    index: Literal["auto", "exact", "scann", "milvus"] = "auto"
+    """Index kind; auto is exact up to 100,000 documents and ScaNN above. Milvus is a server for
+    generation; the neighbours of training are then found as by auto."""
+    recall: float = 0.95
+    """Recall@10 that a ScaNN index is to reach, by text, by picture and by both: how much of it a
+    search looks at is chosen for it when it is built."""
+    milvus: str = ""
+    """Address of the Milvus server, e.g. http://localhost:19530, or the path of a .db file for
+    Milvus Lite."""
+
+    def __post_init__(self):
+        require(0 < self.recall <= 1, f"retrieval.recall={self.recall} must be above 0, at most 1.")

@@ -1,0 +1,156 @@
+"""Tokenizers of images and text, and how the image tokenizer is trained."""
+
+import dataclasses
+from typing import Literal
+
+from cm3jax.config.checks import require
+from cm3jax.config.data import DataConfig
+from cm3jax.config.retrieval import ClipConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizersConfig:
+    """Where the tokenizers are, and how the text tokenizer is trained."""
+
+    text: str = ""
+    """Run directory of a text tokenizer (it holds `text.model`)."""
+    image: str = ""
+    """Run directory of an image tokenizer."""
+    algorithm: Literal["bpe", "unigram"] = "bpe"
+    """SentencePiece algorithm (`text_tokenizer` experiments)."""
+
+
+_ADDED = {
+    *("attention_sides", "latent_width", "codebook", "vision_ffn", "text_ffn", "resize"),
+    *("partners", "splits", "hold_back"),
+}
+
+
+def identity(config: "VQGANConfig | ClipConfig | DataConfig") -> str:
+    """What fingerprints say of a config: its `repr`, but for defaults of fields that came later,
+    so that what was made before them still fits."""
+    kept = (
+        f"{field.name}={getattr(config, field.name)!r}"
+        for field in dataclasses.fields(config)
+        if field.name not in _ADDED or getattr(config, field.name) != field.default
+    )
+    return f"{type(config).__name__}({', '.join(kept)})"
+
+
+@dataclasses.dataclass(frozen=True)
+class VQGANConfig:
+    """The image tokenizer: the taming / Make-A-Scene family, or a patch-local one for CPUs."""
+
+    image_size: int = 256
+    """Pixels along one side."""
+    patch: int = 1
+    """Pixels along one side of the stem's patch; 1 is a plain convolution, 8 makes one code of 8x8
+    pixels before any further level (as in ViT-VQGAN)."""
+    channels: int = 128
+    """Base channels."""
+    multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    """Channel multiplier of each level; each level but the last halves the side."""
+    blocks: int = 2
+    """Residual blocks per level."""
+    attention: bool = True
+    """Self-attention in the middle (taming's `mid.attn_1`)."""
+    attention_sides: tuple[int, ...] = ()
+    """Self-attention after every residual block of the levels with so many positions along a side
+    (taming's `attn_resolutions`)."""
+    kernel: Literal[1, 3] = 3
+    """Convolution kernel of residual blocks; with 1 and patch > 1 a code depends on its patch
+    alone."""
+    codes: int = 8192
+    """Codebook entries; must equal vocab.image_codes."""
+    code_width: int = 256
+    """Width of a codebook entry."""
+    latent_width: int = 0
+    """Channels at the encoder's end and the decoder's beginning (taming's `z_channels`); 0 takes
+    code_width."""
+    commitment: float = 0.25
+    """Weight of the commitment loss (beta)."""
+    codebook: Literal["ema", "gradient"] = "ema"
+    """How entries follow their inputs: as moving averages, or as parameters, by the gradient of
+    their squared distance (taming's way, which has no restarts)."""
+    ema_decay: float = 0.99
+    """Decay of the codebook's moving averages."""
+    restart_below: float = 0.01
+    """An entry whose moving average of uses per batch is below this is moved to a random input."""
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per code along one side (f)."""
+        return self.patch * 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def grid(self) -> int:
+        """Codes along one side."""
+        return self.image_size // self.downsample
+
+    @property
+    def latents(self) -> int:
+        """Channels at the encoder's end and the decoder's beginning."""
+        return self.latent_width or self.code_width
+
+    def attends_at(self, level: int) -> bool:
+        """Whether a level's residual blocks are followed by self-attention."""
+        return self.image_size // (self.patch * 2**level) in self.attention_sides
+
+    def __post_init__(self):
+        require(
+            self.image_size % self.downsample == 0,
+            f"vqgan.image_size={self.image_size} is not a multiple of {self.downsample} "
+            "(vqgan.patch times 2 per further level); change one of them.",
+        )
+        require(
+            self.kernel == 3
+            or (len(self.multipliers) == 1 and not self.attention and not self.attention_sides),
+            "vqgan.kernel=1 keeps patches apart, which several vqgan.multipliers or "
+            "vqgan.attention would mix; use one multiplier and no attention, or vqgan.kernel=3.",
+        )
+        sides = {self.image_size // self.patch // 2**n for n in range(len(self.multipliers))}
+        require(
+            set(self.attention_sides) <= sides,
+            f"vqgan.attention_sides={self.attention_sides} names a side that no level has; the "
+            f"levels' sides are {sorted(sides)}.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class VQGANLossConfig:
+    """What trains the image tokenizer beside `vqgan.commitment` (arXiv 2012.09841, section 3.1).
+
+    The defaults are for flat colours; photographs want all of it.
+    """
+
+    pixels: Literal["l2", "l1"] = "l2"
+    """Error of a pixel: squared or absolute."""
+    perceptual: float = 0.0
+    """Weight of the perceptual loss (LPIPS, arXiv 1801.03924), which needs vqgan_loss.lpips."""
+    lpips: str = ""
+    """A .safetensors or .npz file of LPIPS weights (VGG16), or `random`: the distance between
+    features that nobody trained, which is logged as `random_features` and is not LPIPS."""
+    adversarial: float = 0.0
+    """Share of the adversarial loss in the gradient at the decoder's last layer: 1 gives it as much
+    as pixels and perception together have. 0 trains no discriminator."""
+    adversarial_start: int = 250_000
+    """Updates before the adversarial loss begins and the discriminator learns."""
+    discriminator_channels: int = 64
+    """Channels of the discriminator's first level; each further one has twice as many, up to 8
+    times."""
+    discriminator_layers: int = 3
+    """Levels of the discriminator that halve the side."""
+    region: float = 0.0
+    """How much more the pixels of the source's masks count (Make-A-Scene's faces and objects): a
+    pixel weighs 1 + region * mask, in the pixel and in the perceptual loss. 0 reads no masks."""
+
+    def __post_init__(self):
+        for name in ("perceptual", "adversarial", "region"):
+            value = getattr(self, name)
+            require(value >= 0, f"vqgan_loss.{name}={value} is a weight; give 0 or more.")
+        require(
+            self.adversarial_start >= 0
+            and min(self.discriminator_channels, self.discriminator_layers) >= 1,
+            "vqgan_loss: adversarial_start must not be negative, and discriminator_channels and "
+            "discriminator_layers must be at least 1.",
+        )

@@ -1,0 +1,127 @@
+"""The optimiser, the training run, its checkpoints and its mesh."""
+
+import dataclasses
+import re
+from typing import Literal
+
+from cm3jax.config.checks import require
+from cm3jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """A linear warm-up and a linear decay (FACTS 1.5 of the design: assumptions)."""
+
+    method: Literal["adamw", "muon"] = "adamw"
+    """AdamW throughout (the papers), or Muon for the decoder's matrix products and AdamW for the
+    rest (arXiv 2502.16982, whose scaling lets both share a learning rate). With Muon, beta1, beta2
+    and eps are of the rest alone, and weight decay of the matrix products alone: embedding and
+    position tables have none."""
+    peak_lr: float = 6e-4
+    """Learning rate after the warm-up."""
+    warmup_steps: int = 1500
+    """Steps of linear warm-up from 0."""
+    end_lr_ratio: float = 0.1
+    """Learning rate at the last step, as a share of the peak."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.98
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices; vectors and norms have none."""
+    clip_norm: float = 1.0
+    """Largest global norm of the gradient."""
+    accumulate: int = 1
+    """Parts of a global batch that are worked off one after another before an update: the same
+    update from less memory, for the decoder."""
+
+    trained: str = ""
+    """Regular expression that is searched in the names of parameters (`layers/query/kernel`):
+    those without a match are frozen, keep no moments, and are told apart in a table at start, e.g.
+    `lora|^head`, `feed_forward`, or `decoder` of an image tokenizer. Empty trains everything, or of
+    a model with lora_rank the corrections alone."""
+    trained_ids: Literal["all", "image", "text"] = "all"
+    """Whose rows of embedding and head change, where these are trained: Anole taught Chameleon to
+    draw by those of picture codes in the head alone (`--optim.trained ^head --optim.trained-ids
+    image`)."""
+
+    def __post_init__(self):
+        try:
+            re.compile(self.trained)
+        except re.error as error:
+            raise UserError(
+                f"optim.trained={self.trained!r} is no regular expression ({error}); mend it."
+            ) from None
+        require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be positive.")
+        require(self.accumulate >= 1, f"optim.accumulate={self.accumulate} must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int = 175_000
+    """Optimiser steps in all. A run may be given more (or fewer) when it is resumed: from there on
+    the learning rate follows the schedule that ends with them, unless optim.end_lr_ratio is 1."""
+    log_every: int = 50
+    """Steps between two lines of metrics."""
+    validate_every: int = 1000
+    """Steps between two measurements of the validation loss; 0 never."""
+    validation_batches: int = 8
+    """Batches of one validation."""
+    samples: int = 8
+    """Pictures that the report shows at each validation: drawn for captions (decoder), or encoded
+    and decoded (image tokenizer); 0 none. They are one small batch, drawn from the parameters in
+    memory; a run of several processes draws none."""
+    watchdog_seconds: int = 600
+    """Print the stacks of all threads whenever so many seconds pass without the end of a step, and
+    go on; 0 never. The first step's time includes its compilation."""
+
+    def __post_init__(self):
+        require(self.steps >= 1, f"train.steps={self.steps} must be at least 1.")
+        require(self.log_every >= 1, f"train.log_every={self.log_every} must be at least 1.")
+        require(self.samples >= 0, f"train.samples={self.samples} must not be negative.")
+        require(
+            self.watchdog_seconds >= 0,
+            f"train.watchdog_seconds={self.watchdog_seconds} must not be negative.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Saving."""
+
+    every: int = 1000
+    """Steps between two saves; the last step is always saved."""
+    keep: int = 2
+    """Newest checkpoints kept."""
+
+    def __post_init__(self):
+        require(self.every >= 1 and self.keep >= 1, "checkpoint: every and keep must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the device mesh; one may be -1 and takes the rest of the devices."""
+
+    data: int = -1
+    """Copies of the parameters; each sees its share of the batch."""
+    fsdp: int = 1
+    """Shards of the parameters along the batch (fully sharded data parallelism)."""
+    tensor: int = 1
+    """Shards of heads, feed-forward width and vocabulary."""
+    platform: Literal["", "cpu", "gpu", "tpu"] = ""
+    """Hardware that must be there; empty takes what jax finds, be it a CPU."""
+
+    def __post_init__(self):
+        sizes = (self.data, self.fsdp, self.tensor)
+        require(
+            sizes.count(-1) <= 1 and all(size == -1 or size >= 1 for size in sizes),
+            f"mesh sizes {sizes} must be positive, and at most one may be -1.",
+        )
+
+
+ONE_DEVICE = MeshConfig(data=1)
+"""The mesh that generation runs on unless asked for another."""

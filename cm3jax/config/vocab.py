@@ -1,0 +1,27 @@
+"""Sizes of the id space."""
+
+import dataclasses
+
+from cm3jax.config.checks import require
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabConfig:
+    """Sizes of the id space: specials | image codes | text pieces (section 2.1)."""
+
+    specials: int = 1024
+    """Control ids: pad, eos, break, eoss and the sentinels; the rest is spare."""
+    image_codes: int = 8192
+    """Codes of the image tokenizer."""
+    text_pieces: int = 56320
+    """Pieces of the text tokenizer."""
+    sentinels: int = 512
+    """Mask ids; at least as many as masks in one row."""
+    grid: int = 32
+    """Codes along one side of a picture; a picture is grid x grid codes."""
+
+    def __post_init__(self):
+        require(
+            min(self.image_codes, self.text_pieces, self.sentinels, self.grid) >= 1,
+            "vocab: image_codes, text_pieces, sentinels and grid must be at least 1.",
+        )
