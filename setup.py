@@ -83,6 +83,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["cm3jax", "cm3jax.*"]),
+    package_data={"cm3jax": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=REQUIRES,
     extras_require=EXTRAS,

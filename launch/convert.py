@@ -21,8 +21,7 @@ from typing import Annotated
 import tyro
 
 from cm3jax.evaluate import inception_weights
-from cm3jax.interop import folders, hf_chameleon, hf_clip
-from cm3jax.interop import taming_vqgan as vqgan
+from cm3jax.interop import folders, hf_chameleon, hf_clip, taming_vqgan
 from cm3jax.interop.layout import Key
 from launch.cli import parse
 from launch.env import main
@@ -115,7 +114,7 @@ def run(argv: list[str]) -> None:
             if decoder is None:
                 print("without --vqgan the model can read pictures but not draw them")
         case Vqgan():
-            report = vqgan.convert(Path(options.source), out, Path(options.config))
+            report = taming_vqgan.convert(Path(options.source), out, Path(options.config))
         case Clip():
             report = hf_clip.convert(folders.find(options.source), out)
         case Inception():

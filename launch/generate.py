@@ -29,7 +29,7 @@ import cm3jax
 from cm3jax.config import DecodeConfig
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
-from cm3jax.generation import generator as generate
+from cm3jax.generation import generator as generation
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.prompts import Prompt, Shown, load_mask, outpaint, read_infill, read_prompt
 from cm3jax.generation.requests import Document, PromptRequest
@@ -148,7 +148,7 @@ def command(argv: list[str]) -> None:
     """Parse the arguments, generate, write each sample as it is done, and tell where."""
     options = settled(parse(Options, argv, "Generate pictures and texts from prompts."))
     prompts = options.asked()
-    generator = generate.load(options.run, options.bank, options.mesh)
+    generator = generation.load(options.run, options.bank, options.mesh)
     config = decode_config(options, generator.decode)
     if options.rerank == "clip":
         _ = generator.encoder  # what is missing is said before anything is drawn

@@ -5,7 +5,7 @@
                                             # compares models trains them first
     python -m launch.report RUN             # RUN/report.html, as the quickstart makes it
 
-Without `--rerun` it computes nothing: claims come from `experiments/miniature/results/`, a run's
+Without `--rerun` it computes nothing: claims come from `experiments/claims/results/`, a run's
 report from its `metrics.json` and `results/`.
 """
 
@@ -59,7 +59,7 @@ ROWS: tuple[Row, ...] = (
 """The claims, in the page's order."""
 
 MINIATURE = Path(__file__).resolve().parent.parent / "experiments" / "miniature"
-RESULTS = MINIATURE / "results"
+RESULTS = MINIATURE.parent / "claims" / "results"
 
 MODELS = ("shipped", "trained_here")
 """Whose results a run's report may show, in its order."""

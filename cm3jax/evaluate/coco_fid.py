@@ -31,7 +31,7 @@ from cm3jax.evaluate.protocol import (
     tree_fingerprint,
 )
 from cm3jax.evaluate.results import Cell, Figure, worst_and_best
-from cm3jax.generation import generator as generate
+from cm3jax.generation import generator as generation
 from cm3jax.generation.generator import Generator
 from cm3jax.io.files import digest, read_json
 from cm3jax.retrieval.clip_encoder import ClipEncoder
@@ -207,7 +207,7 @@ def from_run(
     `bank` replaces the run's; `guidance` its scale; the devices of `mesh` share the drawing.
     Raises `UserError` as `generate.load`, and without an encoder to choose samples by.
     """
-    generator = generate.load(run_dir, bank, mesh)
+    generator = generation.load(run_dir, bank, mesh)
     encoder = exam.encoder
     if encoder is None:
         raise UserError("choosing and scoring samples takes a CLIP encoder; name one with --clip.")

@@ -26,8 +26,7 @@ from cm3jax.config import (
     VQGANConfig,
 )
 from cm3jax.errors import UserError
-from cm3jax.interop import folders, processors
-from cm3jax.interop import taming_vqgan as vqgan
+from cm3jax.interop import folders, processors, taming_vqgan
 from cm3jax.interop.chameleon_config import Foreign, write_config
 from cm3jax.interop.layout import Key, Place, exported, imported, match
 from cm3jax.interop.vocabulary import Vocabulary, make_map, read_map
@@ -75,7 +74,7 @@ def read(folder: Path) -> Checkpoint:
     table = found.get("model.embed_tokens.weight")
     stored = "bfloat16" if table is not None and table.type == "BF16" else "float32"
     model = foreign.decoder(str(path), stored)
-    image = vqgan.read_config(foreign.vq_config or {}, f"{path}: vq_config")
+    image = taming_vqgan.read_config(foreign.vq_config or {}, f"{path}: vq_config")
     names = foreign.vocabulary_map or {}
     vocabulary = read_map(names, foreign.vocab_size, image.grid)
     if vocabulary.config.image_codes != image.codes:
@@ -84,7 +83,7 @@ def read(folder: Path) -> Checkpoint:
             f"vq_config has {image.codes}; get the config again."
         )
     _require_processor(folder, image.image_size)
-    mine, images = places(model, vocabulary.ids), vqgan.places(image, _VQ, decoder=False)
+    mine, images = places(model, vocabulary.ids), taming_vqgan.places(image, _VQ, decoder=False)
     report = match([*mine, *images], found, _UNUSED, str(folder))
     return Checkpoint(config, model, image, vocabulary, names, mine, images, found, report)
 
@@ -152,7 +151,7 @@ def convert(source: Path, out: Path, decoder: Path | None, decoder_config: Path)
         images, found = _with_decoder(folder, decoder, decoder_config)
     with folders.new_folder(out) as scratch:
         text = _write_text(source, folder, scratch / "text")
-        vqgan.write_tokenizer(scratch / "vqgan", folder.vqgan, images, found)
+        taming_vqgan.write_tokenizer(scratch / "vqgan", folder.vqgan, images, found)
         vocab = Vocab(
             folder.vocabulary.config,
             text.fingerprint,
@@ -214,11 +213,11 @@ def _with_decoder(
     folder: Checkpoint, path: Path, config: Path
 ) -> tuple[list[Place], dict[str, tensors.Tensor]]:
     """Places and tensors of the VQGAN's own checkpoint, if its encoder is the folder's."""
-    ours, found = vqgan.read(path, config)
+    ours, found = taming_vqgan.read(path, config)
     if ours != folder.vqgan:
         raise UserError(f"{config} describes another VQGAN than vq_config; give its own.")
-    where = vqgan.places(ours)
-    match(where, found, vqgan.UNUSED, str(path))
+    where = taming_vqgan.places(ours)
+    match(where, found, taming_vqgan.UNUSED, str(path))
     for place in folder.image_places:
         (key,) = place.keys
         here, there = folder.tensors[key].read(...), found[key.removeprefix(_VQ)].read(...)
@@ -248,11 +247,11 @@ def export(run_dir: epath.PathLike, out: Path) -> int:
         lambda place: vqgan_learner.load(place).fingerprint,
     )
     images = load_run(image_dir)
-    vq_config = vqgan.write_config(images.experiment.vqgan)
+    vq_config = taming_vqgan.write_config(images.experiment.vqgan)
     notes = _notes(text_dir, run)
     types = {key: type_ for key, (type_, _) in notes["keys"].items()}
     mine = places(experiment.model, np.asarray(notes["ids"]))
-    theirs = vqgan.places(images.experiment.vqgan, _VQ, decoder=False)
+    theirs = taming_vqgan.places(images.experiment.vqgan, _VQ, decoder=False)
     outputs: dict[str, tensors.Output] = {}
     for where, arrays in ((mine, variables), (theirs, images.variables)):
         for place in where:

@@ -15,9 +15,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cm3jax import partition
 from cm3jax.config import ClipConfig, Experiment
+from cm3jax.data.corpus import Documents
 from cm3jax.data.pipeline import (
     Equipped,
     HostBatch,
@@ -34,7 +36,7 @@ from cm3jax.io.files import digest
 from cm3jax.learners import clip, vqgan
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.model.bridge import TokenizerBridge
-from cm3jax.model.sequence_builder import BuiltRows, Queries, SequenceBuilder, bank_variables
+from cm3jax.model.sequence_builder import BuiltRows, Queries, SequenceBuilder
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.clip_encoder import (
     CLIP,
@@ -268,3 +270,24 @@ def _pair(record: RawRecord) -> _Pair | None:
     if [isinstance(segment, str) for segment in record.segments] != [True, False]:
         return None
     return _Pair(record.key, record.segments[0], record.pictures[0])
+
+
+def bank_variables(bank: Bank, mesh: Mesh | None = None, training: bool = False) -> dict[str, Any]:
+    """The collection `bank` of a `SequenceBuilder`, spread over the devices of `mesh`.
+
+    Empty documents fill it up to a multiple of the devices; they are never found. In `training`
+    the documents that are held out of it are empty too.
+    """
+    documents = Documents(bank.lengths, bank.ids, lambda: (d.ids for d in bank.documents()))
+    tokens, lengths = documents.padded(np.arange(len(bank)))
+    if training:
+        lengths = np.where(bank.held_out, np.int32(0), lengths)
+    fill = -len(bank) % (mesh.size if mesh else 1)
+    arrays = {"tokens": tokens, "lengths": lengths, "vectors": np.asarray(bank.vectors)}
+    arrays = {
+        name: np.pad(array, [(0, fill)] + [(0, 0)] * (array.ndim - 1))
+        for name, array in arrays.items()
+    }
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, arrays)
+    return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))

@@ -8,20 +8,25 @@ devices; the bank never does.
 
 import dataclasses
 from functools import partial
-from typing import Any, no_type_check
+from typing import no_type_check
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from cm3jax import partition
 from cm3jax.config import CM3Config
-from cm3jax.data.corpus import Documents
-from cm3jax.retrieval.bank import Bank
-from cm3jax.retrieval.select import NONE
-from cm3jax.sequence.rows import Batch, Places, Samples, build_rows, documents_shown, fit_samples
+from cm3jax.sequence.rows import (
+    NONE,
+    Batch,
+    Places,
+    Samples,
+    build_rows,
+    documents_shown,
+    fit_samples,
+)
 from cm3jax.sequence.spans import mask_counts
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Array, Float, Int
@@ -75,7 +80,8 @@ class _Axes:
 class SequenceBuilder(nn.Module):
     """Queries to CM3 rows with the best documents of the collection `bank`.
 
-    `bank` holds `tokens` [M L], `lengths` [M] and `vectors` [M E], as `bank_variables` makes them.
+    `bank` holds `tokens` [M L], `lengths` [M] and `vectors` [M E], as `bank_variables` of the
+    online learner makes them.
     Under `jax.set_mesh` the bank is cut along all mesh axes and queries and rows along the batch's.
     """
 
@@ -109,27 +115,6 @@ class SequenceBuilder(nn.Module):
             out_specs=rows,
             check_vma=False,  # it can't infer that what was gathered is equal everywhere
         )(bank, queries, epoch)
-
-
-def bank_variables(bank: Bank, mesh: Mesh | None = None, training: bool = False) -> dict[str, Any]:
-    """The collection `bank` of a `SequenceBuilder`, spread over the devices of `mesh`.
-
-    Empty documents fill it up to a multiple of the devices; they are never found. In `training`
-    the documents that are held out of it are empty too.
-    """
-    documents = Documents(bank.lengths, bank.ids, lambda: (d.ids for d in bank.documents()))
-    tokens, lengths = documents.padded(np.arange(len(bank)))
-    if training:
-        lengths = np.where(bank.held_out, np.int32(0), lengths)
-    fill = -len(bank) % (mesh.size if mesh else 1)
-    arrays = {"tokens": tokens, "lengths": lengths, "vectors": np.asarray(bank.vectors)}
-    arrays = {
-        name: np.pad(array, [(0, fill)] + [(0, 0)] * (array.ndim - 1))
-        for name, array in arrays.items()
-    }
-    if mesh is None:
-        return jax.tree.map(jnp.asarray, arrays)
-    return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
 
 
 def _build(

@@ -14,10 +14,8 @@ import numpy as np
 from cm3jax.config import RetrievalConfig
 from cm3jax.retrieval.interface import Neighbours
 from cm3jax.sequence import prng
+from cm3jax.sequence.rows import NONE
 from cm3jax.shapes import Array, Bool, Float, Int
-
-NONE = -1
-"""The id in place of a missing candidate or document; these come last in a list."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

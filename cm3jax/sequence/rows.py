@@ -34,6 +34,9 @@ from cm3jax.sequence.spans import NOWHERE, Spans, draw_spans
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Array, Bool, Float, Int
 
+NONE = -1
+"""In place of a document's row number: there is no document."""
+
 AnyArray = Array | np.ndarray
 
 

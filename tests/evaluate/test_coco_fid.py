@@ -249,13 +249,13 @@ def emblem_bank(path, asked, weights):
     from cm3jax.emblems import example
     from cm3jax.emblems.examples import bank_documents
     from cm3jax.emblems.looks import catalogue
-    from cm3jax.generation import generator as generate
+    from cm3jax.generation import generator as generation
     from cm3jax.learners import clip
     from cm3jax.retrieval.bank import Bank
     from cm3jax.retrieval.bank_files import BankDocument
     from cm3jax.sequence.document import Image, Text, render
 
-    generator, encoder = generate.load(weights / "decoder"), clip.load(weights / "clip")
+    generator, encoder = generation.load(weights / "decoder"), clip.load(weights / "clip")
     names = catalogue(0).names
     numbers = [names.index(prompt.scene.emblems[0].name) for prompt in asked]
     found = [example("bank", place) for number in numbers for place in bank_documents(number)[:3]]

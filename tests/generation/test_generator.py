@@ -14,7 +14,7 @@ from cm3jax import testing
 from cm3jax.checkpoint import load_run
 from cm3jax.config import ONE_DEVICE, DecodeConfig
 from cm3jax.errors import UserError
-from cm3jax.generation import generator as generate
+from cm3jax.generation import generator as generation
 from cm3jax.generation.prompts import outpaint, read_infill, read_prompt
 from cm3jax.generation.requests import BrokenImage, read_answer, to_text
 from cm3jax.io.files import read_json, write_json
@@ -378,7 +378,7 @@ def test_parts_that_do_not_belong_together_are_refused(chain, tmp_path):
     with pytest.raises(UserError, match="is a run of a clip"):
         cm3jax.load(str(chain / "clip"))
     with pytest.raises(UserError, match="is a run of a clip; give a decoder's"):
-        generate.load(chain / "clip", mesh=ONE_DEVICE)
+        generation.load(chain / "clip", mesh=ONE_DEVICE)
     moved = shutil.copytree(chain, tmp_path / "moved")
     config = read_json(moved / "decoder" / "config.json", "config")
     write_json(moved / "decoder" / "config.json", config | {"data": {"bank": ""}})

@@ -25,9 +25,8 @@ from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
 from cm3jax.learners import clip
 from cm3jax.learners.decoder import DecoderLearner
-from cm3jax.learners.online import OnlineLearner
+from cm3jax.learners.online import OnlineLearner, bank_variables
 from cm3jax.model.decoder import Decoder
-from cm3jax.model.sequence_builder import bank_variables
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.sequence.document import Image, Text, render

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from cm3jax.config import CM3Config
-from cm3jax.model.sequence_builder import Queries, SequenceBuilder, bank_variables
+from cm3jax.learners.online import bank_variables
+from cm3jax.model.sequence_builder import Queries, SequenceBuilder
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.sequence.rows import Places, Samples, build_rows, documents_shown, fit_samples
 from cm3jax.sequence.spans import mask_counts

@@ -10,7 +10,7 @@ from cm3jax.data.cm3_rows import CorpusRows
 from cm3jax.data.pipeline import NoRecords
 from cm3jax.data.show import Piece, describe_samples, pieces
 from cm3jax.errors import UserError
-from cm3jax.generation import generator as generate
+from cm3jax.generation import generator as generation
 from cm3jax.generation.generator import Generator
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.report.html import Html, cell, figure, join, png_uri, tag
@@ -33,7 +33,7 @@ def illustrator(learner: DecoderLearner) -> Callable[[TrainState], Sequence[Illu
     experiment = learner.experiment
     run = LoadedRun(experiment, {}, 0, learner.fingerprints)
     try:
-        generator = generate.assemble(run, experiment.run_dir)
+        generator = generation.assemble(run, experiment.run_dir)
     except UserError as error:
         absent = Illustration.absent(str(error))
         return lambda state: [absent]

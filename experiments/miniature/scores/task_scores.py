@@ -27,7 +27,7 @@ from cm3jax.emblems.wording import caption_states
 from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import Protocol, Score, code_version, sampling
 from cm3jax.evaluate.results import Cell, Chosen, Figure
-from cm3jax.generation import generator as generate
+from cm3jax.generation import generator as generation
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.prompts import read_prompt
 from cm3jax.io.files import digest
@@ -233,7 +233,7 @@ class _Examiner:
         keep: epath.PathLike,
     ):
         run = load_run(run_dir)
-        self._generator = generate.load(run_dir, mesh=mesh)
+        self._generator = generation.load(run_dir, mesh=mesh)
         self._weights = digest(*map(np.asarray, jax.tree.leaves(run.variables)))
         if keep:
             self._generator = self._generator.cached_in(keep, digest(self._weights, code_version()))

@@ -7,7 +7,7 @@ from cm3jax.evaluate.protocol import wilson
 from cm3jax.sequence.document import Image, Text, parse
 from experiments.claims.harness import Bench, bootstrap, content
 
-SHIPPED = Path(__file__).resolve().parents[2] / "experiments/miniature/weights"
+SHIPPED = Path(__file__).resolve().parents[3] / "experiments/miniature/weights"
 
 
 @pytest.fixture
