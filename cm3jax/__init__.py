@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cm3jax.generation.generator import Generator
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(run_dir: str, bank: str = "") -> "Generator":
