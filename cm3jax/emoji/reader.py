@@ -15,10 +15,11 @@ from cm3jax.emoji.draw import window
 from cm3jax.emoji.grounds import GROUNDS, ground
 from cm3jax.emoji.looks import GRID, SIDES, Catalogue
 from cm3jax.emoji.scene import Placed, Scene
-from cm3jax.shapes import Float, UInt8
+from cm3jax.shapes import Float, Int, UInt8
 
 NOTHING = -1
 """In place of a picture's number: nothing stands there."""
+_CHUNK = 1024  # candidates compared at once
 _NEAR = 24
 """A pixel whose values are all closer than this to a ground's may be that ground."""
 
@@ -63,36 +64,36 @@ class Reader:
         return [names[int((error < _NEAR).sum((1, 2)).argmax())] for error in errors]
 
     def nearest(
-        self, images: UInt8[np.ndarray, "B S S 3"], ground_name: str, place: int, size: str
-    ) -> list[Reading]:
-        """The nearest picture to what stands at a place (of `PLACES`) of pictures on one ground."""
-        corner = Placed("", "", place, size).corner
-        side = SIDES[size] * self.size // GRID
-        area = window(corner, side, self.size)
-        under = ground(ground_name, self.size)[area].astype(np.float32).reshape(-1)
-        seen = images[(slice(None), *area)].astype(np.float32).reshape(len(images), -1)
-        squared = self._squared(size, seen, under)
-        bare = np.square(seen - under).sum(1)
-        best = np.where(squared.min(1) < bare, squared.argmin(1), NOTHING)
-        least = np.sqrt(np.minimum(squared.min(1), bare).clip(0) / seen.shape[1])
-        found = zip(best.tolist(), least.tolist(), strict=True)
-        return [Reading(place, size, look, distance) for look, distance in found]
+        self, seen: UInt8[np.ndarray, "B Y X 3"], under: UInt8[np.ndarray, "B Y X 3"], size: str
+    ) -> tuple[Int[np.ndarray, " B"], Float[np.ndarray, " B"]]:
+        """The nearest picture to each cut-out of a size's side, given the ground under it.
 
-    def _squared(
-        self, size: str, seen: Float[np.ndarray, "B D"], under: Float[np.ndarray, " D"]
+        Returns numbers in the catalogue, `NOTHING` where bare ground is nearer, and root mean
+        square distances over values of 0 to 255.
+        """
+        rest = (seen.astype(np.float32) - under).reshape(len(seen), -1)
+        bottom = under.astype(np.float32).reshape(len(seen), -1)
+        bare = np.square(rest).sum(1)
+        least, best = bare.copy(), np.full(len(seen), NOTHING)
+        for start in range(0, self.candidates, _CHUNK):
+            squared = bare[:, None] + self._added(size, start, rest, bottom)
+            closest = squared.argmin(1)
+            found = squared[np.arange(len(seen)), closest]
+            best = np.where(found < least, start + closest, best)
+            least = np.minimum(found, least)
+        return best, np.sqrt(least.clip(0) / rest.shape[1])
+
+    def _added(
+        self, size: str, start: int, rest: Float[np.ndarray, "B D"], under: Float[np.ndarray, "B D"]
     ) -> Float[np.ndarray, "B M"]:
-        """Squared distances to all candidates, each laid on what is under it."""
-        squared = np.empty((len(seen), self.candidates), np.float32)
-        rest = seen - under
-        step = 2048  # candidates laid on the ground at once
-        for start in range(0, self.candidates, step):
-            sprites = self.catalogue.sprites[size][start : start + step].astype(np.float32)
-            opacity = sprites[..., 3:] / 255
-            laid = opacity * (sprites[..., :3] - under.reshape(*sprites.shape[1:3], 3))
-            laid = laid.reshape(len(sprites), -1)
-            lengths = np.square(laid).sum(1)
-            squared[:, start : start + step] = lengths - 2 * rest @ laid.T
-        return squared + np.square(rest).sum(1, keepdims=True)
+        """What laying each of some candidates on the ground adds to the squared distance of the
+        bare ground: |o (s - u)|^2 - 2 rest . o (s - u), for opacity o, sprite s and ground u."""
+        sprites = self.catalogue.sprites[size][start : start + _CHUNK].astype(np.float32)
+        opacity = np.broadcast_to(sprites[..., 3:] / 255, (*sprites.shape[:-1], 3))
+        opacity = opacity.reshape(len(sprites), -1)
+        ink = opacity * sprites[..., :3].reshape(len(sprites), -1)
+        own = np.square(ink).sum(1) - 2 * (rest @ ink.T - (rest * under) @ opacity.T)
+        return own - 2 * under @ (opacity * ink).T + np.square(under) @ np.square(opacity).T
 
     def shows(
         self, images: UInt8[np.ndarray, "B S S 3"], scenes: list[Scene], styles: bool = False
@@ -102,16 +103,26 @@ class Reader:
         A thing in whatever style will do, unless `styles` asks for the scene's.
         """
         right = [found == s.ground for found, s in zip(self.grounds(images), scenes, strict=True)]
-        wanted: dict[tuple, list[tuple[int, int]]] = {}
-        for row, scene in enumerate(scenes):
-            for placed, thing in zip(scene.things, scene.known(self.catalogue), strict=True):
-                look = dict(thing.looks)[placed.style]
-                wanted.setdefault((scene.ground, placed.place, placed.size), []).append((row, look))
-        for where, asked in wanted.items():
-            rows = [row for row, _ in asked]
-            for (row, look), reading in zip(asked, self.nearest(images[rows], *where), strict=True):
-                right[row] &= self._same(look, reading.look, styles)
+        for size in SIDES:
+            asked = [
+                (row, placed, thing.look(placed.style))
+                for row, scene in enumerate(scenes)
+                for placed, thing in zip(scene.things, scene.known(self.catalogue), strict=True)
+                if placed.size == size
+            ]
+            if asked:
+                areas = [(row, self._area(placed)) for row, placed, _ in asked]
+                seen = np.stack([images[row][area] for row, area in areas])
+                under = np.stack(
+                    [ground(scenes[row].ground, self.size)[area] for row, area in areas]
+                )
+                found, _ = self.nearest(seen, under, size)
+                for (row, _, look), other in zip(asked, found.tolist(), strict=True):
+                    right[row] &= self._same(look, other, styles)
         return right
+
+    def _area(self, placed: Placed) -> tuple[slice, slice]:
+        return window(placed.corner, SIDES[placed.size] * self.size // GRID, self.size)
 
     def _same(self, wanted: int, found: int, styles: bool) -> bool:
         classes, owners = self.catalogue.classes, self.catalogue.styles
@@ -126,17 +137,16 @@ class Reader:
         tried at all places and sizes, and the one with the least error in the whole picture wins.
         """
         (name,) = self.grounds(image[None])
-        errors = np.square(image.astype(np.float32) - ground(name, self.size))
-
-        def error(reading: Reading) -> float:
-            side = SIDES[reading.size] * self.size // GRID
-            corner = Placed("", "", reading.place, reading.size).corner
-            covered = errors[window(corner, side, self.size)]
-            return float(errors.sum() - covered.sum() + covered.size * reading.distance**2)
-
-        everywhere = [
-            self.nearest(image[None], name, place, size)[0]
-            for size in SIDES
-            for place in range(len(PLACES))
-        ]
-        return min(everywhere, key=error)
+        whole = ground(name, self.size)
+        errors = np.square(image.astype(np.float32) - whole)
+        found: list[tuple[float, Reading]] = []
+        for size in SIDES:
+            areas = [self._area(Placed("", "", place, size)) for place in range(len(PLACES))]
+            seen, under = (np.stack([part[area] for area in areas]) for part in (image, whole))
+            looks, distances = self.nearest(seen, under, size)
+            for place, area in enumerate(areas):
+                reading = Reading(place, size, int(looks[place]), float(distances[place]))
+                covered = errors[area]
+                left = errors.sum() - covered.sum() + covered.size * reading.distance**2
+                found.append((float(left), reading))
+        return min(found, key=lambda pair: pair[0])[1]

@@ -1,8 +1,8 @@
 """What a decoder of emoji can do with names and looks that training never showed.
 
 Every answer is sampled freely, once per prompt, and judged by `cm3jax.emoji.reader`: a picture is
-right if it shows the prompt's things at their places, on its ground. Names count whatever the
-style; for a score that ends in `.look` the style must be right too.
+right if it shows the prompt's things at their places, on its ground: for a score that ends in
+`.name` in whatever style, for one in `.look` in the prompt's.
 """
 
 from collections.abc import Callable, Sequence
@@ -225,7 +225,7 @@ class EmojiExam:
         guessed = float(np.mean([self._reader.chance ** len(scene.things) for scene in scenes]))
         reader = f"emoji.Reader: nearest of {self._reader.candidates} pictures, by "
         named = self._reader.shows(images, scenes)
-        self._score(name, named, asked, guessed, k, how, f"{reader}name")
+        self._score(f"{name}.name", named, asked, guessed, k, how, f"{reader}name")
         styled = self._reader.shows(images, scenes, styles=True)
         self._score(f"{name}.look", styled, asked, guessed, k, how, f"{reader}name and style")
         return named

@@ -13,6 +13,7 @@ from cm3jax.data.tokenize import Tools, tokenise
 from cm3jax.emoji import looks
 from cm3jax.emoji.builder import MANUAL, open_examples
 from cm3jax.emoji.prompts import Kind
+from cm3jax.evaluate.protocol import scores_from_json, scores_to_json
 from cm3jax.learners import clip as clip_learner
 from cm3jax.model.decoder import Decoder
 from cm3jax.retrieval.bank import Bank, BankDocument
@@ -78,7 +79,8 @@ def test_every_score_has_its_count_chance_and_documents(run):
     exam = EmojiExam(run, count=COUNT, say=lines.append)
     exam.take(documents=(0, 2))
     assert len(lines) == len(exam.scores)
-    named = {name for name in exam.scores if not name.endswith(".look")}
+    named = {name.removesuffix(".name") for name in exam.scores if not name.endswith(".look")}
+    assert scores_from_json(scores_to_json(exam.scores)) == exam.scores
     assert named == {
         "heldout.reconstruction",
         "heldout.hit_2.text",
@@ -96,7 +98,7 @@ def test_every_score_has_its_count_chance_and_documents(run):
         protocol = score.protocol
         assert (protocol.retrieved > 0) == (protocol.documents != "none")
         assert "41 pictures" in protocol.reader or "caption" in name or "hit" in name
-    assert exam.scores["pair.docs_0"].chance == pytest.approx(9.0**-2)
-    assert exam.scores["heldout.right_and_wrong"].protocol.retrieved == 2
+    assert exam.scores["pair.docs_0.name"].chance == pytest.approx(9.0**-2)
+    assert exam.scores["heldout.right_and_wrong.name"].protocol.retrieved == 2
     figures = [figure.kind for figure in exam.figures]
     assert set(figures) == set(get_args(Kind))
