@@ -79,6 +79,43 @@ def test_another_encoder_or_vocabulary_is_refused(bank):
         Bank.open(bank.path, "encoder-a", "b")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("shards", 3), ("shards", {"a": "b"}), ("files", None), ("files", {"x": 1}), ("encoder", [])]
+    + [(name, value) for name in ("licences", "sources", "counts") for value in (None, {"a": "b"})],
+)
+def test_a_damaged_manifest_is_one_sentence(bank, field, value):
+    manifest = json.loads((bank.path / "manifest.json").read_text())
+    (bank.path / "manifest.json").write_text(json.dumps(manifest | {field: value}))
+    with pytest.raises(UserError, match=f"manifest.json is damaged .*its '{field}'"):
+        Bank.open(bank.path)
+
+
+@pytest.mark.parametrize("content", ["3", "[]", "null", '{"files": {}}'])
+def test_a_manifest_of_something_else_is_one_sentence(bank, content):
+    (bank.path / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged or of an earlier version"):
+        Bank.open(bank.path)
+
+
+@pytest.mark.parametrize("name", ["columns.npy", "vectors.npy"])
+@pytest.mark.parametrize("content", [b"\0" * 8, b"\x93NUMPY\x01\x00\x00\xff"])
+def test_a_column_with_other_bytes_is_named(bank, name, content):
+    whole = (bank.path / name).read_bytes()
+    (bank.path / name).write_bytes(content + whole[len(content) :])
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        Bank.open(bank.path)
+
+
+@pytest.mark.parametrize(
+    "content", ["3", "null", '{"keys": 3}', '{"keys": [3]}', '{"names": []}', "[1]", "not JSON"]
+)
+def test_a_damaged_list_of_removed_documents_is_never_taken_for_none(bank, content):
+    bank.path.with_name(f"{bank.path.name}-removed.json").write_text(content)
+    with pytest.raises(UserError, match="the list of removed documents"):
+        Bank.open(bank.path)
+
+
 def test_missing_and_truncated_files_are_named(bank):
     shard = bank.path / "documents-00000.array_record"
     content = shard.read_bytes()
