@@ -138,11 +138,13 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path, two, state, caplog, victim)
     assert (tmp_path / "checkpoints" / "damaged-10").exists()
     save(tmp_path, state, 10)  # its place is free again
     assert int(restore(tmp_path).state.step) == 10
-    before = checksums.describe(next((tmp_path / "checkpoints" / "damaged-10").rglob("_METADATA")))
+    before = checksums.file_entry(
+        next((tmp_path / "checkpoints" / "damaged-10").rglob("_METADATA"))
+    )
     flip(path if path.is_file() else next(path.iterdir()))
     assert int(restore(tmp_path).state.step) == 5
     assert (tmp_path / "checkpoints" / "damaged-10.2").exists()
-    again = checksums.describe(next((tmp_path / "checkpoints" / "damaged-10").rglob("_METADATA")))
+    again = checksums.file_entry(next((tmp_path / "checkpoints" / "damaged-10").rglob("_METADATA")))
     assert again == before, "what an earlier life set aside stays"
 
 

@@ -36,6 +36,7 @@ from typing import TypeVar
 from etils import epath
 
 from cm3jax.errors import UserError
+from cm3jax.io.files import naming
 
 Recognised = Callable[[epath.Path], Sequence[str] | None]
 """The files in a folder that are ours, relative to it, those that show it last; None if the folder
@@ -123,8 +124,13 @@ def _lock(place: epath.Path, doing: str) -> int:
         raise UserError(f"{path} would be the lock of {place}, but is another file; move it away.")
     since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     about = {"pid": os.getpid(), "host": socket.gethostname(), "what": doing, "since": since}
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, json.dumps(about).encode(), 0)
+    try:
+        with naming(path):
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, json.dumps(about).encode(), 0)
+    except OSError:
+        os.close(lock)
+        raise
     _open_locks.add(lock)
     return lock
 

@@ -22,7 +22,7 @@ from etils import epath
 from cm3jax.errors import UserError
 from cm3jax.io.array_records import write_records
 from cm3jax.io.checksums import file_entry
-from cm3jax.io.files import digest, read_json, write_json
+from cm3jax.io.files import digest, naming, read_json, write_json
 from cm3jax.io.folders import Recognised, delete, hold, require_ours, scratch, swap
 
 Notes = dict[str, Any]
@@ -187,7 +187,8 @@ class ShardWriter:
         write_records(half, records)
         half.replace(self.parts / name)
         for column, values in columns.items():
-            np.save(self._column(column, number), values)
+            with naming(self._column(column, number)):
+                np.save(self._column(column, number), values)
         rows = len(next(iter(columns.values())))
         facts = {"name": name, "records": rows, "file": file_entry(self.parts / name)}
         facts |= {"made_from": self.made_from, "state": self._state(number)}
@@ -251,7 +252,7 @@ class ShardWriter:
         header = np.lib.format.header_data_from_array_1_0(first)
         header["shape"] = (rows, *first.shape[1:])
         half = self.parts / f".{column}.{os.getpid()}.part"
-        with half.open("wb") as file:
+        with naming(self.parts / f"{column}.npy"), half.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for path in paths:
                 file.write(np.load(path).tobytes())
