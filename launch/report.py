@@ -23,7 +23,7 @@ from cm3jax.data.prepare import is_prepared, prepare
 from cm3jax.errors import UserError
 from cm3jax.evaluate.results import Evaluation
 from cm3jax.io.files import read_json, write_atomic, write_json
-from cm3jax.io.folders import delete
+from cm3jax.io.folders import delete, files_below
 from experiments.claims import (
     bank_swap,
     control,
@@ -168,8 +168,8 @@ def measure(row: Row, options: Options, results: epath.PathLike = RESULTS, **siz
 
 def _kept(folder: epath.Path) -> list[str] | None:
     """The files of a measurement, journals of samples and the time spent; None without any."""
-    names = [str(path.relative_to(folder)) for path in folder.rglob("*.json")]
-    return [n for n in names if re.fullmatch(r"([0-9a-f]{16}|seconds)\.json", Path(n).name)] or None
+    names = sorted(files_below(folder))
+    return [n for n in names if re.fullmatch(r"(.*/)?([0-9a-f]{16}|seconds)\.json", n)] or None
 
 
 def command(argv: list[str]) -> None:

@@ -335,7 +335,7 @@ def sweep(folder: epath.PathLike, recognised: Recognised, names: str) -> None:
 
 def _unfinished(folder: epath.PathLike, recognised: Recognised) -> bool:
     old = scratch(folder, "old")
-    emptied = old.is_dir() and not _files(old)
+    emptied = old.is_dir() and not files_below(old)
     return emptied or any(_own(p, recognised) is not None for p in (old, scratch(folder, "new")))
 
 
@@ -358,7 +358,7 @@ def _clear(old: epath.Path, place: epath.Path, recognised: Recognised) -> None:
     if own is None:
         _prune(old)  # an empty folder was replaced, or all of it is deleted already
         return
-    for name in sorted(_files(old) - set(own)):
+    for name in sorted(files_below(old) - set(own)):
         target, number = place / name, 0
         while target.exists():
             number += 1
@@ -368,7 +368,7 @@ def _clear(old: epath.Path, place: epath.Path, recognised: Recognised) -> None:
     delete(old, recognised)
 
 
-def _files(root: epath.Path) -> set[str]:
+def files_below(root: epath.Path) -> set[str]:
     """Relative names of all files below a folder; links are files."""
     names, waiting = set(), [root]
     while waiting:

@@ -287,5 +287,5 @@ def test_a_bank_of_an_earlier_version_is_refused(bank):
     manifest = json.loads(path.read_text())
     del manifest["shards"]
     path.write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="made by an earlier version"):
+    with pytest.raises(UserError, match="of an earlier version"):
         Bank.open(bank.path)
