@@ -114,7 +114,7 @@ def asks(
     rows = rows or [read(options, prompt, size) for prompt in prompts]
     given: list[Document] = [hand_picked(generator, path) for path in options.docs]
     choice = (options.retrieve, given, options.exclude, weights(options.weigh), options.floor)
-    shown = generator.company(rows, *choice, say=print)
+    shown = generator.documents_for(rows, *choice, say=print)
     if edits:
         words, pictures = zip(*edits, strict=True)
         return generator.ask.edits(np.stack(pictures), words, shown, None, config)
