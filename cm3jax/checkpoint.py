@@ -247,10 +247,9 @@ def _newest_sound(
 
 
 def _set_aside(path: epath.Path) -> None:
-    aside, number = path.parent / f"damaged-{path.name}", 1
-    while aside.exists():  # an earlier life's; it may be all that is left of something
-        number += 1
-        aside = path.parent / f"damaged-{path.name}.{number}"
+    aside = path.parent / f"damaged-{path.name}"
+    if aside.exists():
+        aside.rmtree()
     path.rename(aside)
 
 

@@ -16,7 +16,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
@@ -50,10 +50,7 @@ def parse_experiment_and(
     `options` is a dataclass; its fields must have defaults and other names than an experiment's.
     """
     if argv and argv[0] in ("-h", "--help"):
-        print(f"usage: {_program()} EXPERIMENT [OPTIONS]\n\n{description}\n\nexperiments:")
-        print("\n".join(f"  {name}" for name in experiment_names()))
-        print(f"\n{_program()} EXPERIMENT --help explains every option.")
-        sys.exit(0)
+        show_overview(description)
     if not argv or argv[0].startswith("-"):
         raise UserError(
             f"the first argument is the experiment's name; give one of "
@@ -68,6 +65,14 @@ def parse_experiment_and(
     default = both(options(), load_experiment(argv[0]))
     parsed = parse(both, argv[1:], description, default, f"{_program()} {argv[0]}")
     return parsed.experiment, parsed.own
+
+
+def show_overview(description: str, words: str = "EXPERIMENT") -> NoReturn:
+    """Print what a command does, and the experiments; `words` are those before its options."""
+    print(f"usage: {_program()} {words} [OPTIONS]\n\n{description}\n\nexperiments:")
+    print("\n".join(f"  {name}" for name in experiment_names()))
+    print(f"\n{_program()} {words} --help explains every option.")
+    sys.exit(0)
 
 
 def parse(

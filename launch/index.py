@@ -34,13 +34,14 @@ from cm3jax.retrieval.select import select_documents
 from cm3jax.sequence.document import ImagePath, parse_prompt
 from cm3jax.shapes import Float
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, load_picture
-from launch.cli import parse_experiment, parse_experiment_and
+from launch.cli import parse_experiment_and, show_overview
 from launch.env import main
+from launch.parts import require_made
 from launch.tools import make_tools
 
 COMMANDS = ("build", "audit", "query", "remove", "merge", "verify")
 _DESCRIPTION = (
-    "The first argument is what to do with the experiment's memory bank: `build` it and its index; "
+    "COMMAND is what to do with the experiment's memory bank: `build` it and its index; "
     "`audit` recall and licences; `query` it with a PROMPT; `remove` documents by their KEYs, by "
     "--source or by --licence; `merge` the banks at other PATHs into it; `verify` its checksums."
 )
@@ -50,7 +51,7 @@ _EXAMPLES = 12
 def run(argv: list[str]) -> None:
     """Do what the first argument says with the bank of the experiment that the second names."""
     if not argv or argv[0] in ("-h", "--help"):
-        parse_experiment(["--help"], _DESCRIPTION)
+        show_overview(_DESCRIPTION, "COMMAND EXPERIMENT")
     command, *rest = argv
     if command not in COMMANDS:
         raise UserError(f"there is no {command!r} of an index; there are {', '.join(COMMANDS)}.")
@@ -237,6 +238,7 @@ def verify(experiment: Experiment) -> None:
 
 
 def _open(experiment: Experiment) -> tuple[ClipEncoder, Bank]:
+    require_made(experiment, ["retrieval.encoder"])
     encoder = clip.load(experiment.retrieval.encoder)
     return encoder, Bank.open(experiment.data.bank, encoder.fingerprint)
 

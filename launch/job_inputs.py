@@ -8,6 +8,7 @@ from etils import epath
 from cm3jax.config import Experiment
 from cm3jax.data.corpus import mixture_part
 from cm3jax.errors import UserError
+from launch.parts import how_to_make
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,7 +58,7 @@ def require_inputs(experiment: Experiment, in_bucket: bool) -> None:
         if not paths:
             raise UserError(
                 f"{experiment.name} names no {option}, and the job would end at once; "
-                f"{_how(option)}, and give {flag}."
+                f"{_how(experiment, '', option)}, and give {flag}."
             )
         for path in paths:
             if "://" in path or _is_shipped(path):
@@ -69,18 +70,16 @@ def require_inputs(experiment: Experiment, in_bucket: bool) -> None:
                 )
             if not epath.Path(path).exists():
                 raise UserError(
-                    f"{path} is not there, and the job would end at once; {_how(option)}, or give "
-                    f"another {flag}."
+                    f"{path} is not there, and the job would end at once; "
+                    f"{_how(experiment, path, option)}, or give another {flag}."
                 )
 
 
-def _how(option: str) -> str:
+def _how(experiment: Experiment, path: str, option: str) -> str:
     """How what an option names is made."""
-    if option in ("data.corpus", "data.mixture", "data.bank"):
-        return "make it with python -m launch.prepare"
     if option in ("data.source", "vqgan_loss.lpips"):
         return "get it (README.md says how)"
-    return "make it with python -m launch.train"
+    return f"make it with {how_to_make(experiment, path, option)}"
 
 
 def _is_shipped(path: str) -> bool:

@@ -126,7 +126,8 @@ class Job:
     def finished(self) -> str:
         """Succeeds when the last step is done: a run that was told to stop also ends with 0."""
         program = (
-            "import sys; from cm3jax.training.metrics import read; lines = read(sys.argv[1]); "
+            "import sys; from cm3jax.training.metrics import read_metrics; "
+            "lines = read_metrics(sys.argv[1]); "
             "sys.exit(not lines or lines[-1]['step'] < int(sys.argv[2]))"
         )
         run_dir, steps = self.experiment.run_dir, self.experiment.train.steps

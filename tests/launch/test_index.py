@@ -69,6 +69,12 @@ def test_build_audit_query_remove(experiment, capsys):
     assert "files are as they were written" in capsys.readouterr().out
 
 
+def test_help_says_that_the_command_comes_first(capsys):
+    with pytest.raises(SystemExit):
+        index.run(["--help"])
+    assert " COMMAND EXPERIMENT [OPTIONS]\n" in capsys.readouterr().out
+
+
 def test_what_was_removed_does_not_come_back_by_merging(experiment, tmp_path, capsys):
     """Neither from a copy of the bank nor from a saved index."""
     data = dataclasses.replace(experiment.data, bank=str(tmp_path / "bank"))

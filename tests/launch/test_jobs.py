@@ -274,7 +274,9 @@ def test_tokenizers_must_be_there_where_training_reads_them(tmp_path):
     clip = load_experiment("miniature/clip")
     away = dataclasses.replace(clip.tokenizers, text=str(tmp_path / "text"))
     clip = dataclasses.replace(clip, tokenizers=away)
-    with pytest.raises(UserError, match=r"text is not there.*launch\.train, or give another "):
+    with pytest.raises(
+        UserError, match=r"text is not there.*launch\.train EXPERIMENT --workdir .*, or give "
+    ):
         require_inputs(clip, False)
     # The commit brings the shipped weights along; a bucket need not hold them.
     require_inputs(load_experiment("miniature/clip"), True)

@@ -143,7 +143,8 @@ class _Exam:
             fewer = sum(len(own) < k for own in found)
             if fewer:
                 floor = self._generator.retriever.config.relevance_floor
-                self._say(f"{fewer} prompts got fewer than {k}: others score below {floor:g}")
+                why = f"a floor of {floor:g} and diversity" if floor > -1 else "diversity"
+                self._say(f"{fewer} prompts got fewer than {k} documents, by the rules: {why}")
         for k in (0, 1, 2):
             drawn[k], right[k] = self._draw(asked, shown.get(k))
             how = f"live retrieval by the prompt's text, best {k}" if k else "none"
