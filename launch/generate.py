@@ -43,7 +43,7 @@ from cm3jax.training.hardware import copy_rate
 from launch.cli import parse
 from launch.env import main
 from launch.gallery import Gallery
-from launch.generate_options import Options, decode_config, settled, weights
+from launch.generate_options import Options, decode_config, weights, with_defaults
 
 
 def hand_picked(generator: Generator, path: str) -> np.ndarray:
@@ -146,7 +146,7 @@ def _edit(prompt: str, size: int) -> tuple[str, np.ndarray]:
 
 def command(argv: list[str]) -> None:
     """Parse the arguments, generate, write each sample as it is done, and tell where."""
-    options = settled(parse(Options, argv, "Generate pictures and texts from prompts."))
+    options = with_defaults(parse(Options, argv, "Generate pictures and texts from prompts."))
     prompts = options.asked()
     generator = generation.load(options.run, options.bank, options.mesh)
     config = decode_config(options, generator.decode)

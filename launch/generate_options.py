@@ -111,7 +111,7 @@ class Options:
 
     def __post_init__(self):
         if self.task:
-            return  # `settled` makes other options of them, which are checked
+            return  # `with_defaults` makes other options of them, which are checked
         if self.image or self.options or self.context:
             raise UserError("--image, --options and --context are inputs of a --task; name it.")
         if not self.words[self.mode != "prompt" :] and not self.prompts:
@@ -185,7 +185,7 @@ def _bytes(path: str) -> bytes:
         return file.read(_MOST_BYTES + 1)
 
 
-def settled(options: Options) -> Options:
+def with_defaults(options: Options) -> Options:
     """The options with a run and a place to write, and of a task with the prompt that its template
     makes."""
     tuned = bool(options.task) or options.mode == "edit"
