@@ -217,7 +217,10 @@ def remove(experiment: Experiment, removed: Removed) -> None:
     before = len(Bank.open(experiment.data.bank))
     smaller = remove_documents(experiment, removed)
     gone = before - len(smaller)
-    print(f"removed {gone} documents, {len(smaller)} are left; prepare the corpora again.")
+    print(
+        f"removed {gone} documents, {len(smaller)} are left; prepare the corpora again. Corpora, "
+        "pages, pictures and logs that were made before may still hold what was removed."
+    )
 
 
 def merge(experiment: Experiment, paths: list[str]) -> None:

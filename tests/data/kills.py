@@ -3,13 +3,15 @@
 python -m tests.data.kills --records 100000 --kills 10
 
 A folder of small pictures, every seventh of them broken, becomes a bank and a corpus. The process
-gets SIGKILL at random moments, in a shard or while it saves; the next life goes on. Then every
-file is compared, byte for byte, with those of a preparation that nobody disturbed.
+gets SIGKILL or Ctrl-C at random moments, in a shard or while it saves; the next life goes on. Then
+every file is compared, byte for byte, with those of a preparation that nobody disturbed, and with
+what somebody else had put there.
 """
 
 import argparse
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,8 @@ from cm3jax.io.checksums import file_entry
 from tests.data import preparation
 
 ROOT = Path(__file__).parents[2]
+CANARIES = ("thesis.tex", ".bank.notes", "bank.json", "corpus/thesis.tex", "corpus/.train.notes")
+"""Files of somebody else's around the folders that are written."""
 
 
 def start(path: Path, out: Path, shard: int, *options: str) -> subprocess.Popen:
@@ -39,6 +43,9 @@ def disturb(path: Path, out: Path, shard: int, kills: int, shards: int, seed: in
     """Prepare what `preparation.write` made, of about so many shards, and kill the process so many
     times; the shards that each life made."""
     draw, stood = random.Random(seed), []
+    for place in CANARIES:
+        (out / place).parent.mkdir(parents=True, exist_ok=True)
+        (out / place).write_text(place)
     for life in range(kills + 1):
         process, seen = start(path, out, shard), 0
         left, later = shards - sum(stood), kills - life
@@ -48,17 +55,28 @@ def disturb(path: Path, out: Path, shard: int, kills: int, shards: int, seed: in
             seen += "shards, about" in line
             if seen >= target and life < kills:
                 time.sleep(draw.random() * 0.03)  # anywhere in a shard or a save
-                process.kill()
+                process.send_signal(draw.choice((signal.SIGKILL, signal.SIGINT)))
                 break
-        rest = process.communicate()[0]
+        rest = _rest(process)
         stood.append(seen)
-        assert process.returncode == (-9 if life < kills else 0), rest
+        assert process.returncode in ((-9, -2) if life < kills else (0,)), rest
+        assert [(out / place).read_text() for place in CANARIES] == list(CANARIES)
     return stood
+
+
+def _rest(process: subprocess.Popen) -> str:
+    """What else it prints until its end."""
+    try:
+        return process.communicate(timeout=60)[0]
+    except subprocess.TimeoutExpired:  # Python drops a Ctrl-C that comes while an object is deleted
+        process.kill()
+        return process.communicate()[0]
 
 
 def checksums(out: Path) -> dict[str, dict]:
     """Of every file of a bank and a corpus, by name; the report alone knows the clock."""
-    files = [file for file in sorted(out.rglob("*")) if file.is_file()]
+    foreign = {out / place for place in CANARIES}
+    files = [file for file in sorted(out.rglob("*")) if file.is_file() and file not in foreign]
     return {
         str(file.relative_to(out)): file_entry(file)
         for file in files
