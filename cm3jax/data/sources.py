@@ -7,7 +7,8 @@ a folder            with a `captions.jsonl`, one JSON object per line, and the p
                     "licence": "CC0-1.0", "source": "my camera"}; all but the first two may be
                     missing, and so may `mask`, a grey picture that is white where errors of the
                     image tokenizer count most (`vqgan_loss.region`). It may also be called
-                    `metadata.jsonl`, with `file_name` and `text`, as the `datasets` library has it
+                    `metadata.jsonl`, with `file_name` and `text`, as the `datasets` library has
+                    it, there or in each folder below (`train`, `validation`)
 a folder            with a `documents.jsonl` (or the path of such a file): interleaved
                     documents, each a list of {"text": ...} and {"image": "cats/1.png"}
 a folder            of tar shards, as webdataset and img2dataset write them
@@ -28,7 +29,15 @@ from etils import epath
 
 from cm3jax.config import DataConfig
 from cm3jax.data.readers.folders import PictureFolder
-from cm3jax.data.readers.items import BadRecord, Made, RawItem, Reader, decode_item, decode_texts
+from cm3jax.data.readers.items import (
+    BadRecord,
+    Made,
+    RawItem,
+    Reader,
+    decode_item,
+    decode_texts,
+    is_hidden,
+)
 from cm3jax.data.readers.lines import CaptionLines, InterleavedLines
 from cm3jax.data.readers.tars import TarShard
 from cm3jax.data.splits import split_records
@@ -38,6 +47,7 @@ from cm3jax.shapes import Int, UInt8
 from cm3jax.tokenizers.image_tokenizer import load_picture
 
 CAPTIONS = ("captions.jsonl", "metadata.jsonl")
+_TABLE = "metadata.csv"
 DOCUMENTS = "documents.jsonl"
 
 
@@ -306,6 +316,14 @@ def _readers(data: DataConfig) -> list[Reader]:
         from cm3jax.data.readers.tables import TableShard
 
         return [TableShard(file, name, path) for name, file in tables.items()]
+    for name in CAPTIONS:
+        if lists := _files(path, f"/{name}"):
+            return [CaptionLines(file, at.removesuffix(f"/{name}")) for at, file in lists.items()]
+    if tables := _files(path, _TABLE):
+        raise UserError(
+            f"{path} has captions in {next(iter(tables))}, which is not read; write them as "
+            f"{CAPTIONS[1]}: one JSON object per row, with `file_name` and `text`."
+        )
     if path.is_dir() and len(pictures := PictureFolder(path)):
         return [pictures]
     raise UserError(
@@ -321,4 +339,5 @@ def _files(folder: epath.Path, suffix: str) -> dict[str, epath.Path]:
     if not folder.is_dir():
         return {}
     found = [*folder.glob(f"*{suffix}"), *folder.glob(f"*/*{suffix}")]
-    return {str(file.relative_to(folder)): file for file in sorted(found)}
+    files = {str(file.relative_to(folder)): file for file in sorted(found)}
+    return {name: file for name, file in files.items() if not is_hidden(name)}

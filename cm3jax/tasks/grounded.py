@@ -4,7 +4,6 @@ A box is `label at (x1, y1) -> (x2, y2)`, in integers from 0 to 255 over the squ
 tokenizer sees.
 """
 
-import csv
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
@@ -19,10 +18,10 @@ from cm3jax.tasks.records import (
     BadCase,
     Read,
     by_id,
+    csv_rows,
     grouped,
     id_of,
     inside,
-    lines,
     listed,
     sound,
     text_of,
@@ -216,12 +215,11 @@ def open_images_boxes(folder: epath.Path, split: str) -> Iterator[Read]:
     found = sorted(folder.glob(f"*{split}-annotations-bbox.csv"))
     if not found:
         raise UserError(f"{folder} has no *{split}-annotations-bbox.csv; put it there.")
-    names = dict(
-        row[:2]
-        for row in csv.reader(line for _, line in lines(folder / "class-descriptions-boxable.csv"))
-        if len(row) >= 2
-    )
-    rows = csv.DictReader(line for _, line in lines(found[0]))
+    classes = csv_rows(folder / "class-descriptions-boxable.csv")
+    names = dict(row[:2] for row in classes if len(row) >= 2)
+    table = csv_rows(found[0])
+    header = next(table, [])
+    rows = (dict(zip(header, row, strict=False)) for row in table)
 
     def make(key: str, things: Any) -> Case:
         picture = inside(folder / split, f"{key}.jpg")

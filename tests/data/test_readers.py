@@ -239,6 +239,7 @@ def test_captions_of_every_type(tmp_path, caption, wanted):
         (None, "unknown"),
         ("", "unknown"),
         (float("nan"), "unknown"),
+        (float("inf"), "inf"),
         (3, "3"),
         (3.0, "3"),
         (decimal.Decimal("3"), "3"),
@@ -311,6 +312,8 @@ def test_members_that_are_no_samples_part_none(tmp_path):
                 dirt._add(archive, f"._{name}", b"resource fork")
                 dirt._add(archive, f"__MACOSX/{name}", b"resource fork")
                 dirt._add(archive, name, dirt.jpeg(i) if name.endswith("jpg") else b"a fox\n")
+                dirt._add(archive, f".thumbnails/{name}", dirt.jpeg(9))
+                dirt._add(archive, "README", b"between a picture and its caption")
         dirt._add(archive, ".DS_Store", b"x")
         dirt._add(archive, "__index__", b"x")
     good, bad = both_splits(tmp_path)
@@ -559,6 +562,8 @@ def test_a_folder_of_pictures_named_by_subject(tmp_path):
     put("00000/2.png")
     put("alone.png", "schön".encode("latin-1"))
     (tmp_path / "notes.txt").write_text("no caption of any picture")
+    for hidden in (".thumbnails/1.png", "__MACOSX/1.png", "france_flag/._1.png"):
+        put(hidden, b"a thing that another program put here")
     good, bad = both_splits(tmp_path)
     assert {key: (r.segments[0], r.subjects) for key, r in good.items()} == {
         "france_flag/1.png": ("france flag", ("france flag",)),
@@ -576,4 +581,43 @@ def test_a_folder_in_which_nothing_has_a_caption_gives_pictures(tmp_path):
         (tmp_path / f"{i}.jpg").write_bytes(dirt.jpeg(i))
     good, bad = both_splits(tmp_path)
     assert [len(record.segments) for record in good.values()] == [1, 1, 1]
+    assert not bad
+
+
+def test_folders_of_the_datasets_library_with_a_metadata_file_in_each(tmp_path):
+    """Both splits number their pictures from 0; a picture of training is never one of another."""
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        for i in range(3):
+            (tmp_path / split / f"{i}.jpg").write_bytes(dirt.jpeg(i))
+        rows = [{"file_name": f"{i}.jpg", "text": f"{split} {i}"} for i in (0, 1, 2, 0)]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / split / "metadata.jsonl").write_text(lines)
+    for split in ("train", "validation"):
+        config = DataConfig(source=str(tmp_path), image_size=16)
+        good, bad = read_all(open_source(config, split, 0))
+        assert not bad
+        assert {key: record.segments[0] for key, record in good.items()} == {
+            f"{split}/0.jpg": f"{split} 0",
+            f"{split}/1.jpg": f"{split} 1",
+            f"{split}/2.jpg": f"{split} 2",
+            f"{split}/0.jpg#2": f"{split} 0",
+        }
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "train/metadata.csv"])
+def test_captions_in_a_table_are_not_passed_over(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("file_name,text\n0.jpg,a fox\n")
+    (tmp_path / name).with_name("0.jpg").write_bytes(dirt.jpeg(0))
+    with pytest.raises(UserError, match=f"has captions in {name}, which is not read"):
+        open_source(DataConfig(source=str(tmp_path), image_size=16), "train", 0)
+
+
+def test_a_picture_under_two_spellings_of_its_name_is_one_picture(tmp_path):
+    (tmp_path / "0.jpg").write_bytes(dirt.jpeg(0))
+    rows = [{"file": name, "caption": name} for name in ("0.jpg", "./0.jpg", "x/../0.jpg")]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    good, bad = both_splits(tmp_path)
+    assert list(good) == ["0.jpg", "0.jpg#2", "0.jpg#3"]
     assert not bad

@@ -1,5 +1,6 @@
 """Which records are for training, for validation and for the bank, in every format."""
 
+import base64
 import json
 import tarfile
 
@@ -151,6 +152,31 @@ def test_parquet_rows_with_one_picture_stay_together(tmp_path):
     keys = [splits["validation"][i].key for i in range(len(splits["validation"]))]
     assert keys == ["0.parquet#50", "0.parquet#110"]
     assert (len(splits["train"]), len(splits["bank"])) == (116, 118)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct", "base64", "list", "spark"])
+def test_parquet_rows_with_one_picture_in_them_stay_together(tmp_path, kind):
+    """Five captions of a picture are five rows with the same bytes, as `explode` writes them."""
+    import pyarrow
+    from pyarrow import parquet
+
+    def held(i):
+        content = dirt.jpeg(i)
+        spark = {"height": 2, "width": 2, "nChannels": 3, "data": bytes(range(i, i + 12))}
+        return {
+            "bytes": content,
+            "struct": {"bytes": content, "path": "image.jpg"},
+            "base64": base64.b64encode(content).decode(),
+            "list": [content],
+            "spark": spark,
+        }[kind]
+
+    rows = [{"caption": f"{i}", "Image": held(i // 5), "split": None} for i in range(500)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "0.parquet", row_group_size=64)
+    splits = _open(tmp_path)
+    keys = [splits["validation"][i].key for i in range(len(splits["validation"]))]
+    assert keys == [f"0.parquet#{5 * picture + i}" for picture in (49, 99) for i in range(5)]
+    assert len(splits["train"]) == 490
 
 
 def test_interleaved_documents_are_held_back_by_their_pictures(tmp_path):

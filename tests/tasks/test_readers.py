@@ -180,8 +180,10 @@ def test_open_images_boxes(tmp_path):
             "00a,xclick,/m/011k07,1,0.0,1.0,0.0,1.0,0,0,1,0,0\n"
             f"00b,xclick,/m/unknown,1,0.25,0.75,0.0,0.5{flags}\n"
             f"00c,xclick,/m/011k07,1,0.25,0.75,0.0,0.5{flags}\n"
+            f'00a,"xclick,/m/011k07,1,0.25,0.75,0.0,0.5{flags}\n'
+            f"{'0' * 140_000},xclick\n"
             f"00d,xclick,/m/011k07,1,left,0.75,0.0,0.5{flags}\n",
-            "class-descriptions-boxable.csv": "/m/011k07,Tortoise\n/m/011q46kg,Container\n",
+            "class-descriptions-boxable.csv": '/m/1,"Open\n/m/011k07,Tortoise\n/m/2,"A, b"\n',
             "train/00a.jpg": (200, 100),
             "train/00b.jpg": (100, 100),
             "train/00c.jpg": "<html>not found</html>",
@@ -226,6 +228,7 @@ def test_localized_narratives(tmp_path):
     }
     other = record | {"dataset_id": "open_images", "image_id": "000a1249af2bc5f0"}
     lines = [json.dumps(record), json.dumps(other), '{"caption": ', json.dumps({"caption": 3})]
+    lines.append('{"annotator_id": %s}' % ("9" * 5000))
     name = "coco_train_localized_narratives-00000-of-00004.jsonl"
     put(tmp_path, {name: "\n".join(lines)})
     cases, skipped = read("localized_narratives", tmp_path)
@@ -234,7 +237,11 @@ def test_localized_narratives(tmp_path):
         "images/000a1249af2bc5f0.jpg",
     ]
     assert {case.task.name for case in cases.values()} == {"narration"}
-    assert skipped == {f"{name}:3": "it is no JSON object", f"{name}:4": "its 'caption' is no text"}
+    assert skipped == {
+        f"{name}:3": "it is no JSON object",
+        f"{name}:4": "its 'caption' is no text",
+        f"{name}:5": "it is no JSON object",
+    }
 
 
 def test_image_paragraphs(tmp_path):

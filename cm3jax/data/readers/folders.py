@@ -4,7 +4,15 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from cm3jax.data.readers.items import BadRecord, Facts, Made, RawItem, file_mark, join_inside
+from cm3jax.data.readers.items import (
+    BadRecord,
+    Facts,
+    Made,
+    RawItem,
+    file_mark,
+    is_hidden,
+    join_inside,
+)
 from cm3jax.io.texts import decode_text, read_regular
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -18,13 +26,13 @@ class PictureFolder:
     The caption of `flags/france.png` is the text of `flags/france.txt`. A folder in it is named by
     what its pictures show, unless its name has no letter: that is their subject, and the caption of
     one without a text file. A folder in which nothing says what any picture shows gives pictures
-    without text.
+    without text. What is hidden is passed over.
     """
 
     def __init__(self, path: epath.Path):
         self._path = path
         found = (file for depth in _DEPTHS for file in path.glob(depth))
-        names = {str(file.relative_to(path)) for file in found}
+        names = {name for f in found if not is_hidden(name := str(f.relative_to(path)))}
         self._names = sorted(n for n in names if n.lower().endswith(PICTURES))
         self._texts = names & {_text_file(name) for name in self._names}
         self._bare = not self._texts and not any(map(_folder, self._names))

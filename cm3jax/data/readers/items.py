@@ -185,6 +185,12 @@ def require_inside(name: str) -> None:
         raise ValueError(f"its file name {brief(name)} is no name of a file")
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a program put a file beside the user's: `._1.jpg`, `.ipynb_checkpoints/1.png`."""
+    parts = name.split("/")
+    return "__MACOSX" in parts or any(p.startswith(".") and p.strip(".") for p in parts)
+
+
 def parse_object(line: bytes) -> Any:
     """The JSON value of a line; `ValueError` says why there is none."""
     if len(line) >= MOST_BYTES:

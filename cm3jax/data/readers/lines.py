@@ -3,7 +3,9 @@
 import array
 import hashlib
 import itertools
+import math
 import numbers
+import posixpath
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,10 +74,17 @@ class Lines:
 
 class CaptionLines:
     """A `captions.jsonl`, or a `metadata.jsonl` as the `datasets` library writes it, and the
-    pictures beside it. A picture's second caption is its own record, with `#2` after its key."""
+    pictures beside it. A picture's second caption is its own record, with `#2` after its key.
 
-    def __init__(self, path: epath.Path):
+    `name`, of one of several such folders, goes in front of the keys. Records of the folders that
+    the library takes for evaluation (`validation`, `test`, …) are for validation.
+    """
+
+    def __init__(self, path: epath.Path, name: str = ""):
         self._lines, self._folder = Lines(path), path.parent
+        self._name, self._split = name and f"{name}/", ""
+        if name.rpartition("/")[2] in _SPLITS["validation"]:
+            self._split = "validation"
         if not len(self._lines):
             raise UserError(f"{path} is empty; write one JSON object per picture.")
         self._again = _repeated(array.array("q", map(_file_hash, self._lines)))
@@ -85,12 +94,13 @@ class CaptionLines:
 
     def item(self, place: int) -> RawItem:
         """The record of a line, counted from 0; `BadRecord` says what is wrong with it."""
-        where = f"{self._lines.path.name} line {place + 1}"
+        where = f"{self._name}{self._lines.path.name} line {place + 1}"
         key = where
         try:
             value = _object(self._lines[place])
             file = _file_of(value)
-            key = f"{file}#{self._again[place]}" if place in self._again else file
+            key = f"{self._name}{file}"
+            key = f"{key}#{self._again[place]}" if place in self._again else key
             caption = first_text(_first(value, _CAPTIONS))
             if not caption:
                 raise ValueError(f"has no text in {_CAPTIONS[0]!r}")
@@ -109,10 +119,10 @@ class CaptionLines:
         for place, line in enumerate(self._lines):
             try:
                 value = _object(line)
-                file = _file_of(value)
-                yield Facts(file, (file,), subjects_of(value), split_of(value))
+                file = f"{self._name}{_file_of(value)}"
+                yield Facts(file, (file,), subjects_of(value), split_of(value) or self._split)
             except ValueError:
-                yield Facts(f"{self._lines.path.name} line {place + 1}")
+                yield Facts(f"{self._name}{self._lines.path.name} line {place + 1}")
 
     def made(self, place: int) -> Made:
         """The line, and the state of its picture and its mask."""
@@ -123,7 +133,7 @@ class CaptionLines:
             files = [file for file in (name, value.get("mask")) if isinstance(file, str)]
         except ValueError:
             name, files = f"{self._lines.path.name} line {place + 1}", []
-        return Made(name, _state(line, self._folder, files))
+        return Made(f"{self._name}{name}", _state(line, self._folder, files))
 
 
 class InterleavedLines:
@@ -162,7 +172,8 @@ class InterleavedLines:
             try:
                 value = _document(line)
                 items = (entry for entry in value["items"] if isinstance(entry, dict))
-                pictures = tuple(str(entry["image"]) for entry in items if "image" in entry)
+                files = [str(entry["image"]) for entry in items if "image" in entry]
+                pictures = tuple(map(posixpath.normpath, files))
                 yield Facts(key, pictures, subjects_of(value), split_of(value))
             except ValueError:
                 yield Facts(key)
@@ -205,7 +216,8 @@ def _name(field: str, value: Any) -> str:
         return ""
     if isinstance(value, numbers.Number) and not isinstance(value, bool):
         # A column of integers with gaps comes as floats.
-        return str(int(value)) if value == int(value) else str(value)
+        whole = math.isfinite(value) and value == int(value)
+        return str(int(value)) if whole else str(value)
     if isinstance(value, bytes):
         value = first_text(value)
     if not isinstance(value, str):
@@ -268,7 +280,7 @@ def _file_of(value: dict[str, Any]) -> str:
     file = _first(value, _FILES)
     if not isinstance(file, str) or not 0 < len(file) <= _LONGEST_KEY:
         raise ValueError(f"has no text in {_FILES[0]!r}")
-    return file
+    return posixpath.normpath(file)  # ./a.png is a.png
 
 
 def _file_hash(line: bytes) -> int:

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import contextlib
 import functools
 import io
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from cm3jax.data.readers.items import (
 from cm3jax.data.readers.lines import origin, others, split_of, subjects_of
 from cm3jax.data.readers.tars import PICTURES
 from cm3jax.errors import UserError
+from cm3jax.io.files import digest
 from cm3jax.io.texts import file_state
 
 _CAPTIONS = ("caption", "text", "captions", "texts")
@@ -82,13 +84,13 @@ class TableShard:
         return RawItem(key, parts, source, licence, columns, subjects=subjects)
 
     def facts(self) -> Iterator[Facts]:
-        """What the columns beside text and bytes say; pictures in the table have no names."""
+        """What the columns say of each row's split, for which all pictures are read once: rows
+        with the same picture are told by its bytes."""
         rows = _outline(self._path) if not self._fault else iter([{}])
         for place, row in enumerate(rows):
             key = f"{self._name}#{place}"
             try:
-                names = (row[name] for name in _PICTURES if isinstance(row.get(name), str))
-                yield Facts(key, tuple(names)[:1], subjects_of(row), split_of(row))
+                yield Facts(key, _mark(row), subjects_of(row), split_of(row))
             except ValueError:
                 yield Facts(key)
 
@@ -110,6 +112,16 @@ class TableShard:
         if path := next((value for value in found if isinstance(value, str) and value), ""):
             return join_inside(self._folder, path)
         raise ValueError("its picture is empty" if contents else "it has no picture")
+
+
+def _mark(row: dict[str, Any]) -> tuple[str, ...]:
+    """What tells a row's picture from others: its bytes or, without them, its path."""
+    found = [row[name] for name in _PICTURES if row.get(name) is not None]
+    if spark := [v["data"] for v in found if isinstance(v, dict) and "data" in v]:
+        return (digest(spark[0] or b""),)  # without making a file of it
+    contents = [value for value in map(_content, found) if value]
+    contents.sort(key=lambda value: isinstance(value, str))
+    return tuple(v if isinstance(v, str) else digest(v) for v in contents[:1])
 
 
 def _content(value: Any) -> bytes | str | None:
@@ -162,18 +174,17 @@ def _row(path: epath.Path, state: tuple[int, ...], place: int) -> dict[str, Any]
 
 
 def _outline(path: epath.Path) -> Iterator[dict[str, Any]]:
-    """The rows without their large columns."""
+    """The rows' pictures, subjects and splits; rows that can't be read are empty."""
     wanted = {*_PICTURES, "subjects", "subject", "split"}
     with path.open("rb") as file:
         table = _parquet().ParquetFile(file)
-        held = {f.name: f.name.lower() for f in table.schema_arrow if _is_small(f.type)}
-        columns = [name for name, lower in held.items() if lower in wanted]
+        columns = [name for name in table.schema_arrow.names if name.lower() in wanted]
         for group in range(table.num_row_groups):
-            if not columns:
-                yield from ({} for _ in range(table.metadata.row_group(group).num_rows))
-                continue
-            for row in table.read_row_group(group, columns).to_pylist():
-                yield {held[name]: value for name, value in row.items()}
+            rows: list[dict[str, Any]] = [{}] * table.metadata.row_group(group).num_rows
+            if columns:
+                with contextlib.suppress(Exception):  # `item` says what is wrong with each
+                    rows = table.read_row_group(group, columns).to_pylist()
+            yield from ({name.lower(): value for name, value in row.items()} for row in rows)
 
 
 def _is_small(kind: Any) -> bool:

@@ -2,8 +2,8 @@
 
 Members that share a name up to the first dot of their file name are one sample: `0001.jpg`,
 `0001.txt` or the `caption` in `0001.json`, which may also have `licence`, `source`, `subjects` and
-`split`. Hidden members, those of `__MACOSX` and webdataset's `__NAME__` belong to no sample and are
-passed over. Nothing is ever extracted: bytes are read in place.
+`split`. Hidden members, those of `__MACOSX`, webdataset's `__NAME__` and names without an extension
+belong to no sample and are passed over. Nothing is ever extracted: bytes are read in place.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from cm3jax.data.readers.items import (
     RawItem,
     file_mark,
     first_text,
+    is_hidden,
     parse_object,
     require_inside,
 )
@@ -183,10 +184,9 @@ def _entries(file):
 
 
 def _is_no_sample(name: str) -> bool:
-    """Whether a member was added by a file system or describes the archive: `._1.jpg`."""
-    *folders, last = name.split("/")
-    hidden = last.startswith(".") or (last.startswith("__") and last.endswith("__"))
-    return hidden or "__MACOSX" in folders
+    """Whether a member is hidden or describes the archive: `._1.jpg`, `__index__`, `README`."""
+    last = name.rpartition("/")[2]
+    return is_hidden(name) or "." not in last or (last.startswith("__") and last.endswith("__"))
 
 
 def _split(name: str) -> tuple[str, str]:
