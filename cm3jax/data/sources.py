@@ -318,7 +318,9 @@ def _readers(data: DataConfig) -> list[Reader]:
         return [TableShard(file, name, path) for name, file in tables.items()]
     for name in CAPTIONS:
         if lists := _files(path, f"/{name}"):
-            return [CaptionLines(file, at.removesuffix(f"/{name}")) for at, file in lists.items()]
+            folders = {at.removesuffix(f"/{name}"): file for at, file in lists.items()}
+            _require_listed(path, tuple(f"{folder}/" for folder in folders), name)
+            return [CaptionLines(file, folder) for folder, file in folders.items()]
     if tables := _files(path, _TABLE):
         raise UserError(
             f"{path} has captions in {next(iter(tables))}, which is not read; write them as "
@@ -332,6 +334,16 @@ def _readers(data: DataConfig) -> list[Reader]:
         f'with a {CAPTIONS[0]} whose lines are {{"file": "a.png", "caption": "a cat"}} and may '
         "have `subjects` (a list), `licence`, `source` and `mask`; give one."
     )
+
+
+def _require_listed(path: epath.Path, folders: tuple[str, ...], name: str) -> None:
+    """Refuse pictures in folders that have no list of captions beside folders that have one."""
+    others = [picture for picture in PictureFolder(path).names if not picture.startswith(folders)]
+    if others:
+        raise UserError(
+            f"{path} has a {folders[0]}{name}, and {len(others)} pictures, {others[0]} the first, "
+            f"that are in no folder with one; give them a {name}, or move them away."
+        )
 
 
 def _files(folder: epath.Path, suffix: str) -> dict[str, epath.Path]:

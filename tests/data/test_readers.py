@@ -577,11 +577,18 @@ def test_a_folder_of_pictures_named_by_subject(tmp_path):
 
 
 def test_a_folder_in_which_nothing_has_a_caption_gives_pictures(tmp_path):
-    for i in range(3):
-        (tmp_path / f"{i}.jpg").write_bytes(dirt.jpeg(i))
+    for i, kind in enumerate(("jpg", "jfif", "HEIC", "svg")):
+        content = dirt.jpeg(i) if kind[0] == "j" else b"<svg xmlns='http://www.w3.org/2000/svg'/>"
+        (tmp_path / f"{i}.{kind}").write_bytes(content)
+    (tmp_path / "4.avif").write_bytes(encoded("AVIF"))
     good, bad = both_splits(tmp_path)
-    assert [len(record.segments) for record in good.values()] == [1, 1, 1]
-    assert not bad
+    assert {key: len(record.segments) for key, record in good.items()} == {
+        "0.jpg": 1,
+        "1.jfif": 1,
+        "4.avif": 1,
+    }
+    assert bad.keys() == {"2.HEIC", "3.svg"}
+    assert all("not a picture that can be read" in reason for reason in bad.values())
 
 
 def test_folders_of_the_datasets_library_with_a_metadata_file_in_each(tmp_path):
@@ -603,6 +610,15 @@ def test_folders_of_the_datasets_library_with_a_metadata_file_in_each(tmp_path):
             f"{split}/2.jpg": f"{split} 2",
             f"{split}/0.jpg#2": f"{split} 0",
         }
+
+
+def test_pictures_outside_of_the_listed_folders_are_not_passed_over(tmp_path):
+    for folder in ("train", "test"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.jpg").write_bytes(dirt.jpeg(0))
+    (tmp_path / "train/metadata.jsonl").write_text('{"file_name": "0.jpg", "text": "a fox"}\n')
+    with pytest.raises(UserError, match=r"1 pictures, test/0\.jpg the first, that are in no"):
+        open_source(DataConfig(source=str(tmp_path), image_size=16), "train", 0)
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "train/metadata.csv"])

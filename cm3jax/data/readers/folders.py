@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from cm3jax.data.readers import tars
 from cm3jax.data.readers.items import (
     BadRecord,
     Facts,
@@ -15,8 +16,10 @@ from cm3jax.data.readers.items import (
 )
 from cm3jax.io.texts import decode_text, read_regular
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""How the names of picture files end, in lower case."""
+_KINDS = (*tars.PICTURES, "pgm", "jfif", "heic", "heif", "svg")
+PICTURES = tuple(f".{kind}" for kind in _KINDS)
+"""How the names of picture files end, in lower case. Nothing here reads the last three, so each
+such file is a record that is refused by name; passed over, nobody would know of it."""
 _DEPTHS = ("*", "*/*", "*/*/*")
 
 
@@ -33,16 +36,17 @@ class PictureFolder:
         self._path = path
         found = (file for depth in _DEPTHS for file in path.glob(depth))
         names = {name for f in found if not is_hidden(name := str(f.relative_to(path)))}
-        self._names = sorted(n for n in names if n.lower().endswith(PICTURES))
-        self._texts = names & {_text_file(name) for name in self._names}
-        self._bare = not self._texts and not any(map(_folder, self._names))
+        self.names = sorted(n for n in names if n.lower().endswith(PICTURES))
+        """Of the pictures, relative to the folder."""
+        self._texts = names & {_text_file(name) for name in self.names}
+        self._bare = not self._texts and not any(map(_folder, self.names))
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def item(self, place: int) -> RawItem:
         """The record of a picture; `BadRecord` for one without a caption where others have one."""
-        name = self._names[place]
+        name = self.names[place]
         subject = _folder(name)
         try:
             parts = (join_inside(self._path, name),)
@@ -55,13 +59,13 @@ class PictureFolder:
 
     def facts(self) -> Iterator[Facts]:
         """Each picture's name, and the subject that its folder names."""
-        for name in self._names:
+        for name in self.names:
             subject = _folder(name)
             yield Facts(name, (name,), (subject,) if subject else ())
 
     def made(self, place: int) -> Made:
         """The state of a picture and of its caption."""
-        name = self._names[place]
+        name = self.names[place]
         states = (file_mark(self._path / file) for file in (name, _text_file(name)))
         return Made(name, ", ".join(states))
 
