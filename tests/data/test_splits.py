@@ -7,6 +7,7 @@ import tarfile
 import pytest
 
 from cm3jax.config import DataConfig
+from cm3jax.data.readers.items import BadRecord
 from cm3jax.data.sources import open_source
 from cm3jax.errors import UserError
 from tests.data import dirt
@@ -177,6 +178,30 @@ def test_parquet_rows_with_one_picture_in_them_stay_together(tmp_path, kind):
     keys = [splits["validation"][i].key for i in range(len(splits["validation"]))]
     assert keys == [f"0.parquet#{5 * picture + i}" for picture in (49, 99) for i in range(5)]
     assert len(splits["train"]) == 490
+
+
+def test_a_damaged_row_group_costs_its_rows_only(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"caption": f"{i}", "image": dirt.jpeg(i)} for i in range(60)]
+    path = tmp_path / "0.parquet"
+    parquet.write_table(
+        pyarrow.Table.from_pylist(rows), path, row_group_size=20, compression="NONE"
+    )
+    found = parquet.ParquetFile(path).metadata.row_group(1).column(1)
+    content = bytearray(path.read_bytes())
+    start = found.dictionary_page_offset or found.data_page_offset
+    content[start : start + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    train = _open(tmp_path)["train"]
+    broken = 0
+    for i in range(len(train)):
+        try:
+            train[i]
+        except BadRecord:
+            broken += 1
+    assert (len(train), broken) == (59, 20)
 
 
 def test_interleaved_documents_are_held_back_by_their_pictures(tmp_path):

@@ -30,6 +30,8 @@ from cm3jax.io.texts import file_state
 _CAPTIONS = ("caption", "text", "captions", "texts")
 _PATHS = ("file", "path", "file_name", "filename", "image_path")
 _PICTURES = (*PICTURES, "image", "images", "image_bytes", "bytes", "content", *_PATHS)
+_AT_ONCE = 64
+"""Rows whose pictures are held while a table is looked through."""
 _HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 """How picture files begin, by which base64 is told from a path: that of a JPEG begins with /9j/."""
 
@@ -180,11 +182,13 @@ def _outline(path: epath.Path) -> Iterator[dict[str, Any]]:
         table = _parquet().ParquetFile(file)
         columns = [name for name in table.schema_arrow.names if name.lower() in wanted]
         for group in range(table.num_row_groups):
-            rows: list[dict[str, Any]] = [{}] * table.metadata.row_group(group).num_rows
-            if columns:
-                with contextlib.suppress(Exception):  # `item` says what is wrong with each
-                    rows = table.read_row_group(group, columns).to_pylist()
-            yield from ({name.lower(): value for name, value in row.items()} for row in rows)
+            left = table.metadata.row_group(group).num_rows
+            with contextlib.suppress(Exception):  # `item` says what is wrong with each
+                for batch in table.iter_batches(_AT_ONCE, [group], columns) if columns else ():
+                    for row in batch.to_pylist():
+                        yield {name.lower(): value for name, value in row.items()}
+                        left -= 1
+            yield from ({} for _ in range(left))
 
 
 def _is_small(kind: Any) -> bool:
