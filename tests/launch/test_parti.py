@@ -38,9 +38,9 @@ def chain(tmp_path_factory):
     lines = []
     for number, picture in enumerate(testing.pictures(4)):
         PIL.Image.fromarray(picture).save(path / f"{number}.png")
-    for number in range(51):  # the 50th is for validation
-        caption = testing.CAPTIONS[number % 4]
-        lines.append(json.dumps({"file": f"{number % 4}.png", "caption": caption}))
+    for number in range(51):
+        line = {"file": f"{number % 4}.png", "caption": testing.CAPTIONS[number % 4]}
+        lines.append(json.dumps(line | {"split": "validation" if number == 49 else "train"}))
     (path / "captions.jsonl").write_text("\n".join(lines))
     base = testing.experiment()
     experiment = dataclasses.replace(
