@@ -1,4 +1,4 @@
-"""The whole path in miniature: from raw pairs to a report with pictures, in about nine minutes.
+"""The whole path in miniature: from raw pairs to a report with pictures, in about six minutes.
 
     bash launch/quickstart.sh
 
