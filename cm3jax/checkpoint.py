@@ -53,7 +53,7 @@ class Meta:
     """The next batch's place in the data."""
     experiment: Experiment
     fingerprints: Mapping[str, str]
-    """Of vocabulary and tokenizers, by name."""
+    """Fingerprints of the vocabulary and the tokenizers, by name."""
     seconds: float
     """Time spent in the training loop so far, over all lives of the run."""
     licences: Mapping[str, float] = dataclasses.field(default_factory=dict)

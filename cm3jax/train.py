@@ -52,7 +52,7 @@ class Learner(Protocol):
 
     experiment: Experiment
     fingerprints: Mapping[str, str]
-    """Of vocabulary and tokenizers, by name; a checkpoint with others is refused."""
+    """Fingerprints of vocabulary and tokenizers, by name; a checkpoint with others is refused."""
     work: StepCost
     """Tokens and floating-point operations of one global batch."""
 

@@ -56,7 +56,7 @@ class Options:
     seed: int = 0
     """Seed of the sampling."""
     guidance: str | None = None
-    """Of pictures: `cfg:3`, classifier-free; `cfg:7.5,1.5` for `edit`, by instruction and by
+    """Guidance: `cfg:3`, classifier-free; `cfg:7.5,1.5` for `edit`, by instruction and by
     picture (`cfg:1,1` is none); `cdk:8,0.5`, CD-K with its k and alpha; `half:8,0.5`, CD-K for
     every second sample."""
     temperature: float | None = None

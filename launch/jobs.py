@@ -29,9 +29,9 @@ class Options:
     """GKE's name of the accelerator (`nvidia-h100-80gb`, `tpu-v5p-slice`), or the type of a TPU VM
     (`v5p-512`)."""
     topology: str = ""
-    """Of a TPU slice on GKE, such as 8x8x4."""
+    """Topology of a TPU slice on GKE, such as 8x8x4."""
     zone: str = ""
-    """Of a TPU VM."""
+    """The zone of a TPU VM."""
     hours: int = 24
     """Longest time of one SLURM allocation; the job is queued again after it."""
     image: str = "python:3.12"

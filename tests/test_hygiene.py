@@ -195,3 +195,16 @@ def test_the_lock_covers_what_setup_asks_for():
         versions = [str(pin.specifier).removeprefix("==") for pin in pinned if pin.name == name]
         assert versions, f"{name} is not locked; make the lock again, its first lines say how"
         assert all(v in requirement.specifier for v in versions), f"{requirement}: {versions}"
+
+
+def test_docstrings_name_their_subject():
+    """A docstring that begins with "Of" leaves out what it is about."""
+    found = [
+        f"{module_name(path)}:{node.lineno}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and str(node.value.value).startswith("Of ")
+    ]
+    assert not found, found

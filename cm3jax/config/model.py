@@ -27,7 +27,7 @@ class DecoderConfig:
     """Heads of keys and values (K), each shared by H / K query heads (Chameleon-34B: 8); 0 gives
     every query head its own."""
     activation: Literal["relu", "swiglu"] = "relu"
-    """Of the feed-forward layer: ReLU, or SiLU of one matrix product times another (Chameleon)."""
+    """The feed-forward layer's activation: ReLU, or SiLU of one times another (Chameleon)."""
     norm: Literal["layer", "rms"] = "layer"
     """Layer norm without gain or bias (CM3Leon), or RMS norm with a learned gain (Chameleon)."""
     swin_norm: bool = False

@@ -91,7 +91,7 @@ class CaptionImageStream:
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Of the corpus."""
+        """The corpus's fingerprint."""
         return {"corpus": self.corpus.fingerprint}
 
     def batches(self, position: Position) -> Iterator[HostBatch]:

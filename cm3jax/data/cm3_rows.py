@@ -95,7 +95,7 @@ class CorpusRows:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Of the corpus, of its bank, and of the encoder that the bank was made with."""
+        """Fingerprints of the corpus, its bank, and the encoder that made the bank's vectors."""
         found = {"corpus": self.corpus.fingerprint}
         if self.bank is not None:
             found |= {"bank": self.bank.fingerprint, "encoder": self.bank.manifest["encoder"]}

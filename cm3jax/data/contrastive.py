@@ -152,7 +152,7 @@ class CoupleStream:
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Of texts, pictures and subjects."""
+        """Fingerprints of texts, pictures and subjects."""
         every = self.records
         return {"records": digest(repr(every.texts), *every.picture_marks, every.subjects)}
 

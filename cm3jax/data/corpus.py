@@ -52,7 +52,7 @@ class CorpusDocument:
     """The rendered document in the vocabulary."""
     source: str = ""
     hash: str = ""
-    """Of the raw record's content."""
+    """Hash of the raw record's content."""
     pictures: tuple[str, ...] = ()
     """Hashes of its pictures' pixels (`RawRecord.pictures`)."""
 
@@ -204,7 +204,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """Of the content of all files and of which records are used."""
+        """Fingerprint of the content of all files and of which records are used."""
         return digest(json.dumps(self.manifest["files"], sort_keys=True), self._kept)
 
     def only(self, kind: str) -> "Corpus":

@@ -43,7 +43,7 @@ class Position:
     row: int = 0
     """Rows (or records) of this block that were given; of a mixture, all rows that were given."""
     parts: tuple["Position", ...] = ()
-    """Of a mixture that has begun: the position in each of its corpora."""
+    """In a mixture that has begun: the position in each of its corpora."""
 
     @property
     def place(self) -> str:

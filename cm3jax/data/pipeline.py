@@ -45,7 +45,7 @@ class Stream(Protocol):
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Of what is read, by name; another life of a run must read the same."""
+        """Fingerprints of what is read, by name; another life of a run must read the same."""
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """Batches from `position` on, without end, or none at all where nothing is held back."""
@@ -105,7 +105,7 @@ class RecordStream:
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Of the arrays."""
+        """The fingerprint of the arrays."""
         return {"records": digest(*self.arrays.keys(), *self.arrays.values())}
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
@@ -265,7 +265,7 @@ class CorpusStream:
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Of every corpus, of its bank, and of the encoder that the bank was made with."""
+        """Fingerprints of every corpus, its bank, and the encoder that made the bank's vectors."""
         if len(self.corpora) == 1:
             return self.corpora[0].fingerprints
         return {

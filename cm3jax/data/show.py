@@ -58,7 +58,7 @@ class Piece:
     weight: float
     """With which the loss counts them as targets; 0 for what the model is given."""
     place: int
-    """Of image codes: where in its picture the first one stands, row-major, masks undone. Of a
+    """For image codes: where in its picture the first one stands, row-major, masks undone. Of a
     picture that the beginning of a stream row cuts, where in what is left."""
 
 

@@ -64,9 +64,9 @@ class RawRecord:
     source: str
     licence: str
     held_out: bool = False
-    """Of a bank: shown at generation alone, never beside a training record."""
+    """Whether a bank's document is shown at generation only, never beside a training record."""
     hash: str = ""
-    """Of the segments' content."""
+    """Hash of the segments' content."""
 
     @property
     def pictures(self) -> tuple[str, ...]:

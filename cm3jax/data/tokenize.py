@@ -67,7 +67,7 @@ class TokenisedBatch:
     """Records of a source that can be prepared, by number, and the others."""
 
     numbers: Int[np.ndarray, " M"]
-    """Of the records, in their source."""
+    """The records' numbers in their source."""
     items: list[Tokenised]
     refused: dict[str, str]
     """Keys of the others, with the reason."""

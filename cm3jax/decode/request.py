@@ -33,7 +33,7 @@ class Request:
 
     @property
     def prefixes(self) -> list[Int[np.ndarray, " _"]]:
-        """Of all streams, the conditional one first."""
+        """The prefixes of all streams, the conditional one first."""
         return [self.prefix, *(guide.prefix for guide in self.guides)]
 
     @property

@@ -16,7 +16,7 @@ def clip_scores(
 
 
 def perplexities(logprobs: Sequence[float], lengths: Sequence[int]) -> Float[np.ndarray, " B"]:
-    """Of samples by their log-probabilities in nats and sampled ids: lower is better."""
+    """Perplexities of samples, from log-probabilities in nats and counts of sampled ids."""
     return np.exp(-np.asarray(logprobs, float) / np.maximum(1, np.asarray(lengths)))
 
 

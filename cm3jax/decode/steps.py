@@ -64,7 +64,7 @@ class New:
     """The last id of a prompt is fed by the first step, so that all steps are alike."""
     slots: Int[Array, " new"]
     rows: RowConstants
-    """Of their samples, prompt by prompt."""
+    """The constants of their samples, prompt by prompt."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["ids", "logprobs", "free"], meta_fields=[])

@@ -30,7 +30,7 @@ class Reading:
     scene: Scene | None
     problem: str = ""
     distance: float = 0.0
-    """Of the worst cell to its patch, root mean square over its values of 0 to 255."""
+    """Distance of the worst cell to its patch: root mean square over values of 0 to 255."""
 
 
 def read_scene(image: UInt8[np.ndarray, "S S 3"]) -> Reading:

@@ -28,7 +28,7 @@ from cm3jax.tasks.questions import explained
 from cm3jax.tasks.task import Case, Value
 
 SPLITS = ("train", "validation", "prompts")
-"""Of training, of its validation loss, and held out for evaluation."""
+"""Cases for training, for its validation loss, and held out for evaluation."""
 
 CLASS_COLOURS = dict(zip(SHAPES, COLOURS, strict=True))
 """Colours of the classes in a segmentation map, on white."""
@@ -147,7 +147,7 @@ def _caption(rng: random.Random, split: str, size: int) -> Made:
 
 
 def _long_caption(rng: random.Random, split: str, size: int) -> Made:
-    """Of two to four shapes, with the first relation of each shape to the next."""
+    """A caption of two to four shapes, with the first relation of each shape to the next."""
     while len((scene := _plain(rng, split)).shapes) < 2:
         continue
     every = relations(scene)

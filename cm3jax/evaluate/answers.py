@@ -140,7 +140,7 @@ def _rows(
 def _stamp(
     made: epath.PathLike, annotations: epath.PathLike, answers: Mapping[Any, str], reader: str
 ) -> Protocol:
-    """Of what a file says nobody knows how it was made, and the stamp says so."""
+    """The protocol of a file's answers: nobody knows how they were made, and the stamp says so."""
     return Protocol(
         prompts=f"{len(answers)} of {epath.Path(annotations).name}",
         prompts_hash=digest(epath.Path(annotations).read_bytes(), *map(str, answers)),

@@ -30,9 +30,9 @@ class CaptionScores:
     """For BLEU, of each caption: matched and possible runs of 1 to 4 words, words, and words of
     the reference nearest in length."""
     rouge_l: tuple[float, ...]
-    """Of each caption; their mean is the set's."""
+    """ROUGE-L of each caption; their mean is the set's."""
     cider: tuple[float, ...]
-    """Of each caption; their mean is the set's, 10 at most."""
+    """CIDEr-D of each caption, at most 10; their mean is the set's."""
 
     @property
     def bleu(self) -> tuple[float, ...]:

@@ -25,7 +25,7 @@ def cases_page(
 _CHOSEN = (
     "Not a sample: cases chosen to show what goes wrong and what goes right; scores count all."
 )
-"""Of results that were stored without a note."""
+"""The note for results that were stored without one."""
 
 
 def figures_of(figures: Sequence[Figure], kind: str) -> list[Html]:

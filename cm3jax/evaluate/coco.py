@@ -19,7 +19,7 @@ class Caption:
     """One caption of a picture."""
 
     id: int
-    """Of the annotation."""
+    """The annotation's id."""
     text: str
     file: str
     """Name of the picture's file; empty where `images` does not say it."""
@@ -33,7 +33,7 @@ class Captions:
     total: int
     """Captions in the file."""
     seed: int
-    """Of the choice."""
+    """Seed of the choice."""
     file: str
     """Name of the caption file."""
     left_out: str = ""
@@ -41,7 +41,7 @@ class Captions:
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that is asked."""
+        """Fingerprint of everything that is asked."""
         return digest(*(part for one in self.chosen for part in (str(one.id), one.text)))
 
 

@@ -54,7 +54,7 @@ class Model:
     records: int | None = None
     """Records that it was trained on."""
     parameters: int | None = None
-    """Of the decoder."""
+    """Number of the decoder's parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +205,7 @@ def from_run(
     """Draw what is missing of this process's share, for every number of documents.
 
     `bank` replaces the run's; `guidance` its scale; the devices of `mesh` share the drawing.
-    Raises `UserError` as `generate.load`, and without an encoder to choose samples by.
+    Raises `UserError` as `cm3jax.load`, and without an encoder to choose samples by.
     """
     generator = generation.load(run_dir, bank, mesh)
     encoder = exam.encoder

@@ -70,7 +70,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: Float[np.ndarray, "B D"], weights: np.ndarray | None = None) -> "Moments":
-        """Of a piece of the stream; `weights` say how often each row counts."""
+        """Moments of a piece of the stream; `weights` say how often each row counts."""
         x = features.astype(np.float64)
         times = np.ones(len(x)) if weights is None else weights.astype(np.float64)
         count = float(times.sum())
@@ -79,7 +79,7 @@ class Moments:
         return cls(count, mean, (x * times[:, None]).T @ x)
 
     def __add__(self, other: "Moments") -> "Moments":
-        """Of both pieces (Chan, Golub and LeVeque's update, which does not cancel)."""
+        """Moments of both pieces (Chan, Golub and LeVeque's update, which does not cancel)."""
         count = self.count + other.count
         if not count:
             return self
@@ -98,7 +98,7 @@ class Moments:
 
 
 def moments(pieces: Iterable[Float[np.ndarray, "_ D"]], width: int) -> Moments:
-    """Of all pieces of a stream of features of `width`."""
+    """Moments of all pieces of a stream of features of `width`."""
     total = Moments(0.0, np.zeros(width), np.zeros((width, width)))
     for piece in pieces:
         total += Moments.of(piece)

@@ -41,7 +41,7 @@ class InceptionWeights:
     """Imported weights."""
 
     width: int
-    """Of the network, 32 unless it is a toy."""
+    """The network's width, 32 unless it is a toy."""
     variables: dict[str, Any]
     used: tuple[str, ...]
     """Names of the tensors that became parameters, in the file's spelling."""
@@ -50,7 +50,7 @@ class InceptionWeights:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of every tensor in use."""
+        """Fingerprint of every tensor in use."""
         tensors = to_tensors(self.variables)
         return digest(*(part for name in self.used for part in (name, tensors[name])))
 

@@ -196,7 +196,7 @@ def code_version() -> str:
 
 
 def tree_fingerprint(variables: Any) -> str:
-    """Of every array in a tree, and of its place there."""
+    """Fingerprint of every array in a tree and its place there."""
     leaves = jax.tree.leaves_with_path(variables)
     return digest(
         *(part for path, leaf in leaves for part in (jax.tree_util.keystr(path), np.asarray(leaf)))

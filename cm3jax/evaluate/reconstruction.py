@@ -179,7 +179,7 @@ def _figures(
 def _usage(
     codes: Int[np.ndarray, "B T"], count: int, label: str, protocol: Protocol
 ) -> dict[str, Score]:
-    """Of these pictures alone: facts, without an interval to either side."""
+    """Scores of these pictures only: facts, without an interval to either side."""
     return {
         f"{name}.{label}": Score(
             float(value), len(codes), None, (float(value), float(value)), protocol

@@ -90,7 +90,7 @@ class Generated:
 
     @property
     def perplexity(self) -> float:
-        """Of the sampled ids."""
+        """Perplexity of the sampled ids."""
         return float(rerank.perplexities([self.logprob], [self.sampled])[0])
 
 

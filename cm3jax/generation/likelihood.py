@@ -66,7 +66,7 @@ class Likelihood:
         read: Int[Array, "B T"],
         said: Int[Array, "B T"],
     ) -> Float[Array, "B T"]:
-        """Of the ids `said` after the ids `read`, which follow prompts."""
+        """Log-probabilities of the ids `said` after the ids `read`, which follow prompts."""
         apply = self._model.apply
         _, prefix = apply(variables, prompts, lengths, method="prefill")
         cache = start_cache(prefix, lengths, samples=1, capacity=read.shape[1])

@@ -47,7 +47,7 @@ class Shown:
 
 
 Segments = tuple[Words | Shown, ...]
-"""Of a document, in order."""
+"""The segments of a document, in order."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,9 +58,9 @@ class Checkpoint:
     names: Mapping[str, int]
     """The vocabulary_map."""
     places: list[Place]
-    """Of the decoder."""
+    """Where the decoder's arrays are."""
     image_places: list[Place]
-    """Of the image tokenizer."""
+    """Where the image tokenizer's arrays are."""
     tensors: dict[str, tensors.Tensor]
     report: list[Key]
 

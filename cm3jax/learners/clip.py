@@ -77,7 +77,7 @@ class CLIPLearner:
 
     @property
     def work(self) -> StepCost:
-        """Of one global batch."""
+        """The cost of one global batch."""
         config = self.experiment.clip
         length = text_length(max(map(len, self.records.texts)), config)
         return couple_work(config, 2 * self.experiment.data.batch, length)

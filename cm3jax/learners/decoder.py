@@ -40,12 +40,12 @@ class DecoderLearner:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Of the vocabulary and of both tokenizers."""
+        """Fingerprints of the vocabulary and of both tokenizers."""
         return self.vocab.fingerprints
 
     @property
     def work(self) -> StepCost:
-        """Of one global batch."""
+        """The cost of one global batch."""
         return decoder_work(self.experiment, self.vocab.size)
 
     def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:

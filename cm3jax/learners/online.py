@@ -84,12 +84,12 @@ class OnlineLearner:
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Of the vocabulary and of both tokenizers."""
+        """Fingerprints of the vocabulary and of both tokenizers."""
         return self.vocab.fingerprints
 
     @property
     def work(self) -> StepCost:
-        """Of one global batch, the decoder's alone."""
+        """The decoder's cost of one global batch."""
         return self.decoder.work
 
     def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:
@@ -231,7 +231,7 @@ class OnlineStream:
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Of the pairs, of the bank and of the encoder."""
+        """Fingerprints of the pairs, the bank and the encoder."""
         return {
             "records": digest(*self.arrays.values(), *self.marks),
             **self.made_with,

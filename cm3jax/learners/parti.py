@@ -41,12 +41,12 @@ class PartiLearner:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Of the vocabulary and of both tokenizers."""
+        """Fingerprints of the vocabulary and of both tokenizers."""
         return self.vocab.fingerprints
 
     @property
     def work(self) -> StepCost:
-        """Of one global batch."""
+        """The cost of one global batch."""
         model, rows = self.model, self.experiment.data.batch
         tokens = model.text_tokens + model.image_tokens
         return StepCost(rows * tokens, rows * flops_per_pair(model))

@@ -70,14 +70,14 @@ class VQGANLearner:
 
     @functools.cached_property
     def fingerprints(self) -> Mapping[str, str]:
-        """Of the LPIPS weights, if they are part of the loss; it builds on no other tokenizer."""
+        """Fingerprint of the LPIPS weights, if the loss uses them; nothing else is built on."""
         if self._lpips is None:
             return {}
         return {"lpips": digest(*jax.tree.leaves(self._lpips))}
 
     @functools.cached_property
     def work(self) -> StepCost:
-        """Of one global batch: three times the tokenizer's forward pass, as XLA counts it.
+        """The cost of one global batch: three times the tokenizer's forward pass, as XLA counts it.
 
         Discriminator and LPIPS are not counted.
         """

@@ -30,7 +30,7 @@ def truncated_normal(std: float):
 
 @cache
 def _quantiles() -> Float[np.ndarray, "65536"]:
-    """Of the standard normal cut at 3: the middles of equally likely intervals, ascending."""
+    """Middles of equally likely intervals of the standard normal cut at 3, ascending."""
     normal, count = NormalDist(), 1 << 16
     low = normal.cdf(-3.0)
     shares = low + (1 - 2 * low) * (np.arange(count) + 0.5) / count

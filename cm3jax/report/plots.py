@@ -30,7 +30,7 @@ class Plot:
     reaches 0 goes down to its end."""
 
     name: str
-    """Of its data file."""
+    """The name of its data file."""
     title: str
     x: str
     """What the axis below shows, and in which unit."""

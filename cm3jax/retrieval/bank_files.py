@@ -44,7 +44,7 @@ class BankDocument:
     held_out: bool = False
     """Found at generation alone: training never sees it as a neighbour."""
     hash: str = ""
-    """Of the raw record's content."""
+    """Hash of the raw record's content."""
     pictures: tuple[str, ...] = ()
     """Hashes of its pictures' pixels (`RawRecord.pictures`): a record is shown none of its own."""
 

@@ -318,7 +318,7 @@ class ClipEncoder:
 
     @property
     def variables(self) -> dict:
-        """Of the `CLIP`, unboxed."""
+        """The variables of the `CLIP`, unboxed."""
         return self._variables
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "B E"]:

@@ -89,7 +89,7 @@ class Samples:
     records: Int[AnyArray, " samples"]
     """Which record it is: decides the draws. In stream rows masks and draws are the row's."""
     answers: Int[AnyArray, "samples 3"] | None = None
-    """Of instruction tuning, in whole rows: where the answer starts and stops in the query, and
+    """For instruction tuning, in whole rows: where the answer starts and stops in the query, and
     whether it is recalled (1), hence the one span that is masked, or ends the query (0), which has
     no mask then. `masks` are as `answer_masks` says."""
 

@@ -107,7 +107,7 @@ class Vocab:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Of the vocabulary and of both tokenizers, as checkpoints keep them."""
+        """Fingerprints of the vocabulary and of both tokenizers, as checkpoints keep them."""
         return {
             "vocab": self.fingerprint,
             "text": self.text_fingerprint,

@@ -37,9 +37,9 @@ class Derived:
 Picture = np.ndarray | epath.Path | Derived
 """Pixels, uint8 [Y, X, 3], the file that has them, or what is computed from one."""
 Value = str | Picture | tuple[str | Picture, ...]
-"""Of a field: a text, a picture, or the segments of a story."""
+"""The value of a field: a text, a picture, or the segments of a story."""
 Part = str | Picture | Mark
-"""Of a filled template: text, picture or `<break>`."""
+"""A part of a filled template: text, picture or `<break>`."""
 
 _FIELD = re.compile(r"\{(\w+)\}|(<break>)")
 

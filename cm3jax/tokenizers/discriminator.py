@@ -22,7 +22,7 @@ class Discriminator(nn.Module):
     """Pixels in [-1, 1] to a grid of verdicts: positive for real, negative for drawn."""
 
     channels: int
-    """Of the first level; twice as many at each further one, up to 8 times."""
+    """Channels of the first level; twice as many at each further one, up to 8 times."""
     layers: int
     """Levels that halve the side."""
 

@@ -46,7 +46,7 @@ class ImageTokenizer:
 
     @property
     def variables(self) -> Mapping[str, Any]:
-        """Of the `VQGAN`, unboxed."""
+        """The variables of the `VQGAN`, unboxed."""
         return self._variables
 
     @functools.cached_property

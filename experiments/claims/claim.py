@@ -59,7 +59,7 @@ class Row:
     """One claim of the paper."""
 
     name: str
-    """Of its result file, and on the command line."""
+    """The name of its result file, and on the command line."""
     title: str
     claim: str
     """What the paper says, with its figures."""

@@ -226,7 +226,7 @@ class _Case:
     names: tuple[str, str]
     """The right one first."""
     pairs: tuple[Pair, Pair]
-    """Of the names, in their order."""
+    """The pairs of the names, in their order."""
     first: int
     """Which of the two documents comes first."""
 

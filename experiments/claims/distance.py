@@ -27,8 +27,8 @@ class Distance:
         self._extractor = f"CLIP's unit picture vectors, weights {bench.weights['clip']}"
 
     def score(self, name: str, images: UInt8[np.ndarray, "B Y X 3"], protocol: Protocol) -> Score:
-        """Of these pictures, times 1000; the interval is a bootstrap over pictures. The stamp is
-        `protocol`'s with what is compared, and by which network."""
+        """The distance of these pictures, times 1000; the interval is a bootstrap over pictures.
+        The stamp is `protocol`'s with what is compared, and by which network."""
         protocol = dataclasses.replace(
             protocol,
             reader=f"1000 × Fréchet distance to {REFERENCE} true pictures of other prompts",

@@ -58,7 +58,7 @@ class EmojiExam:
         mesh: MeshConfig | None = None,
         keep: epath.PathLike = "",
     ):
-        """`run_dir`, `bank` and `mesh` are as in `generate.load`, `seed` is the sampling's.
+        """`run_dir`, `bank` and `mesh` are as in `cm3jax.load`, `seed` is the sampling's.
 
         Samples are kept in the folder `keep`, and those that lie there not drawn again. Raises
         `UserError` where the run, its companions, the bank or the archives are missing or don't

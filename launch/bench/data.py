@@ -89,7 +89,7 @@ def _write(experiment: Experiment, records: int) -> None:
 
 
 def _time(experiment: Experiment) -> dict[str, Any]:
-    """Of rounds of a second, after one that warms up and fills what is read ahead."""
+    """Rates of rounds of a second, after one that warms up and fills what is read ahead."""
     batches = CorpusStream.open(experiment, "train").batches(Position())
     rates = [_round(batches) for _ in range(1 + _ROUNDS)][1:]
     return {"tokens_per_second": statistics.median(rates), "rounds": rates}

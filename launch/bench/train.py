@@ -46,7 +46,7 @@ class Side:
 
     losses: list[float]
     seconds: list[float]
-    """Of each timed step, from the call to its loss on the host."""
+    """Seconds of each timed step, from the call to its loss on the host."""
 
 
 def make_learner(options: argparse.Namespace) -> DecoderLearner:

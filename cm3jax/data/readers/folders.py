@@ -37,7 +37,7 @@ class PictureFolder:
         found = (file for depth in _DEPTHS for file in path.glob(depth))
         names = {name for f in found if not is_hidden(name := str(f.relative_to(path)))}
         self.names = sorted(n for n in names if n.lower().endswith(PICTURES))
-        """Of the pictures, relative to the folder."""
+        """Paths of the pictures, relative to the folder."""
         self._texts = names & {_text_file(name) for name in self.names}
         self._bare = not self._texts and not any(map(_folder, self.names))
 

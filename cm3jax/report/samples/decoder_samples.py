@@ -22,7 +22,7 @@ from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 from cm3jax.training.state import TrainState
 
 _GREY = 128
-"""Of the parts of a picture whose codes are elsewhere in the row."""
+"""Grey of the parts of a picture whose codes are elsewhere in the row."""
 
 
 def illustrator(learner: DecoderLearner) -> Callable[[TrainState], Sequence[Illustration]]:

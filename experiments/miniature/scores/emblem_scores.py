@@ -67,7 +67,7 @@ def evaluate(
 ) -> Evaluation:
     """All scores of a trained decoder over `count` prompts of each kind.
 
-    `run_dir`, `bank` and `mesh` are as in `generate.load`; `seed` is the sampling's. Samples are
+    `run_dir`, `bank` and `mesh` are as in `cm3jax.load`; `seed` is the sampling's. Samples are
     kept in the folder `keep`, and those that lie there not drawn again. `say` gets a line per
     score. Raises `UserError` where the run, its companions or the bank are missing or don't match.
     """
