@@ -19,7 +19,7 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
     return dataclasses.asdict(experiment)
 
 
-def from_dict(values: dict[str, Any], what: str = "the config") -> Experiment:
+def from_dict(values: Any, what: str = "the config") -> Experiment:
     """The experiment that `to_dict` wrote; `what` names the file in errors.
 
     Fields that are absent take their defaults, so that old runs stay readable when a field is
