@@ -92,7 +92,8 @@ def _number(one: dict[str, Any], field: str) -> int | None:
     """An id of a row as a number; None where it is none."""
     value = one.get(field)
     try:
-        return None if isinstance(value, bool | list | dict | None) else int(value)
+        number = None if isinstance(value, bool | list | dict | None) else int(value)
+        return None if isinstance(value, float) and number != value else number  # 1.5
     except (TypeError, ValueError, OverflowError):
         return None
 

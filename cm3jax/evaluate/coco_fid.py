@@ -240,6 +240,8 @@ def _setting(
     }
     if documents:
         origin["bank"] = generator.retriever.bank.fingerprint
+        settings = sampling(None, generator.retriever.config)["settings"]
+        origin |= {name: str(value) for name, value in settings.items()}
     if max(samples) > 1:
         origin["reranker"] = exam.encoder.fingerprint
     return Setting(documents, tuple(sorted(set(samples))), seed, generator.decode, origin)

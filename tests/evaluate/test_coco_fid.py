@@ -1,5 +1,6 @@
 """The COCO protocol from the command line, on an untrained chain and a narrow Inception."""
 
+import dataclasses
 import json
 import re
 
@@ -20,6 +21,7 @@ from cm3jax.evaluate.fid import Gaussian
 from cm3jax.evaluate.inception_weights import load_inception, shapes
 from cm3jax.evaluate.pictures import Features
 from cm3jax.evaluate.protocol import scores_from_json
+from cm3jax.generation import generator as generation
 from launch.evaluate import run
 from tests.evaluate import inputs
 from tests.pages import require_sound
@@ -150,6 +152,21 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_pictures(home, outcome, mon
     monkeypatch.setattr(coco_fid, "code_version", lambda: "0.1.0+another")
     with pytest.raises(UserError, match="drawn with other code;"):
         from_run(home, out)
+
+
+def test_pictures_of_another_retrieval_are_another_setting(home, tmp_path):
+    """What the stamp says of retrieval holds for every picture in the folder, too."""
+    generator = generation.load(home / "decoder")
+    extractor = Extractor(load_inception(home / "inception.safetensors"))
+    captions = read_captions(home / "captions.json")
+    exam = Exam(captions, extractor, None, str(home / "val"), 16, epath.Path(tmp_path))
+    one = coco_fid._setting(generator, "w", exam, 1, (1,), 0)
+    none = coco_fid._setting(generator, "w", exam, 0, (1,), 0)
+    generator.retriever.config = dataclasses.replace(generator.retriever.config, pool=7)
+    other = coco_fid._setting(generator, "w", exam, 1, (1,), 0)
+    changed = {name for name in other.origin if other.origin[name] != one.origin[name]}
+    assert changed == {"retrieval.pool"}
+    assert coco_fid._setting(generator, "w", exam, 0, (1,), 0) == none
 
 
 @pytest.mark.slow
@@ -289,6 +306,7 @@ def test_captions_that_cannot_be_asked_are_left_out_and_said(tmp_path):
         ("5", 99, "no such picture"),
         (None, 8, "x"),
         ([6], 8, "x"),
+        (9.5, 8, "x"),
     ]
     annotations = [dict(zip(("id", "image_id", "caption"), row, strict=True)) for row in rows]
     images = [{"id": 5, "file_name": "a.jpg"}, {"id": 6}, "no object"]
@@ -300,7 +318,7 @@ def test_captions_that_cannot_be_asked_are_left_out_and_said(tmp_path):
         (1, "one", ""),
         (5, "no such picture", ""),
     ]
-    for said in ("1 left out: another has its id", "2 left out: it has no text", "3 left out: it"):
+    for said in ("1 left out: another has its id", "2 left out: it has no text", "4 left out: it"):
         assert said in found.left_out
     path.write_text(json.dumps([1]))
     with pytest.raises(UserError, match="is not COCO's format"):
