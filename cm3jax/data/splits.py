@@ -54,7 +54,8 @@ def split_records(readers: Sequence[Reader], data: DataConfig, seed: int) -> Spl
         pictures.add(number, facts.pictures or (f"\0{number}",))
         subjects.add(number, facts.subjects)
     split = np.frombuffer(given, np.int8) if given else np.zeros(0, np.int8)
-    if not (split == _VALIDATION).any():
+    held = split == _VALIDATION
+    if not held.any():
         by = subjects if data.hold_back == "subjects" else pictures
         if by is subjects and len(split) and not len(subjects):
             raise UserError(
@@ -62,8 +63,7 @@ def split_records(readers: Sequence[Reader], data: DataConfig, seed: int) -> Spl
                 "add them, or use data.hold_back=pictures."
             )
         held = by.every(_HELD_BACK, split == _FREE)
-        held = pictures.sharing(held) & (split == _FREE)
-        split = np.where(held, _VALIDATION, split)
+    split = np.where(pictures.sharing(held) & (split == _FREE), _VALIDATION, split)
     train = np.flatnonzero((split == _FREE) | (split == _TRAIN))
     kept = train
     if len(train) > data.records:

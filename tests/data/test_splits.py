@@ -89,6 +89,19 @@ def test_a_record_says_its_split(tmp_path):
     assert not any(splits["train"][i].held_out for i in range(len(splits["train"])))
 
 
+def test_other_captions_of_a_picture_for_validation_are_for_validation(tmp_path):
+    """Where one of its lines says so, and the others nothing, none is trained on."""
+    _write(tmp_path, 20)
+    path = tmp_path / "captions.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[7]["split"] = "validation"  # the first caption of picture 7
+    lines[20 + 5]["split"] = "train"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    splits = _open(tmp_path)
+    assert _pictures(splits["validation"]) == ([7], CAPTIONS)
+    assert _pictures(splits["train"]) == ([i for i in range(20) if i != 7], 19 * CAPTIONS)
+
+
 def test_an_unknown_split_is_refused_by_name(tmp_path):
     splits = _open(_write(tmp_path, 3, field=lambda i: {"split": "exam"} if i == 0 else {}))
     with pytest.raises(UserError, match="line 1 has the split 'exam', none of train, bank, valid"):
