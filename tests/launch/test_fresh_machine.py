@@ -85,7 +85,7 @@ def trained(run: str) -> Callable[[str, Path], None]:
 
 
 def prepared(folder: str, records: int) -> Callable[[str, Path], None]:
-    """Requires a corpus of so many records, each with neighbours, and its memory bank."""
+    """Requires a corpus of this many training records, and its memory bank."""
 
     def check(said: str, clone: Path) -> None:
         report = json.loads((clone / folder / "corpus-report.json").read_text())
