@@ -37,10 +37,11 @@ class Gaussian:
 
     @classmethod
     def load(cls, path: epath.PathLike) -> "Gaussian":
-        """Read such a file; `UserError` when it is missing, damaged, or of another form or NaN."""
+        """Read such a file; `UserError` when it is missing, damaged, of another form, NaN, or has a
+        `sigma` that is no covariance."""
         try:
             with epath.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                mean, covariance = np.float64(stored["mu"]), np.float64(stored["sigma"])
+                mean, covariance = (_real(stored[name]) for name in ("mu", "sigma"))
         except (OSError, TypeError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"{path} holds no statistics ({type(error).__name__}); give an .npz file with `mu` "
@@ -56,7 +57,25 @@ class Gaussian:
                 f"{path} has mu or sigma with NaN or infinity, of which no distance can be made; "
                 "make the statistics again."
             )
+        # An eigendecomposition reads one triangle only and would hide the other.
+        apart = np.abs(covariance - covariance.T).max(initial=0)
+        if (
+            not mean.size
+            or apart > 1e-3 * np.abs(covariance).max()
+            or (covariance.diagonal() < 0).any()
+        ):
+            raise UserError(
+                f"{path} has a sigma that is no covariance (symmetric, no variance below 0); make "
+                "the statistics again."
+            )
         return cls(mean, covariance)
+
+
+def _real(numbers: np.ndarray) -> np.ndarray:
+    """As float64; `TypeError` for complex numbers, which a cast would cut in half."""
+    if np.iscomplexobj(numbers):
+        raise TypeError("complex numbers")
+    return np.float64(numbers)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -274,3 +274,20 @@ def test_statistics_with_nan_are_refused(tmp_path, bad):
         np.savez(tmp_path / "s.npz", mu=mu, sigma=sigma)
         with pytest.raises(UserError, match="NaN or infinity"):
             Gaussian.load(tmp_path / "s.npz")
+
+
+@pytest.mark.parametrize(
+    ("mu", "sigma", "said"),
+    [
+        (np.zeros(2), np.array([[1.0, 9.0], [0.0, 1.0]]), "no covariance"),
+        (np.zeros(2), -np.eye(2), "no covariance"),
+        (np.zeros(0), np.zeros((0, 0)), "no covariance"),
+        (np.zeros(2) + 1j, np.eye(2), "holds no statistics"),
+    ],
+    ids=["triangle", "negative", "empty", "complex"],
+)
+def test_statistics_that_no_pictures_have_are_refused(tmp_path, mu, sigma, said):
+    """An eigendecomposition reads one triangle, and a cast drops imaginary parts, silently."""
+    np.savez(tmp_path / "s.npz", mu=mu, sigma=sigma)
+    with pytest.raises(UserError, match=said):
+        Gaussian.load(tmp_path / "s.npz")
