@@ -25,10 +25,7 @@ _FILE_BYTES = 5 << 30
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
     """A file that must hold one JSON object."""
-    try:
-        value = read_json(path, what)
-    except (OSError, RecursionError):
-        raise UserError(f"{path} can't be read as JSON; get {what} again.") from None
+    value = read_json(path, what)
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object; get {what} again.")
     return value

@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -53,6 +54,15 @@ esac
 }
 
 
+# A shell cannot trap what is ignored when it starts, as in a test run in the background.
+HEEDING = (
+    "import os, signal, sys\n"
+    "for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):\n"
+    "    signal.signal(number, signal.SIG_DFL)\n"
+    "os.execvp(sys.argv[1], sys.argv[1:])"
+)
+
+
 class Machine:
     """A folder in which scripts run with the stubs alone, and what the stubs were called with."""
 
@@ -70,7 +80,7 @@ class Machine:
 
     def start(self, script: str, **variables: str) -> subprocess.Popen:
         return subprocess.Popen(
-            ["bash", "-c", script, "job.sh"],
+            [sys.executable, "-c", HEEDING, "bash", "-c", script, "job.sh"],
             cwd=self.path,
             env=self.environment | variables,
             stdout=subprocess.PIPE,
