@@ -5,6 +5,7 @@ A user's mistake ends a command with one sentence and code 2.
 
 import ctypes
 import errno
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -46,7 +47,10 @@ def main(command: Callable[[list[str]], None]) -> None:
     """
     # What libraries recommend is not for users, and what fails in their threads is raised too.
     absl.logging.set_verbosity(absl.logging.FATAL)
-    sys.excepthook = _excepthook
+    logging.getLogger("asyncio").setLevel(
+        logging.CRITICAL
+    )  # the other arrays of a failed checkpoint
+    sys.unraisablehook = _unraisablehook
     prepare()  # before anything starts a backend of jax
     try:
         command(sys.argv[1:])
@@ -63,11 +67,11 @@ def main(command: Callable[[list[str]], None]) -> None:
         sys.exit(2)
 
 
-def _excepthook(kind: type[BaseException], error: BaseException, *rest: Any) -> None:
+def _unraisablehook(unraisable: Any) -> None:
     """As Python's, but silent on what a failed checkpoint, which is raised, leaves behind:
     tensorstore's threads tell of the other arrays to a loop that orbax has closed."""
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, *rest)
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def user_sentence(error: BaseException) -> str | None:

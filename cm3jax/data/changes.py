@@ -2,12 +2,22 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
-from cm3jax.data.readers.items import Made
 from cm3jax.io.files import digest
+
+
+class Made(NamedTuple):
+    """What a record is read from, without reading its pictures."""
+
+    name: str
+    """Its file, or its place; several records may share it."""
+    state: str
+    """Another one when the record's files change: lines, sizes, times."""
+
 
 SOURCE = "source"
 """The column of states in a bank or a corpus."""

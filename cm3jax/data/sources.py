@@ -28,10 +28,10 @@ import numpy as np
 from etils import epath
 
 from cm3jax.config import DataConfig
+from cm3jax.data.changes import Made
 from cm3jax.data.readers.folders import PictureFolder
 from cm3jax.data.readers.items import (
     BadRecord,
-    Made,
     RawItem,
     Reader,
     decode_item,

@@ -265,7 +265,7 @@ def test_texts_never_become_control_tokens(generator):
 def test_it_reads_pictures_like_its_float32_self(generator):
     pictures = np.round((cases.scenes(4) + 1) * 127.5).astype(np.uint8)
     encode = functools.partial(VQGAN(generator.image.config).apply, method="encode")
-    where = hf_chameleon.vqgan.places(generator.image.config)
+    where = hf_chameleon.taming_vqgan.places(generator.image.config)
     weights = foreign.state("vq")
     arrays = foreign.tree({place.path: foreign.read(place, weights) for place in where})
     arrays["codebook"]["quantiser"]["uses"] = np.ones(cases.CODES, np.float32)

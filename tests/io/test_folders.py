@@ -52,7 +52,7 @@ def holder():
     started = []
 
     def start(folder):
-        root = Path(__file__).parents[1]
+        root = Path(__file__).parents[2]
         process = subprocess.Popen(
             [sys.executable, "-c", HOLDER, str(folder)],
             stdout=subprocess.PIPE,
@@ -116,14 +116,17 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_parent(tmp_path):
         "import os, signal, sys, time\n"
         "from cm3jax.io.folders import hold\n"
         "with hold(sys.argv[1], 'parent'):\n"
+        "    up, tell = os.pipe()\n"
         "    child = os.fork()\n"
         "    if child == 0:\n"
+        "        os.write(tell, b'!')\n"
         "        time.sleep(30)\n"
         "        os._exit(0)\n"
+        "    os.read(up, 1)\n"
         "    print(child, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     env = os.environ | {"PYTHONPATH": str(root)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=env) as parent:

@@ -9,7 +9,7 @@ import pytest
 
 from cm3jax.training.program_cache import cache_dir
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHOW = (
     "print(jax.config.jax_compilation_cache_dir,"
     " jax.config.jax_persistent_cache_min_compile_time_secs)"

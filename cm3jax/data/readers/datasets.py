@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from cm3jax.data.readers.items import BadRecord, Facts, Made, RawItem, file_mark, first_text
+from cm3jax.data.changes import Made
+from cm3jax.data.readers.items import BadRecord, Facts, RawItem, file_mark, first_text
 from cm3jax.data.readers.lines import origin
 from cm3jax.errors import UserError
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from cm3jax.data.changes import Made
 from cm3jax.data.readers import tars
 from cm3jax.data.readers.items import (
     BadRecord,
     Facts,
-    Made,
     RawItem,
     file_mark,
     is_hidden,

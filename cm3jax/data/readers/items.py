@@ -18,6 +18,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax.config import DataConfig
+from cm3jax.data.changes import Made
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
 from cm3jax.io.texts import (
@@ -79,15 +80,6 @@ class Facts(NamedTuple):
     subjects: tuple[str, ...] = ()
     split: str = ""
     """`train`, `validation` or `bank`, if it says."""
-
-
-class Made(NamedTuple):
-    """What a record is read from, without reading its pictures."""
-
-    name: str
-    """Its file, or its place; several records may share it."""
-    state: str
-    """Another one when the record's files change: lines, sizes, times."""
 
 
 @runtime_checkable

@@ -15,10 +15,10 @@ from typing import Any
 
 from etils import epath
 
+from cm3jax.data.changes import Made
 from cm3jax.data.readers.items import (
     BadRecord,
     Facts,
-    Made,
     RawItem,
     file_mark,
     first_text,
