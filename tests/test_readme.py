@@ -1,4 +1,4 @@
-"""What the README shows works: its Python runs, its commands and links exist."""
+"""What README and docs show works: their Python runs, their commands and links exist."""
 
 import importlib.util
 import re
@@ -13,13 +13,41 @@ from launch.cli import parse_experiment
 from launch.report import RESULTS, ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-COMMANDS = [
-    line.split("#")[0].strip()
-    for block in re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    for line in block.splitlines()
-]
+PAGES = {
+    name: (ROOT / name).read_text()
+    for name in (
+        "README.md",
+        *("docs/quickstart.md", "docs/training.md", "docs/data.md", "docs/generation.md"),
+        *("docs/converting.md", "docs/tasks.md", "docs/evaluation.md", "docs/claims.md"),
+        *("docs/pods.md", "docs/benchmarks.md", "docs/glossary.md"),
+        *("ARCHITECTURE.md", "CONTRIBUTING.md"),
+    )
+}
+"""The manual, in the order in which it is read."""
+README = PAGES["README.md"]
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", PAGES["docs/pods.md"], re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    return [
+        line.split("#")[0].strip()
+        for block in re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        for line in block.splitlines()
+    ]
+
+
+COMMANDS = [line for name in PAGES if name.startswith("docs/") for line in commands(PAGES[name])]
+
+
+def test_every_page_is_part_of_the_manual():
+    assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} <= PAGES.keys()
+    assert all(name in README for name in PAGES if name != "README.md")
+    assert README.count("\n") <= 150
+
+
+def test_readme_s_commands_are_the_docs():
+    mine = [line for line in commands(README) if not line.startswith("pip install")]
+    assert set(mine) <= set(COMMANDS)
 
 
 def test_snippets_run_in_order(tmp_path, monkeypatch):
@@ -27,10 +55,10 @@ def test_snippets_run_in_order(tmp_path, monkeypatch):
     names = {}
     assert SNIPPETS
     for snippet in SNIPPETS:
-        exec(compile(snippet, "README.md", "exec"), names)
+        exec(compile(snippet, "docs/pods.md", "exec"), names)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", dict.fromkeys([*commands(README), *COMMANDS]))
 def test_command_exists(command):
     words = shlex.split(command)
     if words[0] == "bash":
@@ -43,13 +71,12 @@ def test_command_exists(command):
         assert words[:2] == ["pip", "install"]
 
 
-def test_links_and_files_exist():
-    links = re.findall(r"\]\((?!https:)([^)#]+)\)", README)
-    files = re.findall(r"`((?:cm3jax|launch|experiments)/[\w/.]+\.\w+)`", README)
-    assert links
-    assert files
-    for path in (*links, *files):
-        assert (ROOT / path).exists(), f"README names {path}, which is not there"
+@pytest.mark.parametrize("name", PAGES)
+def test_links_and_files_exist(name):
+    links = re.findall(r"\]\((?!https:)([^)#]+)\)", PAGES[name])
+    files = re.findall(r"`((?:cm3jax|launch|experiments|tests)/[\w/.]+\.\w+)`", PAGES[name])
+    for path in (*((ROOT / name).parent / link for link in links), *(ROOT / f for f in files)):
+        assert path.exists(), f"{name} names {path}, which is not there"
 
 
 def test_its_table_of_claims_is_the_page_s():
@@ -58,8 +85,10 @@ def test_its_table_of_claims_is_the_page_s():
         if (RESULTS / f"{row.name}.json").exists():
             result = Result.load(RESULTS / f"{row.name}.json")
             said[row.title] = (row.headline(result.measured.scores), verdict(row, result))
-    table = README.partition("| claim | here | reproduced |\n|---|---|---|\n")[2].partition("\n\n")[
-        0
-    ]
+    table = (
+        PAGES["docs/claims.md"]
+        .partition("| claim | here | reproduced |\n|---|---|---|\n")[2]
+        .partition("\n\n")[0]
+    )
     cells = [[part.strip() for part in line.strip("|").split("|")] for line in table.splitlines()]
     assert {title: tuple(rest) for title, *rest in cells} == said

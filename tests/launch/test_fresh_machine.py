@@ -1,4 +1,5 @@
-"""README's commands in order, after a small quickstart in a fresh clone: they make what it says."""
+"""The manual's commands in order, after a small quickstart in a fresh clone: they make what it
+says."""
 
 import json
 import os
