@@ -247,9 +247,10 @@ def _newest_sound(
 
 
 def _set_aside(path: epath.Path) -> None:
-    aside = path.parent / f"damaged-{path.name}"
-    if aside.exists():
-        aside.rmtree()
+    aside, number = path.parent / f"damaged-{path.name}", 1
+    while aside.exists():  # an earlier life's; it may be all that is left of something
+        number += 1
+        aside = path.parent / f"damaged-{path.name}.{number}"
     path.rename(aside)
 
 

@@ -38,6 +38,9 @@ that is not there do nothing. For runs on GPUs that resume bitwise, add
 `XLA_FLAGS=--xla_gpu_deterministic_ops=true`, which costs speed."""
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def main(command: Callable[[list[str]], None]) -> None:
     """Run `command` on the process's arguments; the last line of every launch module.
 
@@ -80,13 +83,15 @@ def user_sentence(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}; {_remedy(error)}."
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return f"a file cannot be written ({error.strerror}); {_remedy(error)}."
     if isinstance(error, ImportError) and "gcsfs" in str(error):
         return "paths on gs:// need the package gcsfs; install it, or give a local path."
     return None
 
 
 def _remedy(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in _FULL:
         return "make room there and start again; what was complete is kept"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "mend its permissions, or give another path"

@@ -28,6 +28,8 @@ from cm3jax.sequence.document import ImagePath, parse_prompt
 from cm3jax.sequence.vocab import Modality
 from launch import contact
 
+_SHEET = "contact.png"
+
 
 class Gallery:
     """A folder that fills with the samples of one call; `recipe` is what they share."""
@@ -47,6 +49,15 @@ class Gallery:
         self._written = 0
         self._samples: list[tuple[int, Generated]] = []
         self._previews: set[epath.Path] = set()
+
+    def require_ours(self) -> None:
+        """Raise `UserError` if a contact sheet would be written over a picture of somebody else's,
+        before anything is drawn."""
+        sheet, log = self._out / _SHEET, self._out / "samples.jsonl"
+        if sheet.exists() and not log.exists():
+            raise UserError(
+                f"{sheet} is not of this program and would be written over; give another --out."
+            )
 
     @property
     def count(self) -> int:
@@ -105,8 +116,8 @@ class Gallery:
         if sum(len(row.documents) + len(row.pictures) for row in rows) > 1 and any(
             row.pictures for row in rows
         ):
-            self._put(self._out / "contact.png", png(contact.sheet(rows)))
-            yield str(self._out / "contact.png")
+            self._put(self._out / _SHEET, png(contact.sheet(rows)))
+            yield str(self._out / _SHEET)
 
     def _rank(self, by: Literal["clip", "perplexity"]) -> None:
         for index, prompt in enumerate(self._prompts):

@@ -10,6 +10,7 @@ report from its `metrics.json` and `results/`.
 """
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from cm3jax.data.prepare import is_prepared, prepare
 from cm3jax.errors import UserError
 from cm3jax.evaluate.results import Evaluation
 from cm3jax.io.files import read_json, write_atomic, write_json
+from cm3jax.io.folders import delete, files_below
 from experiments.claims import (
     bank_swap,
     control,
@@ -160,8 +162,14 @@ def measure(row: Row, options: Options, results: epath.PathLike = RESULTS, **siz
     bench = Bench(MINIATURE / "weights", options.data, keep, say, runs=options.runs, **size)
     result = Result.of(row, bench, row.measure(bench), seconds())
     result.save(epath.Path(results) / f"{row.name}.json")
-    keep.rmtree()  # or the next time nothing would be measured
+    delete(keep, _kept)  # or the next time nothing would be measured
     return result
+
+
+def _kept(folder: epath.Path) -> list[str] | None:
+    """The files of a measurement, journals of samples and the time spent; None without any."""
+    names = sorted(files_below(folder))
+    return [n for n in names if re.fullmatch(r"(.*/)?([0-9a-f]{16}|seconds)\.json", n)] or None
 
 
 def command(argv: list[str]) -> None:

@@ -138,6 +138,21 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path, two, state, caplog, victim)
     assert (tmp_path / "checkpoints" / "damaged-10").exists()
     save(tmp_path, state, 10)  # its place is free again
     assert int(restore(tmp_path).state.step) == 10
+    before = checksums.file_entry(
+        next((tmp_path / "checkpoints" / "damaged-10").rglob("_METADATA"))
+    )
+    flip(path if path.is_file() else next(path.iterdir()))
+    assert int(restore(tmp_path).state.step) == 5
+    assert (tmp_path / "checkpoints" / "damaged-10.2").exists()
+    again = checksums.file_entry(next((tmp_path / "checkpoints" / "damaged-10").rglob("_METADATA")))
+    assert again == before, "what an earlier life set aside stays"
+
+
+@pytest.mark.parametrize("content", ["3", "null", '["x"]', '{"state/_METADATA": 3}', '{"x": {}}'])
+def test_a_damaged_list_of_checksums_is_a_fault(tmp_path, two, content):
+    shutil.copytree(two, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoints" / "10" / checksums.MANIFEST).write_text(content)
+    assert load_run(tmp_path).step == 5
 
 
 def test_damaged_notes_of_orbax_do_no_harm(tmp_path, two):

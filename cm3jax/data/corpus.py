@@ -29,12 +29,17 @@ from cm3jax.io.array_records import Records
 from cm3jax.io.checksums import file_entry
 from cm3jax.io.files import digest, read_json
 from cm3jax.io.folders import read_whole, settle
-from cm3jax.io.shard_writer import Notes, ShardWriter, shard_files
+from cm3jax.io.shard_writer import Notes, ShardWriter, load_column, read_manifest, shard_files
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Float, Int
 
 COLUMNS = ("lengths", "neighbours", "scores")
 _ANSWERS = "answers"
+_FIELDS = {
+    **dict.fromkeys(("text_fingerprint", "image_fingerprint", "bank"), str),
+    **{"shards": dict[str, int], "licence_shares": dict[str, float], "vocab": dict[str, Any]},
+}
+"""What a manifest holds for certain."""
 IN_MEMORY = 1 << 28
 """Ids (1 GiB) up to which documents are held in memory; larger sets are read as needed."""
 
@@ -159,14 +164,17 @@ class Corpus:
     def __init__(self, path: epath.PathLike, manifest: dict[str, Any]):
         self.path = epath.Path(path)
         self.manifest = manifest
+        remedy = _remedy(self.path)
         self.lengths, self.neighbours, self.scores = (
-            np.load(self.path / f"{column}.npy", mmap_mode="r") for column in COLUMNS
+            load_column(self.path / f"{column}.npy", "the corpus", remedy) for column in COLUMNS
         )
         self.answers: Int[np.ndarray, "M 3"] | None = None
         if f"{_ANSWERS}.npy" in manifest["files"]:
-            self.answers = np.load(self.path / f"{_ANSWERS}.npy", mmap_mode="r")
-        remedy = f"remove {self.path} and run launch.prepare"
+            self.answers = load_column(self.path / f"{_ANSWERS}.npy", "the corpus", remedy)
         self._records = Records(self.path, manifest["shards"], remedy)
+        columns = (self.lengths, self.neighbours, self.scores)
+        if any(len(column) != len(self._records) for column in columns):
+            raise UserError(f"the files of the corpus {path} are of different lengths; {remedy}.")
         self._records.open()  # so that a corpus that is replaced can be read on
         self._kept = np.ones(len(self.lengths), bool)
         self._numbers = np.flatnonzero(self._kept)
@@ -186,14 +194,7 @@ class Corpus:
                 f"the corpus {path} is missing or not complete; make it with python -m "
                 "launch.prepare EXPERIMENT, the quickstart's with bash launch/quickstart.sh."
             )
-        manifest = read_json(path / "manifest.json", "the corpus manifest")
-        for name, file in manifest["files"].items():
-            size = (path / name).stat().length if (path / name).exists() else None
-            if size != file["bytes"]:
-                found = "is missing" if size is None else f"has {size} of {file['bytes']} bytes"
-                raise UserError(
-                    f"the corpus file {path / name} {found}; remove {path} and run launch.prepare."
-                )
+        manifest = read_manifest(path, "the corpus", _FIELDS, _remedy(path))
         corpus = Corpus(path, manifest)
         if sizes is not None and corpus.vocab.config != sizes:
             raise UserError(
@@ -236,7 +237,7 @@ class Corpus:
             if file_entry(self.path / name) != file:
                 raise UserError(
                     f"the corpus file {self.path / name} is damaged (its checksum differs); "
-                    f"remove {self.path} and run launch.prepare."
+                    f"{_remedy(self.path)}."
                 )
 
     def __len__(self) -> int:
@@ -286,6 +287,10 @@ def mixture_part(name: str) -> tuple[str, str]:
     """The directory and the kind of records that `data.mixture` names; "" is all of them."""
     home, colon, kind = name.rpartition(":")
     return (home, kind) if colon and "/" not in kind else (name, "")  # gs://bucket/data is a path
+
+
+def _remedy(path: epath.Path) -> str:
+    return f"remove {path} and run launch.prepare"
 
 
 class Documents:

@@ -6,6 +6,7 @@ and record. Files of a length that is not the manifest's are found when a corpus
 """
 
 import bisect
+import errno
 import functools
 import itertools
 import os
@@ -20,13 +21,18 @@ _TOGETHER = 1024
 
 
 def write_records(path: epath.PathLike, records: Iterable[bytes]) -> None:
-    """Write a file of records in order."""
+    """Write a file of records in order; `OSError` if that fails, say on a full disk."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
     for record in records:
         writer.write(record)
-    writer.close()
+    try:
+        writer.close()
+    except RuntimeError as error:  # it kept what failed before, and tells it in words
+        told = (number for number in errno.errorcode if os.strerror(number) in str(error))
+        number = next(told, errno.EIO)
+        raise OSError(number, os.strerror(number), os.fspath(path)) from error
 
 
 class Records:

@@ -39,12 +39,15 @@ def fault(directory: epath.PathLike) -> str | None:
     except UserError as error:
         return str(error).rstrip(".")
 
+    if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
+        return f"{MANIFEST} is no list of checksums"
+
     def check(name: str) -> str | None:
         path, wanted = root / name, entries[name]
         if not path.exists():
             return f"{name} is missing"
-        if path.stat().length != wanted["bytes"]:
-            return f"{name} has {path.stat().length} of {wanted['bytes']} bytes"
+        if path.stat().length != wanted.get("bytes"):
+            return f"{name} has {path.stat().length} of {wanted.get('bytes')} bytes"
         return None if file_entry(path) == wanted else f"{name} has another checksum"
 
     with concurrent.futures.ThreadPoolExecutor() as pool:

@@ -1,9 +1,13 @@
 """Atomic writes and checked reads on local or bucket paths (`gs://`, through etils.epath)."""
 
+import contextlib
+import errno
 import hashlib
 import io
 import json
+import os
 import secrets
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,18 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.io.texts import decode_text, read_regular
+
+
+@contextlib.contextmanager
+def naming(path: epath.PathLike) -> Iterator[None]:
+    """Name the file in an `OSError` of writing it: that of a full disk has no `filename`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        number = error.errno or errno.ENOSPC  # numpy says only that it could not write all
+        raise OSError(number, os.strerror(number), os.fspath(path)) from error
 
 
 def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
@@ -26,8 +42,9 @@ def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
     if isinstance(content, str):
         content = content.encode()
     try:
-        scratch.write_bytes(content)
-        scratch.replace(path)
+        with naming(path):
+            scratch.write_bytes(content)
+            scratch.replace(path)
     except OSError:
         scratch.unlink(missing_ok=True)
         raise

@@ -36,6 +36,7 @@ from typing import TypeVar
 from etils import epath
 
 from cm3jax.errors import UserError
+from cm3jax.io.files import naming
 
 Recognised = Callable[[epath.Path], Sequence[str] | None]
 """The files in a folder that are ours, relative to it, those that show it last; None if the folder
@@ -123,8 +124,13 @@ def _lock(place: epath.Path, doing: str) -> int:
         raise UserError(f"{path} would be the lock of {place}, but is another file; move it away.")
     since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     about = {"pid": os.getpid(), "host": socket.gethostname(), "what": doing, "since": since}
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, json.dumps(about).encode(), 0)
+    try:
+        with naming(path):
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, json.dumps(about).encode(), 0)
+    except OSError:
+        os.close(lock)
+        raise
     _open_locks.add(lock)
     return lock
 
@@ -329,7 +335,7 @@ def sweep(folder: epath.PathLike, recognised: Recognised, names: str) -> None:
 
 def _unfinished(folder: epath.PathLike, recognised: Recognised) -> bool:
     old = scratch(folder, "old")
-    emptied = old.is_dir() and not _files(old)
+    emptied = old.is_dir() and not files_below(old)
     return emptied or any(_own(p, recognised) is not None for p in (old, scratch(folder, "new")))
 
 
@@ -352,7 +358,7 @@ def _clear(old: epath.Path, place: epath.Path, recognised: Recognised) -> None:
     if own is None:
         _prune(old)  # an empty folder was replaced, or all of it is deleted already
         return
-    for name in sorted(_files(old) - set(own)):
+    for name in sorted(files_below(old) - set(own)):
         target, number = place / name, 0
         while target.exists():
             number += 1
@@ -362,7 +368,7 @@ def _clear(old: epath.Path, place: epath.Path, recognised: Recognised) -> None:
     delete(old, recognised)
 
 
-def _files(root: epath.Path) -> set[str]:
+def files_below(root: epath.Path) -> set[str]:
     """Relative names of all files below a folder; links are files."""
     names, waiting = set(), [root]
     while waiting:

@@ -18,6 +18,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax.errors import UserError
+from cm3jax.io.files import naming
 
 TYPES = {
     "F64": np.dtype(np.float64),
@@ -179,7 +180,7 @@ def _replacing(path: epath.Path) -> Iterator[Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.parent / f".{path.name}.{os.getpid()}.part"
     try:
-        with scratch.open("wb") as file:
+        with naming(path), scratch.open("wb") as file:
             yield file
         scratch.replace(path)
     finally:

@@ -12,15 +12,17 @@ nothing else is. What stood in its place is readable until then (`cm3jax.io.fold
 import json
 import os
 import re
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from cm3jax.errors import UserError
 from cm3jax.io.array_records import write_records
 from cm3jax.io.checksums import file_entry
-from cm3jax.io.files import digest, read_json, write_json
+from cm3jax.io.files import digest, naming, read_json, write_json
 from cm3jax.io.folders import Recognised, delete, hold, require_ours, scratch, swap
 
 Notes = dict[str, Any]
@@ -58,6 +60,53 @@ def shard_files(folder: epath.Path) -> list[str] | None:
         return list(dict.fromkeys([*found, *manifest["files"], MANIFEST]))
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return None
+
+
+def read_manifest(
+    folder: epath.Path, what: str, fields: Mapping[str, Any], remedy: str
+) -> dict[str, Any]:
+    """The manifest of a complete directory, with `fields` of these types, e.g. `dict[str, int]`.
+
+    Raises `UserError` where it is missing or damaged, and for a file of its list that is missing or
+    cut off; `what` names the directory, e.g. "the bank", and `remedy` says what to do.
+    """
+    manifest = read_json(folder / MANIFEST, what)
+    known = {"files": dict[str, dict[str, Any]], **fields}
+    values = manifest if isinstance(manifest, dict) else {}
+    wrong = next((name for name, kind in known.items() if not _fits(values.get(name), kind)), None)
+    if wrong is not None:
+        raise UserError(
+            f"{folder / MANIFEST} is damaged or of an earlier version (its {wrong!r}); {remedy}."
+        )
+    for name, file in manifest["files"].items():
+        size = (folder / name).stat().length if (folder / name).exists() else None
+        if size != file.get("bytes"):
+            found = "is missing" if size is None else f"has {size} of {file.get('bytes')} bytes"
+            raise UserError(f"{what}'s file {folder / name} {found}; {remedy}.")
+    return manifest
+
+
+def _is_notes(notes: Any) -> bool:
+    known = {"name": str, "records": int, "file": dict[str, Any]}
+    return _fits(notes, dict[str, Any]) and all(_fits(notes.get(n), k) for n, k in known.items())
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of a type; a float may be whole."""
+    if kind is Any:
+        return True
+    if typing.get_origin(kind) is dict:
+        inner = typing.get_args(kind)[1]
+        return isinstance(value, dict) and all(_fits(part, inner) for part in value.values())
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def load_column(path: epath.Path, what: str, remedy: str) -> np.ndarray:
+    """A column, mapped into memory; `UserError` if it is damaged."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{what}'s file {path} is damaged ({error}); {remedy}.") from None
 
 
 class ShardWriter:
@@ -105,6 +154,8 @@ class ShardWriter:
         if not path.exists():
             return False
         manifest, state = read_json(path, "the manifest"), source_state(self._states)
+        if not isinstance(manifest, dict):
+            return False
         # Earlier versions did not look at what they were made from.
         unchanged = manifest.get(STATE, state) == state
         return manifest.get("made_from") == self.made_from and unchanged
@@ -114,9 +165,12 @@ class ShardWriter:
         path = self._notes(number)
         if self.joined or not path.exists():
             return self.joined
-        notes = read_json(path, "a shard's notes")
-        made = notes["made_from"], notes.get("state", "")
-        return made == (self.made_from, self._state(number))
+        try:
+            notes = read_json(path, "a shard's notes")
+        except UserError:  # what is damaged is made again
+            return False
+        made = [notes.get(name) for name in ("made_from", "state")] if _is_notes(notes) else None
+        return made == [self.made_from, self._state(number)]
 
     def write(
         self,
@@ -133,7 +187,8 @@ class ShardWriter:
         write_records(half, records)
         half.replace(self.parts / name)
         for column, values in columns.items():
-            np.save(self._column(column, number), values)
+            with naming(self._column(column, number)):
+                np.save(self._column(column, number), values)
         rows = len(next(iter(columns.values())))
         facts = {"name": name, "records": rows, "file": file_entry(self.parts / name)}
         facts |= {"made_from": self.made_from, "state": self._state(number)}
@@ -197,7 +252,7 @@ class ShardWriter:
         header = np.lib.format.header_data_from_array_1_0(first)
         header["shape"] = (rows, *first.shape[1:])
         half = self.parts / f".{column}.{os.getpid()}.part"
-        with half.open("wb") as file:
+        with naming(self.parts / f"{column}.npy"), half.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for path in paths:
                 file.write(np.load(path).tobytes())

@@ -22,9 +22,8 @@ from etils import epath
 from cm3jax.errors import UserError
 from cm3jax.io.array_records import Records
 from cm3jax.io.checksums import file_entry
-from cm3jax.io.files import read_json
 from cm3jax.io.folders import hold, read_whole
-from cm3jax.io.shard_writer import STATE
+from cm3jax.io.shard_writer import STATE, load_column, read_manifest
 from cm3jax.retrieval.bank_files import (
     BankDocument,
     bank_files,
@@ -38,6 +37,12 @@ from cm3jax.retrieval.removed import Removed
 from cm3jax.shapes import Bool, Float, Int
 
 _SHARD = 65_536
+_REMEDY = "build it again with launch.index"
+_FIELDS = {
+    **dict.fromkeys(("encoder", "vocab", "fingerprint"), str),
+    **dict.fromkeys(("shards", "counts", "sources", "licences"), dict[str, int]),
+}
+"""What a manifest holds for certain."""
 
 
 class Bank:
@@ -47,10 +52,14 @@ class Bank:
         self.path = epath.Path(path)
         self.manifest = manifest
         self.fingerprint: str = manifest["fingerprint"]
-        self._records = Records(self.path, manifest["shards"], "build it again with launch.index")
+        self._records = Records(self.path, manifest["shards"], _REMEDY)
         self._records.open()  # so that a bank that is replaced can be read on
-        self._columns = np.load(self.path / "columns.npy", mmap_mode="r")
-        self.vectors: Float[np.ndarray, "M E"] = np.load(self.path / "vectors.npy", mmap_mode="r")
+        self._columns = load_column(self.path / "columns.npy", "the bank", _REMEDY)
+        self.vectors: Float[np.ndarray, "M E"] = load_column(
+            self.path / "vectors.npy", "the bank", _REMEDY
+        )
+        if not len(self._records) == len(self._columns) == len(self.vectors):
+            raise UserError(f"the files of the bank {path} are of different lengths; {_REMEDY}.")
 
     @staticmethod
     def build(
@@ -117,24 +126,13 @@ class Bank:
                 "python -m launch.prepare EXPERIMENT, or the quickstart's and the shipped weights' "
                 "with bash launch/quickstart.sh."
             )
-        manifest = read_json(path / "manifest.json", "the memory bank")
-        if "shards" not in manifest:
-            raise UserError(
-                f"the bank {path} was made by an earlier version; build it again with launch.index."
-            )
+        manifest = read_manifest(path, "the memory bank", _FIELDS, _REMEDY)
         made = {"encoder": encoder_fingerprint, "vocab": vocab_fingerprint}
         for what, wanted in made.items():
             if wanted is not None and wanted != manifest[what]:
                 raise UserError(
                     f"the bank {path} was made with {what} {manifest[what]}, but this run has "
                     f"{what} {wanted}; use that one, or build the bank again with launch.index."
-                )
-        for name, file in manifest["files"].items():
-            size = (path / name).stat().length if (path / name).exists() else None
-            if size != file["bytes"]:
-                found = "is missing" if size is None else f"has {size} of {file['bytes']} bytes"
-                raise UserError(
-                    f"the bank's file {path / name} {found}; build it again with launch.index."
                 )
         return Bank(path, manifest)
 

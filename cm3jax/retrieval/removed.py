@@ -5,6 +5,7 @@ import functools
 
 from etils import epath
 
+from cm3jax.io.experiment_json import build
 from cm3jax.io.files import read_json, write_json
 from cm3jax.io.folders import real
 
@@ -38,18 +39,23 @@ class Removed:
         removed = Removed()
         for path in (epath.Path(bank), real(bank)):  # beside a link, too
             if _file(path).exists():
-                removed |= Removed.read(read_json(_file(path), "the list of removed documents"))
+                removed |= Removed.listed(_file(path), "the list of removed documents", "")
         note = epath.Path(bank) / "manifest.json"
         if note.exists():  # its list goes where the bank is moved or copied
-            removed |= Removed.read(read_json(note, "the memory bank").get("removed", {}))
+            removed |= Removed.listed(note, "the memory bank", "removed")
         return removed
 
     @staticmethod
-    def read(value: dict[str, list[str]] | list[str]) -> "Removed":
-        """From JSON; an earlier version's list has keys only."""
-        if isinstance(value, list):
-            return Removed(tuple(value))
-        return Removed(**{name: tuple(entries) for name, entries in value.items()})
+    def listed(path: epath.Path, what: str, field: str) -> "Removed":
+        """From a JSON file, or from a field of it; an earlier version's list has keys only.
+
+        Raises `UserError` where it makes no sense: what was taken out must not come back.
+        """
+        value = read_json(path, what)
+        if field:
+            value = value.get(field, {}) if isinstance(value, dict) else None
+        value = {"keys": value} if isinstance(value, list) else value
+        return build(Removed, value, f"{what} {path}")
 
     def save(self, bank: epath.PathLike) -> None:
         """Remember it beside the bank, which is replaced as a whole."""

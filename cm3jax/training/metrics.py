@@ -20,7 +20,7 @@ import rich.progress
 from etils import epath
 
 import cm3jax
-from cm3jax.io.files import read_json_lines, write_atomic
+from cm3jax.io.files import naming, read_json_lines, write_atomic
 from cm3jax.training.hardware import a100_hours, peak_flops
 
 _log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class MetricsLog:
             self._text += line
             write_atomic(self._path, self._text)
         else:
-            with self._path.open("a") as file:
+            with naming(self._path), self._path.open("a") as file:
                 file.write(line)
         if self._board is not None:
             self._board.write(clean)

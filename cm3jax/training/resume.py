@@ -96,10 +96,14 @@ def require_run_folder(run_dir: epath.PathLike) -> None:
             "and to go on from them --init-from."
         )
     config = folder / "config.json"
-    if config.exists() and not (folder / "checkpoints").exists() and not _is_ours(config):
-        raise UserError(
-            f"{config} is no config of a run, and stays as it is; give another --workdir."
-        )
+    if (folder / "checkpoints").exists() or (config.exists() and _is_ours(config)):
+        return
+    for name in ("config.json", "metrics.jsonl", "lives.jsonl", "report.html"):
+        if (folder / name).exists():
+            raise UserError(
+                f"{folder / name} is of no run of this program, and stays as it is; give another "
+                "--workdir."
+            )
 
 
 def _is_ours(config: epath.Path) -> bool:

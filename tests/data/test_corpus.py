@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -85,6 +87,27 @@ def test_without_records_there_is_no_corpus(tmp_path, bank):
     writer.write(0, shard(range(0), len(bank)))
     with pytest.raises(UserError, match="no record"):
         writer.finish(1, facts(bank))
+
+
+@pytest.mark.parametrize("field", ["shards", "files", "vocab", "licence_shares", "bank"])
+@pytest.mark.parametrize("value", [None, 3, [{"a": None}]])
+def test_a_damaged_manifest_is_one_sentence(corpus, field, value):
+    manifest = json.loads((corpus.path / "manifest.json").read_text())
+    (corpus.path / "manifest.json").write_text(json.dumps(manifest | {field: value}))
+    with pytest.raises(UserError, match=f"manifest.json is damaged .*its '{field}'"):
+        Corpus.open(corpus.path)
+
+
+@pytest.mark.parametrize("notes", ["3", "{}", "not JSON", '{"made_from": "that"}'])
+def test_a_shard_with_damaged_notes_is_made_again(tmp_path, bank, notes):
+    writer = CorpusWriter(tmp_path / "train", "that")
+    writer.write(0, shard(range(20), len(bank)))
+    assert writer.has(0)
+    (tmp_path / ".train.parts" / "shard-00000.json").write_text(notes)
+    assert not writer.has(0)
+    writer.write(0, shard(range(20), len(bank)))
+    writer.finish(1, facts(bank))
+    Corpus.open(writer.path).verify()
 
 
 @pytest.mark.parametrize("name", ["lengths.npy", "documents-00001.array_record"])

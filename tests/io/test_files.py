@@ -1,4 +1,5 @@
 import concurrent.futures
+import resource
 
 import numpy as np
 import pytest
@@ -13,6 +14,19 @@ def test_a_write_leaves_one_whole_file(tmp_path):
     write_atomic(path, b"new")
     assert path.read_bytes() == b"new"
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    (tmp_path / "x").write_bytes(b"old")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            write_atomic(tmp_path / "x", bytes(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.filename == str(tmp_path / "x")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
 def test_of_writers_at_once_one_wins_whole(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -70,6 +71,18 @@ def holder():
 
 
 # -------------------------------------------------------------------------------------- one writer
+
+
+def test_a_lock_that_finds_no_room_is_told_with_its_file(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"\.run\.lock"), hold(tmp_path / "run", "writing"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with hold(tmp_path / "run", "writing"):
+        assert (tmp_path / ".run.lock").exists()
 
 
 def test_a_second_writer_is_told_of_the_first_and_a_dead_one_does_not_block(tmp_path, holder):

@@ -87,6 +87,15 @@ def test_damaged_lines_of_the_log_stay_and_stop_nothing(chain, tmp_path):
         assert json.loads(new)["prompt"] == "a red fox"
 
 
+def test_a_picture_of_somebody_else_is_not_written_over(chain, tmp_path):
+    (tmp_path / "contact.png").write_text("mine")
+    options = ["text", "a red fox", "--run", str(chain / "decoder"), "--out", str(tmp_path)]
+    with pytest.raises(UserError, match=r"contact.png is not of this program .* another --out"):
+        generate.command(options)
+    assert [path.name for path in tmp_path.iterdir()] == ["contact.png"]
+    assert (tmp_path / "contact.png").read_text() == "mine"
+
+
 def test_documents_are_excluded_and_weighed_by_their_keys(call):
     def shown(*options):
         return call("text", "a red fox", "--retrieve", "2", *options)[1][-1]["documents"]

@@ -70,6 +70,7 @@ command.run(sys.argv[1:])
     assert os.stat(tmp_path / "run" / "report.html") == written, "it is not drawn again"
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_at_the_save_that_fails(options, tmp_path):
     """In one sentence, steps before the next save; with room again it goes on exactly."""
     saves = ["--checkpoint.every", "60", "--train.validate-every", "0"]
@@ -90,6 +91,7 @@ def test_a_full_disk_ends_the_run_at_the_save_that_fails(options, tmp_path):
     assert load_run(tmp_path / "run").step == 62
 
 
+@pytest.mark.slow
 def test_the_second_training_in_a_folder_is_refused(options, tmp_path):
     run = tmp_path / "run"
     (first,) = start(options, run, 1_000_000)

@@ -73,6 +73,9 @@ def test_a_measurement_that_was_killed_goes_on_and_counts_its_time(tmp_path, cap
         measure(dataclasses.replace(ROW, measure=dies), options, tmp_path / "results")
     assert 0 < read_json(keep / "seconds.json", "the time")["seconds"] < 60
     write_json(keep / "seconds.json", {"seconds": 100.0})
+    for name in ("thesis.tex", "thesis.json"):
+        (keep / name).write_text("mine")
+    (keep / "0123456789abcdef.json").write_text("[]")
     result = measure(ROW, options, tmp_path / "results", prompts=1)
     said = capsys.readouterr().out
     assert "flags: about 10 minutes on two CPU cores\n" in said
@@ -82,4 +85,4 @@ def test_a_measurement_that_was_killed_goes_on_and_counts_its_time(tmp_path, cap
     assert result.measured == MEASURED
     assert " cores of " in result.hardware
     assert Result.load(tmp_path / "results" / "flags.json") == result
-    assert not keep.exists()
+    assert sorted(path.name for path in keep.rglob("*")) == ["thesis.json", "thesis.tex"]

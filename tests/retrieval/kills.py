@@ -12,6 +12,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import tempfile
 import time
@@ -103,6 +104,9 @@ def work(folder: Path, doing: str, draw: random.Random, say: Callable) -> None:
                 build(folder / "built", range(DOCUMENTS))
             case "prepare":
                 prepare_corpus(folder, f"{draw.random()}-{step}")
+            case "replace carelessly":  # as no code of ours may, to see that the watch notices
+                shutil.rmtree(folder / "bank")
+                shutil.copytree(folder / "copy", folder / "bank")
 
 
 class Watch:
@@ -137,7 +141,8 @@ class Watch:
             time.sleep(0.002)
         time.sleep(draw.random() * 0.15)
         wanted = draw.choice((signal.SIGKILL, signal.SIGINT))
-        os.kill(process.pid, wanted)
+        with contextlib.suppress(ProcessLookupError):  # it failed, as its exit code says
+            os.kill(process.pid, wanted)
         process.join(2)
         if process.exitcode is None:  # Python drops a Ctrl-C that comes while an object is deleted
             process.kill()

@@ -1,5 +1,7 @@
+import contextlib
 import dataclasses
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.takedown import merge, remove
+from launch.env import user_sentence
 
 
 def _documents(count: int) -> list[BankDocument]:
@@ -77,6 +80,71 @@ def test_another_encoder_or_vocabulary_is_refused(bank):
         Bank.open(bank.path, "b", "vocab-a")
     with pytest.raises(UserError, match="made with vocab vocab-a"):
         Bank.open(bank.path, "encoder-a", "b")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("shards", 3), ("shards", {"a": "b"}), ("files", None), ("files", {"x": 1}), ("encoder", [])]
+    + [(name, value) for name in ("licences", "sources", "counts") for value in (None, {"a": "b"})],
+)
+def test_a_damaged_manifest_is_one_sentence(bank, field, value):
+    manifest = json.loads((bank.path / "manifest.json").read_text())
+    (bank.path / "manifest.json").write_text(json.dumps(manifest | {field: value}))
+    with pytest.raises(UserError, match=f"manifest.json is damaged .*its '{field}'"):
+        Bank.open(bank.path)
+
+
+@pytest.mark.parametrize("content", ["3", "[]", "null", '{"files": {}}'])
+def test_a_manifest_of_something_else_is_one_sentence(bank, content):
+    (bank.path / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged or of an earlier version"):
+        Bank.open(bank.path)
+
+
+@pytest.mark.parametrize("name", ["columns.npy", "vectors.npy"])
+@pytest.mark.parametrize("content", [b"\0" * 8, b"\x93NUMPY\x01\x00\x00\xff"])
+def test_a_column_with_other_bytes_is_named(bank, name, content):
+    whole = (bank.path / name).read_bytes()
+    (bank.path / name).write_bytes(content + whole[len(content) :])
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        Bank.open(bank.path)
+
+
+@pytest.mark.parametrize(
+    "content", ["3", "null", '{"keys": 3}', '{"keys": [3]}', '{"names": []}', "[1]", "not JSON"]
+)
+def test_a_damaged_list_of_removed_documents_is_never_taken_for_none(bank, content):
+    bank.path.with_name(f"{bank.path.name}-removed.json").write_text(content)
+    with pytest.raises(UserError, match="the list of removed documents"):
+        Bank.open(bank.path)
+
+
+@pytest.mark.parametrize("room", [100, 2_000, 8_000])
+def test_on_a_full_disk_the_bank_that_stands_stays(bank, room):
+    """The first write that fails is of records, of a column or of notes."""
+    before = {path.name: path.read_bytes() for path in bank.path.iterdir()}
+    wide = np.full((100, 50), 50**-0.5, np.float32)
+    documents = [
+        BankDocument(f"n{i}", np.arange(20, dtype=np.int32), "new", True, False, "s", "l")
+        for i in range(100)
+    ]
+    with full_disk(room), pytest.raises(OSError, match=r"File too large|No space left") as raised:
+        Bank.build(bank.path, documents, wide, "e", "v")
+    assert "make room there and start again" in user_sentence(raised.value)
+    assert {path.name: path.read_bytes() for path in bank.path.iterdir()} == before
+    Bank.open(bank.path).verify()
+    assert len(Bank.build(bank.path, documents, wide, "e", "v")) == 100
+
+
+@contextlib.contextmanager
+def full_disk(room):
+    """No file may grow beyond some bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_missing_and_truncated_files_are_named(bank):
@@ -219,5 +287,5 @@ def test_a_bank_of_an_earlier_version_is_refused(bank):
     manifest = json.loads(path.read_text())
     del manifest["shards"]
     path.write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="made by an earlier version"):
+    with pytest.raises(UserError, match="of an earlier version"):
         Bank.open(bank.path)

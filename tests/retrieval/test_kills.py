@@ -1,13 +1,40 @@
 """Whatever is killed while it writes a bank or a corpus, nothing is lost, shown or touched."""
 
 import os
+import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from cm3jax.errors import UserError
+from tests.retrieval.kills import Watch
+
 ROOT = Path(__file__).parents[2]
+
+
+def test_a_bank_that_is_replaced_carelessly_is_noticed(tmp_path):
+    """By what looks after each kill: else the test below could not fail."""
+    (tmp_path / "data").mkdir()
+    watch = Watch(tmp_path / "data")
+    with pytest.raises((AssertionError, UserError)):
+        kill_carelessly(watch)
+
+
+def test_a_life_that_fails_by_itself_is_noticed(tmp_path):
+    (tmp_path / "data").mkdir()
+    watch = Watch(tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "copy")
+    with pytest.raises(AssertionError, match="it failed by itself"):
+        kill_carelessly(watch)
+
+
+def kill_carelessly(watch):
+    draw = random.Random(0)
+    for _ in range(20):
+        watch.kill("replace carelessly", draw)
 
 
 @pytest.mark.parametrize("kills", [12, pytest.param(150, marks=pytest.mark.slow)])

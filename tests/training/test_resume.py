@@ -192,8 +192,15 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(begun, monkeypatch):
     ("name", "content", "message"),
     [
         ("params.safetensors", "weights", "holds exported weights"),
-        ("config.json", '{"title": "a thesis"}', "is no config of a run, and stays as it is"),
-        ("config.json", "not JSON", "is no config of a run"),
+        (
+            "config.json",
+            '{"title": "a thesis"}',
+            "is of no run of this program, and stays",
+        ),
+        ("config.json", "not JSON", "is of no run"),
+        ("metrics.jsonl", '{"step": 7, "loss": 1.5}\n', "metrics.jsonl is of no run"),
+        ("lives.jsonl", "mine", "lives.jsonl is of no run"),
+        ("report.html", "<p>mine", "report.html is of no run"),
     ],
 )
 def test_a_folder_of_somebody_else_stays_as_it_is(tmp_path, name, content, message):
