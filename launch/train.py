@@ -43,21 +43,18 @@ def run(argv: list[str]) -> None:
 def train_experiment(experiment: Experiment, resume_with_changes: bool = False) -> None:
     """Train whatever the experiment is, or continue to."""
     require_run_folder(experiment.run_dir)  # before anything is read or written
-    with hold(experiment.run_dir, f"training {experiment.name}"):
-        _train(experiment, resume_with_changes)
-
-
-def _train(experiment: Experiment, resume_with_changes: bool) -> None:
     if experiment.learner == "text_tokenizer":
         from cm3jax.learners.text import train_text_tokenizer
 
-        train_text_tokenizer(experiment)
+        with hold(experiment.run_dir, f"training {experiment.name}"):
+            train_text_tokenizer(experiment)
         return
     require_made(experiment, [option for option in inputs(experiment) if option in PARTS])
-    distributed.initialize()
-    partition.find_devices(experiment.mesh.platform)  # before the data is read
-    learner = make_learner(experiment)
-    train(learner, make_illustrator(learner), resume_with_changes)
+    distributed.initialize()  # before the folder is held, which process 0 does for all
+    with hold(experiment.run_dir, f"training {experiment.name}"):
+        partition.find_devices(experiment.mesh.platform)  # before the data is read
+        learner = make_learner(experiment)
+        train(learner, make_illustrator(learner), resume_with_changes)
 
 
 def make_learner(experiment: Experiment) -> Learner:

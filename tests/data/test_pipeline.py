@@ -38,7 +38,7 @@ def prepared(tmp_path_factory):
 def small_blocks(monkeypatch):
     """Five blocks an epoch instead of one, and fewer batches ahead."""
     monkeypatch.setattr(CorpusStream, "tokens_at_once", 1 << 12)
-    for module in ("packing", "rows"):
+    for module in ("packing", "cm3_rows"):
         monkeypatch.setattr(f"cm3jax.data.{module}.BLOCK", 64)
 
 
