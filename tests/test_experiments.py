@@ -44,6 +44,11 @@ def test_experiment_is_as_reviewed(name):
     assert text == path.read_text(), "if this is meant, run with UPDATE_GOLDEN=1 and review it"
 
 
+def test_the_guide_says_how_golden_texts_are_updated():
+    guide = (GOLDEN.parents[1] / "CONTRIBUTING.md").read_text()
+    assert "UPDATE_GOLDEN=1 pytest tests/test_experiments.py\n" in guide
+
+
 def test_every_golden_text_has_its_experiment():
     texts = (path.relative_to(GOLDEN).with_suffix("") for path in GOLDEN.rglob("*.txt"))
     assert sorted(text.as_posix() for text in texts) == NAMES

@@ -1,8 +1,8 @@
 """A score and the protocol that it was measured under: no figure without its stamp.
 
-Two scores may be compared only where their protocols agree; `differences` names what does not,
-first, and the figures after. A picture made with documents in front is "zero-shot, K retrieved",
-never bare "zero-shot".
+Two scores may be compared only where their protocols agree; `comparison.score_differences` names
+what does not, first, and the figures after. A picture made with documents in front is "zero-shot, K
+retrieved", never bare "zero-shot".
 """
 
 import dataclasses
@@ -244,64 +244,3 @@ def _walk(value: Any, path: tuple[str, ...], detailed: bool) -> Iterator[tuple[s
     for name, child in value.items():
         inside = detailed or name == "details"
         yield from _walk(child, path if name == "details" else (*path, name), inside)
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """One thing that two results do not share."""
-
-    score: str
-    """Dotted name of the score."""
-    what: str
-    """A field of the protocol, one of its settings (`decode.top_k`), `n`, `value`, or `present`."""
-    left: Any
-    right: Any
-
-    @property
-    def of_protocol(self) -> bool:
-        """Whether it forbids the comparison, rather than being its outcome."""
-        return self.what != "value"
-
-
-def differences(left: dict[str, Score], right: dict[str, Score]) -> list[Difference]:
-    """What differs between two results: protocols first, then figures.
-
-    A setting that only one of two stamps has is not known of the other (`NOT_KNOWN`).
-    A figure that differs within both 95 % intervals is listed too; the reader decides.
-    """
-    found = []
-    for name in sorted(left.keys() | right.keys()):
-        if name not in left or name not in right:
-            found.append(Difference(name, "present", name in left, name in right))
-            continue
-        a, b = left[name], right[name]
-        found += [Difference(name, *one) for one in _of_protocols(a.protocol, b.protocol)]
-        if a.n != b.n:
-            found.append(Difference(name, "n", a.n, b.n))
-        if a.value != b.value:
-            found.append(Difference(name, "value", a.value, b.value))
-    return sorted(found, key=lambda difference: not difference.of_protocol)
-
-
-def _of_protocols(left: Protocol, right: Protocol) -> Iterator[tuple[str, Any, Any]]:
-    """(field or setting, left, right) of what differs."""
-    for field in dataclasses.fields(Protocol):
-        mine, theirs = getattr(left, field.name), getattr(right, field.name)
-        if mine == theirs:
-            continue
-        if field.name != "settings":
-            yield field.name, mine, theirs
-        elif mine is None or theirs is None:
-            yield field.name, *(NOT_KNOWN if one is None else "known" for one in (mine, theirs))
-        else:
-            for name in sorted(mine.keys() | theirs.keys()):
-                pair = mine.get(name, NOT_KNOWN), theirs.get(name, NOT_KNOWN)
-                # Settings of retrieval beside none at all: `retrieved` says it in a line.
-                if pair[0] != pair[1] and all(_has_part(one, name) for one in (mine, theirs)):
-                    yield name, *pair
-
-
-def _has_part(settings: Mapping[str, Any], name: str) -> bool:
-    """Whether there is any setting of the config that `name` belongs to."""
-    part = name.partition(".")[0]
-    return any(other.startswith(f"{part}.") for other in settings)

@@ -3,7 +3,7 @@ import pytest
 from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import scores_to_json
 from cm3jax.io.files import write_json
-from launch.evaluate import compare, run, table
+from launch.evaluate import run, table
 from tests.evaluate.test_protocol import score
 
 
@@ -12,21 +12,6 @@ def test_a_table_has_value_interval_chance_and_regime():
     assert header.split()[:2] == ["score", "value"]
     for part in ("heldout.docs_2", "0.930", "0.886–0.958", " 200 ", "zero-shot, 2 retrieved"):
         assert part in line
-
-
-def test_a_difference_of_every_score_takes_one_line():
-    left = {"a": score(100), "b": score(100)}
-    right = {"a": score(100, weights="cc"), "b": score(90, weights="cc")}
-    lines = compare(left, right).splitlines()
-    assert lines[0] == "protocols differ in:"
-    assert lines[1] == "  weights: bb | cc   (every score)"
-    assert lines[2] == "figures differ:"
-    assert lines[3] == (
-        "  b: 0.5 (0.4314–0.5686, n = 200) | 0.45 (0.3826–0.5192, n = 200)   (intervals overlap)"
-    )
-    assert len(lines) == 4
-    assert compare(left, left).startswith("no difference")
-    assert "(intervals apart)" in compare({"a": score(10)}, {"a": score(190)})
 
 
 def test_diff_reads_results_and_metrics(tmp_path, capsys):
