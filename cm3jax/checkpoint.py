@@ -4,8 +4,7 @@ A checkpoint `RUN/checkpoints/STEP` holds the train state (orbax, one array per 
 any mesh), one JSON for all processes (data position, resolved config, fingerprints, licence shares,
 timers) and the checksums of both. Process 0 takes the checksums when all processes have written and
 before the directory gets its final name, so that a checkpoint either stands with its checksums or
-does not stand; on resuming it compares them and tells the others which checkpoint is sound. An
-exported run is a directory with `config.json` and `params.safetensors` alone.
+does not stand; on resuming it compares them and tells the others which checkpoint is sound.
 """
 
 import contextlib
@@ -13,33 +12,32 @@ import dataclasses
 import json
 import logging
 import re
-import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
 from cm3jax.config import CheckpointConfig, Experiment
 from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
-from cm3jax.io import checksums, safetensors_file
-from cm3jax.io.experiment_json import from_dict, load_experiment, save_experiment, to_dict
+from cm3jax.io import checksums
+from cm3jax.io.experiment_json import from_dict, to_dict
 from cm3jax.io.files import write_atomic
 from cm3jax.tokenizers.text_tokenizer import MODEL_FILE
 from cm3jax.training import distributed
+from cm3jax.training.exported_run import (
+    PARAMS_FILE,
+    LoadedRun,
+    Onto,
+    read_export,
+    require_shapes,
+    write_run,
+)
 from cm3jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
-
-Onto = Callable[[Experiment], TrainState]
-"""What an experiment's variables are and where they lie, without values."""
-
-PARAMS_FILE = "params.safetensors"
-"""The weights of an exported run."""
 
 _ORBAX_NOTES = "_CHECKPOINT_METADATA"
 """Times of writing, which orbax changes last and nothing here reads."""
@@ -99,21 +97,6 @@ class Restored:
     meta: Meta
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadedRun:
-    """A trained model, ready for use."""
-
-    experiment: Experiment
-    variables: dict[str, Any]
-    """{"params": ..., and other collections}, jax arrays."""
-    step: int
-    fingerprints: Mapping[str, str]
-    licences: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """As in `Meta`."""
-    data: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """As in `Meta`."""
-
-
 class Checkpoints:
     """The checkpoints of one run directory; a context manager that ends with all of them written.
 
@@ -157,7 +140,7 @@ class Checkpoints:
         meta = _read_meta(self._manager, step, path)
         require_same(meta.fingerprints, fingerprints, path)
         saved = self._manager.item_metadata(step)["state"].tree
-        _require_shapes(_shapes(saved), _shapes(abstract), path)
+        require_shapes(saved, abstract, path)
         return Restored(_read_state(self._manager, step, abstract), meta)
 
     def save(self, step: int, state: TrainState, meta: Meta) -> None:
@@ -265,7 +248,7 @@ def load_run(run_dir: epath.PathLike, onto: Onto | None = None) -> LoadedRun:
     """
     path = epath.Path(run_dir).resolve()
     if (path / PARAMS_FILE).exists():
-        return _load_exported(path, onto)
+        return read_export(path, onto)
     if not (path / "checkpoints").exists():
         raise UserError(
             f"{run_dir} holds no trained run (neither checkpoints nor params.safetensors); "
@@ -283,7 +266,7 @@ def export_run(
     out_dir: epath.PathLike,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
-    """Write a run's weights and config to a directory of its own: see `write_run`.
+    """Write a run's weights and config to a directory of its own: see `exported_run.write_run`.
 
     A text tokenizer that the run keeps beside its checkpoints goes with them.
     """
@@ -291,36 +274,6 @@ def export_run(
     tokenizer = epath.Path(run_dir) / MODEL_FILE
     if tokenizer.exists():
         write_atomic(epath.Path(out_dir) / MODEL_FILE, tokenizer.read_bytes())
-
-
-def write_run(
-    run: LoadedRun, out_dir: epath.PathLike, dtype: Literal["float32", "bfloat16"] = "float32"
-) -> None:
-    """Write weights as `params.safetensors` (names like `params/layers/...`) and `config.json`,
-    without paths of this machine; `load_run` reads the directory."""
-    outputs = {}
-    for path, leaf in jax.tree.leaves_with_path(run.variables):
-        narrow = dtype == "bfloat16" and leaf.dtype == np.float32
-        outputs[_name(path)] = safetensors_file.whole(leaf, "BF16" if narrow else None)
-    notes = (run.step, run.fingerprints, run.licences, run.data)
-    write_export(out_dir, run.experiment, outputs, *notes)
-
-
-def write_export(
-    out_dir: epath.PathLike,
-    experiment: Experiment,
-    outputs: Mapping[str, safetensors_file.Output],
-    step: int,
-    fingerprints: Mapping[str, str],
-    licences: Mapping[str, float] = types.MappingProxyType({}),
-    data: Mapping[str, str] = types.MappingProxyType({}),
-) -> None:
-    """`write_run` of tensors that need not be in memory, under their names."""
-    header = {"step": str(step), "fingerprints": json.dumps(dict(fingerprints))}
-    header |= {"licences": json.dumps(dict(licences)), "data": json.dumps(dict(data))}
-    safetensors_file.write_file(epath.Path(out_dir) / PARAMS_FILE, outputs, header)
-    portable = dataclasses.replace(experiment, workdir="", init_from="")
-    save_experiment(epath.Path(out_dir) / "config.json", portable)
 
 
 def require_same(saved: Mapping[str, str], ours: Mapping[str, str], what: str) -> None:
@@ -378,83 +331,11 @@ def _load_checkpoint(
     else:
         wanted = onto(meta.experiment)
         target = {"params": wanted.params, "extra": wanted.extra}
-        _require_shapes(_shapes(found), _shapes(target), what)
+        require_shapes(found, target, what)
     state = _read_state(manager, step, target, partial_restore=True)
     variables = {"params": state["params"], **state["extra"]}
     notes = (step, meta.fingerprints, meta.licences, meta.data)
     return LoadedRun(meta.experiment, variables, *notes)
-
-
-def _load_exported(path: epath.Path, onto: Onto | None) -> LoadedRun:
-    file = path / PARAMS_FILE
-    found = safetensors_file.read_file(file)
-    header = safetensors_file.read_metadata(file)
-    try:
-        step = int(header["step"])
-        prints = json.loads(header["fingerprints"])
-        licences, data = (json.loads(header.get(name, "{}")) for name in ("licences", "data"))
-    except (ValueError, KeyError, RecursionError):
-        raise UserError(f"{file} is damaged or no exported run; export the run again.") from None
-    experiment = load_experiment(path / "config.json")
-    variables: dict[str, Any] = {}
-    for name, tensor in found.items():
-        *parents, leaf = name.split("/")
-        node = variables
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = tensor
-    if onto is None:
-        variables = jax.tree.map(lambda tensor: jnp.asarray(_widened(tensor, ...)), variables)
-    else:
-        variables = _read_onto(variables, onto(experiment), str(path))
-    return LoadedRun(experiment, variables, step, prints, licences, data)
-
-
-def _read_onto(found: dict[str, Any], onto: TrainState, what: str) -> dict[str, Any]:
-    """Tensors of a file as arrays on a mesh: what a device holds is all that is read for it."""
-    wanted = {"params": onto.params, **onto.extra}
-    described = jax.tree.map(
-        lambda tensor: jax.ShapeDtypeStruct(tensor.shape, _read_type(tensor)), found
-    )
-    _require_shapes(_shapes(described), _shapes(wanted), what)
-
-    def read(tensor: safetensors_file.Tensor, leaf: jax.ShapeDtypeStruct):
-        return jax.make_array_from_callback(
-            leaf.shape, leaf.sharding, lambda index: _widened(tensor, index)
-        )
-
-    return jax.tree.map(read, found, wanted)
-
-
-def _read_type(tensor: safetensors_file.Tensor) -> np.dtype:
-    """The type in memory: parameters are float32, however they were exported."""
-    narrow = tensor.type in ("BF16", "F16")
-    return np.dtype(np.float32) if narrow else safetensors_file.TYPES[tensor.type]
-
-
-def _widened(tensor: safetensors_file.Tensor, index: Any) -> np.ndarray:
-    return tensor.read(index).astype(_read_type(tensor), copy=False)
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _shapes(tree: Any) -> dict[str, str]:
-    """Type and shape of every array by its path."""
-    leaves = jax.tree.leaves_with_path(tree)
-    return {_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
-
-
-def _require_shapes(found: dict[str, str], wanted: dict[str, str], what: str) -> None:
-    names = found.keys() | wanted.keys()
-    for name in sorted(names, key=lambda name: (not name.startswith("params"), name)):
-        ours, theirs = wanted.get(name, "nothing"), found.get(name, "nothing")
-        if ours != theirs:
-            raise UserError(
-                f"{what} is of another model: {name} is {theirs} there and {ours} in this "
-                "experiment; give the experiment that made it, or another run directory."
-            )
 
 
 def _brief(error: Exception) -> str:

@@ -24,8 +24,9 @@ from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.learners.parti import PartiLearner
 from cm3jax.sequence.rows import Batch
 from cm3jax.sequence.vocab import Vocab
-from cm3jax.train import make_train_step, require_attention
+from cm3jax.train import make_train_step
 from cm3jax.training.loss import chunks_for, token_losses
+from cm3jax.training.mesh_checks import require_attention
 from cm3jax.training.state import Layout, plan_layout
 
 

@@ -13,6 +13,8 @@ in einsum; `*B` is any number of leading axes.
 
 from typing import Any
 
+import numpy as np
+
 try:
     from jaxtyping import Array, Bool, Float, Int, Key, UInt8, UInt32
 except ImportError:  # accelerator machines without packages of their own still train and decode
@@ -24,4 +26,7 @@ except ImportError:  # accelerator machines without packages of their own still 
 
     Bool = Float = Int = Key = UInt8 = UInt32 = _Unchecked
 
-__all__ = ["Array", "Bool", "Float", "Int", "Key", "UInt8", "UInt32"]
+AnyArray = Array | np.ndarray
+"""An array of jax, or of numpy on the host."""
+
+__all__ = ["AnyArray", "Array", "Bool", "Float", "Int", "Key", "UInt8", "UInt32"]

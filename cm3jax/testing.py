@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cm3jax.checkpoint import LoadedRun, write_run
 from cm3jax.config import (
     ClipConfig,
     CM3Config,
@@ -39,6 +38,7 @@ from cm3jax.shapes import UInt8
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 from cm3jax.tokenizers.vqgan_model import VQGAN
+from cm3jax.training.exported_run import LoadedRun, write_run
 
 CAPTIONS = (
     "a red fox above a small blue circle",

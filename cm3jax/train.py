@@ -9,8 +9,7 @@ import functools
 import io
 import itertools
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -30,8 +29,10 @@ from cm3jax.io.folders import hold
 from cm3jax.report.run_page import Illustration, draw_report, is_reported
 from cm3jax.shapes import Array, Int, Key
 from cm3jax.training import distributed
+from cm3jax.training.clock import StepClock
 from cm3jax.training.gradients import accumulated, gradients
 from cm3jax.training.loss import LossOutput, Mean
+from cm3jax.training.mesh_checks import require_attention, require_divisible
 from cm3jax.training.metrics import (
     MetricsLog,
     Progress,
@@ -105,7 +106,7 @@ def train(
     """
     experiment = learner.experiment
     mesh = partition.make_mesh(experiment.mesh)
-    _require_divisible(experiment, partition.batch_shards(mesh))
+    require_divisible(experiment, partition.batch_shards(mesh))
     require_attention(experiment, mesh)
     require_run_folder(experiment.run_dir)
     with (
@@ -195,38 +196,6 @@ def _key(seed: int, *numbers: Any) -> Key[Array, ""]:
     return key
 
 
-def _require_divisible(experiment: Experiment, shards: int) -> None:
-    batch, parts = experiment.data.batch, experiment.optim.accumulate
-    if batch % (shards * parts):
-        raise UserError(
-            f"data.batch={batch} cannot be cut into {shards} equal shares"
-            f"{f' of {parts} equal parts' if parts > 1 else ''}; make it a multiple of "
-            f"{shards * parts}, or set mesh.data{' or optim.accumulate' if parts > 1 else ''}."
-        )
-
-
-def require_attention(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
-    """Refuse a kernel in `model.attention` that is not for the mesh's devices, or whose heads these
-    cannot share equally."""
-    model, tensor = experiment.model, mesh.shape["tensor"]
-    if model.attention == "xla" or experiment.learner not in ("decoder", "parti"):
-        return
-    # CPUs interpret splash attention, so that it can be tried without a TPU.
-    known = {"cudnn": ("gpu",), "splash": ("tpu", "cpu")}[model.attention]
-    platform = mesh.devices.flat[0].platform
-    if platform not in known:
-        raise UserError(
-            f"model.attention={model.attention} is for a {known[0]}, but jax found {platform} "
-            "alone; use model.attention=xla."
-        )
-    if model.groups % tensor:
-        raise UserError(
-            f"model.attention={model.attention} cannot share {model.groups} heads of keys and "
-            f"values equally among mesh.tensor={tensor} devices; change that, or use "
-            "model.attention=xla."
-        )
-
-
 def _report_again(experiment: Experiment, illustrate: Illustrator, state: TrainState) -> None:
     """Report a finished run that was killed before it did."""
     step, written = int(state.step), ""
@@ -246,42 +215,6 @@ def _draw(
             drawn = illustrate(state)
     if jax.process_index() == 0:
         draw_report(experiment.run_dir, step, drawn)
-
-
-class _Clock:
-    """Seconds per step since the last mark, and seconds in all."""
-
-    def __init__(self, seconds: float):
-        self._before, self._begin = seconds, time.monotonic()
-        self._mark: tuple[int, float] | None = None
-        self._waited = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Time in the loop over all lives of the run."""
-        return self._before + time.monotonic() - self._begin
-
-    def mark(self, step: int) -> None:
-        """Measure from here: after compilation, validation, saving."""
-        self._mark, self._waited = (step, time.monotonic()), 0.0
-
-    def wait(self, batches: Iterator[HostBatch]) -> HostBatch:
-        """The next batch; the time until it is there counts as waiting."""
-        begin = time.monotonic()
-        batch = next(batches)
-        self._waited += time.monotonic() - begin
-        return batch
-
-    @property
-    def waiting(self) -> float | None:
-        """Share of the time since the mark that was spent waiting for data."""
-        return self._waited / (time.monotonic() - self._mark[1]) if self._mark else None
-
-    def per_step(self, step: int) -> float | None:
-        """Seconds per step since the mark; None before there is one."""
-        if self._mark is None or step == self._mark[0]:
-            return None
-        return (time.monotonic() - self._mark[1]) / (step - self._mark[0])
 
 
 class _Run:
@@ -307,7 +240,7 @@ class _Run:
         self._train_step = make_train_step(learner, layout)
         self._validate = make_validation(learner, layout)
         self._rate = learning_rate(self._experiment.optim, self._experiment.train.steps)
-        self._clock = _Clock(start.seconds)
+        self._clock = StepClock(start.seconds)
         self._licences, self._data = licence_shares(self._experiment.data), data
         # Virtual CPU devices deadlock when steps are queued; accelerators idle when they are not.
         self._queue = 0 if jax.default_backend() == "cpu" else 1

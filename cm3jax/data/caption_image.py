@@ -13,9 +13,7 @@ from cm3jax.data.corpus import Corpus, Documents
 from cm3jax.data.pipeline import HostBatch, Position, RecordStream
 from cm3jax.sequence import prng
 from cm3jax.sequence.vocab import Modality, Vocab
-from cm3jax.shapes import Array, Float, Int
-
-AnyArray = Array | np.ndarray
+from cm3jax.shapes import AnyArray, Float, Int
 
 
 @no_type_check  # transformations also fill it with shapes, shardings and the like

@@ -20,10 +20,9 @@ from cm3jax.io.files import digest
 from cm3jax.retrieval.clip_encoder import fit_picture, text_and_image, text_length, text_rows
 from cm3jax.retrieval.select import drop_pieces
 from cm3jax.sequence import prng
-from cm3jax.shapes import Array, Int, UInt8
+from cm3jax.shapes import AnyArray, Int, UInt8
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
-AnyArray = Array | np.ndarray
 NO_SUBJECT = -1
 
 

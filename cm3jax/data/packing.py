@@ -17,8 +17,9 @@ import numpy as np
 from cm3jax.config import CM3Config
 from cm3jax.retrieval.select import NONE, Drawn, draw_documents, shuffled, with_wrong
 from cm3jax.sequence import prng
+from cm3jax.sequence.fit import answer_masks, documents_shown, fit_samples, reserved
 from cm3jax.sequence.prng import PrngStream
-from cm3jax.sequence.rows import Places, answer_masks, documents_shown, fit_samples, reserved
+from cm3jax.sequence.rows import Places
 from cm3jax.sequence.spans import mask_counts
 from cm3jax.shapes import Float, Int
 

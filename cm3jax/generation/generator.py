@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax import partition
-from cm3jax.checkpoint import LoadedRun, load_run, require_same
+from cm3jax.checkpoint import load_run, require_same
 from cm3jax.config import DecodeConfig, Experiment, MeshConfig
 from cm3jax.decode import loop, rerank
 from cm3jax.decode.params import as_read
@@ -50,6 +50,7 @@ from cm3jax.shapes import Bool, Float, Int, UInt8
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 from cm3jax.training.companions import companion, encoder_fingerprint
+from cm3jax.training.exported_run import LoadedRun
 from cm3jax.training.state import TrainState, plan_layout
 
 Pictures = UInt8[np.ndarray, "B Y X 3"] | Sequence[Picture | None]

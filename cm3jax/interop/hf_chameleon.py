@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from cm3jax.checkpoint import LoadedRun, load_run, write_export
+from cm3jax.checkpoint import load_run
 from cm3jax.config import (
     DataConfig,
     DecoderConfig,
@@ -39,6 +39,7 @@ from cm3jax.shapes import Int
 from cm3jax.tokenizers import huggingface
 from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, TextTokenizer
 from cm3jax.training.companions import companion
+from cm3jax.training.exported_run import LoadedRun, write_export
 
 _VQ = "model.vqmodel."
 _NOTES = "import.json"

@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cm3jax.checkpoint import write_export
 from cm3jax.config import ClipConfig, Experiment
 from cm3jax.errors import UserError
 from cm3jax.interop import fields, folders, processors
@@ -22,6 +21,7 @@ from cm3jax.io.experiment_json import build
 from cm3jax.retrieval.clip_encoder import CLIP, PIXEL_MEAN, PIXEL_STD, hf_name
 from cm3jax.tokenizers import huggingface
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
+from cm3jax.training.exported_run import write_export
 
 _UNUSED = {"embeddings.position_ids": "computed here"}
 TOWER = {

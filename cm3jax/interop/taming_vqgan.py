@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import yaml
 
-from cm3jax.checkpoint import write_export
 from cm3jax.config import Experiment, VocabConfig, VQGANConfig
 from cm3jax.errors import UserError
 from cm3jax.interop import fields, folders, taming
@@ -22,6 +21,7 @@ from cm3jax.interop.state_dicts import read_state_dict
 from cm3jax.io import safetensors_file
 from cm3jax.io.experiment_json import build
 from cm3jax.tokenizers.vqgan_model import VQGAN
+from cm3jax.training.exported_run import write_export
 
 _USES = "codebook/quantiser/uses"
 """Ours alone: how often training chose each code of late."""

@@ -18,15 +18,8 @@ from jax.sharding import PartitionSpec
 
 from cm3jax import partition
 from cm3jax.config import CM3Config
-from cm3jax.sequence.rows import (
-    NONE,
-    Batch,
-    Places,
-    Samples,
-    build_rows,
-    documents_shown,
-    fit_samples,
-)
+from cm3jax.sequence.fit import documents_shown, fit_samples
+from cm3jax.sequence.rows import NONE, Batch, Places, Samples, build_rows
 from cm3jax.sequence.spans import mask_counts
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Array, Float, Int

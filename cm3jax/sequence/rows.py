@@ -7,10 +7,10 @@ model learns to write from left to right and to fill in what is missing:
     <eos> a red fox <break> I1 I2 I3 I4 <eos>
     <eos> m0 <break> I1 I2 I3 I4 <eos> m0 a red fox <eoss>         the caption is masked
 
-Nothing is deleted (`restore` undoes it), spans cross neither `<break>` nor `<eos>`, and retrieved
-documents are not masked unless the config says so. A row holds whole samples one after another
-(`build_rows`), or a piece of the endless stream of samples, which is masked and rotated as if it
-were one sample, documents included (`build_stream_rows`, the way of the paper's own code).
+Nothing is deleted (`rotation.restore` undoes it), spans cross neither `<break>` nor `<eos>`, and
+retrieved documents are not masked unless the config says so. A row holds whole samples one after
+another (`build_rows`), or a piece of the endless stream of samples, which is masked and rotated as
+if it were one sample, documents included (`build_stream_rows`, the way of the paper's own code).
 
 Every function takes the array module: numpy on the host, jax.numpy under jit. Both give the same
 bits, because draws are a function of (seed, epoch, record), all arithmetic is on integers, and no
@@ -20,7 +20,7 @@ index is written twice.
 import dataclasses
 from functools import partial
 from types import ModuleType
-from typing import NamedTuple, no_type_check
+from typing import no_type_check
 
 import jax
 import numpy as np
@@ -28,16 +28,13 @@ import numpy as np
 from cm3jax.config import CM3Config
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
-from cm3jax.sequence import prng
-from cm3jax.sequence.prng import PrngStream
+from cm3jax.sequence.rotation import RETRIEVED, UNWEIGHTED, WEIGHTED, PlacedTokens, rotate
 from cm3jax.sequence.spans import NOWHERE, Spans, draw_spans
 from cm3jax.sequence.vocab import Vocab
-from cm3jax.shapes import Array, Bool, Float, Int
+from cm3jax.shapes import AnyArray, Float, Int
 
 NONE = -1
 """In place of a document's row number: there is no document."""
-
-AnyArray = Array | np.ndarray
 
 
 @no_type_check  # transformations also fill it with shapes, shardings and the like
@@ -110,74 +107,9 @@ class Places:
     """Its segment id, from 1."""
 
 
-def answer_masks(answers: Int[AnyArray, "samples 3"]) -> Int[AnyArray, " samples"]:
-    """The masks of samples with answers, int32: 1 where the answer is recalled, else 0."""
-    return answers[:, 2].astype(np.int32)
-
-
-def documents_shown(
-    xp: ModuleType, seed, epoch, records: Int[AnyArray, " samples"], most: int, config: CM3Config
-) -> Int[AnyArray, " samples"]:
-    """How many of its documents each sample is shown, 0 to `most`: the first ones."""
-    words = prng.bits(xp, seed, epoch, records, PrngStream.NO_DOCUMENTS, 2)
-    count = xp.full(records.shape, most, xp.int32)
-    if config.vary_documents:
-        count = prng.below(xp, words[..., 1], most + 1).astype(xp.int32)
-    return xp.where(prng.chance(xp, words[..., 0], config.no_documents), 0, count)
-
-
-def reserved(xp: ModuleType, document_lengths, query_lengths, masks):
-    """Tokens that a sample may take: two `<eos>`, documents with their breaks, the query, and two
-    sentinels and one `<eoss>` for each mask. A mask that finds no place leaves its three unused."""
-    documents = document_lengths + (document_lengths > 0)
-    return (2 + documents.sum(-1) + query_lengths + 3 * masks).astype(xp.int32)
-
-
-class Fitted(NamedTuple):
-    """What is left of a sample so that it fits."""
-
-    document_lengths: Int[AnyArray, "samples R"]
-    """0 where a document was dropped."""
-    masks: Int[AnyArray, " samples"]
-    """Masks that still fit."""
-    fits: Bool[AnyArray, " samples"]
-    """False where even the bare query is too long."""
-
-
-def fit_samples(
-    xp: ModuleType, document_lengths, scores, query_lengths, masks, room: int
-) -> Fitted:
-    """Make samples fit in `room` tokens: drop whole documents, lowest score first, then masks.
-
-    `scores` is `[samples R]`; of equal ones the later document goes first.
-    """
-    rank = xp.arange(document_lengths.shape[-1])
-    for _ in range(document_lengths.shape[-1]):
-        present = document_lengths > 0
-        low = xp.where(present, scores, xp.inf).min(-1, keepdims=True)
-        worst = xp.where(present & (scores <= low), rank, -1).max(-1, keepdims=True)
-        excess = reserved(xp, document_lengths, query_lengths, masks) > room
-        document_lengths = xp.where(excess[:, None] & (rank == worst), 0, document_lengths)
-    spare = room - reserved(xp, document_lengths, query_lengths, 0 * masks)
-    return Fitted(document_lengths, xp.clip(spare // 3, 0, masks).astype(xp.int32), spare >= 0)
-
-
-_UNWEIGHTED, _WEIGHTED, _RETRIEVED = 0, 1, 2
-
-
-class _Tokens(NamedTuple):
-    """Tokens of many samples (or rows), each with its place; not all slots are used."""
-
-    tokens: Int[AnyArray, "samples W"]
-    kinds: Int[AnyArray, "samples W"]
-    """Which loss weight it has as a target."""
-    positions: Int[AnyArray, "samples W"]
-    """Place in the sample; -1 for what does not exist."""
-
-
 def _slots(
     xp: ModuleType, samples: Samples, vocab: Vocab
-) -> tuple[_Tokens, Int[AnyArray, " samples"]]:
+) -> tuple[PlacedTokens, Int[AnyArray, " samples"]]:
     """A fixed slot for every token that a sample could have, in order, and the samples' lengths.
 
     The slots are `<eos>`, the padded documents with their breaks, the padded query, and `<eos>`.
@@ -201,58 +133,16 @@ def _slots(
     used = place < samples.query_lengths[:, None]
     query = xp.where(used, query_start[:, None] + place, -1)
     flat = (count, documents * (width + 1))
-    kinds = np.full(flat[1] + samples.query.shape[1] + 2, _WEIGHTED, np.int32)
-    kinds[1 : flat[1] + 1] = _RETRIEVED
+    kinds = np.full(flat[1] + samples.query.shape[1] + 2, WEIGHTED, np.int32)
+    kinds[1 : flat[1] + 1] = RETRIEVED
     eos = xp.full((count, 1), vocab.eos, xp.int32)
     tokens = (eos, shown.reshape(flat), samples.query, eos)
     positions = (0 * eos, positions.reshape(flat), query, closing[:, None])
-    return _Tokens(
+    return PlacedTokens(
         xp.concatenate(tokens, axis=1).astype(xp.int32),
         xp.broadcast_to(xp.asarray(kinds), (count, len(kinds))),
         xp.concatenate(positions, axis=1).astype(xp.int32),
     ), closing + 1
-
-
-def _rotate(
-    xp: ModuleType, source: _Tokens, lengths: Int[AnyArray, " samples"], spans: Spans, vocab: Vocab
-) -> _Tokens:
-    """Move the spans behind the samples' `lengths` tokens, each between a sentinel and `<eoss>`."""
-    placed = spans.starts < NOWHERE
-    masked = spans.stops - spans.starts
-    saved = xp.where(placed, masked - 1, 0)
-    tails = xp.where(placed, masked + 2, 0)
-    recalled = (lengths - saved.sum(1))[:, None] + xp.cumsum(tails, axis=1) - tails
-    sentinels = spans.starts - (xp.cumsum(saved, axis=1) - saved)
-
-    shift = xp.zeros_like(source.positions)
-    for k in range(spans.starts.shape[1]):
-        start, stop = spans.starts[:, k, None], spans.stops[:, k, None]
-        inside = (source.positions >= start) & (source.positions < stop)
-        shift = shift - xp.where(source.positions >= stop, saved[:, k, None], 0)
-        shift = xp.where(inside, recalled[:, k, None] + 1 - start, shift)
-    positions = xp.where(source.positions >= 0, source.positions + shift, -1)
-
-    def where_placed(position):
-        return xp.where(placed, position, -1)
-
-    names = xp.broadcast_to(vocab.sentinel(0) + xp.arange(placed.shape[1]), placed.shape)
-    ends = xp.full(placed.shape, vocab.eoss)
-    weighted = xp.full(placed.shape, _WEIGHTED)
-    return _Tokens(
-        *(
-            xp.concatenate(parts, axis=1).astype(xp.int32)
-            for parts in (
-                (source.tokens, names, names, ends),
-                (source.kinds, xp.full(placed.shape, _UNWEIGHTED), weighted, weighted),
-                (
-                    positions,
-                    where_placed(sentinels),
-                    where_placed(recalled),
-                    where_placed(recalled + 1 + masked),
-                ),
-            )
-        )
-    )
 
 
 def build_rows(
@@ -280,12 +170,12 @@ def build_rows(
     counts = (samples.masks, samples.records)
     if samples.answers is not None:
         spans = _answer_spans(xp, samples, lengths)
-        moves = _rotate(xp, slots, lengths, spans, vocab)
+        moves = rotate(xp, slots, lengths, spans, vocab)
         if config.loss_on == "answer":
             moves = moves._replace(kinds=_kinds_of_answers(xp, slots, moves, samples))
         return _batch(xp, moves, places, shape, config)
     spans = draw_spans(xp, *maskable, *counts, seed=seed, epoch=epoch, config=config, vocab=vocab)
-    moves = _rotate(xp, slots, lengths, spans, vocab)
+    moves = rotate(xp, slots, lengths, spans, vocab)
     return _batch(xp, moves, places, shape, config)
 
 
@@ -298,7 +188,7 @@ def _answer_spans(xp: ModuleType, samples: Samples, lengths: Int[AnyArray, " sam
     return Spans(*ends)
 
 
-def _kinds_of_answers(xp: ModuleType, slots: _Tokens, moves: _Tokens, samples: Samples):
+def _kinds_of_answers(xp: ModuleType, slots: PlacedTokens, moves: PlacedTokens, samples: Samples):
     """Kinds of a sample's moved slots that leave weight to the answer and the id that ends it:
     `<eoss>` where it is recalled, else the sample's `<eos>`."""
     closing = slots.positions[:, -1:]
@@ -309,7 +199,7 @@ def _kinds_of_answers(xp: ModuleType, slots: _Tokens, moves: _Tokens, samples: S
     never = xp.zeros((len(samples.masks), 1), bool)
     # Behind the slots stand the sentinel, placed and recalled, and `<eoss>` of the one span.
     kept = xp.concatenate([asked | ends, never, never, ~never], axis=1)
-    return xp.where(kept, moves.kinds, _UNWEIGHTED)
+    return xp.where(kept, moves.kinds, UNWEIGHTED)
 
 
 def build_stream_rows(
@@ -339,7 +229,7 @@ def build_stream_rows(
     inside = (slots.positions >= 0) & (place >= 0) & (place < room)
     cut = slots._replace(positions=xp.where(inside, slots.positions, -1))
     tokens, kinds = _cells(xp, (cut.tokens, cut.kinds), cut.positions, places, shape)
-    used = kinds != _UNWEIGHTED
+    used = kinds != UNWEIGHTED
     row = xp.arange(rows, dtype=xp.int32)
     positions = xp.where(used, xp.arange(length, dtype=xp.int32), -1)
 
@@ -356,8 +246,8 @@ def build_stream_rows(
         config=config,
         vocab=vocab,
     )
-    source = _Tokens(tokens, kinds, positions)
-    moves = _rotate(xp, source, used.sum(1).astype(xp.int32), spans, vocab)
+    source = PlacedTokens(tokens, kinds, positions)
+    moves = rotate(xp, source, used.sum(1).astype(xp.int32), spans, vocab)
     return _batch(xp, moves, Places(row, 0 * row, 0 * row + 1), shape, config)
 
 
@@ -385,7 +275,7 @@ def _cells(xp: ModuleType, columns, positions, places: Places, shape: tuple[int,
 
 
 def _batch(
-    xp: ModuleType, moves: _Tokens, places: Places, shape: tuple[int, int], config: CM3Config
+    xp: ModuleType, moves: PlacedTokens, places: Places, shape: tuple[int, int], config: CM3Config
 ) -> Batch:
     segments = xp.broadcast_to(places.segments[:, None], moves.positions.shape)
     columns = _cells(xp, (*moves, segments), moves.positions, places, shape)
@@ -397,35 +287,9 @@ def _with_targets(xp: ModuleType, tokens, kinds, positions, segments, config: CM
     continues = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
     last = ((0, 0), (0, 1))
     targets = xp.pad(xp.where(continues, tokens[:, 1:], Vocab.pad), last)
-    kinds = xp.pad(xp.where(continues, kinds[:, 1:], _UNWEIGHTED), last)
+    kinds = xp.pad(xp.where(continues, kinds[:, 1:], UNWEIGHTED), last)
     weights = xp.asarray([0.0, 1.0, config.retrieved_weight], xp.float32)[kinds]
     return Batch(tokens, targets, weights, segments, positions)
-
-
-class UnrotatedSample(NamedTuple):
-    """A sample before rotation."""
-
-    documents: Int[np.ndarray, " L"]
-    """Ids of the retrieved documents, each with the break that follows it."""
-    query: Int[np.ndarray, " L"]
-    """Ids of the query document."""
-
-
-def restore(ids: Int[np.ndarray, " L"], query_start: int, vocab: Vocab) -> UnrotatedSample:
-    """Undo the rotation of one sample (host only).
-
-    `ids` is the rotated sample without padding; `query_start` is where the query begins before
-    rotation, which is also where it begins after it unless documents are masked too.
-    """
-    closing = 1 + int(np.flatnonzero(ids[1:] == vocab.eos)[0])
-    source, tail = ids[1:closing], ids[closing + 1 :]
-    spans = {}
-    while len(tail):
-        stop = int(np.flatnonzero(tail == vocab.eoss)[0])
-        spans[int(tail[0])], tail = tail[1:stop], tail[stop + 1 :]
-    parts = [spans[int(id_)] if vocab.is_sentinel(id_) else [id_] for id_ in source]
-    sample = np.concatenate([np.zeros(0, np.int32), *parts]).astype(np.int32)
-    return UnrotatedSample(sample[: query_start - 1], sample[query_start - 1 :])
 
 
 def batch_fingerprint(batch: Batch, records: Int[np.ndarray, "B N"], first_row: int = 0) -> str:

@@ -21,9 +21,8 @@ from cm3jax.config import CM3Config
 from cm3jax.sequence import prng
 from cm3jax.sequence.prng import PrngStream
 from cm3jax.sequence.vocab import Modality, Vocab
-from cm3jax.shapes import Array, Int
+from cm3jax.shapes import AnyArray, Int
 
-AnyArray = Array | np.ndarray
 REPEATS = 8
 """How often an overlapping or empty mask is drawn again before it is dropped."""
 _WORDS = 4

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from etils import epath
 
-from cm3jax.checkpoint import PARAMS_FILE, LoadedRun
 from cm3jax.errors import UserError
+from cm3jax.training.exported_run import PARAMS_FILE, LoadedRun
 
 
 def companion(

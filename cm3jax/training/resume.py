@@ -20,6 +20,7 @@ from cm3jax.errors import UserError
 from cm3jax.io.experiment_json import to_dict
 from cm3jax.io.files import read_json
 from cm3jax.model import lora
+from cm3jax.training.exported_run import PARAMS_FILE
 from cm3jax.training.state import Layout, TrainState
 
 # Fields by their dotted names or sections; a field that stands nowhere decides what is trained.
@@ -90,7 +91,7 @@ def require_run_folder(run_dir: epath.PathLike) -> None:
     folder = epath.Path(run_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{run_dir} is a file; give a folder as --workdir.")
-    if (folder / checkpoint.PARAMS_FILE).exists():
+    if (folder / PARAMS_FILE).exists():
         raise UserError(
             f"{run_dir} holds exported weights, which stay as they are; give another --workdir, "
             "and to go on from them --init-from."

@@ -22,8 +22,9 @@ from cm3jax.errors import UserError
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.sequence.rows import Batch
 from cm3jax.sequence.vocab import Vocab
-from cm3jax.train import make_train_step, require_attention
+from cm3jax.train import make_train_step
 from cm3jax.training.hardware import peak_flops
+from cm3jax.training.mesh_checks import require_attention
 from cm3jax.training.state import TrainState, plan_layout
 from launch.bench.model import add_model, experiment, no_rival, positive, random_weights
 from launch.env import keep_freed_memory

@@ -23,7 +23,7 @@ from cm3jax.data.pipeline import (
 )
 from cm3jax.errors import UserError
 from cm3jax.retrieval.bank import Bank
-from cm3jax.sequence.rows import restore
+from cm3jax.sequence.rotation import restore
 from tests.data.corpora import VOCAB, experiment, write_bank, write_corpus
 
 

@@ -17,7 +17,8 @@ from cm3jax.data.readers.datasets import TfdsSplit
 from cm3jax.data.show import show_row
 from cm3jax.errors import UserError
 from cm3jax.report.html import png
-from cm3jax.sequence.rows import Places, Samples, answer_masks, build_rows
+from cm3jax.sequence.fit import answer_masks
+from cm3jax.sequence.rows import Places, Samples, build_rows
 from cm3jax.tasks.task import Case, Skipped
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from cm3jax import testing
-from cm3jax.checkpoint import LoadedRun, write_run
 from cm3jax.config import MeshConfig
 from cm3jax.errors import UserError
 from cm3jax.evaluate.perplexity import evaluate_perplexity, perplexity
 from cm3jax.evaluate.protocol import scores_from_json
 from cm3jax.model.decoder import Decoder
+from cm3jax.training.exported_run import LoadedRun, write_run
 from launch.evaluate import run
 from tests.data import corpora
 from tests.evaluate.test_protocol import PROTOCOL

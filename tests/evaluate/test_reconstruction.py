@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from cm3jax import testing
-from cm3jax.checkpoint import LoadedRun, write_run
 from cm3jax.config import DataConfig, VQGANLossConfig
 from cm3jax.errors import UserError
 from cm3jax.evaluate import fid
@@ -20,6 +19,7 @@ from cm3jax.io.files import write_json
 from cm3jax.report.html import png
 from cm3jax.tokenizers import lpips
 from cm3jax.tokenizers.fidelity import psnr
+from cm3jax.training.exported_run import LoadedRun, write_run
 from launch.evaluate import run as launch
 from tests.evaluate import inputs
 

@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from cm3jax.checkpoint import LoadedRun, write_run
 from cm3jax.config import (
     DataConfig,
     DecoderConfig,
@@ -27,6 +26,7 @@ from cm3jax.model.decoder import Decoder
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 from cm3jax.tokenizers.vqgan_model import VQGAN
+from cm3jax.training.exported_run import LoadedRun, write_run
 from tests.interop import cases
 
 TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}

@@ -12,7 +12,8 @@ from cm3jax.config import CM3Config
 from cm3jax.learners.online import bank_variables
 from cm3jax.model.sequence_builder import Queries, SequenceBuilder
 from cm3jax.retrieval.exact import ExactIndex
-from cm3jax.sequence.rows import Places, Samples, build_rows, documents_shown, fit_samples
+from cm3jax.sequence.fit import documents_shown, fit_samples
+from cm3jax.sequence.rows import Places, Samples, build_rows
 from cm3jax.sequence.spans import mask_counts
 from tests.data.corpora import VOCAB, pair, write_bank
 

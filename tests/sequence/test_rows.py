@@ -13,8 +13,10 @@ from cm3jax.errors import UserError
 from cm3jax.sequence import prng
 from cm3jax.sequence import rows as sequence
 from cm3jax.sequence import spans as masks
+from cm3jax.sequence.fit import documents_shown, fit_samples, reserved
 from cm3jax.sequence.prng import PrngStream
-from cm3jax.sequence.rows import Places, Samples, build_rows, fit_samples, reserved, restore
+from cm3jax.sequence.rotation import restore
+from cm3jax.sequence.rows import Places, Samples, build_rows
 from cm3jax.sequence.spans import REPEATS, Spans, mask_counts
 from cm3jax.sequence.vocab import Modality, Vocab
 
@@ -338,7 +340,7 @@ def test_counts_are_poisson_and_captions_are_masked():
     ],
 )
 def test_documents_are_shown_as_often_as_configured(config, shares):
-    shown = sequence.documents_shown(np, 0, 0, np.arange(20_000), 2, config)
+    shown = documents_shown(np, 0, 0, np.arange(20_000), 2, config)
     assert np.bincount(shown) / 20_000 == pytest.approx(shares, abs=0.01)
 
 

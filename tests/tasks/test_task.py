@@ -10,7 +10,8 @@ from cm3jax.errors import UserError
 from cm3jax.generation.prompts import read_prompt
 from cm3jax.generation.requests import RequestBuilder
 from cm3jax.sequence.document import Mark, parse_prompt
-from cm3jax.sequence.rows import Places, Samples, answer_masks, build_rows
+from cm3jax.sequence.fit import answer_masks
+from cm3jax.sequence.rows import Places, Samples, build_rows
 from cm3jax.tasks import TASKS
 from cm3jax.tasks.example import Answer, to_document
 from cm3jax.tasks.questions import conclusion, explained, without_full_stop

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cm3jax.checkpoint import LoadedRun
 from cm3jax.data.cm3_rows import CorpusRows
 from cm3jax.data.pipeline import NoRecords
 from cm3jax.data.show import Piece, describe_samples, pieces
@@ -19,6 +18,7 @@ from cm3jax.sequence.document import Document, Image, Text, parse
 from cm3jax.sequence.vocab import Modality
 from cm3jax.shapes import Int, UInt8
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
+from cm3jax.training.exported_run import LoadedRun
 from cm3jax.training.state import TrainState
 
 _GREY = 128

@@ -6,7 +6,6 @@ from typing import get_args
 import pytest
 
 from cm3jax import testing
-from cm3jax.checkpoint import LoadedRun, write_run
 from cm3jax.config import DataConfig
 from cm3jax.data.sources import RawRecord
 from cm3jax.data.tokenize import Tools, tokenise
@@ -17,6 +16,7 @@ from cm3jax.evaluate.protocol import scores_from_json, scores_to_json
 from cm3jax.learners import clip as clip_learner
 from cm3jax.model.decoder import Decoder
 from cm3jax.retrieval.bank import Bank, BankDocument
+from cm3jax.training.exported_run import LoadedRun, write_run
 from experiments.emoji.emoji_scores import EmojiExam
 from tests.emoji import small
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from cm3jax import testing
-from cm3jax.checkpoint import LoadedRun, write_run
 from cm3jax.config import DataConfig, DecoderConfig, MeshConfig, RetrievalConfig, VQGANConfig
 from cm3jax.data.sources import RawRecord
 from cm3jax.data.tokenize import Tools, tokenise
@@ -29,6 +28,7 @@ from cm3jax.retrieval.clip_encoder import CLIP, text_and_image
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 from cm3jax.tokenizers.vqgan_model import VQGAN
+from cm3jax.training.exported_run import LoadedRun, write_run
 from experiments.miniature.base import base
 from experiments.miniature.scores.emblem_scores import evaluate, is_current
 from launch.evaluate import run

@@ -1,0 +1,147 @@
+"""A trained model in memory, and its exported form: a directory of weights and config.
+
+It contains `config.json` and `params.safetensors` only, no optimiser and no data position.
+"""
+
+import dataclasses
+import json
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from cm3jax.config import Experiment
+from cm3jax.errors import UserError
+from cm3jax.io import safetensors_file
+from cm3jax.io.experiment_json import load_experiment, save_experiment
+from cm3jax.training.state import TrainState
+
+Onto = Callable[[Experiment], TrainState]
+"""What an experiment's variables are and where they lie, without values."""
+
+PARAMS_FILE = "params.safetensors"
+"""The weights of an exported run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """A trained model, ready for use."""
+
+    experiment: Experiment
+    variables: dict[str, Any]
+    """{"params": ..., and other collections}, jax arrays."""
+    step: int
+    fingerprints: Mapping[str, str]
+    licences: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """The share of each licence among the training rows; empty where no corpus says so."""
+    data: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Fingerprints of the data that the run read, by name."""
+
+
+def write_run(
+    run: LoadedRun, out_dir: epath.PathLike, dtype: Literal["float32", "bfloat16"] = "float32"
+) -> None:
+    """Write weights as `params.safetensors` (names like `params/layers/...`) and `config.json`,
+    without paths of this machine; `cm3jax.checkpoint.load_run` reads the directory."""
+    outputs = {}
+    for path, leaf in jax.tree.leaves_with_path(run.variables):
+        narrow = dtype == "bfloat16" and leaf.dtype == np.float32
+        outputs[_name(path)] = safetensors_file.whole(leaf, "BF16" if narrow else None)
+    notes = (run.step, run.fingerprints, run.licences, run.data)
+    write_export(out_dir, run.experiment, outputs, *notes)
+
+
+def write_export(
+    out_dir: epath.PathLike,
+    experiment: Experiment,
+    outputs: Mapping[str, safetensors_file.Output],
+    step: int,
+    fingerprints: Mapping[str, str],
+    licences: Mapping[str, float] = types.MappingProxyType({}),
+    data: Mapping[str, str] = types.MappingProxyType({}),
+) -> None:
+    """Write tensors by their names in the form of `write_run`; they need not be in memory."""
+    header = {"step": str(step), "fingerprints": json.dumps(dict(fingerprints))}
+    header |= {"licences": json.dumps(dict(licences)), "data": json.dumps(dict(data))}
+    safetensors_file.write_file(epath.Path(out_dir) / PARAMS_FILE, outputs, header)
+    portable = dataclasses.replace(experiment, workdir="", init_from="")
+    save_experiment(epath.Path(out_dir) / "config.json", portable)
+
+
+def read_export(path: epath.Path, onto: Onto | None = None) -> LoadedRun:
+    """Read what `write_run` or `write_export` wrote, as `cm3jax.checkpoint.load_run` says."""
+    file = path / PARAMS_FILE
+    found = safetensors_file.read_file(file)
+    header = safetensors_file.read_metadata(file)
+    try:
+        step = int(header["step"])
+        prints = json.loads(header["fingerprints"])
+        licences, data = (json.loads(header.get(name, "{}")) for name in ("licences", "data"))
+    except (ValueError, KeyError, RecursionError):
+        raise UserError(f"{file} is damaged or no exported run; export the run again.") from None
+    experiment = load_experiment(path / "config.json")
+    variables: dict[str, Any] = {}
+    for name, tensor in found.items():
+        *parents, leaf = name.split("/")
+        node = variables
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = tensor
+    if onto is None:
+        variables = jax.tree.map(lambda tensor: jnp.asarray(_widened(tensor, ...)), variables)
+    else:
+        variables = _read_onto(variables, onto(experiment), str(path))
+    return LoadedRun(experiment, variables, step, prints, licences, data)
+
+
+def _read_onto(found: dict[str, Any], onto: TrainState, what: str) -> dict[str, Any]:
+    """Tensors of a file as arrays on a mesh: what a device holds is all that is read for it."""
+    wanted = {"params": onto.params, **onto.extra}
+    described = jax.tree.map(
+        lambda tensor: jax.ShapeDtypeStruct(tensor.shape, _read_type(tensor)), found
+    )
+    require_shapes(described, wanted, what)
+
+    def read(tensor: safetensors_file.Tensor, leaf: jax.ShapeDtypeStruct):
+        return jax.make_array_from_callback(
+            leaf.shape, leaf.sharding, lambda index: _widened(tensor, index)
+        )
+
+    return jax.tree.map(read, found, wanted)
+
+
+def _read_type(tensor: safetensors_file.Tensor) -> np.dtype:
+    """The type in memory: parameters are float32, however they were exported."""
+    narrow = tensor.type in ("BF16", "F16")
+    return np.dtype(np.float32) if narrow else safetensors_file.TYPES[tensor.type]
+
+
+def _widened(tensor: safetensors_file.Tensor, index: Any) -> np.ndarray:
+    return tensor.read(index).astype(_read_type(tensor), copy=False)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    """Type and shape of every array by its path."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def require_shapes(found_arrays: Any, wanted_arrays: Any, what: str) -> None:
+    """Raise `UserError` naming the first array that two trees do not have alike."""
+    found, wanted = _shapes(found_arrays), _shapes(wanted_arrays)
+    names = found.keys() | wanted.keys()
+    for name in sorted(names, key=lambda name: (not name.startswith("params"), name)):
+        ours, theirs = wanted.get(name, "nothing"), found.get(name, "nothing")
+        if ours != theirs:
+            raise UserError(
+                f"{what} is of another model: {name} is {theirs} there and {ours} in this "
+                "experiment; give the experiment that made it, or another run directory."
+            )
