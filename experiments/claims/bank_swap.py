@@ -33,10 +33,9 @@ def _measure(bench: Bench) -> Measured:
                 verdicts.append(confirms_batch(images, [prompt.scene for prompt in asked]))
                 if seed == 0 and whose == "new":
                     for place in range(min(_SHOWN, len(asked))):
-                        best = shown[place][0]
                         figures.setdefault(place, []).extend(
                             (
-                                bench.cell(best),
+                                bench.best_cell(shown[place]),
                                 Cell.of(
                                     f"drawn with the {where} bank",
                                     images[place],

@@ -169,6 +169,12 @@ class Bench:
         image = self.generator.image.decode(np.asarray(codes))[0] if codes else None
         return Cell.of(f"retrieved, {found.score:.2f}", image, found.meta.text)
 
+    def best_cell(self, found: Sequence[Retrieved]) -> Cell:
+        """The best of a prompt's documents in a figure, or a word that it was shown none."""
+        if found:
+            return self.cell(found[0])
+        return Cell.of("retrieved", None, "no document scores above the floor")
+
     def share(
         self, name: str, verdicts: Bool[np.ndarray, "S B"], chance: float, protocol: Protocol
     ) -> Score:

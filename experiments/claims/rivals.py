@@ -116,7 +116,7 @@ def _figures(exams: dict[str, Exam], asked: Sequence[ProbePrompt]) -> tuple[Figu
     figures = []
     chosen = Chosen.of(right["cm3leon"], _SHOWN)
     for place in chosen.places:
-        cells = [first.bench.cell(shown[place][0])]
+        cells = [first.bench.best_cell(shown[place])]
         for name, images in drawn.items():
             cells.append(Cell.of(MODELS[name][0], images[place], correct=right[name][place]))
         cells.append(Cell.of("as it should be", asked[place].image))

@@ -285,7 +285,7 @@ def _grid(exams: dict[str, Exam], asked: Sequence[ProbePrompt]) -> tuple[Figure,
     first = exams["cm3leon.large"]
     shown = first.retrieved(asked[:_SHOWN], 1)
     for place, prompt in enumerate(asked[:_SHOWN]):
-        cells = [first.bench.cell(shown[place][0])]
+        cells = [first.bench.best_cell(shown[place])]
         for name, exam in exams.items():
             family, size = name.split(".")
             image = exam.drawn[_asked("heldout", family)][0, place]

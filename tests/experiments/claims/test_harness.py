@@ -54,3 +54,10 @@ def test_documents_are_rendered_pairs(bench):
     assert isinstance(text, Text)
     assert isinstance(image, Image)
     assert bench.generator.text.decode(list(text.pieces)) == prompt.text
+
+
+def test_a_prompt_without_documents_has_a_cell_that_says_so(bench):
+    """As where all that the bank has for it scores below the floor."""
+    cell = bench.best_cell([])
+    assert (cell.label, cell.picture) == ("retrieved", None)
+    assert cell.text == "no document scores above the floor"
