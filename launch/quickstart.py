@@ -11,7 +11,6 @@ What is finished is reused; what was interrupted continues.
 import dataclasses
 import platform
 import time
-from collections.abc import Callable, Sequence
 
 import flax
 import jax
@@ -32,8 +31,8 @@ from launch.cli import parse
 from launch.env import main
 from launch.names import SHIPPED
 from launch.report import stored, write_report
+from launch.stages import Stage, run_stages, training
 from launch.tools import make_tools
-from launch.train import train_experiment
 
 HEADLINES = (
     "heldout_emblem_accuracy.docs_0",
@@ -68,43 +67,6 @@ class Options:
         return max(least, round(full * self.scale))
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One step of the chain."""
-
-    name: str
-    budget: int
-    """Seconds that it takes on two CPU cores."""
-    path: str
-    """What it makes."""
-    done: Callable[[], bool]
-    """Whether that is complete."""
-    run: Callable[[], None]
-    """Makes it, or continues to."""
-
-
-def run_stages(stages: Sequence[Stage], timings: epath.PathLike) -> None:
-    """Run what is not done yet, in order; seconds go to the JSON file `timings`.
-
-    Raises `UserError` when a stage returns unfinished, as a trainer does that was told to stop.
-    """
-    timings = epath.Path(timings)
-    seconds = read_json(timings, "the timings") if timings.exists() else {}
-    for number, stage in enumerate(stages, 1):
-        title = f"[{number}/{len(stages)}] {stage.name}"
-        if stage.done():
-            print(f"{title}: reusing {stage.path}", flush=True)
-            continue
-        print(f"{title}: about {stage.budget} s, into {stage.path}", flush=True)
-        start = time.perf_counter()
-        stage.run()
-        if not stage.done():
-            raise UserError(f"{stage.name} stopped before its end; run the quickstart again.")
-        seconds[stage.name] = round(time.perf_counter() - start, 1)
-        write_json(timings, seconds)
-        print(f"{title}: done in {seconds[stage.name]} s", flush=True)
-
-
 def located(options: Options) -> dict[str, Experiment]:
     """The members of the chain, in `options`' directories and at its scale."""
     runs, data = epath.Path(options.workdir), epath.Path(options.data) / "quickstart"
@@ -137,7 +99,7 @@ def stages(options: Options) -> list[Stage]:
     members = located(options)
     decoder = members["decoder"]
     train = {
-        part: _training(member, seconds)
+        part: training(member, seconds)
         for (part, member), seconds in zip(members.items(), (10, 60, 90, 140), strict=True)
     }
     prepared = Stage(
@@ -178,15 +140,6 @@ def _raw(member: Experiment) -> Stage:
 def _count(done: int, total: int) -> None:
     if done % 4000 == 0 or done == total:
         _say(f"{done} of {total} documents")
-
-
-def _training(member: Experiment, seconds: int) -> Stage:
-    mark = f"checkpoints/{member.train.steps}"
-    if member.learner == "text_tokenizer":
-        mark = "text.model"
-    path = epath.Path(member.run_dir) / mark
-    name = f"train {member.learner}"
-    return Stage(name, seconds, member.run_dir, path.exists, lambda: train_experiment(member))
 
 
 def _evaluation(model: str, run: str, bank: str, options: Options) -> Stage:

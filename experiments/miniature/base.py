@@ -2,19 +2,11 @@
 
 from typing import Any
 
-from cm3jax.config import (
-    ClipConfig,
-    CM3Config,
-    DataConfig,
-    DecodeConfig,
-    DecoderConfig,
-    Experiment,
-    RetrievalConfig,
-    TokenizersConfig,
-    VocabConfig,
-    VQGANConfig,
-)
+from cm3jax.config import CM3Config, DecodeConfig, Experiment
+from experiments.chain import Choices, chain_base
 from experiments.delta import with_delta
+
+_CHOICES = Choices(side=32, codes=16, codebook=1024, pieces=512, width=128, context=256)
 
 SHIPPED = "experiments/miniature/weights"
 """The weights in the repository: what an experiment reads that does not train it itself."""
@@ -26,96 +18,49 @@ def base(name: str, home: str = "miniature", **delta: Any) -> Experiment:
     `delta` holds what differs: values of `Experiment` fields, or for a nested config a dict of its
     fields, e.g. `base("miniature/clip", learner="clip", data={"batch": 256})`.
     """
-    experiment = Experiment(
-        name=name,
-        vocab=VocabConfig(specials=32, image_codes=1024, text_pieces=512, sentinels=17, grid=4),
-        tokenizers=TokenizersConfig(
-            text=f"runs/{home}/text", image=f"runs/{home}/vqgan", algorithm="bpe"
-        ),
-        # One code per 8x8 pixels and nothing shared between patches: a code says what its cell
-        # shows, whatever stands beside it.
-        vqgan=VQGANConfig(
-            image_size=32,
-            patch=8,
-            channels=128,
-            multipliers=(1,),
-            blocks=0,
-            attention=False,
-            kernel=1,
-            codes=1024,
-            code_width=64,
-            # A code is chosen once in a thousand pictures or in every picture: the averages must
-            # catch up with the encoder, which must not run away from them.
-            commitment=1.0,
-            ema_decay=0.97,
-            restart_below=0.003,
-        ),
-        clip=ClipConfig(
-            image_size=32,
-            patch=8,
-            vision_width=128,
-            vision_layers=2,
-            vision_heads=4,
-            text_width=128,
-            text_layers=2,
-            text_heads=4,
-            text_context=40,
-            text_vocab=512 + 2,  # the text pieces, begin and end
-            width=128,
+    experiment = with_delta(
+        chain_base(name, _CHOICES, f"runs/{home}", f"data/{home}"),
+        {
+            # One code per 8x8 pixels and nothing shared between patches: a code says what its cell
+            # shows, whatever stands beside it.
+            "vqgan": {
+                "code_width": 64,
+                # A code is chosen once in a thousand pictures or in every picture: the averages
+                # must catch up with the encoder, which must not run away from them.
+                "commitment": 1.0,
+                "ema_decay": 0.97,
+                "restart_below": 0.003,
+            },
             # A name's own picture is learned by heart, which says nothing of names to come.
-            pair_loss=0.25,
-        ),
-        # Captioning and infilling are asked for without documents, and are learnt from masks alone:
-        # with a fifth of bare samples and one mask each they come far behind drawing, and whole
-        # segments say little of where a span begins; rows of a picture teach counting inside one.
-        # Documents in full weight drown them.
-        cm3=CM3Config(
-            no_documents=0.5,
-            mean_masks=1.5,
-            whole_segment=0.3,
-            picture_rows=0.7,
-            retrieved_weight=0.1,
-        ),
-        # A picture's cells are found by their distance from its break, and a document's by theirs:
-        # rotary positions say distances at once, a table has to learn them.
-        model=DecoderConfig(
-            layers=4,
-            width=128,
-            heads=4,
-            head_width=32,
-            ffn=512,
-            context=256,
-            positions="rope",
-            qk_norm=True,
-            dtype="float32",
-            unroll=4,
-            init_std=0.02,
-        ),
-        retrieval=RetrievalConfig(
-            encoder=f"runs/{home}/clip",
-            pool=48,
-            relevance_cut=0.95,
-            # Between a plain scene's best neighbours (up to 0.47) and other emblems (from 0.5).
-            relevance_floor=0.48,
-            # The second document shows another emblem: two of the same would not teach the decoder
-            # to read names (the model then took either of two documents, as by a coin).
-            diversity_cut=0.6,
-            # A text alone is nearer to a text than any pair is, and has no picture to copy from.
-            modality_margin=0.5,
-            clauses=True,
-            # A name is three syllables: a query that lost some of them finds another emblem.
-            views=1,
-        ),
-        # What a caption and its documents say decides every code: nothing is left to chance. And no
-        # instruction was hidden in training: an edit is guided by none (of 60, 52 are right without
-        # guidance, 4 with the paper's scales).
-        decode=DecodeConfig(temperature=0.1, edit_scales=(1.0, 1.0)),
-        # More looks than a small model learns by heart before it learns to copy.
-        data=DataConfig(
-            records=80_000,
-            emblems=16_000,
-            corpus=f"data/{home}/corpus",
-            bank=f"data/{home}/bank",
-        ),
+            "clip": {"text_context": 40, "pair_loss": 0.25},
+            # Captioning and infilling are asked for without documents, and are learnt from masks
+            # alone: with a fifth of bare samples and one mask each they come far behind drawing,
+            # and whole segments say little of where a span begins; rows of a picture teach counting
+            # inside one. Documents in full weight drown them.
+            "cm3": CM3Config(
+                no_documents=0.5,
+                mean_masks=1.5,
+                whole_segment=0.3,
+                picture_rows=0.7,
+                retrieved_weight=0.1,
+            ),
+            "retrieval": {
+                "relevance_cut": 0.95,
+                # Between a plain scene's best neighbours (up to 0.47) and other emblems (from 0.5).
+                "relevance_floor": 0.48,
+                # The second document shows another emblem: two of the same would not teach the
+                # decoder to read names (the model then took either of two documents, as by a coin).
+                "diversity_cut": 0.6,
+                # A name is three syllables: a query that lost some of them finds another emblem,
+                # hence one view.
+                "clauses": True,
+            },
+            # What a caption and its documents say decides every code: nothing is left to chance.
+            # And no instruction was hidden in training: an edit is guided by none (of 60, 52 are
+            # right without guidance, 4 with the paper's scales).
+            "decode": DecodeConfig(temperature=0.1, edit_scales=(1.0, 1.0)),
+            # More looks than a small model learns by heart before it learns to copy.
+            "data": {"records": 80_000, "emblems": 16_000},
+        },
     )
     return with_delta(experiment, delta)

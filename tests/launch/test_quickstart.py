@@ -13,42 +13,9 @@ import pytest
 
 from cm3jax.errors import UserError
 from launch import quickstart
-from launch.quickstart import Options, Stage, located, run_stages
+from launch.quickstart import Options, located
 
 TINY = 0.005
-
-
-def stage(path: Path, log: list[str], finishes: bool = True) -> Stage:
-    def run():
-        log.append(path.name)
-        if finishes:
-            path.touch()
-
-    return Stage(path.name, 1, str(path), path.exists, run)
-
-
-def test_what_is_finished_is_reused_and_said(tmp_path, capsys):
-    log: list[str] = []
-    stages = [stage(tmp_path / name, log) for name in ("one", "two", "three")]
-    (tmp_path / "one").touch()
-    run_stages(stages, tmp_path / "seconds.json")
-    assert log == ["two", "three"]
-    assert f"[1/3] one: reusing {tmp_path / 'one'}" in capsys.readouterr().out
-    seconds = json.loads((tmp_path / "seconds.json").read_text())
-    assert seconds.keys() == {"two", "three"}
-    run_stages(stages, tmp_path / "seconds.json")
-    assert log == ["two", "three"]
-    assert json.loads((tmp_path / "seconds.json").read_text()) == seconds
-
-
-def test_a_stage_that_stops_before_its_end_stops_the_chain(tmp_path):
-    log: list[str] = []
-    stages = [stage(tmp_path / "one", log, finishes=False), stage(tmp_path / "two", log)]
-    with pytest.raises(UserError, match="one stopped before its end"):
-        run_stages(stages, tmp_path / "seconds.json")
-    assert log == ["one"]
-    run_stages([stage(tmp_path / "one", log), stages[1]], tmp_path / "seconds.json")
-    assert log == ["one", "one", "two"]
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, 1.5])

@@ -1,0 +1,75 @@
+"""A chain of work, stage by stage: what is finished is reused, and what comes next is said."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+from etils import epath
+
+from cm3jax.config import Experiment
+from cm3jax.errors import UserError
+from cm3jax.io.files import read_json, write_json
+from launch.train import train_experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One step of a chain."""
+
+    name: str
+    budget: int
+    """Seconds that it takes, by estimate."""
+    path: str
+    """What it makes."""
+    done: Callable[[], bool]
+    """Whether that is complete."""
+    run: Callable[[], None]
+    """Makes it, or continues to."""
+
+
+def training(member: Experiment, seconds: int) -> Stage:
+    """The stage that trains a member of a chain."""
+    mark = f"checkpoints/{member.train.steps}"
+    if member.learner == "text_tokenizer":
+        mark = "text.model"
+    path = epath.Path(member.run_dir) / mark
+    name = f"train {member.learner}"
+    return Stage(name, seconds, member.run_dir, path.exists, lambda: train_experiment(member))
+
+
+def run_stages(stages: Sequence[Stage], timings: epath.PathLike) -> None:
+    """Run what is not done yet, in order; seconds go to the JSON file `timings`.
+
+    After each it says what comes next and how long the rest takes. Raises `UserError` when a stage
+    returns unfinished, as a trainer does that was told to stop.
+    """
+    timings = epath.Path(timings)
+    seconds = read_json(timings, "the timings") if timings.exists() else {}
+    for number, stage in enumerate(stages, 1):
+        title = f"[{number}/{len(stages)}] {stage.name}"
+        if stage.done():
+            print(f"{title}: reusing {stage.path}", flush=True)
+            continue
+        print(f"{title}: about {in_words(stage.budget)}, into {stage.path}", flush=True)
+        start = time.perf_counter()
+        stage.run()
+        if not stage.done():
+            raise UserError(f"{stage.name} stopped before its end; give the same command again.")
+        seconds[stage.name] = round(time.perf_counter() - start, 1)
+        write_json(timings, seconds)
+        print(f"{title}: done in {in_words(seconds[stage.name])}{_rest(stages[number:])}")
+
+
+def _rest(stages: Sequence[Stage]) -> str:
+    """What comes next, and how long that and all the rest takes; nothing at the end."""
+    if not stages:
+        return ""
+    left = in_words(sum(stage.budget for stage in stages))
+    return f"; next: {stages[0].name}; about {left} left in all"
+
+
+def in_words(seconds: float) -> str:
+    """A time in words: `40 s`, `12 minutes`, `3.5 hours`."""
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,47 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from cm3jax.errors import UserError
+from launch.stages import Stage, in_words, run_stages
+
+
+def stage(path: Path, log: list[str], finishes: bool = True) -> Stage:
+    def run():
+        log.append(path.name)
+        if finishes:
+            path.touch()
+
+    return Stage(path.name, 1, str(path), path.exists, run)
+
+
+def test_what_is_finished_is_reused_and_said(tmp_path, capsys):
+    log: list[str] = []
+    stages = [stage(tmp_path / name, log) for name in ("one", "two", "three")]
+    (tmp_path / "one").touch()
+    run_stages(stages, tmp_path / "seconds.json")
+    assert log == ["two", "three"]
+    said = capsys.readouterr().out
+    assert f"[1/3] one: reusing {tmp_path / 'one'}" in said
+    assert f"[2/3] two: about 1 s, into {tmp_path / 'two'}" in said
+    assert "next: three; about 1 s left in all" in said
+    seconds = json.loads((tmp_path / "seconds.json").read_text())
+    assert seconds.keys() == {"two", "three"}
+    run_stages(stages, tmp_path / "seconds.json")
+    assert log == ["two", "three"]
+    assert json.loads((tmp_path / "seconds.json").read_text()) == seconds
+
+
+def test_a_stage_that_stops_before_its_end_stops_the_chain(tmp_path):
+    log: list[str] = []
+    stages = [stage(tmp_path / "one", log, finishes=False), stage(tmp_path / "two", log)]
+    with pytest.raises(UserError, match="one stopped before its end"):
+        run_stages(stages, tmp_path / "seconds.json")
+    assert log == ["one"]
+    run_stages([stage(tmp_path / "one", log), stages[1]], tmp_path / "seconds.json")
+    assert log == ["one", "one", "two"]
+
+
+def test_times_in_words():
+    assert [in_words(s) for s in (0.2, 59, 600, 9000)] == ["1 s", "59 s", "10 minutes", "2.5 hours"]
