@@ -14,7 +14,8 @@ from typing import Any
 from cm3jax import partition
 from cm3jax.config import Experiment
 from cm3jax.memory import abstract_batch, compiled_bytes, footprint, lay_out, planned
-from cm3jax.training.hardware import DEVICE_MEMORY, a100_hours
+from cm3jax.targets import ACCELERATORS
+from cm3jax.training.hardware import a100_hours
 from launch.cli import parse_experiment_and
 from launch.env import main
 
@@ -53,7 +54,7 @@ def plan(experiment: Experiment, compiles: bool = False) -> tuple[dict[str, Any]
         "mesh": dict(mesh.shape),
         "devices": mesh.size,
         "bytes_per_device": {**dataclasses.asdict(needs), "total": needs.total},
-        "fits": [name for name, memory in DEVICE_MEMORY.items() if needs.total <= memory],
+        "fits": [kind.kind for kind in ACCELERATORS if needs.total <= kind.memory],
         "tokens_per_step": work.tokens,
         "flops_per_step": work.flops,
         "steps": steps,
@@ -95,9 +96,9 @@ def verdict(answer: dict[str, Any]) -> str:
     total = answer["bytes_per_device"]["total"]
     if answer["fits"]:
         return f"fits the memory of {', '.join(answer['fits'])}"
-    largest, memory = max(DEVICE_MEMORY.items(), key=lambda item: item[1])
-    said = f"does not fit: {total / 1e9:,.0f} GB, and the largest device ({largest}) has "
-    said += f"{memory / 1e9:.0f} GB; "
+    largest = ACCELERATORS[-1]
+    said = f"does not fit: {total / 1e9:,.0f} GB, and the largest device ({largest.kind}) has "
+    said += f"{largest.memory / 1e9:.0f} GB; "
     if answer["fsdp_that_fits"] is None:
         return said + "cut a row's work with --mesh.tensor, or take smaller rows or a smaller model"
     return said + f"with --mesh.fsdp {answer['fsdp_that_fits']} a step fits devices of 80 GB"

@@ -17,7 +17,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 # longest name that fits a module counts.
 LAYERS = (
     "errors shapes config io.texts io.paths",
-    "io report.html report.plots training.hardware",
+    "io report.html report.plots targets training.hardware",
     "sequence tokenizers partition training.program_cache",
     "model",
     "retrieval tasks generation.prompts",

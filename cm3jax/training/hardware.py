@@ -8,38 +8,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-A100_FLOPS = 312e12
+from cm3jax.targets import ACCELERATORS, of_kind
+
+A100_FLOPS = next(each.peak for each in ACCELERATORS if each.name == "a100")
 """Dense bfloat16 operations per second of an A100, the unit in which the paper counts."""
-
-# Dense bfloat16 operations per second of one device, from the makers' data sheets, by a part of
-# `jax.Device.device_kind`. The first match counts: "TPU v5 lite" stands before "TPU v5".
-_PEAK = {
-    "A100": A100_FLOPS,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU7x": 2307e12,
-}
-
-
-DEVICE_MEMORY = {
-    "TPU v5 lite": 16e9,
-    "TPU v4": 32e9,
-    "TPU v6 lite": 32e9,
-    "A100 40GB": 40e9,
-    "A100 80GB": 80e9,
-    "H100": 80e9,
-    "TPU v5": 95e9,
-    "H200": 141e9,
-    "B200": 180e9,
-    "TPU7x": 192e9,
-}
-"""Bytes of one device's memory, from the makers' data sheets, smallest first."""
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -47,7 +19,8 @@ def peak_flops(device_kind: str) -> float | None:
 
     A figure for float32 on the same device would be lower: utilisation is against bfloat16 always.
     """
-    return next((peak for part, peak in _PEAK.items() if part in device_kind), None)
+    known = of_kind(device_kind)
+    return known.peak if known else None
 
 
 def a100_hours(flops: float) -> float:

@@ -114,6 +114,7 @@ def test_a_processor_has_no_known_peak():
         ("NVIDIA H100 PCIe", 756e12),
         ("TPU v5 lite", 197e12),
         ("TPU v5", 459e12),
+        ("TPU7x", 1153.5e12),  # a device is a core, half a chip
         ("cpu", None),
     ],
 )
