@@ -26,7 +26,7 @@ from cm3jax.io import checksums
 from cm3jax.io.experiment_json import from_dict, to_dict
 from cm3jax.io.files import write_atomic
 from cm3jax.tokenizers.text_tokenizer import MODEL_FILE
-from cm3jax.training import distributed
+from cm3jax.training import distributed, ema
 from cm3jax.training.exported_run import (
     PARAMS_FILE,
     LoadedRun,
@@ -139,9 +139,17 @@ class Checkpoints:
         path = str(self._directory / str(step))
         meta = _read_meta(self._manager, step, path)
         require_same(meta.fingerprints, fingerprints, path)
-        saved = self._manager.item_metadata(step)["state"].tree
-        require_shapes(saved, abstract, path)
-        return Restored(_read_state(self._manager, step, abstract), meta)
+        saved = dict(self._manager.item_metadata(step)["state"].tree)
+        # Whether averages are kept may change between two lives, if asked for (`training.resume`).
+        keeps, kept = abstract.ema is not None, saved.get("ema") is not None
+        if not keeps:
+            saved.pop("ema", None)
+        target = abstract if kept else dataclasses.replace(abstract, ema=None)
+        require_shapes(saved, target, path)
+        state = _read_state(self._manager, step, target)
+        if keeps and not kept:
+            state = dataclasses.replace(state, ema=ema.begin(state.params, _there(abstract.ema)))
+        return Restored(state, meta)
 
     def save(self, step: int, state: TrainState, meta: Meta) -> None:
         """Begin to write a checkpoint; waits first for one that is still being written.
@@ -240,7 +248,8 @@ def _set_aside(path: epath.Path) -> None:
 def load_run(run_dir: epath.PathLike, onto: Onto | None = None) -> LoadedRun:
     """Parameters and other collections of a run directory or of an exported run, float32.
 
-    Of a run the newest sound checkpoint is read, without its optimiser. Weights that were exported
+    Of a run the newest sound checkpoint is read, without its optimiser, and of parameters whose
+    moving averages it keeps (`optim.ema`) these. Weights that were exported
     as bfloat16 are widened. `onto` says for the run's experiment what they are and where they lie,
     and every device reads its own part; without it all are read onto the first device. Raises
     `UserError` if nothing there can be read, naming the first array that `onto` does not know, or
@@ -305,11 +314,12 @@ def _read_meta(manager: ocp.CheckpointManager, step: int, what: str) -> Meta:
     return Meta.from_json(items["meta"], what)
 
 
-def _read_state(manager: ocp.CheckpointManager, step: int, target: Any, **options) -> Any:
+def _read_state(manager: ocp.CheckpointManager, step: int, target: Any) -> Any:
+    """What `target` names of a checkpoint, and nothing else."""
     restore = ocp.args.PyTreeRestore(
         target,
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-        **options,
+        partial_restore=True,
     )
     return manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
 
@@ -332,10 +342,21 @@ def _load_checkpoint(
         wanted = onto(meta.experiment)
         target = {"params": wanted.params, "extra": wanted.extra}
         require_shapes(found, target, what)
-    state = _read_state(manager, step, target, partial_restore=True)
-    variables = {"params": state["params"], **state["extra"]}
+    averages = saved.get("ema")
+    if averages is not None:  # of each parameter one is read
+        there, params = _there(averages), target["params"]
+        target["ema"] = jax.tree.map(lambda mean, leaf: leaf if mean else None, there, params)
+        target["params"] = jax.tree.map(lambda mean, leaf: None if mean else leaf, there, params)
+    state = _read_state(manager, step, target)
+    params = ema.over(state.get("ema"), state["params"])
+    variables = {"params": params, **state["extra"]}
     notes = (step, meta.fingerprints, meta.licences, meta.data)
     return LoadedRun(meta.experiment, variables, *notes)
+
+
+def _there(averages: Any) -> Any:
+    """Which parameters have an average."""
+    return jax.tree.map(lambda mean: mean is not None, averages, is_leaf=ema.is_none)
 
 
 def _brief(error: Exception) -> str:

@@ -36,7 +36,7 @@ class Footprint:
 
     parameters: int
     moments: int
-    """What the optimiser keeps, its counters included."""
+    """What the optimiser keeps, its counters included, and `optim.ema`'s averages."""
     gradients: int
     batch: int
     temporaries: int
@@ -81,7 +81,7 @@ def footprint(experiment: Experiment, layout: Layout, batch: Batch | Pairs) -> F
     parameters = _local_bytes((state.params, state.extra))
     return Footprint(
         parameters=parameters,
-        moments=_local_bytes((state.opt_state, state.step)),
+        moments=_local_bytes((state.opt_state, state.ema, state.step)),
         gradients=_local_bytes(layout.trained_params),
         batch=_local_bytes(batch),
         temporaries=_temporaries(experiment, dict(jax.tree.leaves(batch)[0].sharding.mesh.shape)),

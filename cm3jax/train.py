@@ -28,7 +28,7 @@ from cm3jax.io.files import write_atomic
 from cm3jax.io.folders import hold
 from cm3jax.report.run_page import Illustration, draw_report, is_reported
 from cm3jax.shapes import Array, Int, Key
-from cm3jax.training import distributed
+from cm3jax.training import distributed, ema
 from cm3jax.training.clock import StepClock
 from cm3jax.training.gradients import accumulated, gradients
 from cm3jax.training.loss import LossOutput, Mean
@@ -142,7 +142,7 @@ def make_train_step(
     Its metrics are the learner's, `gradient_norm` before clipping and `parameter_norm` after the
     update.
     """
-    parts = learner.experiment.optim.accumulate
+    parts, decay = learner.experiment.optim.accumulate, learner.experiment.optim.ema
     differentiate = gradients
     if parts > 1:
         differentiate = functools.partial(accumulated, parts, layout.shardings.params)
@@ -160,7 +160,10 @@ def make_train_step(
             "parameter_norm": (optax.tree.norm(params), 1.0),
         }
         metrics = {**output.metrics, **norms}
-        return TrainState(state.step + 1, params, opt_state, output.extra), metrics
+        averages = state.ema
+        if averages is not None:
+            averages = ema.advance(averages, params, decay, state.step + 1)
+        return TrainState(state.step + 1, params, opt_state, output.extra, averages), metrics
 
     # The gradients of cut parameters do not come back cut by themselves; the outputs must.
     whole = layout.shardings.step
@@ -170,7 +173,8 @@ def make_train_step(
 def make_validation(
     learner: Learner, layout: Layout
 ) -> Callable[[TrainState, Iterable[Any]], dict[str, float]]:
-    """Mean metrics over batches, under the names `loss_valid`, `loss_valid_text`, ..."""
+    """Mean metrics over batches, under the names `loss_valid`, `loss_valid_text`, ..., of
+    `TrainState.averaged`."""
 
     def measure(params, extra, batch, index):
         key = _key(learner.experiment.seed, np.uint32(2**32 - 1), index)
@@ -180,8 +184,9 @@ def make_validation(
 
     def validate(state: TrainState, batches: Iterable[Any]) -> dict[str, float]:
         sums: dict[str, Any] = {}
+        params = state.averaged
         for index, batch in enumerate(batches):
-            for name, (total, weight) in compiled(state.params, state.extra, batch, index).items():
+            for name, (total, weight) in compiled(params, state.extra, batch, index).items():
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = (before[0] + float(total), before[1] + float(weight))
         return {validation_name(name): Mean(*pair).compute() for name, pair in sums.items()}

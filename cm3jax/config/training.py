@@ -36,7 +36,10 @@ class OptimConfig:
     accumulate: int = 1
     """Parts of a global batch that are worked off one after another before an update: the same
     update from less memory, for the decoder."""
-
+    ema: float = 0.0
+    """Decay of an exponential moving average of the parameters, e.g. 0.9999; 0 keeps none. Where it
+    is kept, validation, samples, generation and exports use the averages, and checkpoints hold both
+    (4 bytes more per trained parameter)."""
     trained: str = ""
     """Regular expression that is searched in the names of parameters (`layers/query/kernel`):
     those without a match are frozen, keep no moments, and are told apart in a table at start, e.g.
@@ -55,6 +58,7 @@ class OptimConfig:
                 f"optim.trained={self.trained!r} is no regular expression ({error}); mend it."
             ) from None
         require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be positive.")
+        require(0 <= self.ema < 1, f"optim.ema={self.ema} is a decay; give 0 or more, below 1.")
         require(self.accumulate >= 1, f"optim.accumulate={self.accumulate} must be at least 1.")
 
 

@@ -14,6 +14,7 @@ from cm3jax.config import Experiment
 from cm3jax.errors import UserError
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Array, Key
+from cm3jax.training import ema
 from cm3jax.training.optim import freezing, optimizer, trained
 
 
@@ -28,6 +29,13 @@ class TrainState:
     opt_state: Any
     extra: Any
     """Collections other than `params` (a codebook's moving averages); often empty."""
+    ema: Any = None
+    """Moving averages of the parameters (`training.ema`); None where none are kept."""
+
+    @property
+    def averaged(self) -> Any:
+        """The parameters to validate, draw from and export: their averages where they are kept."""
+        return ema.over(self.ema, self.params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +120,9 @@ def plan_layout(
     def create(key) -> TrainState:
         variables = nn.unbox(init(key))
         params = variables.pop("params")
-        return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), variables)
+        averages = ema.begin(params, which) if experiment.optim.ema else None
+        moments = transform.init(params)
+        return TrainState(jnp.zeros((), jnp.int32), params, moments, variables, averages)
 
     abstract = jax.eval_shape(create, jax.random.key(0))
     extra = partition.shardings(mesh, boxed)
@@ -123,6 +133,7 @@ def plan_layout(
         params=params,
         opt_state=_like_params(abstract.opt_state, params, whole),
         extra=extra,
+        ema=_like_params(abstract.ema, params, whole),
     )
     return Layout(
         optimizer=transform,

@@ -43,7 +43,7 @@ def illustrator(learner: DecoderLearner) -> Callable[[TrainState], Sequence[Illu
     prompts = _prompts(validation, generator.text, experiment.train.samples)
 
     def illustrate(state: TrainState) -> Sequence[Illustration]:
-        variables = {"params": state.params, **state.extra}
+        variables = {"params": state.averaged, **state.extra}
         return [row, _drawn(prompts, generator.with_variables(variables), experiment.seed)]
 
     return illustrate

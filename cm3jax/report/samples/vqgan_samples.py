@@ -38,7 +38,7 @@ def illustrator(learner: VQGANLearner) -> Callable[[TrainState], Sequence[Illust
     def illustrate(state: TrainState) -> Sequence[Illustration]:
         pictures = learner.pictures("validation")
         images, labels = pictures.images[:measured], pictures.labels[:measured]
-        variables = {"params": state.params, **state.extra}
+        variables = {"params": state.averaged, **state.extra}
         remade, codes, figures = _batched(
             lambda part: reconstruct(variables, part, learner.lpips), images, batch
         )
