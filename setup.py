@@ -1,4 +1,4 @@
-"""Installs the library `cm3jax`; experiments and launch commands run from a checkout."""
+"""Installs the library `cm3jax` with its presets; launch commands run from a checkout."""
 
 import re
 from pathlib import Path
@@ -95,7 +95,12 @@ setup(
     keywords="jax flax multimodal retrieval image-generation",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=find_packages(include=["cm3jax", "cm3jax.*"]),
+    # `cm3jax/experiments` links to `experiments/`: its presets are installed; what reproduces the
+    # paper's claims and what scores the miniature are not.
+    packages=find_packages(
+        include=["cm3jax", "cm3jax.*"],
+        exclude=["cm3jax.experiments.claims", "cm3jax.experiments.miniature.scores"],
+    ),
     package_data={"cm3jax": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=REQUIRES,

@@ -1,21 +1,85 @@
-"""CM3Leon in JAX: retrieval-augmented, token-based generation of text and images."""
+"""CM3Leon in JAX: retrieval-augmented, token-based generation of text and images.
 
-from typing import TYPE_CHECKING
+    import cm3jax
+
+    model = cm3jax.load("experiments/miniature/weights/decoder")   # a Generator
+    model.generate("the zubetu emblem at the bottom right on sky", retrieve=2).image
+
+What is here, each imported when it is first used:
+
+    load(RUN)               the Generator of a trained decoder, with tokenizers and retrieval
+    Generator               text → image, image → text, infilling, editing, scoring
+    load_experiment(NAME)   a preset, e.g. "cm3leon_7b", as an Experiment
+    Experiment              everything that decides a run: a frozen dataclass of dataclasses
+
+and the three Flax modules, pure functions of their variables, that run under `jax.jit` on any mesh:
+
+    TokenizerBridge         pixels and text pieces ↔ ids of the one vocabulary
+    SequenceBuilder         memory bank → retrieved documents → rows of the CM3 objective
+    Decoder                 ids → hidden states → logits
+
+Pictures are numpy arrays, uint8, height x width x 3. Bad input raises `cm3jax.errors.UserError`,
+whose one sentence says what is wrong and what to do. Commands (`python -m launch.train …`) run from
+a checkout.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cm3jax.config import Experiment
     from cm3jax.generation.generator import Generator
+    from cm3jax.model.bridge import TokenizerBridge
+    from cm3jax.model.decoder import Decoder
+    from cm3jax.model.sequence_builder import SequenceBuilder
+    from cm3jax.presets import load_experiment
 
 __version__ = "0.2.0"
+
+__all__ = [
+    "Decoder",
+    "Experiment",
+    "Generator",
+    "SequenceBuilder",
+    "TokenizerBridge",
+    "load",
+    "load_experiment",
+]
+
+_HOMES = {
+    "Decoder": "cm3jax.model.decoder",
+    "Experiment": "cm3jax.config",
+    "Generator": "cm3jax.generation.generator",
+    "SequenceBuilder": "cm3jax.model.sequence_builder",
+    "TokenizerBridge": "cm3jax.model.bridge",
+    "load_experiment": "cm3jax.presets",
+}
 
 
 def load(run_dir: str, bank: str = "") -> "Generator":
     """The generator of a trained decoder: `cm3jax.load(run).generate("…", retrieve=2).image`.
 
-    See `cm3jax.generation.generator.load`; nothing is imported before it is called. Compiled
-    programs are kept for the next process, unless jax was told where to keep them, or not to.
+    `run_dir` is a run directory (its newest sound checkpoint is read) or exported weights. The
+    tokenizers and the retrieval encoder are those that the run was trained with, found beside it;
+    `bank` is the memory bank to retrieve from, by default the run's own. The encoder and the bank
+    are opened when documents are first asked for. Compiled programs are kept for the next process,
+    unless jax was told where to keep them, or not to. Raises `cm3jax.errors.UserError` for what is
+    missing or does not belong together.
     """
     from cm3jax.generation import generator
     from cm3jax.training.program_cache import use_program_cache
 
     use_program_cache()
     return generator.load(run_dir, bank)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value  # found at once from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

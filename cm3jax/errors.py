@@ -1,4 +1,7 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and what a mistyped name was meant to be."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -8,3 +11,9 @@ class UserError(ValueError):
     traceback. Raise it for what a user can mend (a path, a value, a checkpoint of another
     vocabulary); let programming errors be ordinary exceptions.
     """
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """` (did you mean NAME?)`, or nothing where no name is near."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    return f" (did you mean {near[0]}?)" if near else ""

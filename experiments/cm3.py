@@ -9,7 +9,7 @@ steps for one pass over the pairs.
 import dataclasses
 
 from cm3jax.config import CM3Config, Experiment, RetrievalConfig
-from experiments import ra_cm3
+from cm3jax.experiments import ra_cm3
 
 
 def get_config() -> Experiment:

@@ -9,7 +9,7 @@ them over all devices.
 import dataclasses
 
 from cm3jax.config import Experiment, MeshConfig
-from experiments import cm3leon_350m
+from cm3jax.experiments import cm3leon_350m
 
 
 def get_config() -> Experiment:

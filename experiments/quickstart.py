@@ -8,7 +8,7 @@ report says what came of it.
 """
 
 from cm3jax.config import Experiment
-from experiments.miniature.base import base
+from cm3jax.experiments.miniature.base import base
 
 _HOME = "quickstart"
 

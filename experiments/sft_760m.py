@@ -7,8 +7,8 @@ As `sft_7b`, from a smaller model.
 """
 
 from cm3jax.config import Experiment
-from experiments import cm3leon_760m
-from experiments.sft_7b import tuned
+from cm3jax.experiments import cm3leon_760m
+from cm3jax.experiments.sft_7b import tuned
 
 
 def get_config() -> Experiment:

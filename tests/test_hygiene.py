@@ -17,7 +17,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 # longest name that fits a module counts.
 LAYERS = (
     "errors shapes config io.texts io.paths",
-    "io report.html report.plots targets training.hardware",
+    "io report.html report.plots targets training.hardware presets",
     "sequence tokenizers partition training.program_cache",
     "model",
     "retrieval tasks generation.prompts",
@@ -57,7 +57,8 @@ def imported_modules(source: str) -> set[str]:
             # `from cm3jax import partition` names a module, `from cm3jax.io.files import digest`
             # none.
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    # Installed, the presets are a part of the library; here that part is a link to their folder.
+    return {re.sub(r"^cm3jax\.experiments\b", "experiments", name) for name in names}
 
 
 def upward_imports(module: str, source: str) -> list[str]:
@@ -94,6 +95,14 @@ def test_imports_point_one_way():
     assert not wrong, "\n".join(wrong)
 
 
+def test_presets_import_each_other_by_their_installed_name():
+    """An installed library has `cm3jax.experiments`, and no package `experiments`."""
+    parts = re.compile(r"experiments\.(claims|miniature\.scores|emoji\.emoji_scores)\b")
+    presets = [p for p in (ROOT / "experiments").rglob("*.py") if not parts.match(module_name(p))]
+    wrong = re.compile(r"^ *(from|import) experiments\b", re.MULTILINE)
+    assert [str(path) for path in presets if wrong.search(path.read_text())] == []
+
+
 def test_the_layer_check_sees_lazy_and_upward_imports():
     lazy = "def f():\n    from cm3jax.train import train\n"
     assert upward_imports("cm3jax.model.decoder", lazy) == [
@@ -101,6 +110,9 @@ def test_the_layer_check_sees_lazy_and_upward_imports():
     ]
     assert upward_imports("cm3jax.io.files", "from launch import cli")
     assert upward_imports("cm3jax.sequence.vocab", "from cm3jax import document")
+    assert upward_imports("cm3jax.presets", "from cm3jax.experiments import quickstart")
+    assert upward_imports("experiments.cm3", "from cm3jax.model import decoder")
+    assert not upward_imports("experiments.cm3", "from cm3jax.experiments import ra_cm3")
     assert not upward_imports("cm3jax.train", "from cm3jax import checkpoint\nimport cm3jax")
 
 

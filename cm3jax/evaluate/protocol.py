@@ -187,10 +187,14 @@ def licensed_share(licences: Mapping[str, int | float]) -> float:
 
 @functools.cache
 def code_version() -> str:
-    """The package's version and a fingerprint of its sources, e.g. `0.1.0+5f3a…`."""
+    """The package's version and a fingerprint of its sources, e.g. `0.1.0+5f3a…`.
+
+    Presets do not count: a run has its own config.
+    """
     root = importlib.resources.files(cm3jax)
     with importlib.resources.as_file(root) as folder:
-        sources = sorted(folder.rglob("*.py"))
+        presets = folder / "experiments"
+        sources = sorted(p for p in folder.rglob("*.py") if not p.is_relative_to(presets))
         state = digest(*(part for p in sources for part in (p.name, p.read_bytes())))
     return f"{cm3jax.__version__}+{state}"
 

@@ -11,7 +11,7 @@ read whose document it is. Its skills with names that training never showed:
 """
 
 from cm3jax.config import Experiment
-from experiments.emoji.base import base
+from cm3jax.experiments.emoji.base import base
 
 
 def get_config() -> Experiment:

@@ -10,7 +10,7 @@ seconds.
 """
 
 from cm3jax.config import Experiment
-from experiments.emoji.base import base
+from cm3jax.experiments.emoji.base import base
 
 
 def get_config() -> Experiment:

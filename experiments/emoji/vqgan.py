@@ -6,7 +6,7 @@ Needs the archives that `emoji/text` names.
 """
 
 from cm3jax.config import Experiment
-from experiments.emoji.base import base
+from cm3jax.experiments.emoji.base import base
 
 
 def get_config() -> Experiment:

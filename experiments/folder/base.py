@@ -1,8 +1,8 @@
 """The members of the chain for a user's own folder, all from the same choices."""
 
 from cm3jax.config import CM3Config, DecodeConfig, Experiment, VQGANConfig
-from experiments.chain import Choices, chain_base
-from experiments.delta import with_delta
+from cm3jax.experiments.chain import Choices, chain_base
+from cm3jax.experiments.delta import with_delta
 
 _SOURCE = "pictures"
 

@@ -7,7 +7,7 @@ Needs the run `folder/text`. Records without `subjects` are partners by their ca
 """
 
 from cm3jax.config import Experiment
-from experiments.folder.base import chain
+from cm3jax.experiments.folder.base import chain
 
 
 def get_config() -> Experiment:

@@ -8,7 +8,7 @@ of codes all members change together: `python -m launch.chain DIR --side 256`.
 """
 
 from cm3jax.config import Experiment
-from experiments.folder.base import chain
+from cm3jax.experiments.folder.base import chain
 
 
 def get_config() -> Experiment:

@@ -6,7 +6,7 @@ Seconds. `launch.chain DIR` trains this and all that follows.
 """
 
 from cm3jax.config import Experiment
-from experiments.folder.base import chain
+from cm3jax.experiments.folder.base import chain
 
 
 def get_config() -> Experiment:

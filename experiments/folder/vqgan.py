@@ -6,7 +6,7 @@ On emoji, 2,500 steps of 16 took 13 minutes on two AMD cores and gave a PSNR of 
 """
 
 from cm3jax.config import Experiment
-from experiments.folder.base import chain
+from cm3jax.experiments.folder.base import chain
 
 
 def get_config() -> Experiment:

@@ -38,7 +38,7 @@ What it can do stands in the README. Generation shows two documents of one emble
 """
 
 from cm3jax.config import Experiment
-from experiments.miniature.base import SHIPPED, base
+from cm3jax.experiments.miniature.base import SHIPPED, base
 
 
 def get_config() -> Experiment:

@@ -18,7 +18,7 @@ editing. As one run it was not tried.
 """
 
 from cm3jax.config import Experiment
-from experiments.miniature.base import SHIPPED, base
+from cm3jax.experiments.miniature.base import SHIPPED, base
 
 _TASKS = (
     *("words", "editing", "segmentation", "edges", "depth", "grounded"),

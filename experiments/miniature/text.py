@@ -7,7 +7,7 @@ are one piece, made-up names are their syllables; a caption has 20 pieces on ave
 """
 
 from cm3jax.config import Experiment
-from experiments.miniature.base import base
+from cm3jax.experiments.miniature.base import base
 
 
 def get_config() -> Experiment:

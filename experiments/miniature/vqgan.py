@@ -7,7 +7,7 @@ prompts exactly from its reconstruction.
 """
 
 from cm3jax.config import Experiment
-from experiments.miniature.base import base
+from cm3jax.experiments.miniature.base import base
 
 
 def get_config() -> Experiment:

@@ -4,7 +4,7 @@ python -m launch.train miniature/masking/spans
 """
 
 from cm3jax.config import Experiment
-from experiments.miniature.rivals.shared import MEDIUM, rival
+from cm3jax.experiments.miniature.rivals.shared import MEDIUM, rival
 
 
 def get_config() -> Experiment:

@@ -8,7 +8,7 @@ all of them.
 """
 
 from cm3jax.config import Experiment
-from experiments.miniature.rivals.shared import rival
+from cm3jax.experiments.miniature.rivals.shared import rival
 
 
 def get_config() -> Experiment:

@@ -4,7 +4,7 @@ python -m launch.train miniature/rivals/dalle
 """
 
 from cm3jax.config import Experiment
-from experiments.miniature.rivals.shared import rival
+from cm3jax.experiments.miniature.rivals.shared import rival
 
 
 def get_config() -> Experiment:

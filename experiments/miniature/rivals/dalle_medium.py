@@ -4,7 +4,7 @@ python -m launch.train miniature/rivals/dalle_medium
 """
 
 from cm3jax.config import Experiment
-from experiments.miniature.rivals import dalle, shared
+from cm3jax.experiments.miniature.rivals import dalle, shared
 
 
 def get_config() -> Experiment:

@@ -1,0 +1,39 @@
+"""Experiments by name: the presets of `experiments/`, in a checkout and in an installed library.
+
+The package `cm3jax.experiments` is that folder: in a checkout a link to it, in a wheel its files.
+"""
+
+import importlib
+from pathlib import Path
+
+from cm3jax.config import Experiment
+from cm3jax.errors import UserError, nearest
+
+_FOLDER = (Path(__file__).parent / "experiments").resolve()
+
+
+def experiment_names() -> list[str]:
+    """Names of all experiments, e.g. `miniature/clip`, sorted."""
+    return sorted(
+        path.relative_to(_FOLDER).with_suffix("").as_posix()
+        for path in _FOLDER.rglob("*.py")
+        if "\ndef get_config(" in path.read_text()
+    )
+
+
+def load_experiment(name: str) -> Experiment:
+    """The experiment called `name`, with every field resolved: what `launch.train NAME` trains.
+
+        experiment = cm3jax.load_experiment("cm3leon_7b")
+        experiment.model.layers  # 32
+
+    An `Experiment` is a frozen dataclass of frozen dataclasses; `dataclasses.replace` changes a
+    field. Raises `UserError` if there is none of that name; it lists those there are.
+    """
+    names = experiment_names()
+    if name not in names:
+        raise UserError(
+            f"there is no experiment {name!r}{nearest(name, names)}; "
+            f"the experiments are {', '.join(names)}."
+        )
+    return importlib.import_module(f"cm3jax.experiments.{name.replace('/', '.')}").get_config()
