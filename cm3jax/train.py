@@ -42,7 +42,7 @@ from cm3jax.training.metrics import (
     validation_name,
 )
 from cm3jax.training.optim import learning_rate
-from cm3jax.training.resume import Start, require_run_folder, start
+from cm3jax.training.resume import Start, require_run_folder, start_state
 from cm3jax.training.state import Layout, TrainState, plan_layout
 from cm3jax.training.watchdog import Watchdog
 
@@ -120,7 +120,7 @@ def train(
         layout = plan_layout(learner.init, experiment, mesh)
         data = learner.stream("train").fingerprints
         prints = learner.fingerprints
-        begin = start(experiment, prints, data, layout, checkpoints, resume_with_changes)
+        begin = start_state(experiment, prints, data, layout, checkpoints, resume_with_changes)
         progress.say(f"{experiment.name}: {begin.source}")
         if int(begin.state.step) >= experiment.train.steps:
             _report_again(experiment, illustrate, begin.state)
@@ -162,7 +162,7 @@ def make_train_step(
         metrics = {**output.metrics, **norms}
         averages = state.ema
         if averages is not None:
-            averages = ema.advance(averages, params, decay, state.step + 1)
+            averages = ema.update_averages(averages, params, decay, state.step + 1)
         return TrainState(state.step + 1, params, opt_state, output.extra, averages), metrics
 
     # The gradients of cut parameters do not come back cut by themselves; the outputs must.

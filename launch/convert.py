@@ -118,7 +118,7 @@ def run(argv: list[str]) -> None:
         case Clip():
             report = hf_clip.convert(folders.find(options.source), out)
         case Inception():
-            report = inception_weights.convert(Path(options.source), out)
+            report = inception_weights.convert_inception(Path(options.source), out)
     print(summary(report, out))
 
 

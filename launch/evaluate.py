@@ -26,7 +26,7 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate.answers import score_caption_file, score_vqa_file
 from cm3jax.evaluate.cases_page import cases_page, score_table
 from cm3jax.evaluate.coco import read_captions
-from cm3jax.evaluate.coco_fid import Exam, from_folder, from_run
+from cm3jax.evaluate.coco_fid import CocoExam, from_folder, from_run
 from cm3jax.evaluate.coco_page import report, text_table
 from cm3jax.evaluate.comparison import compare
 from cm3jax.evaluate.features import Extractor
@@ -126,7 +126,7 @@ def coco(options: CocoFid) -> None:
         encoder = None
     out = epath.Path(options.out)
     extractor = Extractor(weights, options.resize)
-    exam = Exam(captions, extractor, encoder, options.real, options.crop, out)
+    exam = CocoExam(captions, extractor, encoder, options.real, options.crop, out)
     if options.made:
         model, sets = from_folder(options.made, exam)
     else:

@@ -1,6 +1,7 @@
 """Tripwires over the whole repository: imports, layers, paths, dependencies."""
 
 import ast
+import collections
 import importlib
 import itertools
 import re
@@ -207,6 +208,35 @@ def test_the_lock_covers_what_setup_asks_for():
         versions = [str(pin.specifier).removeprefix("==") for pin in pinned if pin.name == name]
         assert versions, f"{name} is not locked; make the lock again, its first lines say how"
         assert all(v in requirement.specifier for v in versions), f"{requirement}: {versions}"
+
+
+TWINS = {
+    "load": "`cm3jax.load` is the generator's; each learner has its own",
+    "convert": "one for each foreign format in `interop`, like the four below",
+    "places": "",
+    "read": "",
+    "read_config": "",
+    "write_config": "",
+    "illustrator": "one for each kind of learner in `report.samples`",
+}
+"""Public names with a definition in several modules, which callers qualify by the module's name."""
+
+
+def public_names(source: str) -> set[str]:
+    """The functions and classes that a module defines and does not hide."""
+    defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    names = {node.name for node in ast.parse(source).body if isinstance(node, defined)}
+    return {name for name in names if not name.startswith("_")}
+
+
+def test_a_public_name_has_one_meaning():
+    homes = collections.defaultdict(list)
+    for path in (ROOT / "cm3jax").rglob("*.py"):
+        for name in public_names(path.read_text()):
+            homes[name].append(module_name(path))
+    twice = {name: found for name, found in homes.items() if len(found) > 1 and name not in TWINS}
+    assert not twice, "give one of them another name, and the CHANGELOG a line"
+    assert {name for name, found in homes.items() if len(found) > 1} >= TWINS.keys()
 
 
 def test_docstrings_name_their_subject():

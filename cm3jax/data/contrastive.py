@@ -13,7 +13,7 @@ import numpy as np
 from cm3jax.config import ClipConfig, Experiment
 from cm3jax.data.partners import with_partners
 from cm3jax.data.pipeline import HostBatch, Position, RecordStream, ahead, with_epochs
-from cm3jax.data.scan import IN_MEMORY, Pictures, scan
+from cm3jax.data.scan import IN_MEMORY, RecordPictures, scan
 from cm3jax.data.sources import ItemSource, RawRecord, Source
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
@@ -67,7 +67,7 @@ class CaptionedRecords:
         if not found.kept:
             raise UserError("the source has no record with a text and a picture; mend data.source.")
         self.texts: Sequence[list[int]] = [tokenizer.encode(one.text) for one in found.kept]
-        self.pictures: Pictures = found.pictures
+        self.pictures: RecordPictures = found.pictures
         self.picture_marks = [one.picture for one in found.kept]
         """Hashes of the pictures."""
         names, captions = ([getattr(one, f) for one in found.kept] for f in ("subjects", "text"))

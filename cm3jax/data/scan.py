@@ -21,7 +21,7 @@ Picture = Callable[[RawRecord], np.ndarray]
 """Takes a record's picture, always of one size."""
 
 
-class Pictures:
+class RecordPictures:
     """One picture of each of some records of a source, by number."""
 
     def __init__(
@@ -51,7 +51,7 @@ class Scan(Generic[T]):
     records: Int[np.ndarray, " M"]
     """Numbers of the records that are used, ascending."""
     kept: list[T]
-    pictures: Pictures
+    pictures: RecordPictures
     notes: list[str]
     """What was left out, for the user."""
 
@@ -93,4 +93,4 @@ def scan(
                 held = None
     numbers = np.asarray(records, np.int64)
     array = np.stack(held) if held else None
-    return Scan(numbers, kept, Pictures(source, numbers, picture, array), notes)
+    return Scan(numbers, kept, RecordPictures(source, numbers, picture, array), notes)

@@ -149,9 +149,9 @@ def _emblems(
 def _emoji(
     data: DataConfig, split: str, seed: int, progress: Callable[[int, int], None] | None
 ) -> Source:
-    from cm3jax.emoji.builder import prepare
+    from cm3jax.emoji.builder import build_emoji
 
-    builder = prepare(data.raw, data.records, seed, data.image_size, progress)
+    builder = build_emoji(data.raw, data.records, seed, data.image_size, progress)
     return EmojiSource(builder.as_data_source(split))
 
 

@@ -67,7 +67,7 @@ def written(make: Callable[[], NumberedBuilder], progress: Progress | None) -> N
     return builder
 
 
-def png(image: UInt8[np.ndarray, "Y X 3"]) -> bytes:
+def fast_png(image: UInt8[np.ndarray, "Y X 3"]) -> bytes:
     """TFDS would call TensorFlow to encode an array, so encode it here."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=1)

@@ -12,7 +12,7 @@ import dataclasses
 import tensorflow_datasets as tfds
 from etils import epath
 
-from cm3jax.data.tfds_writing import NumberedBuilder, Progress, png, written
+from cm3jax.data.tfds_writing import NumberedBuilder, Progress, fast_png, written
 from cm3jax.emblems.draw import SIZE
 from cm3jax.emblems.examples import Example, bank_size, example
 from cm3jax.emblems.looks import TRAINING
@@ -97,7 +97,7 @@ def _record(document: Example) -> dict[str, object]:
         "kind": document.kind,
         "order": "".join("t" if isinstance(part, str) else "i" for part in document.segments),
         "texts": texts,
-        "images": [png(image) for image in images],
+        "images": [fast_png(image) for image in images],
         "scenes": [scene.to_json() for scene in document.scenes],
         "emblems": list(document.emblems),
         "source": document.source,

@@ -3,8 +3,8 @@
 Scenes of a case belong to its split (`sample.home`), so that no picture that evaluation asks for or
 shows was drawn in training.
 
-Captions of `brief` leave out places and sizes: the map or the boxes beside them say those. Things
-are named row by row, as they stand in the picture.
+Captions by `short_caption` leave out places and sizes: the map or the boxes beside them say those.
+Things are named row by row, as they stand in the picture.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ def _plain(rng: random.Random, split: str) -> Scene:
     return sample.at_home(split, lambda: sample.plain_scene(rng))
 
 
-def brief(scene: Scene) -> str:
+def short_caption(scene: Scene) -> str:
     """The things of a scene without places and sizes: "a red circle and a blue ring on sand"."""
     things = [f"a {shape.colour} {shape.shape}" for shape in scene.shapes]
     return f"{' and '.join(things)} on {scene.background}"
@@ -112,7 +112,7 @@ def _from_map(make: Callable[[Scene, Annotations], np.ndarray]):
         scene = _plain(rng, split)
         values = {
             "image": make(scene, annotate(scene, "map", size)),
-            "caption": brief(scene),
+            "caption": short_caption(scene),
             "answer": draw_scene(scene, size),
         }
         return values, (scene,)
@@ -133,7 +133,9 @@ def boxes(scene: Scene, coloured: bool = True) -> list[grounded.Box]:
 def _grounded(rng: random.Random, split: str, size: int) -> Made:
     scene = _plain(rng, split)
     told = grounded.write_boxes(boxes(scene, coloured=rng.random() < 0.5))
-    return {"caption": brief(scene), "boxes": told, "answer": draw_scene(scene, size)}, (scene,)
+    return {"caption": short_caption(scene), "boxes": told, "answer": draw_scene(scene, size)}, (
+        scene,
+    )
 
 
 def _words(rng: random.Random, split: str, size: int) -> Made:

@@ -14,10 +14,10 @@ import functools
 import tensorflow_datasets as tfds
 from etils import epath
 
-from cm3jax.data.tfds_writing import NumberedBuilder, Progress, png, written
+from cm3jax.data.tfds_writing import NumberedBuilder, Progress, fast_png, written
 from cm3jax.emoji.archives import Archives, instructions
 from cm3jax.emoji.examples import Examples
-from cm3jax.emoji.looks import Catalogue, catalogue
+from cm3jax.emoji.looks import EmojiCatalogue, draw_catalogue
 
 MANUAL = "downloads/manual"
 """Where TFDS looks for what a user downloads, below its data directory."""
@@ -89,7 +89,7 @@ class Emoji(NumberedBuilder):
             "key": document.key,
             "kind": document.kind,
             "text": document.caption,
-            "image": png(document.picture),
+            "image": fast_png(document.picture),
             "scene": document.scene.to_json(),
             "subjects": list(document.scene.nouns),
             "source": document.source,
@@ -98,12 +98,12 @@ class Emoji(NumberedBuilder):
 
 
 @functools.lru_cache(maxsize=1)
-def _catalogue(data_dir: str, digest: str, size: int) -> Catalogue:
+def _catalogue(data_dir: str, digest: str, size: int) -> EmojiCatalogue:
     archives = Archives.find(epath.Path(data_dir) / MANUAL)
-    return catalogue(archives, size, epath.Path(data_dir) / "emoji")
+    return draw_catalogue(archives, size, epath.Path(data_dir) / "emoji")
 
 
-def open_catalogue(data_dir: epath.PathLike, archives: Archives, size: int) -> Catalogue:
+def open_catalogue(data_dir: epath.PathLike, archives: Archives, size: int) -> EmojiCatalogue:
     """The catalogue of the archives below `data_dir`, kept for the next who asks.
 
     Raises `UserError` if an archive can't be read.
@@ -114,13 +114,13 @@ def open_catalogue(data_dir: epath.PathLike, archives: Archives, size: int) -> C
 def open_examples(data_dir: epath.PathLike, seed: int, size: int) -> Examples:
     """The documents of the archives below `data_dir`, without writing any.
 
-    Raises `UserError` as `prepare` does.
+    Raises `UserError` as `build_emoji` does.
     """
     archives = Archives.find(epath.Path(data_dir) / MANUAL)
     return Examples(open_catalogue(data_dir, archives, size), seed, size)
 
 
-def prepare(
+def build_emoji(
     data_dir: epath.PathLike, records: int, seed: int, size: int, progress: Progress | None = None
 ) -> Emoji:
     """Write the dataset under `data_dir`, unless it is there whole already.

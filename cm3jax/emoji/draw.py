@@ -3,18 +3,18 @@
 import numpy as np
 
 from cm3jax.emoji.grounds import ground
-from cm3jax.emoji.looks import GRID, Catalogue
-from cm3jax.emoji.scene import Scene
+from cm3jax.emoji.looks import GRID, EmojiCatalogue
+from cm3jax.emoji.scene import EmojiScene
 from cm3jax.shapes import UInt8
 
 
-def draw(scene: Scene, catalogue: Catalogue, size: int) -> UInt8[np.ndarray, "S S 3"]:
+def draw(scene: EmojiScene, catalogue: EmojiCatalogue, size: int) -> UInt8[np.ndarray, "S S 3"]:
     """The picture of a scene; `KeyError` for a thing or style that the catalogue does not have."""
     picture = ground(scene.ground, size).copy()
     for placed, thing in zip(scene.things, scene.known(catalogue), strict=True):
         sprite = catalogue.sprites[placed.size][thing.look(placed.style)]
         area = window(placed.corner, len(sprite), size)
-        picture[area] = over(sprite, picture[area])
+        picture[area] = lay_over(sprite, picture[area])
     return picture
 
 
@@ -24,7 +24,7 @@ def window(corner: tuple[int, int], side: int, size: int) -> tuple[slice, slice]
     return slice(top, top + side), slice(left, left + side)
 
 
-def over(
+def lay_over(
     sprites: UInt8[np.ndarray, "*M Y X 4"], under: UInt8[np.ndarray, "Y X 3"]
 ) -> UInt8[np.ndarray, "*M Y X 3"]:
     """Sprites on a piece of ground, each by itself, in integers: the same on every machine."""

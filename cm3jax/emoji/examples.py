@@ -18,8 +18,8 @@ from cm3jax.emblems.scene import PLACES
 from cm3jax.emoji import looks
 from cm3jax.emoji.draw import draw
 from cm3jax.emoji.grounds import GROUNDS
-from cm3jax.emoji.looks import SIDES, Catalogue, Thing, apart
-from cm3jax.emoji.scene import Placed, Scene, caption
+from cm3jax.emoji.looks import SIDES, EmojiCatalogue, Thing, apart
+from cm3jax.emoji.scene import EmojiScene, Placed, emoji_caption
 from cm3jax.shapes import UInt8
 
 SPLITS = ("train", "validation", "bank")
@@ -30,7 +30,7 @@ _HOMES = (*("prompts", "validation") * 2, *("bank",) * 3, *("train",) * 9)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Example:
+class EmojiExample:
     """One document with its ground truth."""
 
     key: str
@@ -38,7 +38,7 @@ class Example:
     """`thing`, `pair`, or `memory`: a picture that training never shows."""
     caption: str
     picture: UInt8[np.ndarray, "S S 3"]
-    scene: Scene
+    scene: EmojiScene
     source: str
     """The artists of what it shows."""
     licence: str
@@ -49,7 +49,7 @@ class Example:
 class Examples:
     """All documents of one catalogue and seed."""
 
-    catalogue: Catalogue
+    catalogue: EmojiCatalogue
     seed: int
     size: int
     """Pixels along one side."""
@@ -70,7 +70,7 @@ class Examples:
         """Documents in the bank."""
         return len(self._bank)
 
-    def example(self, split: str, index: int) -> Example:
+    def example(self, split: str, index: int) -> EmojiExample:
         """Document `index` of a split, counted from 0; the bank ends, the others go on for ever.
 
         Raises `IndexError` outside.
@@ -81,36 +81,36 @@ class Examples:
         if split == "bank":
             thing, style, size = self._bank[index]
             kind = "memory" if style in thing.held_out else "thing"
-            scene = at_home(split, lambda: single(rng, thing, style, size))
+            scene = scene_of_split(split, lambda: single(rng, thing, style, size))
         else:
             kind, scene = self._mixture(rng, split, index)
         return self.document(f"{split}-{index}", kind, scene)
 
-    def document(self, key: str, kind: str, scene: Scene) -> Example:
+    def document(self, key: str, kind: str, scene: EmojiScene) -> EmojiExample:
         """A scene as a document."""
         styles = {placed.style for placed in scene.things}
         artists, licences = zip(*(self.catalogue.artists[s] for s in styles), strict=True)
-        return Example(
+        return EmojiExample(
             key,
             kind,
-            caption(scene),
+            emoji_caption(scene),
             draw(scene, self.catalogue, self.size),
             scene,
             "; ".join(sorted(artists)),
             " AND ".join(sorted(licences)),
         )
 
-    def _mixture(self, rng: random.Random, split: str, index: int) -> tuple[str, Scene]:
+    def _mixture(self, rng: random.Random, split: str, index: int) -> tuple[str, EmojiScene]:
         """Things in turn, so that each is shown as often as any other; in a pair, with another."""
         things = self.catalogue.trained
         thing = things[index % len(things)]
         if (index + index // len(things)) % 5 >= 5 - _PAIRS:
-            return "pair", at_home(split, lambda: self._pair(rng, thing))
-        return "thing", at_home(
+            return "pair", scene_of_split(split, lambda: self._pair(rng, thing))
+        return "thing", scene_of_split(
             split, lambda: single(rng, thing, pick(rng, thing.shown), pick(rng, _SIZES))
         )
 
-    def _pair(self, rng: random.Random, thing: Thing) -> Scene:
+    def _pair(self, rng: random.Random, thing: Thing) -> EmojiScene:
         other = thing
         while other is thing or apart(thing, other):
             other = pick(rng, self.catalogue.trained)
@@ -118,7 +118,7 @@ class Examples:
         return pair(rng, both if rng.random() < 0.5 else both[::-1])
 
 
-def at_home(split: str, make: Callable[[], Scene]) -> Scene:
+def scene_of_split(split: str, make: Callable[[], EmojiScene]) -> EmojiScene:
     """Draw until a scene belongs to the split: so no document of the bank repeats a scene of
     training, of validation or of a prompt, whether or not its caption says the style."""
     while True:
@@ -129,14 +129,14 @@ def at_home(split: str, make: Callable[[], Scene]) -> Scene:
             return scene
 
 
-def single(rng: random.Random, thing: Thing, style: str, size: str) -> Scene:
+def single(rng: random.Random, thing: Thing, style: str, size: str) -> EmojiScene:
     """A thing at any place on any ground."""
     place = integer(rng, len(PLACES))
     placed = Placed(thing.noun, style, place, size, rng.random() < _TOLD)
-    return Scene(pick(rng, _GROUNDS), (placed,))
+    return EmojiScene(pick(rng, _GROUNDS), (placed,))
 
 
-def pair(rng: random.Random, both: list[tuple[Thing, str]]) -> Scene:
+def pair(rng: random.Random, both: list[tuple[Thing, str]]) -> EmojiScene:
     """Two small things, each in its style, that do not overlap, on any ground."""
     while True:
         things = tuple(
@@ -144,4 +144,4 @@ def pair(rng: random.Random, both: list[tuple[Thing, str]]) -> Scene:
             for thing, style in both
         )
         if not things[0].overlaps(things[1]):
-            return Scene(pick(rng, _GROUNDS), things)
+            return EmojiScene(pick(rng, _GROUNDS), things)

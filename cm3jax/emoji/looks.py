@@ -60,7 +60,7 @@ class Thing:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Catalogue:
+class EmojiCatalogue:
     """All pictures, and the things that captions name."""
 
     sprites: dict[str, UInt8[np.ndarray, "M Y X 4"]]
@@ -90,9 +90,9 @@ class Catalogue:
         return {thing.noun: thing for thing in self.things}
 
 
-def catalogue(
+def draw_catalogue(
     archives: Archives, size: int, cache: epath.PathLike, progress: Progress | None = None
-) -> Catalogue:
+) -> EmojiCatalogue:
     """The catalogue for pictures of `size` pixels; drawn sprites are kept in the folder `cache`.
 
     Raises `UserError` if an archive can't be read, or `size` is no multiple of `GRID`.
@@ -112,7 +112,7 @@ def catalogue(
     with path.open("rb") as file, np.load(file) as arrays:
         sprites = {word: arrays[f"side_{units}"] for word, units in SIDES.items()}
         classes = arrays["classes"]
-    return Catalogue(
+    return EmojiCatalogue(
         sprites=sprites,
         classes=classes,
         styles=tuple(icon_set.style for icon_set, _, _ in icons),
@@ -130,7 +130,7 @@ def _draw_all(
             progress(row, len(icons))
         svg = icon_set.svg(name)
         for word, units in SIDES.items():
-            sprites[word].append(render(svg, units * size // GRID))
+            sprites[word].append(render_svg(svg, units * size // GRID))
     drawn = {word: np.stack(pictures) for word, pictures in sprites.items()}
     styles = [icon_set.style for icon_set, _, _ in icons]
     classes = _classes(styles, [kin(key) for _, key, _ in icons], drawn["small"])
@@ -140,7 +140,7 @@ def _draw_all(
     write_atomic(path, buffer.getvalue())
 
 
-def render(svg: str, side: int) -> UInt8[np.ndarray, "Y X 4"]:
+def render_svg(svg: str, side: int) -> UInt8[np.ndarray, "Y X 4"]:
     """An SVG as RGBA pixels; `UserError` without `resvg-py`."""
     try:
         import resvg_py

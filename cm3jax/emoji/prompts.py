@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 
 from cm3jax.emblems.sample import pick
-from cm3jax.emoji.examples import Examples, at_home, pair, single
+from cm3jax.emoji.examples import Examples, pair, scene_of_split, single
 from cm3jax.emoji.looks import SIDES, Thing, apart
 from cm3jax.emoji.names import is_flag
-from cm3jax.emoji.scene import Scene, caption
+from cm3jax.emoji.scene import EmojiScene, emoji_caption
 from cm3jax.shapes import UInt8
 
 Kind = Literal["heldout", "flag", "style", "pair", "together"]
@@ -21,17 +21,17 @@ that training shows, but never together."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Prompt:
+class EmojiPrompt:
     """One question to a model, and its answer."""
 
     key: str
     kind: Kind
     text: str
-    scene: Scene
+    scene: EmojiScene
     picture: UInt8[np.ndarray, "S S 3"]
 
 
-def prompts(examples: Examples, kind: Kind, count: int) -> list[Prompt]:
+def emoji_prompts(examples: Examples, kind: Kind, count: int) -> list[EmojiPrompt]:
     """The first `count` prompts of a kind; they go round the kind's things in turn, and always say
     the style. Raises `ValueError` where the catalogue has no such things."""
     catalogue, trained = examples.catalogue, examples.catalogue.trained
@@ -47,18 +47,18 @@ def prompts(examples: Examples, kind: Kind, count: int) -> list[Prompt]:
     return [_prompt(examples, kind, things, index) for index in range(count)]
 
 
-def _prompt(examples: Examples, kind: Kind, things: tuple[Thing, ...], index: int) -> Prompt:
+def _prompt(examples: Examples, kind: Kind, things: tuple[Thing, ...], index: int) -> EmojiPrompt:
     rng = random.Random(f"emoji {examples.seed} prompts {kind} {index}")
-    scene = at_home("prompts", _scenes(rng, kind, things, index))
+    scene = scene_of_split("prompts", _scenes(rng, kind, things, index))
     told = tuple(dataclasses.replace(placed, tells_style=True) for placed in scene.things)
-    scene = Scene(scene.ground, told)
+    scene = EmojiScene(scene.ground, told)
     document = examples.document(f"{kind}-{index}", kind, scene)
-    return Prompt(document.key, kind, caption(scene), scene, document.picture)
+    return EmojiPrompt(document.key, kind, emoji_caption(scene), scene, document.picture)
 
 
 def _scenes(
     rng: random.Random, kind: Kind, things: tuple[Thing, ...], index: int
-) -> Callable[[], Scene]:
+) -> Callable[[], EmojiScene]:
     """Draws scenes of a kind; every style that training does not show may come, or of things that
     it shows every style that it does."""
     thing = things[index % len(things)]

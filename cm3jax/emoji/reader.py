@@ -13,8 +13,8 @@ import numpy as np
 from cm3jax.emblems.scene import PLACES
 from cm3jax.emoji.draw import window
 from cm3jax.emoji.grounds import GROUNDS, ground
-from cm3jax.emoji.looks import GRID, SIDES, Catalogue
-from cm3jax.emoji.scene import Placed, Scene
+from cm3jax.emoji.looks import GRID, SIDES, EmojiCatalogue
+from cm3jax.emoji.scene import EmojiScene, Placed
 from cm3jax.shapes import Float, Int, UInt8
 
 NOTHING = -1
@@ -25,7 +25,7 @@ _NEAR = 24
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class PlaceReading:
     """What the reader made of one place of a picture."""
 
     place: int
@@ -39,10 +39,10 @@ class Reading:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reader:
+class EmojiReader:
     """Reads pictures of a catalogue's things."""
 
-    catalogue: Catalogue
+    catalogue: EmojiCatalogue
     size: int
     """Pixels along one side of the pictures."""
 
@@ -96,7 +96,7 @@ class Reader:
         return own - 2 * under @ (opacity * ink).T + np.square(under) @ np.square(opacity).T
 
     def shows(
-        self, images: UInt8[np.ndarray, "B S S 3"], scenes: list[Scene], styles: bool = False
+        self, images: UInt8[np.ndarray, "B S S 3"], scenes: list[EmojiScene], styles: bool = False
     ) -> list[bool]:
         """Whether each picture shows the things of its own scene where it has them, on its ground.
 
@@ -132,20 +132,20 @@ class Reader:
             and (not styles or owners[wanted] == owners[found])
         )
 
-    def read(self, image: UInt8[np.ndarray, "S S 3"]) -> Reading:
+    def read(self, image: UInt8[np.ndarray, "S S 3"]) -> PlaceReading:
         """The thing of a picture of one thing, wherever it is and however large: all pictures are
         tried at all places and sizes, and the one with the least error in the whole picture wins.
         """
         (name,) = self.grounds(image[None])
         whole = ground(name, self.size)
         errors = np.square(image.astype(np.float32) - whole)
-        found: list[tuple[float, Reading]] = []
+        found: list[tuple[float, PlaceReading]] = []
         for size in SIDES:
             areas = [self._area(Placed("", "", place, size)) for place in range(len(PLACES))]
             seen, under = (np.stack([part[area] for area in areas]) for part in (image, whole))
             looks, distances = self.nearest(seen, under, size)
             for place, area in enumerate(areas):
-                reading = Reading(place, size, int(looks[place]), float(distances[place]))
+                reading = PlaceReading(place, size, int(looks[place]), float(distances[place]))
                 covered = errors[area]
                 left = errors.sum() - covered.sum() + covered.size * reading.distance**2
                 found.append((float(left), reading))

@@ -14,7 +14,7 @@ import json
 
 from cm3jax.emblems.scene import PLACES
 from cm3jax.emoji.grounds import GROUNDS
-from cm3jax.emoji.looks import GRID, SIDES, Catalogue, Thing
+from cm3jax.emoji.looks import GRID, SIDES, EmojiCatalogue, Thing
 
 CENTRE = PLACES.index("centre")
 
@@ -45,7 +45,7 @@ class Placed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scene:
+class EmojiScene:
     """Everything in one picture; equal scenes are equal pictures."""
 
     ground: str
@@ -57,7 +57,7 @@ class Scene:
         """What it is about."""
         return tuple(placed.noun for placed in self.things)
 
-    def known(self, catalogue: Catalogue) -> tuple[Thing, ...]:
+    def known(self, catalogue: EmojiCatalogue) -> tuple[Thing, ...]:
         """The things of the catalogue."""
         return tuple(catalogue.by_noun[placed.noun] for placed in self.things)
 
@@ -66,13 +66,13 @@ class Scene:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "Scene":
+    def from_json(cls, text: str) -> "EmojiScene":
         """The scene that `to_json` wrote."""
         value = json.loads(text)
         return cls(value["ground"], tuple(Placed(**placed) for placed in value["things"]))
 
 
-def caption(scene: Scene) -> str:
+def emoji_caption(scene: EmojiScene) -> str:
     """The scene in words; only between its things stands "and"."""
     return f"{' and '.join(map(_clause, scene.things))} {GROUNDS[scene.ground]}"
 

@@ -77,15 +77,15 @@ def _row(name: str, score: Score) -> tuple[str, ...]:
 
 def stamp_fields(protocol: Protocol) -> list[tuple[str, str]]:
     """Every field of a stamp in words."""
-    return [(key.replace("_", " "), in_words(value)) for key, value in vars(protocol).items()]
+    return [(key.replace("_", " "), value_in_words(value)) for key, value in vars(protocol).items()]
 
 
-def in_words(value: Any) -> str:
+def value_in_words(value: Any) -> str:
     """A value for a reader: few digits, and a mapping as `name value` after `name value`."""
     if value is None:
         return "not known"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {in_words(one)}" for name, one in value.items()) or "none"
+        return ", ".join(f"{name} {value_in_words(one)}" for name, one in value.items()) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

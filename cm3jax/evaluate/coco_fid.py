@@ -79,7 +79,7 @@ class Outcome:
 
 
 @dataclasses.dataclass(frozen=True)
-class Exam:
+class CocoExam:
     """What all pictures are measured by."""
 
     captions: Captions
@@ -192,7 +192,7 @@ class Exam:
 
 def from_run(
     run_dir: epath.PathLike,
-    exam: Exam,
+    exam: CocoExam,
     bank: str,
     documents: Sequence[int],
     samples: Sequence[int],
@@ -227,7 +227,7 @@ def from_run(
 def _setting(
     generator: Generator,
     weights: str,
-    exam: Exam,
+    exam: CocoExam,
     documents: int,
     samples: Sequence[int],
     seed: int,
@@ -247,7 +247,9 @@ def _setting(
     return Setting(documents, tuple(sorted(set(samples))), seed, generator.decode, origin)
 
 
-def _picture_set(generator: Generator, exam: Exam, setting: Setting, samples: int) -> PictureSet:
+def _picture_set(
+    generator: Generator, exam: CocoExam, setting: Setting, samples: int
+) -> PictureSet:
     folder = setting.folder(exam.out, samples)
     files = tuple(folder / f"{caption.id:012d}.png" for caption in exam.captions.chosen)
     name = f"docs_{setting.documents}.samples_{samples}"
@@ -293,7 +295,7 @@ def _stamp(captions: Captions, weights: str) -> Protocol:
 
 
 def from_folder(
-    folder: epath.PathLike, exam: Exam, say: Say = print
+    folder: epath.PathLike, exam: CocoExam, say: Say = print
 ) -> tuple[Model, list[PictureSet]]:
     """Pictures made elsewhere, named by a caption's id or after COCO's file, or anyhow.
 

@@ -65,7 +65,7 @@ def load_inception(path: str | Path) -> InceptionWeights:
     return from_tensors({name: tensor.read(...) for name, tensor in found.items()}, str(path))
 
 
-def convert(source: Path, out: Path) -> list[Key]:
+def convert_inception(source: Path, out: Path) -> list[Key]:
     """Write the tensors in use as safetensors, which `load_inception` reads without torch.
 
     Returns the report: what became of each tensor. Raises `UserError` as `load_inception`.

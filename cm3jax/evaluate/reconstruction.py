@@ -17,7 +17,7 @@ from etils import epath
 from cm3jax.checkpoint import load_run
 from cm3jax.config import DataConfig, VQGANLossConfig
 from cm3jax.emblems.reader import read_batch
-from cm3jax.emoji.reader import Reader
+from cm3jax.emoji.reader import EmojiReader
 from cm3jax.evaluate import chance, fid
 from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.fid import Frechet
@@ -133,7 +133,7 @@ def _readings(
         from cm3jax.emoji.builder import open_examples
 
         examples = open_examples(data.raw, seed, data.image_size)
-        reader = Reader(examples.catalogue, data.image_size)
+        reader = EmojiReader(examples.catalogue, data.image_size)
         scenes = [examples.example(split, row).scene for row in range(len(images))]
         guesses = np.array([reader.chance ** len(scene.things) for scene in scenes])
         return {

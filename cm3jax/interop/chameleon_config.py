@@ -55,7 +55,7 @@ class Foreign:
     def read(cls, config: Mapping[str, Any], what: str) -> "Foreign":
         """The fields of a config.json; `UserError` for another model's and for unknown keys."""
         kind = {"model_type": config.get("model_type")}
-        fields.require(kind, {"model_type": ("chameleon",)}, what)
+        fields.require_values(kind, {"model_type": ("chameleon",)}, what)
         names = [field.name for field in dataclasses.fields(cls)]
         return build(cls, fields.select(config, names, _HARMLESS, what), what)
 
@@ -71,16 +71,16 @@ class Foreign:
             "pruned_heads": ({}, None),
             "partial_rotary_factor": (1.0, None),
         }
-        fields.require(found, usual, what)
+        fields.require_values(found, usual, what)
         fields.require_sizes(found, what)
         self._require_rope(what)
         if self.hidden_size % self.num_attention_heads:
             raise UserError(f"{what}: num_attention_heads does not divide hidden_size; mend it.")
         width = self.hidden_size // self.num_attention_heads
-        fields.require({"head_dim": self.head_dim or width}, {"head_dim": (width,)}, what)
+        fields.require_values({"head_dim": self.head_dim or width}, {"head_dim": (width,)}, what)
         few = self.num_key_value_heads or self.num_attention_heads
         dtype = self.dtype or self.torch_dtype or stored
-        fields.require({"dtype": dtype}, {"dtype": tuple(_COMPUTED)}, what)
+        fields.require_values({"dtype": dtype}, {"dtype": tuple(_COMPUTED)}, what)
         return DecoderConfig(
             layers=self.num_hidden_layers,
             width=self.hidden_size,
@@ -112,7 +112,7 @@ class Foreign:
             "type": ("default",),
             "partial_rotary_factor": (1.0, None),
         }
-        fields.require(rope, usual, where)
+        fields.require_values(rope, usual, where)
 
 
 def write_config(

@@ -58,7 +58,7 @@ def select(
     return {key: value for key, value in values.items() if key in wanted}
 
 
-def require(found: Mapping[str, Any], accepted: Mapping[str, tuple], what: str) -> None:
+def require_values(found: Mapping[str, Any], accepted: Mapping[str, tuple], what: str) -> None:
     """Refuse values that this project's networks do not have.
 
     `accepted` lists the values of some keys; a key that `found` lacks is not looked at. Raises

@@ -95,7 +95,7 @@ def _require_processor(folder: Path, size: int) -> None:
     transformers rounds what bytes are multiplied by to 0.0078; this project takes 1/127.5, as the
     weights were trained with.
     """
-    if found := processors.read(folder):
+    if found := processors.read_processor(folder):
         path, values = found
         ones = (1.0, 1.0, 1.0)
         usual = processors.Usual("Chameleon", size, 1, (1,), (0.0078, 1 / 127.5), ones, ones)
@@ -182,7 +182,7 @@ def _write_text(source: Path, folder: Checkpoint, out: Path) -> TextTokenizer:
         text = TextTokenizer.load(source)
     else:
         model = huggingface.read_tokenizer(source, folder.vocabulary.text_ids)
-        _require_same_ids(source, huggingface.table(model), folder)
+        _require_same_ids(source, huggingface.token_table(model), folder)
         text = TextTokenizer(model)
     if text.pieces != folder.vocabulary.config.text_pieces:
         raise UserError(

@@ -159,7 +159,7 @@ def _require(text: TextTowerFields, vision: VisionTowerFields, path: Path) -> No
             "num_channels": (3,),
             "pruned_heads": ({}, None),
         }
-        fields.require(found, usual, what)
+        fields.require_values(found, usual, what)
         fields.require_sizes(found, what)
         if tower.hidden_size % tower.num_attention_heads:
             raise UserError(f"{what}: num_attention_heads does not divide hidden_size; mend it.")
@@ -184,7 +184,7 @@ def _unless_usual(hidden: int, width: int) -> int:
 
 def _resize(folder: Path, size: int) -> str:
     """The filter that brings pictures to size."""
-    found = processors.read(folder)
+    found = processors.read_processor(folder)
     if found is None:
         raise UserError(
             f"{folder} holds neither processor_config.json nor preprocessor_config.json, which say "

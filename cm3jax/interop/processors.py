@@ -57,7 +57,7 @@ class Usual:
     std: tuple[float, float, float]
 
 
-def read(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def read_processor(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The config of a folder's image processor and its file; None if it has none.
 
     As in transformers 5, the part `image_processor` of `processor_config.json` goes before

@@ -54,18 +54,18 @@ def settings(model: Any, what: str) -> dict[str, Any]:
     are missing, unknown, or change the arithmetic to one that ours has not."""
     model = fields.select(model, _MODEL, {}, f"{what}: model")
     kind = build(str, model.get("target", _KINDS[0]), f"{what}: model.target").rpartition(".")[2]
-    fields.require({"target": kind}, {"target": _KINDS}, f"{what}: model")
+    fields.require_values({"target": kind}, {"target": _KINDS}, f"{what}: model")
     where = f"{what}: model.params"
     read = ("ddconfig", "n_embed", "embed_dim", *_WHOLE)
     params = fields.select(model.get("params"), read, _PARAMS, where)
-    fields.require(params, _WHOLE, where)
+    fields.require_values(params, _WHOLE, where)
     parts = fields.select(
         _get(params, "ddconfig", where),
         (*_NAMES, *_FIXED),
         {"dropout": "of training"},
         f"{where}.ddconfig",
     )
-    fields.require(parts, _FIXED, f"{where}.ddconfig")
+    fields.require_values(parts, _FIXED, f"{where}.ddconfig")
     parts = _DEFAULTS | parts
     needed = {"z_channels", "resolution", "in_channels", "out_ch", "ch", "num_res_blocks"}
     for key in sorted(needed | {"attn_resolutions"}):

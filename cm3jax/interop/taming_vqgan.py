@@ -72,7 +72,7 @@ def read_config(values: Mapping[str, Any], what: str) -> VQGANConfig:
         "out_channels": (3,),
         "attn_type": ("vanilla", "none", None),
     }
-    fields.require(found, usual, what)
+    fields.require_values(found, usual, what)
     fields.require_sizes(found, what)
     if foreign.base_channels % 32:
         raise UserError(

@@ -33,7 +33,7 @@ def save_experiment(path: epath.PathLike, experiment: Experiment) -> None:
     write_json(path, to_dict(experiment))
 
 
-def load_experiment(path: epath.PathLike) -> Experiment:
+def read_experiment(path: epath.PathLike) -> Experiment:
     """Read a `config.json`; `UserError` if it is missing, damaged or has unknown fields."""
     return from_dict(read_json(path, "the run's config"), str(path))
 

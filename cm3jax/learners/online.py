@@ -29,7 +29,7 @@ from cm3jax.data.pipeline import (
     ahead,
     with_epochs,
 )
-from cm3jax.data.scan import Pictures, scan
+from cm3jax.data.scan import RecordPictures, scan
 from cm3jax.data.sources import RawRecord, open_source
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
@@ -222,7 +222,7 @@ class OnlineStream:
     experiment: Experiment
     arrays: dict[str, np.ndarray]
     """What is known of each pair but its picture; `row` is its number."""
-    pictures: Pictures
+    pictures: RecordPictures
     marks: Sequence[str]
     """Hashes of the pictures."""
     encoder: ClipConfig

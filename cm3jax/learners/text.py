@@ -6,7 +6,7 @@ from cm3jax.config import Experiment
 from cm3jax.data.sources import open_source
 from cm3jax.data.usable import usable
 from cm3jax.errors import UserError
-from cm3jax.io.experiment_json import load_experiment, save_experiment
+from cm3jax.io.experiment_json import read_experiment, save_experiment
 from cm3jax.report.run_page import write_report
 from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, TextTokenizer
 from cm3jax.training.resume import decisive_changes, describe, differences
@@ -42,7 +42,7 @@ def _require_same_options(experiment: Experiment) -> None:
     config = epath.Path(experiment.run_dir) / "config.json"
     if not config.exists():
         return
-    changes = differences(load_experiment(config), experiment)
+    changes = differences(read_experiment(config), experiment)
     if decisive := decisive_changes(changes, {}, {}):
         raise UserError(
             f"{experiment.run_dir} holds a text tokenizer that was made with other options: "

@@ -37,7 +37,7 @@ from cm3jax.training.metrics import StepCost
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pictures:
+class SplitPictures:
     """All pictures of a split."""
 
     images: UInt8[np.ndarray, "B Y X 3"]
@@ -249,7 +249,7 @@ class VQGANLearner:
         return jax.device_put(self._lpips, whole)
 
     @functools.cache  # noqa: B019 - a learner lives as long as its process
-    def pictures(self, split: Literal["train", "validation"]) -> Pictures:
+    def pictures(self, split: Literal["train", "validation"]) -> SplitPictures:
         """Every picture of the source's sound records, those left out being said.
 
         Raises `UserError` if there are none, or no masks.
@@ -264,7 +264,7 @@ class VQGANLearner:
         if not images:
             raise UserError(f"{self.experiment.data.source} has no pictures for {split}; add some.")
         weighs = self.experiment.vqgan_loss.region > 0
-        return Pictures(np.stack(images), tuple(labels), np.stack(masks) if weighs else None)
+        return SplitPictures(np.stack(images), tuple(labels), np.stack(masks) if weighs else None)
 
     def _reader(self, source: Source) -> Callable[[int], tuple[RawRecord, Sequence[np.ndarray]]]:
         """What reads a record, and the masks of its pictures where `vqgan_loss.region` weighs."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from cm3jax.io.experiment_json import load_experiment
+from cm3jax.io.experiment_json import read_experiment
 from cm3jax.io.files import write_atomic
 from cm3jax.report.html import Html, Points, curves, facts, page, png, table, tag
 from cm3jax.shapes import UInt8
@@ -64,7 +64,7 @@ def write_report(
     `is_reported` finds.
     """
     run_dir = epath.Path(run_dir)
-    experiment = load_experiment(run_dir / "config.json")
+    experiment = read_experiment(run_dir / "config.json")
     lines, lives = metrics.read_metrics(run_dir), metrics.lives(run_dir)
     names = dict.fromkeys(name for line in lines for name in line)
     points = {name: metrics.curve(lines, name) for name in names if name not in _BOOKKEEPING}

@@ -28,7 +28,7 @@ from cm3jax.retrieval.bank_files import (
     BankDocument,
     bank_files,
     content_hash,
-    decode,
+    decode_document,
     ids_of,
     key_hash,
 )
@@ -155,11 +155,11 @@ class Bank:
 
     def meta(self, row: int) -> BankDocument:
         """All that the bank keeps of one document; `IndexError` outside the bank."""
-        return decode(self._records[row])
+        return decode_document(self._records[row])
 
     def documents(self) -> Iterable[BankDocument]:
         """Every document, in order."""
-        return map(decode, self._records)
+        return map(decode_document, self._records)
 
     @functools.cached_property
     def rows(self) -> dict[str, int]:

@@ -93,7 +93,7 @@ def ids_of(record: bytes) -> Int[np.ndarray, " L"]:
     return np.frombuffer(record, "<i4", count, offset=4)
 
 
-def decode(record: bytes) -> BankDocument:
+def decode_document(record: bytes) -> BankDocument:
     """The document of a record."""
     ids = ids_of(record)
     rest = json.loads(record[4 + ids.nbytes :])

@@ -18,7 +18,7 @@ from cm3jax.retrieval.bank_files import (
     BankDocument,
     bank_files,
     content_hash,
-    decode,
+    decode_document,
     encode,
     key_hash,
 )
@@ -147,7 +147,7 @@ class BankWriter:
         sizes = {note["name"]: note["records"] for note in notes}
         records = Records(self._shards.parts, sizes, "prepare it again")
         seen = set()
-        for key in (decode(records[int(row)]).key for row in rows):
+        for key in (decode_document(records[int(row)]).key for row in rows):
             if key in seen:
                 raise UserError(f"two documents have the key {key!r}; keys must be unique.")
             seen.add(key)

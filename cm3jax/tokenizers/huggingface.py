@@ -44,7 +44,7 @@ def unpack(model: bytes) -> str:
     return json.loads(model)["tokenizer"]
 
 
-def table(model: bytes) -> dict[str, int]:
+def token_table(model: bytes) -> dict[str, int]:
     """The ids of all tokens of the packed tokenizer; `UserError` if it is none."""
     return _tokenizer(unpack(model)).get_vocab(with_added_tokens=True)
 

@@ -17,7 +17,7 @@ def begin(params: Any, trained: Any) -> Any:
     return jax.tree.map(lambda leaf, mine: jnp.copy(leaf) if mine else None, params, trained)
 
 
-def advance(averages: Any, params: Any, decay: float, step: Int[Array, ""]) -> Any:
+def update_averages(averages: Any, params: Any, decay: float, step: Int[Array, ""]) -> Any:
     """The averages after update number `step`, which made `params`.
 
     Early updates count for more, with decay (1 + step) / (10 + step) while that is less, so that

@@ -17,7 +17,7 @@ from etils import epath
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
 from cm3jax.io import safetensors_file
-from cm3jax.io.experiment_json import load_experiment, save_experiment
+from cm3jax.io.experiment_json import read_experiment, save_experiment
 from cm3jax.training.state import TrainState
 
 Onto = Callable[[Experiment], TrainState]
@@ -83,7 +83,7 @@ def read_export(path: epath.Path, onto: Onto | None = None) -> LoadedRun:
         licences, data = (json.loads(header.get(name, "{}")) for name in ("licences", "data"))
     except (ValueError, KeyError, RecursionError):
         raise UserError(f"{file} is damaged or no exported run; export the run again.") from None
-    experiment = load_experiment(path / "config.json")
+    experiment = read_experiment(path / "config.json")
     variables: dict[str, Any] = {}
     for name, tensor in found.items():
         *parents, leaf = name.split("/")

@@ -115,7 +115,7 @@ def _is_ours(config: epath.Path) -> bool:
     return isinstance(values, dict) and {"learner", "train", "data"} <= values.keys()
 
 
-def start(
+def start_state(
     experiment: Experiment,
     fingerprints: Mapping[str, str],
     data: Mapping[str, str],

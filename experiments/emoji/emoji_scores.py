@@ -14,8 +14,8 @@ from etils import epath
 from cm3jax.checkpoint import load_run
 from cm3jax.config import MeshConfig
 from cm3jax.emoji.builder import open_examples
-from cm3jax.emoji.prompts import Kind, Prompt, prompts
-from cm3jax.emoji.reader import Reader
+from cm3jax.emoji.prompts import EmojiPrompt, Kind, emoji_prompts
+from cm3jax.emoji.reader import EmojiReader
 from cm3jax.emoji.scene import Placed
 from cm3jax.evaluate import chance
 from cm3jax.evaluate.protocol import (
@@ -67,11 +67,11 @@ class EmojiExam:
         run = load_run(run_dir)
         data = run.experiment.data
         self._examples = open_examples(data.raw, run.experiment.seed, data.image_size)
-        self._reader = Reader(self._examples.catalogue, data.image_size)
+        self._reader = EmojiReader(self._examples.catalogue, data.image_size)
         self._generator = generator.load(run_dir, bank, mesh)
         self._bank = self._generator.retriever.bank
         self._count, self._seed, self._say = count, seed, say
-        self._asked: dict[Kind, list[Prompt]] = {}
+        self._asked: dict[Kind, list[EmojiPrompt]] = {}
         self._weights = digest(
             tree_fingerprint(run.variables),
             self._generator.text.fingerprint,
@@ -185,9 +185,9 @@ class EmojiExam:
 
     # ------------------------------------------------------------------------------------ parts
 
-    def _prompts(self, kind: Kind) -> list[Prompt]:
+    def _prompts(self, kind: Kind) -> list[EmojiPrompt]:
         if kind not in self._asked:
-            self._asked[kind] = prompts(self._examples, kind, self._count)
+            self._asked[kind] = emoji_prompts(self._examples, kind, self._count)
         return self._asked[kind]
 
     def _documents_by_look(self) -> dict[tuple[str, str, str], BankDocument]:
@@ -201,7 +201,7 @@ class EmojiExam:
                 held[placed.noun, placed.style, placed.size] = documents[example.key]
         return held
 
-    def _looks_of(self, prompt: Prompt, held: dict) -> dict[str, np.ndarray]:
+    def _looks_of(self, prompt: EmojiPrompt, held: dict) -> dict[str, np.ndarray]:
         """Ids of the documents of a prompt's thing, at its size, by style."""
         (placed,) = prompt.scene.things
         return {
@@ -211,7 +211,7 @@ class EmojiExam:
         }
 
     def _draw(
-        self, name: str, asked: Sequence[Prompt], shown: Documents | None, k: int, how: str
+        self, name: str, asked: Sequence[EmojiPrompt], shown: Documents | None, k: int, how: str
     ) -> tuple[list[np.ndarray], list[bool]]:
         texts = [prompt.text for prompt in asked]
         found = self._generator.text_to_image(texts, shown, seed=self._seed)
@@ -219,7 +219,7 @@ class EmojiExam:
         return images, self._judge(name, np.stack(images), asked, k, how)
 
     def _judge(
-        self, name: str, images: np.ndarray, asked: Sequence[Prompt], k: int, how: str
+        self, name: str, images: np.ndarray, asked: Sequence[EmojiPrompt], k: int, how: str
     ) -> list[bool]:
         scenes = [prompt.scene for prompt in asked]
         guessed = float(np.mean([self._reader.chance ** len(scene.things) for scene in scenes]))
@@ -234,7 +234,7 @@ class EmojiExam:
         self,
         name: str,
         verdicts: Sequence[bool],
-        asked: Sequence[Prompt],
+        asked: Sequence[EmojiPrompt],
         guessed: float,
         retrieved: int,
         documents: str,

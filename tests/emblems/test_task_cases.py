@@ -6,7 +6,7 @@ import pytest
 from cm3jax.emblems import caption, confirms, read_scene
 from cm3jax.emblems.sample import home
 from cm3jax.emblems.scene import Scene, Shape
-from cm3jax.emblems.task_cases import NAMES, asked, boxes, brief
+from cm3jax.emblems.task_cases import NAMES, asked, boxes, short_caption
 from cm3jax.emblems.wording import caption_states
 from cm3jax.tasks import grounded
 from cm3jax.tasks.questions import conclusion
@@ -55,7 +55,7 @@ SCENE = Scene(
 
 
 def test_the_caption_beside_a_map_leaves_out_what_the_map_says():
-    assert brief(SCENE) == "a red circle and a blue ring on sand"
+    assert short_caption(SCENE) == "a red circle and a blue ring on sand"
 
 
 def test_boxes_are_on_the_grid():

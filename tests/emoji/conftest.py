@@ -2,7 +2,7 @@ import pytest
 
 from cm3jax.emoji.archives import Archives
 from cm3jax.emoji.examples import Examples
-from cm3jax.emoji.looks import catalogue
+from cm3jax.emoji.looks import draw_catalogue
 from tests.emoji import small
 
 SIZE = 64
@@ -15,7 +15,7 @@ def archives(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pictures(archives, tmp_path_factory):
-    return catalogue(archives, SIZE, tmp_path_factory.mktemp("sprites"))
+    return draw_catalogue(archives, SIZE, tmp_path_factory.mktemp("sprites"))
 
 
 @pytest.fixture(scope="session")

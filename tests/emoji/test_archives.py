@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cm3jax.emoji.archives import Archives
-from cm3jax.emoji.looks import render
+from cm3jax.emoji.looks import render_svg
 from cm3jax.errors import UserError
 from tests.emoji import small
 
@@ -18,7 +18,7 @@ def test_each_set_says_whose_it_is(archives):
 
 def test_an_icon_that_is_not_square_is_padded(archives):
     twemoji = archives.sets()[0]
-    drawn = render(twemoji.svg("watermelon"), 36)  # 36 x 25.22
+    drawn = render_svg(twemoji.svg("watermelon"), 36)  # 36 x 25.22
     rows = np.flatnonzero(drawn[..., 3].any(1))
     assert drawn.shape == (36, 36, 4)
     assert abs((rows[0] + rows[-1]) / 2 - 17.5) < 1  # in the middle

@@ -3,7 +3,7 @@ import pytest
 
 from cm3jax.config import DataConfig
 from cm3jax.data.sources import open_source
-from cm3jax.emoji.builder import MANUAL, open_catalogue, prepare
+from cm3jax.emoji.builder import MANUAL, build_emoji, open_catalogue
 from cm3jax.emoji.examples import Examples
 from cm3jax.errors import UserError
 from tests.emoji import small
@@ -12,7 +12,7 @@ from tests.emoji import small
 def test_emoji_is_a_source(tmp_path):
     small.pack(tmp_path / MANUAL)
     data = DataConfig(source="emoji", records=40, raw=str(tmp_path), image_size=64)
-    archives = prepare(tmp_path, 40, 5, 64).builder_config.archives
+    archives = build_emoji(tmp_path, 40, 5, 64).builder_config.archives
     examples = Examples(open_catalogue(tmp_path, archives, 64), 5, 64)
     for split, count in (("train", 40), ("validation", 200), ("bank", examples.bank_size)):
         source = open_source(data, split, 5)

@@ -9,7 +9,7 @@ from cm3jax.emoji.draw import draw
 from cm3jax.emoji.examples import Examples
 from cm3jax.emoji.grounds import GROUNDS, ground
 from cm3jax.emoji.looks import SIDES, apart
-from cm3jax.emoji.scene import Placed, Scene, caption
+from cm3jax.emoji.scene import EmojiScene, Placed, emoji_caption
 from cm3jax.retrieval.clauses import clauses
 
 
@@ -24,10 +24,10 @@ def some(examples):
 
 def test_captions():
     france = Placed("the flag of France", "Twemoji", tells_style=False)
-    assert caption(Scene("moon", (france,))) == "the flag of France on the moon"
+    assert emoji_caption(EmojiScene("moon", (france,))) == "the flag of France on the moon"
     apple = Placed("a red apple", "Noto", PLACES.index("top left"), "small")
     fish = Placed("fish", "OpenMoji", PLACES.index("right"), "small", tells_style=False)
-    text = caption(Scene("sky", (apple, fish)))
+    text = emoji_caption(EmojiScene("sky", (apple, fish)))
     assert text == (
         "a small red apple in Noto's style at the top left and small fish at the right in the sky"
     )
@@ -92,7 +92,7 @@ def test_licences_are_those_of_all_artists(pictures, some):
 
 
 def test_a_thing_stands_where_its_scene_says(pictures):
-    scene = Scene("pink", (Placed("a rocket", "Twemoji", PLACES.index("bottom"), "small"),))
+    scene = EmojiScene("pink", (Placed("a rocket", "Twemoji", PLACES.index("bottom"), "small"),))
     picture = draw(scene, pictures, 64)
     changed = (picture != ground("pink", 64)).any(-1)
     rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cm3jax.emoji import looks
-from cm3jax.emoji.looks import SIDES, catalogue
+from cm3jax.emoji.looks import SIDES, draw_catalogue
 from cm3jax.errors import UserError
 
 
@@ -49,9 +49,9 @@ def test_shares_of_what_is_held_out():
 
 
 def test_sprites_are_kept(archives, pictures, tmp_path, monkeypatch):
-    first = catalogue(archives, 16, tmp_path)
-    monkeypatch.setattr(looks, "render", None)
-    again = catalogue(archives, 16, tmp_path)
+    first = draw_catalogue(archives, 16, tmp_path)
+    monkeypatch.setattr(looks, "render_svg", None)
+    again = draw_catalogue(archives, 16, tmp_path)
     assert again.things == first.things
     for size in SIDES:
         np.testing.assert_array_equal(again.sprites[size], first.sprites[size])
@@ -59,4 +59,4 @@ def test_sprites_are_kept(archives, pictures, tmp_path, monkeypatch):
 
 def test_sides_that_do_not_fit_are_refused(archives, tmp_path):
     with pytest.raises(UserError, match="multiple of 8"):
-        catalogue(archives, 60, tmp_path)
+        draw_catalogue(archives, 60, tmp_path)

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 
 from cm3jax.emoji.looks import apart
-from cm3jax.emoji.prompts import prompts
-from cm3jax.emoji.scene import caption
+from cm3jax.emoji.prompts import emoji_prompts
+from cm3jax.emoji.scene import emoji_caption
 
 
 @pytest.mark.parametrize("kind", ["heldout", "flag", "style"])
 def test_prompts_ask_for_what_training_never_shows(examples, kind):
-    asked = prompts(examples, kind, 30)
+    asked = emoji_prompts(examples, kind, 30)
     documents = [examples.example("bank", index) for index in range(examples.bank_size)]
     train = [examples.example("train", index) for index in range(300)]
     seen = {example.scene for example in documents + train}
@@ -17,7 +17,7 @@ def test_prompts_ask_for_what_training_never_shows(examples, kind):
         (placed,) = prompt.scene.things
         assert (placed.noun, placed.style) not in shown
         assert prompt.scene not in seen
-        assert prompt.text == caption(prompt.scene)
+        assert prompt.text == emoji_caption(prompt.scene)
         assert f"in {placed.style}'s style" in prompt.text
         assert kind != "flag" or placed.noun.startswith("the flag of")
         (thing,) = prompt.scene.known(examples.catalogue)
@@ -25,7 +25,7 @@ def test_prompts_ask_for_what_training_never_shows(examples, kind):
 
 
 def test_things_that_training_never_shows_together(examples):
-    for prompt in prompts(examples, "together", 10):
+    for prompt in emoji_prompts(examples, "together", 10):
         first, second = prompt.scene.known(examples.catalogue)
         assert apart(first, second)
         for placed, thing in zip(prompt.scene.things, (first, second), strict=True):
@@ -33,11 +33,11 @@ def test_things_that_training_never_shows_together(examples):
 
 
 def test_prompts_are_the_same_every_time(examples):
-    first, again = prompts(examples, "heldout", 3), prompts(examples, "heldout", 2)
+    first, again = emoji_prompts(examples, "heldout", 3), emoji_prompts(examples, "heldout", 2)
     assert [prompt.scene for prompt in first[:2]] == [prompt.scene for prompt in again]
     np.testing.assert_array_equal(first[0].picture, again[0].picture)
 
 
 def test_kinds_that_nothing_fits(examples):
     with pytest.raises(ValueError, match="no things for prompts of kind 'pair'"):
-        prompts(examples, "pair", 1)  # only one of the test's things is held out
+        emoji_prompts(examples, "pair", 1)  # only one of the test's things is held out

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from cm3jax.emoji.grounds import ground
-from cm3jax.emoji.reader import Reader
+from cm3jax.emoji.reader import EmojiReader
 
 
 @pytest.fixture(scope="module")
 def reader(pictures):
-    return Reader(pictures, 64)
+    return EmojiReader(pictures, 64)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from cm3jax import testing
 from cm3jax.errors import UserError
 from cm3jax.evaluate import coco_fid, drawing, pictures
 from cm3jax.evaluate.coco import Caption, read_captions
-from cm3jax.evaluate.coco_fid import Exam, from_folder
+from cm3jax.evaluate.coco_fid import CocoExam, from_folder
 from cm3jax.evaluate.coco_page import COLUMNS
 from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.fid import Gaussian
@@ -160,7 +160,7 @@ def test_pictures_of_another_retrieval_are_another_setting(home, tmp_path):
     generator = generation.load(home / "decoder")
     extractor = Extractor(load_inception(home / "inception.safetensors"))
     captions = read_captions(home / "captions.json")
-    exam = Exam(captions, extractor, None, str(home / "val"), 16, epath.Path(tmp_path))
+    exam = CocoExam(captions, extractor, None, str(home / "val"), 16, epath.Path(tmp_path))
     one = coco_fid._setting(generator, "w", exam, 1, (1,), 0)
     none = coco_fid._setting(generator, "w", exam, 0, (1,), 0)
     generator.retriever.config = dataclasses.replace(generator.retriever.config, pool=7)
@@ -176,7 +176,7 @@ def test_whoever_ends_last_finds_everything(home, tmp_path, monkeypatch):
     monkeypatch.setattr(drawing, "CHUNK", 4)
     extractor = Extractor(load_inception(home / "inception.safetensors"))
     captions = read_captions(home / "captions.json")
-    exam = Exam(captions, extractor, None, str(home / "val"), 16, epath.Path(tmp_path))
+    exam = CocoExam(captions, extractor, None, str(home / "val"), 16, epath.Path(tmp_path))
     _, sets = from_folder(home / "val", exam)
     extract = Features.extract
 

@@ -17,7 +17,7 @@ from cm3jax.evaluate.features import Extractor, resize, scale
 from cm3jax.evaluate.fid import Frechet, Gaussian, Moments
 from cm3jax.evaluate.inception_network import Inception
 from cm3jax.evaluate.inception_weights import (
-    convert,
+    convert_inception,
     from_tensors,
     load_inception,
     shapes,
@@ -121,13 +121,13 @@ def test_converted_weights_are_the_same_without_torch(weights, tensors, tmp_path
     path = tmp_path / "in.safetensors"
     idle = {"fc.weight": np.zeros((8, 128), np.float32)}
     safetensors.numpy.save_file(tensors | idle, path)
-    report = convert(path, tmp_path / "out.safetensors")
+    report = convert_inception(path, tmp_path / "out.safetensors")
     assert len(report) == len(tensors) + 1
     assert report[-1] == Key("fc.weight", "", (), "(not of the features)")
     assert load_inception(tmp_path / "out.safetensors").fingerprint == weights.fingerprint
     for out, match in (("out.safetensors", "exists"), ("out.pth", "must be named")):
         with pytest.raises(UserError, match=match):
-            convert(path, tmp_path / out)
+            convert_inception(path, tmp_path / out)
 
 
 def both(width: int, count: int = 4096) -> tuple[np.ndarray, np.ndarray]:

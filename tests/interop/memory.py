@@ -28,7 +28,7 @@ from cm3jax.interop import chameleon_config, folders, hf_chameleon, taming_vqgan
 from cm3jax.interop.layout import Place
 from cm3jax.interop.vocabulary import read_map
 from cm3jax.io import safetensors_file
-from cm3jax.io.experiment_json import load_experiment
+from cm3jax.io.experiment_json import read_experiment
 from cm3jax.io.files import write_json
 from cm3jax.model.decoder import Decoder
 from cm3jax.partition import make_mesh
@@ -108,7 +108,7 @@ def main() -> None:
     size = write_random(folder / "in", layers, width, vocab)
     with peak() as converting:
         hf_chameleon.convert(folder / "in", folder / "out", None, folder / "in" / "config.json")
-    experiment = load_experiment(folder / "out" / "config.json")
+    experiment = read_experiment(folder / "out" / "config.json")
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     model = Decoder(experiment.model, vocab)
     row = jax.numpy.zeros((1, 4), jax.numpy.int32)

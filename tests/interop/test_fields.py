@@ -21,10 +21,10 @@ def test_keys_are_read_harmless_or_refused():
 
 
 def test_values_are_the_networks_or_refused():
-    fields.require({"a": 1.0, "b": False}, {"a": (1,), "b": (False,), "c": (3,)}, "it")
+    fields.require_values({"a": 1.0, "b": False}, {"a": (1,), "b": (False,), "c": (3,)}, "it")
     for wrong in (True, 2, "1", None, [1]):
         with pytest.raises(UserError, match="it has a="):
-            fields.require({"a": wrong}, {"a": (1,)}, "it")
+            fields.require_values({"a": wrong}, {"a": (1,)}, "it")
 
 
 def test_what_transformers_writes_today_is_known():

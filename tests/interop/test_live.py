@@ -126,13 +126,13 @@ def test_older_clip_folders_are_the_same_encoder(tmp_path):
 def test_inception_in_torchs_own_format(tmp_path):
     import torch
 
-    from cm3jax.evaluate.inception_weights import convert, load_inception, shapes
+    from cm3jax.evaluate.inception_weights import convert_inception, load_inception, shapes
     from tests.evaluate import inputs
 
     tensors = {name: torch.from_numpy(value) for name, value in inputs.weights(shapes(1)).items()}
     tensors["Conv2d_1a_3x3.bn.num_batches_tracked"] = torch.tensor(7)
     torch.save(tensors, tmp_path / "fid.pth")
-    convert(tmp_path / "fid.pth", tmp_path / "fid.safetensors")
+    convert_inception(tmp_path / "fid.pth", tmp_path / "fid.safetensors")
     ours, theirs = (load_inception(tmp_path / f"fid.{kind}") for kind in ("safetensors", "pth"))
     assert ours.fingerprint == theirs.fingerprint
     assert theirs.unused == ("Conv2d_1a_3x3.bn.num_batches_tracked",)

@@ -7,7 +7,7 @@ import pytest
 
 from cm3jax.config import DecodeConfig, Experiment, VQGANConfig
 from cm3jax.errors import UserError
-from cm3jax.io.experiment_json import from_dict, load_experiment, save_experiment, to_dict
+from cm3jax.io.experiment_json import from_dict, read_experiment, save_experiment, to_dict
 
 EXPERIMENT = Experiment(
     name="x",
@@ -19,7 +19,7 @@ EXPERIMENT = Experiment(
 
 def test_round_trip(tmp_path):
     save_experiment(tmp_path / "config.json", EXPERIMENT)
-    assert load_experiment(tmp_path / "config.json") == EXPERIMENT
+    assert read_experiment(tmp_path / "config.json") == EXPERIMENT
 
 
 def test_absent_fields_take_their_defaults():

@@ -10,7 +10,7 @@ from etils import epath
 
 from cm3jax.config import DataConfig
 from cm3jax.errors import UserError
-from cm3jax.io.experiment_json import load_experiment
+from cm3jax.io.experiment_json import read_experiment
 from cm3jax.learners.text import train_text_tokenizer
 from cm3jax.testing import CAPTIONS, experiment
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
@@ -33,7 +33,7 @@ def test_trains_once_and_says_so(config, capsys):
     train_text_tokenizer(config)
     tokenizer = TextTokenizer.load(config.run_dir)
     assert tokenizer.pieces == config.vocab.text_pieces
-    assert load_experiment(f"{config.run_dir}/config.json") == config
+    assert read_experiment(f"{config.run_dir}/config.json") == config
     assert f"learnt {config.vocab.text_pieces} pieces" in capsys.readouterr().out
     train_text_tokenizer(config)
     assert "finished already" in capsys.readouterr().out

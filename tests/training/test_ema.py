@@ -45,7 +45,7 @@ def test_early_updates_count_for_more():
     averages = ema.begin({"a": jnp.zeros(2), "b": jnp.zeros(2)}, {"a": 2, "b": 0})
     seen = []
     for step in range(1, 4):
-        averages = ema.advance(
+        averages = ema.update_averages(
             averages, {"a": jnp.ones(2), "b": jnp.ones(2)}, 0.25, jnp.int32(step)
         )
         seen.append(float(averages["a"][0]))

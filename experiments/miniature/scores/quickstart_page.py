@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from cm3jax.evaluate.cases_page import figures_of, in_words, stamp_fields
+from cm3jax.evaluate.cases_page import figures_of, stamp_fields, value_in_words
 from cm3jax.evaluate.protocol import Score
 from cm3jax.evaluate.results import Evaluation
 from cm3jax.report.html import Html, facts, join, page, tag
@@ -193,4 +193,4 @@ def _stamp(score: Score) -> Html:
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    return in_words(values)
+    return value_in_words(values)
