@@ -12,7 +12,14 @@ import numpy as np
 
 from cm3jax.config import ClipConfig, Experiment
 from cm3jax.data.partners import with_partners
-from cm3jax.data.pipeline import HostBatch, Position, RecordStream, ahead, with_epochs
+from cm3jax.data.pipeline import (
+    HostBatch,
+    Position,
+    RecordStream,
+    ahead,
+    marks_of_records,
+    with_epochs,
+)
 from cm3jax.data.scan import IN_MEMORY, RecordPictures, scan
 from cm3jax.data.sources import ItemSource, RawRecord, Source
 from cm3jax.errors import UserError
@@ -151,9 +158,15 @@ class CoupleStream:
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Fingerprints of texts, pictures and subjects."""
+        """Fingerprints of texts, pictures and subjects, together and apart."""
         every = self.records
-        return {"records": digest(repr(every.texts), *every.picture_marks, every.subjects)}
+        parts = {
+            "texts": digest(repr(every.texts)),
+            "pictures": digest(*every.picture_marks),
+            "subjects": digest(every.subjects),
+        }
+        whole = digest(repr(every.texts), *every.picture_marks, every.subjects)
+        return marks_of_records(whole, len(every), parts)
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """Batches of `Couples` from `position` on."""

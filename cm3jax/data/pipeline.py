@@ -45,7 +45,10 @@ class Stream(Protocol):
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Fingerprints of what is read, by name; another life of a run must read the same."""
+        """Fingerprints of what is read, by name; another life of a run must read the same.
+
+        Under names with `PART` in them stand those of its parts, to say what changed.
+        """
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """Batches from `position` on, without end, or none at all where nothing is held back."""
@@ -67,6 +70,16 @@ class NoRecords:
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """Nothing."""
         return iter(())
+
+
+PART = "' "
+"""In a fingerprint's name, behind the name of the data: the rest names a part of them."""
+
+
+def marks_of_records(whole: str, count: int, parts: Mapping[str, str]) -> dict[str, str]:
+    """The fingerprints of `count` records: the whole's, and its parts' by name."""
+    named = {f"records{PART}{name}": mark for name, mark in parts.items()}
+    return {"records": whole, f"records{PART}number": str(count), **named}
 
 
 def combine_fingerprints(shares: list[str]) -> str:
@@ -105,8 +118,10 @@ class RecordStream:
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """The fingerprint of the arrays."""
-        return {"records": digest(*self.arrays.keys(), *self.arrays.values())}
+        """Fingerprints of the arrays, together and apart."""
+        whole = digest(*self.arrays.keys(), *self.arrays.values())
+        parts = {name: digest(array) for name, array in self.arrays.items()}
+        return marks_of_records(whole, len(next(iter(self.arrays.values()))), parts)
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """Batches `{name: array[rows]}` from `position` on; `UserError` without records, and where

@@ -205,8 +205,10 @@ def from_run(
     """Draw what is missing of this process's share, for every number of documents.
 
     `bank` replaces the run's; `guidance` its scale; the devices of `mesh` share the drawing.
-    Raises `UserError` as `cm3jax.load`, and without an encoder to choose samples by.
+    Raises `UserError` as `cm3jax.load`, without an encoder to choose samples by, and where a single
+    caption is asked: distances are between pictures of many.
     """
+    _require_many(exam.captions)  # before anything is drawn
     generator = generation.load(run_dir, bank, mesh)
     encoder = exam.encoder
     if encoder is None:
@@ -222,6 +224,15 @@ def from_run(
         )
         sets += [_picture_set(generator, exam, setting, n) for n in setting.samples]
     return describe_training(run_dir), sets
+
+
+def _require_many(captions: Captions) -> None:
+    if len(captions.chosen) < 2:
+        why = f" ({captions.left_out})" if captions.left_out else ""
+        raise UserError(
+            f"{captions.file} gives {len(captions.chosen)} caption to draw{why}; distances need "
+            "pictures of many, so ask for more, or mend the file."
+        )
 
 
 def _setting(

@@ -27,6 +27,7 @@ from cm3jax.data.pipeline import (
     Position,
     RecordStream,
     ahead,
+    marks_of_records,
     with_epochs,
 )
 from cm3jax.data.scan import RecordPictures, scan
@@ -232,10 +233,10 @@ class OnlineStream:
     @property
     def fingerprints(self) -> Mapping[str, str]:
         """Fingerprints of the pairs, the bank and the encoder."""
-        return {
-            "records": digest(*self.arrays.values(), *self.marks),
-            **self.made_with,
-        }
+        whole = digest(*self.arrays.values(), *self.marks)
+        parts = {name: digest(array) for name, array in self.arrays.items()}
+        parts["pictures"] = digest(*self.marks)
+        return marks_of_records(whole, len(self.marks), parts) | dict(self.made_with)
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """This process's share of the batches from `position` on, without end."""

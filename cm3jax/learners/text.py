@@ -43,7 +43,7 @@ def _require_same_options(experiment: Experiment) -> None:
     if not config.exists():
         return
     changes = differences(read_experiment(config), experiment)
-    if decisive := decisive_changes(changes, {}, {}):
+    if decisive := decisive_changes(experiment.learner, changes, {}, {}):
         raise UserError(
             f"{experiment.run_dir} holds a text tokenizer that was made with other options: "
             f"{describe(decisive)}; give those again, or another --workdir."

@@ -15,7 +15,7 @@ from etils import epath
 from cm3jax import checkpoint
 from cm3jax.checkpoint import Checkpoints, Restored
 from cm3jax.config import Experiment
-from cm3jax.data.pipeline import Position
+from cm3jax.data.pipeline import PART, Position
 from cm3jax.errors import UserError
 from cm3jax.io.experiment_json import to_dict
 from cm3jax.io.files import read_json
@@ -69,6 +69,35 @@ _EACH_STEP = {"retrieval.documents", "retrieval.queries", "retrieval.query_dropo
 
 _KEEPS_PLACE = {"optim", "loss", "model", "vqgan", "vqgan_loss", "clip", "data.batch"}
 """What must not differ, but leaves the order of the data as it is."""
+
+
+_OF_ROWS = {
+    "data.bank",
+    "data.mixture.paths",
+    "data.mixture.weights",
+    "data.resample",
+    "data.online",
+    "data.tasks",
+    "data.image_first",
+    "data.rows",
+}
+"""What only a decoder's rows are made by."""
+
+_OF_CORPORA = {"model", "parti", "loss", "cm3", "retrieval", "data.corpus"} | _OF_ROWS
+"""What those who learn from raw records do not read."""
+
+_UNREAD = {
+    "decoder": {"vqgan", "vqgan_loss", "clip", "parti", "tokenizers.algorithm"},
+    "parti": _OF_ROWS | {"vqgan", "vqgan_loss", "clip", "cm3", "retrieval", "tokenizers.algorithm"},
+    "vqgan": _OF_CORPORA | {"clip", "tokenizers", "vocab"},
+    "clip": _OF_CORPORA
+    | {"vqgan", "vqgan_loss", "vocab", "tokenizers.image", "tokenizers.algorithm"},
+    "text_tokenizer": _OF_CORPORA
+    | {"vqgan", "vqgan_loss", "clip", "optim", "tokenizers.text", "tokenizers.image"}
+    | {"vocab.specials", "vocab.image_codes", "vocab.sentinels", "vocab.grid"}
+    | {"data.raw", "data.batch", "data.image_size"},
+}
+"""What a learner does not read, so that it may differ: experiments of one family share it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +184,7 @@ def _resume(
 ) -> Start:
     step, meta, goal = int(restored.state.step), restored.meta, experiment.train.steps
     changes = differences(meta.experiment, experiment)
-    decisive = decisive_changes(changes, meta.data, data)
+    decisive = decisive_changes(experiment.learner, changes, meta.data, data)
     if decisive and not with_changes:
         raise UserError(
             f"{experiment.run_dir} was trained to step {step} with other options: "
@@ -182,21 +211,36 @@ def differences(before: Experiment, now: Experiment) -> dict[str, tuple[Any, Any
 
 
 def decisive_changes(
-    changes: Mapping[str, tuple[Any, Any]], before: Mapping[str, str], now: Mapping[str, str]
+    learner: str,
+    changes: Mapping[str, tuple[Any, Any]],
+    before: Mapping[str, str],
+    now: Mapping[str, str],
 ) -> dict[str, tuple[Any, Any]]:
-    """What decides the rest of a run, of fields that differ and of the data's fingerprints.
+    """What decides the rest of a learner's run, of fields that differ and of the data's
+    fingerprints.
 
     `before` is empty where a checkpoint of an earlier version has none.
     """
-    free = _FREE | (_READ_ONCE if before else set())
+    free = _FREE | _UNREAD[learner] | (_READ_ONCE if before else set())
+    steps = _EACH_STEP if learner == "decoder" else set()
     found = {
-        name: pair for name, pair in changes.items() if name in _EACH_STEP or not _is_in(name, free)
+        name: pair for name, pair in changes.items() if name in steps or not _is_in(name, free)
     }
     for name in sorted(before.keys() | now.keys() if before else ()):
-        pair = (before.get(name, "none"), now.get(name, "none"))
-        if pair[0] != pair[1]:
-            found[f"the data's {name}"] = pair
+        if PART not in name and before.get(name) != now.get(name):
+            whole = {name: (before.get(name, "none"), now.get(name, "none"))}
+            parts = _parts(name, before, now) or whole
+            found |= {f"the data's {part}": pair for part, pair in parts.items()}
     return found
+
+
+def _parts(
+    name: str, before: Mapping[str, str], now: Mapping[str, str]
+) -> dict[str, tuple[str, str]]:
+    """What differs of data with a name, as far as both say it; earlier versions did not."""
+    both = sorted(before.keys() & now.keys())
+    own = [part for part in both if part.startswith(name + PART)]
+    return {part: (before[part], now[part]) for part in own if before[part] != now[part]}
 
 
 def describe(changes: Mapping[str, tuple[Any, Any]], most: int = 8) -> str:

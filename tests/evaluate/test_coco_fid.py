@@ -236,6 +236,16 @@ def test_bad_input_is_one_sentence(home, tmp_path, more, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_single_caption_is_refused_before_it_is_drawn(home, tmp_path):
+    rows = json.loads((home / "captions.json").read_text())
+    rows["annotations"] = [rows["annotations"][0], rows["annotations"][1] | {"caption": " "}]
+    (tmp_path / "captions.json").write_text(json.dumps(rows))
+    more = ("--captions", tmp_path / "captions.json")
+    with pytest.raises(UserError, match=r"gives 1 caption to draw \(1 left out: it has no text\)"):
+        from_run(home, tmp_path / "out", *more)
+    assert not list(tmp_path.rglob("*.png"))
+
+
 def test_a_file_of_another_form_is_one_sentence(tmp_path):
     (tmp_path / "a.json").write_text('{"images": [], "annotations": [{"id": 1}]}')
     with pytest.raises(UserError, match="is not COCO's format"):

@@ -48,6 +48,21 @@ def test_too_few_pieces(config):
         train_text_tokenizer(few)
 
 
+def test_what_it_does_not_read_may_differ(config, capsys):
+    """Experiments of one family share their config: the decoder's options are none of its."""
+    train_text_tokenizer(config)
+    other = dataclasses.replace(
+        config,
+        cm3=dataclasses.replace(config.cm3, wrong_documents=0.3),
+        data=dataclasses.replace(config.data, batch=3, corpus="elsewhere"),
+    )
+    train_text_tokenizer(other)
+    assert "finished already" in capsys.readouterr().out
+    tokenizers = dataclasses.replace(config.tokenizers, algorithm="unigram")
+    with pytest.raises(UserError, match=r"other options: tokenizers.algorithm bpe → unigram; give"):
+        train_text_tokenizer(dataclasses.replace(other, tokenizers=tokenizers))
+
+
 def _nothing_held_back(config):
     data = dataclasses.replace(config.data, splits=((".", "train"),))
     return dataclasses.replace(config, data=data)

@@ -133,13 +133,13 @@ def test_where_data_lie_does_not_matter_if_they_are_the_same():
     changes = resume.differences(before, now)
     assert changes.keys() == {"data.corpus", "data.mixture.paths"}
     marks = {"corpus 1": "m", "corpus 2": "n"}
-    assert resume.decisive_changes(changes, marks, marks) == {}
-    assert resume.decisive_changes(changes, {}, marks) == changes
+    assert resume.decisive_changes("decoder", changes, marks, marks) == {}
+    assert resume.decisive_changes("decoder", changes, {}, marks) == changes
     swapped = dict(zip(marks, reversed(marks.values()), strict=True))
-    assert len(resume.decisive_changes(changes, marks, swapped)) == 2
+    assert len(resume.decisive_changes("decoder", changes, marks, swapped)) == 2
     heavier = dataclasses.replace(data, mixture=(("x", 1.0), ("y", 3.0)))
     changes = resume.differences(now, dataclasses.replace(now, data=heavier))
-    assert resume.decisive_changes(changes, marks, marks) == {
+    assert resume.decisive_changes("decoder", changes, marks, marks) == {
         "data.mixture.weights": ([1.0, 2.0], [1.0, 3.0])
     }
 
@@ -148,8 +148,54 @@ def test_every_field_is_free_or_judged():
     """A name in the tables that no experiment has would guard nothing."""
     names = set(resume._flat(resume.to_dict(experiment(""))))
     sections = {name.partition(".")[0] for name in names}
-    for table in (resume._FREE, resume._READ_ONCE, resume._EACH_STEP, resume._KEEPS_PLACE):
+    tables = (resume._FREE, resume._READ_ONCE, resume._EACH_STEP, resume._KEEPS_PLACE)
+    for table in (*tables, *resume._UNREAD.values()):
         assert table <= names | sections
+
+
+READ_BY = {
+    "seed": "decoder parti vqgan clip text_tokenizer",
+    "vocab.text_pieces": "decoder parti text_tokenizer",
+    "vocab.specials": "decoder parti",
+    "tokenizers.algorithm": "text_tokenizer",
+    "tokenizers.text": "decoder parti clip",
+    "cm3.wrong_documents": "decoder",
+    "model.layers": "decoder parti",
+    "parti.drop_captions": "parti",
+    "vqgan.codes": "vqgan",
+    "vqgan_loss.pixels": "vqgan",
+    "clip.text_layers": "clip",
+    "optim.peak_lr": "decoder parti vqgan clip",
+    "retrieval.documents": "decoder",
+    "data.records": "decoder parti vqgan clip text_tokenizer",
+    "data.corpus": "decoder parti",
+    "data.mixture.weights": "decoder",
+    "data.batch": "decoder parti vqgan clip",
+}
+"""What decides what which learner learns, where no fingerprint of its data is known."""
+
+
+@pytest.mark.parametrize("name", READ_BY)
+def test_only_what_a_learner_reads_decides(name):
+    changes = {name: (1, 2)}
+    learners = [one for one in resume._UNREAD if resume.decisive_changes(one, changes, {}, {})]
+    assert " ".join(learners) == READ_BY[name]
+
+
+def test_other_records_are_told_by_what_differs():
+    before = RecordStream({"x": np.arange(5), "y": np.zeros(5)}, batch=2, seed=0).fingerprints
+    now = RecordStream({"x": np.arange(6), "y": np.zeros(6)}, batch=2, seed=0).fingerprints
+    assert {"records", "records' number", "records' x", "records' y"} == before.keys()
+    changes = resume.decisive_changes("vqgan", {}, before, now)
+    assert "the data's records' number 5 → 6, " in resume.describe(changes)
+    other = RecordStream({"x": np.arange(5), "y": np.ones(5)}, batch=2, seed=0).fingerprints
+    changes = resume.decisive_changes("vqgan", {}, before, other)
+    assert changes.keys() == {"the data's records' y"}
+    # An earlier version knew the whole only.
+    earlier = {"records": before["records"]}
+    assert resume.decisive_changes("vqgan", {}, earlier, before) == {}
+    changes = resume.decisive_changes("vqgan", {}, earlier, other)
+    assert changes == {"the data's records": (before["records"], other["records"])}
 
 
 @pytest.mark.parametrize(
