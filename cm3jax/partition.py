@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cm3jax.config import MeshConfig
@@ -45,22 +46,51 @@ AXES = ("data", "fsdp", "tensor")
 _AUTO = (AxisType.Auto,) * len(AXES)
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The device mesh `data x fsdp x tensor`; a size of -1 takes the devices that are left.
 
-    A single process may use fewer devices than it has. Raises `UserError` when the sizes do not
-    fit the devices, or these are not those of `config.platform`.
+    Its devices are the run's, or those given, which may be a target's. Neighbours along `tensor`
+    and then `fsdp` are joined by the fastest links there are; several slices of TPUs are copies
+    (`data`) of each other. A single process may use fewer devices than it has. Raises `UserError`
+    when the sizes do not fit the devices or their slices, or these are not those of
+    `config.platform`.
     """
-    devices = find_devices(config.platform)
+    devices = find_devices(config.platform) if devices is None else devices
     sizes = _sizes(config, len(devices))
     fixed = math.prod(size for size in (config.data, config.fsdp, config.tensor) if size != -1)
     used = math.prod(sizes)
-    if used > len(devices) or (used < len(devices) and (jax.process_count() > 1 or used != fixed)):
+    hosts = len({device.process_index for device in devices})
+    if used > len(devices) or (used < len(devices) and (hosts > 1 or used != fixed)):
         raise UserError(
             f"mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} does not fit "
             f"{len(devices)} devices; choose sizes whose product is {len(devices)}."
         )
-    return jax.make_mesh(sizes, AXES, axis_types=_AUTO, devices=devices[:used])
+    if used < len(devices):  # of one process, and a part of a torus is none
+        placed = np.asarray(devices[:used]).reshape(sizes)
+    else:
+        placed = _placed(sizes, devices)
+    return Mesh(placed, AXES, axis_types=_AUTO)
+
+
+def _placed(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices in the mesh's shape, each axis along links of its own where there are such."""
+    # Of GPUs, jax may call every host a slice; their order alone keeps a host's together.
+    tpus = devices[0].platform == "tpu"
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if tpus else 1
+    split = {"devices": devices, "allow_split_physical_axes": True}
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, **split)
+    data, fsdp, tensor = sizes
+    if data % slices:
+        inside = len(devices) // slices
+        rest = inside // math.gcd(tensor, inside)
+        raise UserError(
+            f"mesh data={data} fsdp={fsdp} tensor={tensor} would cut parameters across the network "
+            f"between {slices} slices, which is too slow for it; make mesh.data a multiple of "
+            f"{slices}, as in --mesh.data {slices} --mesh.fsdp {rest}."
+        )
+    inside_sizes = (data // slices, fsdp, tensor)
+    return mesh_utils.create_hybrid_device_mesh(inside_sizes, (slices, 1, 1), **split)
 
 
 def abstract_mesh(config: MeshConfig) -> AbstractMesh:

@@ -1,9 +1,12 @@
-"""Accelerators as data; what is compiled for them is tested in `tests/launch/test_targets.py`."""
+"""Accelerators as data, and meshes of devices that are not here."""
 
+import importlib.util
 import re
 
 import pytest
 
+from cm3jax import partition
+from cm3jax.config import MeshConfig
 from cm3jax.errors import UserError
 from cm3jax.targets import ACCELERATORS, Target, of_kind
 
@@ -74,3 +77,58 @@ def test_without_the_compiler_its_package_is_named(monkeypatch):
         Target.parse("v6e-8").build()
     with pytest.raises(UserError, match=re.escape("jax-cuda13-plugin, but no accelerator: pip ")):
         Target.parse("h200-8").build()
+
+
+def there(package: str):
+    return pytest.mark.skipif(
+        importlib.util.find_spec(package) is None, reason=f"needs {package}; .ci/run installs it"
+    )
+
+
+def powers(largest: int) -> list[int]:
+    return [1 << power for power in range(largest.bit_length()) if 1 << power <= largest]
+
+
+def meshes(target: Target) -> dict[tuple[int, int, int], partition.Mesh]:
+    """Every mesh of powers of two that leaves parameters whole across slices."""
+    devices = target.build()
+    assert len(devices) == target.size
+    assert {device.device_kind for device in devices} == {target.accelerator.kind}
+    assert len({device.process_index for device in devices}) == target.hosts
+    found = {}
+    for fsdp in powers(target.devices):
+        for tensor in powers(target.devices // fsdp):
+            sizes = (target.size // fsdp // tensor, fsdp, tensor)
+            found[sizes] = partition.make_mesh(MeshConfig(*sizes), devices)
+            assert tuple(found[sizes].shape.values()) == sizes
+            assert len(set(found[sizes].devices.flat)) == target.size
+    return found
+
+
+@there("libtpu")
+@pytest.mark.parametrize("slices", [1, 2, 4])
+@pytest.mark.parametrize("name", ["v5e-1", "v5e-8", "v6e-16", "v6e-128", "v5p-128", "ironwood-64"])
+def test_every_mesh_of_a_slice_exists_and_slices_are_copies(name, slices):
+    target = Target.parse(name, slices)
+    for (data, _, _), mesh in meshes(target).items():
+        for index, copy in enumerate(mesh.devices):
+            found = {getattr(device, "slice_index", 0) for device in copy.flat}
+            assert found == {index // (data // slices)}
+
+
+@there("libtpu")
+def test_parameters_are_not_cut_across_slices():
+    devices = Target.parse("v6e-16", 2).build()
+    with pytest.raises(UserError, match=r"between 2 slices, .* --mesh\.data 2 --mesh\.fsdp 4\.$"):
+        partition.make_mesh(MeshConfig(1, 8, 4), devices)
+    with pytest.raises(UserError, match="mesh data=1 fsdp=16 tensor=1 does not fit 32 devices"):
+        partition.make_mesh(MeshConfig(1, 16, 1), devices)
+
+
+@there("jax_cuda13_plugin")
+@pytest.mark.parametrize("name", ["h200-1", "h200-4", "h200-8", "b200-16", "a100-256"])
+def test_tensor_stays_within_a_host_of_gpus(name):
+    for (_, _, tensor), mesh in meshes(Target.parse(name)).items():
+        if tensor <= 8:
+            for group in mesh.devices.reshape(-1, tensor):
+                assert len({device.process_index for device in group}) == 1
