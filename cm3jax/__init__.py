@@ -66,11 +66,11 @@ def load(run_dir: str, bank: str = "") -> "Generator":
     unless jax was told where to keep them, or not to. Raises `cm3jax.errors.UserError` for what is
     missing or does not belong together.
     """
-    from cm3jax.generation import generator
+    from cm3jax.generation import loading
     from cm3jax.training.program_cache import use_program_cache
 
     use_program_cache()
-    return generator.load(run_dir, bank)
+    return loading.load(run_dir, bank)
 
 
 def __getattr__(name: str) -> Any:

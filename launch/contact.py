@@ -15,7 +15,8 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from cm3jax.generation.generator import Generated, Generator
+from cm3jax.generation.answers import Generated
+from cm3jax.generation.generator import Generator
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.document import Image, parse
 from cm3jax.shapes import UInt8

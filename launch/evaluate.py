@@ -34,7 +34,7 @@ from cm3jax.evaluate.inception_weights import load_inception
 from cm3jax.evaluate.perplexity import evaluate_perplexity
 from cm3jax.evaluate.protocol import Score, scores_from_json, scores_to_json
 from cm3jax.evaluate.reconstruction import evaluate_reconstruction
-from cm3jax.generation.generator import load_encoder
+from cm3jax.generation.loading import load_encoder
 from cm3jax.io.files import read_json, write_atomic, write_json
 from cm3jax.learners import clip
 from experiments.emoji.emoji_scores import EmojiExam

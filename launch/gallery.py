@@ -17,10 +17,11 @@ import PIL.Image
 import PIL.PngImagePlugin
 from etils import epath
 
-from cm3jax.decode.rerank import best_first
 from cm3jax.errors import UserError
-from cm3jax.generation.generator import Finished, Generated, Generator
-from cm3jax.generation.requests import BrokenImage, PromptRequest
+from cm3jax.generation.answers import Answers, BrokenImage, Generated
+from cm3jax.generation.generator import Generator
+from cm3jax.generation.ranking import best_first
+from cm3jax.generation.requests import PromptRequest
 from cm3jax.io.files import digest, write_atomic
 from cm3jax.report.html import png
 from cm3jax.retrieval.retriever import Retrieved
@@ -40,9 +41,9 @@ class Gallery:
         generator: Generator,
         recipe: dict[str, Any],
         prompts: Sequence[str],
-        asks: Sequence[PromptRequest],
+        requests: Sequence[PromptRequest],
     ):
-        self._out, self._generator, self._asks = out, generator, asks
+        self._out, self._generator, self._requests = out, generator, requests
         self._recipe, self._prompts = recipe, prompts
         self._old: dict[bytes, str | None] | None = None
         self._lines: list[dict[str, Any]] = []
@@ -64,7 +65,7 @@ class Gallery:
         """Samples that are on disk, with their lines."""
         return self._written
 
-    def add(self, finished: Finished, show_sequence: bool) -> Iterator[str]:
+    def add(self, finished: Answers, show_sequence: bool) -> Iterator[str]:
         """Write these samples; what to print about them."""
         try:
             for index, sample in finished:
@@ -86,7 +87,7 @@ class Gallery:
     def watch(self, request: int, sample: int, ids: np.ndarray) -> None:
         """Write the rows of codes that a picture has so far; the rest of it is grey."""
         vocab = self._generator.vocab
-        holes = self._asks[request].holes or ()
+        holes = self._requests[request].holes or ()
         before = next((hole.before for hole in holes if hole is not None), [])
         codes = np.asarray([*before, *ids[vocab.modality(ids) == Modality.IMAGE]], np.int32)
         codes -= vocab.first_image

@@ -29,10 +29,20 @@ import cm3jax
 from cm3jax.config import DecodeConfig
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
-from cm3jax.generation import generator as generation
+from cm3jax.generation import loading
 from cm3jax.generation.generator import Generator
-from cm3jax.generation.prompts import Prompt, Shown, load_mask, outpaint, read_infill, read_prompt
-from cm3jax.generation.requests import Document, PromptRequest
+from cm3jax.generation.prompts import (
+    Prompt,
+    Wanted,
+    caption_prompt,
+    edit_prompt,
+    load_mask,
+    outpaint,
+    picture_prompt,
+    read_infill,
+    read_prompt,
+)
+from cm3jax.generation.requests import PromptRequest
 from cm3jax.io.folders import hold
 from cm3jax.io.texts import clean_text, decode_text, read_regular
 from cm3jax.retrieval.retriever import Retrieved
@@ -84,13 +94,17 @@ def _numbers(text: str, count: int) -> list[int]:
     return [int(number) for number in found.groups()] if found else [0] * count
 
 
-def read(options: Options, prompt: str, size: int) -> Prompt:
+def as_prompt(options: Options, prompt: str, size: int) -> Prompt:
     """A prompt as its mode has it."""
     if options.mode == "text":
-        return Prompt(((prompt,),), False)
+        return picture_prompt(prompt)
     if options.mode == "caption":
-        return Prompt(((Mark.MASK,), Shown(load_picture(prompt, size))), True)
-    if options.mode != "infill":
+        return caption_prompt(load_picture(prompt, size))
+    if options.mode == "edit":
+        return _edit(prompt, size)
+    if options.mode == "interleave":
+        return dataclasses.replace(read_prompt(prompt, size), wanted=Wanted.DOCUMENT)
+    if options.mode == "prompt":
         return read_prompt(prompt, size)
     if not options.outpaint:
         return read_infill(prompt, size, hole(options, size))
@@ -103,25 +117,16 @@ def read(options: Options, prompt: str, size: int) -> Prompt:
     return outpaint(read_infill(prompt, size, np.ones((size, size), bool)), x, y, side)
 
 
-def asks(
+def requests(
     options: Options, generator: Generator, prompts: Sequence[str], config: DecodeConfig
 ) -> list[PromptRequest]:
-    """What the prompts ask for, with their documents."""
-    size = generator.image.config.image_size
+    """What the prompts ask of the model, with their documents."""
     _require_room_for_documents(options, generator)
-    edits = [_edit(prompt, size) for prompt in prompts] if options.mode == "edit" else []
-    rows = [Prompt(((words,), Shown(picture)), False) for words, picture in edits]
-    rows = rows or [read(options, prompt, size) for prompt in prompts]
-    given: list[Document] = [hand_picked(generator, path) for path in options.docs]
+    read = [as_prompt(options, prompt, generator.image.config.image_size) for prompt in prompts]
+    given = [hand_picked(generator, path) for path in options.docs]
     choice = (options.retrieve, given, options.exclude, weights(options.weigh), options.floor)
-    shown = generator.documents_for(rows, *choice, say=print)
-    if edits:
-        words, pictures = zip(*edits, strict=True)
-        return generator.ask.edits(np.stack(pictures), words, shown, None, config)
-    if options.mode == "interleave":
-        segments = [row.segments for row in rows]
-        return generator.ask.stories(segments, shown, None, config)
-    return generator.asks(rows, shown, config)
+    shown = generator.documents_for(read, *choice, say=print)
+    return generator.requests(read, shown, config)
 
 
 def _require_room_for_documents(options: Options, generator: Generator) -> None:
@@ -134,25 +139,24 @@ def _require_room_for_documents(options: Options, generator: Generator) -> None:
         )
 
 
-def _edit(prompt: str, size: int) -> tuple[str, np.ndarray]:
-    """The instruction and the picture."""
+def _edit(prompt: str, size: int) -> Prompt:
     parts = parse_prompt(prompt)
     words = " ".join(part for part in parts if isinstance(part, str))
     paths = [part.path for part in parts if not isinstance(part, str | Mark)]
     if len(paths) != 1 or not words or any(isinstance(part, Mark) for part in parts):
         raise UserError("edit takes an instruction and one <image:PATH>, in quotes.")
-    return words, load_picture(paths[0], size)
+    return edit_prompt(load_picture(paths[0], size), words)
 
 
 def command(argv: list[str]) -> None:
     """Parse the arguments, generate, write each sample as it is done, and tell where."""
     options = with_defaults(parse(Options, argv, "Generate pictures and texts from prompts."))
     prompts = options.asked()
-    generator = generation.load(options.run, options.bank, options.mesh)
+    generator = loading.load(options.run, options.bank, options.mesh)
     config = decode_config(options, generator.decode)
     if options.rerank == "clip":
         _ = generator.encoder  # what is missing is said before anything is drawn
-    asked = asks(options, generator, prompts, config)
+    asked = requests(options, generator, prompts, config)
     for line in documents(prompts, asked):
         print(line, flush=True)
     out = epath.Path(options.out)
@@ -193,8 +197,8 @@ def _fill(
 
 def documents(prompts: Sequence[str], asked: Sequence[PromptRequest]) -> Iterator[str]:
     """For each prompt the documents that were retrieved, with their scores."""
-    for prompt, ask in zip(prompts, asked, strict=True):
-        found = [d for d in ask.documents if isinstance(d, Retrieved)]
+    for prompt, request in zip(prompts, asked, strict=True):
+        found = [d for d in request.documents if isinstance(d, Retrieved)]
         if found:
             words = ", ".join(f"{d.key} ({d.score:.2f})" for d in found)
             yield f"documents for {prompt!r}: {words}"

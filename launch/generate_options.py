@@ -206,10 +206,10 @@ def with_defaults(options: Options) -> Options:
 
 def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:
     """The run's own settings, with what the options replace."""
-    names = ("temperature", "temperature_range", "top_k", "top_p", "max_document_tokens")
-    given = {name: getattr(options, name) for name in names}
-    if not options.grammar:
-        given["grammar"] = False
+    fields = {field.name for field in dataclasses.fields(DecodeConfig)}
+    given = {name: value for name, value in vars(options).items() if name in fields}
+    if options.grammar:
+        del given["grammar"]  # the run's own settings may do without
     if options.guidance is not None:
         given |= _guidance(options.guidance, options.mode)
     if options.temperature is not None and options.temperature_range is None:

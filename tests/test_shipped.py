@@ -9,7 +9,7 @@ from cm3jax.config import MeshConfig
 from cm3jax.emblems import confirms_batch, example, prompts
 from cm3jax.emblems.examples import bank_documents
 from cm3jax.emblems.looks import catalogue
-from cm3jax.generation import generator as generation
+from cm3jax.generation import loading
 from cm3jax.sequence.document import Image, Text, render
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "experiments/miniature/weights"
@@ -17,7 +17,7 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "experiments/miniature/weights"
 
 @pytest.fixture(scope="module")
 def generator():
-    return generation.load(WEIGHTS / "decoder")
+    return loading.load(WEIGHTS / "decoder")
 
 
 def test_they_are_small():
@@ -26,7 +26,7 @@ def test_they_are_small():
 
 @pytest.mark.slow
 def test_devices_that_share_the_work_draw_the_same(generator):
-    shared = generation.load(WEIGHTS / "decoder", mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+    shared = loading.load(WEIGHTS / "decoder", mesh=MeshConfig(data=2, fsdp=2, tensor=2))
     asked = [prompt.text for prompt in prompts("scene", 6)]
     ours, theirs = (one.text_to_image(asked) for one in (shared, generator))
     for (one,), (other,) in zip(ours, theirs, strict=True):

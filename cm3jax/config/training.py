@@ -10,7 +10,7 @@ from cm3jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """A linear warm-up and a linear decay (FACTS 1.5 of the design: assumptions)."""
+    """A linear warm-up and a linear decay (the decay is an assumption: the paper names none)."""
 
     method: Literal["adamw", "muon"] = "adamw"
     """AdamW throughout (the papers), or Muon for the decoder's matrix products and AdamW for the

@@ -17,21 +17,18 @@ import numpy as np
 from cm3jax import partition
 from cm3jax.config import DecodeConfig
 from cm3jax.decode import grammar, sampling, steps
-from cm3jax.decode.method import Method, contrasted
 from cm3jax.decode.params import bytes_per_step
 from cm3jax.decode.plan import CHUNK, Group, SlotJob, plan_groups
 from cm3jax.decode.request import Request
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
-from cm3jax.model.decoder import Decoder
-from cm3jax.model.encoder_decoder import EncoderDecoder
+from cm3jax.model.interface import LanguageModel
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Bool, Float, Int
 
 ADMITTED = 8
 """Prompts that are prefilled at once, at most."""
 
-Model = Decoder | EncoderDecoder
 Watch = Callable[[int, int, Int[np.ndarray, " T"]], None]
 """Gets request, sample and the ids that it has emitted so far, after every chunk."""
 
@@ -63,7 +60,7 @@ class Finished:
 
 
 def decode(
-    model: Model,
+    model: LanguageModel,
     variables: dict,
     vocab: Vocab,
     requests: Sequence[Request],
@@ -83,7 +80,7 @@ def decode(
 
 
 def decode_each(
-    model: Model,
+    model: LanguageModel,
     variables: dict,
     vocab: Vocab,
     requests: Sequence[Request],
@@ -97,7 +94,7 @@ def decode_each(
 
     A sample's noise depends on (seed, prompt id, sample id, tokens emitted) alone. Raises
     `UserError`, before anything is decoded, if a prompt leaves less room than what it asks for
-    needs. `variables` are as `weights.as_read` gives them; decoding runs on the mesh that they lie
+    needs. `variables` are as `params.as_read` gives them; decoding runs on the mesh that they lie
     on.
     """
     for request in requests:
@@ -110,7 +107,7 @@ def decode_each(
         yield from _Engine(model, variables, mesh, vocab, group, config, seed, meter).run(watch)
 
 
-def _require_fit(request: Request, model: Model) -> None:
+def _require_fit(request: Request, model: LanguageModel) -> None:
     new, room = grammar.steps(request.program), model.room(request.longest)
     if new > room:
         raise UserError(
@@ -135,7 +132,7 @@ class _Engine:
 
     def __init__(
         self,
-        model: Model,
+        model: LanguageModel,
         variables: dict,
         mesh: jax.sharding.Mesh | None,
         vocab: Vocab,
@@ -146,7 +143,7 @@ class _Engine:
     ):
         self._model, self._variables, self._vocab, self._mesh = model, variables, vocab, mesh
         self._shape, self._config, self._seed, self._meter = group.shape, config, seed, meter
-        self._method = Method.of(config)
+        self._method = sampling.Method.of(config)
         self._waiting = deque(group.jobs)
         self._slots: list[_Slot | None] = [None] * group.shape.slots
         self._weights = bytes_per_step(variables)
@@ -179,13 +176,13 @@ class _Engine:
         """Prefill these jobs into these slots."""
         shape = self._shape
         count = 1 << (len(jobs) - 1).bit_length()
-        tokens = np.zeros((count, shape.ways, shape.width), np.int32)
-        lengths = np.zeros((count, shape.ways), np.int32)
-        last = np.zeros((count, shape.ways), np.int32)
+        tokens = np.zeros((count, shape.streams, shape.width), np.int32)
+        lengths = np.zeros((count, shape.streams), np.int32)
+        last = np.zeros((count, shape.streams), np.int32)
         for new, job in enumerate(jobs):
-            for way, prefix in enumerate(job.request.prefixes):
-                lengths[new, way], last[new, way] = len(prefix) - 1, prefix[-1]
-                tokens[new, way, : len(prefix) - 1] = prefix[:-1]
+            for stream, prefix in enumerate(job.request.prefixes):
+                lengths[new, stream], last[new, stream] = len(prefix) - 1, prefix[-1]
+                tokens[new, stream, : len(prefix) - 1] = prefix[:-1]
         slots = np.full(count, shape.slots, np.int32)
         slots[: len(jobs)] = places
         rows = self._rows_of(jobs, count)
@@ -212,7 +209,7 @@ class _Engine:
         total = count * each
         prompts, samples = np.zeros(total, np.int64), np.zeros(total, np.int64)
         programs: list[grammar.Program] = [()] * total
-        scales = np.ones((total, self._shape.ways - 1), np.float32)
+        scales = np.ones((total, self._shape.streams - 1), np.float32)
         for place, job in enumerate(jobs):
             mine = slice(place * each, (place + 1) * each)
             prompts[mine] = job.request.prompt_id
@@ -220,12 +217,12 @@ class _Engine:
             programs[mine] = [job.request.program] * job.samples + [()] * (each - job.samples)
             scales[mine] = [guide.scale for guide in job.request.guides]
         temperatures = config.temperature_range or (config.temperature, config.temperature)
-        dice = sampling.dice(self._seed, prompts, samples, temperatures)
+        drawn = sampling.sample_keys(self._seed, prompts, samples, temperatures)
         return steps.RowConstants(
             table=grammar.compile_programs(programs, self._vocab, self._shape.capacity),
-            keys=jnp.asarray(dice.keys),
-            temperatures=jnp.asarray(dice.temperatures),
-            contrasted=jnp.asarray(contrasted(config, samples)),
+            keys=jnp.asarray(drawn.keys),
+            temperatures=jnp.asarray(drawn.temperatures),
+            contrasted=jnp.asarray(sampling.contrasted(config, samples)),
             scales=jnp.asarray(scales),
         )
 

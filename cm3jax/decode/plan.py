@@ -43,7 +43,7 @@ class ProgramShape:
     """P, a multiple of the pieces that a mesh cuts rows into."""
     samples: int
     """G, at least each job's samples."""
-    ways: int
+    streams: int
     """W, the number of streams."""
     width: int
     """Room for a prompt."""
@@ -73,20 +73,20 @@ def plan_groups(
     """
     jobs: dict[tuple[int, int, int, int], list[SlotJob]] = {}
     for index, request in enumerate(requests):
-        ways = 1 + len(request.guides)
-        most = max(1, config.batch // ways)
+        streams = 1 + len(request.guides)
+        most = max(1, config.batch // streams)
         size = -(-samples // -(-samples // most))
         program = request.program
         capacity = bucket(max(grammar.steps(program), grammar.columns(program, vocab)))
         scale = bucket(request.longest).bit_length() // 2  # within a factor of 4
         for first in range(0, samples, size):
             job = SlotJob(index, request, first, min(size, samples - first))
-            jobs.setdefault((ways, size, capacity, scale), []).append(job)
-    for (ways, size, capacity, _), members in sorted(jobs.items()):
+            jobs.setdefault((streams, size, capacity, scale), []).append(job)
+    for (streams, size, capacity, _), members in sorted(jobs.items()):
         wanted = 1 << (len(members) - 1).bit_length()
-        slots = min(wanted, max(1, config.batch // (size * ways)))
+        slots = min(wanted, max(1, config.batch // (size * streams)))
         slots = -(-slots // shards) * shards
         longest = max(job.request.longest for job in members)
         # Beyond it there are no positions, not even for padding.
         width = min(bucket(longest - 1), longest_prompt)
-        yield Group(members, ProgramShape(slots, size, ways, width, capacity))
+        yield Group(members, ProgramShape(slots, size, streams, width, capacity))

@@ -1,55 +1,40 @@
-"""Choosing a token: temperature, top-k, nucleus, and noise that belongs to a sample alone."""
+"""How the next token is chosen, from the logits of every stream to an id.
+
+    logits of the streams → `guide` → / temperature → filters (`TopK`, `TopP`) ─┐
+                          → `ContrastiveK`, for the samples that it draws ──────┴→ `sample_token`
+
+Stream 0 has seen everything; each next one knows less. A new method is a field of `DecodeConfig`, a
+class like `TopP`, and its line in `Method.of`. The noise belongs to a sample alone (`SampleKeys`),
+so that what else is in the batch changes nothing. Paper: section 3.1.
+"""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cm3jax.config import DecodeConfig
 from cm3jax.sequence import prng
 from cm3jax.shapes import Array, Bool, Float, Int, UInt32
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SampleKeys:
-    """What makes each sample's choices its own."""
-
-    keys: UInt32[np.ndarray, "B 2"]
-    """Seeds of its noise."""
-    temperatures: Float[np.ndarray, " B"]
-    """Its temperature, float32."""
+Filter = Callable[[Float[Array, "B V"]], Float[Array, "B V"]]
+"""Scores with -inf for what is not to be sampled; a pytree, so that its numbers compile nothing."""
 
 
-def dice(
-    seed: int,
-    prompts: Int[np.ndarray, " B"],
-    samples: Int[np.ndarray, " B"],
-    temperatures: tuple[float, float],
-) -> SampleKeys:
-    """Functions of (seed, prompt id, sample id), wherever in a batch a sample stands.
+def guide(logits: Float[Array, "W B V"], scales: Float[Array, "U B"]) -> Float[Array, "B V"]:
+    """Classifier-free guidance with any number of streams W, U = W - 1.
 
-    Temperatures are drawn uniformly between the two given ones; equal ones fix it.
+    Scale i pushes away from stream i + 1 towards stream i. With one scale the form
+    c + (s - 1)(c - u) equals the paper's u + s(c - u) and is exactly c at scale 1. With two, (text,
+    picture), it is editing's u + s_picture(p - u) + s_text(c - p).
     """
-    words = prng.bits(np, seed, prompts, samples, prng.PrngStream.SAMPLES, 3)
-    low, high = temperatures
-    drawn = low + (high - low) * (words[:, 2] / 2**32)
-    return SampleKeys(words[:, :2], drawn.astype(np.float32))
-
-
-def noise(
-    keys: UInt32[Array, "B 2"], emitted: Int[Array, " B"], vocab_size: int
-) -> Float[Array, "B V"]:
-    """Gumbel noise of the next token, from the sample's key and the tokens it has emitted."""
-    stream = prng.PrngStream.TOKENS
-    return gumbel(prng.bits(jnp, keys[:, 0], keys[:, 1], emitted, stream, vocab_size))
-
-
-def gumbel(words: UInt32[Array, "*B"]) -> Float[Array, "*B"]:
-    """Random words as standard Gumbel noise, finite for every word."""
-    # 23 bits and a half: neither 0 nor, rounded to float32, 1.
-    uniform = ((words >> jnp.uint32(9)).astype(jnp.float32) + 0.5) * 2.0**-23
-    return -jnp.log(-jnp.log(uniform))
+    out = logits[0]
+    for scale, more, less in zip(scales, logits, logits[1:], strict=False):
+        out = out + (scale[:, None] - 1) * (more - less)
+    return out
 
 
 def kth_largest(logits: Float[Array, "B V"], k: Int[Array, ""]) -> Float[Array, "B 1"]:
@@ -92,6 +77,96 @@ class TopP:
         return jnp.where(logits >= least, logits, -jnp.inf)
 
 
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["k", "alpha", "temperature"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class ContrastiveK:
+    """CD-K: log p(y | prompt) - log p(y | nothing) of the ids that the prompt makes likely.
+
+    Those are V = {y : p(y) >= alpha * the k-th largest p}; k = 1 is contrastive decoding. With an
+    alpha of at most 1, V has k members or more.
+    """
+
+    k: Int[Array, ""]
+    alpha: Float[Array, ""]
+    temperature: Float[Array, ""]
+    """Divides the unconditional logits."""
+
+    def __call__(
+        self, conditional: Float[Array, "B V"], unconditional: Float[Array, "B V"]
+    ) -> Float[Array, "B V"]:
+        """Scores, -inf outside of V; to be sampled from by their softmax.
+
+        `conditional` is divided by its temperature already and -inf where nothing is permitted.
+        """
+        likely = jax.nn.log_softmax(conditional)
+        least = jnp.log(self.alpha) + kth_largest(likely, self.k)
+        scores = likely - jax.nn.log_softmax(unconditional / self.temperature)
+        return jnp.where(jnp.isfinite(likely) & (likely >= least), scores, -jnp.inf)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["filters", "contrastive"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How all samples of a call are drawn: the pieces compose freely.
+
+    Temperature, then top-k, then top-p, on logits that guidance has moved; or CD-K; or every second
+    sample by CD-K, whose errors differ from the others' (figure 4).
+    """
+
+    filters: tuple[Filter, ...]
+    """Applied in this order after guidance and temperature."""
+    contrastive: ContrastiveK | None
+    """For the samples that are `contrasted`."""
+
+    @classmethod
+    def of(cls, config: DecodeConfig) -> "Method":
+        """The method that a config describes."""
+        filters: list[Filter] = []
+        if config.top_k:
+            filters.append(TopK(jnp.int32(config.top_k)))
+        if config.top_p < 1:
+            filters.append(TopP(jnp.float32(config.top_p)))
+        contrastive = None
+        if config.contrast != "none":
+            contrastive = ContrastiveK(
+                jnp.int32(config.contrast_k),
+                jnp.float32(config.contrast_alpha),
+                jnp.float32(config.contrast_temperature),
+            )
+        return cls(tuple(filters), contrastive)
+
+    def scores(
+        self,
+        logits: Float[Array, "W B V"],
+        allowed: Bool[Array, "B V"],
+        scales: Float[Array, "U B"],
+        temperatures: Float[Array, " B"],
+        contrasted: Bool[Array, " B"],
+    ) -> Float[Array, "B V"]:
+        """What to sample from by softmax, -inf for what is not allowed or filtered out.
+
+        Temperature 0 counts as 1: such rows take the largest score.
+        """
+        divisor = jnp.where(temperatures == 0, 1, temperatures)[:, None]
+        guided = jnp.where(allowed, guide(logits, scales), -jnp.inf) / divisor
+        for keep in self.filters:
+            guided = keep(guided)
+        if self.contrastive is None or len(logits) == 1:
+            return guided
+        conditional = jnp.where(allowed, logits[0], -jnp.inf) / divisor
+        scores = self.contrastive(conditional, logits[-1])
+        return jnp.where(contrasted[:, None], scores, guided)
+
+
+def contrasted(config: DecodeConfig, samples: Int[np.ndarray, " B"]) -> Bool[np.ndarray, " B"]:
+    """Which samples CD-K draws: all, none, or those of odd number."""
+    if config.contrast == "half":
+        return samples % 2 == 1
+    return np.full(samples.shape, config.contrast == "all")
+
+
 def sample_token(
     scores: Float[Array, "B V"], noise: Float[Array, "B V"] | None, greedy: Bool[Array, " B"]
 ) -> Int[Array, " B"]:
@@ -104,3 +179,44 @@ def sample_token(
         return jnp.argmax(scores, axis=-1).astype(jnp.int32)
     noisy = jnp.where(greedy[:, None], scores, scores + noise)
     return jnp.argmax(noisy, axis=-1).astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SampleKeys:
+    """What makes each sample's choices its own."""
+
+    keys: UInt32[np.ndarray, "B 2"]
+    """Seeds of its noise."""
+    temperatures: Float[np.ndarray, " B"]
+    """Its temperature, float32."""
+
+
+def sample_keys(
+    seed: int,
+    prompts: Int[np.ndarray, " B"],
+    samples: Int[np.ndarray, " B"],
+    temperatures: tuple[float, float],
+) -> SampleKeys:
+    """Functions of (seed, prompt id, sample id), wherever in a batch a sample stands.
+
+    Temperatures are drawn uniformly between the two given ones; equal ones fix it.
+    """
+    words = prng.bits(np, seed, prompts, samples, prng.PrngStream.SAMPLES, 3)
+    low, high = temperatures
+    drawn = low + (high - low) * (words[:, 2] / 2**32)
+    return SampleKeys(words[:, :2], drawn.astype(np.float32))
+
+
+def noise(
+    keys: UInt32[Array, "B 2"], emitted: Int[Array, " B"], vocab_size: int
+) -> Float[Array, "B V"]:
+    """Gumbel noise of the next token, from the sample's key and the tokens it has emitted."""
+    stream = prng.PrngStream.TOKENS
+    return gumbel(prng.bits(jnp, keys[:, 0], keys[:, 1], emitted, stream, vocab_size))
+
+
+def gumbel(words: UInt32[Array, "*B"]) -> Float[Array, "*B"]:
+    """Random words as standard Gumbel noise, finite for every word."""
+    # 23 bits and a half: neither 0 nor, rounded to float32, 1.
+    uniform = ((words >> jnp.uint32(9)).astype(jnp.float32) + 0.5) * 2.0**-23
+    return -jnp.log(-jnp.log(uniform))

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from cm3jax import partition
 from cm3jax.config import DecoderConfig
 from cm3jax.decode import grammar, sampling
-from cm3jax.decode.method import Method
 from cm3jax.decode.plan import CHUNK, ProgramShape
 from cm3jax.model.cache import Cache, KeyValues, start_cache
 from cm3jax.shapes import Array, Bool, Float, Int, UInt32
@@ -82,7 +81,7 @@ class Emitted:
 @partial(jax.jit, static_argnums=(0, 1))
 def start(config: DecoderConfig, shape: ProgramShape) -> State:
     """Slots without prompts."""
-    prompts = shape.slots * shape.ways
+    prompts = shape.slots * shape.streams
     sizes = (prompts, config.groups, shape.width, config.head_width)
     empty = [
         KeyValues(*(jnp.zeros(sizes, config.dtype) for _ in range(2))) for _ in range(config.layers)
@@ -107,13 +106,13 @@ def _laid_out(state: State) -> State:
 @partial(jax.jit, static_argnames=("model", "samples"), donate_argnames=("rows", "state"))
 def prefill(model, variables, rows: RowConstants, state: State, new: New, samples: int):
     """Rows and state with new prompts in their slots."""
-    ways, width = new.tokens.shape[1:]
+    streams, width = new.tokens.shape[1:]
     tokens, lengths = new.tokens.reshape(-1, width), new.lengths.reshape(-1)
     _, found = model.apply(variables, tokens, lengths, method="prefill")
 
     cache = state.cache
     # Padding goes behind the last slot, where it is dropped.
-    places = (new.slots[:, None] * ways + jnp.arange(ways)).reshape(-1)
+    places = (new.slots[:, None] * streams + jnp.arange(streams)).reshape(-1)
     of_prompt = (places[:, None] * samples + jnp.arange(samples)).reshape(-1)
     of_sample = (new.slots[:, None] * samples + jnp.arange(samples)).reshape(-1)
 
@@ -135,7 +134,7 @@ def prefill(model, variables, rows: RowConstants, state: State, new: New, sample
 
 @partial(jax.jit, static_argnames=("model", "vocab", "greedy"), donate_argnames="state")
 def chunk(
-    model, vocab, variables, method: Method, greedy: bool, rows: RowConstants, state: State
+    model, vocab, variables, method: sampling.Method, greedy: bool, rows: RowConstants, state: State
 ) -> tuple[State, Emitted, Bool[Array, " B"]]:
     """The state after a chunk, what was emitted, and which samples are done."""
     step = partial(_step, model, vocab, variables, method, greedy, rows)
@@ -165,8 +164,8 @@ def _step(model, vocab, variables, method, greedy, rows: RowConstants, state: St
     free = ~done & (forced == grammar.FREE)
     ids = jnp.where(free, drawn, jnp.where(done, vocab.pad, forced))
     states = grammar.advance(rows.table, state.states, ids, kinds)
-    slots, ways, samples = _sizes(state)
-    last = jnp.broadcast_to(ids.reshape(slots, 1, samples), (slots, ways, samples)).reshape(-1)
+    slots, streams, samples = _sizes(state)
+    last = jnp.broadcast_to(ids.reshape(slots, 1, samples), (slots, streams, samples)).reshape(-1)
     return State(cache, last, states), Emitted(ids, jnp.where(free, logprob, 0.0), free)
 
 
@@ -179,9 +178,11 @@ def _sizes(state: State) -> tuple[int, int, int]:
 
 def _by_stream(x: Array, state: State) -> Array:
     """What there is of every row, for every stream of every sample: (R, ...) as (W, B, ...)."""
-    slots, ways, samples = _sizes(state)
+    slots, streams, samples = _sizes(state)
     return (
-        x.reshape(slots, ways, samples, *x.shape[1:]).swapaxes(0, 1).reshape(ways, -1, *x.shape[1:])
+        x.reshape(slots, streams, samples, *x.shape[1:])
+        .swapaxes(0, 1)
+        .reshape(streams, -1, *x.shape[1:])
     )
 
 

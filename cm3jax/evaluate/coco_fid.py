@@ -31,7 +31,7 @@ from cm3jax.evaluate.protocol import (
     tree_fingerprint,
 )
 from cm3jax.evaluate.results import Cell, Figure, worst_and_best
-from cm3jax.generation import generator as generation
+from cm3jax.generation import loading
 from cm3jax.generation.generator import Generator
 from cm3jax.io.files import digest, read_json
 from cm3jax.retrieval.clip_encoder import ClipEncoder
@@ -209,7 +209,7 @@ def from_run(
     caption is asked: distances are between pictures of many.
     """
     _require_many(exam.captions)  # before anything is drawn
-    generator = generation.load(run_dir, bank, mesh)
+    generator = loading.load(run_dir, bank, mesh)
     encoder = exam.encoder
     if encoder is None:
         raise UserError("choosing and scoring samples takes a CLIP encoder; name one with --clip.")

@@ -18,7 +18,8 @@ from etils import epath
 from cm3jax.config import DecodeConfig
 from cm3jax.errors import UserError
 from cm3jax.evaluate.coco import Caption
-from cm3jax.generation.generator import Generated, Generator
+from cm3jax.generation.answers import Generated
+from cm3jax.generation.generator import Generator
 from cm3jax.io.files import read_json, write_atomic, write_json
 from cm3jax.report.html import png
 from cm3jax.retrieval.clip_encoder import ClipEncoder, fit_picture
@@ -122,10 +123,10 @@ def _draw_chunk(
     groups = generator.text_to_image(
         texts,
         shown,
-        max(setting.samples),
-        setting.seed,
-        setting.decode,
-        [caption.id for caption in captions],
+        samples=max(setting.samples),
+        seed=setting.seed,
+        decode=setting.decode,
+        prompt_ids=[caption.id for caption in captions],
     )
     vectors = encoder.encode_texts(texts)
     notes = {}

@@ -8,8 +8,7 @@ import numpy as np
 
 from cm3jax.errors import UserError
 from cm3jax.model.cache import start_cache
-from cm3jax.model.decoder import Decoder
-from cm3jax.model.encoder_decoder import EncoderDecoder
+from cm3jax.model.interface import LanguageModel
 from cm3jax.shapes import Array, Float, Int
 
 _WIDTH = 64  # lengths are rounded up to multiples of it: a few programs serve all
@@ -18,7 +17,7 @@ _WIDTH = 64  # lengths are rounded up to multiples of it: a few programs serve a
 class Likelihood:
     """Log-probabilities under a model: among all ids, at temperature 1, without guidance."""
 
-    def __init__(self, model: Decoder | EncoderDecoder):
+    def __init__(self, model: LanguageModel):
         self._model = model
         self._measure = jax.jit(self._token_logprobs)
 

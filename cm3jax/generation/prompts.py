@@ -8,6 +8,7 @@ text under the mask follows. Several masks follow in the order of their places, 
 
 import contextlib
 import dataclasses
+import enum
 import io
 from collections.abc import Iterator, Sequence
 
@@ -26,7 +27,7 @@ from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 BLANK = 128
 """Grey that hides a hole from the image tokenizer."""
 
-Words = tuple[str | Mark, ...]
+TextParts = tuple[str | Mark, ...]
 """A text segment: texts, and `Mark.MASK` where one is hidden."""
 
 
@@ -46,17 +47,25 @@ class Shown:
         return np.where(self.hole[..., None], np.uint8(BLANK), self.image)
 
 
-Segments = tuple[Words | Shown, ...]
+Segments = tuple[TextParts | Shown, ...]
 """The segments of a document, in order."""
+
+
+class Wanted(enum.Enum):
+    """What a prompt asks for."""
+
+    PICTURE = "a new picture"
+    MASKED = "what its masks hide"
+    EDIT = "its picture, changed as its text says"
+    DOCUMENT = "texts and pictures, as the model likes"
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A prompt that was read."""
+    """A document and what is wanted of it."""
 
     segments: Segments
-    recall: bool
-    """Whether what is masked follows, rather than something new."""
+    wanted: Wanted
 
     @property
     def words(self) -> str | None:
@@ -68,6 +77,29 @@ class Prompt:
     def picture(self) -> UInt8[np.ndarray, "Y X 3"] | None:
         """Its first picture, to search with."""
         return next((s.image for s in self.segments if isinstance(s, Shown)), None)
+
+
+def picture_prompt(text: str) -> Prompt:
+    """Asks for a picture of a plain text; marks of the notation are text in it."""
+    return Prompt(((text,),), Wanted.PICTURE)
+
+
+def caption_prompt(image: UInt8[np.ndarray, "Y X 3"]) -> Prompt:
+    """Asks for the text of a picture: the text of the pair is masked."""
+    return Prompt(((Mark.MASK,), Shown(image)), Wanted.MASKED)
+
+
+def infill_prompt(
+    caption: str, image: UInt8[np.ndarray, "Y X 3"], hole: Bool[np.ndarray, "Y X"]
+) -> Prompt:
+    """Asks for the pixels of a hole in a picture; without a caption the picture is alone."""
+    text: Segments = ((caption,),) if caption else ()
+    return Prompt((*text, Shown(image, hole)), Wanted.MASKED)
+
+
+def edit_prompt(image: UInt8[np.ndarray, "Y X 3"], instruction: str) -> Prompt:
+    """Asks for a picture as an instruction changes it."""
+    return Prompt(((instruction,), Shown(image)), Wanted.EDIT)
 
 
 def text_ids(text: str, tokenizer: TextTokenizer, vocab: Vocab) -> list[int]:
@@ -86,7 +118,8 @@ def read_prompt(prompt: str, size: int) -> Prompt:
     """
     parts = parse_prompt(prompt)
     _require_sense(parts)
-    return Prompt(_segments(parts, size, None), Mark.INFILL in parts)
+    wanted = Wanted.MASKED if Mark.INFILL in parts else Wanted.PICTURE
+    return Prompt(_segments(parts, size, None), wanted)
 
 
 def read_infill(prompt: str, size: int, hole: Bool[np.ndarray, "Y X"]) -> Prompt:
@@ -97,7 +130,7 @@ def read_infill(prompt: str, size: int, hole: Bool[np.ndarray, "Y X"]) -> Prompt
     parts = parse_prompt(prompt)
     if sum(isinstance(part, ImagePath) for part in parts) != 1:
         raise UserError("infill takes one <image:PATH>, with a caption if you like, in quotes.")
-    return Prompt(_segments(parts, size, hole), True)
+    return Prompt(_segments(parts, size, hole), Wanted.MASKED)
 
 
 def load_mask(path: epath.PathLike, size: int) -> Bool[np.ndarray, "S S"]:
@@ -135,7 +168,7 @@ def outpaint(prompt: Prompt, x: int, y: int, side: int) -> Prompt:
 def _segments(
     parts: tuple[PromptPart, ...], size: int, hole: Bool[np.ndarray, "Y X"] | None
 ) -> Segments:
-    segments: list[Words | Shown] = []
+    segments: list[TextParts | Shown] = []
     in_text = False
     for part in parts:
         if isinstance(part, ImagePath):

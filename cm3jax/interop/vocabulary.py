@@ -2,7 +2,7 @@
 
 There, control tokens, image codes and text lie as their training left them; here they stand in the
 order specials | image codes | text. Converting permutes the rows of the embedding and the head, so
-that nothing else ever sees the other order. No id is known but by its name (FACTS 6.6).
+that nothing else ever sees the other order. No id is known but by its name.
 """
 
 import dataclasses

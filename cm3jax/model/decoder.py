@@ -4,17 +4,19 @@ Fields of `DecoderConfig` turn it into its relatives.
 
 Three ways through the same parameters: `__call__` for training rows, `prefill` for prompts and
 `extend` for the tokens that follow them. The last two read the layers' parameters apart
-(`decode.weights.as_read`).
+(`decode.params.as_read`).
 """
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from cm3jax.config import DecoderConfig
+from cm3jax.model import tables
 from cm3jax.model.attention import row_attention
 from cm3jax.model.block import Block, layer_keys, scan_layers
 from cm3jax.model.cache import Cache, KeyValues
-from cm3jax.model.layers import Norm, rotations, truncated_normal
+from cm3jax.model.layers import Norm, rotations
+from cm3jax.model.tables import position_table, vocabulary_tables
 from cm3jax.partition import shard_rows
 from cm3jax.shapes import Array, Float, Int, Key
 
@@ -31,27 +33,20 @@ class Decoder(nn.Module):
     def setup(self):
         """Create the tables and the stacked layers."""
         c = self.config
-        table = nn.with_logical_partitioning(truncated_normal(c.init_std), ("vocab", "embed"))
-        self.embedding = self.param("embedding", table, (self.vocab_size, c.width))
-        if not c.tied:
-            self.head = self.param("head", table, (self.vocab_size, c.width))
-        if c.positions == "learned":
-            table = nn.with_logical_partitioning(
-                truncated_normal(c.position_std), ("positions", "embed")
-            )
-            self.position = self.param("position", table, (c.context, c.width))
+        self.embedding, self.head = vocabulary_tables(self, c, self.vocab_size)
+        self.position = position_table(self, "position", c, c.context)
         self.layers = Block(c)
         self.layer = [Block(c) for _ in range(c.layers)]
         self.final_norm = Norm(c.norm)
 
     def _embed(self, tokens, positions):
         """The first layer's input, and the rotation of queries and keys if positions are rotary."""
-        c = self.config
-        x = jnp.take(self.embedding, tokens, axis=0)
-        if c.positions == "learned":
+        x, rotation = jnp.take(self.embedding, tokens, axis=0), None
+        if self.position is None:
+            rotation = rotations(positions, self.config.head_width)
+        else:
             x = x + jnp.take(self.position, positions, axis=0)
-        rotation = rotations(positions, c.head_width) if c.positions == "rope" else None
-        return x.astype(jnp.dtype(c.dtype)), rotation
+        return x.astype(jnp.dtype(self.config.dtype)), rotation
 
     def __call__(
         self,
@@ -79,11 +74,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Scores of every id as float32, by the embedding or the head's own table."""
-        table = (self.embedding if self.config.tied else self.head).astype(hidden.dtype)
-        # One axis of rows, as in `layers.product`.
-        rows = hidden.reshape(-1, hidden.shape[-1])
-        scores = jnp.einsum("rd,vd->rv", rows, table, preferred_element_type=jnp.float32)
-        return scores.reshape(*hidden.shape[:-1], -1)
+        return tables.logits(hidden, self.head)
 
     def prefill(
         self, tokens: Int[Array, "P S"], lengths: Int[Array, " P"]
@@ -110,7 +101,7 @@ class Decoder(nn.Module):
 
     @nn.nowrap
     def room(self, prompt: int) -> int:
-        """Tokens that may follow a prompt of so many; below 0 where it is too long itself."""
+        """How many tokens fit after a prompt of `prompt` tokens; negative if it is too long."""
         return self.config.context - prompt
 
     def extend(

@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from cm3jax.config import DecoderConfig
+from cm3jax.model import tables
 from cm3jax.model.attention import attend, row_attention
 from cm3jax.model.block import Block, CrossBlock, layer_keys, scan_layers
 from cm3jax.model.cache import Cache, KeyValues
-from cm3jax.model.layers import Norm, rotations, truncated_normal
+from cm3jax.model.layers import Norm, rotations
+from cm3jax.model.tables import position_table, vocabulary_tables
 from cm3jax.partition import shard_rows
 from cm3jax.shapes import Array, Bool, Float, Int, Key
 
@@ -36,18 +38,9 @@ class EncoderDecoder(nn.Module):
     def setup(self):
         """Create the tables and both stacks."""
         c = self.config
-        table = nn.with_logical_partitioning(truncated_normal(c.init_std), ("vocab", "embed"))
-        self.embedding = self.param("embedding", table, (self.vocab_size, c.width))
-        if not c.tied:
-            self.head = self.param("head", table, (self.vocab_size, c.width))
-        if c.positions == "learned":
-            table = nn.with_logical_partitioning(
-                truncated_normal(c.position_std), ("positions", "embed")
-            )
-            self.text_position = self.param("text_position", table, (self.text_tokens, c.width))
-            self.position = self.param("position", table, (self.image_tokens, c.width))
-        else:
-            self.text_position = self.position = None
+        self.embedding, self.head = vocabulary_tables(self, c, self.vocab_size)
+        self.text_position = position_table(self, "text_position", c, self.text_tokens)
+        self.position = position_table(self, "position", c, self.image_tokens)
         self.encoder, self.encoder_norm = Block(c), Norm(c.norm)
         self.layers, self.final_norm = CrossBlock(c), Norm(c.norm)
         self.layer = [CrossBlock(c) for _ in range(c.layers)]
@@ -103,8 +96,7 @@ class EncoderDecoder(nn.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Scores of every id as float32, by the embedding or the head's own table."""
-        table = (self.embedding if self.config.tied else self.head).astype(hidden.dtype)
-        return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+        return tables.logits(hidden, self.head)
 
     @property
     def longest_prompt(self) -> int:
@@ -113,7 +105,7 @@ class EncoderDecoder(nn.Module):
 
     @nn.nowrap
     def room(self, prompt: int) -> int:
-        """Tokens that may follow a caption and the id that starts the picture, so many in all."""
+        """How many tokens follow a caption and the id that starts the picture, `prompt` in all."""
         return self.image_tokens if prompt - 1 <= self.text_tokens else 0
 
     def prefill(

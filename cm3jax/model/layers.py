@@ -16,7 +16,7 @@ from cm3jax.shapes import Array, Float, Int, Key
 def truncated_normal(std: float):
     """Initialiser: a normal of this standard deviation, cut at 3 of them, not rescaled.
 
-    The cut lowers the effective deviation by 1.3 %, as in the paper's framework (FACTS 7.16). A
+    The cut lowers the effective deviation by 1.3 %, as in the paper's framework (metaseq). A
     value is one of 65,536 quantiles: looked up, not computed, because a compiled inverse error
     function may differ in its last bit from one mesh to another.
     """

@@ -15,8 +15,7 @@ from cm3jax.emblems.looks import MEMORY_ONLY, catalogue, integer
 from cm3jax.emblems.sample import memory_only
 from cm3jax.evaluate.protocol import NO_SAMPLING
 from cm3jax.evaluate.results import Cell, Chosen, Figure
-from cm3jax.generation.prompts import Segments, Shown
-from cm3jax.sequence.document import Mark
+from cm3jax.generation.prompts import caption_prompt
 from cm3jax.shapes import Bool, Float
 from experiments.claims.claim import Measured
 from experiments.claims.control_looks import LOOKS, SHOWN, Pair, pair_with, scene_with
@@ -104,10 +103,8 @@ def _case(number: int) -> _Case:
 def _likelihoods(bench: Bench, cases: Sequence[_Case], shown) -> Float[np.ndarray, "B 2"]:
     """Nats of the picture's caption with either name, the right one first."""
     generator = bench.generator
-    rows: list[Segments] = [
-        ((Mark.MASK,), Shown(draw_scene(case.scene, bench.size))) for case in cases
-    ]
-    asks = generator.ask.fillings(rows, shown, None, generator.decode)
+    prompts = [caption_prompt(draw_scene(case.scene, bench.size)) for case in cases]
+    requests = generator.requests(prompts, shown)
     nats = []
     for which in (0, 1):
         texts = [caption(case.scene).replace(case.names[0], case.names[which]) for case in cases]
@@ -116,7 +113,7 @@ def _likelihoods(bench: Bench, cases: Sequence[_Case], shown) -> Float[np.ndarra
             np.asarray([*(first + piece for piece in generator.text.encode(text)), end], np.int32)
             for text in texts
         ]
-        nats.append(generator.logprobs(asks, answers))
+        nats.append(generator.logprobs(requests, answers))
     return np.stack(nats, 1)
 
 

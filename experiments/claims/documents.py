@@ -11,7 +11,7 @@ from cm3jax.emblems.patches import QUARTERS
 from cm3jax.emblems.probe_prompts import Kind
 from cm3jax.evaluate.protocol import Score
 from cm3jax.evaluate.results import Cell, Chosen, Figure
-from cm3jax.generation.requests import Document
+from cm3jax.generation.requests import ShownDocument
 from cm3jax.report.plots import Plot, Point
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.retriever import Retrieved, Retriever
@@ -284,7 +284,7 @@ def _halves(bench: Bench, bank: Bank) -> Measured:
     return Measured(scores, tables=(Table(title, ("shown", "picture right"), rows),))
 
 
-def _half(document: Retrieved, kept: tuple[type, ...], vocab: Vocab) -> Document:
+def _half(document: Retrieved, kept: tuple[type, ...], vocab: Vocab) -> ShownDocument:
     """The segments of these types; a document that has none of them is shown whole."""
     segments = tuple(s for s in parse(document.ids, vocab) if isinstance(s, kept))
     return render(segments, vocab) if segments else document

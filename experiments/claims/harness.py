@@ -26,7 +26,7 @@ from cm3jax.evaluate.protocol import (
     wilson,
 )
 from cm3jax.evaluate.results import Cell
-from cm3jax.generation import generator
+from cm3jax.generation import loading
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.requests import Documents
 from cm3jax.io.files import digest
@@ -96,7 +96,7 @@ class Bench:
 
     @functools.cached_property
     def _loaded(self) -> Generator:
-        return generator.load(self.run, self._own_bank)
+        return loading.load(self.run, self._own_bank)
 
     @functools.cached_property
     def generator(self) -> Generator:

@@ -17,10 +17,9 @@ from cm3jax.emblems.probe_prompts import LOWER_HALF
 from cm3jax.emblems.sample import at_home, frequent, with_emblem
 from cm3jax.evaluate.chance import of_another_answer
 from cm3jax.evaluate.protocol import Protocol, Score
-from cm3jax.generation.prompts import Segments, Shown
+from cm3jax.generation.prompts import caption_prompt, infill_prompt, picture_prompt
 from cm3jax.generation.requests import Documents, PromptRequest
 from cm3jax.retrieval.retriever import Retrieved
-from cm3jax.sequence.document import Mark
 from cm3jax.shapes import Float, Int, UInt8
 from experiments.claims.harness import Bench, content
 
@@ -127,9 +126,8 @@ class Exam:
     ) -> list[Float[np.ndarray, " codes"]]:
         """Nats of each code of each prompt's picture."""
         generator = self.bench.generator
-        rows: list[Segments] = [((prompt.text,),) for prompt in asked]
-        asks = generator.ask.pictures(rows, shown, None, generator.decode)
-        return self._nats(asks, self._codes(asked))
+        requests = generator.requests([picture_prompt(prompt.text) for prompt in asked], shown)
+        return self._nats(requests, self._codes(asked))
 
     def _caption(self) -> None:
         generator, right, nats = self.bench.generator, [], []
@@ -137,11 +135,10 @@ class Exam:
             images = np.stack([prompt.image for prompt in asked])
             texts = [group[0].text for group in generator.caption(images, seed=seed)]
             right.append([tells(t, p.scene) for t, p in zip(texts, asked, strict=True)])
-            rows: list[Segments] = [((Mark.MASK,), Shown(image)) for image in images]
-            asks = generator.ask.fillings(rows, None, None, generator.decode)
+            requests = generator.requests(list(map(caption_prompt, images)))
             first, end = generator.vocab.first_text, generator.vocab.eoss
             told = [[*(first + i for i in generator.text.encode(p.text)), end] for p in asked]
-            nats.append([each.mean() for each in self._nats(asks, map(np.asarray, told))])
+            nats.append([each.mean() for each in self._nats(requests, map(np.asarray, told))])
         chance = of_another_answer([prompt.scene.told() for prompt in self._all("caption")])
         reader = "emblems.tells: asserts the exact scene"
         self._share("caption", "caption", right, chance, reader)
@@ -157,13 +154,10 @@ class Exam:
             found = generator.infill(texts, images, masks, seed=seed)
             filled = np.stack([group[0].image for group in found])
             right.append(confirms_batch(filled, [prompt.scene for prompt in asked]))
-            rows: list[Segments] = [
-                ((text,), Shown(image, mask))
-                for text, image, mask in zip(texts, images, masks, strict=True)
-            ]
-            asks = generator.ask.fillings(rows, None, None, generator.decode)
+            holes = zip(texts, images, masks, strict=True)
+            requests = generator.requests([infill_prompt(*each) for each in holes])
             lower = self._codes(asked)[:, list(LOWER_HALF)]
-            nats.append([each.mean() for each in self._nats(asks, lower)])
+            nats.append([each.mean() for each in self._nats(requests, lower)])
         halves = [p.image[self.bench.size // 2 :].tobytes() for p in self._all("infill")]
         self._share("infill", "infill", right, of_another_answer(halves), _EXACT)
         self._mean("nats.infill", "infill", nats, "the lower half's codes")
@@ -173,8 +167,8 @@ class Exam:
         generator = self.bench.generator
         return generator.image.encode([p.image for p in asked]) + generator.vocab.first_image
 
-    def _nats(self, asks: Sequence[PromptRequest], answers) -> list[np.ndarray]:
-        return [-each for each in self.bench.generator.token_logprobs(asks, list(answers))]
+    def _nats(self, requests: Sequence[PromptRequest], answers) -> list[np.ndarray]:
+        return [-each for each in self.bench.generator.token_logprobs(requests, list(answers))]
 
     def _all(self, kind: str) -> list[ProbePrompt]:
         return [prompt for asked in self.every[kind] for prompt in asked]

@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 
-from cm3jax.decode.rerank import clip_scores
 from cm3jax.emblems import confirms_batch
 from cm3jax.emblems.probe_prompts import Kind
 from cm3jax.evaluate.chance import of_another_answer
 from cm3jax.evaluate.protocol import Score
+from cm3jax.generation.ranking import clip_scores
 from cm3jax.report.plots import Plot, Point
 from experiments.claims.claim import Measured, Row, Scores, Target
 from experiments.claims.distance import Distance
@@ -43,7 +43,9 @@ def _measure(bench: Bench) -> Measured:
         chosen: dict[int, list[np.ndarray]] = {count: [] for count in COUNTS}
         for seed, asked in enumerate(every):
             texts = [prompt.text for prompt in asked]
-            found = bench.generator.text_to_image(texts, None, COUNTS[-1], seed, decode)
+            found = bench.generator.text_to_image(
+                texts, samples=COUNTS[-1], seed=seed, decode=decode
+            )
             drawn = np.stack([[sample.image for sample in group] for group in found])
             pairs = zip(texts, drawn, strict=True)
             rank = np.stack([clip_scores(bench.generator.encoder, *pair) for pair in pairs])

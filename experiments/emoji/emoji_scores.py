@@ -28,7 +28,7 @@ from cm3jax.evaluate.protocol import (
     tree_fingerprint,
 )
 from cm3jax.evaluate.results import Cell, Figure, worst_and_best
-from cm3jax.generation import generator
+from cm3jax.generation import loading
 from cm3jax.generation.requests import Documents
 from cm3jax.io.files import digest
 from cm3jax.retrieval.bank import BankDocument
@@ -68,7 +68,7 @@ class EmojiExam:
         data = run.experiment.data
         self._examples = open_examples(data.raw, run.experiment.seed, data.image_size)
         self._reader = EmojiReader(self._examples.catalogue, data.image_size)
-        self._generator = generator.load(run_dir, bank, mesh)
+        self._generator = loading.load(run_dir, bank, mesh)
         self._bank = self._generator.retriever.bank
         self._count, self._seed, self._say = count, seed, say
         self._asked: dict[Kind, list[EmojiPrompt]] = {}

@@ -3,7 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cm3jax.config import DecodeConfig
 from cm3jax.decode import sampling
+from cm3jax.decode.sampling import ContrastiveK, Method, contrasted, guide
+
+ROWS, SIZE = 4, 12
+LOGITS = np.random.default_rng(1).normal(size=(2, ROWS, SIZE)).astype(np.float32) * 2
+ALLOWED = np.random.default_rng(2).random((ROWS, SIZE)) < 0.8
+TEMPERATURES = np.asarray([0.5, 1.0, 2.0, 0.0], np.float32)
+STREAMS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 7)) * 2, jnp.float32)
 
 noise = jax.jit(sampling.noise, static_argnums=2)
 
@@ -14,7 +22,7 @@ def logits(rows, size, seed=0):
 
 def keys(prompts, samples, seed=7):
     prompts, samples = np.asarray(prompts), np.asarray(samples)
-    return jnp.asarray(sampling.dice(seed, prompts, samples, (1.0, 1.0)).keys)
+    return jnp.asarray(sampling.sample_keys(seed, prompts, samples, (1.0, 1.0)).keys)
 
 
 def literal_nucleus(row, top_p):
@@ -100,13 +108,13 @@ def test_noise_is_gumbel_and_finite_for_every_word():
 def test_temperatures_are_fixed_or_drawn_once_per_sample():
     zeros, samples = np.zeros(500, int), np.arange(500)
     for value in (0.0, 0.7):
-        fixed = sampling.dice(3, zeros, samples, (value, value)).temperatures
+        fixed = sampling.sample_keys(3, zeros, samples, (value, value)).temperatures
         np.testing.assert_array_equal(fixed, np.full(500, value, np.float32))
-    drawn = sampling.dice(3, zeros, samples, (0.5, 1.5)).temperatures
+    drawn = sampling.sample_keys(3, zeros, samples, (0.5, 1.5)).temperatures
     assert drawn.min() >= 0.5
     assert drawn.max() <= 1.5
     assert drawn.mean() == pytest.approx(1.0, abs=0.05)
-    again = sampling.dice(3, zeros, samples[::-1], (0.5, 1.5)).temperatures
+    again = sampling.sample_keys(3, zeros, samples[::-1], (0.5, 1.5)).temperatures
     np.testing.assert_array_equal(drawn, again[::-1])
 
 
@@ -115,3 +123,122 @@ def test_a_nucleus_of_nearly_nothing_keeps_the_likeliest():
     for p in (1e-46, 1e-30, 1e-9):  # the first is 0 in float32
         kept = sampling.TopP(jnp.float32(p))(logits)
         assert np.isfinite(kept).tolist() == [[False, True, False], [True, True, False]]
+
+
+def scales(*values):
+    return jnp.tile(jnp.asarray(values, jnp.float32)[:, None], (1, 4))
+
+
+def test_the_papers_formula():
+    conditional, unconditional = STREAMS[:2]
+    expected = unconditional + 3.0 * (conditional - unconditional)
+    np.testing.assert_allclose(guide(STREAMS[:2], scales(3)), expected, atol=1e-5)
+    swapped = guide(STREAMS[1::-1], scales(3))
+    assert np.abs(swapped - expected).max() > 0.1
+
+
+def test_editing_is_guided_by_text_and_by_picture():
+    full, image, nothing = STREAMS
+    expected = nothing + 1.5 * (image - nothing) + 7.5 * (full - image)
+    np.testing.assert_allclose(guide(STREAMS, scales(7.5, 1.5)), expected, atol=1e-4)
+
+
+def test_rows_have_scales_of_their_own_and_scale_one_is_the_conditional_stream():
+    mixed = guide(STREAMS[:2], jnp.asarray([[1.0, 3.0, 0.0, 2.0]]))
+    np.testing.assert_array_equal(mixed[0], STREAMS[0, 0])
+    np.testing.assert_allclose(mixed[2], STREAMS[1, 2], atol=1e-6)
+    np.testing.assert_allclose(mixed[3], guide(STREAMS[:2], scales(2))[3])
+    np.testing.assert_array_equal(guide(STREAMS, scales(1, 1)), STREAMS[0])
+    np.testing.assert_array_equal(guide(STREAMS[:1], scales()), STREAMS[0])
+
+
+def literal_contrast(conditional, unconditional, k, alpha, temperature):
+    """CD-K's scores of one row, formula by formula."""
+
+    def log_p(row):
+        weights = [np.exp(float(x)) for x in row]
+        return [np.log(w / sum(weights)) if w else -np.inf for w in weights]
+
+    p_cond, p_uncond = log_p(conditional), log_p(np.asarray(unconditional) / temperature)
+    permitted = sorted((np.exp(p) for p in p_cond if p > -np.inf), reverse=True)
+    threshold = alpha * permitted[min(k, len(permitted)) - 1]
+    return [
+        c - u if c > -np.inf and np.exp(c) >= threshold else -np.inf
+        for c, u in zip(p_cond, p_uncond, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("k", [1, 3, 9])
+@pytest.mark.parametrize(("alpha", "temperature"), [(0.5, 0.5), (0.1, 1.0), (1.0, 2.0)])
+def test_cd_k_equals_a_literal_one(k, alpha, temperature):
+    conditional, unconditional = np.array(STREAMS[0]), np.array(STREAMS[1])
+    conditional[1, 2:] = -np.inf  # fewer permitted than k
+    scores = ContrastiveK(jnp.int32(k), jnp.float32(alpha), jnp.float32(temperature))(
+        jnp.asarray(conditional), jnp.asarray(unconditional)
+    )
+    for row in range(4):
+        expected = literal_contrast(conditional[row], unconditional[row], k, alpha, temperature)
+        np.testing.assert_allclose(scores[row], expected, atol=1e-4)
+        assert np.isfinite(scores[row]).sum() >= min(k, np.isfinite(conditional[row]).sum())
+
+
+def test_cd_k_with_k_one_is_contrastive_decoding():
+    conditional, unconditional = STREAMS[:2]
+    scores = ContrastiveK(jnp.int32(1), jnp.float32(0.3), jnp.float32(1.0))(
+        conditional, unconditional
+    )
+    p = np.exp(conditional) / np.exp(conditional).sum(-1, keepdims=True)
+    q = np.exp(unconditional) / np.exp(unconditional).sum(-1, keepdims=True)
+    classic = np.where(p >= 0.3 * p.max(-1, keepdims=True), np.log(p / q), -np.inf)
+    np.testing.assert_allclose(scores, classic, atol=1e-5)
+
+
+def scores(config, rows=(False,) * ROWS, scale=3.0):
+    return np.asarray(
+        Method.of(config).scores(
+            jnp.asarray(LOGITS),
+            jnp.asarray(ALLOWED),
+            jnp.full((1, ROWS), scale),
+            jnp.asarray(TEMPERATURES),
+            jnp.asarray(rows),
+        )
+    )
+
+
+def literal_method(row, top_k, top_p, scale=3.0):
+    """Guidance, temperature, top-k, top-p of one row, in this order, as loops."""
+    temperature = TEMPERATURES[row] or 1.0
+    guided = LOGITS[1, row] + scale * (LOGITS[0, row] - LOGITS[1, row])
+    out = [guided[i] / temperature if ALLOWED[row, i] else -np.inf for i in range(SIZE)]
+    if top_k:
+        kept = sorted(range(SIZE), key=lambda i: -out[i])[:top_k]
+        out = [value if i in kept else -np.inf for i, value in enumerate(out)]
+    if top_p < 1:
+        kept = literal_nucleus(np.asarray(out), top_p)
+        out = [value if i in kept else -np.inf for i, value in enumerate(out)]
+    return out
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.6), (5, 0.6)])
+def test_methods_compose_in_their_order(top_k, top_p):
+    found = scores(DecodeConfig(top_k=top_k, top_p=top_p))
+    for row in range(ROWS):
+        np.testing.assert_allclose(found[row], literal_method(row, top_k, top_p), atol=1e-4)
+
+
+def test_half_a_batch_by_top_p_and_half_by_cd_k():
+    config = DecodeConfig(top_p=0.6, contrast="half", contrast_k=2, contrast_alpha=0.4)
+    rows = contrasted(config, np.arange(ROWS))
+    assert rows.tolist() == [False, True, False, True]
+    found = scores(config, rows)
+    for row in (0, 2):
+        np.testing.assert_allclose(found[row], literal_method(row, 0, 0.6), atol=1e-4)
+    for row in (1, 3):
+        permitted = np.where(ALLOWED[row], LOGITS[0, row], -np.inf) / (TEMPERATURES[row] or 1)
+        expected = literal_contrast(permitted, LOGITS[1, row], 2, 0.4, 0.5)
+        np.testing.assert_allclose(found[row], expected, atol=1e-4)
+
+
+def test_cd_k_for_all_or_none():
+    assert contrasted(DecodeConfig(contrast="all"), np.arange(3)).all()
+    assert not contrasted(DecodeConfig(), np.arange(3)).any()

@@ -21,7 +21,7 @@ from cm3jax.evaluate.fid import Gaussian
 from cm3jax.evaluate.inception_weights import load_inception, shapes
 from cm3jax.evaluate.pictures import Features
 from cm3jax.evaluate.protocol import scores_from_json
-from cm3jax.generation import generator as generation
+from cm3jax.generation import loading
 from launch.evaluate import run
 from tests.evaluate import inputs
 from tests.pages import require_sound
@@ -157,7 +157,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_pictures(home, outcome, mon
 
 def test_pictures_of_another_retrieval_are_another_setting(home, tmp_path):
     """What the stamp says of retrieval holds for every picture in the folder, too."""
-    generator = generation.load(home / "decoder")
+    generator = loading.load(home / "decoder")
     extractor = Extractor(load_inception(home / "inception.safetensors"))
     captions = read_captions(home / "captions.json")
     exam = CocoExam(captions, extractor, None, str(home / "val"), 16, epath.Path(tmp_path))
@@ -277,13 +277,13 @@ def emblem_bank(path, asked, weights):
     from cm3jax.emblems import example
     from cm3jax.emblems.examples import bank_documents
     from cm3jax.emblems.looks import catalogue
-    from cm3jax.generation import generator as generation
+    from cm3jax.generation import loading
     from cm3jax.learners import clip
     from cm3jax.retrieval.bank import Bank
     from cm3jax.retrieval.bank_files import BankDocument
     from cm3jax.sequence.document import Image, Text, render
 
-    generator, encoder = generation.load(weights / "decoder"), clip.load(weights / "clip")
+    generator, encoder = loading.load(weights / "decoder"), clip.load(weights / "clip")
     names = catalogue(0).names
     numbers = [names.index(prompt.scene.emblems[0].name) for prompt in asked]
     found = [example("bank", place) for number in numbers for place in bank_documents(number)[:3]]

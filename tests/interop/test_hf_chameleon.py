@@ -17,7 +17,8 @@ from cm3jax.checkpoint import load_run
 from cm3jax.config import DataConfig, MeshConfig, OptimConfig, TokenizersConfig, TrainConfig
 from cm3jax.data.pipeline import HostBatch, Position
 from cm3jax.errors import UserError
-from cm3jax.generation import generator as generation
+from cm3jax.generation import loading
+from cm3jax.generation.prompts import Wanted, picture_prompt
 from cm3jax.interop import folders, hf_chameleon
 from cm3jax.io.files import digest
 from cm3jax.learners.decoder import DecoderLearner
@@ -247,7 +248,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def generator(whole):
-    return generation.load(whole / "out")
+    return loading.load(whole / "out")
 
 
 def test_texts_never_become_control_tokens(generator):
@@ -282,8 +283,8 @@ def test_an_import_draws_and_tells(generator, tmp_path):
     PIL.Image.fromarray(drawn.image).save(tmp_path / "x.png")
     told = generator.generate(f"a <mask>: <image:{tmp_path / 'x.png'}> <infill>", seed=1)
     assert isinstance(told.text, str)
-    asked = generator.ask.stories([(("a fox",),)], None, None, generator.decode)
-    ((_, story),) = next(generator.answer(asked, seed=1))
+    prompt = dataclasses.replace(picture_prompt("a fox"), wanted=Wanted.DOCUMENT)
+    ((story,),) = generator.sample([prompt], seed=1)
     assert story.segments
 
 
@@ -324,7 +325,7 @@ def test_an_import_is_tuned_and_exported(whole, generator, tmp_path):
     train(DecoderLearner(config, generator.vocab, streams))
     losses = [line["loss"] for line in read_metrics(config.run_dir)]
     assert losses == sorted(losses, reverse=True)
-    assert generation.load(config.run_dir).generate("a red fox", seed=1).image is not None
+    assert loading.load(config.run_dir).generate("a red fox", seed=1).image is not None
     hf_chameleon.export(config.run_dir, tmp_path / "back")
     before, after = {}, {}
     for folder, tensors in ((home / "in", before), (tmp_path / "back", after)):

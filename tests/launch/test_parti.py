@@ -20,6 +20,7 @@ from cm3jax.config import (
 from cm3jax.data.prepare import prepare
 from cm3jax.data.tokenize import Tools
 from cm3jax.errors import UserError
+from cm3jax.generation.prompts import picture_prompt
 from cm3jax.learners import clip
 from cm3jax.learners.parti import PartiLearner
 from cm3jax.train import train
@@ -96,15 +97,14 @@ def test_a_trained_encoder_decoder_draws_what_it_was_shown(call):
 
 def test_answers_are_weighed_code_by_code(chain):
     generator = cm3jax.load(str(chain / "parti"))
-    rows = [((caption,),) for caption in testing.CAPTIONS]
-    asks = generator.ask.pictures(rows, None, None, generator.decode)
+    requests = generator.requests(list(map(picture_prompt, testing.CAPTIONS)))
     codes = testing.image_tokenizer().encode(testing.pictures(4)) + testing.vocab().first_image
-    mine = generator.token_logprobs(asks, list(codes))
-    others = generator.token_logprobs(asks, list(np.roll(codes, 1, axis=0)))
+    mine = generator.token_logprobs(requests, list(codes))
+    others = generator.token_logprobs(requests, list(np.roll(codes, 1, axis=0)))
     assert all(len(each) == codes.shape[1] and (each > np.log(0.5)).all() for each in mine)
     assert (np.sum(others, axis=1) < np.sum(mine, axis=1) - 1).all()
     with pytest.raises(UserError, match=r"has room for"):
-        generator.token_logprobs(asks[:1], [np.zeros(codes.shape[1] + 1, np.int32)])
+        generator.token_logprobs(requests[:1], [np.zeros(codes.shape[1] + 1, np.int32)])
 
 
 @pytest.mark.parametrize(

@@ -126,10 +126,9 @@ def test_a_prompt_is_the_training_row_up_to_its_answer(name, image_first, monkey
     template = task.fitting(set(given), image_first)[0]
     _, batch = row(fill(template, values))
     read = read_prompt(prompt(task, given, image_first), image.config.image_size)
-    asker = RequestBuilder(vocab, testing.text_tokenizer(), image, lambda prompt: 256 - prompt)
-    build = asker.fillings if read.recall else asker.pictures
-    (ask,) = build([read.segments], None, None, DecodeConfig())
-    prefix = ask.request.prefix.tolist()
+    builder = RequestBuilder(vocab, testing.text_tokenizer(), image, lambda prompt: 256 - prompt)
+    (request,) = builder.build([read], DecodeConfig())
+    prefix = request.request.prefix.tolist()
     tokens = batch.tokens[0].tolist()
     assert tokens[: len(prefix)] == prefix
     answer = tokens[len(prefix) :]

@@ -11,7 +11,7 @@ import cm3jax
 from cm3jax import testing
 from cm3jax.checkpoint import load_run
 from cm3jax.errors import UserError
-from cm3jax.generation.generator import load_encoder
+from cm3jax.generation.loading import load_encoder
 from cm3jax.training.companions import companion, encoder_fingerprint
 from cm3jax.training.exported_run import LoadedRun, write_run
 from tests.tiny import experiment

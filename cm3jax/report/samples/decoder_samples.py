@@ -9,8 +9,8 @@ from cm3jax.data.cm3_rows import CorpusRows
 from cm3jax.data.pipeline import NoRecords
 from cm3jax.data.show import Piece, describe_samples, pieces
 from cm3jax.errors import UserError
-from cm3jax.generation import generator as generation
 from cm3jax.generation.generator import Generator
+from cm3jax.generation.loading import assemble
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.report.html import Html, cell, figure, join, png_uri, tag
 from cm3jax.report.run_page import Illustration
@@ -33,7 +33,7 @@ def illustrator(learner: DecoderLearner) -> Callable[[TrainState], Sequence[Illu
     experiment = learner.experiment
     run = LoadedRun(experiment, {}, 0, learner.fingerprints)
     try:
-        generator = generation.assemble(run, experiment.run_dir)
+        generator = assemble(run, experiment.run_dir)
     except UserError as error:
         absent = Illustration.absent(str(error))
         return lambda state: [absent]
@@ -140,7 +140,8 @@ def _fitting(documents: Sequence[np.ndarray], room: int) -> tuple[np.ndarray, ..
 def _drawn(prompts: Sequence[_Prompt], generator: Generator, seed: int) -> Illustration:
     """A sample per prompt, always with the same noise."""
     captions = [prompt.caption for prompt in prompts]
-    samples = generator.text_to_image(captions, [prompt.documents for prompt in prompts], 1, seed)
+    shown = [prompt.documents for prompt in prompts]
+    samples = generator.text_to_image(captions, shown, seed=seed)
     figures, pictures = [], {}
     for prompt, (sample,) in zip(prompts, samples, strict=True):
         shown = [_document(parse(ids, generator.vocab), generator) for ids in prompt.documents]

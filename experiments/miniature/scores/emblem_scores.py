@@ -29,9 +29,9 @@ from cm3jax.evaluate.protocol import (
     tree_fingerprint,
 )
 from cm3jax.evaluate.results import Cell, Chosen, Evaluation, Figure
-from cm3jax.generation import generator
-from cm3jax.generation.generator import Generated
-from cm3jax.generation.requests import Document, Documents
+from cm3jax.generation import loading
+from cm3jax.generation.answers import Generated
+from cm3jax.generation.requests import Documents, ShownDocument
 from cm3jax.io.files import digest
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
@@ -114,7 +114,7 @@ class _Exam:
         keep: epath.PathLike,
     ):
         run = load_run(run_dir)
-        self._generator = generator.load(run_dir, bank, mesh)
+        self._generator = loading.load(run_dir, bank, mesh)
         self._bank: Bank = self._generator.retriever.bank
         self._data_seed, self._size = run.experiment.seed, run.experiment.vqgan.image_size
         self._count, self._seed, self._say = count, seed, say
@@ -291,7 +291,7 @@ class _Exam:
                     pairs.setdefault(subject, []).append(document)
         return pairs
 
-    def _pictures(self, document: Document) -> list[tuple[int, ...]]:
+    def _pictures(self, document: ShownDocument) -> list[tuple[int, ...]]:
         """The codes of every picture in a document."""
         ids = document.ids if isinstance(document, Retrieved) else document
         return [s.codes for s in parse(ids, self._generator.vocab) if isinstance(s, Image)]

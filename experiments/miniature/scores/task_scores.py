@@ -27,9 +27,9 @@ from cm3jax.emblems.wording import caption_states
 from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import Protocol, Score, code_version, sampling
 from cm3jax.evaluate.results import Cell, Chosen, Figure
-from cm3jax.generation import generator as generation
+from cm3jax.generation import loading
 from cm3jax.generation.generator import Generator
-from cm3jax.generation.prompts import read_prompt
+from cm3jax.generation.prompts import Wanted, read_prompt
 from cm3jax.io.files import digest
 from cm3jax.tasks import TASKS, grounded
 from cm3jax.tasks.task import ANSWER, prompt
@@ -233,7 +233,7 @@ class _Examiner:
         keep: epath.PathLike,
     ):
         run = load_run(run_dir)
-        self._generator = generation.load(run_dir, mesh=mesh)
+        self._generator = loading.load(run_dir, mesh=mesh)
         self._weights = digest(*map(np.asarray, jax.tree.leaves(run.variables)))
         if keep:
             self._generator = self._generator.cached_in(keep, digest(self._weights, code_version()))
@@ -329,10 +329,9 @@ def answers(generator: Generator, task: str, prompts: Sequence[str], seed: int) 
 def _stories(generator: Generator, prompts: Sequence[str], seed: int) -> list[Answer]:
     """What follows each first text: as many texts and pictures as the model likes."""
     size = generator.image.config.image_size
-    rows = [read_prompt(prompt, size).segments for prompt in prompts]
-    asks = generator.ask.stories(rows, None, None, generator.decode)
-    found = dict(pair for done in generator.answer(asks, seed=seed) for pair in done)
-    return [found[index].segments for index in range(len(prompts))]
+    read = [read_prompt(prompt, size) for prompt in prompts]
+    asked = [dataclasses.replace(prompt, wanted=Wanted.DOCUMENT) for prompt in read]
+    return [group[0].segments for group in generator.sample(asked, seed=seed)]
 
 
 def by_chance(cases: Sequence[Asked], judge: Judge) -> float:

@@ -1,0 +1,169 @@
+"""Answers of the decoding engine as people meet them: ids become texts, codes become pictures."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from cm3jax.decode import loop
+from cm3jax.decode.grammar import Fixed, Words
+from cm3jax.generation.requests import PromptRequest, ShownDocument
+from cm3jax.sequence.vocab import Modality, Vocab
+from cm3jax.shapes import Int, UInt8
+from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
+from cm3jax.tokenizers.text_tokenizer import TextTokenizer
+
+RgbImage = UInt8[np.ndarray, "Y X 3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BrokenImage:
+    """A picture that the model ended early or late, which only happens without a grammar."""
+
+    length: int
+    """How many codes it has."""
+
+
+Segment = str | BrokenImage | RgbImage
+"""A text, or a uint8 picture of the image tokenizer's size."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Generated:
+    """One sample and how it came about."""
+
+    segments: tuple[Segment, ...]
+    """What was asked for: a picture or a text, a story's texts and pictures, or what filled each
+    mask, in order."""
+    documents: tuple[ShownDocument, ...]
+    """The documents that the model saw."""
+    prefix: Int[np.ndarray, " L"]
+    """All ids that the model saw, documents among them."""
+    ids: Int[np.ndarray, " T"]
+    """The ids that it emitted."""
+    logprob: float
+    """Their log-probability (`decode.loop.Sample`)."""
+    sampled: int
+    """How many of them were sampled, not forced."""
+    temperature: float
+    """The temperature of this sample."""
+    prompt_id: int
+    sample_id: int
+
+    @property
+    def image(self) -> RgbImage | None:
+        """The first picture."""
+        return next((s for s in self.segments if isinstance(s, np.ndarray)), None)
+
+    @property
+    def text(self) -> str | None:
+        """The first text."""
+        return next((s for s in self.segments if isinstance(s, str)), None)
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity of the sampled ids."""
+        return float(np.exp(-self.logprob / max(1, self.sampled)))
+
+
+Answers = list[tuple[int, Generated]]
+"""Samples that were done together, each with the place of its request."""
+
+
+class AnswerReader:
+    """Reads what the engine emitted for requests, with the tokenizers that made them."""
+
+    def __init__(self, vocab: Vocab, text: TextTokenizer, image: ImageTokenizer):
+        self._vocab, self._text, self._image = vocab, text, image
+
+    def read(self, requests: Sequence[PromptRequest], finished: list[loop.Finished]) -> Answers:
+        """The samples that are finished; all their pictures are decoded together."""
+        found = [
+            (done.request, done.first + offset, sample, requests[done.request])
+            for done in finished
+            for offset, sample in enumerate(done.samples)
+        ]
+        parts = [self.parts(request, sample.ids) for _, _, sample, request in found]
+        codes = [part for each in parts for part in each if isinstance(part, np.ndarray)]
+        images = iter(self._image.decode(np.asarray(codes)) if codes else ())
+        return [
+            (
+                index,
+                Generated(
+                    segments=_pictured(request, each, images),
+                    documents=request.documents,
+                    prefix=request.request.prefix,
+                    prompt_id=request.request.prompt_id,
+                    sample_id=number,
+                    **vars(sample),
+                ),
+            )
+            for (index, number, sample, request), each in zip(found, parts, strict=True)
+        ]
+
+    def parts(
+        self, request: PromptRequest, ids: Int[np.ndarray, " T"]
+    ) -> list[str | BrokenImage | Int[np.ndarray, " codes"]]:
+        """The segments of an answer, pictures as their codes, from 0; a picture's hole is closed
+        by the codes around it."""
+        if request.holes is None:
+            return self._document(ids)
+        return self._fillings(request, ids)
+
+    def text(self, ids: Int[np.ndarray, " L"]) -> str:
+        """The text of the pieces among these ids."""
+        pieces = ids[ids >= self._vocab.first_text] - self._vocab.first_text
+        return self._text.decode(pieces.tolist())
+
+    def _fillings(self, request: PromptRequest, ids: np.ndarray) -> list:
+        """What fills each slot of the request's program."""
+        out, here = [], 0
+        holes = iter(request.holes)
+        for slot in request.request.program:
+            if isinstance(slot, Fixed):
+                here += len(slot.ids)
+                continue
+            hole = next(holes)
+            if isinstance(slot, Words):
+                stop = here + int(np.argmax(ids[here:] == self._vocab.eoss))
+                out.append(self.text(ids[here:stop]))
+                here = stop + 1
+                continue
+            codes = ids[here : here + len(slot.ids)]
+            here += len(slot.ids)
+            if hole is not None:
+                codes = np.asarray([*hole.before, *codes.tolist(), *hole.after])
+            out.append(codes - self._vocab.first_image)
+        return out
+
+    def _document(self, ids: np.ndarray) -> list:
+        """What stands between the `<break>`s up to the first `<eos>`."""
+        vocab = self._vocab
+        if vocab.eos in ids:
+            ids = ids[: int(np.argmax(ids == vocab.eos))]
+        out: list = []
+        for part in np.split(ids, np.flatnonzero(ids == vocab.break_)):
+            part = part[part != vocab.break_]
+            codes = part[vocab.modality(part) == Modality.IMAGE]
+            if len(codes) == len(part) == vocab.image_tokens:
+                out.append(codes - vocab.first_image)
+            elif len(codes):
+                out.append(BrokenImage(len(codes)))
+            elif len(part):
+                out.append(self.text(part))
+        return out
+
+
+def _pictured(
+    request: PromptRequest, parts: Sequence, images: Iterator[RgbImage]
+) -> tuple[Segment, ...]:
+    """Parts with pictures in place of codes; pixels outside of holes are those of before."""
+    holes = [None] * len(parts) if request.holes is None else request.holes
+    out = []
+    for part, hole in zip(parts, holes, strict=True):
+        if isinstance(part, np.ndarray):
+            part = next(images)
+            if hole is not None:
+                part = np.where(hole.shown.hole[..., None], part, hole.shown.image)
+        out.append(part)
+    return tuple(out)

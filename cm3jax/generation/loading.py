@@ -1,0 +1,114 @@
+"""Trained decoders on disk become generators, with the tokenizers and the encoder beside them."""
+
+import functools
+
+from etils import epath
+
+from cm3jax import partition
+from cm3jax.checkpoint import load_run, require_same
+from cm3jax.config import Experiment, MeshConfig
+from cm3jax.errors import UserError
+from cm3jax.generation.generator import Generator
+from cm3jax.generation.requests import CaptionRequestBuilder, RequestBuilder
+from cm3jax.learners import clip, vqgan
+from cm3jax.learners.decoder import DecoderLearner
+from cm3jax.learners.parti import PartiLearner
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.clip_encoder import ClipEncoder
+from cm3jax.retrieval.retriever import Retriever
+from cm3jax.sequence.vocab import Vocab
+from cm3jax.tokenizers.text_tokenizer import TextTokenizer
+from cm3jax.training.companions import companion, encoder_fingerprint
+from cm3jax.training.exported_run import LoadedRun
+from cm3jax.training.state import TrainState, plan_layout
+
+_KINDS = {
+    "decoder": (DecoderLearner, RequestBuilder),
+    "parti": (PartiLearner, CaptionRequestBuilder),
+}
+"""By `Experiment.learner`: what trained the model, and how it is asked."""
+
+
+def load(
+    run_dir: epath.PathLike, bank: epath.PathLike = "", mesh: MeshConfig | None = None
+) -> Generator:
+    """The generator of a trained decoder, `parti` too: a run directory, or exported weights.
+
+    The tokenizers are those of the run's config, found beside the run or where the config says;
+    so is the encoder, which is loaded with the bank when documents are first asked for. `bank`
+    replaces the config's. The devices of `mesh` share the decoder and its rows; without one it is
+    the first device. Raises `UserError` for what is missing or doesn't belong together.
+    """
+    devices = None if mesh is None else partition.make_mesh(mesh)
+
+    def onto(experiment: Experiment) -> TrainState:
+        return plan_layout(_learner(run_dir, experiment).init, experiment, devices).abstract
+
+    run = load_run(run_dir, onto if devices else None)
+    return assemble(run, run_dir, bank)
+
+
+def assemble(run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "") -> Generator:
+    """The generator of a decoder that is in memory, with what `load` would find for `run_dir`."""
+    experiment = run.experiment
+    model = _learner(run_dir, experiment).model
+    where, prints = experiment.tokenizers, run.fingerprints
+    text_dir = companion(run_dir, run, where.text, prints.get("text", ""), _text_fingerprint)
+    image_dir = companion(run_dir, run, where.image, prints.get("image", ""), _image_fingerprint)
+    text, image = TextTokenizer.load(text_dir), vqgan.load(image_dir)
+    vocab = Vocab(experiment.vocab, text.fingerprint, image.fingerprint)
+    vocab.require(run.fingerprints["vocab"], f"the decoder {run_dir}")
+    _, builder = _KINDS[experiment.learner]
+
+    def open_retriever(encoder: ClipEncoder) -> Retriever:
+        where = bank or companion(run_dir, run, experiment.data.bank)
+        if not (bank or experiment.data.bank):
+            raise UserError(
+                f"{run_dir} names no memory bank (data.bank); give one, or ask for no documents."
+            )
+        opened = Bank.open(where, encoder.fingerprint, vocab.fingerprint)
+        return Retriever(encoder, opened, experiment.retrieval)
+
+    return Generator(
+        model,
+        run.variables,
+        builder(vocab, text, image, model.room),
+        functools.partial(load_encoder, run_dir, run),
+        open_retriever,
+        experiment.decode,
+    )
+
+
+def load_encoder(run_dir: epath.PathLike, run: LoadedRun) -> ClipEncoder:
+    """The retrieval encoder that a decoder's run names; `UserError` where it names none, or is not
+    the one whose documents the run was trained with."""
+    path, wanted = run.experiment.retrieval.encoder, encoder_fingerprint(run)
+    if not path:
+        raise UserError(
+            f"{run_dir} names no encoder (retrieval.encoder); ask for no documents and no ranking "
+            "by CLIP."
+        )
+    encoder = clip.load(companion(run_dir, run, path, wanted, _encoder_fingerprint))
+    if wanted:
+        require_same({"encoder": wanted}, {"encoder": encoder.fingerprint}, str(run_dir))
+    return encoder
+
+
+def _learner(run_dir: epath.PathLike, experiment: Experiment) -> DecoderLearner | PartiLearner:
+    """What made the run, without data; `UserError` if it draws nothing."""
+    if experiment.learner not in _KINDS:
+        raise UserError(f"{run_dir} is a run of a {experiment.learner}; give a decoder's.")
+    learner, _ = _KINDS[experiment.learner]
+    return learner(experiment, Vocab(experiment.vocab), {})
+
+
+def _text_fingerprint(path: epath.Path) -> str:
+    return TextTokenizer.load(path).fingerprint
+
+
+def _image_fingerprint(path: epath.Path) -> str:
+    return vqgan.load(path).fingerprint
+
+
+def _encoder_fingerprint(path: epath.Path) -> str:
+    return clip.load(path).fingerprint

@@ -1,0 +1,44 @@
+import numpy as np
+
+from cm3jax import testing
+from cm3jax.generation.prompts import (
+    read_prompt,
+)
+from cm3jax.sequence.document import render
+
+SIZE = testing.experiment().vqgan.image_size
+
+
+def test_documents_come_from_the_live_index(generator):
+    sample = generator.generate("the emblem of zorby on a white flag", retrieve=2)
+    assert len({document.key for document in sample.documents}) == 2
+    scores = [document.score for document in sample.documents]
+    assert scores == sorted(scores, reverse=True)
+    shown = np.concatenate([document.ids for document in sample.documents])
+    assert np.isin(shown, sample.prefix).all()
+    text = generator.retrieve(["the emblem of zorby on a white flag"], k=2)[0]
+    assert [document.id for document in text] == [document.id for document in sample.documents]
+    picture = testing.pictures(1, seed=2)
+    best, second = generator.retrieve(images=picture, k=2)[0]
+    ((other,),) = generator.retrieve(images=picture, k=1, exclude=[[best.id]])
+    assert other.id == second.id != best.id
+    everything = generator.retrieve(["a cat"], picture, k=99)[0]
+    assert len(everything) == 12
+
+
+def test_why_there_are_fewer_documents_is_said(generator):
+    read, lines = [read_prompt("a cat", SIZE)], []
+    assert len(generator.documents_for(read, 99, say=lines.append)[0]) == 12
+    assert lines.pop() == "12 of 99 documents for 'a cat'; the bank has 12"
+    (shown,) = generator.documents_for(read, 2, floor=2.0, say=lines.append)
+    assert shown == []
+    assert lines.pop().startswith("0 of 2 documents for 'a cat'; scores below the floor of 2 were")
+    assert len(generator.documents_for(read, 2, say=lines.append)[0]) == 2
+    assert lines == []
+
+
+def test_hand_picked_documents_come_before_retrieved_ones(generator, vocab):
+    mine = render(testing.documents(1, seed=8)[0], vocab)
+    sample = generator.generate("a red fox", retrieve=1, documents=[mine])
+    assert sample.prefix[1 : 1 + len(mine)].tolist() == mine.tolist()
+    assert sample.documents[1].key.startswith("tiny-")
