@@ -130,7 +130,7 @@ def audit_bank(experiment: Experiment) -> Audited:
     encoder, opened = _open(experiment)
     opened.verify()
     index = open_index(opened, experiment.retrieval.index, experiment.retrieval.milvus)
-    asked = asking(experiment, encoder, "validation")
+    asked = asking(experiment.data, experiment.seed, encoder, "validation")
     if not asked.pairs:
         raise UserError("the source's validation split has no pairs to ask with; mend data.source.")
     fitted = audit.calibrate(asked.text, asked.image, asked.document, asked.subjects)
@@ -215,7 +215,7 @@ def query(experiment: Experiment, prompt: str) -> str:
 def remove(experiment: Experiment, removed: Removed) -> None:
     """Take documents out for good: `launch.prepare` and `merge` leave them out, too."""
     before = len(Bank.open(experiment.data.bank))
-    smaller = remove_documents(experiment, removed)
+    smaller = remove_documents(experiment.data.bank, experiment.retrieval, removed)
     gone = before - len(smaller)
     print(
         f"removed {gone} documents, {len(smaller)} are left; prepare the corpora again. Corpora, "
@@ -226,7 +226,7 @@ def remove(experiment: Experiment, removed: Removed) -> None:
 def merge(experiment: Experiment, paths: list[str]) -> None:
     """Add the documents of other banks; what was taken out of any of them stays out."""
     before = len(Bank.open(experiment.data.bank))
-    larger = merge_banks(experiment, paths)
+    larger = merge_banks(experiment.data.bank, paths)
     print(
         f"{larger.path}: {len(larger)} documents, {len(larger) - before} of them new; build its "
         "index and prepare the corpora again."

@@ -65,13 +65,17 @@ class CaptionImageStream:
 
     def __init__(
         self,
-        experiment: Experiment,
         corpus: Corpus,
+        batch: int,
+        seed: int,
+        text_tokens: int,
         drop: float,
         process_index: int = 0,
         process_count: int = 1,
     ):
-        self.experiment, self.corpus, self.drop = experiment, corpus, drop
+        """`batch` pairs in a global batch, captions of up to `text_tokens` ids."""
+        self.corpus, self.drop = corpus, drop
+        self._batch, self._seed, self._text_tokens = batch, seed, text_tokens
         self._processes = (process_index, process_count)
         self._documents = Documents(corpus.lengths, corpus.ids, corpus.all_ids)
 
@@ -84,7 +88,13 @@ class CaptionImageStream:
         corpus = Corpus.open(f"{experiment.data.corpus}/{split}", experiment.vocab)
         drop = experiment.parti.drop_captions if split == "train" else 0.0
         return CaptionImageStream(
-            experiment, corpus, drop, jax.process_index(), jax.process_count()
+            corpus,
+            experiment.data.batch,
+            experiment.seed,
+            experiment.parti.text_tokens,
+            drop,
+            jax.process_index(),
+            jax.process_count(),
         )
 
     @property
@@ -94,9 +104,8 @@ class CaptionImageStream:
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """This process's rows of the global batches from `position` on, without end."""
-        data, seed = self.experiment.data, self.experiment.seed
         records = {"record": np.arange(len(self.corpus))}
-        stream = RecordStream(records, data.batch, seed, *self._processes)
+        stream = RecordStream(records, self._batch, self._seed, *self._processes)
         for batch in stream.batches(position):
             pairs = self._pairs(batch.data["record"], position.epoch)
             yield dataclasses.replace(batch, data=pairs)
@@ -105,9 +114,8 @@ class CaptionImageStream:
     def _pairs(self, records: Int[np.ndarray, " B"], epoch: int) -> Pairs:
         vocab = self.corpus.vocab
         ids, _ = self._documents.padded(records)
-        pairs = split_documents(ids, vocab, self.experiment.parti.text_tokens)
-        seed = self.experiment.seed
-        word = prng.bits(np, seed, epoch, records, prng.PrngStream.NO_CAPTION, 1)[:, 0]
+        pairs = split_documents(ids, vocab, self._text_tokens)
+        word = prng.bits(np, self._seed, epoch, records, prng.PrngStream.NO_CAPTION, 1)[:, 0]
         dropped = prng.chance(np, word, self.drop)
         bare = np.full_like(pairs.texts[0], Vocab.pad)
         bare[0] = vocab.eos

@@ -1,12 +1,14 @@
 """The CM3 rows of one prepared corpus: planned for all processes, built for those asked for."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from etils import epath
 
-from cm3jax.config import Experiment
+from cm3jax.config import CM3Config, Experiment, VocabConfig
 from cm3jax.data.corpus import Corpus, Documents
 from cm3jax.data.packing import (
     BLOCK,
@@ -31,19 +33,47 @@ _ASKED = {"both": slice(None), "text": slice(0, 1), "image": slice(1, 2)}
 """Where in a record's neighbours the candidates of each kind of query stand."""
 
 
+@dataclasses.dataclass(frozen=True)
+class RowsConfig:
+    """What of an experiment decides the rows of a corpus."""
+
+    rows: Literal["whole", "stream"]
+    """As `data.rows`."""
+    context: int
+    """Tokens of a row."""
+    documents: int
+    """As `retrieval.documents`."""
+    queries: Literal["both", "text", "image"]
+    """As `retrieval.queries`."""
+    cm3: CM3Config
+    seed: int
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> "RowsConfig":
+        """That of an experiment."""
+        return cls(
+            rows=experiment.data.rows,
+            context=experiment.model.context,
+            documents=experiment.retrieval.documents,
+            queries=experiment.retrieval.queries,
+            cm3=experiment.cm3,
+            seed=experiment.seed,
+        )
+
+
 class CorpusRows:
     """A corpus with its bank; the rows of all blocks of all epochs follow one another.
 
     Raises `UserError` for a record that does not fit a row, where rows hold whole samples.
     """
 
-    def __init__(self, experiment: Experiment, corpus: Corpus, bank: Bank | None):
+    def __init__(self, config: RowsConfig, corpus: Corpus, bank: Bank | None):
         """Without a bank no record has documents."""
-        self.experiment = experiment
+        self.config = config
         self.corpus = corpus
         self.bank = bank
         bank_lengths = np.zeros(0, np.int32) if bank is None else bank.lengths
-        asked = _ASKED[experiment.retrieval.queries]
+        asked = _ASKED[config.queries]
         self.table = LengthTable(
             corpus.lengths,
             corpus.neighbours[:, :, asked],
@@ -57,7 +87,7 @@ class CorpusRows:
             lambda row: bank.ids(row),
             lambda: (document.ids for document in (() if bank is None else bank.documents())),
         )
-        self._plan, self._build = _WAYS[experiment.data.rows]
+        self._plan, self._build = _WAYS[config.rows]
         if self._build is not build_rows and corpus.answers is not None:
             raise UserError(
                 f"{corpus.path} has answers to learn, which rows of a stream would cut; use "
@@ -65,33 +95,37 @@ class CorpusRows:
             )
         sizes = corpus.lengths + (0 if corpus.answers is None else 3 * corpus.answers[:, 2])
         longest = int(np.argmax(sizes))
-        if self._build is build_rows and sizes[longest] + 2 > experiment.model.context:
+        if self._build is build_rows and sizes[longest] + 2 > config.context:
             raise UserError(
                 f"record {corpus.document(longest).key!r} of {corpus.path} has "
                 f"{sizes[longest]} tokens and does not fit a row of model.context="
-                f"{experiment.model.context}; raise that, or prepare the corpus again with it."
+                f"{config.context}; raise that, or prepare the corpus again with it."
             )
 
     @staticmethod
     def open(
-        experiment: Experiment, corpus: epath.PathLike, bank: epath.PathLike, kind: str = ""
+        config: RowsConfig,
+        vocab: VocabConfig,
+        corpus: epath.PathLike,
+        bank: epath.PathLike,
+        kind: str = "",
     ) -> "CorpusRows":
         """The rows of the corpus (of one split) at a path, whose neighbours are in that bank.
 
         With a `kind`, of its records of that kind alone. Raises `UserError` when corpus or bank is
         missing or damaged, does not belong to the other, or was made with other vocabulary sizes
-        than the experiment's, and when there is no such record.
+        than `vocab`, and when there is no such record.
         """
-        corpus = Corpus.open(corpus, experiment.vocab)
+        corpus = Corpus.open(corpus, vocab)
         if not corpus.manifest["bank"]:
-            return CorpusRows(experiment, corpus.only(kind) if kind else corpus, None)
+            return CorpusRows(config, corpus.only(kind) if kind else corpus, None)
         bank = Bank.open(bank, vocab_fingerprint=corpus.vocab.fingerprint)
         if bank.fingerprint != corpus.manifest["bank"]:
             raise UserError(
                 f"the neighbours of {corpus.path} point into another bank than {bank.path}; "
                 "run launch.prepare."
             )
-        return CorpusRows(experiment, corpus.only(kind) if kind else corpus, bank)
+        return CorpusRows(config, corpus.only(kind) if kind else corpus, bank)
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -104,11 +138,11 @@ class CorpusRows:
     @functools.cached_property
     def plan(self) -> Callable[[int, int], Plan]:
         """`plan(epoch, block)`: the rows of one block, the same on every process."""
-        e = self.experiment
-        room, documents = e.model.context, e.retrieval.documents
+        config = self.config
+        shown = (config.context, config.documents, config.cm3)
         # Each of a block's batches asks for its plan.
         return functools.lru_cache(maxsize=2)(
-            lambda *at: self._plan(self.table, e.seed, *at, room, documents, e.cm3)
+            lambda *at: self._plan(self.table, config.seed, *at, *shown)
         )
 
     @functools.cached_property
@@ -121,7 +155,7 @@ class CorpusRows:
     def documents_shown(self) -> str:
         """The shares of samples with 0, 1, 2 … documents, from the first block of the first epoch,
         and what did not fit."""
-        plan, context = self.plan(0, 0), self.experiment.model.context
+        plan, context = self.plan(0, 0), self.config.context
         _, samples = np.unique(plan.records, return_index=True)
         counts = (plan.documents[samples] != NONE).sum(1)
         shares = [f"{np.mean(counts == n):.0%} have {n}" for n in range(counts.max() + 1)]
@@ -172,9 +206,9 @@ class CorpusRows:
             np,
             samples,
             plan.places,
-            (plan.rows, self.experiment.model.context),
-            seed=self.experiment.seed,
+            (plan.rows, self.config.context),
+            seed=self.config.seed,
             epoch=plan.epochs,
-            config=self.experiment.cm3,
+            config=self.config.cm3,
             vocab=self.corpus.vocab,
         )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from cm3jax.config import ClipConfig, Experiment
+from cm3jax.config import ClipConfig, DataConfig
 from cm3jax.data.partners import with_partners
 from cm3jax.data.pipeline import (
     HostBatch,
@@ -151,8 +151,12 @@ class CoupleStream:
     Pictures that are not in memory are read a few batches ahead.
     """
 
-    experiment: Experiment
     records: CaptionedRecords
+    data: DataConfig
+    clip: ClipConfig
+    seed: int
+    query_dropout: float
+    """As `retrieval.query_dropout`."""
     process_index: int = 0
     process_count: int = 1
 
@@ -172,8 +176,8 @@ class CoupleStream:
         """Batches of `Couples` from `position` on."""
         stream = RecordStream(
             {"record": np.arange(len(self.records))},
-            self.experiment.data.batch,
-            self.experiment.seed,
+            self.data.batch,
+            self.seed,
             self.process_index,
             self.process_count,
         )
@@ -181,14 +185,14 @@ class CoupleStream:
         if self.records.pictures.held is not None:
             yield from map(self._made, epochs)
         else:
-            yield from ahead(epochs, self._made, self.experiment.data.threads)
+            yield from ahead(epochs, self._made, self.data.threads)
 
     @property
     def notes(self) -> list[str]:
         """How many records have a partner, and how many were left out."""
-        config, notes = self.experiment.clip, [*self.records.source_notes]
-        if config.document_loss:
-            notes.append(_partnered(self.records, config))
+        notes = [*self.records.source_notes]
+        if self.clip.document_loss:
+            notes.append(_partnered(self.records, self.clip))
         return notes
 
     def _made(self, drawn: tuple[HostBatch, int]) -> HostBatch:
@@ -196,16 +200,15 @@ class CoupleStream:
         return dataclasses.replace(batch, data=self._couples(batch.data["record"], epoch))
 
     def _couples(self, records: Int[np.ndarray, " B"], epoch: int) -> Couples:
-        config, every = self.experiment, self.records
-        both = np.stack([records, every.partners(records, config.seed, epoch)], axis=1)
+        every = self.records
+        both = np.stack([records, every.partners(records, self.seed, epoch)], axis=1)
         # One text in four lacks pieces, another one in each epoch.
         views = np.where((records + epoch) % 4 == 0, 1 + epoch, 0)
-        share = config.retrieval.query_dropout
         asking = [every.texts[record] for record in records]
-        asking = drop_pieces(asking, records, views, share, config.seed)
+        asking = drop_pieces(asking, records, views, self.query_dropout, self.seed)
         texts = zip(asking, [every.texts[partner] for partner in both[:, 1]], strict=True)
-        length = text_length(max(map(len, every.texts)), config.clip)
-        rows = text_rows(list(itertools.chain(*texts)), config.clip, length)
+        length = text_length(max(map(len, every.texts)), self.clip)
+        rows = text_rows(list(itertools.chain(*texts)), self.clip, length)
         images = every.pictures.take(both.reshape(-1))
         return Couples(
             records=both.astype(np.int32),

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from cm3jax.config import Experiment
+from cm3jax.config import RetrievalConfig
 from cm3jax.data.tokenize import Tokenised, encoder_parts
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import content_hash
@@ -19,9 +19,9 @@ class Neighbourhood:
     """Finds the candidates of records in a bank: neither held out, nor the record itself, nor
     another document with its picture."""
 
-    def __init__(self, experiment: Experiment, encoder: ClipEncoder, bank: Bank):
+    def __init__(self, config: RetrievalConfig, seed: int, encoder: ClipEncoder, bank: Bank):
         self.bank = bank
-        self._config, self._seed = experiment.retrieval, experiment.seed
+        self._config, self._seed = config, seed
         self._encoder = encoder
         self._rows = np.flatnonzero(~bank.held_out)
         self._index = training_index(bank, self._config)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from cm3jax.config import DataConfig, Experiment
-from cm3jax.data.cm3_rows import CorpusRows
+from cm3jax.data.cm3_rows import CorpusRows, RowsConfig
 from cm3jax.data.corpus import Corpus, mixture_part
 from cm3jax.data.packing import ELSEWHERE, Plan, Position, join_plans
 from cm3jax.errors import UserError
@@ -228,16 +228,17 @@ class CorpusStream:
 
     def __init__(
         self,
-        experiment: Experiment,
+        data: DataConfig,
+        seed: int,
         corpora: Sequence[CorpusRows],
         process_index: int = 0,
         process_count: int = 1,
     ):
         """`corpora` are that of `data.corpus`, or those of `data.mixture` in its order."""
-        self.experiment = experiment
+        self.data, self.seed = data, seed
         self.corpora = corpora
-        self._share = row_slice(experiment.data.batch, process_index, process_count)
-        weights = np.cumsum(row_weights(experiment.data, corpora) if len(corpora) > 1 else [1.0])
+        self._share = row_slice(data.batch, process_index, process_count)
+        weights = np.cumsum(row_weights(data, corpora) if len(corpora) > 1 else [1.0])
         self._thresholds = np.round(weights[:-1] / weights[-1:] * 2**32)
         first = corpora[0].corpus
         for other in (rows.corpus for rows in corpora[1:]):
@@ -264,14 +265,15 @@ class CorpusStream:
             if not kept:
                 return NoRecords()
             data = dataclasses.replace(data, mixture=kept)
-            experiment = dataclasses.replace(experiment, data=data)
         parts = [mixture_part(name) for name, _ in data.mixture]
         homes = [(f"{home}/corpus", f"{home}/bank", kind) for home, kind in parts]
+        config = RowsConfig.of(experiment)
         corpora = [
-            CorpusRows.open(experiment, f"{corpus}/{split}", bank, kind)
+            CorpusRows.open(config, experiment.vocab, f"{corpus}/{split}", bank, kind)
             for corpus, bank, kind in homes or [(data.corpus, data.bank, "")]
         ]
-        return CorpusStream(experiment, corpora, jax.process_index(), jax.process_count())
+        processes = (jax.process_index(), jax.process_count())
+        return CorpusStream(data, experiment.seed, corpora, *processes)
 
     @property
     def vocab(self) -> Vocab:
@@ -291,8 +293,8 @@ class CorpusStream:
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """This process's rows of the global batches from `position` on, without end."""
-        threads = self.experiment.data.threads
-        tokens = self.experiment.model.context * (self._share.stop - self._share.start)
+        threads = self.data.threads
+        tokens = self.corpora[0].config.context * (self._share.stop - self._share.start)
         most = -(-self.tokens_at_once // tokens)
         shares = self._shares(position)
 
@@ -335,8 +337,8 @@ class CorpusStream:
 
     def _choose(self, given: int) -> Int[np.ndarray, " B"]:
         """The corpus of each row of the next batch, after so many rows."""
-        rows = given + np.arange(self.experiment.data.batch)
-        words = prng.bits(np, self.experiment.seed, rows >> 32, rows, prng.PrngStream.MIXTURE, 1)
+        rows = given + np.arange(self.data.batch)
+        words = prng.bits(np, self.seed, rows >> 32, rows, prng.PrngStream.MIXTURE, 1)
         return np.searchsorted(self._thresholds, words[:, 0], side="right")
 
     def _materialise(self, shares: list["_Share"]) -> list[HostBatch]:

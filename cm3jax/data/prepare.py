@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from cm3jax.config import DataConfig, Experiment, identity
+from cm3jax.config import DataConfig, Experiment, RetrievalConfig, identity
 from cm3jax.data.changes import SourceState
 from cm3jax.data.corpus import Corpus
 from cm3jax.data.probe_queries import asking
@@ -27,7 +27,6 @@ from cm3jax.data.shard_jobs import (
     bank_writer,
     corpus_writer,
     marks,
-    room_for,
     state_of,
     writer_of,
 )
@@ -66,33 +65,30 @@ def prepare(
     for name in ("corpus", "bank"):
         if not getattr(experiment.data, name):
             raise UserError(f"data.{name} is empty; say where it goes, e.g. data/NAME/{name}.")
-    with _held(experiment, "bank", *SPLITS):
-        _prepare(experiment, tools, report, engine or InProcess(tools), hourly_price)
+    engine, timings = engine or InProcess(tools), {}
+    jobs = [SplitJob(experiment, split) for split in SPLITS]
+    with _held(SplitJob(experiment, "bank"), *jobs):
+        bank = prepare_bank(experiment, tools, report, engine)
+        for job in [_corpus_job(job, tools, bank) for job in jobs]:
+            if corpus_writer(job).complete:
+                report(f"{job.split}: {corpus_writer(job).path} is complete")
+                continue
+            timings[job.split] = _corpus(job, tools, bank, engine, report)
+        if timings:
+            cores, corpus = os.cpu_count() or 1, experiment.data.corpus
+            for line in summarise(corpus, timings, cores, hourly_price):
+                report(line)
 
 
 @contextlib.contextmanager
-def _held(experiment: Experiment, *splits: str) -> Iterator[None]:
-    """Be the only writer of what is made of these splits; `UserError` where it is another's."""
+def _held(*jobs: SplitJob) -> Iterator[None]:
+    """Be the only writer of what these jobs make; `UserError` where it is another's."""
     with contextlib.ExitStack() as stack:
-        for split in splits:
-            writer = writer_of(SplitJob(experiment, split, ""))
+        for job in jobs:
+            writer = writer_of(job)
             writer.require_ours()
-            stack.enter_context(hold(writer.path, f"preparing {experiment.name}"))
+            stack.enter_context(hold(writer.path, f"preparing {job.experiment.name}"))
         yield
-
-
-def _prepare(
-    experiment: Experiment, tools: Tools, report: Report, engine: Engine, hourly_price: float
-) -> None:
-    bank, timings = prepare_bank(experiment, tools, report, engine), {}
-    for job in _jobs(experiment, tools, bank):
-        if corpus_writer(job).complete:
-            report(f"{job.split}: {corpus_writer(job).path} is complete")
-            continue
-        timings[job.split] = _corpus(job, tools, bank, engine, report)
-    if timings:
-        for line in summarise(experiment.data.corpus, timings, os.cpu_count() or 1, hourly_price):
-            report(line)
 
 
 def is_prepared(experiment: Experiment, tools: Tools) -> bool:
@@ -100,18 +96,17 @@ def is_prepared(experiment: Experiment, tools: Tools) -> bool:
     bank = standing_bank(experiment, tools)
     if bank is None:
         return False
-    return all(corpus_writer(job).complete for job in _jobs(experiment, tools, bank))
+    jobs = (_corpus_job(SplitJob(experiment, split), tools, bank) for split in SPLITS)
+    return all(corpus_writer(job).complete for job in jobs)
 
 
-def _jobs(experiment: Experiment, tools: Tools, bank: Bank) -> list[SplitJob]:
-    """A job per split, which knows what its corpus is to be made from."""
+def _corpus_job(job: SplitJob, tools: Tools, bank: Bank) -> SplitJob:
+    """The job of a corpus with what it is to be made from."""
     # Where the encoder lies, and what of the candidates is shown later, decides nothing here.
     settled = {"encoder": "", "documents": 1, "queries": "both", "milvus": ""}
-    rules = dataclasses.replace(experiment.retrieval, **settled)
-    decides = (tools.vocab(experiment).fingerprint, bank.fingerprint)
-    decides += (repr((room_for(experiment), rules)),)
-    made_from = {split: _made_from(experiment, split, *decides) for split in SPLITS}
-    return [_dated(SplitJob(experiment, split, made)) for split, made in made_from.items()]
+    rules = dataclasses.replace(job.experiment.retrieval, **settled)
+    decides = (job.vocab(tools).fingerprint, bank.fingerprint, repr((job.room, rules)))
+    return _dated(_identified(job, *decides))
 
 
 def _dated(job: SplitJob) -> SplitJob:
@@ -121,13 +116,15 @@ def _dated(job: SplitJob) -> SplitJob:
     return dataclasses.replace(job, states=states)
 
 
-def _made_from(experiment: Experiment, split: str, *decides: str) -> str:
-    """Identifies a split's raw records and what else decides its content."""
+def _identified(job: SplitJob, *decides: str) -> SplitJob:
+    """The job with the mark of its raw records and of what else decides its content."""
+    data, seed = job.experiment.data, job.experiment.seed
     others = ("raw", "corpus", "bank", "mixture", "rows", "batch", "threads")
     defaults = {f.name: f.default for f in dataclasses.fields(DataConfig) if f.name in others}
-    raw = dataclasses.replace(experiment.data, **defaults)
+    raw = dataclasses.replace(data, **defaults)
     # As a tuple of them is printed.
-    return digest(f"({identity(raw)}, {experiment.seed!r}, {split!r})", *decides)
+    made_from = digest(f"({identity(raw)}, {seed!r}, {job.split!r})", *decides)
+    return dataclasses.replace(job, made_from=made_from)
 
 
 def _shards(job: SplitJob, report: Report) -> int:
@@ -154,10 +151,10 @@ def _corpus(job: SplitJob, tools: Tools, bank: Bank, engine: Engine, report: Rep
     _say_why(job, writer.path, report)
     total = _shards(job, report)
     # One that is saved, all workers read.
-    training_index(bank, job.experiment.retrieval, _ask(job.experiment, tools))
+    training_index(bank, job.experiment.retrieval, _ask(job, tools))
     missing = [number for number in range(total) if not writer.has(number)]
     engine.run(job, missing, total, report)
-    vocab = tools.vocab(job.experiment)
+    vocab = job.vocab(tools)
     facts = {
         "split": job.split,
         "source": job.experiment.data.source,
@@ -195,31 +192,32 @@ def prepare_bank(
     Raises `UserError` if the source has no usable record, where another's folder is in the way or
     somebody else is writing the bank, and rather than replace a bank into which others were merged.
     """
-    with _held(experiment, "bank"):
+    job, rules = SplitJob(experiment, "bank"), experiment.retrieval
+    with _held(job):
         sweep_parts(experiment.data.bank)
-        return _prepare_bank(experiment, tools, report, engine or InProcess(tools))
-
-
-def _prepare_bank(experiment: Experiment, tools: Tools, report: Report, engine: Engine) -> Bank:
-    rules, ask = experiment.retrieval, _ask(experiment, tools)
-    if (bank := standing_bank(experiment, tools)) is not None:
-        keep_index(bank, rules, ask)  # a merge or a removal leaves none
+        bank = standing_bank(experiment, tools)
+        if bank is None:
+            return _make_bank(job, tools, report, engine or InProcess(tools))
+        keep_index(bank, rules, _ask(job, tools))  # a merge or a removal leaves none
         if not (bank.path / DUPLICATES).exists():  # killed before, or made by a merge or removal
             save_duplicates(bank, rules)
         report(f"bank: {bank.path} is complete")
         return bank
-    _require_replaceable(experiment.data.bank)
-    fingerprints = (tools.encoder.fingerprint, tools.vocab(experiment).fingerprint)
-    job = _dated(_bank_job(experiment, *fingerprints, Removed()))
-    _say_why(job, epath.Path(experiment.data.bank), report)
+
+
+def _make_bank(job: SplitJob, tools: Tools, report: Report, engine: Engine) -> Bank:
+    data, rules = job.experiment.data, job.experiment.retrieval
+    _require_replaceable(data.bank)
+    job = _dated(_bank_job(job, tools, Removed()))
+    _say_why(job, epath.Path(data.bank), report)
     writer, total = bank_writer(job, tools), _shards(job, report)
     missing = [number for number in range(total) if not writer.has(number)]
     engine.run(job, missing, total, report)
     if not total or not writer.records(total):
-        raise UserError(f"data.source={experiment.data.source} gives no documents for the bank.")
+        raise UserError(f"data.source={data.source} gives no documents for the bank.")
     writer.finish(total)
     bank = Bank.open(writer.path)
-    keep_index(bank, rules, ask)
+    keep_index(bank, rules, _ask(job, tools))
     marked = save_duplicates(bank, rules)
     refused = f", {len(bank.manifest['refused'])} refused" if bank.manifest["refused"] else ""
     report(
@@ -231,8 +229,7 @@ def _prepare_bank(experiment: Experiment, tools: Tools, report: Report, engine: 
 
 def standing_bank(experiment: Experiment, tools: Tools) -> Bank | None:
     """The bank `data.bank` if it is what `prepare` would make, else None."""
-    fingerprints = (tools.encoder.fingerprint, tools.vocab(experiment).fingerprint)
-    path = epath.Path(experiment.data.bank)
+    job, path = SplitJob(experiment, "bank"), epath.Path(experiment.data.bank)
     settle(path, bank_files)
     note = path / "manifest.json"
     if not note.exists():
@@ -240,21 +237,20 @@ def standing_bank(experiment: Experiment, tools: Tools) -> Bank | None:
     manifest = read_json(note, "the memory bank")
     # An earlier version counted what was taken out among what a bank is made from.
     versions = (Removed(), Removed.of(path))
-    jobs = [_bank_job(experiment, *fingerprints, removed) for removed in versions]
+    jobs = [_bank_job(job, tools, removed) for removed in versions]
     if manifest.get("made_from") not in [job.made_from for job in jobs]:
         return None
     # Nor did one look at the state of its source.
     if STATE in manifest and manifest[STATE] != source_state(_dated(jobs[0]).states):
         return None
-    return Bank.open(path, *fingerprints)
+    return Bank.open(path, tools.encoder.fingerprint, job.vocab(tools).fingerprint)
 
 
-def remove_documents(experiment: Experiment, removed: Removed) -> Bank:
-    """Take documents out of the bank `data.bank`, so that no later preparation brings them back.
+def remove_documents(path: str, config: RetrievalConfig, removed: Removed) -> Bank:
+    """Take documents out of the bank at a path, so that no later preparation brings them back.
 
     Raises `UserError` for a key, a source or a licence that is not there.
     """
-    path, config = experiment.data.bank, experiment.retrieval
     with hold(path, "removing documents"):
         bank = Bank.open(path)
         require_there(bank, removed)
@@ -263,20 +259,21 @@ def remove_documents(experiment: Experiment, removed: Removed) -> Bank:
         return remove(bank, removed)
 
 
-def merge_banks(experiment: Experiment, others: list[str]) -> Bank:
-    """Add the documents of other banks to the bank `data.bank`, but for what was taken out of any.
+def merge_banks(path: str, others: list[str]) -> Bank:
+    """Add the documents of other banks to the bank at a path, but for what was taken out of any.
 
     Raises `UserError` for banks of another encoder or vocabulary, and for a key that two different
     documents have.
     """
-    with hold(experiment.data.bank, "merging banks into it"):
-        bank = Bank.open(experiment.data.bank)
+    with hold(path, "merging banks into it"):
+        bank = Bank.open(path)
         banks = [bank, *(Bank.open(path) for path in others)]
         return merge(bank.path, banks, bank.manifest["made_from"])
 
 
-def _ask(experiment: Experiment, tools: Tools) -> Ask:
-    return lambda: asking(experiment, tools.encoder, "train").queries
+def _ask(job: SplitJob, tools: Tools) -> Ask:
+    data, seed = job.experiment.data, job.experiment.seed
+    return lambda: asking(data, seed, tools.encoder, "train").queries
 
 
 def _require_replaceable(path: str) -> None:
@@ -288,7 +285,7 @@ def _require_replaceable(path: str) -> None:
         )
 
 
-def _bank_job(experiment: Experiment, encoder: str, vocab: str, removed: Removed) -> SplitJob:
-    return SplitJob(
-        experiment, "bank", _made_from(experiment, "bank", vocab, encoder, repr(removed))
-    )
+def _bank_job(job: SplitJob, tools: Tools, removed: Removed) -> SplitJob:
+    """The job of a bank with what it is to be made from."""
+    vocab, encoder = job.vocab(tools).fingerprint, tools.encoder.fingerprint
+    return _identified(job, vocab, encoder, repr(removed))

@@ -22,6 +22,7 @@ from cm3jax.emblems.task_cases import NAMES, asked
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
 from cm3jax.io.folders import hold
+from cm3jax.sequence.vocab import Vocab
 from cm3jax.tasks import READERS
 from cm3jax.tasks.example import Answer, TaskDocument, to_document
 from cm3jax.tasks.task import Case, Derived, Filled, Skipped, choose_template
@@ -96,10 +97,10 @@ def prepare_tasks(
 
     Raises `UserError` where a data set is unknown or missing, or has no usable record.
     """
-    maker = _Maker(experiment, text, image)
-    for (name, folder), (home, _) in zip(
-        experiment.data.tasks, experiment.data.mixture, strict=True
-    ):
+    data, seed, vocab = experiment.data, experiment.seed, experiment.vocab
+    vocab = fitting_vocab(vocab, data.image_size, text, image)
+    maker = _Maker(data, seed, experiment.model.context, vocab, text, image)
+    for (name, folder), (home, _) in zip(data.tasks, data.mixture, strict=True):
         for split in SPLITS:
             path = epath.Path(home) / "corpus" / split
             writer = CorpusWriter(path, maker.made_from(name, folder, split))
@@ -108,7 +109,7 @@ def prepare_tasks(
                 if writer.complete:
                     report(f"{name}, {split}: {path} is complete")
                     continue
-                cases = open_cases(name, folder, split, experiment.data, experiment.seed)
+                cases = open_cases(name, folder, split, data, seed)
                 _corpus(name, split, cases, maker, writer, report)
 
 
@@ -128,23 +129,27 @@ def _corpus(
     )
 
 
+@dataclasses.dataclass(frozen=True)
 class _Maker:
     """Turns cases into documents."""
 
-    def __init__(self, experiment: Experiment, text: TextTokenizer, image: ImageTokenizer):
-        self._experiment, self._text, self._image = experiment, text, image
-        self._vocab = fitting_vocab(experiment, text, image)
+    data: DataConfig
+    seed: int
+    context: int
+    vocab: Vocab
+    text: TextTokenizer
+    image: ImageTokenizer
 
     def made_from(self, name: str, folder: str, split: str) -> str:
         """Identifies a split's cases and what else decides its content."""
-        e = self._experiment
-        raw = (name, folder, split, e.data.records, e.data.image_size, e.data.image_first, e.seed)
-        return digest(repr(raw), self._vocab.fingerprint, str(e.model.context))
+        data = self.data
+        raw = (name, folder, split, data.records, data.image_size, data.image_first, self.seed)
+        return digest(repr(raw), self.vocab.fingerprint, str(self.context))
 
     @property
     def facts(self) -> dict:
         """What a manifest says of the vocabulary."""
-        vocab = self._vocab
+        vocab = self.vocab
         return {
             "vocab": dataclasses.asdict(vocab.config),
             "vocab_fingerprint": vocab.fingerprint,
@@ -165,10 +170,10 @@ class _Maker:
             except ValueError as error:
                 refused[case.key] = str(error)
         pictures = [picture for _, _, own in loaded for picture in own]
-        codes = iter(self._image.encode(pictures).tolist() if pictures else ())
+        codes = iter(self.image.encode(pictures).tolist() if pictures else ())
         documents, answers = [], []
         for case, filled, own in loaded:
-            found = to_document(filled, [next(codes) for _ in own], self._text, self._vocab)
+            found = to_document(filled, [next(codes) for _ in own], self.text, self.vocab)
             if reason := self._too_long(found):
                 refused[case.key] = reason
                 continue
@@ -186,8 +191,8 @@ class _Maker:
 
     def _load(self, case: Case) -> tuple[Filled, list[np.ndarray]]:
         """The case in a template, and its pictures; `ValueError` for one that can't be read."""
-        data = self._experiment.data
-        filled = choose_template(case, self._experiment.seed, data.image_first)
+        data = self.data
+        filled = choose_template(case, self.seed, data.image_first)
         pictures = []
         for part in filled.parts:
             match part:
@@ -201,7 +206,7 @@ class _Maker:
 
     def _too_long(self, found: TaskDocument) -> str:
         """Why a document does not fit a row, with its two `<eos>` and room to recall its answer."""
-        room = self._experiment.model.context - 2 - 3 * found.answer.recalled
+        room = self.context - 2 - 3 * found.answer.recalled
         if len(found.ids) <= room:
             return ""
         return f"it has {len(found.ids)} tokens, and a row holds {room}"

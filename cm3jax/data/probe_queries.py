@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from cm3jax.config import Experiment
+from cm3jax.config import DataConfig
 from cm3jax.data.readers.items import BadRecord
 from cm3jax.data.sources import open_source
 from cm3jax.retrieval.clip_encoder import ClipEncoder, fit_picture, text_and_image
@@ -32,10 +32,10 @@ class Asking:
         return {"text": self.text, "picture": self.image, "both": self.document}
 
 
-def asking(experiment: Experiment, encoder: ClipEncoder, split: str) -> Asking:
+def asking(data: DataConfig, seed: int, encoder: ClipEncoder, split: str) -> Asking:
     """The pairs among the first 500 records of a split. An index chooses its effort by those of
     `train` and is judged by those of `validation`."""
-    source = open_source(experiment.data, split, experiment.seed)
+    source = open_source(data, split, seed)
     pairs, subjects = [], []
     for number in range(min(_QUERIES, len(source))):
         try:

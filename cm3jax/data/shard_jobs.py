@@ -20,6 +20,7 @@ from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.retrieval.bank_writer import BankWriter
 from cm3jax.retrieval.removed import Removed
+from cm3jax.sequence.vocab import Vocab
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +30,19 @@ class SplitJob:
     experiment: Experiment
     split: str
     """`bank`, `train` or `validation`."""
-    made_from: str
-    """Identifies all settings that decide the content."""
+    made_from: str = ""
+    """Identifies all settings that decide the content; empty before they are known."""
     states: tuple[str, ...] = ()
     """Marks of the raw records of each shard; none where they are generated."""
+
+    @property
+    def room(self) -> int | None:
+        """Tokens of the row that a record must fit; None where rows are cut from a stream."""
+        return self.experiment.model.context if self.experiment.data.rows == "whole" else None
+
+    def vocab(self, tools: Tools) -> Vocab:
+        """The experiment's vocabulary as the tokenizers fill it; `UserError` if they don't fit."""
+        return tools.vocab(self.experiment.vocab, self.experiment.data.image_size)
 
 
 Work = Callable[[int], int]
@@ -41,7 +51,7 @@ Work = Callable[[int], int]
 
 def bank_writer(job: SplitJob, tools: Tools) -> BankWriter:
     """What writes the job's bank."""
-    fingerprints = (tools.encoder.fingerprint, tools.vocab(job.experiment).fingerprint)
+    fingerprints = (tools.encoder.fingerprint, job.vocab(tools).fingerprint)
     return BankWriter(job.experiment.data.bank, job.made_from, *fingerprints, states=job.states)
 
 
@@ -60,9 +70,9 @@ def writer_of(job: SplitJob) -> BankWriter | CorpusWriter:
 def make_work(job: SplitJob, tools: Tools) -> Work:
     """Open what the job's shards are made from."""
     experiment = job.experiment
-    vocab, size = tools.vocab(experiment), experiment.data.shard
+    vocab, size = job.vocab(tools), experiment.data.shard
     source = open_source(experiment.data, job.split, experiment.seed)
-    room = None if job.split == "bank" else room_for(experiment)
+    room = None if job.split == "bank" else job.room
     save = _bank_saver(job, tools) if job.split == "bank" else _corpus_saver(job, tools)
 
     def work(number: int) -> int:
@@ -104,11 +114,6 @@ def _require_unchanged(
             "again: what is made from unchanged records is kept."
         )
     return state
-
-
-def room_for(experiment: Experiment) -> int | None:
-    """Tokens of the row that a record must fit; None where rows are cut from a stream."""
-    return experiment.model.context if experiment.data.rows == "whole" else None
 
 
 Saver = Callable[[int, TokenisedBatch, SourceState | None], int]
@@ -161,8 +166,8 @@ def _bank_document(item: Tokenised, text: str | None, image: np.ndarray | None) 
 
 def _corpus_saver(job: SplitJob, tools: Tools) -> Saver:
     writer, bank = corpus_writer(job), Bank.open(job.experiment.data.bank)
-    neighbourhood = Neighbourhood(job.experiment, tools.encoder, bank)
-
+    config, seed = job.experiment.retrieval, job.experiment.seed
+    neighbourhood = Neighbourhood(config, seed, tools.encoder, bank)
     removed = Removed.of(job.experiment.data.bank)
 
     def save(number: int, batch: TokenisedBatch, made: SourceState | None) -> int:

@@ -22,7 +22,7 @@ def show_row(rows: CorpusRows, record: int, text: TextTokenizer, epoch: int = 0)
     corpus = rows.corpus
     if not 0 <= record < len(corpus):
         raise UserError(f"there is no record {record}; {corpus.path} has 0 to {len(corpus) - 1}.")
-    order = epoch_order(rows.experiment.seed, epoch, len(corpus))
+    order = epoch_order(rows.config.seed, epoch, len(corpus))
     block = int(np.flatnonzero(order == record)[0]) // BLOCK
     plan = rows.plan(epoch, block)
     held = np.flatnonzero(plan.records == record)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from cm3jax.config import Experiment
+from cm3jax.config import VocabConfig
 from cm3jax.data.readers.items import BadRecord
 from cm3jax.data.sources import RawRecord, Source
 from cm3jax.errors import UserError
@@ -25,17 +25,19 @@ class Tools:
     image: ImageTokenizer
     encoder: ClipEncoder
 
-    def vocab(self, experiment: Experiment) -> Vocab:
-        """`fitting_vocab` of the experiment and these tokenizers."""
-        return fitting_vocab(experiment, self.text, self.image)
+    def vocab(self, sizes: VocabConfig, image_size: int) -> Vocab:
+        """`fitting_vocab` of these tokenizers."""
+        return fitting_vocab(sizes, image_size, self.text, self.image)
 
 
-def fitting_vocab(experiment: Experiment, text: TextTokenizer, image: ImageTokenizer) -> Vocab:
-    """The experiment's vocabulary as filled by its tokenizers; `UserError` if they do not fit it,
-    or its pictures."""
-    sizes, own = experiment.vocab, image.config
+def fitting_vocab(
+    sizes: VocabConfig, image_size: int, text: TextTokenizer, image: ImageTokenizer
+) -> Vocab:
+    """A vocabulary as its tokenizers fill it; `UserError` if they fit neither it nor pictures of
+    `image_size` pixels a side."""
+    own = image.config
     fits = {
-        "data.image_size": (experiment.data.image_size, own.image_size, "pixels a side"),
+        "data.image_size": (image_size, own.image_size, "pixels a side"),
         "vocab.grid": (sizes.grid, own.grid, "codes a side"),
         "vocab.image_codes": (sizes.image_codes, own.codes, "codes to choose from"),
     }

@@ -118,7 +118,16 @@ class CLIPLearner:
         return self._couples(self.records) if split == "train" else self._validation
 
     def _couples(self, records: CaptionedRecords) -> CoupleStream:
-        return CoupleStream(self.experiment, records, jax.process_index(), jax.process_count())
+        own = self.experiment
+        return CoupleStream(
+            records,
+            own.data,
+            own.clip,
+            own.seed,
+            own.retrieval.query_dropout,
+            jax.process_index(),
+            jax.process_count(),
+        )
 
 
 def contrast(

@@ -64,7 +64,8 @@ def test_a_partner_depends_on_its_record_alone(records):
 def _stream(records, batch=4, **options):
     base = experiment()
     config = dataclasses.replace(base, data=dataclasses.replace(base.data, batch=batch))
-    return CoupleStream(config, records, **options)
+    dropout = config.retrieval.query_dropout
+    return CoupleStream(records, config.data, config.clip, config.seed, dropout, **options)
 
 
 def _first(stream, position=None) -> Couples:
@@ -82,7 +83,7 @@ def test_rows_hold_both_documents(records):
 
 def test_some_asking_texts_lack_pieces_and_partners_none(records):
     stream = _stream(records, batch=8)
-    end = stream.experiment.clip.text_vocab - 1
+    end = stream.clip.text_vocab - 1
     lengths = {i: len(text) + 1 for i, text in enumerate(records.texts)}
     shorter = []
     batches = stream.batches(Position())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cm3jax.data import packing
-from cm3jax.data.cm3_rows import CorpusRows
+from cm3jax.data.cm3_rows import CorpusRows, RowsConfig
 from cm3jax.data.corpus import Corpus
 from cm3jax.data.packing import pack_rows
 from cm3jax.data.pipeline import (
@@ -59,8 +59,12 @@ def blocks(rows, epoch):
     return [rows.plan(epoch, block) for block in range(5)]
 
 
+def rows_of(config, corpus, bank):
+    return CorpusRows(RowsConfig.of(config), corpus, bank)
+
+
 def stream_of(config, corpus, bank, *process):
-    return CorpusStream(config, [CorpusRows(config, corpus, bank)], *process)
+    return CorpusStream(config.data, config.seed, [rows_of(config, corpus, bank)], *process)
 
 
 def with_rows(config, kind):
@@ -80,7 +84,7 @@ def sample(rows, plan, number):
 
 def test_rows_hold_whole_samples_of_their_records(prepared):
     config, corpus, bank = prepared
-    rows = CorpusRows(config, corpus, bank)
+    rows = rows_of(config, corpus, bank)
     plan = rows.plan(0, 1)
     batch = rows.build(plan)
     shown = 0
@@ -103,7 +107,7 @@ def test_rows_hold_whole_samples_of_their_records(prepared):
 def test_documents_are_those_of_the_queries_asked_for(prepared, queries, places):
     config, corpus, bank = prepared
     retrieval = dataclasses.replace(config.retrieval, queries=queries, documents=2)
-    plan = CorpusRows(dataclasses.replace(config, retrieval=retrieval), corpus, bank).plan(0, 1)
+    plan = rows_of(dataclasses.replace(config, retrieval=retrieval), corpus, bank).plan(0, 1)
     seen = set()
     for record, shown in zip(plan.records, plan.documents, strict=True):
         stored = corpus.neighbours[record]
@@ -118,7 +122,7 @@ def test_wrong_documents_are_other_records_own_and_any_order_may_be(prepared):
 
     def shown(**changes):
         cm3 = dataclasses.replace(config.cm3, no_documents=0.0, **changes)
-        rows = CorpusRows(dataclasses.replace(config, cm3=cm3), corpus, bank)
+        rows = rows_of(dataclasses.replace(config, cm3=cm3), corpus, bank)
         plans = blocks(rows, 0)
         return {
             int(record): documents.tolist()
@@ -158,7 +162,7 @@ def unrotated(ids):
 def test_stream_rows_are_the_samples_one_after_another(prepared):
     """Every token of a block's samples stands in one row, in order; rows are full."""
     config, corpus, bank = prepared
-    rows = CorpusRows(with_rows(config, "stream"), corpus, bank)
+    rows = rows_of(with_rows(config, "stream"), corpus, bank)
     plan = rows.plan(0, 1)
     batch = rows.build(plan)
     first = {}
@@ -192,7 +196,7 @@ def test_stream_rows_are_the_samples_one_after_another(prepared):
 @KINDS
 def test_an_epoch_holds_every_record_once_in_another_order(prepared, kind):
     config, corpus, bank = prepared
-    rows = CorpusRows(with_rows(config, kind), corpus, bank)
+    rows = rows_of(with_rows(config, kind), corpus, bank)
     plans = [blocks(rows, epoch) for epoch in (0, 1)]
     begun = [
         np.concatenate([plan.records[plan.places.offsets >= 0] for plan in epoch])
@@ -207,8 +211,8 @@ def test_an_epoch_holds_every_record_once_in_another_order(prepared, kind):
 def test_batches_go_through_epochs_without_loss_or_repetition(prepared, kind):
     config, corpus, bank = prepared
     config = with_rows(config, kind)
-    corpus_rows = CorpusRows(config, corpus, bank)
-    stream = CorpusStream(config, [corpus_rows])
+    corpus_rows = rows_of(config, corpus, bank)
+    stream = CorpusStream(config.data, config.seed, [corpus_rows])
     rows = [sum(plan.rows for plan in blocks(corpus_rows, epoch)) for epoch in (0, 1)]
     assert rows[0] % 8, "the test wants a batch that reaches into the next epoch"
     batches = take(stream, sum(rows) // 8)
@@ -250,7 +254,7 @@ def test_no_thread_is_left_behind(prepared):
 def test_documents_are_dropped_where_whole_samples_do_not_fit(prepared):
     config, corpus, bank = prepared
     short = dataclasses.replace(config, model=dataclasses.replace(config.model, context=30))
-    rows = CorpusRows(short, corpus, bank)
+    rows = rows_of(short, corpus, bank)
     plan = rows.plan(0, 0)
     assert plan.dropped > 0
     assert (rows.build(plan).tokens == VOCAB.eos).sum() == 2 * len(plan.records)
@@ -260,8 +264,8 @@ def test_a_record_longer_than_a_row_is_named_or_cut(prepared):
     config, corpus, bank = prepared
     tiny = dataclasses.replace(config, model=dataclasses.replace(config.model, context=16))
     with pytest.raises(UserError, match=r"record 'record-\d+' .* does not fit a row"):
-        CorpusRows(tiny, corpus, bank)
-    rows = CorpusRows(with_rows(tiny, "stream"), corpus, bank)
+        rows_of(tiny, corpus, bank)
+    rows = rows_of(with_rows(tiny, "stream"), corpus, bank)
     plan = rows.plan(0, 0)
     assert rows.build(plan).tokens.shape == (plan.rows, 16)
     assert np.bincount(plan.records).max() > 2
@@ -313,7 +317,9 @@ def mixture(tmp_path_factory):
 
 
 def opened(config, *process):
-    return CorpusStream(config, CorpusStream.open(config, "train").corpora, *process)
+    return CorpusStream(
+        config.data, config.seed, CorpusStream.open(config, "train").corpora, *process
+    )
 
 
 def records_of(stream, position, count):
@@ -375,9 +381,9 @@ def test_a_mixture_wants_one_vocabulary_and_positive_weights(mixture, tmp_path):
         take(stream, 1, Position(row=8, parts=(START, START)))
     manifest = stream.corpora[1].corpus.manifest
     other = Corpus(stream.corpora[1].corpus.path, manifest | {"text_fingerprint": "other"})
-    strange = CorpusRows(mixture, other, stream.corpora[1].bank)
+    strange = rows_of(mixture, other, stream.corpora[1].bank)
     with pytest.raises(UserError, match="another vocabulary or other tokenizers"):
-        CorpusStream(mixture, [stream.corpora[0], strange])
+        CorpusStream(mixture.data, mixture.seed, [stream.corpora[0], strange])
 
 
 @pytest.mark.parametrize(

@@ -170,9 +170,9 @@ def test_a_removed_document_stays_out(chain, folder, tmp_path):
     before = prepare_bank(config, chain, lambda line: None)
     gone = [before.meta(row).key for row in (3, 11)]
     with pytest.raises(UserError, match="no document 'fox'; nothing was removed"):
-        remove_documents(config, Removed(keys=("fox",)))
+        remove_documents(config.data.bank, config.retrieval, Removed(keys=("fox",)))
     for key in gone:
-        smaller = remove_documents(config, Removed(keys=(key,)))
+        smaller = remove_documents(config.data.bank, config.retrieval, Removed(keys=(key,)))
     lines = []
     prepare(config, chain, lines.append)
     assert lines[0].endswith("is complete"), "the smaller bank is the one that was wanted"
@@ -195,7 +195,7 @@ def test_a_removal_that_was_interrupted_is_completed(chain, folder, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(bank_module, "rewrite", stop)
         with pytest.raises(KeyboardInterrupt):
-            remove_documents(config, Removed(keys=(key,)))
+            remove_documents(config.data.bank, config.retrieval, Removed(keys=(key,)))
     assert not is_prepared(config, chain)
     lines = []
     bank = prepare_bank(config, chain, lines.append)
@@ -236,7 +236,9 @@ def test_a_stranger_s_files_survive_whatever_is_prepared(chain, folder, tmp_path
     files = canaries(tmp_path, tmp_path / "bank", tmp_path / "corpus", train, train / "sub")
     prepare(config, chain, lambda line: None)
     prepare(experiment(folder, tmp_path, records=30), chain, lambda line: None)
-    remove_documents(config, Removed(keys=(Bank.open(config.data.bank).meta(0).key,)))
+    remove_documents(
+        config.data.bank, config.retrieval, Removed(keys=(Bank.open(config.data.bank).meta(0).key,))
+    )
     assert {file.read_text() for file in files} == {"words"}
     assert not [path for path in tmp_path.rglob(".*") if path.is_dir()], "nothing hidden is left"
 

@@ -19,7 +19,7 @@ from cm3jax.config import (
     TokenizersConfig,
     TrainConfig,
 )
-from cm3jax.data.cm3_rows import CorpusRows
+from cm3jax.data.cm3_rows import CorpusRows, RowsConfig
 from cm3jax.data.corpus import CorpusDocument, CorpusWriter, Shard
 from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
@@ -102,7 +102,12 @@ def prepared(home):
         "bank": bank.fingerprint,
     }
     writer.finish(1, facts)
-    rows = CorpusRows.open(experiment(home), home / "corpus/train", home / "bank")
+    rows = CorpusRows.open(
+        RowsConfig.of(experiment(home)),
+        experiment(home).vocab,
+        home / "corpus/train",
+        home / "bank",
+    )
     return rows.build(rows.plan(0, 0))
 
 

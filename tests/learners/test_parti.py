@@ -127,7 +127,8 @@ def test_captions_are_dropped_by_seed_epoch_and_record_in_training_alone(path):
     assert not (epochs(CaptionImageStream.open(config, "validation"), 4) == bare).all(1).any()
     whole = next(CaptionImageStream.open(config, "train").batches(Position())).data
     corpus = CaptionImageStream.open(config, "train").corpus
-    halves = [CaptionImageStream(config, corpus, 0.25, i, 2).batches(Position()) for i in range(2)]
+    sizes = (config.data.batch, config.seed, config.parti.text_tokens)
+    halves = [CaptionImageStream(corpus, *sizes, 0.25, i, 2).batches(Position()) for i in range(2)]
     shares = [next(half).data for half in halves]
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *shares)
     jax.tree.map(np.testing.assert_array_equal, joined, whole)

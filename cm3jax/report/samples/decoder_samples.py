@@ -121,7 +121,7 @@ def _prompts(rows: CorpusRows, text: TextTokenizer, count: int) -> list[_Prompt]
             break
         ids = rows.corpus.ids(record)
         pair = parse(ids, vocab)
-        room = rows.experiment.model.context - len(ids) - 1  # `<eos>` stands in front
+        room = rows.config.context - len(ids) - 1  # `<eos>` stands in front
         if tuple(map(type, pair)) != (Text, Image) or room < 0:
             continue
         caption = text.decode(pair[0].pieces)

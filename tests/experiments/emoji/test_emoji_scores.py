@@ -43,7 +43,7 @@ def run(tmp_path_factory):
     )
     text, image = testing.text_tokenizer(), testing.image_tokenizer()
     tools = Tools(text, image, clip_learner.load(root / "clip"))
-    vocab = tools.vocab(config)
+    vocab = tools.vocab(config.vocab, config.data.image_size)
     decoder = testing.decoder_variables(Decoder(config.model, vocab.size))
     prints = {"text": text.fingerprint, "vocab": vocab.fingerprint, "image": image.fingerprint}
     write_run(LoadedRun(config, decoder, 0, prints), root / "emoji")

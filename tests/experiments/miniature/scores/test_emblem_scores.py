@@ -71,7 +71,7 @@ def chain(tmp_path_factory):
     write("vqgan", "vqgan", image_variables)
     write("clip", "clip", encoder_variables, text=text.fingerprint)
     tools = Tools(text, image, clip_learner.load(root / "clip"))
-    vocab = tools.vocab(small)
+    vocab = tools.vocab(small.vocab, small.data.image_size)
     decoder = testing.decoder_variables(Decoder(small.model, vocab.size))
     write("decoder", "decoder", decoder, vocab=vocab.fingerprint)
 
