@@ -93,7 +93,7 @@ def compiled_bytes(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[int
 
     Compiles for the devices of `mesh`. Temporaries include the gradients.
     """
-    require_attention(experiment, mesh)
+    require_attention(experiment.model, mesh)
     with jax.set_mesh(mesh):
         layout, batch = lay_out(experiment, mesh), abstract_batch(experiment, mesh)
         step = make_train_step(planned(experiment), layout)

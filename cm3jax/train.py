@@ -106,8 +106,10 @@ def train(
     """
     experiment = learner.experiment
     mesh = partition.make_mesh(experiment.mesh)
-    require_divisible(experiment, partition.batch_shards(mesh))
-    require_attention(experiment, mesh)
+    parts, shards = experiment.optim.accumulate, partition.batch_shards(mesh)
+    require_divisible(experiment.data.batch, parts, shards)
+    if experiment.learner in ("decoder", "parti"):
+        require_attention(experiment.model, mesh)
     require_run_folder(experiment.run_dir)
     with (
         hold(experiment.run_dir, f"training {experiment.name}"),
@@ -123,7 +125,8 @@ def train(
         begin = start_state(experiment, prints, data, layout, checkpoints, resume_with_changes)
         progress.say(f"{experiment.name}: {begin.source}")
         if int(begin.state.step) >= experiment.train.steps:
-            _report_again(experiment, illustrate, begin.state)
+            pictures = experiment.train.validate_every > 0
+            _report_again(experiment.run_dir, illustrate, begin.state, pictures)
             return begin.state
         if mesh.size > 1:
             progress.say(layout.table)
@@ -201,17 +204,17 @@ def _key(seed: int, *numbers: Any) -> Key[Array, ""]:
     return key
 
 
-def _report_again(experiment: Experiment, illustrate: Illustrator, state: TrainState) -> None:
+def _report_again(run_dir: str, illustrate: Illustrator, state: TrainState, pictures: bool) -> None:
     """Report a finished run that was killed before it did."""
     step, written = int(state.step), ""
-    if jax.process_index() == 0 and is_reported(experiment.run_dir, step):
+    if jax.process_index() == 0 and is_reported(run_dir, step):
         written = "yes"
     if not distributed.from_first(written):
-        _draw(experiment, illustrate, state, step, experiment.train.validate_every > 0)
+        _draw(run_dir, illustrate, state, step, pictures)
 
 
 def _draw(
-    experiment: Experiment, illustrate: Illustrator, state: TrainState, step: int, pictures: bool
+    run_dir: str, illustrate: Illustrator, state: TrainState, step: int, pictures: bool
 ) -> None:
     """Write the run's report: after a validation with pictures, else with the curves only."""
     drawn: Sequence[Illustration] = ()
@@ -219,7 +222,7 @@ def _draw(
         with partition.no_mesh():
             drawn = illustrate(state)
     if jax.process_index() == 0:
-        draw_report(experiment.run_dir, step, drawn)
+        draw_report(run_dir, step, drawn)
 
 
 class _Run:
@@ -283,7 +286,8 @@ class _Run:
             if saves:
                 self._save()
             if validates or self._step == steps:
-                _draw(self._experiment, self._illustrate, self._state, self._step, validates)
+                run_dir = self._experiment.run_dir
+                _draw(run_dir, self._illustrate, self._state, self._step, validates)
             if logs or saves or self._step == self._resumed_from + 1:
                 self._clock.mark(self._step)
             if stopping:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from cm3jax.config import DecoderConfig, Experiment
+from cm3jax.config import DecoderConfig
 from cm3jax.errors import UserError
 from cm3jax.interop import fields
 from cm3jax.io.experiment_json import build
@@ -116,13 +116,12 @@ class Foreign:
 
 
 def write_config(
-    experiment: Experiment, known: dict[str, Any], vq: dict[str, Any]
+    model: DecoderConfig, vocab: Vocab, known: dict[str, Any], vq: dict[str, Any]
 ) -> dict[str, Any]:
     """The config.json of an export: what was imported, and what our config says of the network.
 
     `known` is the imported config, `vq` the part of the image tokenizer.
     """
-    model, vocab = experiment.model, Vocab(experiment.vocab)
     ours = {
         "architectures": ["ChameleonForConditionalGeneration"],
         "model_type": "chameleon",

@@ -259,7 +259,9 @@ def export(run_dir: epath.PathLike, out: Path) -> int:
             outputs |= exported(place, _leaf(arrays, place.path), types)
     with folders.new_folder(out) as folder:
         folders.write_tensors(folder, outputs)
-        write_json(folder / "config.json", write_config(experiment, notes["config"], vq_config))
+        vocab = Vocab(experiment.vocab)
+        config = write_config(experiment.model, vocab, notes["config"], vq_config)
+        write_json(folder / "config.json", config)
         write_json(
             folder / processors.FILE, processors.chameleon(images.experiment.vqgan.image_size)
         )

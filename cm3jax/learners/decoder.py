@@ -46,7 +46,7 @@ class DecoderLearner:
     @property
     def work(self) -> StepCost:
         """The cost of one global batch."""
-        return decoder_work(self.experiment, self.vocab.size)
+        return decoder_work(self.experiment.model, self.experiment.data.batch, self.vocab.size)
 
     def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:
         """The decoder's parameters, boxed with their logical axes."""
@@ -85,10 +85,10 @@ class DecoderLearner:
         return self.streams[split]
 
 
-def decoder_work(experiment: Experiment, vocab_size: int) -> StepCost:
+def decoder_work(config: DecoderConfig, rows: int, vocab_size: int) -> StepCost:
     """Tokens and operations of one global batch of full rows."""
-    tokens = experiment.data.batch * experiment.model.context
-    return StepCost(tokens, tokens * flops_per_token(experiment.model, vocab_size))
+    tokens = rows * config.context
+    return StepCost(tokens, tokens * flops_per_token(config, vocab_size))
 
 
 def flops_per_token(config: DecoderConfig, vocab_size: int) -> float:

@@ -1,5 +1,8 @@
 """Training the text tokenizer: one pass over the captions, no steps and no checkpoints."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from etils import epath
 
 from cm3jax.config import Experiment
@@ -22,7 +25,10 @@ def train_text_tokenizer(experiment: Experiment) -> None:
     """
     path = epath.Path(experiment.run_dir) / MODEL_FILE
     if path.exists():
-        _require_same_options(experiment)
+        config = path.parent / "config.json"
+        if config.exists():  # exported tokenizers have none
+            changes = differences(read_experiment(config), experiment)
+            _require_same_options(experiment.run_dir, changes)
         tokenizer = TextTokenizer.load(experiment.run_dir)
         print(f"{experiment.name}: finished already, {path} has {tokenizer.pieces} pieces.")
         return
@@ -37,14 +43,10 @@ def train_text_tokenizer(experiment: Experiment) -> None:
     print(f"{experiment.name}: learnt {tokenizer.pieces} pieces from {len(source)} records.")
 
 
-def _require_same_options(experiment: Experiment) -> None:
-    """What is there must be what is asked for, as far as its `config.json` says."""
-    config = epath.Path(experiment.run_dir) / "config.json"
-    if not config.exists():
-        return
-    changes = differences(read_experiment(config), experiment)
-    if decisive := decisive_changes(experiment.learner, changes, {}, {}):
+def _require_same_options(run_dir: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
+    """What is there must be what is asked for."""
+    if decisive := decisive_changes("text_tokenizer", changes, {}, {}):
         raise UserError(
-            f"{experiment.run_dir} holds a text tokenizer that was made with other options: "
+            f"{run_dir} holds a text tokenizer that was made with other options: "
             f"{describe(decisive)}; give those again, or another --workdir."
         )

@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax import checkpoint, partition
-from cm3jax.config import Experiment
+from cm3jax.config import Experiment, VQGANLossConfig
 from cm3jax.data.pipeline import Equipped, RecordStream
 from cm3jax.data.sources import MaskedSource, RawRecord, Source, open_source
 from cm3jax.data.usable import usable
@@ -66,7 +66,9 @@ class VQGANLearner:
         self.adversary = discriminator.Discriminator(
             config.discriminator_channels, config.discriminator_layers
         )
-        self._lpips = _lpips_weights(experiment) if config.perceptual else None
+        self._lpips = None
+        if config.perceptual:
+            self._lpips = _lpips_weights(config, experiment.vqgan.image_size, experiment.seed)
 
     @functools.cached_property
     def fingerprints(self) -> Mapping[str, str]:
@@ -279,21 +281,20 @@ class VQGANLearner:
         return lambda index: (source[index], source.masks(index))
 
 
-def _lpips_weights(experiment: Experiment) -> Any:
-    config = experiment.vqgan_loss
+def _lpips_weights(config: VQGANLossConfig, image_size: int, seed: int) -> Any:
     if not config.lpips:
         raise UserError(
             f"vqgan_loss.perceptual={config.perceptual} needs weights: give vqgan_loss.lpips a "
             "file of LPIPS weights, or `random` for untrained features, or set perceptual to 0."
         )
-    if experiment.vqgan.image_size < lpips.SMALLEST:
+    if image_size < lpips.SMALLEST:
         raise UserError(
             f"vqgan_loss.perceptual={config.perceptual} looks at pictures of {lpips.SMALLEST} "
-            f"pixels a side or more, not vqgan.image_size={experiment.vqgan.image_size}; set it "
+            f"pixels a side or more, not vqgan.image_size={image_size}; set it "
             "to 0."
         )
     if config.lpips == "random":
-        return lpips.random_weights(experiment.seed)
+        return lpips.random_weights(seed)
     return lpips.load_lpips(config.lpips)
 
 

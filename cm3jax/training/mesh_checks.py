@@ -1,14 +1,14 @@
-"""What an experiment asks of its mesh: equal shares of the batch and of attention's heads."""
+"""What a batch and a model ask of a mesh: equal shares of rows and of attention's heads."""
 
 import jax
 
-from cm3jax.config import Experiment
+from cm3jax.config import DecoderConfig
 from cm3jax.errors import UserError
 
 
-def require_divisible(experiment: Experiment, shards: int) -> None:
-    """Refuse a batch that cannot be cut into equal shares of equal parts."""
-    batch, parts = experiment.data.batch, experiment.optim.accumulate
+def require_divisible(batch: int, parts: int, shards: int) -> None:
+    """Refuse a global batch that cannot be cut into `shards` equal shares, each of `parts` equal
+    parts to accumulate."""
     if batch % (shards * parts):
         raise UserError(
             f"data.batch={batch} cannot be cut into {shards} equal shares"
@@ -17,11 +17,10 @@ def require_divisible(experiment: Experiment, shards: int) -> None:
         )
 
 
-def require_attention(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+def require_attention(model: DecoderConfig, mesh: jax.sharding.Mesh) -> None:
     """Refuse a kernel in `model.attention` that is not for the mesh's devices, or whose heads these
     cannot share equally."""
-    model, tensor = experiment.model, mesh.shape["tensor"]
-    if model.attention == "xla" or experiment.learner not in ("decoder", "parti"):
+    if model.attention == "xla":
         return
     # CPUs interpret splash attention, so that it can be tried without a TPU.
     known = {"cudnn": ("gpu",), "splash": ("tpu", "cpu")}[model.attention]
@@ -31,6 +30,7 @@ def require_attention(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
             f"model.attention={model.attention} is for a {known[0]}, but jax found {platform} "
             "alone; use model.attention=xla."
         )
+    tensor = mesh.shape["tensor"]
     if model.groups % tensor:
         raise UserError(
             f"model.attention={model.attention} cannot share {model.groups} heads of keys and "

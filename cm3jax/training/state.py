@@ -107,7 +107,7 @@ def plan_layout(
     `optim.trained` freezes everything.
     """
     boxed = jax.eval_shape(init, jax.random.key(0))
-    rows = _trained_rows(experiment)
+    rows = _trained_rows(experiment.optim.trained_ids, Vocab(experiment.vocab))
     which = trained(experiment.trained, rows, boxed["params"])
     if not any(jax.tree.leaves(which)):
         raise UserError(
@@ -148,14 +148,13 @@ def plan_layout(
     )
 
 
-def _trained_rows(experiment: Experiment) -> slice:
-    """The ids of `optim.trained_ids`."""
-    vocab = Vocab(experiment.vocab)
+def _trained_rows(which: str, vocab: Vocab) -> slice:
+    """The ids that `optim.trained_ids` names."""
     return {
         "all": slice(None),
         "image": slice(vocab.first_image, vocab.first_text),
         "text": slice(vocab.first_text, None),
-    }[experiment.optim.trained_ids]
+    }[which]
 
 
 def _like_params(opt_state: Any, params: Any, otherwise: Any) -> Any:

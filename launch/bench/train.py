@@ -139,7 +139,7 @@ def _tokens(learner: DecoderLearner) -> np.ndarray:
 
 def _ours(learner: DecoderLearner, weights: Any, tokens: np.ndarray, steps: int) -> Side:
     mesh = partition.make_mesh(learner.experiment.mesh)
-    require_attention(learner.experiment, mesh)
+    require_attention(learner.experiment.model, mesh)
     losses: list[float] = []
     with jax.set_mesh(mesh):
         layout = plan_layout(learner.init, learner.experiment, mesh)
