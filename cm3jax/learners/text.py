@@ -26,7 +26,7 @@ def train_text_tokenizer(experiment: Experiment) -> None:
     path = epath.Path(experiment.run_dir) / MODEL_FILE
     if path.exists():
         config = path.parent / "config.json"
-        if config.exists():  # exported tokenizers have none
+        if config.exists():  # a model that was copied here has none
             changes = differences(read_experiment(config), experiment)
             _require_same_options(experiment.run_dir, changes)
         tokenizer = TextTokenizer.load(experiment.run_dir)
