@@ -24,6 +24,7 @@ a checkout.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,10 +57,11 @@ _HOMES = {
 }
 
 
-def load(run_dir: str, bank: str = "") -> "Generator":
+def load(run_dir: str | os.PathLike, bank: str | os.PathLike = "") -> "Generator":
     """The generator of a trained decoder: `cm3jax.load(run).generate("…", retrieve=2).image`.
 
-    `run_dir` is a run directory (its newest sound checkpoint is read) or exported weights. The
+    `run_dir` is a run directory (its newest sound checkpoint is read), exported weights, or
+    `hf:OWNER/NAME`, a run on the hub that `launch.convert export RUN --push` uploaded. The
     tokenizers and the retrieval encoder are those that the run was trained with, found beside it;
     `bank` is the memory bank to retrieve from, by default the run's own. The encoder and the bank
     are opened when documents are first asked for. Compiled programs are kept for the next process,

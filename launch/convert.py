@@ -1,28 +1,35 @@
-"""Convert weights: import Chameleon's, VQGANs', CLIP's and Inception's, export ours as Chameleon's.
+"""Convert weights: import Chameleon's, VQGANs', CLIP's and Inception's, export or upload ours.
 
     python -m launch.convert chameleon FOLDER --out chameleon --vqgan vqgan.ckpt --config vqgan.yaml
     python -m launch.convert vqgan vqgan.ckpt --config vqgan.yaml --out vqgan
     python -m launch.convert clip openai/clip-vit-base-patch32 --out clip
     python -m launch.convert inception pt_inception-2015-12-05-6726825d.pth --out fid.safetensors
     python -m launch.convert export chameleon --out FOLDER
+    python -m launch.convert export RUN --push OWNER/NAME --scores scores.json
 
 What is imported becomes an exported run, which every command that takes a run reads; Inception
 becomes the file that `launch.evaluate` reads without torch. A folder may be the hub's id of one.
+`--push` uploads a run with its tokenizers, its encoder and a card: then `hf:OWNER/NAME` names it.
 A key of a foreign config that this project neither reads nor knows to be harmless is refused by its
 name. Parameters are float32 here; a Chameleon computes in its folder's type, float16 in float32.
 Weights carry licences of their own: Chameleon's is for research without commerce.
 """
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from cm3jax.errors import UserError
 from cm3jax.evaluate import inception_weights
-from cm3jax.interop import folders, hf_chameleon, hf_clip, taming_vqgan
+from cm3jax.evaluate.protocol import read_scores, scores_to_json
+from cm3jax.interop import folders, hf_chameleon, hf_clip, hub, taming_vqgan
 from cm3jax.interop.layout import Key
+from cm3jax.io.files import write_atomic, write_json
+from cm3jax.report.model_card import model_card
 from launch.cli import parse
 from launch.env import main
 
@@ -77,16 +84,24 @@ class Inception:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Export a decoder of Chameleon's architecture as a folder of transformers.
+    """Export a decoder of Chameleon's architecture as a folder of transformers, or upload a run.
 
-    An imported text tokenizer goes back as tokenizer.json; one that was trained here is written as
-    SentencePiece's text.model, which transformers does not look for.
+    `--push` uploads any decoder's run with its tokenizers, its encoder and a model card, for
+    `cm3jax.load("hf:OWNER/NAME")`. In a folder of transformers, an imported text tokenizer goes
+    back as tokenizer.json; one that was trained here is written as SentencePiece's text.model,
+    which transformers does not look for.
     """
 
     run: tyro.conf.Positional[str]
     """Run directory of the decoder, or exported or imported weights."""
-    out: str
-    """The new folder."""
+    out: str = ""
+    """The new folder of transformers."""
+    push: str = ""
+    """The repository on the hub to upload the run to, OWNER/NAME; it is made if need be."""
+    private: bool = False
+    """Make a new repository for its owner's eyes only."""
+    scores: tuple[str, ...] = ()
+    """Files that launch.evaluate wrote, for the model card."""
 
 
 Options = (
@@ -101,11 +116,11 @@ Options = (
 def run(argv: list[str]) -> None:
     """Convert, and say what became of the weights."""
     options = parse(Options, argv, "Import and export weights.")
+    if isinstance(options, Export):
+        print(export(options))
+        return
     out = Path(options.out)
     match options:
-        case Export():
-            print(f"{hf_chameleon.export(options.run, out)} tensors in {out}")
-            return
         case Chameleon():
             source = folders.find(options.source)
             decoder = Path(options.vqgan) if options.vqgan else None
@@ -120,6 +135,33 @@ def run(argv: list[str]) -> None:
         case Inception():
             report = inception_weights.convert_inception(Path(options.source), out)
     print(summary(report, out))
+
+
+def export(options: Export) -> str:
+    """Write the folder or upload the run; returns what came of it."""
+    if bool(options.out) == bool(options.push):
+        raise UserError(
+            "give either --out FOLDER, for a folder of transformers, or --push OWNER/NAME, to "
+            "upload the run to the hub."
+        )
+    if options.push:
+        return f'uploaded to {push(options)}; cm3jax.load("hf:{options.push}") reads it'
+    if options.scores or options.private:
+        raise UserError("--scores and --private belong to --push; leave them out.")
+    return f"{hf_chameleon.export(options.run, Path(options.out))} tensors in {options.out}"
+
+
+def push(options: Export) -> str:
+    """Upload a run with its card and its scores; returns the address."""
+    hub.require_repository(options.push)
+    scores = {name: one for path in options.scores for name, one in read_scores(path).items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        run = hub.write_whole_run(options.run, folder)
+        write_atomic(folder / "README.md", model_card(run, options.push, scores))
+        if scores:
+            write_json(folder / "scores.json", scores_to_json(scores))
+        return hub.upload(folder, options.push, options.private)
 
 
 def summary(report: Sequence[Key], out: Path) -> str:

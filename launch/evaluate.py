@@ -22,7 +22,6 @@ import resource
 from etils import epath
 
 from cm3jax.checkpoint import load_run
-from cm3jax.errors import UserError
 from cm3jax.evaluate.answers import score_caption_file, score_vqa_file
 from cm3jax.evaluate.cases_page import cases_page, score_table
 from cm3jax.evaluate.coco import read_captions
@@ -32,10 +31,10 @@ from cm3jax.evaluate.comparison import compare
 from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.inception_weights import load_inception
 from cm3jax.evaluate.perplexity import evaluate_perplexity
-from cm3jax.evaluate.protocol import Score, scores_from_json, scores_to_json
+from cm3jax.evaluate.protocol import Score, read_scores, scores_to_json
 from cm3jax.evaluate.reconstruction import evaluate_reconstruction
 from cm3jax.generation.loading import load_encoder
-from cm3jax.io.files import read_json, write_atomic, write_json
+from cm3jax.io.files import write_atomic, write_json
 from cm3jax.learners import clip
 from experiments.emoji.emoji_scores import EmojiExam
 from experiments.miniature.scores.emblem_scores import evaluate
@@ -68,7 +67,7 @@ def run(argv: list[str]) -> None:
     options = parse(Options, argv, "Scores with their protocols.")
     match options:
         case Diff():
-            print(compare(_scores(options.left), _scores(options.right)))
+            print(compare(read_scores(options.left), read_scores(options.right)))
             return
         case CocoFid():
             coco(options)
@@ -150,13 +149,6 @@ def _beside(out: str, suffix: str) -> str:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _scores(path: str) -> dict[str, Score]:
-    scores = scores_from_json(read_json(path, "the result"))
-    if not scores:
-        raise UserError(f"{path} holds no scores; give a file that launch.evaluate wrote.")
-    return scores
 
 
 def table(scores: dict[str, Score]) -> str:

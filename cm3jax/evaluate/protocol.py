@@ -14,10 +14,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 import cm3jax
 from cm3jax.config import DecodeConfig, RetrievalConfig
-from cm3jax.io.files import digest
+from cm3jax.errors import UserError
+from cm3jax.io.files import digest, read_json
 
 NOT_KNOWN = "not known"
 _Z = 1.959964  # the normal distribution's 97.5 % point: 95 % two-sided
@@ -232,6 +234,14 @@ def _to_json(score: Score) -> dict[str, Any]:
 def scores_from_json(value: dict[str, Any]) -> dict[str, Score]:
     """All scores in a results file or in a `metrics.json`, by dotted name."""
     return dict(_walk(value, (), detailed=False))
+
+
+def read_scores(path: epath.PathLike) -> dict[str, Score]:
+    """The scores in a file that `launch.evaluate` wrote; `UserError` where there are none."""
+    scores = scores_from_json(read_json(path, "the result"))
+    if not scores:
+        raise UserError(f"{path} holds no scores; give a file that launch.evaluate wrote.")
+    return scores
 
 
 def _walk(value: Any, path: tuple[str, ...], detailed: bool) -> Iterator[tuple[str, Score]]:

@@ -10,9 +10,11 @@ from cm3jax.config import Experiment, MeshConfig
 from cm3jax.errors import UserError
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.requests import CaptionRequestBuilder, RequestBuilder
+from cm3jax.interop.hub import local_run
 from cm3jax.learners import clip, vqgan
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.learners.parti import PartiLearner
+from cm3jax.learners.parts import encoder_folder, image_folder, text_folder
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.clip_encoder import ClipEncoder
 from cm3jax.retrieval.retriever import Retriever
@@ -32,13 +34,15 @@ _KINDS = {
 def load(
     run_dir: epath.PathLike, bank: epath.PathLike = "", mesh: MeshConfig | None = None
 ) -> Generator:
-    """The generator of a trained decoder, `parti` too: a run directory, or exported weights.
+    """The generator of a trained decoder, `parti` too: a run directory, exported weights, or the
+    id of a run on the hub, `hf:OWNER/NAME` (`interop.hub.local_run`).
 
     The tokenizers are those of the run's config, found beside the run or where the config says;
     so is the encoder, which is loaded with the bank when documents are first asked for. `bank`
     replaces the config's. The devices of `mesh` share the decoder and its rows; without one it is
     the first device. Raises `UserError` for what is missing or doesn't belong together.
     """
+    run_dir = local_run(run_dir)
     devices = None if mesh is None else partition.make_mesh(mesh)
 
     def onto(experiment: Experiment) -> TrainState:
@@ -52,10 +56,8 @@ def assemble(run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "")
     """The generator of a decoder that is in memory, with what `load` would find for `run_dir`."""
     experiment = run.experiment
     model = _learner(run_dir, experiment).model
-    where, prints = experiment.tokenizers, run.fingerprints
-    text_dir = companion(run_dir, run, where.text, prints.get("text", ""), _text_fingerprint)
-    image_dir = companion(run_dir, run, where.image, prints.get("image", ""), _image_fingerprint)
-    text, image = TextTokenizer.load(text_dir), vqgan.load(image_dir)
+    text = TextTokenizer.load(text_folder(run_dir, run))
+    image = vqgan.load(image_folder(run_dir, run))
     vocab = Vocab(experiment.vocab, text.fingerprint, image.fingerprint)
     vocab.require(run.fingerprints["vocab"], f"the decoder {run_dir}")
     _, builder = _KINDS[experiment.learner]
@@ -82,14 +84,13 @@ def assemble(run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "")
 def load_encoder(run_dir: epath.PathLike, run: LoadedRun) -> ClipEncoder:
     """The retrieval encoder that a decoder's run names; `UserError` where it names none, or is not
     the one whose documents the run was trained with."""
-    path, wanted = run.experiment.retrieval.encoder, encoder_fingerprint(run)
-    if not path:
+    if not run.experiment.retrieval.encoder:
         raise UserError(
             f"{run_dir} names no encoder (retrieval.encoder); ask for no documents and no ranking "
             "by CLIP."
         )
-    encoder = clip.load(companion(run_dir, run, path, wanted, _encoder_fingerprint))
-    if wanted:
+    encoder = clip.load(encoder_folder(run_dir, run))
+    if wanted := encoder_fingerprint(run):
         require_same({"encoder": wanted}, {"encoder": encoder.fingerprint}, str(run_dir))
     return encoder
 
@@ -100,15 +101,3 @@ def _learner(run_dir: epath.PathLike, experiment: Experiment) -> DecoderLearner 
         raise UserError(f"{run_dir} is a run of a {experiment.learner}; give a decoder's.")
     learner, _ = _KINDS[experiment.learner]
     return learner(experiment, Vocab(experiment.vocab), {})
-
-
-def _text_fingerprint(path: epath.Path) -> str:
-    return TextTokenizer.load(path).fingerprint
-
-
-def _image_fingerprint(path: epath.Path) -> str:
-    return vqgan.load(path).fingerprint
-
-
-def _encoder_fingerprint(path: epath.Path) -> str:
-    return clip.load(path).fingerprint

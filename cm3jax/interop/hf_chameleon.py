@@ -33,16 +33,17 @@ from cm3jax.interop.vocabulary import Vocabulary, make_map, read_map
 from cm3jax.io import safetensors_file as tensors
 from cm3jax.io.files import write_atomic, write_json
 from cm3jax.learners import vqgan as vqgan_learner
+from cm3jax.learners.parts import image_folder, text_folder
 from cm3jax.model import lora
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Int
 from cm3jax.tokenizers import huggingface
 from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, TextTokenizer
-from cm3jax.training.companions import companion
 from cm3jax.training.exported_run import LoadedRun, write_export
 
 _VQ = "model.vqmodel."
-_NOTES = "import.json"
+NOTES_FILE = "import.json"
+"""What exporting an imported model needs to know, beside its text tokenizer."""
 _TOKENIZER = "tokenizer.json"
 _UNUSED = {"rotary_emb.inv_freq": "computed here", "rope.freqs": "computed here"}
 
@@ -192,7 +193,7 @@ def _write_text(source: Path, folder: Checkpoint, out: Path) -> TextTokenizer:
     text.save(out)
     keys = {key.key: [key.type, key.shape] for key in folder.report}
     notes = {"config": folder.config, "ids": folder.vocabulary.ids.tolist(), "keys": keys}
-    write_json(out / _NOTES, notes)
+    write_json(out / NOTES_FILE, notes)
     return text
 
 
@@ -238,15 +239,7 @@ def export(run_dir: epath.PathLike, out: Path) -> int:
     _require_chameleon(run, str(run_dir))
     experiment = run.experiment
     variables = {"params": lora.merged(run.variables["params"], experiment.model.lora[1])}
-    where, prints = experiment.tokenizers, run.fingerprints
-    text_dir = companion(
-        *(run_dir, run, where.text, prints.get("text", "")),
-        lambda place: TextTokenizer.load(place).fingerprint,
-    )
-    image_dir = companion(
-        *(run_dir, run, where.image, prints.get("image", "")),
-        lambda place: vqgan_learner.load(place).fingerprint,
-    )
+    text_dir, image_dir = text_folder(run_dir, run), image_folder(run_dir, run)
     images = load_run(image_dir)
     vq_config = taming_vqgan.write_config(images.experiment.vqgan)
     notes = _notes(text_dir, run)
@@ -274,12 +267,12 @@ def export(run_dir: epath.PathLike, out: Path) -> int:
 
 def _notes(text_dir: epath.Path, run: LoadedRun) -> dict[str, Any]:
     """What importing wrote down, or the same of a vocabulary in our own order."""
-    if (text_dir / _NOTES).exists():
-        return folders.read_object(Path(text_dir / _NOTES), "the notes of the import")
+    if (text_dir / NOTES_FILE).exists():
+        return folders.read_object(Path(text_dir / NOTES_FILE), "the notes of the import")
     if (text_dir / MODEL_FILE).read_bytes().startswith(b"{"):
         raise UserError(
-            f"{text_dir} holds an imported text tokenizer and no {_NOTES}, which says where its "
-            "ids lie in the other format; give the folder as it was imported."
+            f"{text_dir} holds an imported text tokenizer and no {NOTES_FILE}, which says where "
+            "its ids lie in the other format; give the folder as it was imported."
         )
     vocab = Vocab(run.experiment.vocab)
     ids = list(range(vocab.size))

@@ -1,0 +1,153 @@
+"""Runs on the hub: found by their id, and uploaded with all that they need.
+
+    hf:OWNER/NAME[@REVISION]              what names one
+    params.safetensors, config.json       the decoder
+    text/  vqgan/  clip/                  its tokenizers, and the encoder that retrieves for it
+    README.md  scores.json                its card, and its scores with their protocols
+
+No file is a pickle, and none that could be one is downloaded. The memory bank stays where it is:
+its documents have licences of their own.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from etils import epath
+
+from cm3jax.checkpoint import load_run
+from cm3jax.config import DataConfig, Experiment
+from cm3jax.errors import UserError
+from cm3jax.interop.hf_chameleon import NOTES_FILE
+from cm3jax.io.experiment_json import read_experiment, save_experiment
+from cm3jax.io.files import write_atomic
+from cm3jax.learners.parts import encoder_folder, image_folder, text_folder
+from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, TextTokenizer
+from cm3jax.training.exported_run import PARAMS_FILE, LoadedRun, write_run
+
+_ID = re.compile(r"hf:([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?")
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_FILES = ("*.json", "*.safetensors", "*.model")
+
+
+def local_run(run_dir: epath.PathLike) -> epath.PathLike:
+    """The folder of a run: `run_dir`, or for `hf:OWNER/NAME` its snapshot in the hub's cache.
+
+    What is missing there is downloaded; `@REVISION` (a branch, a tag, a commit) chooses another
+    version than the newest. Raises `UserError` for what the hub and its cache do not give, and for
+    a repository that holds no run of this project.
+    """
+    if not str(run_dir).startswith("hf:"):
+        return run_dir
+    found = _ID.fullmatch(str(run_dir))
+    if found is None:
+        raise UserError(f"{run_dir} is no id of the hub; write hf:OWNER/NAME, or give a folder.")
+    import huggingface_hub
+
+    name, revision = found.groups()
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=list(_FILES)
+        )
+    except Exception as error:  # of the network, the hub, its permissions
+        raise UserError(
+            f"neither the hub nor its cache gave {run_dir} ({type(error).__name__}); check the id, "
+            "the network and `hf auth login`."
+        ) from None
+    if not (Path(folder) / PARAMS_FILE).exists():
+        raise UserError(
+            f"{run_dir} has no {PARAMS_FILE}, so that it is no run that launch.convert export "
+            "--push uploaded; launch.convert --help says which others can be imported."
+        )
+    return folder
+
+
+def write_whole_run(run_dir: epath.PathLike, out: Path) -> LoadedRun:
+    """Write a decoder with its tokenizers and its encoder to the folder `out`, and return it.
+
+    Paths of this machine are left out. Raises `UserError` for another kind of run, and where one
+    of these parts is missing.
+    """
+    run = load_run(run_dir)
+    if run.experiment.learner not in ("decoder", "parti"):
+        raise UserError(f"{run_dir} is a run of a {run.experiment.learner}; give a decoder's.")
+    _write(run, out)
+    text = text_folder(run_dir, run)
+    TextTokenizer.load(text)  # or it is said what is wrong there
+    _copy_text(text, out / "text")
+    _write(load_run(image_folder(run_dir, run)), out / "vqgan")
+    if run.experiment.retrieval.encoder:
+        encoder = encoder_folder(run_dir, run)
+        _write(load_run(encoder), out / "clip")
+        write_atomic(out / "clip" / MODEL_FILE, (encoder / MODEL_FILE).read_bytes())
+    return run
+
+
+def _write(run: LoadedRun, out: Path) -> None:
+    write_run(dataclasses.replace(run, experiment=_without_paths(run.experiment)), out)
+
+
+def _copy_text(folder: epath.Path, out: Path) -> None:
+    write_atomic(out / MODEL_FILE, (folder / MODEL_FILE).read_bytes())
+    if (folder / "config.json").exists():
+        experiment = _without_paths(read_experiment(folder / "config.json"))
+        save_experiment(out / "config.json", experiment)
+    if (folder / NOTES_FILE).exists():
+        write_atomic(out / NOTES_FILE, (folder / NOTES_FILE).read_bytes())
+
+
+def _without_paths(experiment: Experiment) -> Experiment:
+    """The experiment with its parts where `write_whole_run` puts them, and no other folders."""
+    data, retrieval = experiment.data, experiment.retrieval
+    return dataclasses.replace(
+        experiment,
+        workdir="",
+        init_from="",
+        tokenizers=dataclasses.replace(experiment.tokenizers, text="text", image="vqgan"),
+        retrieval=dataclasses.replace(
+            retrieval, encoder="clip" if retrieval.encoder else "", milvus=""
+        ),
+        vqgan_loss=dataclasses.replace(
+            experiment.vqgan_loss, lpips=_last(experiment.vqgan_loss.lpips)
+        ),
+        data=dataclasses.replace(
+            data,
+            source=_last(data.source),
+            raw=DataConfig().raw,
+            corpus="",
+            bank="",
+            mixture=tuple((_last(folder), weight) for folder, weight in data.mixture),
+            tasks=tuple((task, _last(folder)) for task, folder in data.tasks),
+        ),
+    )
+
+
+def _last(path: str) -> str:
+    """The last part of a path: what it says of the data, without where that was."""
+    return path if path.startswith("tfds:") else path.rstrip("/").rpartition("/")[2]
+
+
+def require_repository(name: str) -> None:
+    """Raise `UserError` unless `name` is written like a repository of the hub."""
+    if not _REPOSITORY.fullmatch(name):
+        raise UserError(f"--push takes OWNER/NAME, a repository of the hub, not {name!r}.")
+
+
+def upload(folder: Path, name: str, private: bool) -> str:
+    """Upload a folder's files to the hub's model repository `name`, which is made if need be.
+
+    One commit on its main branch; files of other names stay. Returns the repository's address.
+    Raises `UserError` if the hub refuses.
+    """
+    import huggingface_hub
+
+    hub = huggingface_hub.HfApi()
+    try:
+        address = hub.create_repo(name, private=private or None, exist_ok=True)
+        hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a run of cm3jax")
+    except Exception as error:  # of the network, the hub, its permissions
+        raise UserError(
+            f"the hub did not take {name} ({type(error).__name__}); check the name, the network "
+            "and `hf auth login` with a token that may write."
+        ) from None
+    return str(address)

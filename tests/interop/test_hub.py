@@ -1,0 +1,163 @@
+"""Runs go to a hub and come back from it, over HTTP; what is wrong there is one sentence."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import cm3jax
+from cm3jax import testing
+from cm3jax.checkpoint import load_run
+from cm3jax.config import DataConfig
+from cm3jax.errors import UserError
+from cm3jax.evaluate.protocol import NO_SAMPLING, Protocol, Score, scores_to_json
+from cm3jax.interop import hub
+from cm3jax.io.files import write_json
+from cm3jax.training.exported_run import write_run
+from launch.convert import run as convert
+from tests.interop.hub_server import TOKEN, serving
+
+PROTOCOL = Protocol(
+    prompts="probe",
+    prompts_hash="0",
+    split="held out",
+    retrieved=0,
+    documents="none",
+    bank="none",
+    samples=1,
+    seed=0,
+    licensed_share=1.0,
+    reader="a program",
+    weights="5f3a",
+    code_version="0.2.0+0",
+    **NO_SAMPLING,
+)
+
+THERE_AND_BACK = """
+import json, sys
+import numpy as np
+import cm3jax
+from cm3jax.errors import UserError
+from launch.convert import run
+
+decoder, scores = sys.argv[1:]
+run(["export", decoder, "--push", "someone/tiny", "--scores", scores])
+run(["export", decoder, "--push", "someone/hidden", "--private"])
+model = cm3jax.load("hf:someone/tiny")
+drawn = model.generate("a red fox")
+said = []
+for wrong in ("hf:someone/else", "hf:someone/tiny@none", "hf:someone/foreign"):
+    try:
+        cm3jax.load(wrong)
+    except UserError as error:
+        said.append(str(error))
+print(json.dumps({"ids": drawn.ids.tolist(), "encoder": model.encoder.fingerprint, "said": said}))
+"""
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory):
+    """A run as training leaves it: with licences, and paths of its machine."""
+    folder = testing.write_chain(tmp_path_factory.mktemp("chain"))
+    run = load_run(folder)
+    data = DataConfig(
+        bank=run.experiment.data.bank,
+        mixture=(("/secret/place/emblems:scene", 1.0),),
+        source="/secret/place/pictures",
+    )
+    licences = {"CC0-1.0": 0.75, "": 0.25}
+    experiment = dataclasses.replace(run.experiment, data=data)
+    write_run(dataclasses.replace(run, experiment=experiment, licences=licences), folder)
+    return folder
+
+
+def test_a_run_goes_up_and_comes_back(tmp_path, decoder):
+    write_json(tmp_path / "s.json", scores_to_json({"drawn": Score.share([True], 0.1, PROTOCOL)}))
+    (decoder / "pickled.bin").write_bytes(b"never leaves")
+    others = {"evil.bin": b"a pickle", "evil/code.py": b"1 / 0"}
+    with serving() as server:
+        server.commits["someone/tiny"] = [others]
+        server.commits["someone/foreign"] = [{"config.json": b"{}"}]
+        there = os.environ | {
+            "HF_ENDPOINT": server.address,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+        call = [sys.executable, "-c", THERE_AND_BACK, decoder, tmp_path / "s.json"]
+        done = subprocess.run(call, env=there, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        *_, last = done.stdout.splitlines()
+        answer = json.loads(last)
+        assert f'uploaded to {server.address}/someone/tiny; cm3jax.load("hf:someone/tiny")' in (
+            done.stdout
+        )
+    here = cm3jax.load(decoder)
+    assert answer["ids"] == here.generate("a red fox").ids.tolist()
+    assert answer["encoder"] == here.encoder.fingerprint
+    assert answer["said"][0].startswith("neither the hub nor its cache gave hf:someone/else (Rep")
+    assert answer["said"][1].startswith("neither the hub nor its cache gave hf:someone/tiny@none")
+    assert answer["said"][2].startswith("hf:someone/foreign has no params.safetensors")
+    assert server.private == {"someone/hidden": True}
+    files, hidden = (server.commits[f"someone/{name}"][-1] for name in ("tiny", "hidden"))
+    assert {name: files.pop(name) for name in others} == others
+    parts = {"text/text.model", "vqgan/params.safetensors", "vqgan/config.json", "clip/text.model"}
+    parts |= {"clip/params.safetensors", "clip/config.json", "params.safetensors", "config.json"}
+    assert files.keys() == parts | {"README.md", "scores.json"}
+    assert hidden.keys() == parts | {"README.md"}
+    # One file of the same content as another is downloaded once.
+    assert parts - set(server.downloaded) in ({"text/text.model"}, {"clip/text.model"})
+    assert set(server.downloaded) < parts | {"scores.json"}
+    assert not any(b"/secret" in content for content in files.values())
+    card = files["README.md"].decode()
+    for line in (
+        "library_name: cm3jax",
+        'model = cm3jax.load("hf:someone/tiny")',
+        "| CC0-1.0 | 75.0% |",
+        "| unknown | 25.0% |",
+        "| drawn | 1 | 0.2065 to 1 | 1 | nothing drawn |",
+        "- `drawn`: nothing drawn; prompts probe; split held out;",
+        f"| vocab fingerprint | {here.vocab.fingerprint} |",
+    ):
+        assert line in card
+    assert "None were given" in hidden["README.md"].decode()
+    assert json.loads(files["scores.json"])["drawn"] == 1.0
+
+
+def test_what_is_no_run_or_no_name_is_refused(tmp_path, decoder):
+    for name in ("hf:", "hf:name", "hf:a/b/c", "hf:a/b@"):
+        with pytest.raises(UserError, match="is no id of the hub"):
+            cm3jax.load(name)
+    with pytest.raises(UserError, match="--push takes OWNER/NAME"):
+        convert(["export", str(decoder), "--push", "name"])
+    for both in ([], ["--push", "a/b", "--out", str(tmp_path / "out")]):
+        with pytest.raises(UserError, match="either --out FOLDER"):
+            convert(["export", str(decoder), *both])
+    with pytest.raises(UserError, match="belong to --push"):
+        convert(["export", str(decoder), "--out", str(tmp_path / "out"), "--private"])
+    with pytest.raises(UserError, match="is a run of a clip; give a decoder's"):
+        hub.write_whole_run(decoder.parent / "clip", tmp_path / "whole")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_whole_run_is_the_same_run(tmp_path, decoder):
+    hub.write_whole_run(decoder, tmp_path / "whole")
+    theirs, ours = load_run(tmp_path / "whole"), load_run(decoder)
+    assert theirs.licences == ours.licences
+    assert theirs.fingerprints == ours.fingerprints
+    assert theirs.experiment.data.mixture == (("emblems:scene", 1.0),)
+    assert theirs.experiment.data.bank == ""
+    np.testing.assert_array_equal(
+        theirs.variables["params"]["embedding"], ours.variables["params"]["embedding"]
+    )
+    there = cm3jax.load(tmp_path / "whole")
+    with pytest.raises(UserError, match=r"names no memory bank \(data.bank\); give one"):
+        there.generate("a red fox", retrieve=1)
+    bank = cm3jax.load(tmp_path / "whole", decoder.parent / "bank")
+    assert len(bank.generate("a red fox", retrieve=1).documents) == 1
