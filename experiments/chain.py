@@ -80,6 +80,10 @@ class Choices:
         return self.context or -(-(3 * (self.grid**2 + _TEXT) + _HEAD) // 128) * 128
 
 
+SMALL = Choices()
+"""What trains on two CPU cores within hours."""
+
+
 def chain_base(name: str, choices: Choices, runs: str, data: str) -> Experiment:
     """The experiment `name` of a chain whose runs are in the folder `runs`, its corpus and bank in
     `data`: everything that must agree does, the rest is for a small decoder."""

@@ -2,6 +2,7 @@
 
     python -m launch.evaluate emblems --run runs/quickstart/decoder --out scores.json
     python -m launch.evaluate emoji --run runs/emoji/decoder --out emoji.json
+    python -m launch.evaluate heldout --run runs/mine/decoder --out heldout.json
     python -m launch.evaluate retrieval --run runs/quickstart/clip
     python -m launch.evaluate coco_fid --run RUN --captions captions_val2014.json \\
         --real val2014 --inception pt_inception-2015-12-05-6726825d.pth --out runs/coco
@@ -12,8 +13,8 @@
     python -m launch.evaluate reconstruction --run runs/miniature/vqgan
     python -m launch.evaluate diff a.json b.json
 
-What was killed goes on with the same command: `coco_fid`, and with `--out` `emblems`, `emoji` and
-`tasks`.
+What was killed goes on with the same command: `coco_fid`, and with `--out` `emblems`, `emoji`,
+`heldout` and `tasks`.
 `diff` reads what `--out` wrote, `scores.json` of `coco_fid` and the quickstart's `metrics.json`.
 """
 
@@ -40,6 +41,7 @@ from experiments.emoji.emoji_scores import EmojiExam
 from experiments.miniature.scores.emblem_scores import evaluate
 from experiments.miniature.scores.retrieval_scores import evaluate_encoder
 from experiments.miniature.scores.task_scores import evaluate_tasks
+from launch import heldout
 from launch.cli import parse
 from launch.env import main
 from launch.evaluate_options import (
@@ -49,6 +51,7 @@ from launch.evaluate_options import (
     Diff,
     Emblems,
     Emoji,
+    HeldOut,
     Options,
     Perplexity,
     Reconstruction,
@@ -71,6 +74,9 @@ def run(argv: list[str]) -> None:
             return
         case CocoFid():
             coco(options)
+            return
+        case HeldOut():
+            print(table(heldout.evaluate(options, _say)))
             return
         case Captions():
             scores = score_caption_file(options.made, options.captions)

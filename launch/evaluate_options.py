@@ -10,6 +10,7 @@ from cm3jax.config import ONE_DEVICE, MeshConfig
 from cm3jax.errors import UserError
 from cm3jax.evaluate.drawing import Share
 from cm3jax.evaluate.features import Resize
+from cm3jax.evaluate.heldout import HeldOutQuery
 from experiments.miniature.scores.task_scores import NAMES
 
 
@@ -44,6 +45,21 @@ class Emoji(Emblems):
 
     documents: tuple[int, ...] = (0, 1, 2)
     """Numbers of retrieved documents to draw with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut(HeldOutQuery):
+    """What a decoder does with held-out records of any source, with 0, 1, 2 documents in front."""
+
+    inception: str = ""
+    """Weights of FID's Inception, as pytorch-fid publishes them; without them there is no FID."""
+    resize: Resize = "clean"
+    """How pictures reach Inception's size."""
+    mesh: MeshConfig = ONE_DEVICE
+    """The devices that share the drawing; `--mesh.data -1` takes all."""
+    out: str = ""
+    """JSON file for the scores and their protocols. Beside it, with its name, lie a page that ends
+    in .html and a folder in .samples of all that was drawn: if killed, the same command goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +222,7 @@ class Diff:
 Options = (
     Annotated[Emblems, tyro.conf.subcommand("emblems")]
     | Annotated[Emoji, tyro.conf.subcommand("emoji")]
+    | Annotated[HeldOut, tyro.conf.subcommand("heldout")]
     | Annotated[Retrieval, tyro.conf.subcommand("retrieval")]
     | Annotated[CocoFid, tyro.conf.subcommand("coco_fid")]
     | Annotated[Captions, tyro.conf.subcommand("captions")]

@@ -9,7 +9,8 @@ import pytest
 
 from experiments.claims.claim import Result
 from experiments.claims.claims_page import verdict
-from launch.cli import parse_experiment
+from launch import chain, evaluate_options
+from launch.cli import parse, parse_experiment
 from launch.report import RESULTS, ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,6 +68,10 @@ def test_command_exists(command):
         assert importlib.util.find_spec(words[2]), f"there is no {words[2]}"
         if words[2] in ("launch.train", "launch.prepare") and words[3] != "show":
             assert parse_experiment(words[3:], "").name == words[3]
+        elif words[2] == "launch.chain":
+            assert parse(chain.Options, words[3:], "").source == words[3]
+        elif words[2] == "launch.evaluate":
+            parse(evaluate_options.Options, words[3:], "")
     else:
         assert words[:2] == ["pip", "install"]
 

@@ -60,7 +60,7 @@ def evaluate_reconstruction(
     labels = np.asarray(pictures.labels[: len(images)])
     codes = tokenizer.encode(images)
     remade = tokenizer.decode(codes)
-    figures = _figures(images, remade, lpips)
+    figures = picture_figures(images, remade, lpips)
     features = None
     if extractor is not None:
         features = [np.concatenate(list(extractor.features(part))) for part in (images, remade)]
@@ -89,7 +89,7 @@ def evaluate_reconstruction(
         scores |= _usage(codes[mine], experiment.vqgan.codes, label, protocol)
         if features is not None and mine.sum() >= _FEWEST:
             pair = [part[mine] for part in features]
-            scores[f"rfid.{label}"] = _distance(*pair, experiment.seed, protocol)
+            scores[f"rfid.{label}"] = frechet_score(*pair, experiment.seed, protocol)
         for name, reading in readings.items():
             scores[f"{name}.{label}"] = reading.score(mine, protocol)
     return dict(sorted(scores.items()))
@@ -152,12 +152,12 @@ def _slices(labels: np.ndarray) -> Iterator[tuple[str, Bool[np.ndarray, " B"]]]:
         yield str(label), labels == label
 
 
-def _figures(
+def picture_figures(
     images: UInt8[np.ndarray, "B Y X 3"],
     remade: UInt8[np.ndarray, "B Y X 3"],
-    lpips: epath.PathLike,
+    lpips: epath.PathLike = "",
 ) -> dict[str, Float[np.ndarray, " B"]]:
-    """One value per picture."""
+    """PSNR in dB, SSIM and, with weights, LPIPS of pictures beside the true ones."""
     weights = load_lpips(lpips) if lpips else None
 
     @jax.jit
@@ -188,9 +188,10 @@ def _usage(
     }
 
 
-def _distance(
+def frechet_score(
     real: Float[np.ndarray, "B D"], made: Float[np.ndarray, "B D"], seed: int, protocol: Protocol
 ) -> Score:
+    """FID of made pictures by their features, with its interval."""
     frechet = Frechet(fid.moments([real], real.shape[1]).gaussian)
     value = frechet(fid.moments([made], made.shape[1]).gaussian)
     return Score(value, len(made), None, frechet.interval(made, seed), protocol)

@@ -1,14 +1,14 @@
 """The members of the chain for a user's own folder, all from the same choices."""
 
 from cm3jax.config import CM3Config, DecodeConfig, Experiment, VQGANConfig
-from cm3jax.experiments.chain import Choices, chain_base
+from cm3jax.experiments.chain import SMALL, Choices, chain_base
 from cm3jax.experiments.delta import with_delta
 
 _SOURCE = "pictures"
 
 
 def chain(
-    choices: Choices = Choices(),  # noqa: B008 - frozen
+    choices: Choices = SMALL,
     source: str = _SOURCE,
     runs: str = "runs/folder",
     data: str = "data/folder",
@@ -44,9 +44,9 @@ def chain(
         ),
         "decoder": member(
             "decoder",
-            data={"batch": 4},
+            data={"batch": 8},
             optim={"method": "muon", "peak_lr": 1e-2, "warmup_steps": 100},
-            train={"steps": 10_000, "log_every": 50, "validate_every": 500},
+            train={"steps": 5000, "log_every": 50, "validate_every": 250},
             checkpoint={"every": 250},
         ),
     }

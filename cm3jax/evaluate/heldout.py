@@ -1,0 +1,356 @@
+"""What a decoder does with held-out records of any source, with 0, 1, 2 … documents in front.
+
+For pictures that no program can read, what can be measured is how likely the true picture is, how
+near the drawn one comes to it, and whether it is nearer to it than to all other candidates.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from cm3jax.checkpoint import load_run
+from cm3jax.config import MeshConfig
+from cm3jax.errors import UserError
+from cm3jax.evaluate import chance
+from cm3jax.evaluate.features import Extractor
+from cm3jax.evaluate.heldout_records import HeldOut, Judged, drawn_rows, held_out
+from cm3jax.evaluate.nearest import cells, nearest_pictures
+from cm3jax.evaluate.protocol import (
+    Protocol,
+    Score,
+    by_licence,
+    code_version,
+    licensed_share,
+    sampling,
+    tree_fingerprint,
+)
+from cm3jax.evaluate.reconstruction import frechet_score, picture_figures
+from cm3jax.evaluate.results import Cell, Chosen, Figure
+from cm3jax.generation import generator
+from cm3jax.io.files import digest
+from cm3jax.retrieval.clip_encoder import fit_picture
+from cm3jax.retrieval.retriever import Retrieved
+from cm3jax.sequence import prng
+from cm3jax.sequence.document import Image, parse
+from cm3jax.shapes import Int, UInt8
+
+HITS = (1, 2, 10)
+"""Numbers of best documents among which a right one is looked for."""
+FIGURES = 8
+"""Records that the page shows of the worst, and of the best."""
+_CANDIDATES = 10_000
+"""Pictures of the bank, at most, among which a drawn one is identified."""
+
+Shown = list[list[Retrieved]]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutQuery:
+    """What is asked of a run, and on what."""
+
+    run: str
+    """Run directory of a decoder, one of its checkpoints, or exported weights."""
+    source: str = ""
+    """Another source than the run's, as `data.source`: all of its records that name no split count
+    as held out."""
+    bank: str = ""
+    """Memory bank to retrieve from, instead of the one in the run's config."""
+    documents: tuple[int, ...] = (0, 1, 2)
+    """Numbers of retrieved documents to draw with."""
+    count: int = 200
+    """Held-out records, at most."""
+    seed: int = 0
+    """Seed of the choice of records and of the sampling."""
+    lpips: str = ""
+    """LPIPS weights, as vqgan_loss.lpips; without them there is no LPIPS."""
+
+    def __post_init__(self):
+        if not self.documents or min(self.documents) < 0:
+            raise UserError("--documents takes numbers from 0.")
+        if self.count < 1:
+            raise UserError(f"--count {self.count} must be at least 1.")
+
+
+class HeldOutExam:
+    """One decoder, held-out records, and what has come of them so far.
+
+    Samples are kept in the folder `keep`, and those that lie there not drawn again. Raises
+    `UserError` where the run, its companions, the bank or the records are missing or don't match.
+    """
+
+    def __init__(
+        self,
+        asked: HeldOutQuery,
+        say: Callable[[str], None] = print,
+        mesh: MeshConfig | None = None,
+        keep: epath.PathLike = "",
+        extractor: Extractor | None = None,
+    ):
+        self._asked, self._say, self._extractor = asked, say, extractor
+        run = load_run(asked.run)
+        if run.experiment.learner != "decoder":
+            raise UserError(
+                f"{asked.run} is a run of a {run.experiment.learner}; a decoder's reads documents."
+            )
+        self._generator = generator.load(asked.run, asked.bank, mesh)
+        # Each answer is a picture, whatever the run's settings say.
+        self._decode = dataclasses.replace(self._generator.decode, grammar=True)
+        data = dataclasses.replace(run.experiment.data, image_size=run.experiment.vqgan.image_size)
+        if asked.source and not _same_place(asked.source, data.source):
+            data = dataclasses.replace(data, source=asked.source, splits=((".", "validation"),))
+        self._source, self._seed = data.source, run.experiment.seed
+        self._bank = self._generator.retriever.bank
+        self._records = self._fitting(held_out(data, self._seed, asked.count, say))
+        partners = self._generator.encoder.config.partners
+        self._judged = Judged.of(self._records, self._bank, partners)
+        if leaked := sum(map(bool, self._judged.own)):
+            say(f"warning: the bank has the pictures of {leaked} of {len(self._records)} records")
+        self._codes = self._generator.image.encode(self._pictures)
+        self._weights = digest(
+            tree_fingerprint(run.variables),
+            self._generator.text.fingerprint,
+            self._generator.image.fingerprint,
+            self._generator.encoder.fingerprint,
+        )
+        if keep:
+            origin = digest(self._weights, code_version())
+            self._generator = self._generator.cached_in(keep, origin)
+        self._cells, self._owner = self._candidates()
+        self.scores: dict[str, Score] = {}
+        self.figures: list[Figure] = []
+
+    def take(self) -> None:
+        """Every figure."""
+        self.retrieve()
+        self.likelihood()
+        self.draw()
+
+    def retrieve(self) -> None:
+        """How often a right document is among the best, by text and by picture."""
+        rows = [row for row, right in enumerate(self._judged.right) if len(right)]
+        if not rows:
+            self._say(
+                "no record has a document of its subject in the bank, so that none is right or "
+                "wrong; give the records `subjects`."
+            )
+            return
+        queries = {
+            "text": {"texts": [self._records[row].text for row in rows]},
+            "image": {"images": [self._records[row].picture for row in rows]},
+        }
+        size = len(self._bank)
+        for modality, query in queries.items():
+            for k in (k for k in HITS if k <= size):
+                found = self._generator.retrieve(**query, k=k, exclude=self._own(rows))
+                right = [
+                    bool({document.id for document in documents} & {*self._judged.right[row]})
+                    for row, documents in zip(rows, found, strict=True)
+                ]
+                guessed = [chance.of_a_hit(len(self._judged.right[row]), size, k) for row in rows]
+                how = f"live retrieval by the record's {modality}, best {k}"
+                protocol = self._protocol(k, how, "the bank's subjects", drawn=False)
+                name = f"hit_{k}.{modality}"
+                self._add(name, Score.share(right, float(np.mean(guessed)), protocol))
+
+    def likelihood(self) -> None:
+        """Nats per code of the true picture with no documents, and with retrieved, right and wrong
+        ones: the last two of the records that have a right one."""
+        most = max(self._asked.documents) or 2
+        every = range(len(self._records))
+        have = [row for row in every if len(self._judged.right[row])]
+        chosen = {
+            "none": (every, [[] for _ in every], "none"),
+            "retrieved": (every, self._retrieved(most), "live retrieval by the record's text"),
+            "right": (have, self._drawn(have, self._judged.right, most), "of the record's subject"),
+            "wrong": (have, self._drawn(have, self._judged.wrong, most), "of another subject"),
+        }
+        for name, (rows, shown, how) in chosen.items():
+            if not rows:
+                continue
+            prompts = [((self._records[row].text,),) for row in rows]
+            fitting = [self._room(self._records[r], s) for r, s in zip(rows, shown, strict=True)]
+            asks = self._generator.ask.pictures(prompts, fitting, None, self._decode)
+            answers = [self._codes[row] + self._generator.vocab.first_image for row in rows]
+            found = self._generator.token_logprobs(asks, answers)
+            protocol = self._protocol(most if name != "none" else 0, how, "none", drawn=False)
+            self._add(f"nats.{name}", Score.mean([-float(one.mean()) for one in found], protocol))
+
+    def draw(self) -> None:
+        """Pictures drawn for the captions, beside the true ones and beside what the image
+        tokenizer makes of those, which no drawing can surpass."""
+        ceiling = self._generator.image.decode(self._codes)
+        self._judge("reconstruction", ceiling, self._codes, 0, "none", drawn=False)
+        texts = [record.text for record in self._records]
+        cells_: list[list[Cell]] = [[] for _ in texts]
+        near: np.ndarray = np.zeros(len(texts))
+        for k in self._asked.documents:
+            pairs = zip(self._records, self._retrieved(k), strict=True)
+            shown = [self._room(*pair) for pair in pairs]
+            found = self._generator.text_to_image(
+                texts, shown, seed=self._asked.seed, decode=self._decode
+            )
+            images = np.stack([group[0].image for group in found])
+            codes = np.stack([group[0].ids for group in found]) - self._generator.vocab.first_image
+            how = f"live retrieval by the record's text, best {k}" if k else "none"
+            near = self._judge(f"docs_{k}", images, codes, k, how)
+            if k:
+                self._copied(codes, shown, k, how)
+            for row, image in enumerate(images):
+                if k == max(self._asked.documents):
+                    cells_[row] = [*map(self._document, shown[row]), *cells_[row]]
+                cells_[row].append(Cell.of(_documents(k), image))
+        chosen = Chosen.of(near, FIGURES)
+        for row in chosen.places:
+            truth = Cell.of("the true picture", self._records[row].picture)
+            kind = "Beside the truth, by PSNR"
+            self.figures.append(Figure(kind, texts[row], (*cells_[row], truth), chosen.note))
+
+    # ------------------------------------------------------------------------------------ parts
+
+    @property
+    def _pictures(self) -> UInt8[np.ndarray, "B Y X 3"]:
+        return np.stack([record.picture for record in self._records])
+
+    def _fitting(self, records: Sequence[HeldOut]) -> list[HeldOut]:
+        """The records whose caption leaves room for a picture."""
+        kept = [record for record in records if self._left(record, ()) >= 0]
+        if len(kept) < len(records):
+            self._say(f"left out {len(records) - len(kept)} records that do not fit the context")
+        if not kept:
+            raise UserError("no held-out record fits the model's context.")
+        return kept
+
+    def _left(self, record: HeldOut, documents: Sequence[Retrieved]) -> int:
+        """Tokens that are left behind documents, caption and picture."""
+        front = 2 + len(self._generator.text.encode(record.text))
+        front += sum(len(document.ids) + 1 for document in documents)
+        return self._generator.model.room(front) - self._generator.vocab.image_tokens
+
+    def _room(self, record: HeldOut, documents: Sequence[Retrieved]) -> list[Retrieved]:
+        """The first documents, as many as fit."""
+        fits = [n for n in range(len(documents) + 1) if self._left(record, documents[:n]) >= 0]
+        return list(documents[: max(fits)])
+
+    def _own(self, rows: Sequence[int]) -> list[list[int]]:
+        return [self._judged.own[row] for row in rows]
+
+    def _retrieved(self, k: int) -> Shown:
+        """The best `k` documents by each record's text, never with its own picture."""
+        if not k:
+            return [[] for _ in self._records]
+        texts = [record.text for record in self._records]
+        return self._generator.retrieve(texts=texts, k=k, exclude=self._judged.own)
+
+    def _drawn(self, rows: Sequence[int], among: Sequence[np.ndarray], most: int) -> Shown:
+        """Documents of the bank that are drawn from those of each record."""
+        chosen = [drawn_rows(among[row], most, self._asked.seed, row) for row in rows]
+        return [[Retrieved(one, 1.0, self._bank.meta(one)) for one in each] for each in chosen]
+
+    def _candidates(self) -> tuple[np.ndarray, Int[np.ndarray, " B"]]:
+        """The cells of all different pictures, as the tokenizer gives them back, and which one is
+        each record's own."""
+        places: dict[bytes, int] = {}
+        owner = [places.setdefault(c.tobytes(), len(places)) for c in self._codes.astype("<i4")]
+        order = prng.permutation(self._asked.seed, 0, len(self._bank))
+        for row in order[:_CANDIDATES].tolist():
+            if self._bank.has_image[row]:
+                places.setdefault(self._picture_codes(self._bank.ids(row)).tobytes(), len(places))
+        codes = np.stack([np.frombuffer(key, "<i4") for key in places])
+        parts = [
+            cells(self._generator.image.decode(codes[start : start + 256]))
+            for start in range(0, len(codes), 256)
+        ]
+        return np.concatenate(parts), np.asarray(owner)
+
+    def _picture_codes(self, ids: np.ndarray) -> np.ndarray:
+        image = next(p for p in parse(ids, self._generator.vocab) if isinstance(p, Image))
+        return np.asarray(image.codes, "<i4")
+
+    def _judge(
+        self,
+        name: str,
+        images: np.ndarray,
+        codes: np.ndarray,
+        k: int,
+        how: str,
+        drawn: bool = True,
+    ) -> np.ndarray:
+        """Score pictures beside the true ones; the PSNR of each."""
+        true, encoder = self._pictures, self._generator.encoder
+        values = picture_figures(true, images, self._asked.lpips)
+        texts = encoder.encode_texts([record.text for record in self._records])
+        seen = [fit_picture(image, encoder.config) for image in images]
+        values["clip"] = (texts * encoder.encode_images(seen)).sum(1)
+        for figure, each in values.items():
+            protocol = self._protocol(k, how, "none", drawn)
+            self._add(f"{figure}.{name}", Score.mean(each.tolist(), protocol))
+        reader = f"nearest of {len(self._cells)} pictures, by the mean colours of cells"
+        right = nearest_pictures(images, self._cells) == self._owner
+        protocol = self._protocol(k, how, reader, drawn)
+        self._add(f"identified.{name}", Score.share(right.tolist(), 1 / len(self._cells), protocol))
+        if self._extractor is not None and len(images) > 1:
+            pair = [np.concatenate(list(self._extractor.features(part))) for part in (true, images)]
+            protocol = self._protocol(k, how, "none", drawn)
+            self._add(f"fid.{name}", frechet_score(*pair, self._asked.seed, protocol))
+        return values["psnr"]
+
+    def _copied(self, codes: np.ndarray, shown: Shown, k: int, how: str) -> None:
+        """How many pictures repeat a document's, code by code."""
+        same = [
+            any(
+                document.meta.has_image and np.array_equal(self._picture_codes(document.ids), mine)
+                for document in documents
+            )
+            for mine, documents in zip(codes, shown, strict=True)
+        ]
+        protocol = self._protocol(k, how, "equal codes")
+        self._add(f"copied.docs_{k}", Score.share(same, 0.0, protocol))
+
+    def _document(self, document: Retrieved) -> Cell:
+        label = f"{document.key}, {document.score:.2f}"
+        if not document.meta.has_image:
+            return Cell.of(label, None, document.meta.text)
+        codes = self._picture_codes(document.ids)
+        return Cell.of(label, self._generator.image.decode(codes[None])[0], document.meta.text)
+
+    def _protocol(self, k: int, documents: str, reader: str, drawn: bool = True) -> Protocol:
+        licences = self._bank.manifest["licences"]
+        config = self._generator.retriever.config if k else None
+        stamp: dict[str, Any] = sampling(self._decode if drawn else None, config)
+        if self._extractor is not None:
+            stamp |= {"resize": self._extractor.mode, "extractor": self._extractor.name}
+        return Protocol(
+            prompts=f"captions of {self._source}, seed {self._seed}",
+            prompts_hash=digest(*(p for r in self._records for p in (r.text, r.picture))),
+            split="pictures that training never saw, one caption of each",
+            retrieved=k,
+            documents=documents,
+            bank=f"{len(self._bank)} documents, {self._bank.fingerprint}",
+            **stamp,
+            samples=1,
+            seed=self._asked.seed,
+            licensed_share=licensed_share(licences),
+            licences=by_licence(licences),
+            reader=reader,
+            weights=self._weights,
+            code_version=code_version(),
+        )
+
+    def _add(self, name: str, score: Score) -> None:
+        self.scores[name] = score
+        guessed = "" if score.chance is None else f", chance {score.chance:.2g}"
+        self._say(f"{name}: {score.value:.3f} of {score.n}{guessed}")
+
+
+def _same_place(left: str, right: str) -> bool:
+    """Whether two sources are one, however they are written: of the run's own, most records are
+    no held-out ones."""
+    return left == right or os.path.realpath(left) == os.path.realpath(right)
+
+
+def _documents(count: int) -> str:
+    return "no document" if not count else f"{count} document{'s' if count > 1 else ''}"

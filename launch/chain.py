@@ -1,0 +1,204 @@
+"""Your own folder in one command: from pictures with captions to a trained decoder and its report.
+
+    python -m launch.chain PICTURES --out runs/mine
+    python -m launch.chain PICTURES --out runs/large --side 256 --width 512
+    python -m launch.chain PICTURES --out runs/mine --dry-run
+
+Trains the members of `experiments/folder/*` in turn, prepares corpus and memory bank, draws for
+held-out captions and writes `report.html`. What is finished is reused; what was interrupted goes on
+with the same command.
+"""
+
+import dataclasses
+import math
+import os
+from typing import Annotated, Any, Literal
+
+import jax
+import tyro
+from etils import epath
+
+from cm3jax.config import Experiment, MeshConfig
+from cm3jax.data.prepare import is_prepared, prepare
+from cm3jax.data.sources import open_source
+from cm3jax.errors import UserError
+from cm3jax.experiments.chain import SMALL, Choices
+from cm3jax.experiments.folder.base import chain
+from cm3jax.io.files import read_json, write_json
+from cm3jax.io.folders import hold
+from cm3jax.training.hardware import in_words as this_machine
+from launch import estimates, heldout
+from launch.chain_report import write_chain_report
+from launch.cli import parse
+from launch.env import keep_freed_memory, main
+from launch.evaluate_options import HeldOut
+from launch.stages import Stage, in_words, run_stages, training
+from launch.tools import make_tools
+
+_DOCUMENTS = (0, 1, 2)
+_RECORD = "choices.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """A folder, where its chain goes, and the choices from which its members follow."""
+
+    source: tyro.conf.Positional[str]
+    """The folder of pictures with captions, or another raw source, as `data.source`: docs/data.md
+    says what is read."""
+    out: str = "runs/mine"
+    """Folder for everything that is made: the runs, corpus and bank, results and the report."""
+    choices: Annotated[Choices, tyro.conf.arg(name="")] = SMALL
+    splits: tuple[tuple[str, Literal["train", "validation", "bank"]], ...] = ()
+    """Splits of parts of the source, as `data.splits`: e.g. `new bank` for a folder that is only in
+    the memory bank."""
+    hold_back: Literal["pictures", "subjects"] = "pictures"
+    """What is held back where no split says it, as `data.hold_back`."""
+    licences: tuple[str, ...] = ()
+    """Licences that a record may have, as `data.licences`; empty allows all."""
+    scale: float = 1.0
+    """Share of all steps of training: 0.01 shows soon that all parts work, 3 trains three times as
+    long."""
+    prompts: int = 100
+    """Held-out captions that are drawn for, at most."""
+    dry_run: bool = False
+    """Say what would be done, and how long it would take, and do nothing."""
+
+    def __post_init__(self):
+        if self.scale <= 0:
+            raise UserError(f"--scale {self.scale} must be positive.")
+        if self.prompts < 1:
+            raise UserError(f"--prompts {self.prompts} must be at least 1.")
+
+
+def members(options: Options) -> dict[str, Experiment]:
+    """The experiments of the chain, in their order."""
+    made = chain(options.choices, options.source, options.out, f"{options.out}/data")
+    return {part: _scaled(member, options) for part, member in made.items()}
+
+
+def _scaled(member: Experiment, options: Options) -> Experiment:
+    replace, train = dataclasses.replace, member.train
+    steps = max(1, round(train.steps * options.scale))
+    given = {name: getattr(options, name) for name in ("splits", "hold_back", "licences")}
+    # Whole shares of a batch, on as many devices as that allows.
+    devices = math.gcd(member.data.batch, jax.device_count())
+    every = {name: min(getattr(train, name), steps) for name in ("log_every", "validate_every")}
+    return replace(
+        member,
+        data=replace(member.data, records=10_000_000, **given),
+        train=replace(train, steps=steps, **every),
+        mesh=MeshConfig(data=devices),
+        optim=replace(member.optim, warmup_steps=min(member.optim.warmup_steps, steps)),
+    )
+
+
+def stages(options: Options, counts: dict[str, int], rate: float) -> list[Stage]:
+    """What the chain does, in order; `counts` are the records of each split, `rate` is
+    `estimates.product_rate`."""
+    chained, out = members(options), epath.Path(options.out)
+    decoder, train = chained["decoder"], {}
+    for part, member in chained.items():
+        seconds = estimates.training_seconds(member, counts["train"], rate)
+        train[part] = training(member, seconds)
+    prepared = Stage(
+        "corpus, bank and index",
+        estimates.preparing_seconds(chained, sum(counts.values()), rate),
+        decoder.data.corpus,
+        lambda: is_prepared(decoder, make_tools(decoder)),
+        lambda: prepare(decoder, make_tools(decoder), _say),
+    )
+    order = [train["text"], train["vqgan"], train["clip"], prepared, train["decoder"]]
+    if not counts["validation"]:
+        print(f"{options.source} holds nothing back: nothing is drawn for unseen captions.")
+        return order
+    scores = out / "results" / "heldout.json"
+    asked = HeldOut(
+        run=decoder.run_dir, documents=_DOCUMENTS, count=options.prompts, out=str(scores)
+    )
+    prompts = min(options.prompts, counts["validation"])
+    evaluated = Stage(
+        "evaluate on held-out records",
+        estimates.drawing_seconds(decoder, prompts, len(_DOCUMENTS), rate),
+        str(scores),
+        scores.exists,
+        lambda: _nothing(heldout.evaluate(asked, _say)),
+    )
+    return [*order, evaluated]
+
+
+def _nothing(_: Any) -> None:
+    """A stage leaves files."""
+
+
+def _say(line: str) -> None:
+    print(f"  {line}", flush=True)
+
+
+def require_same_choices(options: Options) -> None:
+    """Refuse a folder that holds the chain of another source or of other choices; note them in a
+    new one."""
+    chosen = dataclasses.asdict(options) | {"source": _absolute(options.source)}
+    for name in ("out", "prompts", "dry_run"):
+        del chosen[name]
+    path = epath.Path(options.out) / _RECORD
+    if not path.exists():
+        if not options.dry_run:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, chosen)
+        return
+    before = read_json(path, "the chain's choices")
+    now = _plain(chosen)
+    differ = [f"{n}: {before.get(n)} → {now[n]}" for n in now if before.get(n) != now[n]]
+    if differ:
+        raise UserError(
+            f"{options.out} holds a chain that was made with other choices ({'; '.join(differ)}); "
+            "give those again, or another --out."
+        )
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, tuple | list) else value
+
+
+def _absolute(source: str) -> str:
+    return source if ":" in source else os.path.abspath(source)
+
+
+def command(argv: list[str]) -> None:
+    """Parse the arguments, say what will be done, do what is missing, and write the report."""
+    options = parse(Options, argv, "A folder of pictures to a trained decoder and its report.")
+    data = members(options)["text"].data
+    counts = {split: len(open_source(data, split, 0)) for split in ("train", "validation", "bank")}
+    counts["bank"] -= counts["train"]  # the bank has the training records, too
+    require_same_choices(options)
+    todo = stages(options, counts, estimates.product_rate())
+    print(
+        f"{options.source}: {counts['train']:,} records for training, {counts['validation']:,} "
+        f"held back, {counts['bank']:,} only in the bank; on {this_machine()}"
+    )
+    for number, stage in enumerate(todo, 1):
+        print(f"[{number}/{len(todo)}] {stage.name}: about {in_words(stage.budget)}")
+    print(f"about {in_words(sum(stage.budget for stage in todo))} in all, less what is finished")
+    if options.dry_run:
+        return
+    with hold(options.out, f"training the chain of {options.source}"):
+        _run(options, todo)
+
+
+def _run(options: Options, todo: list[Stage]) -> None:
+    timings = epath.Path(options.out) / "results" / "seconds.json"
+    timings.parent.mkdir(parents=True, exist_ok=True)
+    run_stages(todo, timings)
+    made = members(options)
+    page = write_chain_report(options.out, options.source, made)
+    run = made["decoder"].run_dir
+    print(f"wrote {page}; draw with python -m launch.generate PROMPT --run {run} --retrieve 2")
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    main(command)

@@ -1,0 +1,119 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cm3jax.errors import UserError
+from cm3jax.evaluate.protocol import scores_from_json
+from launch import chain
+from launch.chain import Options, members, require_same_choices
+from tests.launch import waves
+
+TINY = ["--side", "32", "--width", "32", "--scale", "0.004", "--prompts", "6"]
+
+
+def test_a_scale_shortens_training_and_nothing_else():
+    whole, short = members(Options("photos")), members(Options("photos", scale=0.01))
+    for part, member in short.items():
+        assert member.train.steps == max(1, round(whole[part].train.steps * 0.01))
+        assert max(member.train.log_every, member.train.validate_every) <= member.train.steps
+        assert (member.model, member.vocab) == (whole[part].model, whole[part].vocab)
+        assert member.data.batch % member.mesh.data == 0
+    assert short["decoder"].data.bank == "runs/mine/data/bank"
+
+
+def test_a_folder_keeps_one_chain(tmp_path):
+    out = str(tmp_path / "mine")
+    require_same_choices(Options("photos", out, splits=(("new", "bank"),)))
+    require_same_choices(Options("photos", out, splits=(("new", "bank"),), prompts=5))
+    with pytest.raises(UserError, match=r"other choices \(splits: .*; give those again"):
+        require_same_choices(Options("photos", out))
+    with pytest.raises(UserError, match=r"source: .*photos → .*others"):
+        require_same_choices(Options("others", out, splits=(("new", "bank"),)))
+
+
+def test_a_dry_run_says_what_and_how_long_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    waves.write(tmp_path / "photos", 60)
+    chain.command(["photos", "--out", "mine", "--splits", "new", "bank", "--dry-run", *TINY])
+    said = capsys.readouterr().out
+    assert "photos: 45 records for training, 5 held back, 250 only in the bank" in said
+    for number, name in enumerate(["train text_tokenizer", "train vqgan", "train clip"], 1):
+        assert f"[{number}/6] {name}: about " in said
+    assert "in all" in said
+    assert not Path("mine").exists()
+
+
+def test_what_is_no_folder_of_pictures_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"captions\.jsonl"):
+        chain.command([str(tmp_path), "--out", str(tmp_path / "mine")])
+    with pytest.raises(UserError, match="none of 32, 64, 128 and 256"):
+        chain.command([str(tmp_path), "--side", "48"])
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with `photos` and the chain `mine` on them."""
+    folder = tmp_path_factory.mktemp("chain")
+    waves.write(folder / "photos")
+    return folder
+
+
+def launch(*arguments: str | Path) -> str:
+    """Run a command on one device; what it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=Path(__file__).resolve().parents[2],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def run(folder: Path) -> str:
+    given = (folder / "photos", "--out", folder / "mine", "--splits", "new", "bank")
+    return launch("launch.chain", *given, *TINY)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_five_hundred_pictures_from_elsewhere(trained):
+    said = run(trained)
+    # Every 50th of 450 pictures, the first of them with five captions.
+    assert "677 records for training, 13 held back, 50 only in the bank" in said
+    assert "left out 10 of 677 records: 007.png" in said  # broken files end nothing
+    for stage in range(1, 7):
+        assert f"[{stage}/6]" in said
+    scores = scores_from_json(json.loads((trained / "mine/results/heldout.json").read_text()))
+    for name in ("hit_1.text", "hit_10.image", "identified.docs_2", "copied.docs_1"):
+        assert 0 <= scores[name].value <= 1
+        assert 0 <= scores[name].chance < 1
+    for name in ("none", "retrieved", "right", "wrong"):
+        # Hardly trained: about the logarithm of the number of codes.
+        assert 4 < scores[f"nats.{name}"].value < 10
+    for name in ("docs_0", "docs_1", "docs_2"):
+        assert scores[f"psnr.{name}"].value <= scores["psnr.reconstruction"].value + 3
+        assert scores[f"psnr.{name}"].protocol.retrieved == int(name[-1])
+    assert scores["identified.reconstruction"].value == 1
+    page = (trained / "mine/report.html").read_text()
+    assert "results/heldout.html" in page
+    assert "hit_valid_text" in page
+    assert (trained / "mine/results/heldout.html").read_text().count("data:image/png") > 10
+
+    before = {p: p.stat().st_mtime_ns for p in (trained / "mine").rglob("checkpoints/*/*")}
+    assert run(trained).count("reusing") == 6
+    after = {p: p.stat().st_mtime_ns for p in (trained / "mine").rglob("checkpoints/*/*")}
+    assert after == before
+
+    waves.write(trained / "others", 60, seed=6)
+    whose = ("--run", trained / "mine/decoder", "--source", trained / "others")
+    said = launch("launch.evaluate", "heldout", *whose, "--documents", "0", "--count", "5")
+    assert "identified.docs_0: " in said
+    assert "identified.docs_1" not in said
+    assert "warning" not in said  # none of the others' pictures is in the bank
