@@ -110,7 +110,7 @@ class CocoFid:
     resize: Resize = "clean"
     """How pictures reach Inception's size: clean-fid's way, pytorch-fid's or TensorFlow's."""
     crop: int = 256
-    """Cut real pictures to centre squares of so many pixels; 0 leaves them as they are."""
+    """Crop real pictures to centre squares of this many pixels; 0 leaves them as they are."""
     part: str = "1/1"
     """This process's share of the work, as 3/8: several processes may fill one --out."""
     mesh: MeshConfig = ONE_DEVICE
@@ -131,7 +131,7 @@ class CocoFid:
         found = re.fullmatch(r"(\d+)/(\d+)", self.part)
         index, count = map(int, found.groups()) if found else (0, 0)
         if not 1 <= index <= count:
-            raise UserError(f"--part {self.part} is no share; write the third of eight as 3/8.")
+            raise UserError(f"--part {self.part} is not a share; write the third of eight as 3/8.")
         return index - 1, count
 
 
@@ -196,9 +196,9 @@ class Reconstruction:
     source: str = ""
     """Pictures to measure, as data.source; empty takes the run's own."""
     split: Literal["train", "validation"] = "validation"
-    """Which of them."""
+    """Split of the source."""
     count: int = 0
-    """The first so many; 0 takes all."""
+    """Number of pictures, from the first; 0 takes all."""
     lpips: str = ""
     """LPIPS weights, as vqgan_loss.lpips; without them there is no LPIPS."""
     inception: str = ""

@@ -41,16 +41,16 @@ class Options:
     bank: str = ""
     """The memory bank to search instead of the run's own."""
     retrieve: int = 0
-    """Documents to retrieve for each prompt; fewer where others score below the floor."""
+    """Documents to retrieve for each prompt; fewer are shown if the rest score below the floor."""
     floor: float | None = None
-    """Documents that score lower are left out; by default the run's `retrieval.relevance_floor`,
-    -1 shows the best there are."""
+    """Leave out documents that score below this; by default the run's `retrieval.relevance_floor`.
+    -1 leaves none out."""
     exclude: tuple[str, ...] = ()
     """Keys of the bank's documents that must not be retrieved."""
     weigh: tuple[str, ...] = ()
-    """KEY=FACTOR: multiplies that document's score, e.g. `bank-17=1.2`; 0.5 puts it behind."""
+    """KEY=FACTOR multiplies that document's score, e.g. `bank-17=1.2`; 0.5 moves it to the back."""
     docs: tuple[str, ...] = ()
-    """Documents by hand: pictures, each with a caption if PATH.txt stands beside PATH.png."""
+    """Documents given by hand: pictures, each with the caption in PATH.txt if there is one."""
     samples: int = 1
     """Samples of each prompt."""
     seed: int = 0
@@ -64,36 +64,37 @@ class Options:
     temperature_range: tuple[float, float] | None = None
     """Draw each sample's temperature from this range."""
     top_k: int | None = None
-    """Sample from so many likeliest tokens."""
+    """Sample from this many of the likeliest tokens."""
     top_p: float | None = None
-    """Sample from the likeliest tokens with this probability."""
+    """Sample from the likeliest tokens that together have this probability."""
     max_document_tokens: int | None = None
-    """`interleave`: the longest document; as far as the context reaches if not given."""
+    """`interleave`: most tokens of the document; by default what the context holds."""
     grammar: bool = True
-    """Without it a picture may end early or late, which is then reported."""
+    """Allow only ids that continue a valid document; without it a picture may end early or late,
+    which is then reported."""
     rerank: Literal["", "clip", "perplexity"] = ""
     """Order each prompt's samples: pictures by CLIP, or all by the model's own perplexity."""
     box: str = ""
-    """`infill`: what to draw anew, as x,y,width,height in pixels. `--task grounded`: what is where,
-    as LABEL:x1,y1,x2,y2 with corners from 0 to 255; several with `;` between."""
+    """`infill`: the part to redraw, as x,y,width,height in pixels. `--task grounded`: objects and
+    their places, as LABEL:x1,y1,x2,y2 with corners from 0 to 255, separated by `;`."""
     mask: str = ""
-    """`infill`: a picture whose light pixels are to be drawn anew or, if a part of it is
-    transparent, those that are not: what a brush painted, in whatever colour."""
+    """`infill`: a picture whose light pixels mark the part to redraw; if some of it is transparent,
+    its opaque pixels do: whatever a brush painted, in any colour."""
     outpaint: str = ""
-    """`infill`: put the picture at x,y with so many pixels a side (x,y,side); draw the rest."""
+    """`infill`: shrink the picture to `side` pixels, put it at x,y and draw the rest (x,y,side)."""
     partial: bool = False
-    """Write what is there of each picture after each chunk, to NAME.partial.png."""
+    """After each chunk, write the finished part of each picture to NAME.partial.png."""
     out: str = ""
-    """Where to write; by default `samples` in the run directory, or `runs/samples` where the run is
-    weights that this checkout ships."""
+    """Where to write; by default `samples` in the run directory, or `runs/samples` for the weights
+    that this checkout ships."""
     task: str = ""
-    """A task of instruction tuning, asked as in training; its text takes the prompt's place."""
+    """A task of instruction tuning, phrased as in training; its text replaces the prompt."""
     image: str = ""
     """`--task`: its picture or map."""
     options: str = ""
-    """`--task science`: the options, with commas between."""
+    """`--task science`: the options, separated by commas."""
     context: str = ""
-    """`--task science`: what is known beside the picture."""
+    """`--task science`: what is known besides the picture."""
     show_sequence: bool = False
     """Print all ids that the model saw and emitted, with their names."""
     mesh: MeshConfig = ONE_DEVICE

@@ -210,7 +210,7 @@ def test_corrections_of_a_large_model_fit_any_mesh(sizes):
 
 
 def test_patterns_that_freeze_everything_or_are_none(tmp_path):
-    with pytest.raises(UserError, match="no regular expression"):
+    with pytest.raises(UserError, match="not a regular expression"):
         OptimConfig(trained="(")
     with pytest.raises(UserError, match=r"optim\.trained='decoder/' is found in no parameter"):
         train(learner(tuned(tmp_path, trained="decoder/")))

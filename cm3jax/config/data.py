@@ -18,66 +18,69 @@ class DataConfig:
     documents, or such a file; a folder of tar shards (webdataset, img2dataset) or of parquet files;
     `tfds:NAME` for a dataset of tensorflow-datasets."""
     records: int = 50_000
-    """Records to generate or to take from the source for training, at most; of more, a sample by
-    the seed is taken."""
+    """Most records to generate or to take from the source for training; a larger source is sampled
+    by the seed."""
     splits: tuple[tuple[str, Literal["train", "validation", "bank"]], ...] = ()
-    """Splits of parts of a source that has none: a folder in it, or a pattern of its files' names,
-    with `train`, `validation` or `bank` (only in the bank: found at generation, never seen in
-    training), e.g. `flags/new bank "shard-9*" validation`, or `. bank` for all of it. A record's
-    own `split` goes before. Where nothing is for validation, data.hold_back chooses."""
+    """Splits for a source that has none of its own: pairs of a folder in it (or a pattern of its
+    files' names) and `train`, `validation` or `bank` (only in the bank: found at generation,
+    never seen in training), e.g. `flags/new bank "shard-9*" validation`, or `. bank` for all of
+    it. A record's own `split` takes precedence. Where nothing is for validation, data.hold_back
+    chooses."""
     hold_back: Literal["pictures", "subjects"] = "pictures"
-    """What is held back for validation where no split says it: every 50th picture with all of its
-    captions, or every 50th of the records' `subjects` with all records that name it."""
+    """What is held back for validation where no split decides it: every 50th picture with all of
+    its captions, or every 50th of the records' `subjects` with all records that name it."""
     emblems: int = 3000
-    """Emblems to train on, where the source is `emblems`: the more there are, the less their looks
-    can be learnt by heart instead of being copied from documents."""
+    """Emblems to train on, where the source is `emblems`. The more there are, the less the model
+    can learn their looks by heart instead of copying them from documents."""
     raw: str = "data/raw"
     """Where generated raw data (`emblems`) and datasets of tensorflow-datasets are kept."""
     licences: tuple[str, ...] = ()
-    """Licences that a record may have, e.g. `CC0-1.0 CC-BY-4.0`: one with another or none is
-    refused, and listed; empty allows all."""
+    """Licences that a record may have, e.g. `CC0-1.0 CC-BY-4.0`. A record with another licence, or
+    with none, is refused and listed; empty allows all."""
     min_side: int = 0
-    """Pixels of a picture's shorter side, in its file; a record below is refused."""
+    """Least pixels along a picture's shorter side, as stored in its file; smaller ones are
+    refused."""
     max_aspect: float = 0.0
-    """Longer side of a picture over its shorter one, at most; 0 allows all."""
+    """Greatest ratio of a picture's longer side to its shorter one; 0 allows all."""
     min_words: int = 1
-    """Words of a record's text; a record with fewer is refused (one without any text is not)."""
+    """Fewest words of a record's text; a record without any text is not refused."""
     max_words: int = 0
-    """Words of a record's text, at most; 0 allows all."""
+    """Most words of a record's text; 0 allows all."""
     max_watermark: float = 1.0
     """Refuse records whose `watermark` or `pwatermark`, where there is one, is above this."""
     max_unsafe: float = 1.0
     """Refuse records whose `unsafe`, `punsafe` or `NSFW`, where there is one, is above this."""
     shard: int = 2048
-    """Records that are prepared and saved at a time; what an interruption costs at most."""
+    """Records that are prepared and saved at a time: the most that an interruption loses."""
     image_size: int = 32
-    """Pixels along one side of raw pictures as they are read; the image tokenizer's."""
+    """Pixels along one side that raw pictures are resized to, equal to the image tokenizer's."""
     corpus: str = ""
     """The prepared corpus, as `launch.prepare` wrote it under `data/`."""
     bank: str = ""
     """The memory bank that the corpus's neighbours point into, and that generation searches."""
     mixture: tuple[tuple[str, float], ...] = ()
     """Train on several prepared directories, each with a `corpus` and a `bank` in it, instead of
-    data.corpus: every directory with its weight, which decides its share of the rows, e.g.
-    `data/emblems 3 data/words 1`, or `data/emblems:pair 1` for its records of one kind alone."""
+    data.corpus. Each directory is followed by its weight, which decides its share of the rows, e.g.
+    `data/emblems 3 data/words 1`; `data/emblems:pair 1` takes only its records of that kind."""
     online: bool = False
-    """Make rows in the training step from the pairs of data.source and the bank data.bank: encode
-    pictures, search, rotate, one sample to a row, instead of reading data.corpus. A pair is shown
-    the best documents by its vector; the rules of `retrieval` beside its number have no part."""
+    """Make rows inside the training step from the pairs of data.source and the bank data.bank
+    (encode pictures, search, rotate; one sample per row) instead of reading data.corpus. A pair is
+    shown the documents nearest to its vector; of the rules in `retrieval`, only `documents`
+    applies."""
     resample: tuple[float, float] | None = None
-    """Least and greatest number of times that a corpus of data.mixture may be seen while all of
-    them are seen once on average, whatever its weight asks for: 0.3 and 3 in instruction tuning."""
+    """Least and greatest number of times that each corpus of data.mixture is seen, whatever its
+    weight, while all corpora are seen once on average: 0.3 and 3 in instruction tuning."""
     tasks: tuple[tuple[str, str], ...] = ()
     """Instruction tuning: the data sets that `launch.prepare` turns into the corpora of
-    data.mixture, one for one. Each is a name in `cm3jax.tasks.READERS` and the folder where its
-    files lie, or the name of a task and `emblems`, e.g. `vqa2 data/raw/vqa2 words emblems`. COCO's
-    also take `tfds:coco_captions/2014:1.1.0` or another version, in data.raw, for a folder."""
+    data.mixture, in the same order. Each is a name in `cm3jax.tasks.READERS` and the folder of its
+    files, or the name of a task and `emblems`, e.g. `vqa2 data/raw/vqa2 words emblems`. For COCO,
+    the folder may also be `tfds:coco_captions/2014:1.1.0` or another version, in data.raw."""
     image_first: bool = False
     """Put the picture before the text where a task's answer is a text."""
     rows: Literal["whole", "stream"] = "whole"
-    """How samples become rows: whole ones, packed, each masked by itself and blind to the others;
-    or one stream of samples cut at the rows' ends, each row masked and attended to as one (the
-    paper's way)."""
+    """How samples become rows: `whole` packs whole samples, each masked by itself and unable to see
+    the others; `stream` cuts one stream of samples at the rows' ends and masks and attends to each
+    row as one (the paper's way)."""
     batch: int = 16
     """Rows (decoder) or records (tokenizer, CLIP) of a global batch."""
     threads: int = 2

@@ -28,7 +28,7 @@ class Experiment:
     workdir: str = ""
     """Run directory; empty means runs/NAME."""
     init_from: str = ""
-    """Run directory whose parameters alone start this run."""
+    """Run directory whose parameters (and nothing else) this run starts from."""
     vocab: VocabConfig = VocabConfig()
     tokenizers: TokenizersConfig = TokenizersConfig()
     vqgan: VQGANConfig = VQGANConfig()

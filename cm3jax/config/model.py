@@ -10,7 +10,7 @@ from cm3jax.config.checks import require
 class DecoderConfig:
     """The autoregressive decoder (section 2.3: pre-LN, no biases, no dropout, non-affine norms).
 
-    The fields that say "Chameleon" make the decoder of arXiv 2405.09818 out of it.
+    The fields marked "Chameleon" turn it into the decoder of arXiv 2405.09818.
     """
 
     layers: int = 24
@@ -31,12 +31,14 @@ class DecoderConfig:
     norm: Literal["layer", "rms"] = "layer"
     """Layer norm without gain or bias (CM3Leon), or RMS norm with a learned gain (Chameleon)."""
     swin_norm: bool = False
-    """Norm what attention and feed-forward layer give instead of what they get (Chameleon-34B)."""
+    """Normalise the outputs of attention and feed-forward layer instead of their inputs
+    (Chameleon-34B)."""
     tied: bool = True
-    """Score ids with the embedding, instead of with a table of its own (Chameleon)."""
+    """Compute logits with the embedding table; false gives the head a table of its own
+    (Chameleon)."""
     dropout: float = 0.0
-    """Share of what attention and feed-forward layer give that training drops (Chameleon-7B: 0.1);
-    validation and generation drop nothing."""
+    """Share of the outputs of attention and feed-forward layer that training drops (Chameleon-7B:
+    0.1); validation and generation drop nothing."""
     context: int = 4096
     """Longest row in tokens, and rows of the learned position table."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -48,22 +50,22 @@ class DecoderConfig:
     position_std: float = 0.0002
     """`init_std` for the table of learned positions."""
     qk_norm: bool = False
-    """Norm queries and keys over each head, with learned gain and bias (Chameleon)."""
+    """Normalise queries and keys over each head, with learned gain and bias (Chameleon)."""
     lora_rank: int = 0
-    """Rank of the corrections that are added to every matrix of the layers and, unless
-    optim.trained names more, trained alone (LoRA, arXiv 2106.09685); 0 adds none."""
+    """Rank of the corrections added to every matrix of the layers (LoRA, arXiv 2106.09685); only
+    they are trained, unless optim.trained names more. 0 adds none."""
     lora_alpha: float = 16.0
     """Corrections are multiplied by lora_alpha / lora_rank."""
     unroll: int = 1
-    """Layers per turn of the scan over layers: more compile longer and, on CPUs, run faster."""
+    """Layers per turn of the scan over layers: more take longer to compile and run faster on
+    CPUs."""
     remat: Literal["none", "full", "dots"] = "none"
-    """What the backward pass recomputes: norms, gates and the weights of attention alone (`none`),
-    everything, or all but matrix products."""
+    """What the backward pass recomputes: only norms, gates and attention weights (`none`),
+    everything (`full`), or all but matrix products (`dots`)."""
     attention: Literal["xla", "cudnn", "splash"] = "xla"
-    """How training rows attend: plain operations for any hardware, which hold the scores of an
-    eighth of a row's tokens at once, or a kernel that holds fewer: cuDNN's for GPUs, where a row is
-    one segment (`data.rows=stream`), or splash attention for TPUs. Generation always uses the
-    first."""
+    """How training rows attend. `xla`: plain operations for any hardware, which hold the scores of
+    an eighth of a row's tokens at once. Kernels that hold fewer: `cudnn` for GPUs, where a row is
+    one segment (`data.rows=stream`), and `splash` for TPUs. Generation always uses `xla`."""
 
     def __post_init__(self):
         require(
@@ -105,7 +107,7 @@ class DecoderConfig:
         return (attention + (3 if self.activation == "swiglu" else 2) * self.ffn) * self.width
 
     def parameters(self, vocab_size: int) -> int:
-        """Parameters of a `Decoder` over so many ids."""
+        """Number of parameters of a `Decoder` over `vocab_size` ids."""
         qk_norms = 2 * (self.heads + self.groups) * self.head_width if self.qk_norm else 0
         gain = self.width if self.norm == "rms" else 0
         query_out = 2 * (self.width + self.heads * self.head_width)
@@ -120,9 +122,9 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PartiConfig:
-    """What the encoder-decoder (arXiv 2206.10789) has beside `model`, its decoder.
+    """What the encoder-decoder (arXiv 2206.10789) needs in addition to `model`, its decoder.
 
-    Its encoder's layers have the decoder's widths; `model.context` plays no part in it.
+    The encoder's layers have the decoder's widths; `model.context` is not used.
     """
 
     encoder_layers: int = 16

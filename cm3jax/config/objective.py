@@ -31,24 +31,24 @@ class CM3Config:
     picture_rows: float = 0.0
     """Probability that a random span of a picture is widened to whole rows of its codes."""
     mask_retrieved: bool = False
-    """Mask in retrieved documents too (metaseq's way); with `data.rows=stream` always so."""
+    """Also mask retrieved documents (metaseq's way); always on with `data.rows=stream`."""
     no_documents: float = 0.2
     """Probability that a sample is shown without its documents."""
     vary_documents: bool = False
-    """Show the others a number of documents drawn from 0 to retrieval.documents with equal odds
-    (RA-CM3) instead of all."""
+    """Show each other sample a uniformly drawn number of documents, 0 to retrieval.documents
+    (RA-CM3), instead of all."""
     wrong_documents: float = 0.0
-    """Probability that the last of a sample's documents gives way to one of another record, drawn
-    at random, or that one joins them where there are fewer than retrieval.documents: a model that
-    takes whatever it is shown is then wrong, and must read whose document it is."""
+    """Probability that a random record's document replaces the last of a sample's documents, or is
+    added where there are fewer than retrieval.documents. A model that copies whatever it is shown
+    is then wrong, and must read whose document it is."""
     shuffle_documents: bool = False
     """Show a sample's documents in random order instead of the best one (or, with
     retrieval.clauses, the first clause's) first."""
     retrieved_weight: float = 1.0
     """Loss weight of retrieved documents (1 in CM3Leon, 0.1 in RA-CM3)."""
     loss_on: Literal["all", "answer"] = "all"
-    """What the loss counts of a sample that has an answer (instruction tuning): everything, as in
-    the paper, or the answer alone, with the id that ends it."""
+    """What the loss counts in a sample with an answer (instruction tuning): everything (the paper's
+    way), or only the answer and the id that ends it."""
 
     def __post_init__(self):
         for name in ("whole_segment", "picture_rows", "no_documents", "wrong_documents"):

@@ -44,17 +44,17 @@ class ClipConfig:
     """Weight of the pair loss: a text against its own picture (CLIP)."""
     document_loss: float = 1.0
     """Weight of the document loss: the text or picture of one document against the document vector
-    of another document of the same subject; 0 trains on pairs alone."""
+    of another document of the same subject; 0 trains on pairs only."""
     partners: Literal["subjects", "captions", "nearest", "pictures"] = "subjects"
-    """Which documents are of the same subject: those that share a name in their `subjects`. One
-    that names none has no partner or, by choice, those of an equal caption (but for case and
-    spaces), those whose captions are nearest by their rare words, or those with the same picture
-    under other captions."""
+    """Which documents have the same subject: those that share a name in `subjects`. For a document
+    without names: none (`subjects`), those with an equal caption, ignoring case and spaces
+    (`captions`), those whose captions are nearest by their rare words (`nearest`), or those with
+    the same picture under other captions (`pictures`)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalConfig:
-    """Who is retrieved for whom (section 2.1)."""
+    """Which documents are shown to which record (section 2.1)."""
 
     encoder: str = ""
     """Run directory of the CLIP encoder."""
@@ -65,36 +65,38 @@ class RetrievalConfig:
     pool: int = 32
     """Neighbours looked at per query before the rules choose."""
     relevance_cut: float = 0.9
-    """Candidates scoring above this are too close to the query (near-duplicates) and skipped;
-    calibrate it per encoder."""
+    """Candidates that score above this are skipped as near-duplicates of the query; calibrate it
+    per encoder."""
     relevance_floor: float = -1.0
-    """Candidates scoring below this have nothing to do with the query and are not shown, neither in
+    """Candidates that score below this are unrelated to the query and not shown, neither in
     training nor at generation; -1 shows the best there are."""
     diversity_cut: float = 0.9
     """Candidates closer than this to a chosen document are skipped; calibrate it per encoder."""
     duplicate_cut: float = 0.98
-    """Documents closer than this are marked as near-duplicates, and evaluation records that are so
-    close to a document of the bank as leaked; calibrate it per encoder."""
+    """Documents closer than this are marked as near-duplicates, and evaluation records this close
+    to a document of the bank as leaked; calibrate it per encoder."""
     modality_margin: float = 0.05
-    """Score by which a document of one modality must beat one with text and picture."""
+    """Margin by which a document with only a text or only a picture must outscore one with both."""
     queries: Literal["both", "text", "image"] = "both"
-    """Whose candidates training shows: of a record's text, as when a picture is asked for, of its
-    picture, or of one of them by chance (the paper)."""
+    """Which query's candidates training shows: those found by the record's `text` (as when a
+    picture is asked for), by its `image`, or by one of the two at random (`both`, the paper's
+    way)."""
     views: int = 4
     """Query views stored per record: one clean, the others with query dropout."""
     query_dropout: float = 0.2
     """Share of text tokens dropped from a query view."""
     clauses: bool = False
-    """Ask with each clause of a text in turn, so that a text that names two things finds both, in
-    their order, instead of with the whole text (the paper's way)."""
+    """Search with each clause of a text in turn, so that a text that names two things finds both,
+    in their order; otherwise with the whole text (the paper's way)."""
     clause_margin: float = 0.2
-    """Score by which a clause that was given a document must beat the others to be given more."""
+    """Margin by which a clause that already has a document must outscore the others to get
+    another."""
     index: Literal["auto", "exact", "scann", "milvus"] = "auto"
     """Index kind; auto is exact up to 100,000 documents and ScaNN above. Milvus is a server for
     generation; the neighbours of training are then found as by auto."""
     recall: float = 0.95
-    """Recall@10 that a ScaNN index is to reach, by text, by picture and by both: how much of it a
-    search looks at is chosen for it when it is built."""
+    """Recall@10 that a ScaNN index must reach for queries by text, by picture and by both; how much
+    of it each search reads is chosen when it is built."""
     milvus: str = ""
     """Address of the Milvus server, e.g. http://localhost:19530, or the path of a .db file for
     Milvus Lite."""

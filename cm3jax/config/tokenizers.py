@@ -27,8 +27,8 @@ _ADDED = {
 
 
 def identity(config: "VQGANConfig | ClipConfig | DataConfig") -> str:
-    """What fingerprints say of a config: its `repr`, but for defaults of fields that came later,
-    so that what was made before them still fits."""
+    """What a config contributes to fingerprints: its `repr` without fields that were added later
+    and are at their default, so that what was made before them still fits."""
     kept = (
         f"{field.name}={getattr(config, field.name)!r}"
         for field in dataclasses.fields(config)
@@ -55,11 +55,11 @@ class VQGANConfig:
     attention: bool = True
     """Self-attention in the middle (taming's `mid.attn_1`)."""
     attention_sides: tuple[int, ...] = ()
-    """Self-attention after every residual block of the levels with so many positions along a side
-    (taming's `attn_resolutions`)."""
+    """Self-attention after every residual block of the levels that have these numbers of positions
+    along a side (taming's `attn_resolutions`)."""
     kernel: Literal[1, 3] = 3
-    """Convolution kernel of residual blocks; with 1 and patch > 1 a code depends on its patch
-    alone."""
+    """Convolution kernel of residual blocks; with 1 and patch > 1 a code depends only on its own
+    patch."""
     codes: int = 8192
     """Codebook entries; must equal vocab.image_codes."""
     code_width: int = 256
@@ -70,12 +70,12 @@ class VQGANConfig:
     commitment: float = 0.25
     """Weight of the commitment loss (beta)."""
     codebook: Literal["ema", "gradient"] = "ema"
-    """How entries follow their inputs: as moving averages, or as parameters, by the gradient of
-    their squared distance (taming's way, which has no restarts)."""
+    """How entries follow their inputs: as moving averages (`ema`), or as parameters, by the
+    gradient of the squared distance (`gradient`: taming's way, which has no restarts)."""
     ema_decay: float = 0.99
     """Decay of the codebook's moving averages."""
     restart_below: float = 0.01
-    """An entry whose moving average of uses per batch is below this is moved to a random input."""
+    """An entry whose moving average of uses per batch falls below this moves to a random input."""
 
     @property
     def downsample(self) -> int:
@@ -118,9 +118,9 @@ class VQGANConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VQGANLossConfig:
-    """What trains the image tokenizer beside `vqgan.commitment` (arXiv 2012.09841, section 3.1).
+    """Losses of the image tokenizer besides `vqgan.commitment` (arXiv 2012.09841, section 3.1).
 
-    The defaults are for flat colours; photographs want all of it.
+    The defaults suit flat colours; photographs need all of them.
     """
 
     pixels: Literal["l2", "l1"] = "l2"
@@ -129,7 +129,7 @@ class VQGANLossConfig:
     """Weight of the perceptual loss (LPIPS, arXiv 1801.03924), which needs vqgan_loss.lpips."""
     lpips: str = ""
     """A .safetensors or .npz file of LPIPS weights (VGG16), or `random`: the distance between
-    features that nobody trained, which is logged as `random_features` and is not LPIPS."""
+    features of an untrained network, logged as `random_features` since it is not LPIPS."""
     adversarial: float = 0.0
     """Share of the adversarial loss in the gradient at the decoder's last layer: 1 gives it as much
     as pixels and perception together have. 0 trains no discriminator."""
@@ -141,8 +141,8 @@ class VQGANLossConfig:
     discriminator_layers: int = 3
     """Levels of the discriminator that halve the side."""
     region: float = 0.0
-    """How much more the pixels of the source's masks count (Make-A-Scene's faces and objects): a
-    pixel weighs 1 + region * mask, in the pixel and in the perceptual loss. 0 reads no masks."""
+    """Extra weight of the pixels in the source's masks (Make-A-Scene's faces and objects): a pixel
+    weighs 1 + region * mask in the pixel loss and in the perceptual loss. 0 reads no masks."""
 
     def __post_init__(self):
         for name in ("perceptual", "adversarial", "region"):

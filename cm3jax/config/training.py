@@ -15,7 +15,7 @@ class OptimConfig:
     method: Literal["adamw", "muon"] = "adamw"
     """AdamW throughout (the papers), or Muon for the decoder's matrix products and AdamW for the
     rest (arXiv 2502.16982, whose scaling lets both share a learning rate). With Muon, beta1, beta2
-    and eps are of the rest alone, and weight decay of the matrix products alone: embedding and
+    and eps apply to the rest only, and weight decay to the matrix products only: embedding and
     position tables have none."""
     peak_lr: float = 6e-4
     """Learning rate after the warm-up."""
@@ -34,28 +34,28 @@ class OptimConfig:
     clip_norm: float = 1.0
     """Largest global norm of the gradient."""
     accumulate: int = 1
-    """Parts of a global batch that are worked off one after another before an update: the same
-    update from less memory, for the decoder."""
+    """Parts that a global batch is cut into, processed one after another before each update: the
+    same update with less memory (decoder only)."""
     ema: float = 0.0
     """Decay of an exponential moving average of the parameters, e.g. 0.9999; 0 keeps none. Where it
     is kept, validation, samples, generation and exports use the averages, and checkpoints hold both
     (4 bytes more per trained parameter)."""
     trained: str = ""
     """Regular expression that is searched in the names of parameters (`layers/query/kernel`):
-    those without a match are frozen, keep no moments, and are told apart in a table at start, e.g.
-    `lora|^head`, `feed_forward`, or `decoder` of an image tokenizer. Empty trains everything, or of
-    a model with lora_rank the corrections alone."""
+    parameters without a match are frozen and keep no moments, and a table at start lists which are
+    trained. Examples: `lora|^head`, `feed_forward`, or `decoder` for an image tokenizer. Empty
+    trains everything, or only the corrections where model.lora_rank is set."""
     trained_ids: Literal["all", "image", "text"] = "all"
-    """Whose rows of embedding and head change, where these are trained: Anole taught Chameleon to
-    draw by those of picture codes in the head alone (`--optim.trained ^head --optim.trained-ids
-    image`)."""
+    """Which ids' rows of the embedding and the head change, where these are trained. Anole taught
+    Chameleon to draw by training only the head's rows of picture codes (`--optim.trained ^head
+    --optim.trained-ids image`)."""
 
     def __post_init__(self):
         try:
             re.compile(self.trained)
         except re.error as error:
             raise UserError(
-                f"optim.trained={self.trained!r} is no regular expression ({error}); mend it."
+                f"optim.trained={self.trained!r} is not a regular expression ({error}); correct it."
             ) from None
         require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be positive.")
         require(0 <= self.ema < 1, f"optim.ema={self.ema} is a decay; give 0 or more, below 1.")
@@ -67,8 +67,8 @@ class TrainConfig:
     """The loop."""
 
     steps: int = 175_000
-    """Optimiser steps in all. A run may be given more (or fewer) when it is resumed: from there on
-    the learning rate follows the schedule that ends with them, unless optim.end_lr_ratio is 1."""
+    """Optimiser steps in all. A resumed run may be given more or fewer: from there on the learning
+    rate follows the schedule that ends at the new number, unless optim.end_lr_ratio is 1."""
     log_every: int = 50
     """Steps between two lines of metrics."""
     validate_every: int = 1000
@@ -77,11 +77,11 @@ class TrainConfig:
     """Batches of one validation."""
     samples: int = 8
     """Pictures that the report shows at each validation: drawn for captions (decoder), or encoded
-    and decoded (image tokenizer); 0 none. They are one small batch, drawn from the parameters in
-    memory; a run of several processes draws none."""
+    and decoded (image tokenizer); 0 shows none. They are one small batch, drawn with the parameters
+    in memory; a run of several processes draws none."""
     watchdog_seconds: int = 600
-    """Print the stacks of all threads whenever so many seconds pass without the end of a step, and
-    go on; 0 never. The first step's time includes its compilation."""
+    """Print the stacks of all threads, and go on, whenever no step ends for this many seconds; 0
+    never does. The first step includes its compilation."""
 
     def __post_init__(self):
         require(self.steps >= 1, f"train.steps={self.steps} must be at least 1.")
@@ -117,7 +117,7 @@ class MeshConfig:
     tensor: int = 1
     """Shards of heads, feed-forward width and vocabulary."""
     platform: Literal["", "cpu", "gpu", "tpu"] = ""
-    """Hardware that must be there; empty takes what jax finds, be it a CPU."""
+    """Hardware that the run requires; empty takes whatever jax finds, also a CPU."""
 
     def __post_init__(self):
         sizes = (self.data, self.fsdp, self.tensor)

@@ -224,7 +224,7 @@ def test_which_captions_are_asked_depends_on_the_file_and_the_seed(home):
         (("--run", "a", "--made", "b"), "either --run or --made"),
         (("--made", "nowhere"), "holds 0 pictures"),
         (("--run", "nowhere"), "nowhere"),
-        (("--run", "nowhere", "--part", "3/2"), "is no share"),
+        (("--run", "nowhere", "--part", "3/2"), "is not a share"),
         (("--run", "nowhere", "--samples", "0"), "--samples takes numbers from 1"),
         (("--run", "nowhere", "--captions", "none.json"), "the caption file is missing"),
         (("--run", "nowhere", "--inception", "none.pth"), "does not exist"),
