@@ -60,6 +60,7 @@ EXTRAS = {
         "hypothesis",  # properties of documents and sequences
         "beartype>=0.22",  # checks the jaxtyping annotations at run time
         "ruff>=0.14",  # lint and format
+        "mypy>=2.4,<3",  # static types of the core
         "jsonschema>=4",  # manifests of jobs against the published schema
         "tensorboard>=2.21",  # reads back the curves that a run writes
         "apache-beam>=2.77",  # both engines of preparation give the same bytes

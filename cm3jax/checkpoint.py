@@ -197,7 +197,7 @@ class Checkpoints:
 
     def _newest_sound(self) -> int | None:
         """The step of the newest sound checkpoint, the same in every process."""
-        answer = {"step": None, "error": ""}
+        answer: dict[str, Any] = {"step": None, "error": ""}
         if jax.process_index() == 0:
             try:
                 step, damaged = _newest_sound(self._manager, self._directory)
@@ -221,7 +221,7 @@ def _newest_sound(
 
     Warns of each damaged one; `UserError` if there are no others.
     """
-    damaged = []
+    damaged: list[epath.Path] = []
     for step in sorted(manager.all_steps(), reverse=True):
         path = directory / str(step)
         fault = checksums.fault(path)

@@ -20,8 +20,11 @@ from cm3jax.config import MeshConfig
 from cm3jax.errors import UserError
 from cm3jax.shapes import Array
 
+BATCH = ("data", "fsdp")
+"""The mesh axes that cut a batch."""
+
 RULES: dict[str, str | tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp"),
+    "batch": BATCH,
     "layers": None,
     "embed": "fsdp",
     "heads": "tensor",
@@ -77,7 +80,7 @@ def _placed(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray
     # Of GPUs, jax may call every host a slice; their order alone keeps a host's together.
     tpus = devices[0].platform == "tpu"
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if tpus else 1
-    split = {"devices": devices, "allow_split_physical_axes": True}
+    split: dict[str, Any] = {"devices": devices, "allow_split_physical_axes": True}
     if slices == 1:
         return mesh_utils.create_device_mesh(sizes, **split)
     data, fsdp, tensor = sizes
@@ -112,8 +115,9 @@ def find_devices(platform: str) -> list[jax.Device]:
     try:
         devices = jax.devices()
     except (RuntimeError, AssertionError):  # the second is jax's answer to a missing plugin
+        wanted = jax.config.jax_platforms  # type: ignore[attr-defined]  # added at run time
         raise UserError(
-            f"jax cannot start JAX_PLATFORMS={jax.config.jax_platforms}; install the extra for the "
+            f"jax cannot start JAX_PLATFORMS={wanted}; install the extra for the "
             "hardware (tpu or cuda) and check its driver, or unset JAX_PLATFORMS."
         ) from None
     if platform not in ("", devices[0].platform):
@@ -123,6 +127,11 @@ def find_devices(platform: str) -> list[jax.Device]:
             "mesh.platform."
         )
     return devices
+
+
+def _rule(name: str | None) -> str | tuple[str, ...] | None:
+    """What a logical axis is cut along; an axis without a name stays whole."""
+    return RULES[name] if name else None
 
 
 def batch_shards(mesh: Any) -> int:
@@ -144,7 +153,7 @@ def constrain(x: Array, *names: str | None) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    cuts = [RULES[name] if name else None for name in names]
+    cuts = list(map(_rule, names))
     spec = [
         cut if size % _pieces(mesh, cut) == 0 else None
         for cut, size in zip(cuts, x.shape, strict=False)
@@ -180,7 +189,7 @@ def on_each_device(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return function
-    specs = [PartitionSpec(*map(RULES.get, names)) for names in (*inputs, output)]
+    specs = [PartitionSpec(*map(_rule, names)) for names in (*inputs, output)]
     # Kernels do not say along which axes what they give is the same.
     return jax.shard_map(function, in_specs=tuple(specs[:-1]), out_specs=specs[-1], check_vma=False)
 
@@ -215,7 +224,7 @@ def shardings(mesh: Mesh | AbstractMesh, boxed: Any) -> Any:
 
 def array_table(mesh: Mesh | AbstractMesh, boxed: Any) -> str:
     """One line per array: name, shape, logical axes, mesh axes and bytes on each device."""
-    rows = [("parameter", "shape", "axes", "sharded over", "MB/device")]
+    rows: list[tuple[str, ...]] = [("parameter", "shape", "axes", "sharded over", "MB/device")]
     for path, leaf in _leaves(boxed):
         value = nn.unbox(leaf)
         spec = _spec(mesh, leaf)
@@ -248,11 +257,11 @@ def _spec(mesh: Mesh | AbstractMesh, leaf: Any) -> PartitionSpec:
     """Mesh axes per dimension; one that the mesh does not divide stays whole, and so does the
     second of two dimensions that ask for one mesh axis."""
     used: set[str] = set()
-    spec = []
+    spec: list[str | None] = []
     for name, size in zip(_axes(leaf), nn.unbox(leaf).shape, strict=False):
-        axis = RULES.get(name)
-        fits = isinstance(axis, str) and axis not in used and size % mesh.shape[axis] == 0
-        if fits and mesh.shape[axis] > 1:
+        axis = RULES.get(name) if name else None
+        free = isinstance(axis, str) and axis not in used and mesh.shape[axis] > 1
+        if isinstance(axis, str) and free and size % mesh.shape[axis] == 0:
             used.add(axis)
             spec.append(axis)
         else:

@@ -24,7 +24,8 @@ except ImportError:  # accelerator machines without packages of their own still 
         def __class_getitem__(cls, item: Any) -> type:
             return Array
 
-    Bool = Float = Int = Key = UInt8 = UInt32 = _Unchecked
+    # There are no shapes to check then, neither here nor for type checkers.
+    Bool = Float = Int = Key = UInt8 = UInt32 = _Unchecked  # type: ignore[assignment]
 
 AnyArray = Array | np.ndarray
 """An array of jax, or of numpy on the host."""

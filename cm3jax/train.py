@@ -266,7 +266,7 @@ class _Run:
         for note in stream.notes if isinstance(stream, Described) else ():
             self._progress.say(note)
         batches = stream.batches(self._position)
-        pending = collections.deque()
+        pending: collections.deque[tuple[int, Any, HostBatch]] = collections.deque()
         while self._step < steps:
             batch = self._clock.wait(batches)
             self._state, metrics = self._train_step(self._state, self._put(batch))
@@ -309,7 +309,7 @@ class _Run:
 
     def _report(self, metrics: Mapping[str, Any], batch: HostBatch, validates: bool) -> None:
         per_step, waiting = self._clock.per_step(self._step), self._clock.waiting
-        values = {name: Mean(*pair).compute() for name, pair in metrics.items()}
+        values: dict[str, Any] = {n: Mean(*pair).compute() for n, pair in metrics.items()}
         if validates:
             values |= self._validate(self._state, self._validation_batches())
         values |= {
@@ -358,7 +358,7 @@ class _Run:
 
     def _keep(self, step: int, batch: HostBatch) -> epath.Path:
         """Write this process's rows of a batch, one array per field."""
-        arrays = {
+        arrays: dict[str, Any] = {
             jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
             for path, leaf in jax.tree.leaves_with_path(batch.data)
             if not isinstance(leaf, jax.Array)

@@ -56,7 +56,7 @@ class _WrongError(Exception):
 
 
 def _build(kind: Any, value: Any, what: str, where: str) -> Any:
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise _WrongError
         hints = typing.get_type_hints(kind)

@@ -105,9 +105,9 @@ def digest(*parts: bytes | str | np.ndarray) -> str:
     for part in parts:
         if isinstance(part, np.ndarray):
             state.update(f"{part.dtype}{part.shape}".encode())
-            part = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data  # without a copy
-        elif isinstance(part, str):
-            part = part.encode()
-        state.update(len(part).to_bytes(8, "little"))
-        state.update(part)
+            content = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data  # without a copy
+        else:
+            content = memoryview(part.encode() if isinstance(part, str) else part)
+        state.update(len(content).to_bytes(8, "little"))
+        state.update(content)
     return state.hexdigest()[:16]

@@ -143,7 +143,7 @@ def _read(
     count = math.prod(shape)
     if count and os.path.exists(os.fspath(path)):
         # Mapped anew each time: pages that were read do not stay with the process.
-        flat = np.memmap(os.fspath(path), dtype, "r", offset, (count,))
+        flat: np.ndarray = np.memmap(os.fspath(path), dtype, "r", offset, (count,))
     else:  # in a bucket
         with path.open("rb") as file:
             file.seek(offset)

@@ -1,8 +1,8 @@
 """Attention: over a row of packed samples in training, over a two-part cache in decoding."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Literal
+from functools import partial, reduce
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -174,11 +174,11 @@ def _causal_backward(known, slope):
                 jnp.pad(by_values, unseen),
             )
         )
-    by_queries, by_keys, by_values = zip(*slopes, strict=True)
+    of_queries, of_keys, of_values = zip(*slopes, strict=True)
     return (
-        jnp.concatenate(by_queries, axis=3).astype(queries.dtype),
-        sum(by_keys).astype(keys.dtype),
-        sum(by_values).astype(values.dtype),
+        jnp.concatenate(of_queries, axis=3).astype(queries.dtype),
+        reduce(jnp.add, of_keys).astype(keys.dtype),
+        reduce(jnp.add, of_values).astype(values.dtype),
         None,
     )
 
@@ -206,9 +206,11 @@ def _splash_whole(segments, queries, keys, values):
 
     length, heads, width = queries.shape[1:]
     block = next(size for size in (512, 256, 128) if length % size == 0)
+    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    sizes: dict[str, Any] = {f"block_{name}": block for name in names}
     kernel = splash_attention.make_splash_mha(
         splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads),
-        block_sizes=splash_attention.BlockSizes(*[block] * 8),
+        block_sizes=splash_attention.BlockSizes(**sizes),
         head_shards=1,
         q_seq_shards=1,
         interpret=jax.default_backend() == "cpu",

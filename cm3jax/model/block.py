@@ -147,7 +147,7 @@ class CrossBlock(Block):
         super().setup()
         self.cross = Attention(self.config)
 
-    def row(
+    def row_with_source(
         self,
         x: Float[Array, "B L D"],
         attend: Attend,

@@ -88,7 +88,8 @@ class Decoder(nn.Module):
         attend = row_attention((places < lengths[:, None]).astype(jnp.int32), "xla")
         x, rotation = self._embed(tokens, places)
 
-        x, found = shard_rows(x), []
+        x = shard_rows(x)
+        found: list[KeyValues] = []
         for block in self.layer:
             x, kept = block.row(x, attend, rotation)
             x, found = shard_rows(x), [*found, kept]
@@ -116,7 +117,8 @@ class Decoder(nn.Module):
         places = first[:, None] + jnp.arange(tokens.shape[1])
         x, rotation = self._embed(tokens, jnp.minimum(places, self.config.context - 1))
 
-        x, suffix = shard_rows(x), []
+        x = shard_rows(x)
+        suffix: list[KeyValues] = []
         for block, kept in zip(self.layer, cache.layers, strict=True):
             x, grown = block.extend(x, kept, rotation)
             x, suffix = shard_rows(x), [*suffix, grown]

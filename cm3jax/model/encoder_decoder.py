@@ -77,7 +77,8 @@ class EncoderDecoder(nn.Module):
         x, rotation = self._embed(tokens, self.position)
 
         def body(block, x, key):
-            return shard_rows(block.row(x, to_row, rotation, key, states, to_text)), None
+            x = block.row_with_source(x, to_row, rotation, key, states, to_text)
+            return shard_rows(x), None
 
         layers = self.config.layers
         x, _ = scan_layers(self.layers, self.config, layers, body, x, layer_keys(keys[1], layers))
@@ -132,7 +133,7 @@ class EncoderDecoder(nn.Module):
         places = jnp.minimum(places, self.image_tokens - 1)
         x, rotation = self._embed(tokens, self.position, places)
 
-        suffix = []
+        suffix: list[KeyValues] = []
         for block, kept in zip(self.layer, cache.layers, strict=True):
             x, grown = block.extend(x, kept, rotation)
             x, suffix = shard_rows(x), [*suffix, grown]

@@ -8,7 +8,7 @@ devices; the bank never does.
 
 import dataclasses
 from functools import partial
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import flax.linen as nn
 import jax
@@ -92,7 +92,7 @@ class SequenceBuilder(nn.Module):
         Raises `ValueError` without the collection `bank`; there is nothing to `init`.
         """
         names = ("tokens", "lengths", "vectors")
-        bank = {name: self.get_variable("bank", name) for name in names}
+        bank: dict[str, Any] = {name: self.get_variable("bank", name) for name in names}
         if any(array is None for array in bank.values()):
             raise ValueError("the collection `bank` is missing; pass what bank_variables returns")
         epoch = jnp.asarray(epoch)
@@ -100,7 +100,7 @@ class SequenceBuilder(nn.Module):
         build = partial(_build, self.config, self.vocab, self.documents, self.length, seed)
         if mesh.empty:
             return build(_Axes(), bank, queries, epoch)
-        axes = _Axes(mesh.axis_names, partition.RULES["batch"])
+        axes = _Axes(mesh.axis_names, partition.BATCH)
         rows, everywhere = PartitionSpec(axes.batch), PartitionSpec()
         return jax.shard_map(
             partial(build, axes),

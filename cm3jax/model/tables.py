@@ -1,5 +1,8 @@
 """Tables that every model has: of ids, of positions, and the logits that they give."""
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -15,7 +18,7 @@ def vocabulary_tables(
 
     Both are float32, with the logical axes ("vocab", "embed").
     """
-    init = nn.with_logical_partitioning(truncated_normal(config.init_std), ("vocab", "embed"))
+    init = _boxed(truncated_normal(config.init_std), "vocab", "embed")
     embedding = module.param("embedding", init, (size, config.width))
     head = embedding if config.tied else module.param("head", init, (size, config.width))
     return embedding, head
@@ -27,9 +30,14 @@ def position_table(
     """The parameter of that name, of learned positions; None where positions are rotary."""
     if config.positions != "learned":
         return None
-    init = truncated_normal(config.position_std)
-    init = nn.with_logical_partitioning(init, ("positions", "embed"))
+    init = _boxed(truncated_normal(config.position_std), "positions", "embed")
     return module.param(name, init, (length, config.width))
+
+
+def _boxed(init: Callable[..., Any], *axes: str) -> Callable[..., Any]:
+    """An initialiser of an array with these logical axes: boxed with them only while parameters
+    are made, so that `module.param` gives back the array."""
+    return nn.with_logical_partitioning(init, axes)
 
 
 def logits(hidden: Float[Array, "*B D"], head: Float[Array, "V D"]) -> Float[Array, "*B V"]:

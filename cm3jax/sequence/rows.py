@@ -169,31 +169,44 @@ def build_rows(
     maskable = (slots.tokens[:, -1 - width : -1], slots.positions[:, -1 - width : -1])
     counts = (samples.masks, samples.records)
     if samples.answers is not None:
-        spans = _answer_spans(xp, samples, lengths)
+        spans = _answer_spans(xp, samples, samples.answers, lengths)
         moves = rotate(xp, slots, lengths, spans, vocab)
         if config.loss_on == "answer":
-            moves = moves._replace(kinds=_kinds_of_answers(xp, slots, moves, samples))
+            moves = moves._replace(
+                kinds=_kinds_of_answers(xp, slots, moves, samples, samples.answers)
+            )
         return _batch(xp, moves, places, shape, config)
     spans = draw_spans(xp, *maskable, *counts, seed=seed, epoch=epoch, config=config, vocab=vocab)
     moves = rotate(xp, slots, lengths, spans, vocab)
     return _batch(xp, moves, places, shape, config)
 
 
-def _answer_spans(xp: ModuleType, samples: Samples, lengths: Int[AnyArray, " samples"]) -> Spans:
+def _answer_spans(
+    xp: ModuleType,
+    samples: Samples,
+    answers: Int[AnyArray, "samples 3"],
+    lengths: Int[AnyArray, " samples"],
+) -> Spans:
     """The answers that are recalled, each the one span of its sample."""
     first = lengths - 1 - samples.query_lengths  # where the query starts
-    start, stop = (first + samples.answers[:, side] for side in (0, 1))
+    start, stop = (first + answers[:, side] for side in (0, 1))
     masked = samples.masks > 0
     ends = (xp.where(masked, place, NOWHERE)[:, None].astype(xp.int32) for place in (start, stop))
     return Spans(*ends)
 
 
-def _kinds_of_answers(xp: ModuleType, slots: PlacedTokens, moves: PlacedTokens, samples: Samples):
+def _kinds_of_answers(
+    xp: ModuleType,
+    slots: PlacedTokens,
+    moves: PlacedTokens,
+    samples: Samples,
+    answers: Int[AnyArray, "samples 3"],
+) -> Int[AnyArray, "samples W"]:
     """Kinds of a sample's moved slots that leave weight to the answer and the id that ends it:
     `<eoss>` where it is recalled, else the sample's `<eos>`."""
     closing = slots.positions[:, -1:]
     first = closing - samples.query_lengths[:, None]
-    start, stop = (first + samples.answers[:, side, None] for side in (0, 1))
+    start, stop = (first + answers[:, side, None] for side in (0, 1))
     asked = (slots.positions >= start) & (slots.positions < stop)
     ends = (slots.positions == closing) & (samples.masks == 0)[:, None]
     never = xp.zeros((len(samples.masks), 1), bool)
@@ -278,8 +291,10 @@ def _batch(
     xp: ModuleType, moves: PlacedTokens, places: Places, shape: tuple[int, int], config: CM3Config
 ) -> Batch:
     segments = xp.broadcast_to(places.segments[:, None], moves.positions.shape)
-    columns = _cells(xp, (*moves, segments), moves.positions, places, shape)
-    return _with_targets(xp, *columns, config)
+    tokens, kinds, positions, segments = _cells(
+        xp, (*moves, segments), moves.positions, places, shape
+    )
+    return _with_targets(xp, tokens, kinds, positions, segments, config)
 
 
 def _with_targets(xp: ModuleType, tokens, kinds, positions, segments, config: CM3Config) -> Batch:

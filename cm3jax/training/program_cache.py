@@ -14,14 +14,15 @@ from cm3jax.io.files import digest
 _WORTH_SECONDS = 0.05
 """A program that compiled for longer is kept: jax's default, a second, leaves out most of the many
 programs that a start waits for."""
+_FOLDER = "jax_compilation_cache_dir"
 _THRESHOLD = "jax_persistent_cache_min_compile_time_secs"
 
 
 def use_program_cache() -> None:
     """Keep compiled programs in `cache_dir`, unless jax keeps them elsewhere already."""
-    if jax.config.jax_compilation_cache_dir is not None:
+    if getattr(jax.config, _FOLDER) is not None:
         return
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir()))
+    jax.config.update(_FOLDER, str(cache_dir()))
     if _THRESHOLD.upper() not in os.environ and getattr(jax.config, _THRESHOLD) == 1.0:
         jax.config.update(_THRESHOLD, _WORTH_SECONDS)
 

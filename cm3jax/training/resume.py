@@ -256,7 +256,7 @@ def _shown(value: Any) -> str:
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested fields by dotted names; where a mixture lies is one, what its parts weigh another."""
-    out = {}
+    out: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             out |= _flat(value, f"{prefix}{name}.")
