@@ -84,7 +84,9 @@ def footprint(experiment: Experiment, layout: Layout, batch: Batch | Pairs) -> F
         moments=_local_bytes((state.opt_state, state.ema, state.step)),
         gradients=_local_bytes(layout.trained_params),
         batch=_local_bytes(batch),
-        temporaries=_temporaries(experiment, dict(jax.tree.leaves(batch)[0].sharding.mesh.shape)),
+        temporaries=_temporaries(
+            planned(experiment), dict(jax.tree.leaves(batch)[0].sharding.mesh.shape)
+        ),
     )
 
 
@@ -119,12 +121,13 @@ def _local_bytes(tree: Any) -> int:
     )
 
 
-def _temporaries(experiment: Experiment, mesh: dict[str, int]) -> int:
+def _temporaries(learner: DecoderLearner | PartiLearner, mesh: dict[str, int]) -> int:
     """Peak of what lives within a step: at the head, or in the backward pass of a layer.
 
     At the head all layers' residuals are there, and the logits. In a layer the head's are gone; it
     computes again those of its own residuals that were not kept.
     """
+    experiment = learner.experiment
     model, tensor = experiment.model, mesh["tensor"]
     shards = mesh["data"] * mesh["fsdp"] * experiment.optim.accumulate
     rows = experiment.data.batch // shards
@@ -136,28 +139,26 @@ def _temporaries(experiment: Experiment, mesh: dict[str, int]) -> int:
         ffn=model.ffn // tensor,
     )
     vocab_size = Vocab(experiment.vocab).size
-    learner = planned(experiment)
     pairs = isinstance(learner, PartiLearner)
     length = learner.model.image_tokens if pairs else model.context
     chunks = chunks_for(rows, length, vocab_size)
 
     def kept(config: DecoderConfig, encoder_layers: int) -> int:
         parti = dataclasses.replace(experiment.parti, encoder_layers=encoder_layers)
-        return _kept_by_layers(dataclasses.replace(experiment, model=config, parti=parti), rows)
+        narrow = dataclasses.replace(experiment, model=_traceable(config), parti=parti)
+        return _kept_by_layers(planned(narrow), rows)
 
     encoder_layers = experiment.parti.encoder_layers
     layers = kept(local, encoder_layers)
-    head = _kept_by_head(experiment, rows, -(-vocab_size // tensor), length // chunks)
+    head = _kept_by_head(model, rows, -(-vocab_size // tensor), length // chunks)
     of_one = kept(dataclasses.replace(local, layers=1, remat="none"), 1)
     depth = model.layers + (encoder_layers if pairs else 0)
     again = of_one - layers // depth
     return layers + max(head, again)
 
 
-def _kept_by_layers(experiment: Experiment, rows: int) -> int:
+def _kept_by_layers(learner: DecoderLearner | PartiLearner, rows: int) -> int:
     """Bytes that the layers keep for their backward pass, parameters left out."""
-    experiment = dataclasses.replace(experiment, model=_traceable(experiment.model))
-    learner = planned(experiment)
     variables = nn.unbox(jax.eval_shape(learner.init, jax.random.key(0)))
     if isinstance(learner, PartiLearner):
         model = learner.model
@@ -168,7 +169,7 @@ def _kept_by_layers(experiment: Experiment, rows: int) -> int:
             return model.apply(variables, pair[0], pair[0] != Vocab.pad, pair[1])
 
         return _kept(hidden, variables, inputs)
-    row = jax.ShapeDtypeStruct((rows, experiment.model.context), jnp.int32)
+    row = jax.ShapeDtypeStruct((rows, learner.experiment.model.context), jnp.int32)
     hidden = lambda variables, row: learner.model.apply(variables, row, row, row)  # noqa: E731
     return _kept(hidden, variables, row)
 
@@ -183,13 +184,12 @@ def _traceable(model: DecoderConfig) -> DecoderConfig:
     return dataclasses.replace(model, attention="splash", context=-(-model.context // 128) * 128)
 
 
-def _kept_by_head(experiment: Experiment, rows: int, vocab_size: int, length: int) -> int:
+def _kept_by_head(config: DecoderConfig, rows: int, vocab_size: int, length: int) -> int:
     """Bytes of the head's backward pass over a chunk of `length`: what it keeps or computes again.
 
     The gradient of the logits takes the place of an array that it is computed from.
     """
-    width = experiment.model.width
-    dtype = jnp.dtype(experiment.model.dtype)
+    width, dtype = config.width, jnp.dtype(config.dtype)
     table = jax.ShapeDtypeStruct((vocab_size, width), jnp.float32)
     hidden = jax.ShapeDtypeStruct((rows, length, width), dtype)
     targets = jax.ShapeDtypeStruct((rows, length), jnp.int32)
