@@ -33,7 +33,7 @@ _DOCUMENTS = (238, 242, 247)  # the ground behind documents, to tell them from s
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A picture with the lines below it; without a picture a text stands in its place."""
+    """A picture with the lines below it; without a picture a text is in its place."""
 
     label: str
     picture: Picture | None
@@ -148,7 +148,7 @@ def _paint(page, draw, font, cell: Cell, corner: tuple[int, int], side: int) -> 
 
 
 def _wrapped(text: str, font: PIL.ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines of at most so many pixels; a longer word is cut."""
+    """Lines of at most `width` pixels; a longer word is cut."""
     lines = [""]
     for word in text.split():
         while font.getlength(word) > width:

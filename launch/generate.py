@@ -1,4 +1,4 @@
-"""Pictures from texts, texts from pictures, pictures with a part drawn anew, whole documents.
+"""Pictures from texts, texts from pictures, pictures with a part drawn again, whole documents.
 
     python -m launch.generate "A photo of a cat shown on a dslr" --run RUN --retrieve 2
     python -m launch.generate text "a red fox" "a blue fox" --samples 8 --rerank clip --run RUN
@@ -74,7 +74,7 @@ def _caption(path: epath.Path) -> str:
 
 
 def hole(options: Options, size: int) -> Bool[np.ndarray, "Y X"]:
-    """The pixels to draw anew."""
+    """The pixels to draw again."""
     if options.mask:
         return load_mask(options.mask, size)
     x, y, width, height = _numbers(options.box, 4)

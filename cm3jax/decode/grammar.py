@@ -1,4 +1,4 @@
-"""What may follow: a table-driven automaton that runs beside every decoded row.
+"""What may follow: a table-driven automaton that runs along with every decoded row.
 
 A *program* says what a row emits, slot by slot: codes of a picture, a text up to its `<eoss>`,
 ids that are known beforehand, a document whose segments the model chooses. Compiled, it is a table
@@ -90,7 +90,7 @@ class GrammarTable:
     """Programs of a batch, one state per column; a row is done when its state is its length."""
 
     until: Int[Array, "B T kinds"]
-    """A kind may be sampled in a state while the row has emitted at most so many ids."""
+    """A kind may be sampled in a state while the row has emitted at most this many ids."""
     forced: Int[Array, "B T"]
     """The id that must follow, or `FREE`."""
     after: Int[Array, "B T kinds"]
@@ -221,7 +221,7 @@ def permitted(
     emitted: Int[Array, " B"],
     kinds: Int[Array, " V"],
 ) -> Bool[Array, "B V"]:
-    """Which ids may be sampled in these states after so many; none where an id is forced."""
+    """Which ids may be sampled in these states after `emitted` ids; none where an id is forced."""
     open_ = emitted[:, None] <= _at(table.until, states)
     bits = jnp.sum(open_ << jnp.arange(len(Kind)), axis=1)
     return (bits[:, None] >> kinds) & 1 == 1

@@ -92,7 +92,7 @@ def decode_each(
 ) -> Iterator[list[Finished]]:
     """Decode `samples` of every request, and give them as they are done, chunk by chunk.
 
-    A sample's noise depends on (seed, prompt id, sample id, tokens emitted) alone. Raises
+    A sample's noise depends on (seed, prompt id, sample id, tokens emitted) only. Raises
     `UserError`, before anything is decoded, if a prompt leaves less room than what it asks for
     needs. `variables` are as `params.as_read` gives them; decoding runs on the mesh that they lie
     on.
@@ -204,7 +204,7 @@ class _Engine:
             self._slots[place] = _Slot(job, [], zeros, zeros.astype(int), mine)
 
     def _rows_of(self, jobs: list[SlotJob], count: int) -> steps.RowConstants:
-        """Rows of so many prompts, of which all but these are padding."""
+        """The rows of `count` prompts, of which all but `jobs` are padding."""
         each, config = self._shape.samples, self._config
         total = count * each
         prompts, samples = np.zeros(total, np.int64), np.zeros(total, np.int64)

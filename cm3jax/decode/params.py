@@ -48,7 +48,8 @@ def _unstacked_onto(stack, sharding: NamedSharding):
 def bytes_per_step(variables: dict) -> int:
     """Bytes of parameters that a step reads.
 
-    Of tables that are looked up in it reads next to nothing, of what prompts alone pass nothing.
+    A step reads next to nothing of tables that are looked up in, and nothing of what only prompts
+    pass.
     """
     params = variables["params"]
     spared = [{"position"}, {"text_position"}, {"encoder"}, {"encoder_norm"}]

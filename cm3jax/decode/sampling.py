@@ -197,7 +197,7 @@ def sample_keys(
     samples: Int[np.ndarray, " B"],
     temperatures: tuple[float, float],
 ) -> SampleKeys:
-    """Functions of (seed, prompt id, sample id), wherever in a batch a sample stands.
+    """Functions of (seed, prompt id, sample id), wherever in a batch a sample is.
 
     Temperatures are drawn uniformly between the two given ones; equal ones fix it.
     """

@@ -44,7 +44,7 @@ class State:
     last: Int[Array, " R"]
     """The newest id of every row of every stream, not yet in the cache."""
     states: Int[Array, " B"]
-    """Where each sample's automaton stands."""
+    """The state of each sample's automaton."""
 
 
 @partial(
@@ -92,7 +92,7 @@ def start(config: DecoderConfig, shape: ProgramShape) -> State:
 
 
 def _laid_out(state: State) -> State:
-    """The state as it lies between two programs: rows cut over the mesh, and heads of the cache."""
+    """The state between two programs: rows and heads of the cache are cut over the mesh."""
     cache, heads = state.cache, ("batch", "heads", None, None)
     prefix, suffix = jax.tree.map(
         lambda x: partition.constrain(x, *heads), (cache.prefix, cache.suffix)

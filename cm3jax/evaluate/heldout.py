@@ -30,7 +30,8 @@ from cm3jax.evaluate.protocol import (
 )
 from cm3jax.evaluate.reconstruction import frechet_score, picture_figures
 from cm3jax.evaluate.results import Cell, Chosen, Figure
-from cm3jax.generation import generator
+from cm3jax.generation import loading
+from cm3jax.generation.prompts import picture_prompt
 from cm3jax.io.files import digest
 from cm3jax.retrieval.clip_encoder import fit_picture
 from cm3jax.retrieval.retriever import Retrieved
@@ -96,7 +97,7 @@ class HeldOutExam:
             raise UserError(
                 f"{asked.run} is a run of a {run.experiment.learner}; a decoder's reads documents."
             )
-        self._generator = generator.load(asked.run, asked.bank, mesh)
+        self._generator = loading.load(asked.run, asked.bank, mesh)
         # Each answer is a picture, whatever the run's settings say.
         self._decode = dataclasses.replace(self._generator.decode, grammar=True)
         data = dataclasses.replace(run.experiment.data, image_size=run.experiment.vqgan.image_size)
@@ -171,11 +172,11 @@ class HeldOutExam:
         for name, (rows, shown, how) in chosen.items():
             if not rows:
                 continue
-            prompts = [((self._records[row].text,),) for row in rows]
+            prompts = [picture_prompt(self._records[row].text) for row in rows]
             fitting = [self._room(self._records[r], s) for r, s in zip(rows, shown, strict=True)]
-            asks = self._generator.ask.pictures(prompts, fitting, None, self._decode)
+            requests = self._generator.requests(prompts, fitting, self._decode)
             answers = [self._codes[row] + self._generator.vocab.first_image for row in rows]
-            found = self._generator.token_logprobs(asks, answers)
+            found = self._generator.token_logprobs(requests, answers)
             protocol = self._protocol(most if name != "none" else 0, how, "none", drawn=False)
             self._add(f"nats.{name}", Score.mean([-float(one.mean()) for one in found], protocol))
 

@@ -137,7 +137,7 @@ class AnswerReader:
         return out
 
     def _document(self, ids: np.ndarray) -> list:
-        """What stands between the `<break>`s up to the first `<eos>`."""
+        """The parts between the `<break>`s up to the first `<eos>`."""
         vocab = self._vocab
         if vocab.eos in ids:
             ids = ids[: int(np.argmax(ids == vocab.eos))]

@@ -166,7 +166,7 @@ class Generator:
 
         The mask is one raster run, from its first code to its last: known codes inside are forced,
         and the hole is blanked before the picture is encoded, so that no code knows it. An empty
-        caption leaves the picture to stand alone. Raises `UserError` for a mask without pixels.
+        caption leaves only the picture. Raises `UserError` for a mask without pixels.
         """
         parts = zip(captions, images, masks, strict=True)
         return self.sample([infill_prompt(*each) for each in parts], documents, **sampling)
@@ -292,7 +292,7 @@ class Generator:
     def ranked(
         self, group: Sequence[Generated], by: Literal["clip", "perplexity"], text: str = ""
     ) -> list[Generated]:
-        """Samples of one prompt, best first: pictures by CLIP beside a text, texts by perplexity.
+        """Samples of one prompt, best first: pictures by CLIP against a text, texts by perplexity.
 
         Samples without a picture are last by CLIP.
         """

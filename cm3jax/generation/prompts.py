@@ -37,7 +37,7 @@ class Shown:
 
     image: UInt8[np.ndarray, "Y X 3"]
     hole: Bool[np.ndarray, "Y X"] | None = None
-    """The pixels to draw anew."""
+    """The pixels to draw again."""
 
     @property
     def blanked(self) -> UInt8[np.ndarray, "Y X 3"]:
@@ -123,7 +123,7 @@ def read_prompt(prompt: str, size: int) -> Prompt:
 
 
 def read_infill(prompt: str, size: int, hole: Bool[np.ndarray, "Y X"]) -> Prompt:
-    """Read a prompt with one picture, of which `hole` is to be drawn anew; texts may have masks.
+    """Read a prompt with one picture, of which `hole` is to be drawn again; texts may have masks.
 
     Raises `UserError` for a prompt with no picture or with several.
     """
@@ -268,7 +268,7 @@ def raster_run(mask: Bool[np.ndarray, "Y X"], grid: int) -> Run:
     Raises `UserError` for a mask without pixels.
     """
     if not mask.any():
-        raise UserError("the mask covers no pixel of the picture; mark what to draw anew.")
+        raise UserError("the mask covers no pixel of the picture; mark what to draw again.")
     height, width = mask.shape
     masked = mask.reshape(grid, height // grid, grid, width // grid).any((1, 3)).ravel()
     first, last = np.flatnonzero(masked)[[0, -1]].tolist()
@@ -284,10 +284,10 @@ def _require_sense(parts: tuple[PromptPart, ...]) -> None:
             "for all masks, or none of both."
         )
     if infills and any(part is not Mark.INFILL for part in parts[-infills:]):
-        raise UserError("<infill> stands where the masked text shall follow: at the prompt's end.")
+        raise UserError("<infill> marks where masked text follows; write it at the prompt's end.")
     last = [part for part in parts if not isinstance(part, Mark)][-1:]
     if not last:
-        raise UserError("the prompt has marks alone; write a text, an <image:PATH>, or both.")
+        raise UserError("the prompt has only marks; write a text, an <image:PATH>, or both.")
     if not infills and isinstance(last[0], ImagePath):
         raise UserError(
             "the prompt ends with a picture, which asks for nothing; for its caption write "

@@ -194,7 +194,7 @@ class CaptionRequestBuilder(RequestBuilder):
     """Builds requests of an encoder-decoder, which reads one caption and draws one picture.
 
     A prompt is the caption with its `<eos>`, and the `<eos>` that starts the picture; without a
-    caption these two stand alone, as in training (`data.caption_image`).
+    caption only these two, as in training (`data.caption_image`).
     """
 
     def build(
@@ -206,7 +206,7 @@ class CaptionRequestBuilder(RequestBuilder):
     ) -> list[PromptRequest]:
         """As `RequestBuilder.build`; `UserError` for documents, and for all but one plain text."""
         if not all(map(_is_plain_text, prompts)):
-            raise UserError("an encoder-decoder draws pictures of texts alone; give it one.")
+            raise UserError("an encoder-decoder draws only pictures of texts; give it one text.")
         return super().build(prompts, config, documents, prompt_ids)
 
     def _front(self, documents: Sequence[ShownDocument]) -> list[int]:
@@ -224,8 +224,8 @@ class CaptionRequestBuilder(RequestBuilder):
 def _is_plain_text(prompt: Prompt) -> bool:
     """Whether a picture of one text without masks is asked for."""
     first, *more = prompt.segments
-    alone = isinstance(first, tuple) and not more and Mark.MASK not in first
-    return alone and prompt.wanted is Wanted.PICTURE
+    plain = isinstance(first, tuple) and not more and Mark.MASK not in first
+    return plain and prompt.wanted is Wanted.PICTURE
 
 
 def _segments(prompt: Prompt) -> tuple[Segments, ...]:
@@ -242,4 +242,4 @@ def _edit_segments(prompt: Prompt) -> tuple[Segments, Segments]:
     parts, answer = fill(EDITING.templates[0], values)
     before = [part for part in parts[: answer.start] if part is not Mark.BREAK]
     whole = tuple((part,) if isinstance(part, str) else Shown(part) for part in before)
-    return whole, whole[:-1]  # the instruction stands last
+    return whole, whole[:-1]  # the instruction comes last

@@ -75,7 +75,7 @@ class Block(nn.Module):
     config: DecoderConfig
 
     def setup(self):
-        """The attention's parameters lie beside the feed-forward layer's."""
+        """The attention's parameters are siblings of the feed-forward layer's."""
         c = self.config
         self.attention = Attention(c)
         nn.share_scope(self, self.attention)
@@ -97,7 +97,7 @@ class Block(nn.Module):
         return self.feed(x, keys[1]), kept
 
     def attend(self, x, attend, rotation, key):
-        """A whole row through the attention alone."""
+        """A whole row through the attention only."""
         entered = self.attention.enter(x)
         queries = self.attention.queries(entered, rotation)
         kept = self.attention.keys_values(entered, rotation)
@@ -179,7 +179,7 @@ class CrossBlock(Block):
         # The samples of a prompt stand in one row of queries: its keys and values are read once.
         queries = self.cross.queries(self.cross.enter(x), None)
         by_prompt = queries.reshape(len(cache.prefix_lengths), -1, *queries.shape[2:])
-        # A slot without a prompt sees one entry: a softmax over none is no number.
+        # A slot without a prompt sees one entry: a softmax over none is not a number.
         lengths = jnp.maximum(cache.prefix_lengths, 1)
         there = jnp.arange(cache.prefix.keys.shape[2]) < lengths[:, None]
         attended = attend_kept(by_prompt, cache.prefix, there[:, None, None])

@@ -75,7 +75,7 @@ class Cache:
         ]
 
     def extended(self, suffix: Sequence[KeyValues], tokens: int) -> "Cache":
-        """The cache with so many more tokens per row, which are in `suffix` already."""
+        """The cache with `tokens` more tokens per row, which are in `suffix` already."""
         return Cache(self.prefix, self.prefix_lengths, tuple(suffix), self.lengths + tokens)
 
 

@@ -38,8 +38,8 @@ def _quantiles() -> Float[np.ndarray, "65536"]:
 
 
 rematerialised = partial(jax.checkpoint, prevent_cse=False)
-"""A function that keeps its arguments alone for the backward pass and computes the rest again: for
-what costs less than the memory that it would fill."""
+"""`jax.checkpoint` for cheap functions: the backward pass keeps only their inputs and computes the
+rest again."""
 
 
 @rematerialised
@@ -82,7 +82,7 @@ def dropout(
 ) -> Float[Array, "B L D"]:
     """Zero a random share of the entries and scale up the others; without a key, nothing happens.
 
-    Each row's draws depend on the key and the row's number in the global batch alone, not on the
+    Each row's draws depend on the key and the row's number in the global batch only, not on the
     batch's size, mesh or processes.
     """
     if key is None or rate == 0.0:

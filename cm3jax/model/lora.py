@@ -19,7 +19,7 @@ def strip(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_into(params: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` with the values of `base`, where that has one: corrections alone may be missing."""
+    """`params` with the values of `base`, where that has one: only corrections may be missing."""
     return {
         name: load_into(value, base[name]) if isinstance(value, Mapping) else base.get(name, value)
         for name, value in params.items()

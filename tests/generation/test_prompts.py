@@ -34,7 +34,7 @@ def test_outpainting_draws_what_is_around_a_picture(generator, picture_path):
         ("a <mask> or <mask> <infill> <infill> <infill>", "2 <mask> and 3 <infill>"),
         ("<mask> <infill> fox", "at the prompt's end"),
         ("<image:PICTURE>", "ends with a picture"),
-        ("<break>", "marks alone"),
+        ("<break>", "only marks"),
         ("   ", "the prompt is empty"),
         ("<image:nowhere.png> <mask> <infill>", "nowhere.png can't be read"),
     ],

@@ -111,10 +111,10 @@ def test_answers_are_weighed_code_by_code(chain):
     ("words", "message"),
     [
         (["a fox", "--docs", "X.PNG"], "reads no documents"),
-        (["caption", "X.PNG"], "draws pictures of texts alone"),
-        (["edit", "a red fox <image:X.PNG>"], "draws pictures of texts alone"),
-        (["infill", "<image:X.PNG>", "--box", "0,0,8,8"], "draws pictures of texts"),
-        (["<image:X.PNG> a fox"], "draws pictures of texts alone"),
+        (["caption", "X.PNG"], "draws only pictures of texts"),
+        (["edit", "a red fox <image:X.PNG>"], "draws only pictures of texts"),
+        (["infill", "<image:X.PNG>", "--box", "0,0,8,8"], "draws only pictures of texts"),
+        (["<image:X.PNG> a fox"], "draws only pictures of texts"),
         (["a fox " * 30], r"tokens long .* room for 0"),
     ],
 )
