@@ -19,9 +19,7 @@ from cm3jax.generation.answers import Generated
 from cm3jax.generation.generator import Generator
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.document import Image, parse
-from cm3jax.shapes import UInt8
-
-Picture = UInt8[np.ndarray, "Y X 3"]
+from cm3jax.shapes import RgbImage
 
 _LEAST = 112  # pixels of a picture's side on the sheet, so that a label fits below it
 _GAP = 8
@@ -36,7 +34,7 @@ class Cell:
     """A picture with the lines below it; without a picture a text is in its place."""
 
     label: str
-    picture: Picture | None
+    picture: RgbImage | None
     text: str = ""
 
 
@@ -100,7 +98,7 @@ def scored(line: dict[str, Any], by: str) -> str:
     return f"{'CLIP cosine' if by == 'clip' else 'perplexity'} {line['rank_score']:.3f}"
 
 
-def sheet(rows: Sequence[Row]) -> Picture:
+def sheet(rows: Sequence[Row]) -> RgbImage:
     """The sheet, on white, tall enough for all rows."""
     sides = [cell.picture.shape[0] for row in rows for cell in row.pictures]
     scale = max(1, -(-_LEAST // max(sides, default=_LEAST)))

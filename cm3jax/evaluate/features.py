@@ -22,10 +22,10 @@ from cm3jax import partition
 from cm3jax.config import MeshConfig
 from cm3jax.evaluate.inception_network import SIZE, Inception
 from cm3jax.evaluate.inception_weights import InceptionWeights
-from cm3jax.shapes import Array, Float, UInt8
+from cm3jax.shapes import Array, Float, RgbImage
 
 Resize = Literal["clean", "legacy_pytorch", "legacy_tensorflow"]
-Picture = UInt8[np.ndarray, "Y X 3"]
+
 
 _BATCH, _BATCH_CPU = 32, 2
 """Pictures that a device reads at once; a CPU gains nothing from more."""
@@ -53,7 +53,7 @@ class Extractor:
         self._variables = jax.device_put(weights.variables, partition.replicated(mesh))
         self._apply = _program(weights.width, mesh)
 
-    def features(self, pictures: Iterable[Picture]) -> Iterator[Float[np.ndarray, "B D"]]:
+    def features(self, pictures: Iterable[RgbImage]) -> Iterator[Float[np.ndarray, "B D"]]:
         """Features of pictures of any size, in order and in pieces; few pictures are held."""
         with concurrent.futures.ThreadPoolExecutor() as pool:
             waiting = iter(pictures)
@@ -63,7 +63,7 @@ class Extractor:
                 batch = jax.device_put(np.pad(pixels, padding), self._rows)
                 yield np.asarray(self._apply(self._variables, batch))[: len(part)]
 
-    def _prepare(self, picture: Picture) -> Float[np.ndarray, "299 299 3"]:
+    def _prepare(self, picture: RgbImage) -> Float[np.ndarray, "299 299 3"]:
         return scale(resize(picture, self.mode), self.mode)
 
 
@@ -74,7 +74,7 @@ def _program(width: int, mesh: Mesh) -> Callable[..., Array]:
     return jax.jit(Inception(width).apply, in_shardings=(whole, rows), out_shardings=rows)
 
 
-def resize(picture: Picture, mode: Resize) -> Float[np.ndarray, "299 299 3"]:
+def resize(picture: RgbImage, mode: Resize) -> Float[np.ndarray, "299 299 3"]:
     """The picture at the network's size, 0 to 255, never rounded."""
     if mode == "clean":
         channels = [PIL.Image.fromarray(c.astype(np.float32)) for c in np.moveaxis(picture, -1, 0)]

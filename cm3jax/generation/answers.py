@@ -9,11 +9,9 @@ from cm3jax.decode import loop
 from cm3jax.decode.grammar import Fixed, Words
 from cm3jax.generation.requests import PromptRequest, ShownDocument
 from cm3jax.sequence.vocab import Modality, Vocab
-from cm3jax.shapes import Int, UInt8
+from cm3jax.shapes import Int, RgbImage
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
-
-RgbImage = UInt8[np.ndarray, "Y X 3"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +22,7 @@ class BrokenImage:
     """How many codes it has."""
 
 
-Segment = str | BrokenImage | RgbImage
+AnswerPart = str | BrokenImage | RgbImage
 """A text, or a uint8 picture of the image tokenizer's size."""
 
 
@@ -32,7 +30,7 @@ Segment = str | BrokenImage | RgbImage
 class Generated:
     """One sample and how it came about."""
 
-    segments: tuple[Segment, ...]
+    segments: tuple[AnswerPart, ...]
     """What was asked for: a picture or a text, a story's texts and pictures, or what filled each
     mask, in order."""
     documents: tuple[ShownDocument, ...]
@@ -156,7 +154,7 @@ class AnswerReader:
 
 def _pictured(
     request: PromptRequest, parts: Sequence, images: Iterator[RgbImage]
-) -> tuple[Segment, ...]:
+) -> tuple[AnswerPart, ...]:
     """Parts with pictures in place of codes; pixels outside of holes are those of before."""
     holes = [None] * len(parts) if request.holes is None else request.holes
     out = []

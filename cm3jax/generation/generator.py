@@ -21,7 +21,7 @@ from cm3jax.decode.params import as_read
 from cm3jax.decode.sample_cache import Journal
 from cm3jax.decode.throughput import Meter
 from cm3jax.generation import ranking
-from cm3jax.generation.answers import AnswerReader, Answers, Generated, RgbImage
+from cm3jax.generation.answers import AnswerReader, Answers, Generated
 from cm3jax.generation.documents import Say, retrieve_for
 from cm3jax.generation.likelihood import Likelihood
 from cm3jax.generation.prompts import (
@@ -36,7 +36,7 @@ from cm3jax.generation.requests import Documents, PromptRequest, RequestBuilder,
 from cm3jax.model.interface import LanguageModel
 from cm3jax.retrieval.clip_encoder import ClipEncoder
 from cm3jax.retrieval.retriever import Retrieved, Retriever
-from cm3jax.shapes import Bool, Float, Int, UInt8
+from cm3jax.shapes import Bool, Float, Int, RgbImage, UInt8
 
 Images = UInt8[np.ndarray, "B Y X 3"] | Sequence[RgbImage | None]
 

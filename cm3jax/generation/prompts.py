@@ -20,7 +20,7 @@ from etils import epath
 from cm3jax.errors import UserError
 from cm3jax.sequence.document import ImagePath, Mark, PromptPart, parse_prompt
 from cm3jax.sequence.vocab import Vocab
-from cm3jax.shapes import Bool, UInt8
+from cm3jax.shapes import Bool, RgbImage
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, load_picture, preprocess
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
@@ -35,12 +35,12 @@ TextParts = tuple[str | Mark, ...]
 class Shown:
     """A picture segment."""
 
-    image: UInt8[np.ndarray, "Y X 3"]
+    image: RgbImage
     hole: Bool[np.ndarray, "Y X"] | None = None
     """The pixels to draw again."""
 
     @property
-    def blanked(self) -> UInt8[np.ndarray, "Y X 3"]:
+    def blanked(self) -> RgbImage:
         """The picture without what is in the hole, so that no code knows it."""
         if self.hole is None:
             return self.image
@@ -74,7 +74,7 @@ class Prompt:
         return " ".join(part for part in texts if isinstance(part, str)) or None
 
     @property
-    def picture(self) -> UInt8[np.ndarray, "Y X 3"] | None:
+    def picture(self) -> RgbImage | None:
         """Its first picture, to search with."""
         return next((s.image for s in self.segments if isinstance(s, Shown)), None)
 
@@ -84,20 +84,18 @@ def picture_prompt(text: str) -> Prompt:
     return Prompt(((text,),), Wanted.PICTURE)
 
 
-def caption_prompt(image: UInt8[np.ndarray, "Y X 3"]) -> Prompt:
+def caption_prompt(image: RgbImage) -> Prompt:
     """Asks for the text of a picture: the text of the pair is masked."""
     return Prompt(((Mark.MASK,), Shown(image)), Wanted.MASKED)
 
 
-def infill_prompt(
-    caption: str, image: UInt8[np.ndarray, "Y X 3"], hole: Bool[np.ndarray, "Y X"]
-) -> Prompt:
+def infill_prompt(caption: str, image: RgbImage, hole: Bool[np.ndarray, "Y X"]) -> Prompt:
     """Asks for the pixels of a hole in a picture; without a caption the picture is alone."""
     text: Segments = ((caption,),) if caption else ()
     return Prompt((*text, Shown(image, hole)), Wanted.MASKED)
 
 
-def edit_prompt(image: UInt8[np.ndarray, "Y X 3"], instruction: str) -> Prompt:
+def edit_prompt(image: RgbImage, instruction: str) -> Prompt:
     """Asks for a picture as an instruction changes it."""
     return Prompt(((instruction,), Shown(image)), Wanted.EDIT)
 

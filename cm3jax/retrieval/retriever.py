@@ -14,10 +14,9 @@ from cm3jax.retrieval.clip_encoder import ClipEncoder, fit_picture
 from cm3jax.retrieval.index import open_index
 from cm3jax.retrieval.interface import Index, Neighbours
 from cm3jax.retrieval.select import NONE, Choice, above_floor, select_documents, side_by_side
-from cm3jax.shapes import Float, Int, UInt8
+from cm3jax.shapes import Float, Int, RgbImage
 
-Picture = UInt8[np.ndarray, "Y X 3"]
-Query = tuple[str | None, Picture | None]
+Query = tuple[str | None, RgbImage | None]
 """A text, a picture, or both."""
 
 
@@ -160,7 +159,7 @@ class Retriever:
         ids = np.concatenate([ids, weighed], 1)
         return Neighbours(ids, np.concatenate([found.scores, scores], 1))
 
-    def _clauses(self, text: str | None, picture: Picture | None) -> list[Query]:
+    def _clauses(self, text: str | None, picture: RgbImage | None) -> list[Query]:
         """What a query asks with: itself, or the clauses of a text alone."""
         if picture is not None:
             picture = fit_picture(picture, self.encoder.config)

@@ -33,14 +33,12 @@ from cm3jax.io.files import digest
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.document import Image, Text, parse, render
-from cm3jax.shapes import Bool, Float, Int, UInt8
+from cm3jax.shapes import Bool, Float, Int, RgbImage, UInt8
 
 SEEDS, PROMPTS = 3, 200
 EMBLEMS = 16_000
 """As in the shipped weights' training."""
 _RESAMPLES = 2000
-
-Picture = UInt8[np.ndarray, "Y X 3"]
 
 
 class Bench:
@@ -142,7 +140,7 @@ class Bench:
         every = prompts(kind, self.seeds * self.prompts, dataset, self.size)
         return [every[i : i + self.prompts] for i in range(0, len(every), self.prompts)]
 
-    def documents(self, pairs: Sequence[tuple[str, Picture]]) -> list[Int[np.ndarray, " L"]]:
+    def documents(self, pairs: Sequence[tuple[str, RgbImage]]) -> list[Int[np.ndarray, " L"]]:
         """Ids of documents of a text and a picture each."""
         codes = self.generator.image.encode([picture for _, picture in pairs]).tolist()
         encode = self.generator.text.encode
