@@ -30,23 +30,22 @@ from cm3jax.config import DecodeConfig
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
 from cm3jax.generation import loading
+from cm3jax.generation.documents import read_document
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.prompts import (
     Prompt,
     Wanted,
     caption_prompt,
-    edit_prompt,
     load_mask,
     outpaint,
     picture_prompt,
+    read_edit,
     read_infill,
     read_prompt,
 )
 from cm3jax.generation.requests import PromptRequest
 from cm3jax.io.folders import hold
-from cm3jax.io.texts import clean_text, decode_text, read_regular
 from cm3jax.retrieval.retriever import Retrieved
-from cm3jax.sequence.document import Image, Mark, Text, parse_prompt, render
 from cm3jax.shapes import Bool
 from cm3jax.tokenizers.image_tokenizer import load_picture
 from cm3jax.training.hardware import copy_rate
@@ -54,23 +53,6 @@ from launch.cli import parse
 from launch.env import main
 from launch.gallery import Gallery
 from launch.generate_options import Options, decode_config, weights, with_defaults
-
-
-def hand_picked(generator: Generator, path: str) -> np.ndarray:
-    """The ids of a document that a user gives: a picture, and the caption beside it if any."""
-    picture = load_picture(path, generator.image.config.image_size)
-    codes = Image(tuple(generator.image.encode(picture[None])[0].tolist()))
-    caption = epath.Path(path).with_suffix(".txt")
-    pieces = generator.text.encode(_caption(caption)) if caption.exists() else []
-    segments = (Text(tuple(pieces)), codes) if pieces else (codes,)
-    return render(segments, generator.vocab)
-
-
-def _caption(path: epath.Path) -> str:
-    try:
-        return clean_text(decode_text(read_regular(path)))
-    except (OSError, ValueError) as error:
-        raise UserError(f"the caption {path} can't be read: {error}; write it in UTF-8.") from None
 
 
 def hole(options: Options, size: int) -> Bool[np.ndarray, "Y X"]:
@@ -101,7 +83,7 @@ def as_prompt(options: Options, prompt: str, size: int) -> Prompt:
     if options.mode == "caption":
         return caption_prompt(load_picture(prompt, size))
     if options.mode == "edit":
-        return _edit(prompt, size)
+        return read_edit(prompt, size)
     if options.mode == "interleave":
         return dataclasses.replace(read_prompt(prompt, size), wanted=Wanted.DOCUMENT)
     if options.mode == "prompt":
@@ -123,7 +105,8 @@ def requests(
     """What the prompts ask of the model, with their documents."""
     _require_room_for_documents(options, generator)
     read = [as_prompt(options, prompt, generator.image.config.image_size) for prompt in prompts]
-    given = [hand_picked(generator, path) for path in options.docs]
+    tools = (generator.text, generator.image, generator.vocab)
+    given = [read_document(path, *tools) for path in options.docs]
     choice = (options.retrieve, given, options.exclude, weights(options.weigh), options.floor)
     shown = generator.documents_for(read, *choice, say=print)
     return generator.requests(read, shown, config)
@@ -137,15 +120,6 @@ def _require_room_for_documents(options: Options, generator: Generator) -> None:
             f"--retrieve {options.retrieve} is more than the model's context could hold; it has "
             f"room for {most} at most, if each were of one token."
         )
-
-
-def _edit(prompt: str, size: int) -> Prompt:
-    parts = parse_prompt(prompt)
-    words = " ".join(part for part in parts if isinstance(part, str))
-    paths = [part.path for part in parts if not isinstance(part, str | Mark)]
-    if len(paths) != 1 or not words or any(isinstance(part, Mark) for part in parts):
-        raise UserError("edit takes an instruction and one <image:PATH>, in quotes.")
-    return edit_prompt(load_picture(paths[0], size), words)
 
 
 def command(argv: list[str]) -> None:

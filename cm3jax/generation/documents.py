@@ -2,12 +2,44 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+from etils import epath
+
+from cm3jax.errors import UserError
 from cm3jax.generation.prompts import Prompt
 from cm3jax.generation.requests import ShownDocument
+from cm3jax.io.texts import clean_text, decode_text, read_regular
 from cm3jax.retrieval.retriever import Found, Retriever
+from cm3jax.sequence.document import Image, Text, render
+from cm3jax.sequence.vocab import Vocab
+from cm3jax.shapes import Int
+from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, load_picture
+from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
 Say = Callable[[str], None]
 """Gets lines for the user."""
+
+
+def read_document(
+    path: epath.PathLike, text: TextTokenizer, image: ImageTokenizer, vocab: Vocab
+) -> Int[np.ndarray, " L"]:
+    """The ids of a document of a picture file, and of the caption in the `.txt` next to it, if any.
+
+    Raises `UserError` if one of them can't be read.
+    """
+    picture = load_picture(path, image.config.image_size)
+    codes = Image(tuple(image.encode(picture[None])[0].tolist()))
+    caption = epath.Path(path).with_suffix(".txt")
+    pieces = text.encode(_caption(caption)) if caption.exists() else []
+    segments = (Text(tuple(pieces)), codes) if pieces else (codes,)
+    return render(segments, vocab)
+
+
+def _caption(path: epath.Path) -> str:
+    try:
+        return clean_text(decode_text(read_regular(path)))
+    except (OSError, ValueError) as error:
+        raise UserError(f"the caption {path} can't be read: {error}; write it in UTF-8.") from None
 
 
 def retrieve_for(

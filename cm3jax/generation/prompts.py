@@ -131,6 +131,16 @@ def read_infill(prompt: str, size: int, hole: Bool[np.ndarray, "Y X"]) -> Prompt
     return Prompt(_segments(parts, size, hole), Wanted.MASKED)
 
 
+def read_edit(prompt: str, size: int) -> Prompt:
+    """Read an instruction with the picture to change; `UserError` for anything else."""
+    parts = parse_prompt(prompt)
+    words = " ".join(part for part in parts if isinstance(part, str))
+    paths = [part.path for part in parts if isinstance(part, ImagePath)]
+    if len(paths) != 1 or not words or any(isinstance(part, Mark) for part in parts):
+        raise UserError("edit takes an instruction and one <image:PATH>, in quotes.")
+    return edit_prompt(load_picture(paths[0], size), words)
+
+
 def load_mask(path: epath.PathLike, size: int) -> Bool[np.ndarray, "S S"]:
     """Which pixels a picture file marks: the light ones.
 

@@ -3,9 +3,7 @@ import numpy as np
 from cm3jax import testing
 from cm3jax.config import DecodeConfig
 from cm3jax.generation.answers import AnswerReader, BrokenImage
-from cm3jax.generation.prompts import (
-    picture_prompt,
-)
+from cm3jax.generation.prompts import picture_prompt
 
 SIZE = testing.experiment().vqgan.image_size
 

@@ -1,10 +1,13 @@
 import numpy as np
+import PIL.Image
+import pytest
 
 from cm3jax import testing
-from cm3jax.generation.prompts import (
-    read_prompt,
-)
+from cm3jax.errors import UserError
+from cm3jax.generation.documents import read_document
+from cm3jax.generation.prompts import read_prompt
 from cm3jax.sequence.document import render
+from tests.generation.ids import codes, words
 
 SIZE = testing.experiment().vqgan.image_size
 
@@ -42,3 +45,16 @@ def test_hand_picked_documents_come_before_retrieved_ones(generator, vocab):
     sample = generator.generate("a red fox", retrieve=1, documents=[mine])
     assert sample.prefix[1 : 1 + len(mine)].tolist() == mine.tolist()
     assert sample.documents[1].key.startswith("tiny-")
+
+
+def test_a_picture_file_is_a_document_with_the_caption_next_to_it(generator, vocab, picture_path):
+    tools = (generator.text, generator.image, generator.vocab)
+    seen = codes(generator, np.asarray(PIL.Image.open(picture_path)))
+    assert read_document(picture_path, *tools).tolist() == seen
+    picture_path.with_suffix(".txt").write_text("a red fox\n")
+    whole = [*words(generator, "a red fox"), vocab.break_, *seen]
+    assert read_document(picture_path, *tools).tolist() == whole
+    picture_path.with_suffix(".txt").unlink()
+    picture_path.with_suffix(".txt").mkdir()
+    with pytest.raises(UserError, match=r"the caption .* can't be read"):
+        read_document(picture_path, *tools)

@@ -9,10 +9,7 @@ import pytest
 from cm3jax import testing
 from cm3jax.config import DecodeConfig
 from cm3jax.errors import UserError
-from cm3jax.generation.prompts import (
-    Wanted,
-    picture_prompt,
-)
+from cm3jax.generation.prompts import Wanted, picture_prompt
 from cm3jax.sequence.document import Image, Text, parse, render
 from tests.generation.ids import codes, words
 

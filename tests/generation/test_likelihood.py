@@ -5,9 +5,7 @@ import pytest
 
 from cm3jax.checkpoint import load_run
 from cm3jax.errors import UserError
-from cm3jax.generation.prompts import (
-    picture_prompt,
-)
+from cm3jax.generation.prompts import picture_prompt
 
 
 def test_answers_are_compared_by_their_likelihood(chain, generator):

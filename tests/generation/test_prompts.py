@@ -4,10 +4,7 @@ import pytest
 
 from cm3jax import testing
 from cm3jax.errors import UserError
-from cm3jax.generation.prompts import (
-    outpaint,
-    read_infill,
-)
+from cm3jax.generation.prompts import Wanted, outpaint, read_edit, read_infill
 
 SIZE = testing.experiment().vqgan.image_size
 
@@ -42,3 +39,12 @@ def test_outpainting_draws_what_is_around_a_picture(generator, picture_path):
 def test_prompts_that_make_no_sense(generator, picture_path, prompt, message):
     with pytest.raises(UserError, match=message):
         generator.generate(prompt.replace("PICTURE", str(picture_path)))
+
+
+@pytest.mark.parametrize("prompt", ["make it red", "<image:PICTURE>", "<mask> red <image:PICTURE>"])
+def test_an_edit_is_an_instruction_and_a_picture(picture_path, prompt):
+    read = read_edit(f"make it red <image:{picture_path}>", SIZE)
+    assert (read.words, read.wanted) == ("make it red", Wanted.EDIT)
+    np.testing.assert_array_equal(read.picture, np.asarray(PIL.Image.open(picture_path)))
+    with pytest.raises(UserError, match="an instruction and one <image:PATH>"):
+        read_edit(prompt.replace("PICTURE", str(picture_path)), SIZE)

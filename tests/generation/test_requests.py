@@ -6,11 +6,7 @@ import PIL.Image
 from cm3jax import testing
 from cm3jax.config import DecodeConfig
 from cm3jax.generation.answers import AnswerReader
-from cm3jax.generation.prompts import (
-    edit_prompt,
-    picture_prompt,
-    read_infill,
-)
+from cm3jax.generation.prompts import edit_prompt, picture_prompt, read_infill
 from cm3jax.sequence.document import render
 from tests.generation.ids import codes, words
 
