@@ -90,8 +90,8 @@ class AnswerReader:
                 Generated(
                     segments=_pictured(request, each, images),
                     documents=request.documents,
-                    prefix=request.request.prefix,
-                    prompt_id=request.request.prompt_id,
+                    prefix=request.prefix,
+                    prompt_id=request.prompt_id,
                     sample_id=number,
                     **vars(sample),
                 ),
@@ -117,7 +117,7 @@ class AnswerReader:
         """What fills each slot of the request's program."""
         out, here = [], 0
         holes = iter(request.holes)
-        for slot in request.request.program:
+        for slot in request.program:
             if isinstance(slot, Fixed):
                 here += len(slot.ids)
                 continue

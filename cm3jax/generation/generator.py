@@ -264,8 +264,8 @@ class Generator:
     ) -> Iterator[Answers]:
         """Samples of every request as they are done; `meter` and `watch` as in
         `loop.decode_each`."""
-        asked, config = [each.request for each in requests], decode or self.decode
-        call = (self.model, self._variables, self.vocab, asked, config, samples, seed)
+        config = decode or self.decode
+        call = (self.model, self._variables, self.vocab, requests, config, samples, seed)
         for finished in self._decode_each(*call, meter, watch):
             yield self._reader.read(requests, finished)
 
@@ -282,7 +282,7 @@ class Generator:
         self, requests: Sequence[PromptRequest], answers: Sequence[Int[np.ndarray, " _"]]
     ) -> list[Float[np.ndarray, " _"]]:
         """The log-probability of each id of each answer (`Likelihood`)."""
-        prefixes = [each.request.prefix for each in requests]
+        prefixes = [request.prefix for request in requests]
         return self._likelihood(self._variables, prefixes, answers, self.decode.batch)
 
     @functools.cached_property

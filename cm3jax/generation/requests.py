@@ -31,11 +31,10 @@ Documents = Sequence[Sequence[ShownDocument]]
 """The documents of each prompt, in the order shown."""
 
 
-@dataclasses.dataclass(frozen=True)
-class PromptRequest:
-    """A request, the documents in it, and how its answer is read."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class PromptRequest(Request):
+    """A request with the documents in it, and with how its answer is read."""
 
-    request: Request
     documents: tuple[ShownDocument, ...]
     holes: tuple[PictureHole | None, ...] | None
     """What fills each slot of the program that is not fixed: the hole of a picture, or None for a
@@ -83,9 +82,14 @@ class RequestBuilder:
         for place, rows in self._rendered(prompts):
             prompt, mine, name = asked[place]
             question = self._question(prompt.wanted, self._front(mine), rows, config)
-            ids = np.asarray(question.prefix, np.int32)
-            request = Request(ids, question.guides, question.program, int(name))
-            out[place] = PromptRequest(request, tuple(mine), question.holes)
+            out[place] = PromptRequest(
+                prefix=np.asarray(question.prefix, np.int32),
+                guides=question.guides,
+                program=question.program,
+                prompt_id=int(name),
+                documents=tuple(mine),
+                holes=question.holes,
+            )
         return [out[place] for place in range(len(prompts))]
 
     def _rendered(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, list[Row]]]:

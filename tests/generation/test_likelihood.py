@@ -16,7 +16,7 @@ def test_answers_are_compared_by_their_likelihood(chain, generator):
     for request, answer, nats in zip(
         requests, answers, generator.logprobs(requests, answers), strict=True
     ):
-        ids = jnp.concatenate([request.request.prefix, answer])[None]
+        ids = jnp.concatenate([request.prefix, answer])[None]
         places = jnp.arange(ids.shape[1])[None]
         hidden = generator.model.apply(run.variables, ids, places, jnp.ones_like(ids))
         scores = generator.model.apply(run.variables, hidden, method="logits")

@@ -19,14 +19,14 @@ def test_the_unconditional_stream_keeps_documents_and_masks_the_text(generator, 
     fox = picture_prompt("a fox")
     (request,) = generator.requests([fox], [[document]], guided)
     expected = [vocab.eos, *document, vocab.break_, vocab.sentinel(0), vocab.break_]
-    (guide,) = request.request.guides
+    (guide,) = request.guides
     assert guide.prefix.tolist() == expected
     assert guide.scale == 5
     contrasted = DecodeConfig(contrast="half")
     (request,) = generator.requests([fox], [[document]], contrasted)
-    assert request.request.guides[0].prefix.tolist() == expected
+    assert request.guides[0].prefix.tolist() == expected
     (request,) = generator.requests([fox], None, DecodeConfig())
-    assert not request.request.guides, "guidance of scale 1 runs no second stream"
+    assert not request.guides, "guidance of scale 1 runs no second stream"
     plain = dataclasses.replace(guided, guidance_scale=1.0)
     first, second = (
         generator.text_to_image(["a red fox", "a large cat"], samples=2, decode=config)
@@ -70,8 +70,8 @@ def test_editing_is_guided_by_the_instruction_and_by_the_picture(generator, voca
     picture, break_ = codes(generator, image[0]), vocab.break_
     lead = words(generator, "Edit first image following the instruction")  # as in training
     shown = [vocab.eos, *lead, break_, *picture, break_]
-    assert request.request.prefix.tolist() == [*shown, *words(generator, "a red fox"), break_]
-    by_text, by_picture = request.request.guides
+    assert request.prefix.tolist() == [*shown, *words(generator, "a red fox"), break_]
+    by_text, by_picture = request.guides
     assert (by_text.prefix.tolist(), by_text.scale) == (shown, 7.5)
     blind = [vocab.eos, vocab.sentinel(0), break_]
     assert (by_picture.prefix.tolist(), by_picture.scale) == (blind, 1.5)
@@ -79,4 +79,4 @@ def test_editing_is_guided_by_the_instruction_and_by_the_picture(generator, voca
     assert sample.image.shape == (SIZE, SIZE, 3)
     config = dataclasses.replace(config, edit_scales=(1.0, 1.0))
     (request,) = generator.requests([edit_prompt(image[0], "a red fox")], decode=config)
-    assert request.request.guides == (), "no stream that changes nothing is decoded"
+    assert request.guides == (), "no stream that changes nothing is decoded"

@@ -128,7 +128,7 @@ def test_a_prompt_is_the_training_row_up_to_its_answer(name, image_first, monkey
     read = read_prompt(prompt(task, given, image_first), image.config.image_size)
     builder = RequestBuilder(vocab, testing.text_tokenizer(), image, lambda prompt: 256 - prompt)
     (request,) = builder.build([read], DecodeConfig())
-    prefix = request.request.prefix.tolist()
+    prefix = request.prefix.tolist()
     tokens = batch.tokens[0].tolist()
     assert tokens[: len(prefix)] == prefix
     answer = tokens[len(prefix) :]
