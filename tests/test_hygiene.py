@@ -21,7 +21,7 @@ LAYERS = (
     "io report.html report.plots targets training.hardware presets",
     "sequence tokenizers partition training.program_cache",
     "model",
-    "retrieval tasks generation.prompts",
+    "retrieval tasks",
     "emblems emoji data",
     "training checkpoint report.run_page",
     "learners testing interop",

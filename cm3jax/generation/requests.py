@@ -1,9 +1,14 @@
 """Prompts and their documents become requests of the decoding engine.
 
 Requests take the form that training rows have: `<eos>`, documents with a `<break>` after each, the
-query, and for what a mask hides `<eos>` and the mask's sentinel. The unconditional stream is what
-training knows: the documents, and the query's text under a mask. `answers.py` reads what comes
-back.
+query, and for what a mask hides `<eos>` and the mask's sentinel:
+
+    a picture of a text    <eos> a photo of a cat <break>                     then its codes
+    the text under a mask  <eos> Image of a m0: <break> I1 … <eos> m0         then a text and <eoss>
+    several masks          <eos> m0 <break> I1 m1 I4 <eos> m0                 then a text, m1, codes
+
+The unconditional stream is what training knows: the documents, and the query's text under a mask.
+`answers.py` reads what comes back.
 """
 
 import dataclasses
@@ -15,7 +20,8 @@ from cm3jax.config import DecodeConfig
 from cm3jax.decode.grammar import Codes, Fixed, Free, Interleaved, Program, Words
 from cm3jax.decode.request import Guide, Request
 from cm3jax.errors import UserError
-from cm3jax.generation.prompts import PictureHole, Prompt, Row, Segments, Shown, Wanted, render_rows
+from cm3jax.generation.prompts import Prompt, Segments, Shown, Wanted
+from cm3jax.generation.rendering import PictureHole, Row, render_rows
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.document import Mark
 from cm3jax.sequence.vocab import Vocab
@@ -97,15 +103,15 @@ class RequestBuilder:
 
         Pictures of prompts that want the same are encoded together.
         """
-        for wanted in Wanted:
-            places = [at for at, prompt in enumerate(prompts) if prompt.wanted is wanted]
-            segments = [_segments(prompts[at]) for at in places]
-            rows = iter(self._rows([one for each in segments for one in each]))
-            for at, each in zip(places, segments, strict=True):
-                yield at, [next(rows) for _ in each]
-
-    def _rows(self, prompts: Sequence[Segments]) -> list[Row]:
-        return render_rows(prompts, self.text, self.image, self.vocab)
+        groups: dict[Wanted, list[int]] = {}
+        for place, prompt in enumerate(prompts):
+            groups.setdefault(prompt.wanted, []).append(place)
+        for places in groups.values():
+            segments = [_segments(prompts[place]) for place in places]
+            every = [one for each in segments for one in each]
+            rows = iter(render_rows(every, self.text, self.image, self.vocab))
+            for place, each in zip(places, segments, strict=True):
+                yield place, [next(rows) for _ in each]
 
     def _question(
         self, wanted: Wanted, front: list[int], rows: list[Row], config: DecodeConfig
@@ -156,16 +162,15 @@ class RequestBuilder:
     def _masked(self, front: list[int], row: Row, config: DecodeConfig) -> _Question:
         """What is under the masks, at least one, in the order of their places."""
         prefix = [*front, *row.ids, self.vocab.eos, self.vocab.sentinel(0)]
-        holes = tuple(hole if isinstance(hole, PictureHole) else None for hole in row.holes)
-        return _Question(prefix, (), self._spans(holes, config), holes)
+        return _Question(prefix, (), self._spans(row.holes, config), tuple(row.holes))
 
-    def _spans(self, holes: tuple[PictureHole | None, ...], config: DecodeConfig) -> Program:
+    def _spans(self, holes: Sequence[PictureHole | None], config: DecodeConfig) -> Program:
         """Each hole's ids; from the second on after the sentinel, as the tail of a training row."""
         program: list = []
         for number, hole in enumerate(holes):
             if number:
                 # A text brings its own end.
-                end = [self.vocab.eoss] * isinstance(holes[number - 1], PictureHole)
+                end = [self.vocab.eoss] * (holes[number - 1] is not None)
                 program.append(Fixed((*end, self.vocab.sentinel(number))))
             program.append(
                 Words(config.max_text_tokens) if hole is None else Codes(tuple(hole.codes))
