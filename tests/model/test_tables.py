@@ -24,16 +24,17 @@ def parameters(model):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_are_products_with_the_rows_of_one_table(tied):
-    hidden = np.random.default_rng(1).normal(size=(2, 3, 32)).astype(np.float32)
+    hidden = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 32)), jnp.float32)
     for model in models(tied=tied):
         variables = parameters(model)
         assert ("head" in variables["params"]) == (not tied)
-        table = variables["params"]["embedding" if tied else "head"]
-        expected = [[[float(state @ row) for row in table] for state in rows] for rows in hidden]
+        table = np.asarray(variables["params"]["embedding" if tied else "head"], float)
+        states = np.asarray(hidden, float)
+        expected = [[[state @ row for row in table] for state in rows] for rows in states]
         found = model.apply(variables, hidden, method="logits")
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
         alone = model.apply(variables, hidden[:, 1], method="logits")
-        np.testing.assert_allclose(alone, found[:, 1], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(alone, found[:, 1], rtol=1e-5, atol=1e-5)
 
 
 def test_logits_are_float32_whatever_the_activations_are():
