@@ -22,7 +22,7 @@ from cm3jax.decode.plan import CHUNK, Group, SlotJob, plan_groups
 from cm3jax.decode.request import Request
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
-from cm3jax.model.interface import LanguageModel
+from cm3jax.model.language_model import LanguageModel
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Bool, Float, Int
 

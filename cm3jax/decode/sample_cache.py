@@ -16,7 +16,7 @@ from cm3jax.decode.request import Request
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest, read_json, write_json
-from cm3jax.model.interface import LanguageModel
+from cm3jax.model.language_model import LanguageModel
 from cm3jax.sequence.vocab import Vocab
 
 _log = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ from cm3jax.generation.prompts import (
     read_prompt,
 )
 from cm3jax.generation.requests import Documents, PromptRequest, RequestBuilder, ShownDocument
-from cm3jax.model.interface import LanguageModel
+from cm3jax.model.language_model import LanguageModel
 from cm3jax.retrieval.clip_encoder import ClipEncoder
 from cm3jax.retrieval.retriever import Retrieved, Retriever
 from cm3jax.shapes import Bool, Float, Int, RgbImage, UInt8

@@ -8,7 +8,7 @@ import numpy as np
 
 from cm3jax.errors import UserError
 from cm3jax.model.cache import start_cache
-from cm3jax.model.interface import LanguageModel
+from cm3jax.model.language_model import LanguageModel
 from cm3jax.shapes import Array, Float, Int
 
 _WIDTH = 64  # lengths are rounded up to multiples of it: a few programs serve all

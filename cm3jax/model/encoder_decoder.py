@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from cm3jax.config import DecoderConfig
-from cm3jax.model import tables
+from cm3jax.model import embeddings
 from cm3jax.model.attention import attend, row_attention
 from cm3jax.model.block import Block, CrossBlock, layer_keys, scan_layers
 from cm3jax.model.cache import Cache, KeyValues
+from cm3jax.model.embeddings import position_table, vocabulary_tables
 from cm3jax.model.layers import Norm, rotations
-from cm3jax.model.tables import position_table, vocabulary_tables
 from cm3jax.partition import shard_rows
 from cm3jax.shapes import Array, Bool, Float, Int, Key
 
@@ -97,7 +97,7 @@ class EncoderDecoder(nn.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Scores of every id as float32, by the embedding or the head's own table."""
-        return tables.logits(hidden, self.head)
+        return embeddings.logits(hidden, self.head)
 
     @property
     def longest_prompt(self) -> int:

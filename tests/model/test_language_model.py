@@ -3,7 +3,7 @@ import flax.linen as nn
 from cm3jax import testing
 from cm3jax.model.decoder import Decoder
 from cm3jax.model.encoder_decoder import EncoderDecoder
-from cm3jax.model.interface import LanguageModel
+from cm3jax.model.language_model import LanguageModel
 
 
 def test_both_models_are_what_decoding_asks_for():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cm3jax import testing
-from cm3jax.model import tables
+from cm3jax.model import embeddings
 from cm3jax.model.decoder import Decoder
 from cm3jax.model.encoder_decoder import EncoderDecoder
 
@@ -39,7 +39,7 @@ def test_logits_are_products_with_the_rows_of_one_table(tied):
 
 def test_logits_are_float32_whatever_the_activations_are():
     hidden = jnp.asarray([[256.0, 1.0], [1.0, 0.0]], jnp.bfloat16)
-    found = jax.jit(tables.logits)(hidden, jnp.full((5, 2), 1 + 2**-9))
+    found = jax.jit(embeddings.logits)(hidden, jnp.full((5, 2), 1 + 2**-9))
     assert found.dtype == jnp.float32
     # The table is rounded to bfloat16, which has no 257; the sum is not.
     np.testing.assert_array_equal(found, np.repeat([[257.0], [1.0]], 5, axis=1))
