@@ -194,6 +194,13 @@ def on_each_device(
     return jax.shard_map(function, in_specs=tuple(specs[:-1]), out_specs=specs[-1], check_vma=False)
 
 
+def platform() -> str:
+    """What the program being traced is compiled for, `cpu`, `gpu` or `tpu`: where the devices of
+    the mesh that is set are, else jax's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def no_mesh() -> AbstractContextManager:
     """A context without the mesh that is set: programs run wherever their arguments lie."""
     return jax.set_mesh(Mesh(np.empty((), object), ()))

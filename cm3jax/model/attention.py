@@ -213,7 +213,7 @@ def _splash_whole(segments, queries, keys, values):
         block_sizes=splash_attention.BlockSizes(**sizes),
         head_shards=1,
         q_seq_shards=1,
-        interpret=jax.default_backend() == "cpu",
+        interpret=partition.platform() == "cpu",
     )
     by_head = (x.swapaxes(1, 2) for x in (queries * width**-0.5, keys, values))
     segment_ids = splash_attention.SegmentIds(segments, segments)
