@@ -55,12 +55,7 @@ def lay_out(experiment: Experiment, mesh: jax.sharding.Mesh | AbstractMesh) -> L
 
 def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh | AbstractMesh) -> Batch | Pairs:
     """A global batch before it has values; `UserError` if the mesh cannot share its rows."""
-    shards = partition.batch_shards(mesh)
-    if experiment.data.batch % shards:
-        raise UserError(
-            f"data.batch={experiment.data.batch} cannot be cut into {shards} equal shares; make it "
-            f"a multiple of {shards}, or choose other mesh sizes."
-        )
+    partition.require_shares(experiment.data.batch, mesh)
     sharding = partition.batch_sharding(mesh)
 
     def rows(length: int, dtype: Any) -> jax.ShapeDtypeStruct:

@@ -5,6 +5,7 @@ mesh axis each one is cut along. `data` holds copies of the parameters, `fsdp` c
 batch alike, `tensor` cuts heads, feed-forward width and vocabulary.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -96,6 +97,12 @@ def _placed(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray
     return mesh_utils.create_hybrid_device_mesh(inside_sizes, (slices, 1, 1), **split)
 
 
+def sized(config: MeshConfig, devices: int) -> MeshConfig:
+    """The config without a -1, which becomes what the others leave of so many devices."""
+    data, fsdp, tensor = _sizes(config, devices)
+    return dataclasses.replace(config, data=data, fsdp=fsdp, tensor=tensor)
+
+
 def abstract_mesh(config: MeshConfig) -> AbstractMesh:
     """A mesh of devices that need not exist; a size of -1 takes this machine's."""
     return AbstractMesh(_sizes(config, jax.device_count()), AXES, axis_types=_AUTO)
@@ -139,6 +146,16 @@ def batch_shards(mesh: Any) -> int:
     return _pieces(mesh, RULES["batch"])
 
 
+def require_shares(batch: int, mesh: Any) -> None:
+    """Raise `UserError` if the mesh cannot cut so many rows into equal shares."""
+    shards = batch_shards(mesh)
+    if batch % shards:
+        raise UserError(
+            f"data.batch={batch} cannot be cut into {shards} equal shares; make it "
+            f"a multiple of {shards}, or choose other mesh sizes."
+        )
+
+
 def _pieces(mesh: Any, cut: str | tuple[str, ...] | None) -> int:
     """Into how many pieces the mesh cuts an axis."""
     axes = (cut,) if isinstance(cut, str) else cut or ()
@@ -153,12 +170,22 @@ def constrain(x: Array, *names: str | None) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
+    return jax.lax.with_sharding_constraint(x, _cuts(mesh, x.shape, names))
+
+
+def sharding_of(mesh: Mesh, shape: Sequence[int], *names: str | None) -> NamedSharding:
+    """The sharding that `constrain` gives an array of this shape."""
+    return NamedSharding(mesh, _cuts(mesh, shape, names))
+
+
+def _cuts(mesh: Any, shape: Sequence[int], names: Sequence[str | None]) -> PartitionSpec:
     cuts = list(map(_rule, names))
-    spec = [
-        cut if size % _pieces(mesh, cut) == 0 else None
-        for cut, size in zip(cuts, x.shape, strict=False)
-    ]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    return PartitionSpec(
+        *(
+            cut if size % _pieces(mesh, cut) == 0 else None
+            for cut, size in zip(cuts, shape, strict=False)
+        )
+    )
 
 
 def shard_rows(x: Array) -> Array:

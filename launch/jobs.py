@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
+from cm3jax.targets import GPU_SHARE, Target
 from launch.names import load_experiment
 
 PORT = 8476
@@ -46,8 +47,13 @@ class Options:
     """The account that SLURM charges; empty leaves yours."""
     out: str = ""
     """File to write; empty prints."""
+    target: str = ""
+    """The devices that `launch.plan --target` compiled for, such as v5p-256 or h200-64, in the
+    place of --nodes, --devices, --accelerator and --topology; mesh and flags are then the same."""
 
     def __post_init__(self):
+        if self.target:
+            self._take_target(Target.parse(self.target))
         wanted = {
             "slurm": (),
             "gke-tpu": ("bucket", "accelerator", "topology"),
@@ -69,6 +75,49 @@ class Options:
         for name in ("partition", "account"):
             if set(getattr(self, name)) & set(" \t#\"'\\"):
                 raise UserError(f"--{name} {getattr(self, name)!r} is no name that SLURM can have.")
+
+    def _take_target(self, target: Target) -> None:
+        """Let the target say what of a machine and how many of them."""
+        kind, tpu = target.accelerator, target.accelerator.platform == "tpu"
+        if tpu != (self.cluster in ("gke-tpu", "tpu-vm")):
+            raise UserError(
+                f"--target {self.target} is no machine of --cluster {self.cluster}; give "
+                f"{'gke-tpu or tpu-vm' if tpu else 'slurm or gke-gpu'}."
+            )
+        chips = target.devices // kind.per_chip
+        said = {"nodes": target.hosts, "devices": chips // target.hosts}
+        if self.cluster == "gke-tpu":
+            said |= {"accelerator": _GKE[kind.name], "topology": target.topology}
+        elif self.cluster == "gke-gpu":
+            said |= {"accelerator": _GKE[kind.name]}
+        elif self.cluster == "tpu-vm":  # which counts cores of v5p
+            said |= {"accelerator": _TPU_VM[kind.name].format(chips, 2 * chips)}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, value in said.items():
+            given = getattr(self, name)
+            if given not in (defaults[name], value):
+                raise UserError(
+                    f"--{name} {given} is not that of --target {self.target}, {value}; leave it "
+                    "out."
+                )
+            object.__setattr__(self, name, value)
+
+
+_GKE = {
+    "v5e": "tpu-v5-lite-podslice",
+    "v5p": "tpu-v5p-slice",
+    "v6e": "tpu-v6e-slice",
+    "ironwood": "tpu7x",
+    "a100-40gb": "nvidia-tesla-a100",
+    "a100": "nvidia-a100-80gb",
+    "h100": "nvidia-h100-80gb",
+    "h100-pcie": "nvidia-h100-80gb",
+    "h200": "nvidia-h200-141gb",
+    "b200": "nvidia-b200",
+}
+"""Accelerators as Google Kubernetes Engine calls them."""
+_TPU_VM = {"v5e": "v5litepod-{0}", "v5p": "v5p-{1}", "v6e": "v6e-{0}", "ironwood": "tpu7x-{1}"}
+"""Types of TPU VMs, with their chips or cores."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +157,8 @@ class Job:
         variables = {"CM3JAX_REVISION": self.revision}
         if self.options.bucket:  # else `launch.env` keeps compiled programs in the home
             variables["JAX_COMPILATION_CACHE_DIR"] = f"{self.options.bucket}/compiled"
+        if self.options.cluster in ("slurm", "gke-gpu"):
+            variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(GPU_SHARE)
         return variables
 
     @property

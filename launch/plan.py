@@ -5,6 +5,13 @@
 By formula: nothing is allocated, and the devices of the mesh need not exist; a mesh size of -1
 takes this machine's. It says which accelerators have the memory, or how many devices it takes.
 `--compile` compiles the step for devices that do exist and prints what XLA allots beside.
+
+    python -m launch.plan cm3leon_7b --target v5p-256
+    python -m launch.plan cm3leon_760m --data.batch 64 --target h200-8 --search
+
+`--target` compiles it for devices that are not here, in minutes on any x86-64 Linux machine with
+the extra `tpu` or `cuda`: memory, collectives and whether they hide behind arithmetic, the shortest
+step and the highest utilisation, and what to change.
 """
 
 import dataclasses
@@ -12,12 +19,22 @@ import json
 from typing import Any
 
 from cm3jax import partition
+from cm3jax.compiled_decoding import Decoding
 from cm3jax.config import Experiment
+from cm3jax.errors import UserError
 from cm3jax.memory import abstract_batch, compiled_bytes, footprint, lay_out, planned
-from cm3jax.targets import ACCELERATORS
+from cm3jax.targets import ACCELERATORS, Target
 from cm3jax.training.hardware import a100_hours
 from launch.cli import parse_experiment_and
 from launch.env import main
+from launch.plan_target import as_text as target_text
+from launch.plan_target import (
+    decoding_for_target,
+    decoding_text,
+    for_target,
+    prepare_jax,
+    search,
+)
 
 _DESCRIPTION = (
     "What training an experiment needs: parameters, bytes on each device, operations; by formula."
@@ -32,13 +49,64 @@ class Options:
     """Print one JSON object, without the table of shardings."""
     compile: bool = False
     """Compile the step too, for this machine's devices, and print what XLA allots."""
+    target: str = ""
+    """Compile the step for so many devices of a kind, such as v5e-8, v5p-256, v6e-256, ironwood-64,
+    h100-8, h200-64 or b200-16; a device is what jax counts, of Ironwood half a chip. Needs the
+    extra `tpu` or `cuda`, but no accelerator."""
+    slices: int = 1
+    """With --target: slices of TPUs, each of so many devices, joined by a slower network."""
+    search: bool = False
+    """With --target: try a few meshes and remat policies instead of the one that is given."""
+    decode: bool = False
+    """With --target: compile a chunk of guided drawing, not the training step."""
+    prompts: int = 1
+    """With --decode: prompts that are drawn together."""
+    documents: int = 0
+    """With --decode: retrieved documents of each prompt."""
+    samples: int = 1
+    """With --decode: pictures of each prompt."""
+
+    def __post_init__(self):
+        if not self.target and (self.slices != 1 or self.search or self.decode):
+            raise UserError(
+                "--slices, --search and --decode go with --target, as in --target v6e-256."
+            )
+        if min(self.prompts, self.documents + 1, self.samples) < 1:
+            raise UserError("--prompts and --samples must be at least 1, --documents 0.")
 
 
 def run(argv: list[str]) -> None:
     """Print the plan."""
     experiment, options = parse_experiment_and(Options, argv, _DESCRIPTION)
+    if options.target:
+        _run_target(experiment, options)
+        return
     answer, table = plan(experiment, options.compile)
     print(json.dumps(answer, indent=2) if options.json else f"{table}\n\n{as_text(answer)}")
+
+
+def _run_target(experiment: Experiment, options: Options) -> None:
+    """Print what compiling for the target tells, and the figures by formula where there are any."""
+    target = Target.parse(options.target, options.slices)
+    prepare_jax()
+    found = []
+    if options.search:
+        for found_one in search(experiment, target):
+            found.append(found_one)
+            if not options.json:
+                print(f"{found_one['options']}\n{target_text(found_one)}\n", flush=True)
+        if options.json:
+            print(json.dumps({"experiment": experiment.name, "targets": found}, indent=2))
+        return
+    if options.decode:
+        wanted = Decoding(options.prompts, options.documents, options.samples)
+        answer, in_words = decoding_for_target(experiment, target, wanted), decoding_text
+    else:
+        answer, in_words = for_target(experiment, target), target_text
+    if options.json:
+        print(json.dumps({"experiment": experiment.name, "target": answer}, indent=2))
+    else:
+        print(in_words(answer))
 
 
 def plan(experiment: Experiment, compiles: bool = False) -> tuple[dict[str, Any], str]:

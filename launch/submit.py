@@ -2,7 +2,7 @@
 
     python -m launch.submit cm3leon_7b --data.corpus data/mine/corpus --nodes 64 --out job.sh
     python -m launch.submit cm3leon_7b --data.corpus gs://mine/corpus --cluster gke-tpu \\
-        --bucket gs://mine --nodes 64 --accelerator tpu-v5p-slice --topology 8x8x4
+        --bucket gs://mine --target v5p-256
 
 A job runs one commit: its files are shipped as an archive that is named by the commit's hash, which
 the run keeps in `lives.jsonl`. It asks to be told before it is stopped, saves, and starts again
@@ -14,9 +14,11 @@ import dataclasses
 import subprocess
 from pathlib import Path
 
+from cm3jax import partition
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
 from cm3jax.io.files import write_atomic
+from cm3jax.targets import Target
 from launch.cli import parse_experiment_and
 from launch.env import main
 from launch.job_gke import jobset
@@ -65,6 +67,16 @@ def _git(*arguments: str) -> str:
 
 def render(experiment: Experiment, options: Options, revision: str) -> str:
     """The job's text: a SLURM script, a YAML manifest or shell commands."""
+    if options.target:  # the mesh that was compiled, and a start that fails on another machine
+        target = Target.parse(options.target)
+        mesh = partition.sized(experiment.mesh, target.size)
+        mesh = dataclasses.replace(mesh, platform=target.accelerator.platform)
+        if mesh.data * mesh.fsdp * mesh.tensor != target.size:
+            raise UserError(
+                f"mesh data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor} does not fit "
+                f"{target.name}; choose sizes whose product is {target.size}."
+            )
+        experiment = dataclasses.replace(experiment, mesh=mesh)
     if options.bucket and not experiment.workdir:
         workdir = f"{options.bucket}/{experiment.run_dir}"
         experiment = dataclasses.replace(experiment, workdir=workdir)

@@ -18,7 +18,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 # longest name that fits a module counts.
 LAYERS = (
     "errors shapes config io.texts io.paths",
-    "io report.html report.plots targets training.hardware presets",
+    "io report.html report.plots targets hlo training.hardware presets",
     "sequence tokenizers partition training.program_cache",
     "model",
     "retrieval tasks",
@@ -27,6 +27,7 @@ LAYERS = (
     "learners testing interop",
     "train decode",
     "memory",
+    "abstract compiled compiled_decoding",
     "generation",
     "evaluate report",
 )

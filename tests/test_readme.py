@@ -20,7 +20,7 @@ PAGES = {
         "README.md",
         *("docs/quickstart.md", "docs/training.md", "docs/data.md", "docs/generation.md"),
         *("docs/converting.md", "docs/tasks.md", "docs/evaluation.md", "docs/claims.md"),
-        *("docs/pods.md", "docs/benchmarks.md", "docs/glossary.md"),
+        *("docs/pods.md", "docs/targets.md", "docs/benchmarks.md", "docs/glossary.md"),
         *("ARCHITECTURE.md", "CONTRIBUTING.md"),
     )
 }

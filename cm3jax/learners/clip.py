@@ -47,6 +47,13 @@ class CLIPLearner:
         require_vocabulary(experiment.clip, self.tokenizer)
         self._keep_tokenizer()
 
+    @classmethod
+    def without_data(cls, experiment: Experiment) -> "CLIPLearner":
+        """A learner whose loss can be compiled; it has no tokenizer and no records."""
+        learner = cls.__new__(cls)
+        learner.experiment, learner.model = experiment, CLIP(experiment.clip)
+        return learner
+
     def _keep_tokenizer(self) -> None:
         """The run's own copy: an encoder without its text tokenizer is nothing. One that is there
         already belongs to what was trained there, and stays."""

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cm3jax import partition
-from cm3jax.config import ClipConfig, Experiment
+from cm3jax.config import ClipConfig, Experiment, VQGANConfig
 from cm3jax.data.corpus import Documents
 from cm3jax.data.pipeline import (
     Equipped,
@@ -72,16 +72,30 @@ class OnlineLearner:
         encoder = clip.load(experiment.retrieval.encoder)
         self.vocab = Vocab(experiment.vocab, self.text.fingerprint, image.fingerprint)
         self.bank = Bank.open(experiment.data.bank, encoder.fingerprint, self.vocab.fingerprint)
+        self._assemble(image.config, encoder.config)
+        self._tools = self._place(image.variables, encoder.variables)
+
+    def _assemble(self, image: VQGANConfig, encoder: ClipConfig) -> None:
+        """The modules, without their variables."""
+        experiment = self.experiment
         self.decoder = DecoderLearner(experiment, self.vocab, {})
-        self.bridge = TokenizerBridge(image.config, self.vocab)
-        self.encoder = CLIP(encoder.config)
+        self.bridge = TokenizerBridge(image, self.vocab)
+        self.encoder = CLIP(encoder)
         self.builder = SequenceBuilder(
             experiment.cm3,
             self.vocab,
             experiment.retrieval.documents,
             experiment.model.context,
         )
-        self._tools = self._place(image.variables, encoder.variables)
+
+    @classmethod
+    def without_data(cls, experiment: Experiment) -> "OnlineLearner":
+        """A learner whose loss can be compiled, with the experiment's own `vqgan` and `clip`; it
+        has no tokenizers' weights, no bank and no pairs."""
+        learner = cls.__new__(cls)
+        learner.experiment, learner.vocab = experiment, Vocab(experiment.vocab)
+        learner._assemble(experiment.vqgan, experiment.clip)
+        return learner
 
     @property
     def fingerprints(self) -> Mapping[str, str]:

@@ -8,11 +8,13 @@
     python -m launch.bench scaling --prompt 44 --new 256 --page scaling.html
     python -m launch.bench retrieval --documents 1000000
     python -m launch.bench data
+    python -m launch.bench targets --only v5e
 
 `train` times our training step, `decode` our engine, each beside transformers with the same
 weights. `scaling` is the engine's seconds per picture against batch, documents and samples.
 `retrieval` searches vectors like CLIP's with our indexes, blocked NumPy and FAISS. `data` reads
-training rows. The module of each, `launch.bench.train` and so on, says how it measures.
+training rows. `targets` compiles training steps for machines that are not here. The module of each,
+`launch.bench.train` and so on, says how it measures.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from typing import Any, NoReturn
 from cm3jax.errors import UserError
 from launch.bench import decode as bench_decode
 from launch.bench import scaling as bench_scaling
+from launch.bench import targets as bench_targets
 from launch.bench import train as bench_train
 from launch.bench.model import positive
 from launch.env import main
@@ -86,6 +89,10 @@ def make_parser() -> argparse.ArgumentParser:
     data = kinds.add_parser("data", help="the input pipeline")
     data.set_defaults(measure=_data)
     data.add_argument("--batch", type=positive, default=8, help="rows of a step")
+
+    targets = kinds.add_parser("targets", help="steps compiled for accelerators, none needed")
+    targets.set_defaults(measure=bench_targets.bench_targets)
+    bench_targets.add_options(targets)
     return parser
 
 

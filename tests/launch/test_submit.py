@@ -129,6 +129,39 @@ def test_slurm_asks_for_what_the_job_needs():
     assert "gs://" not in text
 
 
+@pytest.mark.parametrize(
+    ("cluster", "target", "nodes", "devices", "accelerator", "topology"),
+    [
+        ("gke-tpu", "v5p-256", 64, 4, "tpu-v5p-slice", "4x8x8"),
+        ("gke-tpu", "ironwood-64", 8, 4, "tpu7x", "2x4x4"),  # a chip is two devices
+        ("tpu-vm", "v5p-256", 64, 4, "v5p-512", ""),  # its type counts cores
+        ("tpu-vm", "v6e-16", 4, 4, "v6e-16", ""),
+        ("gke-gpu", "h200-64", 8, 8, "nvidia-h200-141gb", ""),
+        ("slurm", "h200-64", 8, 8, "", ""),
+    ],
+)
+def test_a_job_is_for_what_was_planned(cluster, target, nodes, devices, accelerator, topology):
+    options = submit.Options(cluster, target=target, bucket=BUCKET, zone="us-east5-a")
+    assert (options.nodes, options.devices) == (nodes, devices)
+    assert (options.accelerator, options.topology) == (accelerator, topology)
+    text = submit.render(EXPERIMENT, options, REVISION)
+    size = target.rpartition("-")[2]
+    platform = "gpu" if "h200" in target else "tpu"
+    assert f"--mesh.fsdp {size} --mesh.platform {platform}" in text
+    fraction = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    assert (fraction in text) == (platform == "gpu")
+
+
+def test_a_target_and_what_contradicts_it_are_refused():
+    with pytest.raises(UserError, match="--target v5p-256 is no machine of --cluster slurm; give "):
+        submit.Options("slurm", target="v5p-256")
+    with pytest.raises(UserError, match=r"--nodes 3 is not that of --target h200-64, 8; leave it"):
+        submit.Options("slurm", nodes=3, target="h200-64")
+    fixed = dataclasses.replace(EXPERIMENT, mesh=MeshConfig(data=1, fsdp=32))
+    with pytest.raises(UserError, match="does not fit h200-64; choose sizes whose product is 64"):
+        submit.render(fixed, submit.Options("slurm", target="h200-64"), REVISION)
+
+
 def test_options_turn_the_default_into_the_experiment():
     mine = dataclasses.replace(
         EXPERIMENT,

@@ -1,0 +1,122 @@
+"""A training step compiled for devices that need not be here, and what limits it there.
+
+Bytes are XLA's own allotment. Times are lower bounds by arithmetic: operations by the device's peak
+rate, and bytes that collectives send by that of its links. What a real step takes beyond them,
+kernels and latencies, no compiler tells.
+"""
+
+import dataclasses
+import time
+
+import jax
+
+from cm3jax import hlo, partition
+from cm3jax.abstract import batch_without_data, flops_per_step, learner_without_data
+from cm3jax.config import Experiment
+from cm3jax.errors import UserError
+from cm3jax.targets import Target
+from cm3jax.train import make_train_step
+from cm3jax.training.mesh_checks import require_attention
+from cm3jax.training.state import plan_layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """Seconds of one step, at least."""
+
+    arithmetic: float
+    """The model's operations, and those of `model.remat` again, at the peak rate."""
+    hidden: float
+    """Collectives that run beside arithmetic."""
+    waiting: float
+    """Collectives that arithmetic waits for."""
+    network: float
+    """The sum of gradients over several slices."""
+
+    @property
+    def step(self) -> float:
+        """The whole step."""
+        return max(self.arithmetic, self.hidden) + self.waiting + self.network
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A step as one device has it."""
+
+    peak: int
+    """Bytes of memory at once, arguments included."""
+    arguments: int
+    """Bytes of state and batch."""
+    seconds: float
+    """What tracing and compiling took."""
+    traffic: dict[str, hlo.Traffic]
+    """Collectives by kind."""
+    kernels: list[str]
+    """Kernels by hand in it."""
+    flops: float
+    """The model's operations of one step, on all devices (`StepCost`)."""
+    bounds: Bounds
+
+    def mfu(self, target: Target) -> float:
+        """Utilisation at most: the model's operations in the shortest step, over the peak."""
+        return self.flops / (self.bounds.step * target.size * target.accelerator.peak)
+
+
+def compile_step(experiment: Experiment, target: Target) -> Compiled:
+    """Compile the training step of the experiment, on its mesh, for the target.
+
+    Nothing is allocated. Raises `UserError` where the compiler is not installed, the mesh does not
+    fit, or the program cannot be compiled for want of memory.
+    """
+    mesh = partition.make_mesh(experiment.mesh, target.build())
+    require_attention(experiment.model, mesh)
+    begin, learner = time.monotonic(), learner_without_data(experiment)
+    layout = plan_layout(learner.init, experiment, mesh)
+    batch = batch_without_data(learner, mesh)
+    try:
+        with jax.set_mesh(mesh):
+            made = make_train_step(learner, layout).lower(layout.abstract, batch).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"{experiment.name} does not fit {target.name}: {_first_sentence(str(error))}; take "
+            "--model.remat full, --optim.accumulate, or more devices (--mesh.fsdp, --mesh.tensor)."
+        ) from None
+    flops = flops_per_step(learner)
+    memory, text = made.memory_analysis(), made.as_text()
+    traffic = hlo.traffic(text)
+    return Compiled(
+        peak=memory.peak_memory_in_bytes,
+        arguments=memory.argument_size_in_bytes,
+        seconds=time.monotonic() - begin,
+        traffic=traffic,
+        kernels=hlo.kernels(text),
+        flops=flops,
+        bounds=_bounds(experiment, target, traffic, flops, memory),
+    )
+
+
+def _first_sentence(text: str) -> str:
+    return text.split("RESOURCE_EXHAUSTED:")[-1].strip().splitlines()[0].rstrip(". ")
+
+
+_AGAIN = {"none": 1.0, "dots": 1.0, "full": 4 / 3}
+"""All operations over the model's own, by `model.remat`: a third of them is the forward pass."""
+
+
+def _bounds(experiment, target, traffic, flops, memory) -> Bounds:
+    kind = target.accelerator
+    decodes = experiment.learner in ("decoder", "parti")
+    again = _AGAIN[experiment.model.remat] if decodes else 1.0
+    # GPUs on several hosts send over the network what TPUs of a slice send over its links.
+    one_host = kind.platform == "tpu" or target.hosts == 1
+    rate = kind.link if one_host else kind.network
+    share = (target.slices - 1) / target.slices
+    return Bounds(
+        arithmetic=again * flops / (target.size * kind.peak),
+        hidden=sum(each.hidden_bytes for each in traffic.values()) / rate,
+        waiting=sum(each.waiting_bytes for each in traffic.values()) / rate,
+        # A third of the arguments are parameters, whose gradients go there and back.
+        network=2 * share * memory.argument_size_in_bytes / 3 / kind.network,
+    )

@@ -1,0 +1,167 @@
+"""A chunk of decoding compiled for devices that need not be here, and what limits it there."""
+
+import dataclasses
+import math
+import time
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cm3jax import hlo, partition
+from cm3jax.config import Experiment
+from cm3jax.decode import grammar, sampling, steps
+from cm3jax.decode.plan import CHUNK, ProgramShape, bucket
+from cm3jax.errors import UserError
+from cm3jax.learners.decoder import DecoderLearner
+from cm3jax.sequence.vocab import Vocab
+from cm3jax.targets import Target
+
+TEXT = 64
+"""Tokens that a caption is taken to have."""
+_LARGE = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """What is drawn together."""
+
+    prompts: int = 1
+    documents: int = 0
+    """Retrieved documents of each prompt."""
+    samples: int = 1
+    """Pictures of each prompt."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledChunk:
+    """A chunk of steps as one device has it."""
+
+    peak: int
+    """Bytes of memory at once, arguments included."""
+    read: int
+    """Bytes of weights and cache that one step reads, the cache at its padded length."""
+    traffic: dict[str, hlo.Traffic]
+    """Collectives by kind, of the whole chunk."""
+    copies: int
+    """Copies of arrays of a megabyte or more in the chunk."""
+    seconds: float
+    """What tracing and compiling took."""
+    rows: int
+    """Samples that are drawn together."""
+
+    def tokens_per_second(self, target: Target) -> float:
+        """At most, reading at the memory's full rate, collectives being waited for."""
+        sent = sum(each.waiting_bytes + each.hidden_bytes for each in self.traffic.values())
+        seconds = self.read / target.accelerator.bandwidth
+        return self.rows / (seconds + sent / CHUNK / target.accelerator.link)
+
+
+def compile_chunk(experiment: Experiment, target: Target, wanted: Decoding) -> CompiledChunk:
+    """Compile a chunk of guided drawing on the experiment's mesh for the target.
+
+    Raises `UserError` for what is no decoder, and as `Target.build` and `partition.make_mesh`.
+    """
+    if experiment.learner != "decoder":
+        raise UserError(
+            f"{experiment.name} trains a {experiment.learner}; --decode is a decoder's."
+        )
+    mesh = partition.make_mesh(experiment.mesh, target.build())
+    vocab, begin = Vocab(experiment.vocab), time.monotonic()
+    model = DecoderLearner(experiment, vocab, {}).model
+    variables = _as_read(experiment, vocab, mesh)
+    pair = TEXT + vocab.image_tokens + 2
+    shape = ProgramShape(
+        slots=-(-wanted.prompts // partition.batch_shards(mesh)) * partition.batch_shards(mesh),
+        samples=wanted.samples,
+        streams=2,
+        width=min(bucket(wanted.documents * pair + TEXT + 2), model.longest_prompt),
+        capacity=bucket(vocab.image_tokens),
+    )
+    rows, state = _rows(experiment, vocab, shape, mesh), _state(experiment, shape, mesh)
+    method = sampling.Method.of(experiment.decode)
+    with jax.set_mesh(mesh):
+        lowered = steps.chunk.lower(model, vocab, variables, method, False, rows, state)
+        made = lowered.compile()
+    text = made.as_text()
+    return CompiledChunk(
+        peak=made.memory_analysis().peak_memory_in_bytes,
+        read=_local((variables, state.cache.prefix, state.cache.suffix)),
+        traffic=hlo.traffic(text),
+        copies=hlo.copies(text, _LARGE),
+        seconds=time.monotonic() - begin,
+        rows=shape.slots * shape.samples,
+    )
+
+
+def _local(tree: Any) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _as_read(experiment: Experiment, vocab: Vocab, mesh: Mesh) -> dict:
+    """Shapes of the parameters as `decode.params.as_read` lays them out."""
+    learner = DecoderLearner(experiment, vocab, {})
+    boxed = jax.eval_shape(learner.init, jax.random.key(0))
+    dtype = jnp.dtype(experiment.model.dtype)
+
+    def laid(path, leaf, sharding):
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        kind = dtype if name in ("kernel", "head") else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=sharding)
+
+    shapes = jax.tree.map_with_path(laid, nn.unbox(boxed), partition.shardings(mesh, boxed))
+    params = dict(shapes["params"])
+
+    def one(leaf):
+        sharding = NamedSharding(mesh, PartitionSpec(*leaf.sharding.spec[1:]))
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding)
+
+    layer = jax.tree.map(one, params.pop("layers"))
+    params |= {f"layer_{number}": layer for number in range(experiment.model.layers)}
+    return {**shapes, "params": params}
+
+
+def _rows(experiment: Experiment, vocab: Vocab, shape: ProgramShape, mesh: Mesh):
+    total = shape.slots * shape.samples
+    zeros = np.zeros(total, np.int64)
+    drawn = sampling.sample_keys(0, zeros, zeros, (1.0, 1.0))
+    rows = steps.RowConstants(
+        table=grammar.compile_programs([()] * total, vocab, shape.capacity),
+        keys=jnp.asarray(drawn.keys),
+        temperatures=jnp.asarray(drawn.temperatures),
+        contrasted=jnp.asarray(sampling.contrasted(experiment.decode, zeros)),
+        scales=jnp.ones((total, shape.streams - 1), jnp.float32),
+    )
+    return _cut(rows, mesh, "batch")
+
+
+def _state(experiment: Experiment, shape: ProgramShape, mesh: Mesh) -> steps.State:
+    state = jax.eval_shape(partial(steps.start, experiment.model, shape))
+    cache = state.cache
+    halves = {
+        name: _cut(getattr(cache, name), mesh, "batch", "heads") for name in ("prefix", "suffix")
+    }
+    rest = {
+        name: _cut(getattr(cache, name), mesh, "batch") for name in ("prefix_lengths", "lengths")
+    }
+    return dataclasses.replace(
+        _cut(state, mesh, "batch"), cache=dataclasses.replace(cache, **halves, **rest)
+    )
+
+
+def _cut(tree: Any, mesh: Mesh, *names: str) -> Any:
+    """Shapes with their first axes cut as these logical ones, where the mesh divides them."""
+
+    def laid(leaf):
+        return jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=partition.sharding_of(mesh, leaf.shape, *names)
+        )
+
+    return jax.tree.map(laid, tree)

@@ -1,0 +1,178 @@
+"""What a compiled program says of itself: its collectives, and which of them wait for nobody.
+
+Read from XLA's text of the scheduled program, as its compilers for TPUs and GPUs write it.
+"""
+
+import dataclasses
+import math
+import re
+from collections import defaultdict
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+"""Collectives, as XLA names them."""
+
+_SCALARS = 64
+"""Bytes up to which a collective carries figures, no data."""
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8}
+_WORK = re.compile(r"\b(fusion|convolution|dot|custom-call|while)\(")
+_ARRAY = re.compile(r"\b([a-z]+\d+\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+
+
+@dataclasses.dataclass
+class Traffic:
+    """The collectives of one kind in a step, loops being run out."""
+
+    hidden: int = 0
+    """Those that run beside arithmetic."""
+    waiting: int = 0
+    """Those that arithmetic waits for."""
+    hidden_bytes: int = 0
+    """What one device sends by the first."""
+    waiting_bytes: int = 0
+    """What one device sends by the others."""
+
+    def add(self, times: int, sent: int, hidden: bool) -> None:
+        """Count a collective that runs so many times and sends so many bytes each time."""
+        if hidden:
+            self.hidden += times
+            self.hidden_bytes += times * sent
+        else:
+            self.waiting += times
+            self.waiting_bytes += times * sent
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    opcode: str
+    text: str
+
+    @property
+    def called(self) -> list[str]:
+        return _CALLED.findall(self.text)
+
+
+def traffic(text: str) -> dict[str, Traffic]:
+    """Collectives by kind.
+
+    `text` is `jax.stages.Compiled.as_text()`. Scalars' are left out: they carry no data.
+    """
+    programs, entry = _computations(text)
+    found: dict[str, Traffic] = defaultdict(Traffic)
+
+    def visit(name: str, times: int) -> None:
+        program = programs.get(name, [])
+        for place, one in enumerate(program):
+            collective = _collective(one, programs)
+            if collective is not None:
+                kind, sent = collective
+                # TPUs sum and scatter in a fusion of that name.
+                if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                    kind, sent = "reduce-scatter", sent // 2
+                if sent > _SCALARS:
+                    hidden = _runs_beside(one, program[place + 1 :])
+                    found[kind].add(times, sent, hidden)
+            elif not (one.opcode.endswith("-done") or "-done" in one.name):
+                turns = _turns(one, programs) if one.opcode == "while" else 1
+                for called in one.called:
+                    visit(called, times * turns)
+
+    visit(entry, 1)
+    return dict(found)
+
+
+def kernels(text: str) -> list[str]:
+    """The kernels of other makers than XLA in the program, by their targets, sorted."""
+    targets = re.findall(r'custom_call_target="([^"]+)"', text)
+    return sorted(
+        {each for each in targets if re.search("tpu_custom_call|cudnn|triton|mosaic", each)}
+    )
+
+
+def copies(text: str, large: int) -> int:
+    """How often arrays of `large` bytes or more are copied, loops being run out."""
+    programs, entry = _computations(text)
+
+    def count(name: str) -> int:
+        found = 0
+        for one in programs.get(name, []):
+            if one.opcode in ("copy", "copy-start"):
+                found += _sent("", one.text) >= large
+            elif one.opcode == "while":
+                found += _turns(one, programs) * sum(map(count, one.called))
+            elif one.opcode in ("call", "conditional"):
+                found += sum(map(count, one.called))
+        return found
+
+    return count(entry)
+
+
+def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+    """The instructions of each computation, and the name of the first that runs."""
+    programs: dict[str, list[_Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*->.*\{$", line)
+        if head:
+            current = programs.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+            continue
+        one = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$", line)
+        if one and current is not None:
+            opcode = re.search(r"(?:^|[\])}] )([a-z][\w\-]*)\(", one[2])
+            current.append(_Instruction(one[1], opcode[1] if opcode else "", one[2]))
+    return programs, entry
+
+
+def _collective(one: _Instruction, programs: dict) -> tuple[str, int] | None:
+    """Kind and bytes sent of a collective, also of one that is wrapped to be asynchronous."""
+    plain = one.opcode.removesuffix("-start")
+    if plain in KINDS:
+        return plain, _sent(plain, one.text)
+    if one.opcode == "async-start" or "async-collective-start" in one.name:
+        for called in one.called:
+            for inner in programs.get(called, []):
+                found = _collective(inner, programs)
+                if found is not None:
+                    return found
+    return None
+
+
+def _sent(kind: str, text: str) -> int:
+    """Bytes that a device sends, at most: all of the longer side but for its own part."""
+    largest = max(
+        (
+            math.prod(int(n) for n in shape.split(",") if n) * _BYTES.get(kind, 4)
+            for kind, shape in _ARRAY.findall(text.split(", channel_id", 1)[0])
+        ),
+        default=0,
+    )
+    return 2 * largest if kind == "all-reduce" else largest
+
+
+def _runs_beside(one: _Instruction, later: list[_Instruction]) -> bool:
+    """Whether it ends only after other work."""
+    if "-start" not in one.opcode and "-start" not in one.name:
+        return False
+    mine = re.compile(rf"%?{re.escape(one.name)}\b(?![.\-])")
+    work = False
+    for other in later:
+        if mine.search(other.text):
+            return work
+        work = work or (bool(_WORK.search(other.text)) and "-start" not in other.name)
+    return work
+
+
+def _turns(loop: _Instruction, programs: dict[str, list[_Instruction]]) -> int:
+    """How often a loop runs: as it says, or else what its condition compares with."""
+    known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text)
+    if known:
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop.text)
+    bounds = [
+        int(number)
+        for one in programs.get(condition[1] if condition else "", [])
+        for number in re.findall(r"^[su]32\[\]\S* constant\((\d+)\)", one.text)
+    ]
+    return max(bounds, default=1)

@@ -1,0 +1,151 @@
+"""Every experiment's training step compiled for the machines it is for, none of which is here.
+
+Each case is compiled by `launch.plan --target` in a process of its own and kept in `--out` when it
+is made: started again, the command compiles those that are missing, or that differ. It takes
+minutes a case, needs the extras `tpu` and `cuda`, and writes the table to `--page`.
+"""
+
+import argparse
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cm3jax.io.files import write_atomic
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+_SPLASH = "--model.attention splash"
+# A pass over so many rows; `optim.accumulate` makes the paper's batches of them.
+CASES = (
+    f"cm3leon_350m --target v5e-8 --mesh.data 1 --mesh.fsdp 8 --data.batch 32 {_SPLASH}",
+    f"cm3leon_760m --target v6e-16 --mesh.data 2 --mesh.fsdp 8 --data.batch 64 {_SPLASH}",
+    "cm3leon_760m --target h200-8 --mesh.data 1 --mesh.fsdp 8 --data.batch 64 "
+    "--model.attention cudnn",
+    f"cm3leon_7b --target v5p-256 --mesh.fsdp 32 --mesh.tensor 8 --data.batch 512 {_SPLASH}",
+    f"cm3leon_7b --target v6e-256 --mesh.fsdp 32 --mesh.tensor 8 --data.batch 256 {_SPLASH}",
+    "cm3leon_7b --target v6e-256 --slices 2 --mesh.data 2 --mesh.fsdp 32 --mesh.tensor 8 "
+    f"--data.batch 512 {_SPLASH}",
+    "cm3leon_7b --target h200-64 --mesh.fsdp 64 --data.batch 512 --model.attention cudnn",
+    f"sft_7b --target v5p-128 --mesh.fsdp 32 --mesh.tensor 4 --data.batch 256 {_SPLASH}",
+    f"sft_7b --target v5p-32 --mesh.fsdp 32 --model.lora-rank 16 --data.batch 128 {_SPLASH}",
+    f"parti --target v5p-256 --mesh.fsdp 32 --mesh.tensor 8 --data.batch 1024 {_SPLASH}",
+    f"dalle --target v5p-256 --mesh.fsdp 64 --mesh.tensor 2 --mesh.data 2 {_SPLASH}",
+    f"chameleon_7b --target v5p-256 --mesh.fsdp 32 --mesh.tensor 8 --data.batch 512 {_SPLASH}",
+    f"ra_cm3 --target v5p-64 --mesh.data 4 --mesh.fsdp 16 --data.batch 256 {_SPLASH}",
+    "vqgan_256 --target v5e-8 --data.batch 64",
+    "vqgan_512 --target v5p-8 --data.batch 32",
+    "miniature/clip --target v5e-1",
+    "miniature/decoder --target v5e-1",
+    "miniature/vqgan --target h200-1",
+)
+"""Options of `launch.plan`, one case each."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add = parser.add_argument
+    add("--out", default="docs/targets.json", help="where results are kept")
+    add("--page", default="docs/targets.md", help="the table to write")
+    add("--only", default="", help="compile only the cases with these words in them")
+    add("--seconds", type=int, default=1800, help="for one case, at most")
+
+
+def bench_targets(options: argparse.Namespace) -> dict[str, Any]:
+    """Compile what is missing, and write results and table; a case that fails says why in it."""
+    out = Path(options.out)
+    known = json.loads(out.read_text()) if out.exists() else {}
+    for case in CASES:
+        if options.only in case and "target" not in known.get(case, {}):
+            known[case] = _compile(case, options.seconds)
+            write_atomic(out, json.dumps(known, indent=1) + "\n")
+            write_atomic(options.page, page(known))
+    write_atomic(options.page, page(known))
+    return {case: found.get("error", "compiled") for case, found in known.items()}
+
+
+def _compile(case: str, seconds: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "launch.plan", *shlex.split(case), "--json"]
+    try:
+        done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return {"error": f"not compiled in {seconds} s"}
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it failed"]
+        said = [line for line in lines if line.startswith("error: ")] or lines
+        return {"error": said[-1].removeprefix("error: ")}
+    return {**json.loads(done.stdout), "versions": _versions()}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("jax", "libtpu", "jax-cuda13-plugin"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+_HEAD = """# Compiled for the machines it is for
+
+`python -m launch.bench targets` compiles a training step of every experiment for accelerators that
+are not here (`launch.plan --target`; the extras `tpu` and `cuda`, minutes a case) and writes this
+page from `targets.json`. Nothing of it was measured: memory, collectives and kernels are what XLA's
+compilers allot and schedule, MFU is the most that arithmetic allows, at the peak rate, with
+collectives that wait added. GB are 10⁹ bytes, of one device; collectives are counted as often as
+they run, those that run beside arithmetic against all.
+
+"""
+_COLUMNS = (
+    "experiment, mesh (data × fsdp × tensor)",
+    "target",
+    "peak / memory, GB",
+    "formula / compiled",
+    "collectives beside / all",
+    "kernels",
+    "MFU at most",
+)
+
+
+def page(known: dict[str, Any]) -> str:
+    """The table, in Markdown."""
+    lines = [_line(case, known.get(case, {"error": "not compiled yet"})) for case in CASES]
+    said = [
+        f"- `{case}`: {sentence}."
+        for case, found in known.items()
+        for sentence in found.get("target", {}).get("advice", ())
+    ]
+    versions = sorted({json.dumps(f["versions"]) for f in known.values() if "versions" in f})
+    tail = "\n## What keeps a step from being faster\n\n" + "\n".join(said) + "\n" if said else ""
+    made = "".join(
+        "\nCompiled with " + ", ".join(f"{k} {v}" for k, v in json.loads(each).items()) + ".\n"
+        for each in versions
+    )
+    head = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+    return _HEAD + "\n".join(head + lines) + "\n" + made + tail
+
+
+def _line(case: str, found: dict[str, Any]) -> str:
+    if "target" not in found:
+        return f"| `{case}` | | {found['error']} | | | | |"
+    target = found["target"]
+    mesh, each = target["mesh"], target["collectives"].values()
+    hidden = sum(one["hidden"] for one in each)
+    ratio = target["formula_over_compiled"]
+    fits = "" if target["fits"] else ", does not fit"
+    cells = [
+        f"{found['experiment']}, {mesh['data']} × {mesh['fsdp']} × {mesh['tensor']}, "
+        f"{target['rows']} rows",
+        target["name"],
+        f"{target['peak_bytes'] / 1e9:.1f} / {target['memory'] / 1e9:.0f}{fits}",
+        f"{ratio:.2f}" if ratio else "",
+        f"{hidden:,} / {hidden + sum(one['waiting'] for one in each):,}",
+        ", ".join(target["kernels"]) or "XLA's",
+        f"{target['mfu_at_most']:.0%}",
+    ]
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,242 @@
+"""What `launch.plan --target` says: a step compiled for devices that are not here."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from cm3jax import partition
+from cm3jax.compiled import Compiled, compile_step
+from cm3jax.compiled_decoding import Decoding, compile_chunk
+from cm3jax.config import Experiment
+from cm3jax.decode.plan import CHUNK
+from cm3jax.errors import UserError
+from cm3jax.memory import abstract_batch, footprint, lay_out
+from cm3jax.targets import Target
+
+TRIED = 4
+"""Meshes and remat policies that `--search` compiles, at most."""
+_LANES = 128
+"""Elements of a parameter's axis that a TPU works on at once: gathers of parts that are smaller
+are not hidden behind products."""
+
+
+def for_target(experiment: Experiment, target: Target) -> dict[str, Any]:
+    """The compiled figures of a training step; `UserError` as `compile_step`."""
+    experiment = on_target(experiment, target)
+    made = compile_step(experiment, target)
+    formula = _formula(experiment)
+    bounds = {**dataclasses.asdict(made.bounds), "step": made.bounds.step}
+    return {
+        "name": target.name,
+        "devices": target.size,
+        "hosts": target.hosts,
+        "mesh": dataclasses.asdict(experiment.mesh),
+        "rows": experiment.data.batch,
+        "memory": target.memory,
+        "peak_bytes": made.peak,
+        "fits": made.peak <= target.memory,
+        "formula_bytes": formula,
+        "formula_over_compiled": formula / made.peak if formula else None,
+        "collectives": {k: dataclasses.asdict(t) for k, t in sorted(made.traffic.items())},
+        "kernels": made.kernels,
+        "flops_per_step": made.flops,
+        "seconds_at_least": bounds,
+        "mfu_at_most": made.mfu(target),
+        "compile_seconds": made.seconds,
+        "advice": advice(experiment, target, made),
+    }
+
+
+def on_target(experiment: Experiment, target: Target) -> Experiment:
+    """The experiment with the mesh's -1 replaced by what the target has."""
+    mesh = partition.sized(experiment.mesh, target.size)
+    return dataclasses.replace(experiment, mesh=mesh)
+
+
+def _formula(experiment: Experiment) -> int | None:
+    """Bytes of `cm3jax.memory` for the same mesh; None for what it does not know."""
+    if experiment.learner not in ("decoder", "parti") or experiment.data.online:
+        return None
+    mesh = partition.abstract_mesh(experiment.mesh)
+    return footprint(experiment, lay_out(experiment, mesh), abstract_batch(experiment, mesh)).total
+
+
+def advice(experiment: Experiment, target: Target, made: Compiled) -> list[str]:
+    """What to change where a step does not fit or waits for communication."""
+    said, model, mesh = [], experiment.model, experiment.mesh
+    if made.peak > target.memory:
+        said.append(f"does not fit: {_more_room(experiment, made)}")
+    bounds = made.bounds
+    if bounds.hidden > bounds.arithmetic:
+        said.append(
+            "bound by communication: give each device more rows (--data.batch), or take fewer "
+            "devices"
+        )
+    elif bounds.waiting > 0.1 * bounds.arithmetic:
+        said.append(
+            f"arithmetic waits for collectives for {bounds.waiting / bounds.step:.0%} of a step"
+        )
+        if target.accelerator.platform == "tpu" and model.width // mesh.fsdp < _LANES:
+            fsdp = model.width // _LANES
+            said.append(
+                f"--mesh.fsdp {mesh.fsdp} leaves {model.width // mesh.fsdp} of {model.width} "
+                f"elements to a device, fewer than a TPU's {_LANES} lanes: try --mesh.fsdp {fsdp} "
+                f"--mesh.tensor {max(1, mesh.fsdp * mesh.tensor // fsdp)}"
+            )
+    if bounds.network > 0.1 * bounds.arithmetic:
+        said.append(
+            "the slices' sum of gradients takes long beside arithmetic: give each device more rows"
+        )
+    if mesh.tensor > target.accelerator.host and target.accelerator.platform == "gpu":
+        said.append(
+            f"--mesh.tensor {mesh.tensor} crosses the network between hosts of "
+            f"{target.accelerator.host} GPUs at every layer: make it {target.accelerator.host} or "
+            "less"
+        )
+    return said
+
+
+def _more_room(experiment: Experiment, made: Compiled) -> str:
+    rows = experiment.data.batch // (
+        experiment.mesh.data * experiment.mesh.fsdp * experiment.optim.accumulate
+    )
+    decodes = experiment.learner in ("decoder", "parti")
+    if decodes and experiment.model.remat != "full":
+        return "try --model.remat full"
+    if experiment.learner == "decoder" and rows > 1:
+        return (
+            f"a device has {rows} rows at once: try --optim.accumulate "
+            f"{2 * experiment.optim.accumulate} or more"
+        )
+    if rows > 1:
+        return f"a device has {rows} rows at once: try a smaller --data.batch"
+    return "cut parameters over more devices (--mesh.fsdp, --mesh.tensor)"
+
+
+def search(experiment: Experiment, target: Target) -> Iterator[dict[str, Any]]:
+    """`for_target` of the most promising meshes and remat policies, as they are compiled.
+
+    Those that do not fit by formula are left out; of the rest come first those that compute least
+    again, then those that cut products least.
+    """
+    tried = [each for _, each in sorted(_candidates(experiment, target), key=lambda pair: pair[0])]
+    if not tried:
+        raise UserError(
+            f"no mesh and remat policy of {experiment.name} fits {target.name} by formula; take "
+            "more devices, a smaller --data.batch or a larger --optim.accumulate."
+        )
+    for candidate in tried[:TRIED]:
+        answer = for_target(candidate, target)
+        yield {**answer, "options": options_of(candidate)}
+
+
+def options_of(experiment: Experiment) -> str:
+    """The options that say mesh and remat policy."""
+    mesh = experiment.mesh
+    sizes = f"--mesh.data {mesh.data} --mesh.fsdp {mesh.fsdp} --mesh.tensor {mesh.tensor}"
+    return f"{sizes} --model.remat {experiment.model.remat}"
+
+
+def _candidates(experiment: Experiment, target: Target) -> Iterator[tuple[tuple, Experiment]]:
+    if _formula_unknown(experiment):
+        raise UserError(
+            f"--search goes by the formula for decoders and parti; {experiment.name} trains a "
+            f"{experiment.learner}."
+        )
+    inside = target.devices
+    for tensor in (1, 2, 4, 8):
+        for fsdp in (1 << power for power in range(inside.bit_length())):
+            if inside % (tensor * fsdp) or experiment.model.heads % tensor:
+                continue
+            data = target.size // (tensor * fsdp)
+            if experiment.data.batch % (data * fsdp * experiment.optim.accumulate):
+                continue
+            mesh = dataclasses.replace(experiment.mesh, data=data, fsdp=fsdp, tensor=tensor)
+            for cost, remat in enumerate(("none", "dots", "full")):
+                model = dataclasses.replace(experiment.model, remat=remat)
+                tried = dataclasses.replace(experiment, mesh=mesh, model=model)
+                narrow = experiment.model.width // fsdp < _LANES
+                try:
+                    total = _formula(tried)
+                except UserError:  # parameters that it would leave whole
+                    continue
+                if total is not None and total <= target.memory:
+                    yield (narrow, cost, tensor, fsdp), tried
+                    break
+
+
+def _formula_unknown(experiment: Experiment) -> bool:
+    return experiment.learner not in ("decoder", "parti") or experiment.data.online
+
+
+def as_text(answer: dict[str, Any]) -> str:
+    """The figures for people."""
+    gib, bounds = 2**30, answer["seconds_at_least"]
+    lines = [
+        f"compiled for {answer['name']}: {answer['devices']} devices on {answer['hosts']} hosts, "
+        f"mesh {answer['mesh']['data']} x {answer['mesh']['fsdp']} x {answer['mesh']['tensor']}",
+        f"  peak memory {answer['peak_bytes'] / gib:.2f} GiB of {answer['memory'] / gib:.2f}: "
+        + ("fits" if answer["fits"] else "does not fit"),
+    ]
+    if answer["formula_bytes"]:
+        lines.append(
+            f"  formula     {answer['formula_bytes'] / gib:.2f} GiB, "
+            f"{answer['formula_over_compiled']:.2f} of the compiled"
+        )
+    lines.append("  collectives (hidden behind work / waited for, GB that a device sends)")
+    for kind, each in answer["collectives"].items():
+        lines.append(
+            f"    {kind:<20}{each['hidden']:>6} /{each['waiting']:>5}"
+            f"{each['hidden_bytes'] / 1e9:>10.2f} /{each['waiting_bytes'] / 1e9:>8.2f}"
+        )
+    lines += [f"  kernels     {', '.join(answer['kernels'])}"] if answer["kernels"] else []
+    said = ", ".join(f"{name} {1e3 * bounds[name]:,.0f}" for name in bounds if bounds[name])
+    lines.append(f"  a step takes at least, in ms: {said}")
+    lines.append(f"  MFU at most {answer['mfu_at_most']:.0%}")
+    return "\n".join([*lines, *(f"  {sentence}" for sentence in answer["advice"])])
+
+
+def decoding_for_target(experiment: Experiment, target: Target, wanted: Decoding) -> dict[str, Any]:
+    """The compiled figures of a chunk of drawing; `UserError` as `compile_chunk`."""
+    experiment = on_target(experiment, target)
+    made = compile_chunk(experiment, target, wanted)
+    return {
+        "name": target.name,
+        "devices": target.size,
+        "mesh": dataclasses.asdict(experiment.mesh),
+        **dataclasses.asdict(wanted),
+        "memory": target.memory,
+        "peak_bytes": made.peak,
+        "fits": made.peak <= target.memory,
+        "bytes_read_per_step": made.read,
+        "copies": made.copies,
+        "collectives": {k: dataclasses.asdict(t) for k, t in sorted(made.traffic.items())},
+        "tokens_per_second_at_most": made.tokens_per_second(target),
+        "compile_seconds": made.seconds,
+    }
+
+
+def decoding_text(answer: dict[str, Any]) -> str:
+    """The figures for people."""
+    gib = 2**30
+    waits = sum(each["waiting"] for each in answer["collectives"].values())
+    hidden = sum(each["hidden"] for each in answer["collectives"].values())
+    return "\n".join(
+        [
+            f"a chunk of {CHUNK} steps compiled for {answer['name']}: {answer['prompts']} prompts "
+            f"with {answer['documents']} documents, {answer['samples']} samples each, guided",
+            f"  peak memory {answer['peak_bytes'] / gib:.2f} GiB of {answer['memory'] / gib:.2f}: "
+            + ("fits" if answer["fits"] else "does not fit"),
+            f"  a step reads {answer['bytes_read_per_step'] / 1e9:.2f} GB on each device: at most "
+            f"{answer['tokens_per_second_at_most']:,.0f} tokens a second in all",
+            f"  large copies {answer['copies']}, collectives {hidden} hidden, {waits} waited for",
+        ]
+    )
+
+
+def prepare_jax() -> None:
+    """Keep jax from looking for hardware, and from keeping programs that cannot run here."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)

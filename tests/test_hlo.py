@@ -1,0 +1,68 @@
+"""Collectives of a scheduled program, in XLA's own words (cut from programs for v5e and H200)."""
+
+from cm3jax import hlo
+
+PROGRAM = """HloModule jit_step, is_scheduled=true
+
+%add.1.clone (x.1: f32[], y.1: f32[]) -> f32[] {
+  %x.1 = f32[] parameter(0)
+  ROOT %add.2 = f32[] add(%x.1, %y.1)
+}
+
+%cond (wide.param.1: (bf16[8,8], u32[])) -> pred[] {
+  %constant.1 = u32[]{:T(128)} constant(4), metadata={op_name="jit(step)/while"}
+  %wide.param.1 = (bf16[8,8]{1,0}, u32[]{:T(128)}) parameter(0)
+  %get-tuple-element.1 = u32[]{:T(128)} get-tuple-element(%wide.param.1), index=1
+  ROOT %compare.1 = pred[]{:T(512)} compare(%get-tuple-element.1, %constant.1), direction=LT
+}
+
+%body (wide.param.2: (bf16[8,8], u32[])) -> (bf16[8,8], u32[]) {
+  %wide.param.2 = (bf16[8,8]{1,0}, u32[]{:T(128)}) parameter(0)
+  %collective-permute-start.1 = (bf16[8,8]{1,0:T(8,128)S(1)}, bf16[8,8]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%get-tuple-element.3), channel_id=3, source_target_pairs={{0,1},{1,0}}
+  %collective-permute-start.2 = (bf16[8,8]{1,0:T(8,128)S(1)}, bf16[8,8]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%get-tuple-element.4), channel_id=4, source_target_pairs={{0,1},{1,0}}
+  %collective-permute-done.2 = bf16[8,8]{1,0} collective-permute-done(%collective-permute-start.2)
+  %fusion.1 = bf16[8,8]{1,0} fusion(%get-tuple-element.3), kind=kOutput, calls=%fused
+  %collective-permute-done.1 = bf16[8,8]{1,0} collective-permute-done(%collective-permute-start.1)
+  ROOT %tuple.1 = (bf16[8,8]{1,0}, u32[]{:T(128)}) tuple(%fusion.1, %add.9)
+}
+
+%fused (param_0.1: bf16[8,8]) -> bf16[8,8] {
+  ROOT %convolution.1 = bf16[8,8]{1,0} convolution(%param_0.1, %param_0.1), dim_labels=bf_io->bf
+}
+
+%all-reduce-scatter.1 (input.1: f32[64,64]) -> f32[64,8] {
+  %input.1 = f32[64,64]{1,0:T(8,128)} parameter(0)
+  %all-reduce.1 = f32[64,64]{1,0:T(8,128)} all-reduce(%input.1), channel_id=146, replica_groups={{0,1}}, to_apply=%add.1.clone
+  ROOT %dynamic-slice.1 = f32[64,8]{1,0:T(8,128)} dynamic-slice(%all-reduce.1, %c.1, %c.2)
+}
+
+%async_collective_fusion (param_0.2: bf16[8,8]) -> bf16[8,64] {
+  %param_0.2 = bf16[8,8]{1,0} parameter(0)
+  ROOT %all-gather.9 = bf16[8,64]{1,0} all-gather(%param_0.2), channel_id=9, dimensions={1}
+}
+
+ENTRY %main.1_spmd (param.1: bf16[8,8]) -> f32[64,8] {
+  %param.1 = bf16[8,8]{1,0} parameter(0)
+  %all-gather.1 = bf16[8,64]{1,0} all-gather(%param.1), channel_id=1, dimensions={1}
+  %async-collective-start.1 = (bf16[8,8]{1,0}, bf16[8,64]{1,0}) fusion(%param.1), kind=kCustom, calls=%async_collective_fusion
+  %custom-call.1 = bf16[8,8]{1,0} custom-call(%param.1), custom_call_target="tpu_custom_call"
+  %async-collective-done.1 = bf16[8,64]{1,0} fusion(%async-collective-start.1), kind=kCustom, calls=%other
+  %while.1 = (bf16[8,8]{1,0}, u32[]{:T(128)}) while(%tuple.711), condition=%cond, body=%body
+  %while.2 = (bf16[8,8]{1,0}, u32[]{:T(128)}) while(%tuple.712), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %all-reduce.8 = f32[]{:T(128)} all-reduce(%reduce.1), channel_id=128, to_apply=%add.1.clone
+  %all-reduce.9 = f32[64]{0:T(128)} all-reduce(%reduce.2), channel_id=129, to_apply=%add.1.clone
+  ROOT %fusion.10 = f32[64,8]{1,0} fusion(%scatter.1), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""  # noqa: E501 - XLA's lines
+
+
+def test_collectives_are_counted_as_often_as_they_run():
+    found = hlo.traffic(PROGRAM)
+    # In loops of 4 and 3 turns: one permute ends after a product, the other before.
+    permute = hlo.Traffic(7, 7, 7 * 128 + 0, 7 * 128)
+    assert found["collective-permute"] == permute
+    # The plain one is waited for, the one in a fusion of its own runs beside a kernel.
+    assert found["all-gather"] == hlo.Traffic(1, 1, 1024, 1024)
+    assert found["reduce-scatter"] == hlo.Traffic(0, 1, 0, 64 * 64 * 4)
+    assert found["all-reduce"] == hlo.Traffic(0, 1, 0, 2 * 64 * 4)  # the scalar's is left out
+    assert hlo.kernels(PROGRAM) == ["tpu_custom_call"]
