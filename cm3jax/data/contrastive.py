@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import jax
 import numpy as np
@@ -33,6 +33,7 @@ from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 NO_SUBJECT = -1
 
 
+@no_type_check  # shapes stand in its fields where a step is compiled without data
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["records", "subjects", "texts", "images"],
