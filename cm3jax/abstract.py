@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cm3jax import partition
-from cm3jax.config import Experiment
+from cm3jax.config import ClipConfig, Experiment
 from cm3jax.data.contrastive import Couples
 from cm3jax.errors import UserError
 from cm3jax.learners.clip import CLIPLearner, couple_work
@@ -49,7 +49,7 @@ def batch_without_data(learner: Learner, mesh: Mesh) -> Any:
     if isinstance(learner, VQGANLearner):
         return _pictures(learner, mesh)
     if isinstance(learner, CLIPLearner):
-        return _couples(experiment, mesh)
+        return _couples(experiment.clip, experiment.data.batch, mesh)
     if isinstance(learner, OnlineLearner):
         return _pairs(learner, mesh)
     return abstract_batch(experiment, mesh)
@@ -66,16 +66,16 @@ def flops_per_step(learner: Learner) -> float:
 class _Rows:
     """Arrays whose first axis is the batch."""
 
-    def __init__(self, experiment: Experiment, mesh: Mesh):
-        partition.require_shares(experiment.data.batch, mesh)
-        self._rows, self._sharding = experiment.data.batch, partition.batch_sharding(mesh)
+    def __init__(self, batch: int, mesh: Mesh):
+        partition.require_shares(batch, mesh)
+        self._rows, self._sharding = batch, partition.batch_sharding(mesh)
 
     def __call__(self, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((self._rows, *shape), dtype, sharding=self._sharding)
 
 
 def _pictures(learner: VQGANLearner, mesh: Mesh) -> dict[str, Any]:
-    rows, size = _Rows(learner.experiment, mesh), learner.experiment.vqgan.image_size
+    rows, size = _Rows(learner.experiment.data.batch, mesh), learner.experiment.vqgan.image_size
     batch: dict[str, Any] = {"images": rows(jnp.uint8, size, size, 3)}
     if learner.experiment.vqgan_loss.region:
         batch["masks"] = rows(jnp.uint8, size, size)
@@ -85,8 +85,8 @@ def _pictures(learner: VQGANLearner, mesh: Mesh) -> dict[str, Any]:
     return batch
 
 
-def _couples(experiment: Experiment, mesh: Mesh) -> Couples:
-    rows, config = _Rows(experiment, mesh), experiment.clip
+def _couples(config: ClipConfig, batch: int, mesh: Mesh) -> Couples:
+    rows = _Rows(batch, mesh)
     return Couples(
         records=rows(jnp.int32, 2),
         subjects=rows(jnp.int32, 2, 1),
@@ -99,7 +99,7 @@ def _pairs(learner: OnlineLearner, mesh: Mesh) -> dict[str, Any]:
     """Captions take half of the room that a row leaves beside a picture; the bank is of as many
     documents as the source has records."""
     experiment = learner.experiment
-    rows, vocab, config = _Rows(experiment, mesh), learner.vocab, experiment.clip
+    rows, vocab, config = _Rows(experiment.data.batch, mesh), learner.vocab, experiment.clip
     size = experiment.vqgan.image_size
     room = experiment.model.context - vocab.image_tokens - 3
     words = max(1, room // 2)

@@ -86,6 +86,8 @@ def compile_step(experiment: Experiment, target: Target) -> Compiled:
     flops = flops_per_step(learner)
     memory, text = made.memory_analysis(), made.as_text()
     traffic = hlo.traffic(text)
+    decodes = experiment.learner in ("decoder", "parti")
+    again = _AGAIN[experiment.model.remat] if decodes else 1.0
     return Compiled(
         peak=memory.peak_memory_in_bytes,
         arguments=memory.argument_size_in_bytes,
@@ -93,7 +95,7 @@ def compile_step(experiment: Experiment, target: Target) -> Compiled:
         traffic=traffic,
         kernels=hlo.kernels(text),
         flops=flops,
-        bounds=_bounds(experiment, target, traffic, flops, memory),
+        bounds=_bounds(target, traffic, again * flops, memory.argument_size_in_bytes),
     )
 
 
@@ -105,18 +107,18 @@ _AGAIN = {"none": 1.0, "dots": 1.0, "full": 4 / 3}
 """All operations over the model's own, by `model.remat`: a third of them is the forward pass."""
 
 
-def _bounds(experiment, target, traffic, flops, memory) -> Bounds:
+def _bounds(
+    target: Target, traffic: dict[str, hlo.Traffic], flops: float, arguments: int
+) -> Bounds:
     kind = target.accelerator
-    decodes = experiment.learner in ("decoder", "parti")
-    again = _AGAIN[experiment.model.remat] if decodes else 1.0
     # GPUs on several hosts send over the network what TPUs of a slice send over its links.
-    one_host = kind.platform == "tpu" or target.hosts == 1
-    rate = kind.link if one_host else kind.network
+    linked = kind.platform == "tpu" or target.hosts == 1
+    rate = kind.link if linked else kind.network
     share = (target.slices - 1) / target.slices
     return Bounds(
-        arithmetic=again * flops / (target.size * kind.peak),
+        arithmetic=flops / (target.size * kind.peak),
         hidden=sum(each.hidden_bytes for each in traffic.values()) / rate,
         waiting=sum(each.waiting_bytes for each in traffic.values()) / rate,
         # A third of the arguments are parameters, whose gradients go there and back.
-        network=2 * share * memory.argument_size_in_bytes / 3 / kind.network,
+        network=2 * share * arguments / 3 / kind.network,
     )

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cm3jax import hlo, partition
-from cm3jax.config import Experiment
+from cm3jax.config import DecodeConfig, DecoderConfig, Experiment
 from cm3jax.decode import grammar, sampling, steps
 from cm3jax.decode.plan import CHUNK, ProgramShape, bucket
 from cm3jax.errors import UserError
@@ -72,8 +72,8 @@ def compile_chunk(experiment: Experiment, target: Target, wanted: Decoding) -> C
         )
     mesh = partition.make_mesh(experiment.mesh, target.build())
     vocab, begin = Vocab(experiment.vocab), time.monotonic()
-    model = DecoderLearner(experiment, vocab, {}).model
-    variables = _as_read(experiment, vocab, mesh)
+    learner = DecoderLearner(experiment, vocab, {})
+    model, variables = learner.model, _as_read(learner, mesh)
     pair = TEXT + vocab.image_tokens + 2
     shape = ProgramShape(
         slots=-(-wanted.prompts // partition.batch_shards(mesh)) * partition.batch_shards(mesh),
@@ -82,7 +82,8 @@ def compile_chunk(experiment: Experiment, target: Target, wanted: Decoding) -> C
         width=min(bucket(wanted.documents * pair + TEXT + 2), model.longest_prompt),
         capacity=bucket(vocab.image_tokens),
     )
-    rows, state = _rows(experiment, vocab, shape, mesh), _state(experiment, shape, mesh)
+    rows = _rows(experiment.decode, vocab, shape, mesh)
+    state = _state(experiment.model, shape, mesh)
     method = sampling.Method.of(experiment.decode)
     with jax.set_mesh(mesh):
         lowered = steps.chunk.lower(model, vocab, variables, method, False, rows, state)
@@ -105,11 +106,11 @@ def _local(tree: Any) -> int:
     )
 
 
-def _as_read(experiment: Experiment, vocab: Vocab, mesh: Mesh) -> dict:
+def _as_read(learner: DecoderLearner, mesh: Mesh) -> dict:
     """Shapes of the parameters as `decode.params.as_read` lays them out."""
-    learner = DecoderLearner(experiment, vocab, {})
     boxed = jax.eval_shape(learner.init, jax.random.key(0))
-    dtype = jnp.dtype(experiment.model.dtype)
+    config = learner.experiment.model
+    dtype = jnp.dtype(config.dtype)
 
     def laid(path, leaf, sharding):
         name = jax.tree_util.keystr(path[-1:], simple=True)
@@ -124,11 +125,11 @@ def _as_read(experiment: Experiment, vocab: Vocab, mesh: Mesh) -> dict:
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding)
 
     layer = jax.tree.map(one, params.pop("layers"))
-    params |= {f"layer_{number}": layer for number in range(experiment.model.layers)}
+    params |= {f"layer_{number}": layer for number in range(config.layers)}
     return {**shapes, "params": params}
 
 
-def _rows(experiment: Experiment, vocab: Vocab, shape: ProgramShape, mesh: Mesh):
+def _rows(config: DecodeConfig, vocab: Vocab, shape: ProgramShape, mesh: Mesh):
     total = shape.slots * shape.samples
     zeros = np.zeros(total, np.int64)
     drawn = sampling.sample_keys(0, zeros, zeros, (1.0, 1.0))
@@ -136,14 +137,14 @@ def _rows(experiment: Experiment, vocab: Vocab, shape: ProgramShape, mesh: Mesh)
         table=grammar.compile_programs([()] * total, vocab, shape.capacity),
         keys=jnp.asarray(drawn.keys),
         temperatures=jnp.asarray(drawn.temperatures),
-        contrasted=jnp.asarray(sampling.contrasted(experiment.decode, zeros)),
+        contrasted=jnp.asarray(sampling.contrasted(config, zeros)),
         scales=jnp.ones((total, shape.streams - 1), jnp.float32),
     )
     return _cut(rows, mesh, "batch")
 
 
-def _state(experiment: Experiment, shape: ProgramShape, mesh: Mesh) -> steps.State:
-    state = jax.eval_shape(partial(steps.start, experiment.model, shape))
+def _state(config: DecoderConfig, shape: ProgramShape, mesh: Mesh) -> steps.State:
+    state = jax.eval_shape(partial(steps.start, config, shape))
     cache = state.cache
     halves = {
         name: _cut(getattr(cache, name), mesh, "batch", "heads") for name in ("prefix", "suffix")
