@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
@@ -24,6 +25,11 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 from jaxtyping import install_import_hook
 
 install_import_hook("cm3jax", "beartype.beartype")
+
+# A shell starts what runs in the background with Ctrl-C ignored, and every child inherits that:
+# tests that interrupt a process need it heeded.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tracing leaves many objects that live on; going through them again and again took 8 % of the time.
 gc.set_threshold(100_000, 50, 100)
