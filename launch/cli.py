@@ -31,7 +31,7 @@ Options = TypeVar("Options")
 def parse_experiment(argv: Sequence[str], description: str) -> Experiment:
     """The experiment that `argv` names, with the fields that its options override.
 
-    `argv` is `EXPERIMENT --train.steps 40 --optim.peak-lr 3e-4 ...`. `--help` alone lists the
+    `argv` is `EXPERIMENT --train.steps 40 --optim.peak-lr 3e-4 ...`. `--help` by itself lists the
     experiments; after a name it explains every option and shows the experiment's values.
     """
     return parse_experiment_and(NoOptions, argv, description)[0]

@@ -1,4 +1,4 @@
-"""Batches for the encoder-decoder: captions and pictures of the corpus, apart."""
+"""Batches for the encoder-decoder: captions and pictures of the corpus, separately."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ class Pairs:
     """A caption and a picture per row."""
 
     texts: Int[AnyArray, "B S"]
-    """Ids of the caption and `eos`, then `pad`; `eos` alone where there is no caption."""
+    """Ids of the caption and `eos`, then `pad`; only `eos` where there is no caption."""
     codes: Int[AnyArray, "B L"]
     """Ids of the picture, row-major; `pad` where there is none."""
     weights: Float[AnyArray, "B L"]

@@ -1,4 +1,4 @@
-"""The CM3 rows of one prepared corpus: planned for all processes, built for those asked for."""
+"""The CM3 rows of one prepared corpus: all processes plan all rows, each builds its own."""
 
 import dataclasses
 import functools

@@ -73,7 +73,9 @@ class CaptionedRecords:
         self.source_notes = [*filter(None, [note]), *found.notes]
         """What a user should know of the split: how it was cut, and what was left out."""
         if not found.kept:
-            raise UserError("the source has no record with a text and a picture; mend data.source.")
+            raise UserError(
+                "the source has no record with a text and a picture; correct data.source."
+            )
         self.texts: Sequence[list[int]] = [tokenizer.encode(one.text) for one in found.kept]
         self.pictures: RecordPictures = found.pictures
         self.picture_marks = [one.picture for one in found.kept]

@@ -1,4 +1,4 @@
-"""The plan of rows: which samples stand where, for all processes, from lengths alone.
+"""The plan of rows: which samples share which row, for all processes, from lengths only.
 
 An epoch is a random order of the records, cut into blocks; each block is planned by itself. The
 plan needs no tokens, so every process makes the same one and then reads only its own rows.

@@ -1,4 +1,4 @@
-"""Records of a source as queries: by their texts, by their pictures, by both."""
+"""Records of a source as queries to a bank: by their texts, by their pictures, by both."""
 
 import dataclasses
 

@@ -1,6 +1,6 @@
-"""Who works a job's shards off: this process, or Apache Beam's workers.
+"""Runs a job's shards in this process or on Apache Beam's workers.
 
-Both give the same bytes, since a shard depends on its number alone and is saved by whoever made it.
+Both give the same bytes, since a shard depends only on its number and is saved by whoever made it.
 This process is the default: encoding keeps all its cores or its accelerator busy, it needs no
 further package, and a preparation is a few hundred lines of plain Python to whoever reads it. Beam
 is for what one machine does not do in time.

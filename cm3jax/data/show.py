@@ -51,7 +51,7 @@ def describe_samples(rows: CorpusRows, plan: Plan) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A run of ids of one kind and one weight; a special id stands alone."""
+    """A run of ids of one kind and one weight; a special id is a run by itself."""
 
     kind: Modality
     ids: tuple[int, ...]

@@ -2,7 +2,7 @@
 
     --data.tasks coco_captions tfds:coco_captions/2014:1.1.0
 
-`coco_captions` has captions and objects, `coco` objects alone. Of Open Images it has the classes'
+`coco_captions` has captions and objects, `coco` only objects. Of Open Images it has the classes'
 codes without their names: that one is read from its own files.
 """
 

@@ -1,4 +1,4 @@
-"""Raw records in ids: what a corpus and a bank are made of."""
+"""Raw records to ids: what a corpus and a bank are made of."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Which samples are decoded side by side: requests become jobs, and jobs of a kind a group.
+"""Which samples are decoded side by side: requests become jobs, and jobs of one kind form a group.
 
 A group goes through one set of slots. Lengths and numbers of slots are rounded up to a few sizes,
 so that prompts within a bucket run the same programs.

@@ -1,4 +1,4 @@
-"""What decoding took: tokens, seconds and bytes read from memory, compilation apart."""
+"""What decoding took: tokens, seconds and bytes read from memory, without compilation."""
 
 import dataclasses
 from typing import Any

@@ -1,9 +1,9 @@
-"""Documents of the dataset: a function of (seed, split, index, number of training emblems) alone.
+"""Documents of the dataset, a function of (seed, split, index, number of training emblems) only.
 
 train, validation   per 100: 45 with one emblem, 20 with two, 25 plain scenes, 4 words, 3 palms,
                     3 stories
 bank                5 documents of each memory-only emblem, then 3 of each training emblem;
-                    a seventh are halves: a text alone or a picture alone
+                    a seventh are halves: only a text or only a picture
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class Example:
     segments: tuple[str | np.ndarray, ...]
     """Captions and uint8 [S, S, 3] pictures in order."""
     scenes: tuple[Scene, ...]
-    """What each picture shows (or, in a text alone, would show)."""
+    """What each picture shows (or would show, where there is only a text)."""
     source: str
     licence: str
 
@@ -63,7 +63,7 @@ class Example:
 
 
 def bank_size(training: int = TRAINING) -> int:
-    """Documents in the bank where there are so many training emblems."""
+    """Documents in the bank, given the number of training emblems."""
     return _MEMORY_DOCUMENTS + _PER_TRAINING * training
 
 

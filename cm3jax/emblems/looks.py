@@ -9,7 +9,7 @@ from cm3jax.emblems.patches import QUARTERS
 from cm3jax.emblems.scene import Look
 
 MEMORY_ONLY = 600
-"""Emblems that occur in the memory bank and in evaluation prompts alone."""
+"""Emblems that occur only in the memory bank and in evaluation prompts."""
 
 TRAINING = 3000
 """Emblems that occur in training and validation, unless a dataset asks for another number."""
@@ -26,7 +26,7 @@ SYLLABLES = tuple(
 def integer(rng: random.Random, limit: int) -> int:
     """A uniform integer in [0, limit), the same on every machine and Python version.
 
-    Python promises that of `random()` alone, not of `randrange`, `choice` or `shuffle`.
+    Python promises that only of `random()`, not of `randrange`, `choice` or `shuffle`.
     """
     return int(rng.random() * limit)
 

@@ -1,4 +1,4 @@
-"""What a picture shows, from its pixels alone.
+"""What a picture shows, read from nothing but its pixels.
 
 Each cell is matched with the nearest patch of the alphabet, and the patches are read as a scene;
 no list of emblems, looks or captions is consulted. A guessed emblem look is right with chance

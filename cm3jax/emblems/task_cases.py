@@ -1,4 +1,4 @@
-"""Cases of the instruction-tuning tasks: a function of (seed, task, split, index) alone.
+"""Cases of the instruction-tuning tasks: a function of (seed, task, split, index) only.
 
 Scenes of a case belong to its split (`sample.home`), so that no picture that evaluation asks for or
 shows was drawn in training.

@@ -134,7 +134,7 @@ def step(before: Shape, after: Shape) -> str:
 
 
 def caption_states(text: str, before: Scene | None = None) -> Scene | None:
-    """The scene that a caption asserts, or None if it is no caption or contradicts itself.
+    """The scene that a caption asserts, or None if it is not a caption or contradicts itself.
 
     Emblems have names and no looks, so compare with `Scene.told()`. Relations must hold, else the
     answer is None. `before` is the scene that a story's step ("it turns blue") starts from.

@@ -1,4 +1,4 @@
-"""Documents of the dataset: a function of (seed, split, index) and the catalogue alone.
+"""Documents of the dataset: a function of (seed, split, index) and the catalogue only.
 
 train, validation   three in five with one thing, two in five with two
 bank                every picture of every thing twice, large and small, those first that training

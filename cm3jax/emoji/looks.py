@@ -29,7 +29,7 @@ SIDES = {"": 6, "small": 4}
 
 _TWINS = 2.0
 """Pictures closer than this (root mean square of values of 0 to 255) count as one."""
-_HELD_OUT = 10  # one name in so many
+_HELD_OUT = 10  # one name in ten
 _ALWAYS_HELD_OUT = {"1f1eb-1f1f7"}  # the French flag: the paper's own example
 
 Progress = Callable[[int, int], None]
@@ -95,7 +95,7 @@ def draw_catalogue(
 ) -> EmojiCatalogue:
     """The catalogue for pictures of `size` pixels; drawn sprites are kept in the folder `cache`.
 
-    Raises `UserError` if an archive can't be read, or `size` is no multiple of `GRID`.
+    Raises `UserError` if an archive can't be read, or `size` is not a multiple of `GRID`.
     """
     if size % GRID:
         raise UserError(f"data.image_size={size} must be a multiple of {GRID} for emoji.")

@@ -31,7 +31,7 @@ def private(key: str) -> bool:
 
 
 def kin(key: str) -> str:
-    """Code points that things share which differ in skin tone or gender alone."""
+    """Code points shared by things that differ only in skin tone or gender."""
     points = [point for point in key.split("-") if point not in _TONES | _GENDERS]
     points = [_PERSON.get(point, point) for point in points]
     return "-".join(points).removesuffix(f"-{_JOINER}")

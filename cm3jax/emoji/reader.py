@@ -1,4 +1,5 @@
-"""What a picture shows, from its pixels alone: the nearest of all pictures at a place and size.
+"""What a picture shows, read from nothing but its pixels: the nearest of all pictures at a place
+and size.
 
 Each candidate is laid on the ground that the picture stands on and compared with the picture there.
 All pictures of all sets are candidates, more than 10,000, also of names that no caption uses. A

@@ -1,4 +1,4 @@
-"""What guessing scores: the figure that stands beside every share."""
+"""What guessing scores: the baseline reported with every share."""
 
 import math
 from collections import Counter
@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 def of_another_answer(answers: Sequence[Hashable]) -> float:
     """The chance that the right answer to another prompt is right for this one too.
 
-    None is no answer, what a reader finds in a picture that it can't read, and is never right.
+    None is what a reader finds in a picture that it can't read; it is no answer and never right.
     """
     n = len(answers)
     counts = Counter(answer for answer in answers if answer is not None)

@@ -48,7 +48,7 @@ class Captions:
 def read_captions(path: epath.PathLike, count: int | None = None, seed: int = 0) -> Captions:
     """`count` captions of a `captions_val2014.json`, drawn without replacement, in order of id.
 
-    Which ones depends on the file and the seed alone; all, where there are no more or `count` is
+    Which ones depends only on the file and the seed; all, where there are no more or `count` is
     None. One without a text or an id, or with the id of an earlier one, is left out, which
     `left_out` says. Raises `UserError` for a file that is missing, damaged or of another form.
     """

@@ -48,7 +48,7 @@ class Setting:
     documents: int
     """Documents in front of each caption."""
     samples: tuple[int, ...]
-    """For each number, one picture per caption is kept: the best of so many by CLIP."""
+    """For each number n, the picture kept per caption is the best of n by CLIP."""
     seed: int
     decode: DecodeConfig
     origin: dict[str, str]

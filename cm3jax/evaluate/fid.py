@@ -38,7 +38,7 @@ class Gaussian:
     @classmethod
     def load(cls, path: epath.PathLike) -> "Gaussian":
         """Read such a file; `UserError` when it is missing, damaged, of another form, NaN, or has a
-        `sigma` that is no covariance."""
+        `sigma` that is not a covariance."""
         try:
             with epath.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 mean, covariance = (_real(stored[name]) for name in ("mu", "sigma"))
@@ -65,8 +65,8 @@ class Gaussian:
             or (covariance.diagonal() < 0).any()
         ):
             raise UserError(
-                f"{path} has a sigma that is no covariance (symmetric, no variance below 0); make "
-                "the statistics again."
+                f"{path} has a sigma that is not a covariance (symmetric, no variance below 0); "
+                "make the statistics again."
             )
         return cls(mean, covariance)
 

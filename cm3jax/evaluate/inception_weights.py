@@ -114,7 +114,7 @@ def _require_fid(tensors: Mapping[str, np.ndarray], where: str) -> None:
     classes = tensors["fc.bias"].shape if "fc.bias" in tensors else (_CLASSES,)
     if classes != (_CLASSES,) or any(name.startswith("AuxLogits.") for name in tensors):
         raise UserError(
-            f"{where} is no network of FID: it has an auxiliary head or other than {_CLASSES} "
+            f"{where} is not FID's network: it has an auxiliary head or other than {_CLASSES} "
             "classes, as torchvision's Inception; give the weights of pytorch-fid's or "
             "torch-fidelity's."
         )

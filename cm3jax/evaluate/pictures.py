@@ -40,12 +40,12 @@ def files_in(folder: epath.PathLike) -> list[epath.Path]:
 
 
 def say_left_out(folder: epath.PathLike, say: Callable[[str], None]) -> None:
-    """Say what of a folder is no picture by its name: the score is of the others."""
+    """Say which files of a folder are not pictures by their names: the score is of the others."""
     others = [path for path in _visible(epath.Path(folder)) if path.suffix.lower() not in _KINDS]
     if others:
         kinds = Counter(path.suffix.lower() or "no suffix" for path in others)
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        say(f"{folder}: left out {len(others)} that are no pictures by their names ({counts})")
+        say(f"{folder}: left out {len(others)} that are not pictures by their names ({counts})")
 
 
 def _visible(folder: epath.Path) -> list[epath.Path]:
@@ -77,7 +77,7 @@ class Features:
     def extract(self, share: Share = ALL, say: Callable[[str], None] = print) -> None:
         """Compute what is missing of this process's share of the chunks.
 
-        Raises `UserError` for what is no picture.
+        Raises `UserError` for what is not a picture.
         """
         parts = list(enumerate(chunks(self.files)))
         index, count = share

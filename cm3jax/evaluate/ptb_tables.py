@@ -39,7 +39,7 @@ NUMERALS = """
 24ea-24ff 2776-2793 2cfd 3007 3021-3029 3038-303a 3192-3195 3220-3229 3248-324f 3251-325f
 3280-3289 32b1-32bf a6e6-a6ef a830-a835
 """
-"""Ranges of numbers that are no digits, and words of their own or nothing."""
+"""Ranges of numbers that are not digits, and words of their own or nothing."""
 SYMBOLS = """
 0023-0026 002a-002b 002f 003c-003e 0040 005c 005e-005f 007c 007e 00a1 00a5-00a9 00ac 00ae-00b4
 00b6-00b9 00bf 00d7 00f7 037e 0387 0589 05be 05c0 05c3 05c6 05f3-05f4 0600-0603 0606-060c 0614

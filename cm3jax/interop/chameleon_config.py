@@ -75,7 +75,7 @@ class Foreign:
         fields.require_sizes(found, what)
         self._require_rope(what)
         if self.hidden_size % self.num_attention_heads:
-            raise UserError(f"{what}: num_attention_heads does not divide hidden_size; mend it.")
+            raise UserError(f"{what}: num_attention_heads does not divide hidden_size; correct it.")
         width = self.hidden_size // self.num_attention_heads
         fields.require_values({"head_dim": self.head_dim or width}, {"head_dim": (width,)}, what)
         few = self.num_key_value_heads or self.num_attention_heads

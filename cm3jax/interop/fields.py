@@ -46,7 +46,7 @@ def select(
     object and for the first key that is neither read nor among the `harmless`.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{what} is {values!r:.80}, which is no JSON object; get the config again.")
+        raise UserError(f"{what} is {values!r:.80}, not a JSON object; get the config again.")
     wanted = frozenset(read)
     for key, value in values.items():
         known = key in wanted or key in harmless or key.startswith("_") or value is None
@@ -74,12 +74,12 @@ def require_values(found: Mapping[str, Any], accepted: Mapping[str, tuple], what
 
 
 def require_sizes(found: Mapping[str, Any], what: str) -> None:
-    """Refuse whole numbers that are no size of a network, before anything is made of them."""
+    """Refuse whole numbers that cannot be the size of a network, before anything is built."""
     for key, value in found.items():
         sizes = value if isinstance(value, tuple) else (value,)
         most = _DEEPEST if key.endswith(("layers", "blocks")) else _LARGEST
         if any(type(size) is int and not 1 <= size <= most for size in sizes):
-            raise UserError(f"{what} has {key}={value!r:.80}, which is no size; get it again.")
+            raise UserError(f"{what} has {key}={value!r:.80}, which is not a size; get it again.")
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -162,7 +162,7 @@ def _require(text: TextTowerFields, vision: VisionTowerFields, path: Path) -> No
         fields.require_values(found, usual, what)
         fields.require_sizes(found, what)
         if tower.hidden_size % tower.num_attention_heads:
-            raise UserError(f"{what}: num_attention_heads does not divide hidden_size; mend it.")
+            raise UserError(f"{what}: num_attention_heads does not divide hidden_size; correct it.")
     if text.hidden_act != vision.hidden_act:
         raise UserError(
             f"{path}: its towers have the activations {text.hidden_act} and {vision.hidden_act}, "

@@ -41,7 +41,7 @@ def local_run(run_dir: epath.PathLike) -> epath.PathLike:
         return run_dir
     found = _ID.fullmatch(str(run_dir))
     if found is None:
-        raise UserError(f"{run_dir} is no id of the hub; write hf:OWNER/NAME, or give a folder.")
+        raise UserError(f"{run_dir} is not an id of the hub; write hf:OWNER/NAME or give a folder.")
     import huggingface_hub
 
     name, revision = found.groups()
@@ -56,7 +56,7 @@ def local_run(run_dir: epath.PathLike) -> epath.PathLike:
         ) from None
     if not (Path(folder) / PARAMS_FILE).exists():
         raise UserError(
-            f"{run_dir} has no {PARAMS_FILE}, so that it is no run that launch.convert export "
+            f"{run_dir} has no {PARAMS_FILE}, so that it is not a run that launch.convert export "
             "--push uploaded; launch.convert --help says which others can be imported."
         )
     return folder

@@ -29,7 +29,7 @@ def read_state_dict(path: Path, what: str) -> dict[str, safetensors_file.Tensor]
     try:
         mapped = zipfile.is_zipfile(path)  # torch maps no file of its older format
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception:  # whatever a file that is no checkpoint makes torch raise
+    except Exception:  # whatever a file that is not a checkpoint makes torch raise
         raise UserError(
             f"{path} is damaged, or holds more than tensors, which could run code and is not read; "
             "save its state_dict alone."

@@ -24,7 +24,7 @@ from cm3jax.tokenizers.vqgan_model import VQGAN
 from cm3jax.training.exported_run import write_export
 
 _USES = "codebook/quantiser/uses"
-"""Ours alone: how often training chose each code of late."""
+"""Only ours has it: how often training chose each code of late."""
 UNUSED = {
     "loss.": "of its training",
     "quantize.embedding.cluster_size": "a moving average of its training",
@@ -76,8 +76,8 @@ def read_config(values: Mapping[str, Any], what: str) -> VQGANConfig:
     fields.require_sizes(found, what)
     if foreign.base_channels % 32:
         raise UserError(
-            f"{what} has base_channels={foreign.base_channels}, which is no multiple of 32; give a "
-            "VQGAN of taming's family."
+            f"{what} has base_channels={foreign.base_channels}, which is not a multiple of 32; "
+            "give a VQGAN of taming's family."
         )
     sides = {foreign.resolution >> level for level in range(len(foreign.channel_multiplier))}
     vanilla = foreign.attn_type == "vanilla"
@@ -188,14 +188,14 @@ def read(source: Path, config: Path) -> tuple[VQGANConfig, dict[str, safetensors
 def _settings(path: Path) -> dict[str, Any]:
     """HF's `vq_config` of its own JSON, of a model's, or of taming's YAML."""
     try:
-        values = yaml.safe_load(path.read_text())  # reads JSON too, and makes plain values alone
+        values = yaml.safe_load(path.read_text())  # reads JSON too, and makes plain values only
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(
             f"the config {path} can't be read ({type(error).__name__}); give the VQGAN's YAML or "
             "JSON as --config."
         ) from None
     if not isinstance(values, dict):
-        raise UserError(f"the config {path} is no object; give the VQGAN's YAML or JSON.")
+        raise UserError(f"the config {path} is not an object; give the VQGAN's YAML or JSON.")
     if "model" in values:
         return taming.settings(values["model"], f"the config {path}")
     return values.get("vq_config", values)

@@ -48,7 +48,7 @@ def read_map(names: Mapping[str, Any], size: int, grid: int) -> Vocabulary:
     weights know neither. Raises `UserError` for a map that lacks what our documents need.
     """
     if not all(type(id_) is int for id_ in names.values()):
-        raise UserError("the vocabulary_map gives ids that are no integers; get the config again.")
+        raise UserError("the vocabulary_map gives ids that are not integers; get the config again.")
     if len(set(names.values())) < len(names):
         raise UserError("the vocabulary_map gives one id to two names; get the config again.")
     outside = [name for name, id_ in names.items() if not 0 <= id_ < size]

@@ -89,7 +89,7 @@ class Records:
 
         readers = []
         for path, (first, end) in zip(self._paths, itertools.pairwise(self._first), strict=True):
-            # Read-ahead helps those who read in order alone.
+            # Read-ahead helps only those who read in order.
             reader = ArrayRecordReader(os.fspath(path), "readahead_buffer_size:0,max_parallelism:0")
             if reader.num_records() != end - first:  # 0 when its index does not match its hash
                 raise UserError(

@@ -40,7 +40,7 @@ def fault(directory: epath.PathLike) -> str | None:
         return str(error).rstrip(".")
 
     if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
-        return f"{MANIFEST} is no list of checksums"
+        return f"{MANIFEST} is not a list of checksums"
 
     def check(name: str) -> str | None:
         path, wanted = root / name, entries[name]

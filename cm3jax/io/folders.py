@@ -117,7 +117,7 @@ def _lock(place: epath.Path, doing: str) -> int:
     except OSError as error:
         raise UserError(
             f"{place} cannot be written ({error.strerror}: {error.filename or path}); give another "
-            "path, or mend its permissions."
+            "path, or correct its permissions."
         ) from None
     if os.fstat(lock).st_size and _about(path) is None:
         os.close(lock)

@@ -1,4 +1,4 @@
-"""Which paths are understood: those of this machine, and buckets on `gs://`."""
+"""Supported paths: local ones, and buckets on `gs://`."""
 
 import re
 

@@ -44,7 +44,7 @@ def split_lines(text: str) -> list[str]:
 def clean_text(text: str) -> str:
     """A text without white space or byte order mark around it, as prompts have none.
 
-    Raises `ValueError` if it holds half a surrogate pair or control characters that are no white
+    Raises `ValueError` if it holds half a surrogate pair or control characters that are not white
     space.
     """
     try:

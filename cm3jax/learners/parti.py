@@ -27,7 +27,8 @@ class PartiLearner:
 
     @classmethod
     def from_corpus(cls, experiment: Experiment) -> "PartiLearner":
-        """Pairs and vocabulary of the corpus `data.corpus`; `UserError` as `PairStream.open`."""
+        """Pairs and vocabulary of the corpus `data.corpus`; `UserError` as
+        `CaptionImageStream.open`."""
         train = CaptionImageStream.open(experiment, "train")
         streams = {"train": train, "validation": CaptionImageStream.open(experiment, "validation")}
         return cls(experiment, train.corpus.vocab, streams)
@@ -67,7 +68,7 @@ class PartiLearner:
     ) -> LossOutput:
         """Mean negative log-likelihood of the codes over the global batch, in nats.
 
-        A z-loss is added as the config says; dropout is for training alone.
+        A z-loss is added as the config says; dropout applies only in training.
         """
         variables = {"params": params}
         drop = key if training and self.experiment.model.dropout else None

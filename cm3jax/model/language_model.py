@@ -1,4 +1,5 @@
-"""What decoding asks of a model, whatever is inside: `Decoder`, `EncoderDecoder`, or a new one."""
+"""What decoding needs from a model, whatever its architecture: `Decoder`, `EncoderDecoder`, or a
+new one."""
 
 from typing import Any, Protocol, runtime_checkable
 

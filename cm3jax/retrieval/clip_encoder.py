@@ -56,7 +56,7 @@ def text_rows(
 
 
 def text_length(pieces: int, config: ClipConfig) -> int:
-    """Length of the rows for texts of so many pieces: one of a few, so that few are compiled."""
+    """Length of the rows for texts of `pieces` pieces: one of a few, so that few are compiled."""
     length = 16
     while length < pieces + 2:
         length *= 2

@@ -1,4 +1,4 @@
-"""What every index of document vectors answers, whatever searches."""
+"""The interface of every index of document vectors, whatever engine searches."""
 
 import dataclasses
 from collections.abc import Mapping

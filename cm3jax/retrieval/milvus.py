@@ -1,4 +1,4 @@
-"""A bank's vectors on a Milvus server, which several machines ask and which may be larger than one.
+"""A bank's vectors on a Milvus server: shared by several machines, larger than one's memory.
 
 Milvus Lite is the same in one local file, for tests and notebooks: it answers few queries a second.
 Training asks neither.
@@ -99,5 +99,5 @@ def _connect(address: str):
     except Exception as error:  # gRPC's, pymilvus's and the file system's
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError(
-            f"there is no Milvus at {address} ({reason}); mend retrieval.milvus."
+            f"there is no Milvus at {address} ({reason}); correct retrieval.milvus."
         ) from None

@@ -1,8 +1,8 @@
-"""Who is retrieved for whom: rules at preparation time, a random draw at read time.
+"""Which documents are shown to which record: rules at preparation, a random draw at reading.
 
 CM3Leon picks candidates by relevance, modality and diversity (section 2.1). The rules need scores
 and vectors and run once, in `select_documents`; what is left per record are a few ids, from which
-`draw_documents` takes a sample's documents in integers alone.
+`draw_documents` takes a sample's documents, with integers only.
 """
 
 import dataclasses
@@ -247,7 +247,7 @@ def with_wrong(
     chosen: Bool[Array | np.ndarray, " B"],
 ) -> Drawn:
     """Put document `others` of another record in the last place of each sample that is `chosen`,
-    or in the first free one; not where that is no document or is shown already."""
+    or in the first free one; not where that is not a document or is shown already."""
     slots = xp.arange(drawn.ids.shape[1])
     found = (drawn.ids != NONE).sum(1)
     place = xp.minimum(found, drawn.ids.shape[1] - 1)

@@ -106,7 +106,7 @@ _NOTATION = re.compile(r"(<image:[^<>]+>|<break>|<mask>|<infill>)")
 def parse_prompt(prompt: str) -> tuple[PromptPart, ...]:
     """Split a prompt into texts, pictures and marks.
 
-    The notation holds in prompts alone: in captions and answers the same strings are plain text.
+    The notation holds only in prompts: in captions and answers the same strings are plain text.
     Text is kept as written, without the white space around it; empty text between marks vanishes.
     Raises `UserError` for a prompt with nothing in it, and for one that is not UTF-8.
     """

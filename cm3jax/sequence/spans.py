@@ -68,7 +68,7 @@ def draw_spans(
     config: CM3Config,
     vocab: Vocab,
 ) -> Spans:
-    """Draw so many `masks` over each sample's slots; those that find no place are dropped.
+    """Draw `masks` masks over each sample's slots; those that find no place are dropped.
 
     The slots hold what may be masked and the `<break>`s and `<eos>`s between its segments. `seed`
     is an integer, `epoch` an integer or one per sample.
@@ -183,7 +183,7 @@ def _draw_once(xp: ModuleType, config: CM3Config, seed, inputs: _Inputs, state: 
 def _until_done(xp: ModuleType, step, inputs: _Inputs, state: _State) -> _State:
     """Repeat `step` until every sample has all its masks.
 
-    jax.numpy needs fixed shapes; numpy goes on with the unfinished samples alone, which are few.
+    jax.numpy needs fixed shapes; numpy goes on with only the unfinished samples, which are few.
     """
     if xp is not np:
         return jax.lax.while_loop(

@@ -69,7 +69,7 @@ class Box:
         left, top, right, bottom = map(int, found.groups()[1:]) if found else (0, 0, 0, 0)
         if not (left < right < GRID and top < bottom < GRID):
             raise UserError(
-                f"--box {text!r} is no box; write LABEL:x1,y1,x2,y2 with corners from 0 to "
+                f"--box {text!r} is not a box; write LABEL:x1,y1,x2,y2 with corners from 0 to "
                 f"{GRID - 1}, the upper left one first."
             )
         return cls(found[1], left, top, right, bottom)
@@ -84,7 +84,7 @@ def write_boxes(boxes: Sequence[Box]) -> str:
 
 
 def parse_boxes(text: str) -> list[Box]:
-    """The boxes in a text that `write_boxes` wrote; what is no box is passed over."""
+    """The boxes in a text that `write_boxes` wrote; what is not a box is passed over."""
     return [Box(found[1], *map(int, found.groups()[1:])) for found in _BOX.finditer(text)]
 
 

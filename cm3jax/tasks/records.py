@@ -112,22 +112,22 @@ def id_of(record: Any, field: str) -> str:
     none.
     """
     if not isinstance(record, dict):
-        raise BadCase("it is no JSON object")
+        raise BadCase("it is not a JSON object")
     value = record[field]
     if isinstance(value, str) and value.strip():
         return value.strip()
     if isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
         return str(int(value))
-    raise BadCase(f"its {field!r} is no id: {brief(value)}")
+    raise BadCase(f"its {field!r} is not an id: {brief(value)}")
 
 
 def text_of(record: Any, field: str) -> str:
     """A text of a record; `BadCase` where it is none, or empty."""
     if not isinstance(record, dict):
-        raise BadCase("it is no JSON object")
+        raise BadCase("it is not a JSON object")
     value = record[field]
     if not isinstance(value, str) or not value.strip():
-        raise BadCase(f"its {field!r} is no text")
+        raise BadCase(f"its {field!r} is not a text")
     return sound(value)
 
 
@@ -143,7 +143,7 @@ def inside(folder: epath.Path, name: Any) -> epath.Path:
     """A file in a folder by the name that a record gives; `BadCase` if it, or a link, leads out."""
     climbs = isinstance(name, str) and (name.startswith("/") or ".." in name.split("/"))
     if not isinstance(name, str) or not name or climbs or "\0" in name:
-        raise BadCase(f"{brief(name)} is no file name")
+        raise BadCase(f"{brief(name)} is not a file name")
     path = folder / name
     if leads_out(path, folder):
         raise BadCase(f"{brief(name)} is a link out of the folder; copy what it means")

@@ -1,4 +1,4 @@
-"""How well pictures came back from their codes: PSNR, SSIM, and what of the codebook they use."""
+"""How well codes reproduce pictures (PSNR, SSIM), and how much of the codebook they use."""
 
 import jax
 import jax.numpy as jnp

@@ -94,7 +94,7 @@ class HuggingFaceModel:
         for id_, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
             if id_ in self._pieces:
                 pieces.append(self._pieces[id_])
-            elif stop - start > 1:  # it spells a token that is no text: its halves don't
+            elif stop - start > 1:  # it spells a token that is not a text: its halves don't
                 half = (start + stop) // 2
                 pieces += self.encode(text[start:half]) + self.encode(text[half:stop])
         return pieces

@@ -123,7 +123,7 @@ class Picture:
 def decode_picture(content: bytes, size: int) -> Picture:
     """Decode and `preprocess` the content of a picture file of any kind that Pillow knows.
 
-    Raises `ValueError`, with the reason, if it is no picture, is cut off, has no brightness that
+    Raises `ValueError`, with the reason, if it is not a picture, is cut off, has no brightness that
     its file defines (see `to_rgb`), or has more than `MOST_PIXELS` pixels, which are not decoded
     then.
     """
@@ -147,7 +147,7 @@ def picture_size(content: bytes) -> tuple[int, int]:
 def picture_head(path: epath.Path) -> tuple[tuple[int, int], int]:
     """Width and height of a picture file as stored, and `orientation`, from its head alone.
 
-    Raises `ValueError` if it is no picture, `OSError` if it can't be read.
+    Raises `ValueError` if it is not a picture, `OSError` if it can't be read.
     """
     require_regular(path)
     with path.open("rb") as file, _opened(file) as image:
@@ -157,7 +157,7 @@ def picture_head(path: epath.Path) -> tuple[tuple[int, int], int]:
 def orientation(content: bytes) -> int:
     """How EXIF says to turn a picture file, from 1 (as it is stored) to 8.
 
-    Raises `ValueError` if it is no picture.
+    Raises `ValueError` if it is not a picture.
     """
     with _opened(content) as image:
         return _turn(image)
@@ -201,8 +201,8 @@ class Unfit(ValueError):
 def load_picture(path: epath.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]:
     """Read and `preprocess` a picture file of any kind that Pillow knows.
 
-    Raises `UserError` if the file is missing, is a pipe or a device, is no picture, is cut off or
-    is too large.
+    Raises `UserError` if the file is missing, is a pipe or a device, is not a picture, is cut off
+    or is too large.
     """
     return _load(path, lambda content: decode_picture(content, size).pixels)
 

@@ -154,5 +154,6 @@ def _read(path: epath.PathLike) -> Mapping[str, np.ndarray]:
             return dict(arrays)
     except (safetensors.SafetensorError, zipfile.BadZipFile, ValueError, OSError, EOFError) as e:
         raise UserError(
-            f"{path} is no whole .safetensors or .npz file ({type(e).__name__}); write it again."
+            f"{path} is not a complete .safetensors or .npz file ({type(e).__name__}); write it "
+            "again."
         ) from None

@@ -28,9 +28,9 @@ class Quantised:
     codes: Int[Array, "*B"]
     """Their numbers."""
     commitment: Float[Array, ""]
-    """Mean squared distance of the inputs to their entries; pulls the encoder alone."""
+    """Mean squared distance of the inputs to their entries; pulls only the encoder."""
     following: Float[Array, ""]
-    """The same, which pulls the entries alone; 0 where they follow by averages."""
+    """The same distance, which pulls only the entries; 0 where they follow by averages."""
 
 
 class VectorQuantiser(nn.Module):

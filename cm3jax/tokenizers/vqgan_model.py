@@ -3,7 +3,7 @@
 The architecture is taming-transformers' VQGAN, which Make-A-Scene's tokenizer follows and CM3Leon
 reads (arXiv 2309.02591, section 2.1): residual blocks with GroupNorm and swish, attention in the
 middle, halving and doubling between levels. `kernel=1` makes the patch-local variant, in which
-every code depends on its own patch alone and every patch of the output on its own code alone.
+every code depends only on its own patch, and every patch of the output only on its own code.
 
 What trains it stands in `cm3jax.learners.vqgan`.
 """

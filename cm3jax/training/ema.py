@@ -1,4 +1,4 @@
-"""Exponential moving averages of the parameters: what is used of a run, not what is trained."""
+"""Exponential moving averages of the parameters, for everything but training itself."""
 
 from typing import Any
 

@@ -121,7 +121,7 @@ def by_modality(
 ) -> dict[str, Mean]:
     """`loss` over all targets, `loss_text` and `loss_image` over those of one modality.
 
-    Structure (breaks, sentinels, ends) counts in `loss` alone. The sums run over the global batch.
+    Structure (breaks, sentinels, ends) counts only in `loss`. The sums run over the global batch.
     """
     kinds = vocab.modality(targets, jnp)
     parts = {

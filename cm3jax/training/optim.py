@@ -36,7 +36,7 @@ def decays(boxed: Any) -> Any:
     """Which parameters weight decay shrinks: matrices, not vectors, norms or biases.
 
     `boxed` is the parameter tree with logical axis names. Stacking over layers makes a matrix of
-    every vector, so the axis `layers` does not count; a bias of heads is no matrix either.
+    every vector, so the axis `layers` does not count; a bias of heads is not a matrix either.
     """
 
     def matrix(path, leaf) -> bool:
@@ -96,7 +96,7 @@ def trained(pattern: str, rows: slice, boxed: Any) -> Any:
 def freezing(
     method: optax.GradientTransformation, which: Any, rows: slice, boxed: Any
 ) -> optax.GradientTransformation:
-    """`method` for what is `trained` (`which`) alone; parameters without any keep no moments."""
+    """`method`, only for what is `trained` (`which`); parameters without any keep no moments."""
     mine, sizes = jax.tree.leaves(which), [leaf.size for leaf in jax.tree.leaves(boxed)]
     if mine == sizes:
         return method

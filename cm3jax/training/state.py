@@ -1,4 +1,4 @@
-"""The train state and its birth: shapes first, shardings next, values last."""
+"""The train state and how it is made: shapes first, shardings next, values last."""
 
 import dataclasses
 from collections.abc import Callable
@@ -102,7 +102,7 @@ def plan_layout(
 ) -> Layout:
     """Lay out the state of `init(key) -> {"params": ..., other collections}` on a mesh.
 
-    The values that `Layout.init` gives depend on the key alone, bit by bit, not on the mesh. On an
+    The values that `Layout.init` gives depend only on the key, bit by bit, not on the mesh. On an
     abstract mesh there is a layout, but nothing can be given values. Raises `UserError` if
     `optim.trained` freezes everything.
     """

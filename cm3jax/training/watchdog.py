@@ -1,4 +1,4 @@
-"""Saying where a run hangs."""
+"""A watchdog that says where a run hangs."""
 
 import sys
 import threading

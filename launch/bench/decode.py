@@ -1,10 +1,10 @@
 """Our decoding beside `generate` of transformers' Chameleon, greedy, with the same weights.
 
-Prompts are random ids. Every id that is no image code scores 0, and the likeliest code far more, so
-that both sides choose among the same ids, and the same ones. `tokens_per_second` counts what all
-samples emit, prompts included in the time. The rival runs with a static and with a growing cache,
-with `--compile-torch` also compiled; several samples of a prompt also with the prompt's cache
-computed once and repeated by hand.
+Prompts are random ids. Every id that is not an image code scores 0, and the likeliest code far
+more, so that both sides choose among the same ids and choose the same ones. `tokens_per_second`
+counts the tokens that all samples emit; the time includes the prompts. The rival runs with a static
+and with a growing cache, with `--compile-torch` also compiled; several samples of a prompt also
+with the prompt's cache computed once and repeated by hand.
 """
 
 import argparse

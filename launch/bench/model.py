@@ -36,7 +36,7 @@ _CHAMELEON = {"layers": 8, "width": 512, "vocab": 16_384, "dtype": "float32", "u
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The options that choose the model."""
     add = parser.add_argument
-    add("--experiment", default="", help="this experiment's decoder, alone")
+    add("--experiment", default="", help="this experiment's decoder, without a rival")
     add("--batch", type=positive, default=8, help="rows of a step, or prompts")
     add("--layers", type=positive, help="layers of the Chameleon; default 8")
     add("--width", type=positive, help="its width, default 512; heads are of 64")

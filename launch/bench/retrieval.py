@@ -32,7 +32,7 @@ K = 10
 DIM = 512
 _QUERIES = 1000
 _EXACT_QUERIES = 256
-"""Exact search is timed with so many of each kind; all are answered for the truth."""
+"""Queries of each kind that exact search is timed with; all are answered for the truth."""
 _ROUNDS = 5
 _TUNING = 500
 _BLOCK = 65_536

@@ -35,7 +35,8 @@ SAMPLES = (1, 2, 4, 8, 16, 32)
 
 
 def prompt_tokens(options: argparse.Namespace, documents: int) -> int:
-    """Ids of a prompt with so many documents: `<eos>`, a `<break>` behind each text and picture."""
+    """Ids of a prompt with this many documents: `<eos>`, a `<break>` behind each text and
+    picture."""
     return 1 + documents * (options.prompt + options.new + 2) + options.prompt + 1
 
 
@@ -49,7 +50,7 @@ class _Bench:
     options: argparse.Namespace
 
     def meter(self, prompts: int, documents: int, samples: int) -> Meter:
-        """What decoding so many samples of each of so many prompts took."""
+        """What decoding this many samples of each of this many prompts took."""
         length = prompt_tokens(self.options, documents)
         ids = np.random.default_rng(1).integers(
             self.vocab.first_text, self.vocab.size, (prompts, length), dtype=np.int32
@@ -80,7 +81,7 @@ def bench_scaling(options: argparse.Namespace) -> dict[str, Any]:
     """
     folder = Path(options.page).parent
     if not folder.is_dir():
-        raise UserError(f"--page {options.page}: {folder} is no folder; make it, or give another.")
+        raise UserError(f"--page {options.page}: {folder} is not a folder; make it first.")
     config = experiment(options, prompt_tokens(options, max(DOCUMENTS)) + options.new)
     vocab = Vocab(config.vocab)
     weights = random_weights(DecoderLearner(config, vocab, {}))

@@ -1,8 +1,8 @@
 """Our training step beside the same architecture in transformers and torch.
 
-Same weights, rows and optimiser. An experiment's model has no counterpart in transformers and is
-timed alone. It needs jax, flax, optax, orbax and numpy; where torch and transformers are missing,
-our side runs alone.
+Same weights, rows and optimiser. An experiment's model has no counterpart in transformers, so only
+our side is timed, and the same holds where torch or transformers are missing. Our side needs jax,
+flax, optax, orbax and numpy.
 """
 
 import argparse

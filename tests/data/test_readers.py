@@ -76,7 +76,7 @@ def test_a_dirty_folder(tmp_path):
         "missing.jpg: it can't be read",
         "'../outside.jpg' leads out of the folder",
         "'/etc/hostname' leads out of the folder",
-        "is no name of a file",
+        "is not a file name",
         "half a surrogate pair",
     ):
         assert said in reasons
@@ -257,9 +257,9 @@ def test_licences_of_every_type(tmp_path, value, licence):
     [
         (decimal.Decimal("0.9"), "above 0.5"),
         ("0.9", "above 0.5"),
-        (float("nan"), "nan is no number"),
-        (None, "None is no number"),
-        ("perhaps", "'perhaps' is no number"),
+        (float("nan"), "nan is not a number"),
+        (None, "None is not a number"),
+        ("perhaps", "'perhaps' is not a number"),
         (decimal.Decimal("0.4"), ""),
         ("0.4", ""),
         (0, ""),

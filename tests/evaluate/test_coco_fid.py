@@ -366,7 +366,7 @@ def test_files_that_are_no_pictures_are_said(tmp_path):
     pictures.say_left_out(tmp_path, said.append)
     (line,) = said
     assert line.endswith(
-        "left out 3 that are no pictures by their names (1 .heic, 1 .txt, 1 no suffix)"
+        "left out 3 that are not pictures by their names (1 .heic, 1 .txt, 1 no suffix)"
     )
 
 

@@ -264,7 +264,7 @@ def test_torchvision_s_inception_is_not_fid_s(more):
     """It has the same names in front, and gives another FID."""
     tensors = {name: np.zeros(size, np.float32) for name, size in more.items()}
     tensors["Conv2d_1a_3x3.conv.weight"] = np.zeros((32, 3, 3, 3), np.float32)
-    with pytest.raises(UserError, match="is no network of FID"):
+    with pytest.raises(UserError, match="is not FID's network"):
         from_tensors(tensors, "it")
 
 
@@ -279,9 +279,9 @@ def test_statistics_with_nan_are_refused(tmp_path, bad):
 @pytest.mark.parametrize(
     ("mu", "sigma", "said"),
     [
-        (np.zeros(2), np.array([[1.0, 9.0], [0.0, 1.0]]), "no covariance"),
-        (np.zeros(2), -np.eye(2), "no covariance"),
-        (np.zeros(0), np.zeros((0, 0)), "no covariance"),
+        (np.zeros(2), np.array([[1.0, 9.0], [0.0, 1.0]]), "not a covariance"),
+        (np.zeros(2), -np.eye(2), "not a covariance"),
+        (np.zeros(0), np.zeros((0, 0)), "not a covariance"),
         (np.zeros(2) + 1j, np.eye(2), "holds no statistics"),
     ],
     ids=["triangle", "negative", "empty", "complex"],

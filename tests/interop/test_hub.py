@@ -132,7 +132,7 @@ def test_a_run_goes_up_and_comes_back(tmp_path, decoder):
 
 def test_what_is_no_run_or_no_name_is_refused(tmp_path, decoder):
     for name in ("hf:", "hf:name", "hf:a/b/c", "hf:a/b@"):
-        with pytest.raises(UserError, match="is no id of the hub"):
+        with pytest.raises(UserError, match="is not an id of the hub"):
             cm3jax.load(name)
     with pytest.raises(UserError, match="--push takes OWNER/NAME"):
         convert(["export", str(decoder), "--push", "name"])

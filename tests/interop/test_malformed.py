@@ -230,7 +230,7 @@ def test_maps_that_are_none():
     faults = [
         (names | {"extra": names["a"]}, "one id to two"),
         (names | {"extra": 99}, "outside"),
-        (names | {"extra": "1"}, "no integers"),
+        (names | {"extra": "1"}, "not integers"),
         ({k: v for k, v in names.items() if k != "<eoss>"}, "no <eoss>"),
         ({k: v for k, v in names.items() if k != "IMGIMGDZ"}, "no image code 3"),
         ({k: v for k, v in names.items() if not k.startswith("IMG")}, "no image code 0"),

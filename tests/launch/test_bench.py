@@ -81,7 +81,7 @@ def test_a_machine_with_little_more_than_jax_measures_our_side():
         (["retrieval", "--recall", "2"], "--recall: 2.0 must be above 0, at most 1"),
         (["retrieval", "--recall", "much"], "--recall: invalid share value: 'much'"),
         (["retrieval", "--documents", "5"], "--documents 5 are too few; give at least 1000"),
-        (["scaling", "--page", "no/such/x.html"], "no/such is no folder"),
+        (["scaling", "--page", "no/such/x.html"], "no/such is not a folder"),
         (
             ["train", "--experiment", "cm3leon_7b", "--compile-torch"],
             "--compile-torch can't be measured: an experiment's model has no counterpart",

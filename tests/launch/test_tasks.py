@@ -82,7 +82,7 @@ def test_a_task_asks_the_tuned_weights_unless_a_run_is_named():
         (("--task", "vqs", "why?"), "did you mean vqa"),
         (("--task", "vqa", "why?"), "the task vqa takes image and question"),
         (("--task", "caption", "why?", "--image", "x.png"), "the task caption takes image"),
-        (("--task", "grounded", "a", "--box", "circle"), "is no box"),
+        (("--task", "grounded", "a", "--box", "circle"), "is not a box"),
         (("--task", "vqa", "a", "b"), "takes one text"),
         (("a", "--image", "x.png"), "inputs of a --task"),
     ],

@@ -76,8 +76,8 @@ def test_coco_captions(tmp_path):
     }
     assert case.licence == "COCO image licence 4"
     assert "no image 77" in skipped["caption-1"]
-    assert "no file name" in skipped["caption-2"]
-    assert "no text" in skipped["caption-3"]
+    assert "not a file name" in skipped["caption-2"]
+    assert "not a text" in skipped["caption-3"]
     assert "it has no 'caption'" in skipped["caption-4"]
     assert len(skipped) == 5
 
@@ -122,7 +122,7 @@ def test_coco_boxes(tmp_path):
         grounded.Box("person", 0, 0, 128, 255),
         grounded.Box("dining table", 224, 64, 255, 128),
     ]
-    assert "no file name" in skipped["image-1"]
+    assert "not a file name" in skipped["image-1"]
     assert "it has no 'width'" in skipped["image-2"]
 
 
@@ -238,9 +238,9 @@ def test_localized_narratives(tmp_path):
     ]
     assert {case.task.name for case in cases.values()} == {"narration"}
     assert skipped == {
-        f"{name}:3": "it is no JSON object",
-        f"{name}:4": "its 'caption' is no text",
-        f"{name}:5": "it is no JSON object",
+        f"{name}:3": "it is not a JSON object",
+        f"{name}:4": "its 'caption' is not a text",
+        f"{name}:5": "it is not a JSON object",
     }
 
 
@@ -379,7 +379,7 @@ def test_science_qa(tmp_path):
     assert skipped == {
         "2": "it has no picture",
         "3": "its answer 7 is none of 2 choices",
-        "5": "it is no JSON object",
+        "5": "it is not a JSON object",
     }
 
 
@@ -441,7 +441,7 @@ def test_boxes_are_text_and_back():
     "text", ["circle", "circle:1,2,3", "circle:9,9,5,12", ":1,2,3,4", "a:0,0,9,256"]
 )
 def test_what_is_no_box_is_said(text):
-    with pytest.raises(UserError, match="is no box"):
+    with pytest.raises(UserError, match="is not a box"):
         grounded.Box.of(text)
 
 
@@ -534,8 +534,8 @@ def test_odd_ids_captions_and_names_of_coco(tmp_path):
         "caption-at-6": "a b",
     }
     assert cases["caption-0"].licence == "unknown"
-    assert skipped["caption-2"] == "its 'caption' is no text"
-    assert skipped["caption-3"] == "its 'image_id' is no id: [0]"
+    assert skipped["caption-2"] == "its 'caption' is not a text"
+    assert skipped["caption-3"] == "its 'image_id' is not an id: [0]"
     assert skipped["caption-4"] == "it has no 'file_name'"
     assert "half a surrogate pair" in skipped["caption-5"]
     assert len(skipped["caption-6"]) < 100

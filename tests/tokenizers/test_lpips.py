@@ -136,11 +136,11 @@ def test_refuses_other_files(state, file, tmp_path):
         with pytest.raises(UserError, match=message):
             lpips.load_lpips(path)
 
-    refuse(file.read_bytes()[:-9], "no whole .safetensors")
-    refuse(b"not a zip", "no whole .safetensors or .npz", "x.npz")
+    refuse(file.read_bytes()[:-9], "not a complete .safetensors")
+    refuse(b"not a zip", "not a complete .safetensors or .npz", "x.npz")
     pickled = io.BytesIO()
     np.save(pickled, np.array([{"a": 1}], object), allow_pickle=True)
-    refuse(pickled.getvalue(), "no whole .safetensors or .npz", "y.npz")
+    refuse(pickled.getvalue(), "not a complete .safetensors or .npz", "y.npz")
     less = {name: array for name, array in state.items() if name != "lin2.model.1.weight"}
     refuse(safetensors.numpy.save(less), "linear_2 is missing there")
     wrong = state | {"net.slice1.0.bias": np.ones(7, np.float32)}

@@ -76,7 +76,7 @@ class TfdsSplit:
         return RawItem(key, parts, source, licence, subjects=subjects)
 
     def facts(self) -> Iterator[Facts]:
-        """The keys alone: a dataset has a picture per record, and splits of its own."""
+        """Only the keys: a dataset has a picture per record, and splits of its own."""
         return (Facts(self._key(place)) for place in range(self._count))
 
     def made(self, place: int) -> Made:

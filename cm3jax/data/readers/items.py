@@ -1,4 +1,4 @@
-"""One raw record as its file holds it, and what makes it fit to be prepared.
+"""One raw record as its file holds it, and the checks before it is prepared.
 
 Raw data is dirty. What is wrong with a record is found here, said in half a sentence and raised as
 `BadRecord`, so that a preparation lists it and goes on.
@@ -174,7 +174,7 @@ def require_inside(name: str) -> None:
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(f"its file name {brief(name)} leads out of the folder")
     if "\0" in name or not path.name or len(name) > _LONGEST_NAME:
-        raise ValueError(f"its file name {brief(name)} is no name of a file")
+        raise ValueError(f"its file name {brief(name)} is not a file name")
 
 
 def is_hidden(name: str) -> bool:
@@ -298,6 +298,6 @@ def _score(columns: Mapping[str, Any], names: tuple[str, ...]) -> float:
         except (TypeError, ValueError, OverflowError):  # words, complex numbers, huge ones
             number = math.nan
         if math.isnan(number):
-            raise ValueError(f"its {name} {brief(value)} is no number")
+            raise ValueError(f"its {name} {brief(value)} is not a number")
         return number
     return 0.0

@@ -294,7 +294,7 @@ def _file_hash(line: bytes) -> int:
 
 
 def _repeated(hashes: array.array) -> dict[int, int]:
-    """Places of the values that stood before, each with how many times by now; 0 is no value."""
+    """Places of the values that stood before, each with how many times by now; 0 is not a value."""
     values = np.frombuffer(hashes, np.int64)
     order = np.argsort(values, kind="stable")
     again = {}
