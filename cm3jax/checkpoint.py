@@ -84,8 +84,8 @@ class Meta:
             )
         except (KeyError, TypeError, AttributeError):
             raise UserError(
-                f"{what} is no checkpoint of this project, or of a later version; give another "
-                "run directory."
+                f"{what} is not a checkpoint of this project, or is of a later version; give "
+                "another run directory."
             ) from None
 
 

@@ -129,7 +129,7 @@ def find_devices(platform: str) -> list[jax.Device]:
         ) from None
     if platform not in ("", devices[0].platform):
         raise UserError(
-            f"mesh.platform={platform}, but jax found {devices[0].platform} alone; install the "
+            f"mesh.platform={platform}, but jax found only {devices[0].platform}; install the "
             "extra for the hardware (tpu or cuda), check its driver and JAX_PLATFORMS, or change "
             "mesh.platform."
         )

@@ -91,7 +91,7 @@ def test_parameters_are_born_sharded_with_the_same_bits_on_any_mesh():
 
 def test_hardware_that_was_asked_for_must_be_there():
     assert partition.make_mesh(MeshConfig(platform="cpu")).size == 8
-    with pytest.raises(UserError, match=r"mesh\.platform=gpu, but jax found cpu alone"):
+    with pytest.raises(UserError, match=r"mesh\.platform=gpu, but jax found only cpu"):
         partition.make_mesh(MeshConfig(platform="gpu"))
 
 

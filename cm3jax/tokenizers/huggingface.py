@@ -61,7 +61,7 @@ def _tokenizer(tokenizer_json: str) -> Any:
         return tokenizers.Tokenizer.from_str(tokenizer_json)
     except Exception:  # the library raises nothing narrower
         raise UserError(
-            "the text tokenizer is damaged or no tokenizer.json; convert it again."
+            "the text tokenizer is damaged or not a tokenizer.json; convert it again."
         ) from None
 
 

@@ -82,7 +82,7 @@ def read_export(path: epath.Path, onto: Onto | None = None) -> LoadedRun:
         prints = json.loads(header["fingerprints"])
         licences, data = (json.loads(header.get(name, "{}")) for name in ("licences", "data"))
     except (ValueError, KeyError, RecursionError):
-        raise UserError(f"{file} is damaged or no exported run; export the run again.") from None
+        raise UserError(f"{file} is damaged or not an exported run; export it again.") from None
     experiment = read_experiment(path / "config.json")
     variables: dict[str, Any] = {}
     for name, tensor in found.items():

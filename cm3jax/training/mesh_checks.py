@@ -27,8 +27,8 @@ def require_attention(model: DecoderConfig, mesh: jax.sharding.Mesh) -> None:
     platform = mesh.devices.flat[0].platform
     if platform not in known:
         raise UserError(
-            f"model.attention={model.attention} is for a {known[0]}, but jax found {platform} "
-            "alone; use model.attention=xla."
+            f"model.attention={model.attention} is for a {known[0]}, but jax found only "
+            f"{platform}; use model.attention=xla."
         )
     tensor = mesh.shape["tensor"]
     if model.groups % tensor:

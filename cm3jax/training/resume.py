@@ -131,8 +131,8 @@ def require_run_folder(run_dir: epath.PathLike) -> None:
     for name in ("config.json", "metrics.jsonl", "lives.jsonl", "report.html"):
         if (folder / name).exists():
             raise UserError(
-                f"{folder / name} is of no run of this program, and stays as it is; give another "
-                "--workdir."
+                f"{folder / name} does not belong to a run of this program and stays as it is; "
+                "give another --workdir."
             )
 
 

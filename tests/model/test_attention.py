@@ -197,9 +197,9 @@ def test_an_encoder_decoders_rows_are_its_pictures():
 def test_a_kernel_for_other_hardware_or_heads_is_refused_before_anything_is_compiled(tmp_path):
     cudnn = dataclasses.replace(MODEL, attention="cudnn", dtype="bfloat16")
     config = experiment(tmp_path, model=cudnn, data=DataConfig(rows="stream"))
-    with pytest.raises(UserError, match="cudnn is for a gpu, but jax found cpu alone"):
+    with pytest.raises(UserError, match="cudnn is for a gpu, but jax found only cpu"):
         train(learner(config))
-    with pytest.raises(UserError, match="cudnn is for a gpu, but jax found cpu alone"):
+    with pytest.raises(UserError, match="cudnn is for a gpu, but jax found only cpu"):
         compiled_bytes(config, partition.make_mesh(config.mesh))
     splash = dataclasses.replace(MODEL, attention="splash")
     with pytest.raises(UserError, match=r"cannot share 2 heads .* among mesh\.tensor=4 devices"):

@@ -241,12 +241,12 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(begun, monkeypatch):
         (
             "config.json",
             '{"title": "a thesis"}',
-            "is of no run of this program, and stays",
+            "does not belong to a run of this program and stays",
         ),
-        ("config.json", "not JSON", "is of no run"),
-        ("metrics.jsonl", '{"step": 7, "loss": 1.5}\n', "metrics.jsonl is of no run"),
-        ("lives.jsonl", "mine", "lives.jsonl is of no run"),
-        ("report.html", "<p>mine", "report.html is of no run"),
+        ("config.json", "not JSON", "does not belong to a run"),
+        ("metrics.jsonl", '{"step": 7, "loss": 1.5}\n', "metrics.jsonl does not belong"),
+        ("lives.jsonl", "mine", "lives.jsonl does not belong"),
+        ("report.html", "<p>mine", "report.html does not belong"),
     ],
 )
 def test_a_folder_of_somebody_else_stays_as_it_is(tmp_path, name, content, message):
