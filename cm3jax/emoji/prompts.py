@@ -28,7 +28,7 @@ class EmojiPrompt:
     kind: Kind
     text: str
     scene: EmojiScene
-    picture: UInt8[np.ndarray, "S S 3"]
+    image: UInt8[np.ndarray, "S S 3"]
 
 
 def emoji_prompts(examples: Examples, kind: Kind, count: int) -> list[EmojiPrompt]:

@@ -11,8 +11,8 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.evaluate import caption_scores, vqa
-from cm3jax.evaluate.protocol import UNKNOWN_SAMPLING, Protocol, Score, code_version
-from cm3jax.io.files import digest, read_json
+from cm3jax.evaluate.protocol import NOT_KNOWN, PromptSet, Protocol, Score, foreign_stamp
+from cm3jax.io.files import read_json
 from cm3jax.io.texts import brief, shorten
 
 _RESAMPLES = 1000
@@ -141,19 +141,7 @@ def _stamp(
     made: epath.PathLike, annotations: epath.PathLike, answers: Mapping[Any, str], reader: str
 ) -> Protocol:
     """The protocol of a file's answers: nobody knows how they were made, and the stamp says so."""
-    return Protocol(
-        prompts=f"{len(answers)} of {epath.Path(annotations).name}",
-        prompts_hash=digest(epath.Path(annotations).read_bytes(), *map(str, answers)),
-        split=epath.Path(annotations).name,
-        retrieved=0,
-        documents="not known",
-        bank="not known",
-        **UNKNOWN_SAMPLING,
-        samples=1,
-        seed=0,
-        licensed_share=0.0,
-        reader=reader,
-        weights=f"not known; answers of {epath.Path(made).name}",
-        code_version=code_version(),
-        rerank="not known",
-    )
+    name = epath.Path(annotations).name
+    content = (epath.Path(annotations).read_bytes(), *map(str, answers))
+    prompts = PromptSet.of(f"{len(answers)} of {name}", name, content)
+    return foreign_stamp(prompts, reader, f"{NOT_KNOWN}; answers of {epath.Path(made).name}")

@@ -21,13 +21,14 @@ from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.fid import Gaussian
 from cm3jax.evaluate.pictures import Features, Reference
 from cm3jax.evaluate.protocol import (
-    UNKNOWN_SAMPLING,
+    PromptSet,
     Protocol,
     Score,
-    by_licence,
     code_version,
+    foreign_stamp,
     licensed_share,
     sampling,
+    stamp,
     tree_fingerprint,
 )
 from cm3jax.evaluate.results import Cell, Figure, worst_and_best
@@ -264,45 +265,31 @@ def _picture_set(
     folder = setting.folder(exam.out, samples)
     files = tuple(folder / f"{caption.id:012d}.png" for caption in exam.captions.chosen)
     name = f"docs_{setting.documents}.samples_{samples}"
-    protocol = _stamp(exam.captions, setting.origin["weights"])
-    protocol = dataclasses.replace(
-        protocol,
+    how = f"live retrieval by the caption, best {setting.documents}"
+    protocol = stamp(
+        _prompts(exam.captions),
+        "",
+        setting.origin["weights"],
+        setting.decode,
+        generator.retriever.config if setting.documents else None,
+        generator.retriever.bank if setting.documents else "none",
         retrieved=setting.documents,
-        **sampling(setting.decode, generator.retriever.config if setting.documents else None),
+        documents=how if setting.documents else "none",
         samples=samples,
         seed=setting.seed,
         rerank=f"best CLIP cosine, encoder {exam.encoder.fingerprint}" if samples > 1 else "none",
     )
-    if setting.documents:
-        bank = generator.retriever.bank
-        protocol = dataclasses.replace(
-            protocol,
-            documents=f"live retrieval by the caption, best {setting.documents}",
-            bank=f"{len(bank)} documents, {bank.fingerprint}",
-            licensed_share=licensed_share(bank.manifest["licences"]),
-            licences=by_licence(bank.manifest["licences"]),
-        )
     return PictureSet(name, files, exam.captions.chosen, protocol)
 
 
-def _stamp(captions: Captions, weights: str) -> Protocol:
-    """The stamp of pictures without documents, by an unknown sampler."""
-    return Protocol(
-        prompts=f"{len(captions.chosen)} of {captions.total} captions of {captions.file}, "
-        f"drawn by seed {captions.seed}" + (captions.left_out and f"; {captions.left_out}"),
-        prompts_hash=captions.fingerprint,
-        split=captions.file,
-        retrieved=0,
-        documents="none",
-        bank="none",
-        **UNKNOWN_SAMPLING,
-        samples=1,
-        seed=0,
-        licensed_share=1.0,
-        reader="",
-        weights=weights,
-        code_version=code_version(),
+def _prompts(captions: Captions) -> PromptSet:
+    """The captions that were chosen."""
+    name = (
+        f"{len(captions.chosen)} of {captions.total} captions of {captions.file}, "
+        f"drawn by seed {captions.seed}"
     )
+    left_out = captions.left_out and f"; {captions.left_out}"
+    return PromptSet(name + left_out, captions.file, captions.fingerprint)
 
 
 def from_folder(
@@ -316,14 +303,9 @@ def from_folder(
     pictures.say_left_out(folder, say)
     captions = _by_name(files, exam.captions.chosen)
     name = epath.Path(folder).name
-    protocol = dataclasses.replace(
-        _stamp(exam.captions, "not known"),
-        documents="not known",
-        bank="not known",
-        rerank="not known",
-        licensed_share=0.0,
-        prompts=f"pictures in {name}; captions of {exam.captions.file} by their names",
-    )
+    file = exam.captions.file
+    asked = f"pictures in {name}; captions of {file} by their names"
+    protocol = foreign_stamp(PromptSet(asked, file, exam.captions.fingerprint), "")
     return Model(name), [PictureSet("", tuple(files), tuple(captions), protocol)]
 
 

@@ -7,32 +7,21 @@ near the drawn one comes to it, and whether it is nearer to it than to all other
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from etils import epath
 
-from cm3jax.checkpoint import load_run
 from cm3jax.config import MeshConfig
 from cm3jax.errors import UserError
 from cm3jax.evaluate import chance
+from cm3jax.evaluate.exam import Exam, Examinee, Given
 from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.heldout_records import HeldOut, Judged, drawn_rows, held_out
 from cm3jax.evaluate.nearest import cells, nearest_pictures
-from cm3jax.evaluate.protocol import (
-    Protocol,
-    Score,
-    by_licence,
-    code_version,
-    licensed_share,
-    sampling,
-    tree_fingerprint,
-)
+from cm3jax.evaluate.protocol import PromptSet, Protocol, Score, stamp
 from cm3jax.evaluate.reconstruction import frechet_score, picture_figures
 from cm3jax.evaluate.results import Cell, Chosen, Figure
-from cm3jax.generation import loading
 from cm3jax.generation.prompts import picture_prompt
-from cm3jax.io.files import digest
 from cm3jax.retrieval.clip_encoder import fit_picture
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence import prng
@@ -76,8 +65,8 @@ class HeldOutQuery:
             raise UserError(f"--count {self.count} must be at least 1.")
 
 
-class HeldOutExam:
-    """One decoder, held-out records, and what has come of them so far.
+class HeldOutExam(Exam):
+    """The exam of one decoder on held-out records of any source.
 
     Samples are kept in the folder `keep`, and those that lie there not drawn again. Raises
     `UserError` where the run, its companions, the bank or the records are missing or don't match.
@@ -91,50 +80,39 @@ class HeldOutExam:
         keep: epath.PathLike = "",
         extractor: Extractor | None = None,
     ):
-        self._asked, self._say, self._extractor = asked, say, extractor
-        run = load_run(asked.run)
-        if run.experiment.learner != "decoder":
+        examinee = Examinee.load(asked.run, asked.bank, mesh, keep)
+        experiment = examinee.experiment
+        if experiment.learner != "decoder":
             raise UserError(
-                f"{asked.run} is a run of a {run.experiment.learner}; a decoder's reads documents."
+                f"{asked.run} is a run of a {experiment.learner}; a decoder's reads documents."
             )
-        self._generator = loading.load(asked.run, asked.bank, mesh)
+        super().__init__(examinee, asked.seed, say, examinee.generator.retriever.bank)
+        self._asked, self._extractor = asked, extractor
         # Each answer is a picture, whatever the run's settings say.
-        self._decode = dataclasses.replace(self._generator.decode, grammar=True)
-        data = dataclasses.replace(run.experiment.data, image_size=run.experiment.vqgan.image_size)
+        self._decode = dataclasses.replace(self.generator.decode, grammar=True)
+        data = dataclasses.replace(experiment.data, image_size=experiment.vqgan.image_size)
         if asked.source and not _same_place(asked.source, data.source):
             data = dataclasses.replace(data, source=asked.source, splits=((".", "validation"),))
-        self._source, self._seed = data.source, run.experiment.seed
-        self._bank = self._generator.retriever.bank
+        self._source, self._seed = data.source, experiment.seed
         self._records = self._fitting(held_out(data, self._seed, asked.count, say))
-        partners = self._generator.encoder.config.partners
-        self._judged = Judged.of(self._records, self._bank, partners)
+        partners = self.generator.encoder.config.partners
+        self._judged = Judged.of(self._records, self.bank, partners)
         if leaked := sum(map(bool, self._judged.own)):
             say(f"warning: the bank has the pictures of {leaked} of {len(self._records)} records")
-        self._codes = self._generator.image.encode(self._pictures)
-        self._weights = digest(
-            tree_fingerprint(run.variables),
-            self._generator.text.fingerprint,
-            self._generator.image.fingerprint,
-            self._generator.encoder.fingerprint,
-        )
-        if keep:
-            origin = digest(self._weights, code_version())
-            self._generator = self._generator.cached_in(keep, origin)
+        self._codes = self.generator.image.encode(self._pictures)
         self._cells, self._owner = self._candidates()
-        self.scores: dict[str, Score] = {}
-        self.figures: list[Figure] = []
 
     def take(self) -> None:
         """Every figure."""
-        self.retrieve()
+        self.find_documents()
         self.likelihood()
-        self.draw()
+        self.draw_pictures()
 
-    def retrieve(self) -> None:
+    def find_documents(self) -> None:
         """How often a right document is among the best, by text and by picture."""
         rows = [row for row, right in enumerate(self._judged.right) if len(right)]
         if not rows:
-            self._say(
+            self.say(
                 "no record has a document of its subject in the bank, so that none is right or "
                 "wrong; give the records `subjects`."
             )
@@ -143,10 +121,10 @@ class HeldOutExam:
             "text": {"texts": [self._records[row].text for row in rows]},
             "image": {"images": [self._records[row].picture for row in rows]},
         }
-        size = len(self._bank)
+        size = len(self.bank)
         for modality, query in queries.items():
             for k in (k for k in HITS if k <= size):
-                found = self._generator.retrieve(**query, k=k, exclude=self._own(rows))
+                found = self.generator.retrieve(**query, k=k, exclude=self._own(rows))
                 right = [
                     bool({document.id for document in documents} & {*self._judged.right[row]})
                     for row, documents in zip(rows, found, strict=True)
@@ -155,7 +133,7 @@ class HeldOutExam:
                 how = f"live retrieval by the record's {modality}, best {k}"
                 protocol = self._protocol(k, how, "the bank's subjects", drawn=False)
                 name = f"hit_{k}.{modality}"
-                self._add(name, Score.share(right, float(np.mean(guessed)), protocol))
+                self.keep(name, Score.share(right, float(np.mean(guessed)), protocol))
 
     def likelihood(self) -> None:
         """Nats per code of the true picture with no documents, and with retrieved, right and wrong
@@ -174,16 +152,16 @@ class HeldOutExam:
                 continue
             prompts = [picture_prompt(self._records[row].text) for row in rows]
             fitting = [self._room(self._records[r], s) for r, s in zip(rows, shown, strict=True)]
-            requests = self._generator.requests(prompts, fitting, self._decode)
-            answers = [self._codes[row] + self._generator.vocab.first_image for row in rows]
-            found = self._generator.token_logprobs(requests, answers)
+            requests = self.generator.requests(prompts, fitting, self._decode)
+            answers = [self._codes[row] + self.generator.vocab.first_image for row in rows]
+            found = self.generator.token_logprobs(requests, answers)
             protocol = self._protocol(most if name != "none" else 0, how, "none", drawn=False)
-            self._add(f"nats.{name}", Score.mean([-float(one.mean()) for one in found], protocol))
+            self.keep(f"nats.{name}", Score.mean([-float(one.mean()) for one in found], protocol))
 
-    def draw(self) -> None:
+    def draw_pictures(self) -> None:
         """Pictures drawn for the captions, beside the true ones and beside what the image
         tokenizer makes of those, which no drawing can surpass."""
-        ceiling = self._generator.image.decode(self._codes)
+        ceiling = self.generator.image.decode(self._codes)
         self._judge("reconstruction", ceiling, self._codes, 0, "none", drawn=False)
         texts = [record.text for record in self._records]
         cells_: list[list[Cell]] = [[] for _ in texts]
@@ -191,11 +169,9 @@ class HeldOutExam:
         for k in self._asked.documents:
             pairs = zip(self._records, self._retrieved(k), strict=True)
             shown = [self._room(*pair) for pair in pairs]
-            found = self._generator.text_to_image(
-                texts, shown, seed=self._asked.seed, decode=self._decode
-            )
+            found = self.generator.text_to_image(texts, shown, seed=self.seed, decode=self._decode)
             images = np.stack([group[0].image for group in found])
-            codes = np.stack([group[0].ids for group in found]) - self._generator.vocab.first_image
+            codes = np.stack([group[0].ids for group in found]) - self.generator.vocab.first_image
             how = f"live retrieval by the record's text, best {k}" if k else "none"
             near = self._judge(f"docs_{k}", images, codes, k, how)
             if k:
@@ -203,7 +179,7 @@ class HeldOutExam:
             for row, image in enumerate(images):
                 if k == max(self._asked.documents):
                     cells_[row] = [*map(self._document, shown[row]), *cells_[row]]
-                cells_[row].append(Cell.of(_documents(k), image))
+                cells_[row].append(Cell.of(Given(retrieved=k).label, image))
         chosen = Chosen.of(near, FIGURES)
         for row in chosen.places:
             truth = Cell.of("the true picture", self._records[row].picture)
@@ -220,16 +196,16 @@ class HeldOutExam:
         """The records whose caption leaves room for a picture."""
         kept = [record for record in records if self._left(record, ()) >= 0]
         if len(kept) < len(records):
-            self._say(f"left out {len(records) - len(kept)} records that do not fit the context")
+            self.say(f"left out {len(records) - len(kept)} records that do not fit the context")
         if not kept:
             raise UserError("no held-out record fits the model's context.")
         return kept
 
     def _left(self, record: HeldOut, documents: Sequence[Retrieved]) -> int:
         """Tokens that are left behind documents, caption and picture."""
-        front = 2 + len(self._generator.text.encode(record.text))
+        front = 2 + len(self.generator.text.encode(record.text))
         front += sum(len(document.ids) + 1 for document in documents)
-        return self._generator.model.room(front) - self._generator.vocab.image_tokens
+        return self.generator.model.room(front) - self.generator.vocab.image_tokens
 
     def _room(self, record: HeldOut, documents: Sequence[Retrieved]) -> list[Retrieved]:
         """The first documents, as many as fit."""
@@ -244,31 +220,31 @@ class HeldOutExam:
         if not k:
             return [[] for _ in self._records]
         texts = [record.text for record in self._records]
-        return self._generator.retrieve(texts=texts, k=k, exclude=self._judged.own)
+        return self.generator.retrieve(texts=texts, k=k, exclude=self._judged.own)
 
     def _drawn(self, rows: Sequence[int], among: Sequence[np.ndarray], most: int) -> Shown:
         """Documents of the bank that are drawn from those of each record."""
-        chosen = [drawn_rows(among[row], most, self._asked.seed, row) for row in rows]
-        return [[Retrieved(one, 1.0, self._bank.meta(one)) for one in each] for each in chosen]
+        chosen = [drawn_rows(among[row], most, self.seed, row) for row in rows]
+        return [[Retrieved(one, 1.0, self.bank.meta(one)) for one in each] for each in chosen]
 
     def _candidates(self) -> tuple[np.ndarray, Int[np.ndarray, " B"]]:
         """The cells of all different pictures, as the tokenizer gives them back, and which one is
         each record's own."""
         places: dict[bytes, int] = {}
         owner = [places.setdefault(c.tobytes(), len(places)) for c in self._codes.astype("<i4")]
-        order = prng.permutation(self._asked.seed, 0, len(self._bank))
+        order = prng.permutation(self.seed, 0, len(self.bank))
         for row in order[:_CANDIDATES].tolist():
-            if self._bank.has_image[row]:
-                places.setdefault(self._picture_codes(self._bank.ids(row)).tobytes(), len(places))
+            if self.bank.has_image[row]:
+                places.setdefault(self._picture_codes(self.bank.ids(row)).tobytes(), len(places))
         codes = np.stack([np.frombuffer(key, "<i4") for key in places])
         parts = [
-            cells(self._generator.image.decode(codes[start : start + 256]))
+            cells(self.generator.image.decode(codes[start : start + 256]))
             for start in range(0, len(codes), 256)
         ]
         return np.concatenate(parts), np.asarray(owner)
 
     def _picture_codes(self, ids: np.ndarray) -> np.ndarray:
-        image = next(p for p in parse(ids, self._generator.vocab) if isinstance(p, Image))
+        image = next(p for p in parse(ids, self.generator.vocab) if isinstance(p, Image))
         return np.asarray(image.codes, "<i4")
 
     def _judge(
@@ -281,22 +257,22 @@ class HeldOutExam:
         drawn: bool = True,
     ) -> np.ndarray:
         """Score pictures beside the true ones; the PSNR of each."""
-        true, encoder = self._pictures, self._generator.encoder
+        true, encoder = self._pictures, self.generator.encoder
         values = picture_figures(true, images, self._asked.lpips)
         texts = encoder.encode_texts([record.text for record in self._records])
         seen = [fit_picture(image, encoder.config) for image in images]
         values["clip"] = (texts * encoder.encode_images(seen)).sum(1)
         for figure, each in values.items():
             protocol = self._protocol(k, how, "none", drawn)
-            self._add(f"{figure}.{name}", Score.mean(each.tolist(), protocol))
+            self.keep(f"{figure}.{name}", Score.mean(each.tolist(), protocol))
         reader = f"nearest of {len(self._cells)} pictures, by the mean colours of cells"
         right = nearest_pictures(images, self._cells) == self._owner
         protocol = self._protocol(k, how, reader, drawn)
-        self._add(f"identified.{name}", Score.share(right.tolist(), 1 / len(self._cells), protocol))
+        self.keep(f"identified.{name}", Score.share(right.tolist(), 1 / len(self._cells), protocol))
         if self._extractor is not None and len(images) > 1:
             pair = [np.concatenate(list(self._extractor.features(part))) for part in (true, images)]
             protocol = self._protocol(k, how, "none", drawn)
-            self._add(f"fid.{name}", frechet_score(*pair, self._asked.seed, protocol))
+            self.keep(f"fid.{name}", frechet_score(*pair, self.seed, protocol))
         return values["psnr"]
 
     def _copied(self, codes: np.ndarray, shown: Shown, k: int, how: str) -> None:
@@ -309,49 +285,37 @@ class HeldOutExam:
             for mine, documents in zip(codes, shown, strict=True)
         ]
         protocol = self._protocol(k, how, "equal codes")
-        self._add(f"copied.docs_{k}", Score.share(same, 0.0, protocol))
+        self.keep(f"copied.docs_{k}", Score.share(same, 0.0, protocol))
 
     def _document(self, document: Retrieved) -> Cell:
         label = f"{document.key}, {document.score:.2f}"
         if not document.meta.has_image:
             return Cell.of(label, None, document.meta.text)
         codes = self._picture_codes(document.ids)
-        return Cell.of(label, self._generator.image.decode(codes[None])[0], document.meta.text)
+        return Cell.of(label, self.generator.image.decode(codes[None])[0], document.meta.text)
 
     def _protocol(self, k: int, documents: str, reader: str, drawn: bool = True) -> Protocol:
-        licences = self._bank.manifest["licences"]
-        config = self._generator.retriever.config if k else None
-        stamp: dict[str, Any] = sampling(self._decode if drawn else None, config)
-        if self._extractor is not None:
-            stamp |= {"resize": self._extractor.mode, "extractor": self._extractor.name}
-        return Protocol(
-            prompts=f"captions of {self._source}, seed {self._seed}",
-            prompts_hash=digest(*(p for r in self._records for p in (r.text, r.picture))),
-            split="pictures that training never saw, one caption of each",
+        network = self._extractor
+        features = {"resize": network.mode, "extractor": network.name} if network else {}
+        return stamp(
+            PromptSet.of(
+                f"captions of {self._source}, seed {self._seed}",
+                "pictures that training never saw, one caption of each",
+                [part for one in self._records for part in (one.text, one.picture)],
+            ),
+            reader,
+            self.examinee.weights,
+            self._decode if drawn else None,
+            self.generator.retriever.config if k else None,
+            self.bank,
             retrieved=k,
             documents=documents,
-            bank=f"{len(self._bank)} documents, {self._bank.fingerprint}",
-            **stamp,
-            samples=1,
-            seed=self._asked.seed,
-            licensed_share=licensed_share(licences),
-            licences=by_licence(licences),
-            reader=reader,
-            weights=self._weights,
-            code_version=code_version(),
+            seed=self.seed,
+            **features,
         )
-
-    def _add(self, name: str, score: Score) -> None:
-        self.scores[name] = score
-        guessed = "" if score.chance is None else f", chance {score.chance:.2g}"
-        self._say(f"{name}: {score.value:.3f} of {score.n}{guessed}")
 
 
 def _same_place(left: str, right: str) -> bool:
     """Whether two sources are one, however they are written: of the run's own, most records are
     no held-out ones."""
     return left == right or os.path.realpath(left) == os.path.realpath(right)
-
-
-def _documents(count: int) -> str:
-    return "no document" if not count else f"{count} document{'s' if count > 1 else ''}"

@@ -17,15 +17,7 @@ from cm3jax.checkpoint import load_run
 from cm3jax.data.packing import Position
 from cm3jax.data.pipeline import NoRecords
 from cm3jax.errors import UserError
-from cm3jax.evaluate.protocol import (
-    NO_SAMPLING,
-    Protocol,
-    Score,
-    by_licence,
-    code_version,
-    licensed_share,
-    tree_fingerprint,
-)
+from cm3jax.evaluate.protocol import PromptSet, Protocol, Score, stamp, tree_fingerprint
 from cm3jax.io.files import digest
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.shapes import Float
@@ -62,22 +54,19 @@ def evaluate_perplexity(
     sums, mark = _sums(learner, run.variables, batches)
     corpora = learner.streams["validation"].corpora
     shares = [Counter(rows.corpus.manifest["licence_shares"]) for rows in corpora]
-    licences = by_licence(sum(shares, Counter()))
-    protocol = Protocol(
-        prompts=f"{batches} batches of {data.batch} rows of {data.corpus or data.mixture}",
-        prompts_hash=mark,
-        split="validation",
+    protocol = stamp(
+        PromptSet(
+            f"{batches} batches of {data.batch} rows of {data.corpus or data.mixture}",
+            "validation",
+            mark,
+        ),
+        "exp of the mean nats per target",
+        tree_fingerprint(run.variables),
+        bank=data.bank,
+        licences=sum(shares, Counter()),
         retrieved=experiment.retrieval.documents,
         documents="as in training rows",
-        bank=data.bank,
-        **NO_SAMPLING,
-        samples=1,
         seed=experiment.seed,
-        licensed_share=licensed_share(licences),
-        licences=licences,
-        reader="exp of the mean nats per target",
-        weights=tree_fingerprint(run.variables),
-        code_version=code_version(),
     )
     found = {_NAMES[name]: pairs for name, pairs in sums.items() if pairs[:, 1].any()}
     return {f"perplexity.{name}": perplexity(pairs, protocol) for name, pairs in found.items()}

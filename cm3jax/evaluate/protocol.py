@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import importlib.resources
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ import cm3jax
 from cm3jax.config import DecodeConfig, RetrievalConfig
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest, read_json
+from cm3jax.retrieval.bank import Bank
 
 NOT_KNOWN = "not known"
 _Z = 1.959964  # the normal distribution's 97.5 % point: 95 % two-sided
@@ -98,13 +99,27 @@ class Score:
     protocol: Protocol
 
     @classmethod
-    def share(cls, verdicts: Sequence[bool], chance: float, protocol: Protocol) -> "Score":
+    def share(cls, verdicts: Sequence[bool], chance: float | None, protocol: Protocol) -> "Score":
         """The share of true verdicts, with Wilson's interval; `ValueError` without verdicts."""
         if not len(verdicts):
             raise ValueError("a share of no verdicts is not a score")
         hits = sum(bool(verdict) for verdict in verdicts)
         interval = wilson(hits, len(verdicts))
         return cls(hits / len(verdicts), len(verdicts), chance, interval, protocol)
+
+    @classmethod
+    def of(
+        cls, values: Sequence[float | bool], chance: float | None, protocol: Protocol
+    ) -> "Score":
+        """The mean of values from 0 to 1, whose interval stays there: a `share` if all are 0 or 1.
+
+        Raises `ValueError` without values.
+        """
+        if len(values) and set(values) <= {0.0, 1.0}:
+            return cls.share([bool(value) for value in values], chance, protocol)
+        found = cls.mean(values, protocol)
+        low, high = found.interval
+        return dataclasses.replace(found, chance=chance, interval=(max(0.0, low), min(1.0, high)))
 
     @classmethod
     def mean(cls, values: Sequence[float], protocol: Protocol) -> "Score":
@@ -163,6 +178,72 @@ NO_SAMPLING = {"sampler": "none", "guidance": 1.0, "settings": {}}
 """The same fields where nothing is drawn."""
 UNKNOWN_SAMPLING = {"sampler": NOT_KNOWN, "guidance": 1.0, "settings": None}
 """The same fields of answers that came from elsewhere."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSet:
+    """A set of prompts as stamps name it."""
+
+    name: str
+    split: str
+    """Where the prompts come from, and what of them was seen in training."""
+    fingerprint: str
+    """Fingerprint of every prompt and picture in it."""
+
+    @classmethod
+    def of(cls, name: str, split: str, content: Iterable[str | bytes | np.ndarray]) -> "PromptSet":
+        """The set of prompts that ask and show `content`, in order."""
+        return cls(name, split, digest(*content))
+
+
+def stamp(
+    prompts: PromptSet,
+    reader: str,
+    weights: str | Mapping[str, str],
+    decode: DecodeConfig | None = None,
+    retrieval: RetrievalConfig | None = None,
+    bank: Bank | str = "none",
+    licences: Mapping[str, int | float] | None = None,
+    **fields: Any,
+) -> Protocol:
+    """The protocol of answers that were made here: what follows from something is derived from it.
+
+    `weights` is a fingerprint, or one for each part. `decode` and `retrieval` are as in `sampling`.
+    `bank` is the bank or the words for it, `licences` counts or shares by licence where they are
+    not the bank's. `fields` are the protocol's other fields: by default no documents are shown, and
+    one sample is drawn with seed 0.
+    """
+    if not isinstance(bank, str):
+        licences = licences or bank.manifest["licences"]
+        bank = f"{len(bank)} documents, {bank.fingerprint}"
+    usual = {"retrieved": 0, "documents": "none", "samples": 1, "seed": 0}
+    derived = {
+        "licensed_share": licensed_share(licences or {}),
+        "licences": by_licence(licences or {}),
+    }
+    return Protocol(
+        prompts=prompts.name,
+        prompts_hash=prompts.fingerprint,
+        split=prompts.split,
+        bank=bank,
+        reader=reader,
+        weights=weights if isinstance(weights, str) else digest(*weights.values()),
+        code_version=code_version(),
+        **usual | derived | sampling(decode, retrieval) | fields,
+    )
+
+
+def foreign_stamp(prompts: PromptSet, reader: str, weights: str = NOT_KNOWN) -> Protocol:
+    """The protocol of answers made elsewhere: nobody knows how, and the stamp says so."""
+    unknown = dict.fromkeys(("documents", "rerank"), NOT_KNOWN)
+    return stamp(
+        prompts,
+        reader,
+        weights,
+        bank=NOT_KNOWN,
+        licensed_share=0.0,
+        **unknown | UNKNOWN_SAMPLING,
+    )
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:

@@ -21,8 +21,7 @@ from cm3jax.emoji.reader import EmojiReader
 from cm3jax.evaluate import chance, fid
 from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.fid import Frechet
-from cm3jax.evaluate.protocol import NO_SAMPLING, Protocol, Score, code_version
-from cm3jax.io.files import digest
+from cm3jax.evaluate.protocol import PromptSet, Protocol, Score, stamp
 from cm3jax.learners import vqgan
 from cm3jax.learners.vqgan import VQGANLearner
 from cm3jax.shapes import Bool, Float, Int, UInt8
@@ -64,20 +63,11 @@ def evaluate_reconstruction(
     features = None
     if extractor is not None:
         features = [np.concatenate(list(extractor.features(part))) for part in (images, remade)]
-    protocol = Protocol(
-        prompts=f"pictures of {data.source}, {data.image_size} pixels",
-        prompts_hash=digest(images),
-        split=split,
-        retrieved=0,
-        documents="none",
-        bank="none",
-        **NO_SAMPLING,
-        samples=1,
+    protocol = stamp(
+        PromptSet.of(f"pictures of {data.source}, {data.image_size} pixels", split, [images]),
+        _READERS.get(data.source, "none"),
+        tokenizer.fingerprint,
         seed=experiment.seed,
-        licensed_share=1.0,
-        reader=_READERS.get(data.source, "none"),
-        weights=tokenizer.fingerprint,
-        code_version=code_version(),
         resize=extractor.mode if extractor else "none",
         extractor=extractor.name if extractor else "none",
     )

@@ -15,25 +15,16 @@ from cm3jax.data.prepare import prepare_bank
 from cm3jax.data.tokenize import Tools
 from cm3jax.emblems import ProbePrompt, prompts
 from cm3jax.emblems.probe_prompts import Kind
-from cm3jax.evaluate.protocol import (
-    Protocol,
-    Score,
-    by_licence,
-    code_version,
-    licensed_share,
-    sampling,
-    tree_fingerprint,
-    wilson,
-)
+from cm3jax.evaluate.exam import Examinee, contents
+from cm3jax.evaluate.protocol import PromptSet, Protocol, Score, stamp, wilson
 from cm3jax.evaluate.results import Cell
-from cm3jax.generation import loading
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.requests import Documents
-from cm3jax.io.files import digest
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.retriever import Retrieved
-from cm3jax.sequence.document import Image, Text, parse, render
+from cm3jax.sequence.document import Image, Text, render
 from cm3jax.shapes import Bool, Float, Int, RgbImage, UInt8
+from cm3jax.training.exported_run import LoadedRun
 
 SEEDS, PROMPTS = 3, 200
 EMBLEMS = 16_000
@@ -79,27 +70,22 @@ class Bench:
         return bench
 
     @functools.cached_property
-    def weights(self) -> dict[str, str]:
-        """Fingerprints of the weights, by part."""
-        return {
-            "decoder": tree_fingerprint(self._run.variables),
-            "text": self._loaded.text.fingerprint,
-            "image": self._loaded.image.fingerprint,
-            "clip": self._loaded.encoder.fingerprint,
-        }
-
-    @functools.cached_property
-    def _run(self):
+    def _run(self) -> LoadedRun:
         return load_run(self.run)
 
     @functools.cached_property
-    def _loaded(self) -> Generator:
-        return loading.load(self.run, self._own_bank)
+    def _examinee(self) -> Examinee:
+        return Examinee.load(self.run, self._own_bank, keep=self.keep)
 
-    @functools.cached_property
+    @property
+    def weights(self) -> dict[str, str]:
+        """Fingerprints of the weights, by part."""
+        return self._examinee.weights
+
+    @property
     def generator(self) -> Generator:
         """The model; it keeps what it draws, and retrieves from `bank()` once that is made."""
-        return self._loaded.cached_in(self.keep, digest(*self.weights.values(), code_version()))
+        return self._examinee.generator
 
     @property
     def experiment(self) -> Experiment:
@@ -130,7 +116,7 @@ class Bench:
             records=400,  # the bank does not depend on how many training pairs lie beside it
             bank=str(self._bank_path(dataset)),
         )
-        tools = Tools(self._loaded.text, self._loaded.image, self._loaded.encoder)
+        tools = Tools(self.generator.text, self.generator.image, self.generator.encoder)
         return prepare_bank(
             dataclasses.replace(experiment, seed=dataset, data=data), tools, self.say
         )
@@ -157,15 +143,11 @@ class Bench:
         decode: DecodeConfig | None = None,
     ) -> UInt8[np.ndarray, "B Y X 3"]:
         """A picture of each text."""
-        found = self.generator.text_to_image(texts, documents, seed=seed, decode=decode)
-        return np.stack([group[0].image for group in found])
+        return np.stack([one.image for one in self._examinee.draw(texts, documents, seed, decode)])
 
     def cell(self, found: Retrieved) -> Cell:
         """A retrieved document in a figure."""
-        segments = parse(found.ids, self.generator.vocab)
-        codes = [segment.codes for segment in segments if isinstance(segment, Image)]
-        image = self.generator.image.decode(np.asarray(codes))[0] if codes else None
-        return Cell.of(f"retrieved, {found.score:.2f}", image, found.meta.text)
+        return self._examinee.cell(found)
 
     def best_cell(self, found: Sequence[Retrieved]) -> Cell:
         """The best of a prompt's documents in a figure, or a word that it was shown none."""
@@ -206,31 +188,20 @@ class Bench:
         documents, samples and rerank, `decode` and `retrieval` the model's own settings."""
         if bank and fields.get("retrieved"):
             retrieval = retrieval or self.generator.retriever.config
-        licences = bank.manifest["licences"] if bank else {}
-        defaults = {
-            "retrieved": 0,
-            "documents": "none",
-            "samples": 1,
-        } | sampling(decode or self.generator.decode, retrieval)
-        return Protocol(
-            prompts=f"{prompts}, {self.size} pixels",
-            prompts_hash=digest(*content),
-            split=split,
-            bank=f"{len(bank)} documents, {bank.fingerprint}" if bank else "none",
-            seed=0,
-            seeds=self.seeds,
-            licensed_share=licensed_share(licences),
-            licences=by_licence(licences),
-            reader=reader,
-            weights=digest(*self.weights.values()),
-            code_version=code_version(),
-            **defaults | fields,
+        return stamp(
+            PromptSet.of(f"{prompts}, {self.size} pixels", split, content),
+            reader,
+            self.weights,
+            decode or self.generator.decode,
+            retrieval,
+            "none" if bank is None else bank,
+            **{"seeds": self.seeds} | fields,
         )
 
 
 def content(every: Sequence[Sequence[ProbePrompt]]) -> list[str | np.ndarray]:
     """All that the prompts of all seeds ask and show."""
-    return [part for asked in every for p in asked for part in (p.text, p.image)]
+    return contents(prompt for asked in every for prompt in asked)
 
 
 def bootstrap(values: Float[np.ndarray, "S B"]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Bool
 from experiments.claims.claim import Measured, Row, Scores, Table, Target
 from experiments.claims.harness import Bench
-from experiments.claims.model_eval import Exam, questions
+from experiments.claims.model_eval import ModelEval, questions
 
 WAYS = {
     "half": ("miniature/rivals/cm3leon_medium", "half of the masks whole segments"),
@@ -30,8 +30,8 @@ _DRAWS, _AT_ONCE = 100_000, 4000
 def _measure(bench: Bench) -> Measured:
     every, scores = questions(bench), _masked(bench)
     for name, (experiment, _) in WAYS.items():
-        exam = Exam(name, bench.trained(experiment), every)
-        exam.sit()
+        exam = ModelEval(name, bench.trained(experiment), every)
+        exam.run()
         scores |= exam.scores
     return Measured(scores, plots=(_plot(scores),), tables=(_nats(scores), _shares(scores)))
 

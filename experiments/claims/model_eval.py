@@ -40,7 +40,7 @@ Every = list[list[ProbePrompt]]
 
 
 def questions(bench: Bench) -> dict[str, Every]:
-    """The prompts of an exam, by kind."""
+    """The prompts that a model is evaluated with, by kind."""
     every = {kind: bench.asked(kind) for kind in ("heldout", "scene", "caption", "infill")}
     return every | {"known": known(bench)}
 
@@ -62,7 +62,7 @@ def _known(bench: Bench, index: int) -> ProbePrompt:
     )
 
 
-class Exam:
+class ModelEval:
     """One model and what has come of it so far.
 
     `name` stands in front of its scores, `every` are `questions`.
@@ -79,7 +79,7 @@ class Exam:
         """What trained the model."""
         return self.bench.experiment
 
-    def sit(self) -> None:
+    def run(self) -> None:
         """Ask for all that a model of its kind can do."""
         for kind in ("heldout", "known"):
             for count in sorted({0, self.experiment.retrieval.documents}):

@@ -10,7 +10,7 @@ from cm3jax.report.plots import Plot, Point
 from cm3jax.training import metrics
 from experiments.claims.claim import Measured, Row, Scores, Table, Target, percent
 from experiments.claims.harness import Bench
-from experiments.claims.model_eval import Exam, questions
+from experiments.claims.model_eval import ModelEval, questions
 
 MODELS = {
     "cm3leon": ("CM3Leon", "4.88", "61.6"),
@@ -26,9 +26,11 @@ _SHOWN = 3
 
 def _measure(bench: Bench) -> Measured:
     every = questions(bench)
-    exams = {name: Exam(name, bench.trained(f"miniature/rivals/{name}"), every) for name in MODELS}
+    exams = {
+        name: ModelEval(name, bench.trained(f"miniature/rivals/{name}"), every) for name in MODELS
+    }
     for exam in exams.values():
-        exam.sit()
+        exam.run()
     scores = {name: score for exam in exams.values() for name, score in exam.scores.items()}
     return Measured(
         scores,
@@ -83,7 +85,7 @@ def _nats(scores: Scores) -> Table:
     return _table(title, scores, "nats.", lambda score: f"{score.value:.2f}")
 
 
-def _budget(exams: dict[str, Exam]) -> Table:
+def _budget(exams: dict[str, ModelEval]) -> Table:
     rows = []
     for name, exam in exams.items():
         e, last = exam.experiment, metrics.read_metrics(exam.bench.run)[-1]
@@ -103,7 +105,7 @@ def tokens(experiment: Experiment) -> int:
     return experiment.train.steps * experiment.data.batch * row
 
 
-def _figures(exams: dict[str, Exam], asked: Sequence[ProbePrompt]) -> tuple[Figure, ...]:
+def _figures(exams: dict[str, ModelEval], asked: Sequence[ProbePrompt]) -> tuple[Figure, ...]:
     """What everybody drew of the same prompts: where CM3Leon was wrong, and where it was right."""
     first = exams["cm3leon"]
     shown = first.retrieved(asked, 1)

@@ -22,7 +22,7 @@ from cm3jax.training.hardware import a100_hours
 from experiments.claims.claim import Measured, Row, Scores, Table, Target, percent
 from experiments.claims.distance import Distance
 from experiments.claims.harness import Bench
-from experiments.claims.model_eval import Every, Exam
+from experiments.claims.model_eval import Every, ModelEval
 
 FAMILIES = {"cm3leon": "CM3Leon", "cm3": "CM3", "dalle": "DALL-E", "parti": "Parti"}
 """Experiments `miniature/rivals/FAMILY` and their names."""
@@ -53,11 +53,11 @@ def _measure(bench: Bench) -> Measured:
     every, distance = _questions(bench), Distance(bench, "heldout")
     truth = nearest_patches(np.stack([p.image for asked in every["heldout"] for p in asked]))[0]
     scores: dict[str, Score] = {}
-    exams: dict[str, Exam] = {}
+    exams: dict[str, ModelEval] = {}
     for family in FAMILIES:
         for size, suffix in SIZES.items():
             trained = bench.trained(f"miniature/rivals/{family}{suffix}")
-            exam = exams[f"{family}.{size}"] = Exam(f"{family}.{size}", trained, every)
+            exam = exams[f"{family}.{size}"] = ModelEval(f"{family}.{size}", trained, every)
             for kind, asked in every.items():
                 if _is_short_enough(exam, asked):
                     exam.draw(kind, _documents(kind, family))
@@ -77,7 +77,7 @@ def _asked(kind: str, family: str) -> str:
     return f"{kind}.docs_{_documents(kind, family)}"
 
 
-def _is_short_enough(exam: Exam, every: Every) -> bool:
+def _is_short_enough(exam: ModelEval, every: Every) -> bool:
     """Whether a model reads these prompts to their end: Parti's encoder takes a few pieces."""
     experiment, encode = exam.experiment, exam.bench.generator.text.encode
     if experiment.learner != "parti":
@@ -86,7 +86,7 @@ def _is_short_enough(exam: Exam, every: Every) -> bool:
     return all(len(encode(prompt.text)) <= most for asked in every for prompt in asked)
 
 
-def _beside(exam: Exam, distance: Distance, truth: np.ndarray, drawn: str) -> dict[str, Score]:
+def _beside(exam: ModelEval, distance: Distance, truth: np.ndarray, drawn: str) -> dict[str, Score]:
     """FID, the share of cells that are right, and the hours of training."""
     name, bench = exam.name, exam.bench
     protocol, pictures = exam.scores[f"{name}.{drawn}"].protocol, exam.drawn[drawn]
@@ -198,7 +198,7 @@ def _counted(scores: Scores, family: str, size: str, kind: str) -> Score | None:
     return scores.get(f"{family}.{size}.{_asked(kind, family)}")
 
 
-def _sizes(scores: Scores, exams: dict[str, Exam]) -> Table:
+def _sizes(scores: Scores, exams: dict[str, ModelEval]) -> Table:
     rows = []
     for name, exam in exams.items():
         family, size = name.split(".")
@@ -279,7 +279,7 @@ def _papers() -> Table:
     return Table("The papers' own: MS-COCO, CM3Leon with two documents", columns, rows + others)
 
 
-def _grid(exams: dict[str, Exam], asked: Sequence[ProbePrompt]) -> tuple[Figure, ...]:
+def _grid(exams: dict[str, ModelEval], asked: Sequence[ProbePrompt]) -> tuple[Figure, ...]:
     """The same prompts across sizes: held-out emblems, each family in a line."""
     figures = []
     first = exams["cm3leon.large"]

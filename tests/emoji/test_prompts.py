@@ -35,7 +35,7 @@ def test_things_that_training_never_shows_together(examples):
 def test_prompts_are_the_same_every_time(examples):
     first, again = emoji_prompts(examples, "heldout", 3), emoji_prompts(examples, "heldout", 2)
     assert [prompt.scene for prompt in first[:2]] == [prompt.scene for prompt in again]
-    np.testing.assert_array_equal(first[0].picture, again[0].picture)
+    np.testing.assert_array_equal(first[0].image, again[0].image)
 
 
 def test_kinds_that_nothing_fits(examples):

@@ -1,20 +1,26 @@
+import ast
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cm3jax.config import RetrievalConfig
+from cm3jax.config import DecodeConfig, RetrievalConfig
 from cm3jax.evaluate.protocol import (
+    PromptSet,
     Protocol,
     Score,
     by_licence,
     code_version,
+    foreign_stamp,
     licensed_share,
     sampling,
     scores_from_json,
     scores_to_json,
+    stamp,
     wilson,
 )
+from cm3jax.io.files import digest
 
 PROTOCOL = Protocol(
     prompts="emblem",
@@ -78,6 +84,44 @@ def test_the_interval_of_a_mean_covers_the_truth_about_as_often_as_it_says():
     intervals = [Score.mean(row.tolist(), PROTOCOL).interval for row in draws]
     assert 0.91 < np.mean([low <= 2.0 <= high for low, high in intervals]) < 0.97
     assert Score.mean([3.0], PROTOCOL).interval == (3.0, 3.0)
+
+
+def test_values_of_0_and_1_are_a_share_and_others_a_mean_within_them():
+    assert Score.of([True, False], 0.5, PROTOCOL) == Score.share([True, False], 0.5, PROTOCOL)
+    assert Score.of([1.0, 0.0], 0.5, PROTOCOL) == Score.share([True, False], 0.5, PROTOCOL)
+    score = Score.of([0.9, 1.0, 1.0], 0.2, PROTOCOL)
+    assert (score.value, score.n, score.chance) == (pytest.approx(2.9 / 3), 3, 0.2)
+    assert 0.85 < score.interval[0] < score.value < score.interval[1] == 1
+    with pytest.raises(ValueError, match="no values"):
+        Score.of([], 0.2, PROTOCOL)
+
+
+def test_a_stamp_says_what_follows_from_its_parts():
+    prompts = PromptSet.of("p", "s", ["a text", np.zeros(3)])
+    made = stamp(prompts, "r", {"decoder": "a", "text": "b"}, licences={"CC0-1.0": 3, "": 1})
+    assert made.prompts_hash == digest("a text", np.zeros(3))
+    assert made.weights == digest("a", "b")
+    assert (made.licensed_share, made.licences["CC0-1.0"]) == (0.75, 0.75)
+    assert (made.regime, made.retrieved, made.bank) == ("nothing drawn", 0, "none")
+    drawn = stamp(prompts, "r", "w", DecodeConfig(guidance_scale=2.0), retrieved=2, seed=5)
+    assert (drawn.weights, drawn.guidance, drawn.seed) == ("w", 2.0, 5)
+    assert drawn.regime == "zero-shot, 2 retrieved"
+    foreign = foreign_stamp(prompts, "r")
+    assert {foreign.weights, foreign.bank, foreign.documents, foreign.regime} == {"not known"}
+    assert foreign.licensed_share == 0
+
+
+def test_every_protocol_is_made_in_one_place():
+    """Whoever needs a stamp calls `stamp`, so that none forgets what follows from its parts."""
+    root = Path(__file__).parents[2]
+    makers = [
+        path.name
+        for part in ("cm3jax", "experiments", "launch")
+        for path in (root / part).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Protocol")
+    ]
+    assert set(makers) == {"protocol.py"}
 
 
 def test_a_result_of_before_a_field_was_one_has_its_default():

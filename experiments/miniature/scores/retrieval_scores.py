@@ -1,6 +1,6 @@
 """A retrieval encoder of the miniature by itself: does it find emblems that it never saw?
 
-The same question as `retrieval_hit_2` of `evaluate.emblems`, with the bank's documents encoded on
+The same question as `retrieval_hit_2` of `emblem_scores`, with the bank's documents encoded on
 the spot, so that encoders can be compared before anything else is trained.
 """
 
@@ -13,8 +13,8 @@ from etils import epath
 from cm3jax.checkpoint import load_run
 from cm3jax.emblems import bank_size, example, prompts
 from cm3jax.evaluate import chance
-from cm3jax.evaluate.protocol import Protocol, Score, code_version, sampling
-from cm3jax.io.files import digest
+from cm3jax.evaluate.exam import contents
+from cm3jax.evaluate.protocol import PromptSet, Score, stamp
 from cm3jax.learners import clip
 from cm3jax.retrieval.clauses import clauses
 from cm3jax.retrieval.clip_encoder import text_and_image
@@ -61,20 +61,18 @@ def evaluate_encoder(run_dir: epath.PathLike, count: int = 200) -> dict[str, Sco
         right = [
             any(name in shows[row] for row in rows) for name, rows in zip(names, found, strict=True)
         ]
-        protocol = Protocol(
-            prompts=f"emblems heldout, dataset seed {seed}, {size} pixels",
-            prompts_hash=digest(*(part for p in asked for part in (p.text, p.image))),
-            split="memory-only emblems",
+        protocol = stamp(
+            PromptSet.of(
+                f"emblems heldout, dataset seed {seed}, {size} pixels",
+                "memory-only emblems",
+                contents(asked),
+            ),
+            "the emblems that the documents' pictures are known to show",
+            encoder.fingerprint,
+            retrieval=config,
+            bank=f"{total} documents, encoded by this encoder",
             retrieved=2,
             documents=f"exact search by the prompt's {modality}, best 2",
-            bank=f"{total} documents, encoded by this encoder",
-            **sampling(None, config),
-            samples=1,
-            seed=0,
-            licensed_share=1.0,
-            reader="the emblems that the documents' pictures are known to show",
-            weights=encoder.fingerprint,
-            code_version=code_version(),
         )
         scores[f"retrieval_hit_2.{modality}"] = Score.share(right, guessed, protocol)
     return scores

@@ -6,18 +6,16 @@ is what the right answer to another case scores, and, if asked for, the model be
 """
 
 import dataclasses
-import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import PIL.Image
 from etils import epath
 
-from cm3jax.checkpoint import load_run
 from cm3jax.config import MeshConfig
 from cm3jax.emblems import confirms, read_scene, tells
 from cm3jax.emblems.annotations import annotate
@@ -25,12 +23,11 @@ from cm3jax.emblems.scene import Scene
 from cm3jax.emblems.task_cases import NAMES, Asked, asked, boxes
 from cm3jax.emblems.wording import caption_states
 from cm3jax.errors import UserError
-from cm3jax.evaluate.protocol import Protocol, Score, code_version, sampling
-from cm3jax.evaluate.results import Cell, Chosen, Figure
-from cm3jax.generation import loading
+from cm3jax.evaluate.exam import Exam, Examinee
+from cm3jax.evaluate.protocol import PromptSet, Score
+from cm3jax.evaluate.results import Cell, Figure
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.prompts import Wanted, read_prompt
-from cm3jax.io.files import digest
 from cm3jax.tasks import TASKS, grounded
 from cm3jax.tasks.task import ANSWER, prompt
 
@@ -38,16 +35,12 @@ Answer = tuple[str | np.ndarray, ...]
 """The segments that were given: one text, one picture, or those of a story."""
 
 
-FIGURES = 8
-"""Cases of a score that the report shows: the worst, then the best."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Tested:
     """Scores by name, and cases that show them."""
 
     scores: dict[str, Score]
-    figures: tuple[Figure, ...]
+    figures: list[Figure]
 
 
 def picture_exact(case: Asked, answer: Answer) -> float:
@@ -205,91 +198,68 @@ def evaluate_tasks(
     for task in tasks:
         if task not in JUDGES:
             raise UserError(f"emblems has no task {task!r}; it has {', '.join(NAMES)}.")
-    scores: dict[str, Score] = {}
-    figures: list[Figure] = []
+    found = Tested({}, [])
     for name, run in (("before", before), ("tuned", run_dir)):
         if not run:
             continue
-        examiner = _Examiner(run, count, seed, mesh, keep)
+        examinee = Examinee.load(run, mesh=mesh, keep=keep, retrieves=False)
+        exam = _TaskExam(examinee, count, seed, say, f"{name}.")
         for task in tasks:
-            found = examiner.test(task)
-            for what, score in found.scores.items():
-                scores[f"{name}.{what}"] = score
-                say(f"{name}.{what}: {score.value:.3f} of {score.n}, chance {score.chance:.2g}")
-            named = [dataclasses.replace(one, kind=f"{name}.{one.kind}") for one in found.figures]
-            figures += named
-    return Tested(scores, tuple(figures))
+            exam.take(task)
+        found.scores.update(exam.scores)
+        found.figures.extend(exam.figures)
+    return found
 
 
-class _Examiner:
-    """Asks one model."""
+class _TaskExam(Exam):
+    """The exam of one model over `count` held-out cases of each task."""
 
     def __init__(
-        self,
-        run_dir: epath.PathLike,
-        count: int,
-        seed: int,
-        mesh: MeshConfig | None,
-        keep: epath.PathLike,
+        self, examinee: Examinee, count: int, seed: int, say: Callable[[str], None], prefix: str
     ):
-        run = load_run(run_dir)
-        self._generator = loading.load(run_dir, mesh=mesh)
-        self._weights = digest(*map(np.asarray, jax.tree.leaves(run.variables)))
-        if keep:
-            self._generator = self._generator.cached_in(keep, digest(self._weights, code_version()))
-        self._data_seed, self._size = run.experiment.seed, run.experiment.vqgan.image_size
-        self._count, self._seed = count, seed
+        super().__init__(examinee, seed, say, prefix=prefix)
+        self._data_seed = examinee.experiment.seed
+        self._size = examinee.experiment.vqgan.image_size
+        self._count = count
 
-    def test(self, task: str) -> Tested:
-        """What its answers to a task's cases are worth."""
+    def take(self, task: str) -> None:
+        """The scores of a task."""
         cases = [
             asked(task, "prompts", index, self._data_seed, self._size)
             for index in range(self._count)
         ]
         with tempfile.TemporaryDirectory() as folder:
-            prompts = [write_prompt(case, Path(folder)) for case in cases]
-            given = answers(self._generator, task, prompts, self._seed)
-        found, figures = {}, []
+            texts = [write_prompt(case, Path(folder)) for case in cases]
+            given = answers(self.generator, task, texts, self.seed)
+        name = f"emblems task {task}, dataset seed {self._data_seed}, {self._size} pixels"
+        content = [part for case in cases for part in _content(case)]
+        prompts = PromptSet.of(name, "scenes that no other split shows", content)
         for name, judge in JUDGES[task]:
             values = [judge(case, answer) for case, answer in zip(cases, given, strict=True)]
-            protocol = self._protocol(task, cases, judge)
-            found[name] = _mean(values, by_chance(cases, judge), protocol)
-            chosen = Chosen.of(values, FIGURES // 2)
-            figures += [
-                dataclasses.replace(_figure(name, cases[i], given[i], values[i]), note=chosen.note)
-                for i in chosen.places
-            ]
-        return Tested(found, tuple(figures))
-
-    def _protocol(self, task: str, cases: Sequence[Asked], judge: Judge) -> Protocol:
-        return Protocol(
-            prompts=f"emblems task {task}, dataset seed {self._data_seed}, {self._size} pixels",
-            prompts_hash=digest(*(part for case in cases for part in _content(case))),
-            split="scenes that no other split shows",
-            retrieved=0,
-            documents="none",
-            bank="none",
-            **sampling(self._generator.decode),
-            samples=1,
-            seed=self._seed,
-            licensed_share=1.0,
-            reader=judge.__name__,
-            weights=self._weights,
-            code_version=code_version(),
-        )
+            self.score(name, values, by_chance(cases, judge), prompts, judge.__name__)
+            shown = [_words(case) for case in cases]
+            self.show(name, values, shown, partial(_cells, cases, given, values))
 
 
-def _figure(name: str, case: Asked, answer: Answer, value: float) -> Figure:
-    """What was given, what came of it, and what is right."""
-    values = dict(case.case.values)
-    truth = values.pop(ANSWER)
-    texts = [one for one in values.values() if isinstance(one, str)]
-    pictures = [one for one in values.values() if not isinstance(one, str)]
-    cells = [Cell.of("given", picture) for picture in pictures]
-    cells += [_cell(f"answer, {value:.2f}", segment) for segment in answer]
-    right = truth if isinstance(truth, tuple) else (truth,)
-    cells += [_cell("as it should be", segment) for segment in right]
-    return Figure(name, " | ".join(texts), tuple(cells))
+def _words(case: Asked) -> str:
+    """The texts that were given."""
+    values = case.case.values
+    return " | ".join(v for name, v in values.items() if name != ANSWER and isinstance(v, str))
+
+
+def _cells(
+    cases: Sequence[Asked], given: Sequence[Answer], values: Sequence[float], place: int
+) -> Iterator[Cell]:
+    """The pictures that were given with a case, what came of it, and what is right."""
+    of_case = dict(cases[place].case.values)
+    truth = of_case.pop(ANSWER)
+    for one in of_case.values():
+        if not isinstance(one, str):
+            yield Cell.of("given", one)
+    for segment in given[place]:
+        yield _cell(f"answer, {values[place]:.2f}", segment)
+    for segment in truth if isinstance(truth, tuple) else (truth,):
+        yield _cell("as it should be", segment)
 
 
 def _cell(label: str, segment: Any) -> Cell:
@@ -346,12 +316,3 @@ def by_chance(cases: Sequence[Asked], judge: Judge) -> float:
             ]
         )
     )
-
-
-def _mean(values: Sequence[float], chance: float, protocol: Protocol) -> Score:
-    """A share where every value is 0 or 1, else a mean with the normal 95 % interval."""
-    if set(values) <= {0.0, 1.0}:
-        return Score.share([bool(value) for value in values], chance, protocol)
-    mean, n = float(np.mean(values)), len(values)
-    reach = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Score(mean, n, chance, (max(0.0, mean - reach), min(1.0, mean + reach)), protocol)
