@@ -68,6 +68,8 @@ EXTRAS = {
         "pymilvus>=3.0,<4",  # the index protocol over Milvus
         "milvus-lite>=3.2",  # its server, in the test's own process
         "resvg-py>=0.5,<0.6",  # the pictures of emoji
+        "nbclient>=0.11,<0.12",  # runs docs/tutorial.ipynb cell by cell, as a notebook server does
+        "ipykernel>=7,<8",  # the kernel that it runs them in
     ],
     "bench": ["faiss-cpu>=1.15"],  # the other exact index, side by side
     # Tests against transformers' own models and torch's own files; the CPU build will do. It is in

@@ -9,6 +9,7 @@ What is here, each imported when it is first used:
 
     load(RUN)               the Generator of a trained decoder, with tokenizers and retrieval
     Generator               text → image, image → text, infilling, editing, scoring
+    Document                a text, a picture, or both, to show in front of a prompt
     load_experiment(NAME)   a preset, e.g. "cm3leon_7b", as an Experiment
     Experiment              everything that decides a run: a frozen dataclass of dataclasses
 
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cm3jax.config import Experiment
+    from cm3jax.generation.documents import Document
     from cm3jax.generation.generator import Generator
     from cm3jax.model.bridge import TokenizerBridge
     from cm3jax.model.decoder import Decoder
@@ -39,6 +41,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "Decoder",
+    "Document",
     "Experiment",
     "Generator",
     "SequenceBuilder",
@@ -49,6 +52,7 @@ __all__ = [
 
 _HOMES = {
     "Decoder": "cm3jax.model.decoder",
+    "Document": "cm3jax.generation.documents",
     "Experiment": "cm3jax.config",
     "Generator": "cm3jax.generation.generator",
     "SequenceBuilder": "cm3jax.model.sequence_builder",

@@ -41,3 +41,7 @@ def test_help_names_what_can_be_asked():
     page = pydoc.plain(pydoc.render_doc(cm3jax))
     for word in ("generate(", "load_experiment(NAME)", "class SequenceBuilder", "UserError"):
         assert word in page
+    # Of an object `help` shows its class.
+    page = pydoc.plain(pydoc.render_doc(cm3jax.Generator))
+    for word in ("cm3jax.load(", "retrieve=2", "uint8", "in nats", "UserError", "temperature"):
+        assert word in page

@@ -7,7 +7,9 @@ import numpy as np
 
 from cm3jax.decode import loop
 from cm3jax.decode.grammar import Fixed, Words
+from cm3jax.generation.display import ImageArray, segments_html
 from cm3jax.generation.requests import PromptRequest, ShownDocument
+from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.vocab import Modality, Vocab
 from cm3jax.shapes import Int, RgbImage
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
@@ -28,7 +30,7 @@ AnswerPart = str | BrokenImage | RgbImage
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generated:
-    """One sample and how it came about."""
+    """One sample and how it came about; a notebook shows it."""
 
     segments: tuple[AnswerPart, ...]
     """What was asked for: a picture or a text, a story's texts and pictures, or what filled each
@@ -49,9 +51,10 @@ class Generated:
     sample_id: int
 
     @property
-    def image(self) -> RgbImage | None:
-        """The first picture."""
-        return next((s for s in self.segments if isinstance(s, np.ndarray)), None)
+    def image(self) -> ImageArray | None:
+        """The first picture: a uint8 array that a notebook shows and `.save(PATH)` writes."""
+        found = next((s for s in self.segments if isinstance(s, np.ndarray)), None)
+        return None if found is None else found.view(ImageArray)
 
     @property
     def text(self) -> str | None:
@@ -62,6 +65,13 @@ class Generated:
     def perplexity(self) -> float:
         """Perplexity of the sampled ids."""
         return float(np.exp(-self.logprob / max(1, self.sampled)))
+
+    def _repr_html_(self) -> str:
+        named = [f"{d.key} ({d.score:.2f})" for d in self.documents if isinstance(d, Retrieved)]
+        given = len(self.documents) - len(named)
+        after = [*([f"{given} given"] if given else []), *named]
+        caption = f"after {', '.join(after)}" if after else "without documents"
+        return segments_html(self.segments, f"{caption}; perplexity {self.perplexity:.3g}")
 
 
 Answers = list[tuple[int, Generated]]

@@ -3,21 +3,111 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import PIL.Image
 from etils import epath
 
 from cm3jax.errors import UserError
+from cm3jax.generation.display import ImageArray, is_picture, segments_html
 from cm3jax.generation.prompts import Prompt
 from cm3jax.generation.requests import ShownDocument
 from cm3jax.io.texts import clean_text, decode_text, read_regular
-from cm3jax.retrieval.retriever import Found, Retriever
-from cm3jax.sequence.document import Image, Text, render
+from cm3jax.retrieval.retriever import Found, Retrieved, Retriever
+from cm3jax.sequence.document import Image, Text, parse, render
 from cm3jax.sequence.vocab import Vocab
-from cm3jax.shapes import Int
-from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, load_picture
+from cm3jax.shapes import Int, UInt8
+from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, load_picture, preprocess
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
 Say = Callable[[str], None]
 """Gets lines for the user."""
+
+
+class Document:
+    """Texts and pictures in front of a prompt, in order; a notebook shows them.
+
+        fox = cm3jax.Document("a red fox", picture)
+        model.generate("a red fox on sand", documents=[fox])
+
+    Pictures are uint8 arrays, height x width x 3, of any size: the shorter side is brought to the
+    model's, then the centre square is cut out. `key`, `score`, `licence` and `source` are what the
+    bank knows of a document that was retrieved. Raises `UserError` without a segment, and for one
+    that is neither a text nor such an array.
+    """
+
+    def __init__(
+        self,
+        *segments: str | UInt8[np.ndarray, "Y X 3"],
+        key: str = "",
+        score: float | None = None,
+        licence: str = "",
+        source: str = "",
+    ):
+        for segment in segments:
+            if not is_picture(segment) and not (isinstance(segment, str) and segment.strip()):
+                raise UserError(
+                    "a document's segments are texts and uint8 pictures of height x width x 3, "
+                    f"not {getattr(segment, 'shape', repr(segment))}."
+                )
+        if not segments:
+            raise UserError("a document is empty; give it a text, a picture, or both.")
+        self.segments = tuple(
+            segment if isinstance(segment, str) else segment.view(ImageArray)
+            for segment in segments
+        )
+        self.key, self.score, self.licence, self.source = key, score, licence, source
+
+    @property
+    def text(self) -> str | None:
+        """The first text."""
+        return next((s for s in self.segments if isinstance(s, str)), None)
+
+    @property
+    def image(self) -> ImageArray | None:
+        """The first picture."""
+        return next((s for s in self.segments if isinstance(s, ImageArray)), None)
+
+    def __repr__(self) -> str:
+        parts = [repr(s) if isinstance(s, str) else f"<{s.shape} picture>" for s in self.segments]
+        return f"Document({', '.join([*parts, *([f'key={self.key!r}'] if self.key else [])])})"
+
+    def _repr_html_(self) -> str:
+        score = [] if self.score is None else [f"score {self.score:.2f}"]
+        known = [part for part in (self.key, *score, self.licence, self.source) if part]
+        return segments_html(self.segments, ", ".join(known))
+
+
+class DocumentCodec:
+    """Documents as people see them ↔ the vocabulary ids that the model reads."""
+
+    def __init__(self, vocab: Vocab, text: TextTokenizer, image: ImageTokenizer):
+        self._vocab, self._text, self._image = vocab, text, image
+
+    def encode(self, document: Document) -> Int[np.ndarray, " L"]:
+        """The ids of a document, without the break after it."""
+        return render(tuple(map(self._segment, document.segments)), self._vocab)
+
+    def decode(self, shown: ShownDocument) -> Document:
+        """The document of ids; of a retrieved one with what the bank knows of it."""
+        known = {}
+        if isinstance(shown, Retrieved):
+            meta = shown.meta
+            known = {"key": meta.key, "licence": meta.licence, "source": meta.source}
+            known["score"] = shown.score
+        ids = shown.ids if isinstance(shown, Retrieved) else shown
+        parts = [
+            self._text.decode(list(segment.pieces))
+            if isinstance(segment, Text)
+            else self._image.decode(np.asarray([segment.codes]))[0]
+            for segment in parse(ids, self._vocab)
+        ]
+        return Document(*parts, **known)
+
+    def _segment(self, segment: str | ImageArray) -> Text | Image:
+        if isinstance(segment, str):
+            return Text(tuple(self._text.encode(segment)))
+        size = self._image.config.image_size
+        picture = preprocess(PIL.Image.fromarray(np.asarray(segment)), size)
+        return Image(tuple(self._image.encode(picture[None])[0].tolist()))
 
 
 def read_document(
@@ -28,11 +118,10 @@ def read_document(
     Raises `UserError` if one of them can't be read.
     """
     picture = load_picture(path, image.config.image_size)
-    codes = Image(tuple(image.encode(picture[None])[0].tolist()))
     caption = epath.Path(path).with_suffix(".txt")
-    pieces = text.encode(_caption(caption)) if caption.exists() else []
-    segments = (Text(tuple(pieces)), codes) if pieces else (codes,)
-    return render(segments, vocab)
+    words = _caption(caption) if caption.exists() else ""
+    document = Document(*([words] if words else []), picture)
+    return DocumentCodec(vocab, text, image).encode(document)
 
 
 def _caption(path: epath.Path) -> str:

@@ -1,15 +1,10 @@
-"""Documents in, documents out: pictures, captions, infilling, editing, stories (sections 3, 4).
-
-generator = cm3jax.load("runs/quickstart/decoder")
-generator.generate("a red circle left of a blue square", retrieve=2).image
-"""
+"""Documents in, documents out: pictures, captions, infilling, editing, stories (sections 3, 4)."""
 
 import copy
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Literal, TypedDict, Unpack
+from typing import Literal, Unpack
 
 import jax
 import numpy as np
@@ -20,10 +15,12 @@ from cm3jax.decode import loop
 from cm3jax.decode.params import as_read
 from cm3jax.decode.sample_cache import Journal
 from cm3jax.decode.throughput import Meter
+from cm3jax.errors import UserError
 from cm3jax.generation import ranking
 from cm3jax.generation.answers import AnswerReader, Answers, Generated
-from cm3jax.generation.documents import Say, retrieve_for
+from cm3jax.generation.documents import Document, DocumentCodec, Say, retrieve_for
 from cm3jax.generation.likelihood import Likelihood
+from cm3jax.generation.options import Sampling, SamplingOptions
 from cm3jax.generation.prompts import (
     Prompt,
     caption_prompt,
@@ -32,47 +29,49 @@ from cm3jax.generation.prompts import (
     picture_prompt,
     read_prompt,
 )
-from cm3jax.generation.requests import Documents, PromptRequest, RequestBuilder, ShownDocument
+from cm3jax.generation.requests import PromptRequest, RequestBuilder, ShownDocument
 from cm3jax.model.language_model import LanguageModel
 from cm3jax.retrieval.clip_encoder import ClipEncoder
 from cm3jax.retrieval.retriever import Retrieved, Retriever
 from cm3jax.shapes import Bool, Float, Int, RgbImage, UInt8
 
+GivenDocuments = Sequence[Sequence[ShownDocument | Document]]
+"""The documents of each prompt, in the order shown."""
 Images = UInt8[np.ndarray, "B Y X 3"] | Sequence[RgbImage | None]
 
 
-class SamplingOptions(TypedDict, total=False):
-    """How samples are drawn, as keywords; see `Sampling`."""
-
-    samples: int
-    seed: int
-    decode: DecodeConfig | None
-    prompt_ids: Sequence[int] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How samples are drawn."""
-
-    samples: int = 1
-    """Samples of each prompt."""
-    seed: int = 0
-    """Seed of their noise."""
-    decode: DecodeConfig | None = None
-    """Replaces the run's own settings."""
-    prompt_ids: Sequence[int] | None = None
-    """Name the prompts' noise, instead of their places in the list."""
-
-
 class Generator:
-    """A model with its tokenizers, and an encoder and a retriever that are opened when needed.
+    """A model that draws, describes and completes; `cm3jax.load(RUN)` makes one.
 
-    An encoder-decoder reads one text and draws its picture; asking it for more is a `UserError`.
+        model = cm3jax.load("experiments/miniature/weights/decoder")
+        sample = model.generate("a large red circle at b3 on sand", temperature=0.8, seed=1)
+        sample.image                                          # a notebook shows it
+        sample.image.save("circle.png")
+        model.generate("<mask> <image:circle.png> <infill>").text     # its caption
+        model.generate("the zubetu emblem on sky", retrieve=2)        # after two documents
 
-    Whatever draws takes the fields of `Sampling` as keywords, and gives for each prompt a list of
-    its samples, which share its documents. A sample's noise depends on (seed, prompt id, sample id,
-    tokens emitted) only. Raises `UserError` where prompt and answer together are longer than the
-    model's context.
+    One prompt in the notation, one sample: `generate`. Lists of inputs, for each one a list of its
+    samples: `text_to_image`, `caption`, `infill`, `edit`, and `generate_samples` for prompts in the
+    notation. Documents in front of prompts: `retrieve`, `documents_for`, `as_document`. Scores:
+    `ranked`, `token_logprobs`.
+
+    Pictures are uint8 arrays, height x width x 3, of the size `model.image.config.image_size`;
+    masks are boolean, height x width; ids are int32; log-probabilities are in nats. A document is a
+    `cm3jax.Document`, one that was retrieved, or its ids.
+
+    Whatever draws takes these keywords: `samples` of each prompt (1), `seed` (0), and every field
+    of `cm3jax.config.DecodeConfig` (`temperature`, `top_p`, `top_k`, `guidance_scale`, …), by
+    default the run's own, or a whole one as `decode`. A sample's noise depends on (seed, prompt's
+    place in the list or its `prompt_ids`, sample, tokens emitted) only. Samples of a prompt share
+    its documents.
+
+    Raises `cm3jax.errors.UserError`, one sentence, where prompt and answer together are longer than
+    the model's context, for a picture that can't be read, for an option that does not exist, and
+    where documents are asked for and the run has no memory bank. An encoder-decoder (`parti`) reads
+    one text and draws its picture; asking it for more is a `UserError` too.
+
+    `vocab`, `text` and `image` are its vocabulary and tokenizers; `encoder` and `retriever` are
+    opened when they are first used.
     """
 
     def __init__(
@@ -89,6 +88,7 @@ class Generator:
         self.decode = decode
         self._builder = builder
         self._reader = AnswerReader(self.vocab, self.text, self.image)
+        self._documents = DocumentCodec(self.vocab, self.text, self.image)
         self._variables = jax.device_put(as_read(variables, model.config.dtype))
         self._open_encoder, self._open_retriever = open_encoder, open_retriever
         self._decode_each = loop.decode_each
@@ -139,7 +139,7 @@ class Generator:
     def text_to_image(
         self,
         prompts: Sequence[str],
-        documents: Documents | None = None,
+        documents: GivenDocuments | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[list[Generated]]:
         """Pictures of plain texts; guided where `decode.guidance_scale` is not 1."""
@@ -148,7 +148,7 @@ class Generator:
     def caption(
         self,
         images: Images,
-        documents: Documents | None = None,
+        documents: GivenDocuments | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[list[Generated]]:
         """Texts of uint8 pictures: the text of the pair is masked, then recalled."""
@@ -159,7 +159,7 @@ class Generator:
         captions: Sequence[str],
         images: Images,
         masks: Bool[np.ndarray, "B Y X"],
-        documents: Documents | None = None,
+        documents: GivenDocuments | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[list[Generated]]:
         """uint8 pictures with what is under their masks drawn again; pixels outside stay.
@@ -175,7 +175,7 @@ class Generator:
         self,
         images: Images,
         instructions: Sequence[str],
-        documents: Documents | None = None,
+        documents: GivenDocuments | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[list[Generated]]:
         """uint8 pictures as the instructions change them, guided in three streams."""
@@ -186,17 +186,22 @@ class Generator:
         self,
         prompt: str,
         retrieve: int = 0,
-        documents: Sequence[ShownDocument] = (),
+        documents: Sequence[ShownDocument | Document] = (),
         **sampling: Unpack[SamplingOptions],
     ) -> Generated:
-        """One sample for a prompt in the notation, after `retrieve` documents of the bank."""
+        """One sample for a prompt, after `documents` and then up to `retrieve` of the bank.
+
+        A text is followed by its picture. The notation puts pictures and masks into a prompt:
+        `Image of a <mask>: <image:x.png> <infill>` is followed by the text under the mask. What the
+        run's floor keeps out is not retrieved, so that `sample.documents` may be fewer.
+        """
         return self.generate_samples([prompt], retrieve, documents, **sampling)[0][0]
 
     def generate_samples(
         self,
         prompts: Sequence[str],
         retrieve: int = 0,
-        documents: Sequence[ShownDocument] = (),
+        documents: Sequence[ShownDocument | Document] = (),
         **sampling: Unpack[SamplingOptions],
     ) -> list[list[Generated]]:
         """Samples for prompts in the notation of `document.parse_prompt`.
@@ -212,7 +217,7 @@ class Generator:
         self,
         prompts: Sequence[Prompt],
         retrieve: int,
-        documents: Sequence[ShownDocument] = (),
+        documents: Sequence[ShownDocument | Document] = (),
         exclude: Sequence[str] = (),
         weights: Mapping[str, float] | None = None,
         floor: float | None = None,
@@ -222,7 +227,10 @@ class Generator:
 
         The rest as in `documents.retrieve_for`.
         """
-        shown = [list(documents) for _ in prompts]
+        if retrieve < 0:
+            raise UserError(f"retrieve={retrieve} must be 0 or more.")
+        given = self._shown(documents)
+        shown = [list(given) for _ in prompts]
         if not retrieve:
             return shown
         found = retrieve_for(self.retriever, prompts, retrieve, exclude, weights, floor, say)
@@ -231,11 +239,11 @@ class Generator:
     def sample(
         self,
         prompts: Sequence[Prompt],
-        documents: Documents | None = None,
+        documents: GivenDocuments | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[list[Generated]]:
         """Samples for prompts that were read (`prompts.py`), after their documents."""
-        drawn = Sampling(**sampling)
+        drawn = Sampling.of(sampling, self.decode)
         requests = self.requests(prompts, documents, drawn.decode, drawn.prompt_ids)
         out: list[list[Generated | None]] = [[None] * drawn.samples for _ in prompts]
         for finished in self.answer(requests, drawn.samples, drawn.seed, drawn.decode):
@@ -246,12 +254,22 @@ class Generator:
     def requests(
         self,
         prompts: Sequence[Prompt],
-        documents: Documents | None = None,
+        documents: GivenDocuments | None = None,
         decode: DecodeConfig | None = None,
         prompt_ids: Sequence[int] | None = None,
     ) -> list[PromptRequest]:
         """What prompts ask of the model, in their order."""
+        if documents is not None:
+            documents = [self._shown(each) for each in documents]
         return self._builder.build(prompts, decode or self.decode, documents, prompt_ids)
+
+    def as_document(self, shown: ShownDocument) -> Document:
+        """The text and the picture of a document in `sample.documents`, to look at."""
+        return self._documents.decode(shown)
+
+    def _shown(self, documents: Sequence[ShownDocument | Document]) -> list[ShownDocument]:
+        """Documents with those of a user as ids."""
+        return [self._documents.encode(d) if isinstance(d, Document) else d for d in documents]
 
     def answer(
         self,

@@ -2,6 +2,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import cm3jax
 from cm3jax import testing
 from cm3jax.errors import UserError
 from cm3jax.generation.documents import read_document
@@ -58,3 +59,40 @@ def test_a_picture_file_is_a_document_with_the_caption_next_to_it(generator, voc
     picture_path.with_suffix(".txt").mkdir()
     with pytest.raises(UserError, match=r"the caption .* can't be read"):
         read_document(picture_path, *tools)
+
+
+def test_a_document_is_given_as_a_text_and_a_picture(generator, vocab):
+    (document,) = testing.documents(1, seed=8)
+    picture, text = testing.pictures(1, seed=8)[0], testing.CAPTIONS[0]
+    large = picture.repeat(3, 0).repeat(3, 1)
+    mine = cm3jax.Document(text, picture)
+    assert (mine.text, mine.image.tolist()) == (text, picture.tolist())
+    sample = generator.generate("a red fox", retrieve=1, documents=[mine])
+    assert sample.documents[0].tolist() == render(document, vocab).tolist()
+    again = generator.text_to_image(["a red fox"], [[mine]])[0][0]
+    assert again.documents[0].tolist() == render(document, vocab).tolist()
+    ids = generator.generate("a red fox", documents=[cm3jax.Document(large)]).documents[0]
+    assert len(ids) == vocab.image_tokens  # brought to the model's size
+    read = generator.as_document(sample.documents[0])
+    assert read.text == text
+    shown = generator.image.decode(generator.image.encode(picture[None]))[0]
+    np.testing.assert_array_equal(read.image, shown)
+    assert read.key == ""
+
+
+@pytest.mark.parametrize(
+    ("segments", "said"),
+    [
+        ((), "a document is empty"),
+        (("  ",), "not '  '"),
+        ((np.zeros((4, 4), np.uint8),), r"not \(4, 4\)"),
+    ],
+)
+def test_what_is_no_document_is_refused(segments, said):
+    with pytest.raises(UserError, match=said):
+        cm3jax.Document(*segments)
+
+
+def test_fewer_than_no_documents_are_refused(generator):
+    with pytest.raises(UserError, match="retrieve=-1 must be 0 or more"):
+        generator.generate("a red fox", retrieve=-1)

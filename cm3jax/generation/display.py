@@ -1,0 +1,69 @@
+"""How pictures, samples and documents show themselves in a notebook, and how pictures are saved."""
+
+import io
+from collections.abc import Sequence
+from pathlib import PurePath
+
+import numpy as np
+from etils import epath
+
+from cm3jax.errors import UserError
+from cm3jax.io.files import write_atomic
+from cm3jax.report.html import Html, png, png_uri, tag
+
+_SHOWN_SIDE = 128
+"""Pictures with fewer pixels a side are enlarged to about as many, pixel by pixel."""
+
+
+class ImageArray(np.ndarray):
+    """A picture, uint8, height x width x 3: an array that a notebook shows and `save` writes.
+
+    Whatever is computed from it is an array too; `np.asarray` gives a plain one.
+    """
+
+    def save(self, path: epath.PathLike) -> None:
+        """Write the picture; the ending of `path` says the format: .png, .jpg, .webp, …
+
+        Raises `UserError` for an ending that names no format.
+        """
+        import PIL.Image
+
+        kind = PIL.Image.registered_extensions().get(PurePath(path).suffix.lower())
+        if kind not in PIL.Image.SAVE:
+            raise UserError(f"{path} does not end in a format of pictures; call it NAME.png.")
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(np.asarray(self)).save(buffer, kind)
+        write_atomic(path, buffer.getvalue())
+
+    def _repr_png_(self) -> bytes | None:
+        return png(enlarged(self)) if is_picture(self) else None
+
+
+def is_picture(value: object) -> bool:
+    """Whether a value is an array of height x width x 3 bytes."""
+    return (
+        isinstance(value, np.ndarray)
+        and value.dtype == np.uint8
+        and value.ndim == 3
+        and value.shape[2] == 3
+        and value.size > 0
+    )
+
+
+def enlarged(image: np.ndarray) -> np.ndarray:
+    """The picture, or a small one with each pixel repeated."""
+    times = max(1, _SHOWN_SIDE // max(image.shape[:2]))
+    return np.asarray(image).repeat(times, 0).repeat(times, 1)
+
+
+def segments_html(segments: Sequence[object], caption: str = "") -> Html:
+    """Texts and pictures side by side, with a line in grey below them."""
+    shown = [
+        tag("img", src=png_uri(enlarged(segment)), alt="a picture")
+        if is_picture(segment)
+        else tag("span", str(segment), style="max-width:24em")
+        for segment in segments
+    ]
+    row = tag("div", *shown, style="display:flex;gap:1em;align-items:center")
+    below = [tag("div", caption, style="color:gray;font-size:small")] if caption else []
+    return tag("div", row, *below, style="margin:.5em 0")

@@ -1,0 +1,68 @@
+"""How samples are drawn, as plain keywords: `model.generate("…", temperature=0.8, seed=3)`."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+from cm3jax.config import DecodeConfig
+from cm3jax.errors import UserError, nearest
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `Sampling` and of `DecodeConfig`, which explain them."""
+
+    samples: int
+    seed: int
+    decode: DecodeConfig | None
+    prompt_ids: Sequence[int] | None
+    temperature: float
+    temperature_range: tuple[float, float] | None
+    top_p: float
+    top_k: int
+    guidance_scale: float
+    edit_scales: tuple[float, float]
+    contrast: Literal["none", "half", "all"]
+    contrast_k: int
+    contrast_alpha: float
+    contrast_temperature: float
+    grammar: bool
+    max_text_tokens: int
+    max_document_tokens: int
+    batch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn."""
+
+    samples: int = 1
+    """Samples of each prompt."""
+    seed: int = 0
+    """Seed of their noise."""
+    decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
+    """How tokens are chosen."""
+    prompt_ids: Sequence[int] | None = None
+    """Name the prompts' noise, instead of their places in the list."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], usual: DecodeConfig) -> "Sampling":
+        """From keywords: a `decode` replaces `usual`, and its fields' keywords go before both.
+
+        Raises `UserError` for a keyword that is neither's, and for a value that its field refuses.
+        """
+        fields = {field.name for field in dataclasses.fields(DecodeConfig)}
+        own = {name: value for name, value in options.items() if name not in fields}
+        for name in own.keys() - SamplingOptions.__annotations__.keys():
+            known = SamplingOptions.__annotations__
+            raise UserError(
+                f"there is no option {name!r}{nearest(name, known)}; there are {', '.join(known)}."
+            )
+        chosen = {name: value for name, value in options.items() if name in fields}
+        try:
+            decode = dataclasses.replace(own.pop("decode", None) or usual, **chosen)
+        except TypeError:
+            said = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
+            raise UserError(
+                f"an option has a value of another type than its field of DecodeConfig: {said}."
+            ) from None
+        return cls(decode=decode, **own)

@@ -1,0 +1,53 @@
+import dataclasses
+import typing
+
+import pytest
+
+from cm3jax.config import DecodeConfig
+from cm3jax.errors import UserError
+from cm3jax.generation.options import Sampling, SamplingOptions
+
+
+def test_every_setting_is_a_keyword():
+    own = {field.name for field in dataclasses.fields(Sampling)}
+    hints = typing.get_type_hints(SamplingOptions)
+    settings = typing.get_type_hints(DecodeConfig)
+    assert hints.keys() == own | settings.keys()
+    assert {name: hints[name] for name in settings} == settings
+
+
+def test_keywords_go_before_the_config_and_this_before_the_run_s():
+    usual, given = DecodeConfig(top_k=5, temperature=0.1), DecodeConfig(top_k=7)
+    assert Sampling.of({}, usual) == Sampling(decode=usual)
+    assert Sampling.of({"decode": None, "seed": 3}, usual) == Sampling(seed=3, decode=usual)
+    found = Sampling.of({"temperature": 0.8, "samples": 2}, usual)
+    assert found == Sampling(2, decode=DecodeConfig(top_k=5, temperature=0.8))
+    found = Sampling.of({"decode": given, "temperature": 0.8}, usual)
+    assert found.decode == DecodeConfig(top_k=7, temperature=0.8)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"temprature": 1.0},
+            r"no option 'temprature' \(did you mean temperature\?\); there are s",
+        ),
+        ({"xyz": 1.0}, r"no option 'xyz'; there are samples, seed, decode, prompt_ids, temp"),
+        ({"top_p": 2.0}, r"decode\.top_p=2\.0 must be in \(0, 1\]"),
+        ({"temperature": "hot"}, r"another type than its field of DecodeConfig: temperature='hot'"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(generator, options, said):
+    with pytest.raises(UserError, match=said):
+        generator.generate("a red fox", **options)
+
+
+def test_keywords_reach_the_sampler(generator):
+    sample = generator.generate("a red fox", temperature=0.8, seed=4)
+    assert sample.temperature == pytest.approx(0.8)
+    same = generator.generate("a red fox", decode=DecodeConfig(temperature=0.8), seed=4)
+    assert sample.ids.tolist() == same.ids.tolist()
+    other = generator.text_to_image(["a red fox"], top_k=1)[0][0]
+    likeliest = generator.text_to_image(["a red fox"], temperature=0.0, seed=9)[0][0]
+    assert other.ids.tolist() == likeliest.ids.tolist()
