@@ -14,7 +14,7 @@ from cm3jax.io.texts import clean_text, decode_text, read_regular
 from cm3jax.retrieval.retriever import Found, Retrieved, Retriever
 from cm3jax.sequence.document import Image, Text, parse, render
 from cm3jax.sequence.vocab import Vocab
-from cm3jax.shapes import Int, UInt8
+from cm3jax.shapes import Int
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, load_picture, preprocess
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
@@ -36,7 +36,7 @@ class Document:
 
     def __init__(
         self,
-        *segments: str | UInt8[np.ndarray, "Y X 3"],
+        *segments: str | np.ndarray,
         key: str = "",
         score: float | None = None,
         licence: str = "",
