@@ -12,7 +12,7 @@ from cm3jax import partition
 from cm3jax.config import ClipConfig, Experiment
 from cm3jax.data.contrastive import Couples
 from cm3jax.errors import UserError
-from cm3jax.learners.clip import CLIPLearner, couple_work
+from cm3jax.learners.clip import CLIPLearner
 from cm3jax.learners.online import OnlineLearner
 from cm3jax.learners.vqgan import VQGANLearner
 from cm3jax.memory import abstract_batch, planned
@@ -53,14 +53,6 @@ def batch_without_data(learner: Learner, mesh: Mesh) -> Any:
     if isinstance(learner, OnlineLearner):
         return _pairs(learner, mesh)
     return abstract_batch(experiment, mesh)
-
-
-def flops_per_step(learner: Learner) -> float:
-    """The model's operations of one global batch."""
-    if isinstance(learner, CLIPLearner):  # texts as long as the encoder reads
-        config, rows = learner.experiment.clip, learner.experiment.data.batch
-        return couple_work(config, 2 * rows, config.text_context).flops
-    return learner.work.flops
 
 
 class _Rows:

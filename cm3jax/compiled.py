@@ -11,7 +11,7 @@ import time
 import jax
 
 from cm3jax import hlo, partition
-from cm3jax.abstract import batch_without_data, flops_per_step, learner_without_data
+from cm3jax.abstract import batch_without_data, learner_without_data
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
 from cm3jax.targets import Target
@@ -83,7 +83,7 @@ def compile_step(experiment: Experiment, target: Target) -> Compiled:
             f"{experiment.name} does not fit {target.name}: {_first_sentence(str(error))}; take "
             "--model.remat full, --optim.accumulate, or more devices (--mesh.fsdp, --mesh.tensor)."
         ) from None
-    flops = flops_per_step(learner)
+    flops = learner.work.flops
     memory, text = made.memory_analysis(), made.as_text()
     traffic = hlo.traffic(text)
     decodes = experiment.learner in ("decoder", "parti")

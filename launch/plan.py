@@ -86,15 +86,15 @@ def run(argv: list[str]) -> None:
 
 
 def _run_target(experiment: Experiment, options: Options) -> None:
-    """Print what compiling for the target tells, and the figures by formula where there are any."""
+    """Print what compiling for the target tells."""
     target = Target.parse(options.target, options.slices)
     prepare_jax()
-    found = []
     if options.search:
-        for found_one in search(experiment, target):
-            found.append(found_one)
+        found = []
+        for answer in search(experiment, target):
+            found.append(answer)
             if not options.json:
-                print(f"{found_one['options']}\n{target_text(found_one)}\n", flush=True)
+                print(f"{answer['options']}\n{target_text(answer)}\n", flush=True)
         if options.json:
             print(json.dumps({"experiment": experiment.name, "targets": found}, indent=2))
         return

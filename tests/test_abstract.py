@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from cm3jax import partition, testing
-from cm3jax.abstract import batch_without_data, flops_per_step, learner_without_data
+from cm3jax.abstract import batch_without_data, learner_without_data
 from cm3jax.config import DataConfig, MeshConfig
 from cm3jax.errors import UserError
 from cm3jax.train import make_train_step
@@ -49,7 +49,7 @@ def test_the_step_of_every_learner_is_lowered_without_data(name):
     state, metrics = lowered.out_info
     assert jax.tree.structure(state) == jax.tree.structure(layout.abstract)
     assert "loss" in metrics
-    assert flops_per_step(learner) > 0
+    assert learner.work.flops > 0
 
 
 def test_a_batch_of_any_learner_must_be_shared():

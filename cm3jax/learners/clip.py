@@ -52,6 +52,7 @@ class CLIPLearner:
         """A learner whose loss can be compiled; it has no tokenizer and no records."""
         learner = cls.__new__(cls)
         learner.experiment, learner.model = experiment, CLIP(experiment.clip)
+        learner.fingerprints, learner.longest = {}, experiment.clip.text_context
         return learner
 
     def _keep_tokenizer(self) -> None:
@@ -70,6 +71,11 @@ class CLIPLearner:
         return self._records("train")
 
     @functools.cached_property
+    def longest(self) -> int:
+        """Pieces of the longest text that is trained on."""
+        return max(map(len, self.records.texts))
+
+    @functools.cached_property
     def _validation(self) -> Stream:
         try:
             records = self._records("validation")
@@ -86,7 +92,7 @@ class CLIPLearner:
     def work(self) -> StepCost:
         """The cost of one global batch."""
         config = self.experiment.clip
-        length = text_length(max(map(len, self.records.texts)), config)
+        length = text_length(self.longest, config)
         return couple_work(config, 2 * self.experiment.data.batch, length)
 
     def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:

@@ -4,17 +4,24 @@ In processes without the flags of this suite, which are for CPUs. CI installs th
 this file; without them each test says what it needs.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from cm3jax.compiled import Bounds, Compiled
+from cm3jax.config import MeshConfig
 from cm3jax.errors import UserError
-from launch import plan
+from cm3jax.targets import Target
+from launch import plan, plan_target
+from launch.bench import targets as bench_targets
+from launch.names import load_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -64,7 +71,54 @@ def test_a_step_for_tpus_hides_its_communication():
 def test_a_step_for_gpus_hides_its_communication():
     found = compiled("--target", "h200-4", "--model.attention", "cudnn")
     assert found["fits"]
-    assert any("cudnn" in kernel for kernel in found["kernels"])
+    assert found["peak_bytes"] == pytest.approx(923_877_732, rel=0.1)
+    assert found["kernels"] == ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
+    waits = {kind: waiting(found, kind) for kind in found["collectives"]}
+    assert waits == {"all-gather": 2, "all-to-all": 0, "reduce-scatter": 0}
+
+
+def made(experiment, target, peak: float, arithmetic=1.0, hidden=0.0, waiting=0.0, **mesh):
+    """What would be said of a step with these figures."""
+    config = load_experiment(experiment)
+    config = dataclasses.replace(config, mesh=MeshConfig(**mesh))
+    target = Target.parse(target)
+    bounds = Bounds(arithmetic, hidden, waiting, 0.0)
+    step = Compiled(int(peak * target.memory), 0, 1.0, {}, [], 1e15, bounds)
+    return plan_target.advice(config, target, step)
+
+
+def test_it_says_what_to_change():
+    assert made("cm3leon_7b", "v5p-32", 0.9, hidden=0.9, data=1, fsdp=32) == []
+    (said,) = made("cm3leon_760m", "v5p-8", 1.1, data=1, fsdp=8)
+    assert said == "does not fit: try --model.remat full"
+    (said,) = made("cm3leon_7b", "v5p-8", 1.1, data=1, fsdp=8)  # remat is full already
+    assert "256 rows at once: try --optim.accumulate 2" in said
+    (said,) = made("vqgan_256", "v5e-4", 1.1, data=4)
+    assert re.search(r"a device has \d+ rows at once: try a smaller --data\.batch", said)
+    (said,) = made("cm3leon_7b", "v5p-32", 0.5, hidden=1.2, data=1, fsdp=32)
+    assert said.startswith("bound by communication: give each device more rows")
+    waits, narrow = made("cm3leon_7b", "v6e-256", 0.5, waiting=1.0, data=1, fsdp=256)
+    assert "for 50% of a step" in waits
+    assert "leaves 16 of 4096 elements" in narrow
+    assert narrow.endswith("try --mesh.fsdp 32 --mesh.tensor 8")
+    (said,) = made("cm3leon_7b", "h200-64", 0.5, data=1, fsdp=4, tensor=16)
+    assert "crosses the network between hosts of 8 GPUs at every layer: make it 8 or less" in said
+
+
+def test_the_highest_utilisation_is_of_the_shortest_step():
+    target = Target.parse("v5e-4")
+    bounds = Bounds(arithmetic=2.0, hidden=3.0, waiting=0.5, network=0.5)
+    assert bounds.step == 4.0
+    step = Compiled(0, 0, 1.0, {}, [], 2.0 * 4 * 197e12, bounds)
+    assert step.mfu(target) == pytest.approx(0.5)
+
+
+def test_the_table_has_a_line_for_each_case_and_says_why_one_is_empty():
+    known = json.loads((ROOT / "docs/targets.json").read_text())
+    text = bench_targets.page({**known, bench_targets.CASES[-1]: {"error": "it is late"}})
+    assert "| it is late |" in text
+    assert text.count("\n| ") == len(bench_targets.CASES) + 1
+    assert bench_targets.page(known) == (ROOT / "docs/targets.md").read_text()
 
 
 def test_slices_and_search_want_a_target():
