@@ -174,6 +174,8 @@ def _traceable(model: DecoderConfig) -> DecoderConfig:
 
     (Of whole blocks: the context is rounded up to one.)
     """
+    if model.attention == "auto":  # all keep about the same
+        return dataclasses.replace(model, attention="xla")
     if model.attention != "cudnn":
         return model
     return dataclasses.replace(model, attention="splash", context=-(-model.context // 128) * 128)

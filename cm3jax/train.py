@@ -26,6 +26,7 @@ from cm3jax.errors import UserError
 from cm3jax.io.experiment_json import save_experiment, to_dict
 from cm3jax.io.files import write_atomic
 from cm3jax.io.folders import hold
+from cm3jax.model.kernels import IN_WORDS, kernel_for
 from cm3jax.report.run_page import Illustration, draw_report, is_reported
 from cm3jax.shapes import Array, Int, Key
 from cm3jax.training import distributed, ema
@@ -42,8 +43,10 @@ from cm3jax.training.metrics import (
     validation_name,
 )
 from cm3jax.training.optim import learning_rate
+from cm3jax.training.profile import StepProfile
 from cm3jax.training.resume import Start, require_run_folder, start_state
 from cm3jax.training.state import Layout, TrainState, plan_layout
+from cm3jax.training.tracker import Tracker, require_tracker
 from cm3jax.training.watchdog import Watchdog
 
 
@@ -110,6 +113,7 @@ def train(
     require_divisible(experiment.data.batch, parts, shards)
     if experiment.learner in ("decoder", "parti"):
         require_attention(experiment.model, mesh)
+    require_tracker(experiment.train.tracker)
     require_run_folder(experiment.run_dir)
     with (
         hold(experiment.run_dir, f"training {experiment.name}"),
@@ -133,8 +137,15 @@ def train(
         if layout.trained_table:
             progress.say(layout.trained_table)
         progress.say(f"{layout.parameters:,} parameters, mesh {dict(mesh.shape)}")
+        if experiment.row_length:
+            rows = (experiment.row_length, experiment.one_segment)
+            progress.say(f"rows attend by {IN_WORDS[kernel_for(experiment.model, *rows)]}")
         run = _Run(learner, illustrate, layout, begin, data, mesh, checkpoints, progress)
-        return run.loop(preemption, watchdog)
+        with (
+            StepProfile(experiment.run_dir, experiment.train.traced) as profile,
+            Tracker(experiment.train.tracker, experiment.run_dir, to_dict(experiment)) as tracker,
+        ):
+            return run.loop(preemption, watchdog, profile, tracker)
 
 
 def make_train_step(
@@ -259,7 +270,13 @@ class _Run:
             record_life(run_dir, self._step, to_dict(self._experiment), start.changes)
             self._log = MetricsLog(run_dir, self._step)
 
-    def loop(self, preemption: distributed.Preemption, watchdog: Watchdog) -> TrainState:
+    def loop(
+        self,
+        preemption: distributed.Preemption,
+        watchdog: Watchdog,
+        profile: StepProfile,
+        tracker: Tracker,
+    ) -> TrainState:
         """Run the steps that are left; the state at the end is saved."""
         settings, steps = self._experiment.train, self._experiment.train.steps
         stream = self._learner.stream("train")
@@ -269,8 +286,9 @@ class _Run:
         pending: collections.deque[tuple[int, Any, HostBatch]] = collections.deque()
         while self._step < steps:
             batch = self._clock.wait(batches)
-            self._state, metrics = self._train_step(self._state, self._put(batch))
             self._step += 1
+            call = (self._train_step, self._state, self._put(batch))
+            self._state, metrics = profile.run(self._step, *call)
             self._position = batch.next
             pending.append((self._step, metrics, batch))
             self._checkpoints.check()
@@ -282,7 +300,7 @@ class _Run:
                 self._require_finite(*pending.popleft())
             watchdog.step_ended()
             if logs:
-                self._report(metrics, batch, validates)
+                tracker.write(self._step, self._report(metrics, batch, validates))
             if saves:
                 self._save()
             if validates or self._step == steps:
@@ -307,7 +325,10 @@ class _Run:
 
         return jax.tree.map(place, batch.data)
 
-    def _report(self, metrics: Mapping[str, Any], batch: HostBatch, validates: bool) -> None:
+    def _report(
+        self, metrics: Mapping[str, Any], batch: HostBatch, validates: bool
+    ) -> dict[str, Any]:
+        """Measure, log and show the step; what was logged."""
         per_step, waiting = self._clock.per_step(self._step), self._clock.waiting
         values: dict[str, Any] = {n: Mean(*pair).compute() for n, pair in metrics.items()}
         if validates:
@@ -324,6 +345,7 @@ class _Run:
             self._log.write({"step": self._step, **values})
         left = per_step * (self._experiment.train.steps - self._step) if per_step else None
         self._progress.show(self._step, values, left)
+        return values
 
     def _validation_batches(self) -> Iterable[Any]:
         batches = self._learner.stream("validation").batches(Position())

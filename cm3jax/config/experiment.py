@@ -117,14 +117,23 @@ class Experiment:
             "model.attention=cudnn cannot keep the samples of data.rows=whole apart; use "
             "data.rows=stream, or model.attention=xla.",
         )
-        lengths = {"decoder": self.model.context, "parti": self.vocab.grid**2}
-        length = lengths.get(self.learner, 0)
+        length = self.row_length
         require(
-            attention != "splash" or length % 128 == 0,
-            f"model.attention=splash works on blocks of 128 tokens, which rows of {length} do not "
-            f"fill; change {'model.context' if self.learner == 'decoder' else 'vocab.grid'}, or "
-            "use model.attention=xla.",
+            attention not in ("splash", "triton") or length % 128 == 0,
+            f"model.attention={attention} works on blocks of 128 tokens, which rows of {length} "
+            f"do not fill; change {'model.context' if self.learner == 'decoder' else 'vocab.grid'},"
+            " or use model.attention=xla.",
         )
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a training row; 0 where there are no rows of tokens."""
+        return {"decoder": self.model.context, "parti": self.vocab.grid**2}.get(self.learner, 0)
+
+    @property
+    def one_segment(self) -> bool:
+        """Whether no training row holds several samples."""
+        return self.learner == "parti" or self.data.rows == "stream"
 
     @property
     def trained(self) -> str:

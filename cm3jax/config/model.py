@@ -62,10 +62,12 @@ class DecoderConfig:
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes: only norms, gates and attention weights (`none`),
     everything (`full`), or all but matrix products (`dots`)."""
-    attention: Literal["xla", "cudnn", "splash"] = "xla"
+    attention: Literal["auto", "xla", "cudnn", "splash", "triton"] = "auto"
     """How training rows attend. `xla`: plain operations for any hardware, which hold the scores of
     an eighth of a row's tokens at once. Kernels that hold fewer: `cudnn` for GPUs, where a row is
-    one segment (`data.rows=stream`), and `splash` for TPUs. Generation always uses `xla`."""
+    one segment (`data.rows=stream`), `triton` for GPUs, where rows are packed, and `splash` for
+    TPUs. `auto` takes the hardware's kernel as far as rows, heads and types fit it; a line at start
+    says which. Generation always uses `xla`."""
 
     def __post_init__(self):
         require(

@@ -83,7 +83,20 @@ class TrainConfig:
     """Print the stacks of all threads, and go on, whenever no step ends for this many seconds; 0
     never does. The first step includes its compilation."""
 
+    profile: str = ""
+    """First and last step of which a trace is kept in RUN/profile, for XProf and Perfetto, with the
+    time by operation in report.html, e.g. `20:25`; empty traces none. Traced steps are slower, and
+    the first of a life compiles."""
+    tracker: Literal["", "trackio", "wandb"] = ""
+    """An experiment tracker that is told what metrics.jsonl is; it is an extra of the same name."""
+
     def __post_init__(self):
+        steps = re.fullmatch(r"[0-9]{1,9}:[0-9]{1,9}", self.profile)
+        require(
+            not self.profile or (steps is not None and 0 not in self.traced and any(self.traced)),
+            f"train.profile={self.profile} must be two steps such as 20:25, from 1 on, the "
+            "first not after the last.",
+        )
         require(self.steps >= 1, f"train.steps={self.steps} must be at least 1.")
         require(self.log_every >= 1, f"train.log_every={self.log_every} must be at least 1.")
         require(self.samples >= 0, f"train.samples={self.samples} must not be negative.")
@@ -91,6 +104,14 @@ class TrainConfig:
             self.watchdog_seconds >= 0,
             f"train.watchdog_seconds={self.watchdog_seconds} must not be negative.",
         )
+
+    @property
+    def traced(self) -> range:
+        """The steps of `profile`; none where it is empty."""
+        if not self.profile:
+            return range(0)
+        first, last = map(int, self.profile.split(":"))
+        return range(first, last + 1)
 
 
 @dataclasses.dataclass(frozen=True)

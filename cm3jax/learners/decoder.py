@@ -36,7 +36,8 @@ class DecoderLearner:
     @property
     def model(self) -> Decoder:
         """The module."""
-        return Decoder(self.experiment.model, self.vocab.size)
+        e = self.experiment
+        return Decoder(e.model, self.vocab.size, e.one_segment)
 
     @property
     def fingerprints(self) -> dict[str, str]:

@@ -19,7 +19,7 @@ Attend = Callable[
 
 
 def row_attention(
-    segments: Int[Array, "B L"], backend: Literal["xla", "cudnn", "splash"]
+    segments: Int[Array, "B L"], backend: Literal["xla", "cudnn", "splash", "triton"]
 ) -> Attend:
     """Causal attention within the segments of rows, by one of the backends.
 
@@ -29,7 +29,9 @@ def row_attention(
     if backend == "cudnn":
         return partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
     if backend == "splash":
-        return partial(_splash, segments)
+        return partial(_by_kernel, _splash_whole, segments)
+    if backend == "triton":
+        return partial(_by_kernel, _triton_whole, segments)
     return partial(_in_blocks, segments)
 
 
@@ -186,21 +188,22 @@ def _causal_backward(known, slope):
 _causal.defvjp(_causal_forward, _causal_backward)
 
 
-def _splash(
+def _by_kernel(
+    kernel: Callable[..., Float[Array, "B L H A"]],
     segments: Int[Array, "B L"],
     queries: Float[Array, "B L H A"],
     keys: Float[Array, "B L K A"],
     values: Float[Array, "B L K A"],
 ) -> Float[Array, "B L H A"]:
-    """`attend` within segments by the kernel for TPUs; L is a multiple of 128."""
+    """`attend` within segments by a kernel of Pallas; L is a multiple of 128."""
     rows, heads = ("batch", None), ("batch", None, "heads", None)
     # XLA cannot cut a kernel as it cuts its own operations.
-    kernel = partition.on_each_device(_splash_whole, (rows, heads, heads, heads), heads)
-    return kernel(segments, queries, keys, values)
+    shared = partition.on_each_device(kernel, (rows, heads, heads, heads), heads)
+    return shared(segments, queries, keys, values)
 
 
 def _splash_whole(segments, queries, keys, values):
-    """`_splash` on one device."""
+    """The kernel for TPUs on one device."""
     # The import takes a second, which only runs on TPUs should wait for.
     from jax.experimental.pallas.ops.tpu import splash_attention
 
@@ -218,6 +221,24 @@ def _splash_whole(segments, queries, keys, values):
     by_head = (x.swapaxes(1, 2) for x in (queries * width**-0.5, keys, values))
     segment_ids = splash_attention.SegmentIds(segments, segments)
     return jax.vmap(kernel)(*by_head, segment_ids).swapaxes(1, 2)
+
+
+def _triton_whole(segments, queries, keys, values):
+    """The kernel for GPUs on one device."""
+    from jax.experimental.pallas.ops.gpu import attention as triton_attention
+
+    # It knows no shared heads: each query head gets a copy of its keys and values.
+    shared = queries.shape[2] // keys.shape[2]
+    keys, values = (jnp.repeat(x, shared, axis=2) for x in (keys, values))
+    return triton_attention.mha(
+        queries,
+        keys,
+        values,
+        segments,
+        sm_scale=queries.shape[-1] ** -0.5,
+        causal=True,
+        interpret=partition.platform() == "cpu",
+    )
 
 
 def attend_cached(queries: Float[Array, "B T H A"], cache: LayerCache) -> Float[Array, "B T H A"]:

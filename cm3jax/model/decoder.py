@@ -16,6 +16,7 @@ from cm3jax.model.attention import row_attention
 from cm3jax.model.block import Block, layer_keys, scan_layers
 from cm3jax.model.cache import Cache, KeyValues
 from cm3jax.model.embeddings import position_table, vocabulary_tables
+from cm3jax.model.kernels import kernel_for
 from cm3jax.model.layers import Norm, rotations
 from cm3jax.partition import shard_rows
 from cm3jax.shapes import Array, Float, Int, Key
@@ -29,6 +30,8 @@ class Decoder(nn.Module):
 
     config: DecoderConfig
     vocab_size: int
+    one_segment: bool = False
+    """Whether no row holds several samples, so that more kernels may attend over it."""
 
     def setup(self):
         """Create the tables and the stacked layers."""
@@ -60,8 +63,8 @@ class Decoder(nn.Module):
         With a key, `config.dropout` applies.
         """
         # The rows that parameters are made with are too short for kernels.
-        backend = "xla" if self.is_initializing() else self.config.attention
-        attend = row_attention(segments, backend)
+        kernel = kernel_for(self.config, tokens.shape[1], self.one_segment)
+        attend = row_attention(segments, "xla" if self.is_initializing() else kernel)
         x, rotation = self._embed(tokens, positions)
 
         def body(block, x, key):

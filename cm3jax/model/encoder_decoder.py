@@ -17,6 +17,7 @@ from cm3jax.model.attention import attend, row_attention
 from cm3jax.model.block import Block, CrossBlock, layer_keys, scan_layers
 from cm3jax.model.cache import Cache, KeyValues
 from cm3jax.model.embeddings import position_table, vocabulary_tables
+from cm3jax.model.kernels import kernel_for
 from cm3jax.model.layers import Norm, rotations
 from cm3jax.partition import shard_rows
 from cm3jax.shapes import Array, Bool, Float, Int, Key
@@ -72,7 +73,8 @@ class EncoderDecoder(nn.Module):
         to_text = partial(attend, mask=there[:, None, None])
         states = self._encode(texts, to_text, keys[0])
         # The rows that parameters are made with are too short for kernels.
-        backend = "xla" if self.is_initializing() else self.config.attention
+        kernel = kernel_for(self.config, tokens.shape[1], one_segment=True)
+        backend = "xla" if self.is_initializing() else kernel
         to_row = row_attention(jnp.ones_like(tokens), backend)
         x, rotation = self._embed(tokens, self.position)
 

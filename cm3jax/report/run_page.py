@@ -18,6 +18,7 @@ from cm3jax.report.html import Html, Points, curves, facts, page, png, table, ta
 from cm3jax.shapes import UInt8
 from cm3jax.training import metrics
 from cm3jax.training.metrics import validation_name
+from cm3jax.training.profile import Operation, read_operations
 
 STRUCTURE = "Structure (breaks, ends, masks) counts in “all” and in neither modality."
 """What a reader of a decoder's curves wants to know."""
@@ -78,6 +79,8 @@ def write_report(
     body += [_section(drawn.title, drawn.body) for drawn in illustrations]
     if others:
         body.append(_section("What else was logged", _folded("Curves", *_small_curves(others))))
+    if operations := read_operations(run_dir):
+        body.append(_section("Time by operation", *_operations(operations)))
     if lives:
         body.append(_section("Lives", table([_told(life) for life in lives])))
     config = (run_dir / "config.json").read_text()
@@ -141,6 +144,33 @@ def _state(steps: int, lines: Sequence[Mapping[str, Any]]) -> Html:
         if found := metrics.curve([last], name):  # not on the first steps, nor on every device
             known.append((title, f"{found[0][1] * scale:{form}}"))
     return facts(known)
+
+
+_SHOWN = 20
+"""Operations in the table."""
+
+
+def _operations(operations: Sequence[Operation]) -> list[Html]:
+    """What the traced steps spent their time on, and where the trace is."""
+    rows = [
+        {
+            "operation": each.name,
+            "ms per step": f"{each.milliseconds:.3f}",
+            "share": f"{each.share:.1%}",
+            "times per step": f"{each.count:.1f}",
+        }
+        for each in operations[:_SHOWN]
+    ]
+    rest = sum(each.share for each in operations[_SHOWN:])
+    note = f" {len(operations) - _SHOWN} other kinds took {rest:.1%}." if rest else ""
+    return [
+        tag(
+            "p",
+            "Per device, as traced; what runs at once counts in full." + note + " Open the trace "
+            "by `xprof profile`, or the .trace.json.gz in it at https://ui.perfetto.dev.",
+        ),
+        table(rows),
+    ]
 
 
 def _section(title: str, *body: str) -> Html:

@@ -20,10 +20,10 @@ def require_divisible(batch: int, parts: int, shards: int) -> None:
 def require_attention(model: DecoderConfig, mesh: jax.sharding.Mesh) -> None:
     """Refuse a kernel in `model.attention` that is not for the mesh's devices, or whose heads these
     cannot share equally."""
-    if model.attention == "xla":
+    if model.attention in ("auto", "xla"):
         return
-    # CPUs interpret splash attention, so that it can be tried without a TPU.
-    known = {"cudnn": ("gpu",), "splash": ("tpu", "cpu")}[model.attention]
+    # CPUs interpret what is written in Pallas, so that it can be tried without the hardware.
+    known = {"cudnn": ("gpu",), "splash": ("tpu", "cpu"), "triton": ("gpu", "cpu")}[model.attention]
     platform = mesh.devices.flat[0].platform
     if platform not in known:
         raise UserError(

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from cm3jax import partition
-from cm3jax.config import DataConfig, DecoderConfig, MeshConfig
+from cm3jax.config import DataConfig, DecoderConfig, MeshConfig, TrainConfig
 from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
 from cm3jax.memory import compiled_bytes
 from cm3jax.model.attention import row_attention
 from cm3jax.model.encoder_decoder import EncoderDecoder
+from cm3jax.model.kernels import kernel_for
 from cm3jax.testing import decoder_variables
 from cm3jax.train import train
 from tests.tiny import VOCAB, experiment, learner
@@ -63,6 +64,11 @@ def assert_near(actual, expected, tolerance=1e-5):
 def test_splash_is_the_attention_of_packed_rows_padding_and_shared_heads_included():
     everywhere = jnp.ones_like(PACKED)
     assert_near(attended("splash", PACKED, everywhere), attended("xla", PACKED, everywhere))
+
+
+def test_triton_is_the_attention_of_packed_rows_padding_and_shared_heads_included():
+    everywhere = jnp.ones_like(PACKED)
+    assert_near(attended("triton", PACKED, everywhere), attended("xla", PACKED, everywhere))
 
 
 @pytest.fixture
@@ -119,6 +125,56 @@ def test_cudnn_is_lowered_for_gpus_without_an_array_of_all_scores(monkeypatch):
     assert text.count(r"mask_type\22: \22CAUSAL\22") == 2
     assert r"fmha_scale\22: 0.17677669" in text  # 32**-0.5
     assert "1024x1024" not in text
+
+
+def test_triton_is_lowered_for_gpus_without_an_array_of_all_scores(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    text = lowered("cuda", "triton")
+    assert text.count("@__gpu$xla.gpu.triton(") == 3  # forward, sums, backward
+    assert "1024x1024" not in text
+
+
+TINY_ROWS = {"dtype": "bfloat16", "head_width": 64, "context": 256}
+
+
+@pytest.mark.parametrize(
+    ("platform", "one_segment", "fields", "kernel"),
+    [
+        ("cpu", False, {}, "xla"),
+        ("tpu", False, {}, "splash"),
+        ("tpu", True, {"dtype": "float32"}, "splash"),
+        ("tpu", False, {"context": 200}, "xla"),
+        ("gpu", True, {}, "cudnn"),
+        ("gpu", True, {"context": 200}, "cudnn"),
+        ("gpu", False, {}, "triton"),
+        ("gpu", False, {"context": 200}, "xla"),
+        ("gpu", True, {"dtype": "float32"}, "xla"),
+        ("gpu", False, {"head_width": 192}, "xla"),
+        ("gpu", False, {"attention": "xla"}, "xla"),
+    ],
+)
+def test_auto_is_the_kernel_of_the_hardware(monkeypatch, platform, one_segment, fields, kernel):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    model = dataclasses.replace(MODEL, **TINY_ROWS | fields)
+    assert kernel_for(model, model.context, one_segment) == kernel
+
+
+def test_auto_goes_by_the_mesh_that_is_set_and_shares_heads_equally():
+    model = dataclasses.replace(MODEL, **TINY_ROWS)
+    device = jax.sharding.AbstractDevice(device_kind="TPU v6 lite", num_cores=1, platform="tpu")
+    kernels = []
+    for tensor in (2, 4):  # 2 heads of keys and values
+        mesh = jax.sharding.AbstractMesh(
+            (1, 1, tensor), ("data", "fsdp", "tensor"), abstract_device=device
+        )
+        with jax.sharding.use_abstract_mesh(mesh):
+            kernels.append(kernel_for(model, 256, one_segment=False))
+    assert kernels == ["splash", "xla"]
+
+
+def test_the_start_says_what_attends(tmp_path, capsys):
+    train(learner(experiment(tmp_path, train=TrainConfig(steps=1, validate_every=0))))
+    assert "rows attend by plain operations" in capsys.readouterr().out
 
 
 def loss_and_slopes(model, segments, sizes=(1, 1, 1)):

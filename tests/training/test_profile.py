@@ -1,0 +1,87 @@
+"""Traces of steps: what lies in the folder, and the time by operation."""
+
+import gzip
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cm3jax.config import TrainConfig
+from cm3jax.errors import UserError
+from cm3jax.train import train
+from cm3jax.training.profile import StepProfile, kind_of, operations, read_operations
+from tests.tiny import experiment, learner
+
+
+def test_a_run_keeps_a_trace_and_its_report_tells_the_time_by_operation(tmp_path):
+    steps = TrainConfig(steps=4, log_every=4, validate_every=0, profile="3:4")
+    train(learner(experiment(tmp_path, train=steps)))
+    folder = tmp_path / "profile" / "plugins" / "profile" / "steps-3-4"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"process-0.xplane.pb", "process-0.trace.json.gz"}
+    # What Perfetto opens: events of the trace event format, the annotated steps among them.
+    events = json.loads(gzip.decompress((folder / "process-0.trace.json.gz").read_bytes()))
+    steps = {event["args"]["step_num"] for event in events["traceEvents"] if is_step(event)}
+    assert steps == {"3", "4"}
+    found = read_operations(tmp_path)
+    assert found == operations(folder / "process-0.xplane.pb", 2)
+    assert sum(each.share for each in found) == pytest.approx(1)
+    milliseconds = [each.milliseconds for each in found]
+    assert milliseconds == sorted(milliseconds, reverse=True)
+    page = (tmp_path / "report.html").read_text()
+    assert "Time by operation" in page
+    assert f"<td>{found[0].name}</td>" in page
+
+
+def is_step(event) -> bool:
+    return event.get("name") == "train" and "step_num" in event.get("args", {})
+
+
+def test_operations_are_counted_per_step_and_device(tmp_path):
+    matrix = jnp.ones((256, 256))
+    sums = jax.jit(lambda x: jax.lax.fori_loop(0, 5, lambda _, y: jnp.sort(y @ x, axis=0), x))
+    sums(matrix)
+    with StepProfile(tmp_path, range(2, 4)) as profile:
+        for number in range(1, 6):
+            profile.run(number, sums, matrix)
+    by_name = {each.name: each for each in read_operations(tmp_path)}
+    (sort,) = (each for name, each in by_name.items() if "sort" in name)
+    # Five to a step; CPUs may note the copy that is sorted, and parts that threads share, besides.
+    assert sort.count >= 5
+    assert sort.count % 5 == 0
+    assert 0 < sort.milliseconds < 1000
+    assert not by_name.keys() & {"while", "call"}
+
+
+def test_a_trace_that_the_run_ends_early_is_kept(tmp_path):
+    step = jax.jit(lambda x: jnp.sort(x))
+    with StepProfile(tmp_path, range(1, 100)) as profile:
+        profile.run(1, step, np.arange(1000.0))
+    assert read_operations(tmp_path)
+    with StepProfile(tmp_path / "none", range(5, 7)) as profile:
+        profile.run(1, step, np.arange(1000.0))
+    assert not (tmp_path / "none").exists()
+    assert read_operations(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("%fusion.12.clone = (f32[8,4]{1,0}, f32[]) fusion(%a, %b), kind=kLoop", "fusion"),
+        ("dot.3", "dot"),
+        ("transpose_copy_fusion.1.remat2", "transpose_copy_fusion"),
+        ("all-gather-start.7", "all-gather-start"),
+        ("loop_add_fusion", "loop_add_fusion"),
+    ],
+)
+def test_numbers_are_no_part_of_a_kind(name, kind):
+    assert kind_of(name) == kind
+
+
+@pytest.mark.parametrize("steps", ["20", "0:3", "5:4", "a:b", "1:2:3", "-1:4", "1:", "²:3"])
+def test_steps_that_are_none_are_refused(steps):
+    with pytest.raises(UserError, match=r"train\.profile=.* must be two steps such as 20:25"):
+        TrainConfig(profile=steps)
+    assert TrainConfig(profile="20:25").traced == range(20, 26)
