@@ -19,6 +19,7 @@ PAGES = {
     for name in (
         "README.md",
         *("docs/quickstart.md", "docs/training.md", "docs/data.md", "docs/generation.md"),
+        "docs/python.md",
         *("docs/converting.md", "docs/tasks.md", "docs/evaluation.md", "docs/claims.md"),
         *("docs/pods.md", "docs/targets.md", "docs/benchmarks.md", "docs/glossary.md"),
         *("ARCHITECTURE.md", "CONTRIBUTING.md"),
@@ -57,6 +58,20 @@ def test_snippets_run_in_order(tmp_path, monkeypatch):
     assert SNIPPETS
     for snippet in SNIPPETS:
         exec(compile(snippet, "docs/pods.md", "exec"), names)
+
+
+def test_the_page_on_python_runs_in_order(tmp_path, monkeypatch):
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGES["docs/python.md"], re.MULTILINE | re.DOTALL)
+    names = {}
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), names)
+    assert (tmp_path / "circle.png").exists()
+    assert names["model"].caption([names["sample"].image])[0][0].text
+    calls = re.findall(r"^\| `model\.(\w+)\(", PAGES["docs/python.md"], re.MULTILINE)
+    assert len(calls) == 10
+    assert all(callable(getattr(names["model"], call)) for call in calls)
 
 
 @pytest.mark.parametrize("command", dict.fromkeys([*commands(README), *COMMANDS]))
