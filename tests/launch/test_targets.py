@@ -77,6 +77,18 @@ def test_a_step_for_gpus_hides_its_communication():
     assert waits == {"all-gather": 2, "all-to-all": 0, "reduce-scatter": 0}
 
 
+@pytest.mark.slow
+@there("libtpu")
+def test_a_chunk_of_drawing_copies_no_more_on_tpus():
+    found = compiled("--target", "v5e-1", "--decode", "--mesh.fsdp", "1", "--model.context", "4096")
+    assert found["fits"]
+    assert found["collectives"] == {}
+    # Weights and a cache of two streams in bfloat16.
+    assert found["bytes_read_per_step"] == pytest.approx(186_122_240, rel=0.1)
+    assert found["peak_bytes"] == pytest.approx(304_162_816, rel=0.1)
+    assert found["copies"] <= 17
+
+
 def made(experiment, target, peak: float, arithmetic=1.0, hidden=0.0, waiting=0.0, **mesh):
     """What would be said of a step with these figures."""
     config = load_experiment(experiment)
