@@ -22,6 +22,7 @@ from cm3jax.decode.plan import CHUNK, Group, SlotJob, plan_groups
 from cm3jax.decode.request import Request
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
+from cm3jax.model.cache import KeyValues
 from cm3jax.model.language_model import LanguageModel
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Bool, Float, Int
@@ -152,7 +153,8 @@ class _Engine:
         with self._on_mesh():
             if mesh is not None:
                 self._rows = jax.device_put(self._rows, partition.batch_sharding(mesh))
-            self._state = steps.start(model.config, group.shape)
+            first = dataclasses.replace(group.shape, capacity=group.shape.room(CHUNK))
+            self._state = steps.start(model.config, first)
 
     def _on_mesh(self) -> AbstractContextManager:
         return nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
@@ -187,11 +189,15 @@ class _Engine:
         slots[: len(jobs)] = places
         rows = self._rows_of(jobs, count)
         new = steps.New(*map(jnp.asarray, (tokens, lengths, last, slots)), rows)
+        # What was emitted is no part of it, so that one program is for all sizes of it.
+        suffix = self._state.cache.suffix
+        state = _with_suffix(self._state, ())
         begin, known = time.perf_counter(), steps.prefill._cache_size()
         with self._on_mesh():
-            self._rows, self._state = steps.prefill(
-                self._model, self._variables, self._rows, self._state, new, shape.samples
+            self._rows, state = steps.prefill(
+                self._model, self._variables, self._rows, state, new, shape.samples
             )
+        self._state = _with_suffix(state, suffix)
         jax.block_until_ready(self._state)
         seconds = time.perf_counter() - begin
         if steps.prefill._cache_size() > known:
@@ -228,6 +234,7 @@ class _Engine:
 
     def _advance(self) -> Bool[np.ndarray, " P"]:
         """Run a chunk and give each slot what its samples emitted; which slots are done."""
+        self._make_room()
         begin, known = time.perf_counter(), steps.chunk._cache_size()
         greedy = self._config.temperature == 0 and self._config.temperature_range is None
         call = (self._model, self._vocab, self._variables, self._method, greedy)
@@ -249,6 +256,14 @@ class _Engine:
             count = int((ids != self._vocab.pad).sum())
             self._meter.stepped(seconds, count, CHUNK * self._read_per_step())
         return np.asarray(done).reshape(self._shape.slots, -1).all(1)
+
+    def _make_room(self) -> None:
+        """Resize the suffix to what the next chunk needs."""
+        emitted = max(len(slot.ids) for slot in self._slots if slot is not None) * CHUNK
+        room = self._shape.room(emitted + CHUNK)
+        if room != self._state.cache.suffix[0].keys.shape[2]:
+            with self._on_mesh():
+                self._state = steps.resized(self._state, room)
 
     def _read_per_step(self) -> int:
         """Bytes: the weights, and keys and values of prompts and rows at their padded lengths."""
@@ -283,3 +298,7 @@ class _Engine:
             ]
             out.append(Finished(slot.job.index, slot.job.first_sample, samples))
         return out
+
+
+def _with_suffix(state: steps.State, suffix: tuple[KeyValues, ...]) -> steps.State:
+    return dataclasses.replace(state, cache=dataclasses.replace(state.cache, suffix=suffix))

@@ -15,6 +15,9 @@ from cm3jax.sequence.vocab import Vocab
 CHUNK = 16
 """Tokens between two looks of the host."""
 
+ROOM = 128
+"""Tokens by which the room for emitted tokens grows at least: each size has a program."""
+
 
 def bucket(length: int) -> int:
     """The size that a length is padded to: 16, 32, 48, 64, 96, 128, 192, …"""
@@ -49,6 +52,12 @@ class ProgramShape:
     """Room for a prompt."""
     capacity: int
     """Room for emitted tokens."""
+
+    def room(self, tokens: int) -> int:
+        """Room for this many emitted tokens: a quarter of `capacity` after another, each of at
+        least `ROOM` tokens, so that steps read little more than what is filled."""
+        part = max(ROOM, self.capacity // 4)
+        return min(-(-tokens // part) * part, self.capacity)
 
 
 @dataclasses.dataclass(frozen=True)

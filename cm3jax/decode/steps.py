@@ -91,6 +91,29 @@ def start(config: DecoderConfig, shape: ProgramShape) -> State:
     return _laid_out(State(cache, last, jnp.zeros(shape.slots * shape.samples, jnp.int32)))
 
 
+def resized(state: State, capacity: int) -> State:
+    """The state with room for `capacity` emitted tokens; the old arrays are gone.
+
+    What stands beyond a smaller room is of samples that are done.
+    """
+    suffix = []
+    for layer in state.cache.suffix:
+        suffix.append(_resized_layer(layer, capacity))
+        layer.keys.delete()  # one layer is there twice, not all
+        layer.values.delete()
+    return dataclasses.replace(state, cache=dataclasses.replace(state.cache, suffix=tuple(suffix)))
+
+
+@partial(jax.jit, static_argnames="capacity")
+def _resized_layer(layer: KeyValues, capacity: int) -> KeyValues:
+    def fit(part: Array) -> Array:
+        part = part[:, :, :capacity]
+        more = [(0, 0), (0, 0), (0, capacity - part.shape[2]), (0, 0)]
+        return partition.constrain(jnp.pad(part, more), "batch", "heads", None, None)
+
+    return jax.tree.map(fit, layer)
+
+
 def _laid_out(state: State) -> State:
     """The state between two programs: rows and heads of the cache are cut over the mesh."""
     cache, heads = state.cache, ("batch", "heads", None, None)

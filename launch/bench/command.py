@@ -9,12 +9,14 @@
     python -m launch.bench retrieval --documents 1000000
     python -m launch.bench data
     python -m launch.bench targets --only v5e
+    python -m launch.bench accelerator --out results/h200
 
 `train` times our training step, `decode` our engine, each beside transformers with the same
 weights. `scaling` is the engine's seconds per picture against batch, documents and samples.
 `retrieval` searches vectors like CLIP's with our indexes, blocked NumPy and FAISS. `data` reads
-training rows. `targets` compiles training steps for machines that are not here. The module of each,
-`launch.bench.train` and so on, says how it measures.
+training rows. `targets` compiles training steps for machines that are not here, `accelerator`
+checks in eight minutes what only hardware can say. The module of each, `launch.bench.train` and so
+on, says how it measures.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import os
 from typing import Any, NoReturn
 
 from cm3jax.errors import UserError
+from launch.bench import accelerator as bench_accelerator
 from launch.bench import decode as bench_decode
 from launch.bench import scaling as bench_scaling
 from launch.bench import targets as bench_targets
@@ -79,6 +82,10 @@ def make_parser() -> argparse.ArgumentParser:
     scaling = kinds.add_parser("scaling", help="seconds per picture by batch, documents, samples")
     scaling.set_defaults(measure=bench_scaling.bench_scaling)
     bench_scaling.add_options(scaling)
+
+    accelerator = kinds.add_parser("accelerator", help="what only hardware can say, in one go")
+    accelerator.set_defaults(measure=bench_accelerator.bench_accelerator)
+    bench_accelerator.add_options(accelerator)
 
     retrieval = kinds.add_parser("retrieval", help="indexes, beside NumPy and FAISS")
     retrieval.set_defaults(measure=_retrieval)

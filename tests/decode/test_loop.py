@@ -322,3 +322,45 @@ def test_steps_of_one_row_copy_no_keys(read):
     keys = r"f32\[1,4,24,8\]"  # rows, heads, capacity, width of a head
     assert re.search(keys, text)
     assert not re.search(rf"{keys}\S* copy\(", text)
+
+
+def test_room_for_emitted_tokens_grows_by_quarters():
+    shape = plan.ProgramShape(slots=1, samples=1, streams=1, width=64, capacity=1024)
+    assert [shape.room(n) for n in (16, 256, 257, 768, 1008, 1040)] == [
+        *(256, 256, 512, 768, 1024, 1024),
+    ]
+    assert [dataclasses.replace(shape, capacity=c).room(16) for c in (64, 128, 192)] == [
+        64,
+        128,
+        128,
+    ]
+    # The 7B draws 16 guided pictures: 13.5 GB of weights, half a megabyte of each token and row.
+    weights, entry = 13.5e9, 2 * 32 * 4096 * 2 * 32
+    chunks = range(plan.CHUNK, 1025, plan.CHUNK)
+    read = sum(weights + entry * shape.room(n) for n in chunks)
+    assert read < 1.1 * sum(weights + entry * n for n in chunks)
+
+
+@pytest.mark.parametrize("sizes", [None, (2, 1, 2)])
+def test_growing_room_changes_no_sample_and_reads_less(variables, read, monkeypatch, sizes):
+    """Also of prompts that are admitted beside others that have emitted more, and on a mesh."""
+    if sizes:
+        mesh = partition.make_mesh(MeshConfig(*sizes))
+        shapes = jax.eval_shape(MODEL.init, jax.random.key(0), *[jnp.zeros((1, 1), jnp.int32)] * 3)
+        read = as_read(jax.device_put(variables, partition.shardings(mesh, shapes)), CONFIG.dtype)
+    program = lambda count: (Codes((None,) * count),)  # noqa: E731
+    # One capacity, 64: the second slot is emptied and filled again while the first goes on.
+    requests = [text_request(i, 9, program(n)) for i, n in enumerate((60, 50, 49, 60))]
+    found = {}
+    for room in (128, 16):
+        monkeypatch.setattr(plan, "ROOM", room)
+        meter = Meter()
+        samples = {}
+        for finished in decode_each(
+            *(MODEL, read, VOCAB, requests, dataclasses.replace(GREEDY, batch=2)), meter=meter
+        ):
+            samples |= {done.request: done.samples[0].ids.tolist() for done in finished}
+        found[room] = (samples, meter.decode_bytes)
+    assert found[16][0] == found[128][0]
+    assert [len(ids) for _, ids in sorted(found[16][0].items())] == [60, 50, 49, 60]
+    assert found[16][1] < found[128][1]

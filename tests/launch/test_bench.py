@@ -12,7 +12,7 @@ import pytest
 
 from cm3jax.errors import UserError
 from launch import rivals
-from launch.bench import command, data, retrieval, scaling
+from launch.bench import accelerator, command, data, retrieval, scaling
 from launch.bench.model import random_weights
 from launch.bench.train import make_learner
 
@@ -130,6 +130,54 @@ def test_an_experiment_is_decoded_alone(capsys):
     figures = json.loads(capsys.readouterr().out)
     assert (figures["streams"], figures["torch"]) == (2, None)
     assert figures["ours"]["decode_tokens_per_second"] > 0
+
+
+def bare(argv):
+    """The bench on a machine with little more than jax."""
+    return subprocess.run(
+        [sys.executable, "-c", BARE.format(absent=ABSENT, argv=argv)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def test_accelerators_are_checked_on_a_bare_machine_part_by_part(tmp_path):
+    """A CPU's dry run: what there was no time for is skipped, and done by the next run only."""
+    answer = bare(["accelerator", "--out", str(tmp_path), "--minutes", "0"])
+    assert answer.returncode == 0, answer.stderr
+    parts = json.loads((tmp_path / "accelerator.json").read_text())["parts"]
+    assert parts.keys() == accelerator.PARTS.keys()
+    assert all("it takes" in part["skipped"] for part in parts.values())
+    kept = {"kept": 1, "seconds": 2.0}
+    found = json.loads(answer.stdout)
+    found["parts"]["decode_batches"] = kept
+    (tmp_path / "accelerator.json").write_text(json.dumps(found))
+    answer = bare(["accelerator", "--out", str(tmp_path)])
+    assert answer.returncode == 0, answer.stderr
+    parts = json.loads(answer.stdout)["parts"]
+    assert parts == json.loads((tmp_path / "accelerator.json").read_text())["parts"]
+    assert parts["decode_batches"] == kept
+    for name in ("splash", "triton"):
+        assert parts["kernels"][name]["difference"] < 0.02  # bfloat16
+        assert parts["kernels"][name]["gradient_difference"] < 0.02
+    for name in ("train_whole", "train_packed"):
+        assert parts[name]["kernel"] == "xla"
+        assert parts[name]["losses"][1] < parts[name]["losses"][0]
+    for documents in ("0_documents", "2_documents"):
+        assert parts["decode_documents"][documents]["seconds_per_picture"] > 0
+    lines = (tmp_path / "accelerator.md").read_text()
+    assert "| training, whole rows: MFU | open |" in lines
+
+
+def test_results_of_another_machine_stay_as_they_are(tmp_path):
+    path = tmp_path / "accelerator.json"
+    path.write_text('{"device": "8 × TPU v9", "jax": "0.1", "parts": {}}')
+    with pytest.raises(UserError, match=r"is of 8 × TPU v9 with jax 0.1, not of .*another --out"):
+        command.run(["accelerator", "--out", str(tmp_path)])
+    assert "TPU v9" in path.read_text()
 
 
 @pytest.mark.slow
