@@ -12,7 +12,7 @@ import dataclasses
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -27,6 +27,7 @@ from cm3jax.io.experiment_json import from_dict, to_dict
 from cm3jax.io.files import write_atomic
 from cm3jax.tokenizers.text_tokenizer import MODEL_FILE
 from cm3jax.training import distributed, ema
+from cm3jax.training.companions import run_folder
 from cm3jax.training.exported_run import (
     PARAMS_FILE,
     LoadedRun,
@@ -109,9 +110,10 @@ class Checkpoints:
         for half in _half_written(self._directory):
             _log.warning("passing over %s: the run ended while it was being written.", half)
         self._saving, self._pending = "", False
+        self._kept = _NewestAndBest(config.keep)
         self._manager = _manager(
             self._directory,
-            max_to_keep=config.keep,
+            preservation_policy=self._kept,
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
@@ -165,6 +167,10 @@ class Checkpoints:
             self._manager.save(step, args=items)
         self._pending = True
 
+    def keep_best(self, step: int) -> None:
+        """Keep the checkpoint of a step, which is saved or about to be, until another is named."""
+        self._kept.best = step
+
     def check(self) -> None:
         """Raise `UserError` if the checkpoint that is being written has failed. Waits for nothing:
         called after every step, it tells while there is still little to lose."""
@@ -214,6 +220,19 @@ class Checkpoints:
         return answer["step"]
 
 
+@dataclasses.dataclass
+class _NewestAndBest:
+    """Which checkpoints orbax keeps: the newest ones, and that of the best validation."""
+
+    count: int
+    best: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Whether each checkpoint, oldest first, is kept."""
+        newest = {checkpoint.step for checkpoint in checkpoints[-self.count :]}
+        return [checkpoint.step in {*newest, self.best} for checkpoint in checkpoints]
+
+
 def _newest_sound(
     manager: ocp.CheckpointManager, directory: epath.Path
 ) -> tuple[int | None, list[epath.Path]]:
@@ -248,14 +267,15 @@ def _set_aside(path: epath.Path) -> None:
 def load_run(run_dir: epath.PathLike, onto: Onto | None = None) -> LoadedRun:
     """Parameters and other collections of a run directory or of an exported run, float32.
 
-    Of a run the newest sound checkpoint is read, without its optimiser, and of parameters whose
+    Of a run the newest sound checkpoint is read, or the one that `RUN/checkpoints/STEP` names,
+    without its optimiser, and of parameters whose
     moving averages it keeps (`optim.ema`) these. Weights that were exported
     as bfloat16 are widened. `onto` says for the run's experiment what they are and where they lie,
     and every device reads its own part; without it all are read onto the first device. Raises
     `UserError` if nothing there can be read, naming the first array that `onto` does not know, or
     knows otherwise.
     """
-    path = epath.Path(run_dir).resolve()
+    path, named = run_folder(run_dir)
     if (path / PARAMS_FILE).exists():
         return read_export(path, onto)
     if not (path / "checkpoints").exists():
@@ -264,10 +284,24 @@ def load_run(run_dir: epath.PathLike, onto: Onto | None = None) -> LoadedRun:
             "train it first, or give another directory."
         )
     with _manager(path / "checkpoints", create=False) as manager:
-        step, _ = _newest_sound(manager, path / "checkpoints")
+        if named is not None:
+            _require_sound(manager, named, path)
+        step = named
+        if step is None:
+            step, _ = _newest_sound(manager, path / "checkpoints")
         if step is None:
             raise UserError(f"{run_dir} holds no complete checkpoint yet; train it first.")
         return _load_checkpoint(manager, step, f"{run_dir} at step {step}", onto)
+
+
+def _require_sound(manager: ocp.CheckpointManager, step: int, run_dir: epath.Path) -> None:
+    steps = sorted(manager.all_steps())
+    if step not in steps:
+        raise UserError(
+            f"{run_dir} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}."
+        )
+    if fault := checksums.fault(run_dir / "checkpoints" / str(step)):
+        raise UserError(f"the checkpoint of step {step} in {run_dir} is damaged: {fault}.")
 
 
 def export_run(
@@ -280,7 +314,7 @@ def export_run(
     A text tokenizer that the run keeps beside its checkpoints goes with them.
     """
     write_run(load_run(run_dir), out_dir, dtype)
-    tokenizer = epath.Path(run_dir) / MODEL_FILE
+    tokenizer = run_folder(run_dir)[0] / MODEL_FILE
     if tokenizer.exists():
         write_atomic(epath.Path(out_dir) / MODEL_FILE, tokenizer.read_bytes())
 

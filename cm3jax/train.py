@@ -21,6 +21,7 @@ from cm3jax import partition
 from cm3jax.checkpoint import Checkpoints, Meta
 from cm3jax.config import Experiment
 from cm3jax.data.corpus import licence_shares
+from cm3jax.data.document_probe import probes_of
 from cm3jax.data.pipeline import Described, HostBatch, Position, Stream, combine_fingerprints
 from cm3jax.errors import UserError
 from cm3jax.io.experiment_json import save_experiment, to_dict
@@ -30,6 +31,7 @@ from cm3jax.model.kernels import IN_WORDS, kernel_for
 from cm3jax.report.run_page import Illustration, draw_report, is_reported
 from cm3jax.shapes import Array, Int, Key
 from cm3jax.training import distributed, ema
+from cm3jax.training.best import BestKept
 from cm3jax.training.clock import StepClock
 from cm3jax.training.gradients import accumulated, gradients
 from cm3jax.training.loss import LossOutput, Mean
@@ -258,6 +260,7 @@ class _Run:
         self._sharding = partition.batch_sharding(mesh)
         self._train_step = make_train_step(learner, layout)
         self._validate = make_validation(learner, layout)
+        self._probes = probes_of(learner) if self._experiment.train.validate_every else {}
         self._rate = learning_rate(self._experiment.optim, self._experiment.train.steps)
         self._clock = StepClock(start.seconds)
         self._licences, self._data = licence_shares(self._experiment.data), data
@@ -269,6 +272,7 @@ class _Run:
             save_experiment(run_dir / "config.json", self._experiment)
             record_life(run_dir, self._step, to_dict(self._experiment), start.changes)
             self._log = MetricsLog(run_dir, self._step)
+        self._best = BestKept(self._experiment.run_dir, checkpoints.keep_best, self._progress.say)
 
     def loop(
         self,
@@ -300,7 +304,9 @@ class _Run:
                 self._require_finite(*pending.popleft())
             watchdog.step_ended()
             if logs:
-                tracker.write(self._step, self._report(metrics, batch, validates))
+                values = self._report(metrics, batch, validates)
+                tracker.write(self._step, values)
+                saves |= validates and self._best.validated(self._step, values)
             if saves:
                 self._save()
             if validates or self._step == steps:
@@ -311,6 +317,7 @@ class _Run:
             if stopping:
                 self._progress.say(f"stopped on request at step {self._step}; it is saved.")
                 break
+        self._best.end(self._step)
         return self._state
 
     def _due(self, every: int) -> bool:
@@ -333,6 +340,9 @@ class _Run:
         values: dict[str, Any] = {n: Mean(*pair).compute() for n, pair in metrics.items()}
         if validates:
             values |= self._validate(self._state, self._validation_batches())
+            for kind, batches in self._probes.items():
+                found = self._validate(self._state, map(self._put, batches))
+                values[f"documents_{kind}"] = found["loss_valid_image"]
         values |= {
             "learning_rate": float(self._rate(self._step)),
             **utilisation(self._learner.work, self._step, per_step),
@@ -364,11 +374,7 @@ class _Run:
         self._checkpoints.save(self._step, self._state, meta)
 
     def _require_finite(self, step: int, metrics: Mapping[str, Any], batch: HostBatch) -> None:
-        """Wait for a step; if it gave what is no number, keep its batch and stop the run.
-
-        Every step is looked at before the state is saved, so that what stands in the checkpoints
-        is good.
-        """
+        """Wait for a step; on NaN or infinity keep its batch and stop, before a state is saved."""
         for name in ("loss", "gradient_norm", "parameter_norm"):
             value = Mean(*metrics[name]).compute()
             if not math.isfinite(value):

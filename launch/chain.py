@@ -26,7 +26,9 @@ from cm3jax.experiments.chain import SMALL, Choices
 from cm3jax.experiments.folder.base import chain
 from cm3jax.io.files import read_json, write_json
 from cm3jax.io.folders import hold
+from cm3jax.training.best import best_validation, checkpoint_of
 from cm3jax.training.hardware import in_words as this_machine
+from cm3jax.training.metrics import read_metrics
 from launch import estimates, heldout
 from launch.chain_report import write_chain_report
 from launch.cli import parse
@@ -106,29 +108,42 @@ def stages(options: Options, counts: dict[str, int], rate: float) -> list[Stage]
         estimates.preparing_seconds(chained, sum(counts.values()), rate),
         decoder.data.corpus,
         lambda: is_prepared(decoder, make_tools(decoder)),
-        lambda: prepare(decoder, make_tools(decoder), _say),
+        lambda: _prepare(decoder),
     )
     order = [train["text"], train["vqgan"], train["clip"], prepared, train["decoder"]]
     if not counts["validation"]:
         print(f"{options.source} holds nothing back: nothing is drawn for unseen captions.")
         return order
     scores = out / "results" / "heldout.json"
-    asked = HeldOut(
-        run=decoder.run_dir, documents=_DOCUMENTS, count=options.prompts, out=str(scores)
-    )
+
+    def evaluate() -> None:
+        count, run = options.prompts, best_run(decoder.run_dir)
+        asked = HeldOut(run=run, documents=_DOCUMENTS, count=count, out=str(scores))
+        heldout.evaluate(asked, _say)
+
     prompts = min(options.prompts, counts["validation"])
     evaluated = Stage(
         "evaluate on held-out records",
         estimates.drawing_seconds(decoder, prompts, len(_DOCUMENTS), rate),
         str(scores),
         scores.exists,
-        lambda: _nothing(heldout.evaluate(asked, _say)),
+        evaluate,
     )
     return [*order, evaluated]
 
 
-def _nothing(_: Any) -> None:
-    """A stage leaves files."""
+def _prepare(decoder: Experiment) -> None:
+    prepare(decoder, make_tools(decoder), _say)
+    if (epath.Path(decoder.run_dir) / "checkpoints" / str(decoder.train.steps)).exists():
+        _say("the decoder was trained before that; to train one on it, give another --out")
+
+
+def best_run(run_dir: str) -> str:
+    """The checkpoint of a run's best validation, which is not the last one of a run that learns
+    its pictures by heart; the run itself where it is."""
+    best = best_validation(read_metrics(run_dir))
+    path = None if best is None else checkpoint_of(run_dir, best)
+    return run_dir if path is None else str(path)
 
 
 def _say(line: str) -> None:
@@ -195,7 +210,7 @@ def _run(options: Options, todo: list[Stage]) -> None:
     run_stages(todo, timings)
     made = members(options)
     page = write_chain_report(options.out, options.source, made)
-    run = made["decoder"].run_dir
+    run = best_run(made["decoder"].run_dir)
     print(f"wrote {page}; draw with python -m launch.generate PROMPT --run {run} --retrieve 2")
 
 

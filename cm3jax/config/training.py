@@ -119,9 +119,9 @@ class CheckpointConfig:
     """Saving."""
 
     every: int = 1000
-    """Steps between two saves; the last step is always saved."""
+    """Steps between two saves; the last step is always saved, and the best validation by now."""
     keep: int = 2
-    """Newest checkpoints kept."""
+    """Newest checkpoints kept, beside the one of the best validation (the lowest `loss_valid`)."""
 
     def __post_init__(self):
         require(self.every >= 1 and self.keep >= 1, "checkpoint: every and keep must be at least 1")

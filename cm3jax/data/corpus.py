@@ -60,6 +60,8 @@ class CorpusDocument:
     """Hash of the raw record's content."""
     pictures: tuple[str, ...] = ()
     """Hashes of its pictures' pixels (`RawRecord.pictures`)."""
+    subjects: tuple[str, ...] = ()
+    """Names of what it is about (`RawRecord.subjects`); none in corpora of earlier versions."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -330,7 +332,7 @@ class Documents:
 def _encode(document: CorpusDocument) -> bytes:
     """uint32 number of ids, the ids, the rest as JSON."""
     ids = np.ascontiguousarray(document.ids, "<i4")
-    names = ("key", "kind", "licence", "source", "hash", "pictures")
+    names = ("key", "kind", "licence", "source", "hash", "pictures", "subjects")
     rest = {name: getattr(document, name) for name in names}
     text = json.dumps(rest, ensure_ascii=False, separators=(",", ":"))
     return np.uint32(len(ids)).astype("<u4").tobytes() + ids.tobytes() + text.encode()
@@ -344,4 +346,5 @@ def _ids(record: bytes) -> Int[np.ndarray, " L"]:
 def _decode(record: bytes) -> CorpusDocument:
     ids = _ids(record)
     rest = json.loads(record[4 + ids.nbytes :])
-    return CorpusDocument(**rest | {"pictures": tuple(rest.get("pictures", ())), "ids": ids})
+    names = {name: tuple(rest.get(name, ())) for name in ("pictures", "subjects")}
+    return CorpusDocument(**rest | names | {"ids": ids})

@@ -237,7 +237,7 @@ class CorpusStream:
         """`corpora` are that of `data.corpus`, or those of `data.mixture` in its order."""
         self.data, self.seed = data, seed
         self.corpora = corpora
-        self._share = row_slice(data.batch, process_index, process_count)
+        self.share = row_slice(data.batch, process_index, process_count)
         weights = np.cumsum(row_weights(data, corpora) if len(corpora) > 1 else [1.0])
         self._thresholds = np.round(weights[:-1] / weights[-1:] * 2**32)
         first = corpora[0].corpus
@@ -294,7 +294,7 @@ class CorpusStream:
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """This process's rows of the global batches from `position` on, without end."""
         threads = self.data.threads
-        tokens = self.corpora[0].config.context * (self._share.stop - self._share.start)
+        tokens = self.corpora[0].config.context * (self.share.stop - self.share.start)
         most = -(-self.tokens_at_once // tokens)
         shares = self._shares(position)
 
@@ -329,9 +329,9 @@ class CorpusStream:
             for number, corpus in enumerate(self.corpora):
                 wanted = np.flatnonzero(chosen == number)
                 plan, places[number] = corpus.take(places[number], len(wanted))
-                own = np.searchsorted(wanted, (self._share.start, self._share.stop)).tolist()
+                own = np.searchsorted(wanted, (self.share.start, self.share.stop)).tolist()
                 plans.append(plan.slice(*own))
-                rows.append(wanted[slice(*own)] - self._share.start)
+                rows.append(wanted[slice(*own)] - self.share.start)
             after = Position(row=given, parts=tuple(places)) if mixed else places[0]
             yield _Share(plans, rows, after)
 
@@ -342,7 +342,7 @@ class CorpusStream:
         return np.searchsorted(self._thresholds, words[:, 0], side="right")
 
     def _materialise(self, shares: list["_Share"]) -> list[HostBatch]:
-        count = self._share.stop - self._share.start
+        count = self.share.stop - self.share.start
         parts, records, order = [], [], []
         for number, corpus in enumerate(self.corpora):
             plan = join_plans([share.plans[number] for share in shares])
@@ -360,7 +360,7 @@ class CorpusStream:
         for number, share in enumerate(shares):
             own = slice(number * count, (number + 1) * count)
             data = jax.tree.map(lambda array, own=own: array[own], rows)
-            mark = batch_fingerprint(data, ids[own], self._share.start)
+            mark = batch_fingerprint(data, ids[own], self.share.start)
             batches.append(HostBatch(data, share.next, mark))
         return batches
 

@@ -192,7 +192,10 @@ def _shard(batch: TokenisedBatch, neighbourhood: Neighbourhood) -> Shard:
     raws = [(item.raw, item.ids) for item in batch.items]
     return Shard(
         documents=[
-            CorpusDocument(raw.key, raw.kind, raw.licence, ids, raw.source, raw.hash, raw.pictures)
+            CorpusDocument(
+                *(raw.key, raw.kind, raw.licence, ids),
+                *(raw.source, raw.hash, raw.pictures, raw.subjects),
+            )
             for raw, ids in raws
         ],
         neighbours=column("ids").astype(np.int32),

@@ -19,6 +19,7 @@ from cm3jax.config import DecodeConfig, Experiment, MeshConfig
 from cm3jax.evaluate import chance
 from cm3jax.evaluate.protocol import PromptSet, Score, code_version, stamp, tree_fingerprint
 from cm3jax.evaluate.results import Cell, Chosen, Figure
+from cm3jax.evaluate.source_check import require_source
 from cm3jax.generation import loading
 from cm3jax.generation.answers import Generated
 from cm3jax.generation.generator import Generator
@@ -117,14 +118,18 @@ class Examinee:
         mesh: MeshConfig | None = None,
         keep: epath.PathLike = "",
         retrieves: bool = True,
+        source: str = "",
     ) -> "Examinee":
         """The decoder of a run; arguments as in `loading.load`.
 
         Samples are kept in the folder `keep`, and those that are there not drawn again. `retrieves`
         says whether documents are searched for, so that the encoder's weights count. Raises
-        `UserError` where the run or its companions are missing or don't match.
+        `UserError` where the run or its companions are missing or don't match, or where the run was
+        not trained on the data set `source`.
         """
         run = load_run(run_dir)
+        if source:
+            require_source(run_dir, run.experiment.data, source)
         model = loading.load(run_dir, bank, mesh)
         weights = {
             "decoder": tree_fingerprint(run.variables),

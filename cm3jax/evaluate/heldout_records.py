@@ -14,9 +14,7 @@ from cm3jax.errors import UserError
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.clip_encoder import text_and_image
 from cm3jax.sequence import prng
-from cm3jax.shapes import Int, UInt8
-
-Picture = UInt8[np.ndarray, "Y X 3"]
+from cm3jax.shapes import Int, RgbImage
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,7 +22,7 @@ class HeldOut:
     """A record that training never saw."""
 
     text: str
-    picture: Picture
+    picture: RgbImage
     raw: RawRecord
 
 

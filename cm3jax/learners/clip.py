@@ -28,6 +28,7 @@ from cm3jax.retrieval.clip_encoder import (
 )
 from cm3jax.shapes import Array, Bool, Float, Int, Key
 from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, TextTokenizer
+from cm3jax.training.companions import run_folder
 from cm3jax.training.loss import LossOutput, Mean
 from cm3jax.training.metrics import StepCost
 
@@ -240,7 +241,7 @@ def load(run_dir: epath.PathLike) -> ClipEncoder:
     Raises `UserError` if either is missing, or if they do not belong together.
     """
     run = checkpoint.load_run(run_dir)
-    tokenizer = TextTokenizer.load(run_dir)
+    tokenizer = TextTokenizer.load(run_folder(run_dir)[0])
     ours = {"text": tokenizer.fingerprint}
     checkpoint.require_same(run.fingerprints, ours, f"the encoder {run_dir}")
     require_vocabulary(run.experiment.clip, tokenizer)

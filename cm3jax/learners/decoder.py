@@ -1,7 +1,7 @@
 """Training the autoregressive decoder on CM3 rows (sections 2.2 to 2.4)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from cm3jax import partition
 from cm3jax.config import DecoderConfig, Experiment
-from cm3jax.data.pipeline import CorpusStream, Stream
+from cm3jax.data.document_probe import document_probes
+from cm3jax.data.pipeline import CorpusStream, HostBatch, Stream
 from cm3jax.model.decoder import Decoder
 from cm3jax.sequence.rows import Batch
 from cm3jax.sequence.vocab import Vocab
@@ -80,6 +81,14 @@ class DecoderLearner:
             losses, batch.targets, batch.weights, self.vocab, self.experiment.loss
         )
         return LossOutput(loss, metrics, extra)
+
+    def document_probes(self) -> Mapping[str, Sequence[HostBatch]]:
+        """Held-out records behind no, retrieved, right and wrong documents; of a mixture those of
+        its first corpus. Nothing where none are held back."""
+        stream = self.streams["validation"]
+        if not isinstance(stream, CorpusStream):
+            return {}
+        return document_probes(stream.corpora[0], self.experiment.data.batch, stream.share)
 
     def stream(self, split: Literal["train", "validation"]) -> Stream:
         """Rows of the corpus."""

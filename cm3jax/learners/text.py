@@ -40,7 +40,9 @@ def train_text_tokenizer(experiment: Experiment) -> None:
     save_experiment(path.parent / "config.json", experiment)
     write_report(path.parent)
     tokenizer.save(experiment.run_dir)  # last: its presence says that the run is complete
-    print(f"{experiment.name}: learnt {tokenizer.pieces} pieces from {len(source)} records.")
+    learnt = tokenizer.pieces - tokenizer.reserved
+    rest = f"; {tokenizer.reserved} more are reserved, and in no text" if tokenizer.reserved else ""
+    print(f"{experiment.name}: learnt {learnt} pieces from {len(source)} records{rest}.")
 
 
 def _require_same_options(run_dir: str, changes: Mapping[str, tuple[Any, Any]]) -> None:

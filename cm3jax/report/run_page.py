@@ -17,11 +17,20 @@ from cm3jax.io.files import write_atomic
 from cm3jax.report.html import Html, Points, curves, facts, page, png, table, tag
 from cm3jax.shapes import UInt8
 from cm3jax.training import metrics
+from cm3jax.training.best import best_validation, checkpoint_of, overfitting
 from cm3jax.training.metrics import validation_name
 from cm3jax.training.profile import Operation, read_operations
 
 STRUCTURE = "Structure (breaks, ends, masks) counts in “all” and in neither modality."
 """What a reader of a decoder's curves wants to know."""
+
+_DOCUMENTS = "documents_"
+_WORTH = (
+    "Nats per code of pictures that training never saw, behind no documents, those that retrieval "
+    "finds by the text, right ones (other pictures of the subject) and wrong ones. A model that "
+    "reads its documents is surest behind right ones."
+)
+_HITS = "How often a document's vector is nearest to its partner's text or picture in a batch."
 
 _BOOKKEEPING = {"step", "seconds", "flops", "a100_hours", "resumed_from", "batch_fingerprint"}
 """What is logged and is no curve."""
@@ -71,11 +80,20 @@ def write_report(
     points = {name: metrics.curve(lines, name) for name in names if name not in _BOOKKEEPING}
     points = {name: curve for name, curve in points.items() if curve}
     losses = {name: curve for name, curve in points.items() if name.startswith("loss")}
-    others = {name: curve for name, curve in points.items() if name not in losses}
+    documents = {name: curve for name, curve in points.items() if name.startswith(_DOCUMENTS)}
+    hits = {name: curve for name, curve in points.items() if name.startswith("hit_")}
+    shown = losses.keys() | documents.keys() | hits.keys()
+    others = {name: curve for name, curve in points.items() if name not in shown}
     body = [tag("header", tag("h1", experiment.name), _state(experiment.train.steps, lines))]
     if losses:
         note = [tag("p", STRUCTURE)] if "loss_text" in losses else []
-        body.append(_section("Loss", *note, loss_curves(losses, "loss")))
+        body.append(_section("Loss", *_best(run_dir, lines), *note, loss_curves(losses, "loss")))
+    if documents:
+        series = {name.removeprefix(_DOCUMENTS): curve for name, curve in documents.items()}
+        about = tag("p", _WORTH)
+        body.append(_section("What documents are worth", about, curves(series, "nats per code")))
+    if hits:
+        body.append(_section("Hit rate", tag("p", _HITS), *_small_curves(hits)))
     body += [_section(drawn.title, drawn.body) for drawn in illustrations]
     if others:
         body.append(_section("What else was logged", _folded("Curves", *_small_curves(others))))
@@ -175,6 +193,17 @@ def _operations(operations: Sequence[Operation]) -> list[Html]:
 
 def _section(title: str, *body: str) -> Html:
     return tag("section", tag("h2", title), *body)
+
+
+def _best(run_dir: epath.Path, lines: Sequence[Mapping[str, Any]]) -> list[Html]:
+    """Which validation was best, and whether the run overfits since."""
+    best = best_validation(lines)
+    if best is None:
+        return []
+    said = f"Lowest validation loss: {best.loss:.4f} at step {best.step:,}"
+    if checkpoint_of(run_dir, best):
+        said += f", kept as checkpoints/{best.step}"
+    return [tag("p", f"{said}. {overfitting(lines).capitalize()}".strip())]
 
 
 def _told(life: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,6 +87,9 @@ class HuggingFaceModel:
         """Number of pieces."""
         return len(self._ids)
 
+    reserved = 0
+    """Pieces that no text encodes; a published tokenizer has none."""
+
     def encode(self, text: str) -> list[int]:
         """Pieces of a text; never a control token or an image code, whatever the text says."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)

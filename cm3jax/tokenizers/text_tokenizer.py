@@ -94,6 +94,11 @@ class TextTokenizer:
         return self._model.pieces
 
     @property
+    def reserved(self) -> int:
+        """How many of the pieces no text encodes: the texts yielded fewer than were asked for."""
+        return self._model.reserved
+
+    @property
     def fingerprint(self) -> str:
         """Identifies the model by its bytes."""
         return digest(self._bytes)
@@ -134,6 +139,10 @@ class _SentencePieceModel:
     @property
     def pieces(self) -> int:
         return self._processor.get_piece_size()
+
+    @property
+    def reserved(self) -> int:
+        return sum(map(self._processor.is_control, range(self.pieces)))
 
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(_escape(text))

@@ -9,6 +9,15 @@ from cm3jax.errors import UserError
 from cm3jax.training.exported_run import PARAMS_FILE, LoadedRun
 
 
+def run_folder(path: epath.PathLike) -> tuple[epath.Path, int | None]:
+    """The run directory that a path names, and the step where it names one of its checkpoints,
+    as `RUN/checkpoints/250`."""
+    place = epath.Path(path).resolve()
+    if place.parent.name == "checkpoints" and place.name.isdecimal():
+        return place.parent.parent, int(place.name)
+    return place, None
+
+
 def companion(
     run_dir: epath.PathLike,
     run: LoadedRun,
@@ -51,7 +60,7 @@ def _places(run_dir: epath.PathLike, run: LoadedRun, path: str) -> list[epath.Pa
     """Each place once, the likeliest first."""
     if not path:
         return []
-    given, here = epath.Path(path), epath.Path(run_dir).resolve()
+    given, here = epath.Path(path), run_folder(run_dir)[0]
     together = [here / given.name, here.parent / given.name]
     if (here / PARAMS_FILE).exists():
         places = [*together, given]

@@ -243,7 +243,8 @@ class Progress:
 
     def show(self, step: int, values: Mapping[str, Any], seconds_left: float | None) -> None:
         """Show a logged step: the losses, the rate and the time that is left."""
-        parts = [f"{k} {v:.4f}" for k, v in values.items() if k.startswith("loss") and v == v]
+        shown = {k: v for k, v in values.items() if k.startswith(("loss", "documents"))}
+        parts = [f"{k} {v:.4f}" for k, v in shown.items() if v == v]
         if values.get("tokens_per_second"):
             parts.append(f"{values['tokens_per_second']:,.0f} tokens/s")
         if values.get("mfu"):

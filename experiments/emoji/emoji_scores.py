@@ -50,7 +50,7 @@ class EmojiExam(Exam):
         mesh: MeshConfig | None = None,
         keep: epath.PathLike = "",
     ):
-        examinee = Examinee.load(run_dir, bank, mesh, keep)
+        examinee = Examinee.load(run_dir, bank, mesh, keep, source="emoji")
         super().__init__(examinee, seed, say, examinee.generator.retriever.bank)
         data = examinee.experiment.data
         self._examples = open_examples(data.raw, examinee.experiment.seed, data.image_size)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cm3jax.errors import UserError
@@ -95,8 +96,7 @@ def test_five_hundred_pictures_from_elsewhere(trained):
         assert 0 <= scores[name].value <= 1
         assert 0 <= scores[name].chance < 1
     for name in ("none", "retrieved", "right", "wrong"):
-        # Hardly trained: about the logarithm of the number of codes.
-        assert 4 < scores[f"nats.{name}"].value < 10
+        assert 0 < scores[f"nats.{name}"].value < np.log(1024)  # a little was learnt
     for name in ("docs_0", "docs_1", "docs_2"):
         assert scores[f"psnr.{name}"].value <= scores["psnr.reconstruction"].value + 3
         assert scores[f"psnr.{name}"].protocol.retrieved == int(name[-1])

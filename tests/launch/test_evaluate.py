@@ -1,9 +1,13 @@
+import jax.numpy as jnp
 import pytest
 
+from cm3jax.config import DataConfig
 from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import scores_to_json
 from cm3jax.io.files import write_json
+from cm3jax.training.exported_run import LoadedRun, write_run
 from launch.evaluate import run, table
+from tests import tiny
 from tests.evaluate.test_protocol import score
 
 
@@ -32,3 +36,21 @@ def test_what_is_no_result_is_one_sentence(tmp_path):
 def test_a_run_that_is_not_there_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="holds no trained run"):
         run(["emblems", "--run", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["emblems", "emoji", "retrieval"])
+def test_a_run_of_other_data_is_sent_to_its_own_evaluation(tmp_path, name):
+    experiment = tiny.experiment(tmp_path, data=DataConfig(source="photos", batch=8))
+    write_run(LoadedRun(experiment, {"params": {"table": jnp.zeros(1)}}, 0, {}), tmp_path / "run")
+    said = r"was trained on photos, and these prompts are of em\w+; ask it by .* heldout"
+    with pytest.raises(UserError, match=said):
+        run([name, "--run", str(tmp_path / "run")])
+
+
+def test_held_out_records_are_for_decoders(tmp_path):
+    experiment = tiny.experiment(tmp_path, learner="vqgan")
+    write_run(LoadedRun(experiment, {"params": {"table": jnp.zeros(1)}}, 0, {}), tmp_path / "run")
+    with pytest.raises(UserError, match="is a run of a vqgan"):
+        run(["heldout", "--run", str(tmp_path / "run")])
+    with pytest.raises(UserError, match="--documents takes numbers from 0"):
+        run(["heldout", "--run", "nowhere", "--documents", "-1"])

@@ -34,10 +34,22 @@ def test_trains_once_and_says_so(config, capsys):
     tokenizer = TextTokenizer.load(config.run_dir)
     assert tokenizer.pieces == config.vocab.text_pieces
     assert read_experiment(f"{config.run_dir}/config.json") == config
-    assert f"learnt {config.vocab.text_pieces} pieces" in capsys.readouterr().out
+    learnt = tokenizer.pieces - tokenizer.reserved
+    assert f"learnt {learnt} pieces from {len(CAPTIONS)} records" in capsys.readouterr().out
     train_text_tokenizer(config)
     assert "finished already" in capsys.readouterr().out
     assert TextTokenizer.load(config.run_dir).fingerprint == tokenizer.fingerprint
+
+
+def test_pieces_that_the_captions_do_not_yield_are_reserved_and_said(config, capsys):
+    many = dataclasses.replace(config, vocab=dataclasses.replace(config.vocab, text_pieces=5000))
+    train_text_tokenizer(many)
+    tokenizer = TextTokenizer.load(config.run_dir)
+    assert tokenizer.pieces == 5000
+    assert 4000 < tokenizer.reserved < 5000 - 257  # one is the unknown one, 256 are bytes
+    assert f"; {tokenizer.reserved} more are reserved" in capsys.readouterr().out
+    used = {piece for caption in CAPTIONS for piece in tokenizer.encode(caption)}
+    assert len(used) <= 5000 - tokenizer.reserved
 
 
 def test_too_few_pieces(config):

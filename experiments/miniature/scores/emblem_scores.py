@@ -56,7 +56,8 @@ def evaluate(
     score. Raises `UserError` where the run, its companions or the bank are missing or don't match.
     """
     start = time.perf_counter()
-    exam = _EmblemExam(Examinee.load(run_dir, bank, mesh, keep), count, seed, say)
+    examinee = Examinee.load(run_dir, bank, mesh, keep, source="emblems")
+    exam = _EmblemExam(examinee, count, seed, say)
     exam.draw_emblems("heldout", "heldout_emblem_accuracy", LOOK_CHANCE)
     exam.draw_with_a_distractor("heldout", "heldout_emblem_accuracy.right_and_wrong")
     exam.draw_emblems("heldout_pair", "heldout_pair_accuracy", LOOK_CHANCE**2)

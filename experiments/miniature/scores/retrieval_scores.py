@@ -15,6 +15,7 @@ from cm3jax.emblems import bank_size, example, prompts
 from cm3jax.evaluate import chance
 from cm3jax.evaluate.exam import contents
 from cm3jax.evaluate.protocol import PromptSet, Score, stamp
+from cm3jax.evaluate.source_check import require_source
 from cm3jax.learners import clip
 from cm3jax.retrieval.clauses import clauses
 from cm3jax.retrieval.clip_encoder import text_and_image
@@ -28,7 +29,9 @@ def evaluate_encoder(run_dir: epath.PathLike, count: int = 200) -> dict[str, Sco
 
     Raises `UserError` where `run_dir` holds no encoder.
     """
-    experiment, encoder = load_run(run_dir).experiment, clip.load(run_dir)
+    experiment = load_run(run_dir).experiment
+    require_source(run_dir, experiment.data, "emblems")
+    encoder = clip.load(run_dir)
     seed, size = experiment.seed, experiment.clip.image_size
     training = experiment.data.emblems
     total = bank_size(training)
