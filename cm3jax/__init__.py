@@ -21,7 +21,7 @@ and the three Flax modules, pure functions of their variables, that run under `j
 
 Pictures are numpy arrays, uint8, height x width x 3. Bad input raises `cm3jax.errors.UserError`,
 whose one sentence says what is wrong and what to do. Commands (`python -m launch.train …`) run from
-a checkout, whose docs/python.md shows more.
+a checkout, whose docs/python.md and docs/tutorial.ipynb show more.
 """
 
 import importlib
