@@ -96,7 +96,7 @@ class StepProfile:
 
 def operations(trace: os.PathLike[str], parts: int) -> list[Operation]:
     """The operations in an `.xplane.pb`, longest first; `parts` is steps times devices."""
-    nanoseconds: collections.Counter[str] = collections.Counter()
+    nanoseconds: dict[str, float] = collections.defaultdict(float)
     counts: collections.Counter[str] = collections.Counter()
     for name, duration in _events(trace):
         nanoseconds[name] += duration
@@ -104,7 +104,7 @@ def operations(trace: os.PathLike[str], parts: int) -> list[Operation]:
     total = sum(nanoseconds.values())
     return [
         Operation(name, spent / 1e6 / parts, counts[name] / parts, spent / total)
-        for name, spent in nanoseconds.most_common()
+        for name, spent in sorted(nanoseconds.items(), key=lambda item: -item[1])
     ]
 
 
