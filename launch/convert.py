@@ -88,8 +88,9 @@ class Export:
 
     `--push` uploads any decoder's run with its tokenizers, its encoder and a model card, for
     `cm3jax.load("hf:OWNER/NAME")`. In a folder of transformers, an imported text tokenizer goes
-    back as tokenizer.json; one that was trained here is written as SentencePiece's text.model,
-    which transformers does not look for.
+    back as tokenizer.json. One that was trained here is written as SentencePiece's text.model and,
+    if it is of byte pairs (tokenizers.algorithm=bpe), as the tokenizer.json that gives the same
+    ids; transformers has no unigram with these bytes and spaces.
     """
 
     run: tyro.conf.Positional[str]

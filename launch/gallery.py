@@ -22,14 +22,17 @@ from cm3jax.generation.answers import Answers, BrokenImage, Generated
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.ranking import best_first
 from cm3jax.generation.requests import PromptRequest
-from cm3jax.io.files import digest, write_atomic
+from cm3jax.io.files import digest, sweep_scratch, write_atomic
 from cm3jax.report.html import png
+from cm3jax.retrieval.bank_files import mark_of
+from cm3jax.retrieval.pages import SHEET
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.document import ImagePath, parse_prompt
 from cm3jax.sequence.vocab import Modality
 from launch import contact
 
-_SHEET = "contact.png"
+_FILES = rf"samples\.jsonl|{re.escape(SHEET)}|[a-z0-9-]+(\.partial)?\.png"
+"""The names of a gallery's files."""
 
 
 class Gallery:
@@ -51,14 +54,15 @@ class Gallery:
         self._samples: list[tuple[int, Generated]] = []
         self._previews: set[epath.Path] = set()
 
-    def require_ours(self) -> None:
-        """Raise `UserError` if a contact sheet would be written over a picture of somebody else's,
-        before anything is drawn."""
-        sheet, log = self._out / _SHEET, self._out / "samples.jsonl"
+    def begin(self) -> None:
+        """Sweep what a killed call left, before anything is drawn; `UserError` if a contact sheet
+        would be written over a picture of somebody else's."""
+        sheet, log = self._out / SHEET, self._out / "samples.jsonl"
         if sheet.exists() and not log.exists():
             raise UserError(
                 f"{sheet} is not of this program and would be written over; give another --out."
             )
+        sweep_scratch(self._out, _FILES)
 
     @property
     def count(self) -> int:
@@ -117,8 +121,8 @@ class Gallery:
         if sum(len(row.documents) + len(row.pictures) for row in rows) > 1 and any(
             row.pictures for row in rows
         ):
-            self._put(self._out / _SHEET, png(contact.sheet(rows)))
-            yield str(self._out / _SHEET)
+            self._put(self._out / SHEET, png(contact.sheet(rows)))
+            yield str(self._out / SHEET)
 
     def _rank(self, by: Literal["clip", "perplexity"]) -> None:
         for index, prompt in enumerate(self._prompts):
@@ -154,6 +158,7 @@ class Gallery:
                     "score": document.score,
                     "licence": document.meta.licence,
                     "source": document.meta.source,
+                    "mark": mark_of(document.meta),
                 }
                 for document in sample.documents
                 if isinstance(document, Retrieved)

@@ -136,7 +136,7 @@ def command(argv: list[str]) -> None:
     out = epath.Path(options.out)
     with hold(out, f"generating with {options.run}"):
         gallery = Gallery(out, generator, recipe(options, config), prompts, asked)
-        gallery.require_ours()
+        gallery.begin()
         _fill(gallery, generator, asked, options, config)
     print(f"wrote {gallery.count} to {out / 'samples.jsonl'}")
 

@@ -10,6 +10,8 @@ python -m launch.index verify quickstart
 """
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -73,7 +75,8 @@ def run(argv: list[str]) -> None:
         case "query":
             print(query(experiment, words[0]))
         case "remove":
-            remove(experiment, Removed(tuple(words), options.source, options.licence))
+            removed = Removed(tuple(words), options.source, options.licence)
+            remove(experiment, removed, options.pages)
         case "merge":
             merge(experiment, words)
         case "verify":
@@ -88,6 +91,9 @@ class Options:
     """`remove`: the sources whose documents go."""
     licence: tuple[str, ...] = ()
     """`remove`: the licences whose documents go."""
+    pages: tuple[str, ...] = ("runs",)
+    """`remove`: folders with reports, results and samples, in which what shows the documents is
+    blanked; documents that were removed before may be named again, to look through others."""
     out: str = ""
     """`audit`: also write a page with example queries as pictures, e.g. audit.html."""
 
@@ -103,7 +109,8 @@ def _require_words(command: str, words: list[str], options: Options) -> None:
     right = bool(words) == (command in expected) or (command == "remove" and rules)
     if not right or (command == "query" and len(words) != 1):
         raise UserError(f"launch.index {command} takes {expected.get(command, 'no words')}.")
-    for given, owner in ((rules, "remove"), (bool(options.out), "audit")):
+    owned = rules or options.pages != Options.pages
+    for given, owner in ((owned, "remove"), (bool(options.out), "audit")):
         if given and command != owner:
             raise UserError(f"launch.index {command} does not take the options of {owner}.")
 
@@ -212,14 +219,18 @@ def query(experiment: Experiment, prompt: str) -> str:
     )
 
 
-def remove(experiment: Experiment, removed: Removed) -> None:
+def remove(experiment: Experiment, removed: Removed, pages: Sequence[str] = Options.pages) -> None:
     """Take documents out for good: `launch.prepare` and `merge` leave them out, too."""
+    for folder in pages:
+        if not Path(folder).is_dir() and pages != Options.pages:
+            raise UserError(f"--pages {folder} is no folder here; nothing was removed.")
     before = len(Bank.open(experiment.data.bank))
-    smaller = remove_documents(experiment.data.bank, experiment.retrieval, removed)
-    gone = before - len(smaller)
+    smaller = remove_documents(experiment.data.bank, experiment.retrieval, removed, pages)
     print(
-        f"removed {gone} documents, {len(smaller)} are left; prepare the corpora again. Corpora, "
-        "pages, pictures and logs that were made before may still hold what was removed."
+        f"removed {before - len(smaller)} documents, {len(smaller)} are left; prepare the corpora "
+        f"again. Looked for pages that show what was removed in {', '.join(pages) or 'no folder'}; "
+        "corpora and weights that were made before may still hold it, and pages elsewhere: for "
+        "these give the command again with --pages FOLDER."
     )
 
 

@@ -195,6 +195,20 @@ def test_another_vocabulary_is_refused(tmp_path, state):
         checkpoints.restore(layout().abstract, {"vocab": "xyz"})
 
 
+def test_exported_weights_have_a_checksum(tmp_path, state):
+    save(tmp_path / "run", state, 5)
+    export_run(tmp_path / "run", tmp_path / "out", "bfloat16")
+    file = tmp_path / "out" / "params.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"params\.safetensors is damaged \(its checksum differs\)"):
+        load_run(tmp_path / "out")
+    # Weights of earlier versions have none.
+    file.write_bytes(bytes(content).replace(b'"sha256"', b'"sha_of"'))
+    assert load_run(tmp_path / "out").step == 5
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_exported_run_loads_like_the_run(tmp_path, state, dtype):
     book = {"codebook": {"table": jnp.ones((2, 3)), "uses": jnp.arange(2)}}

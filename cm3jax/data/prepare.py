@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from etils import epath
 
@@ -246,8 +246,15 @@ def standing_bank(experiment: Experiment, tools: Tools) -> Bank | None:
     return Bank.open(path, tools.encoder.fingerprint, job.vocab(tools).fingerprint)
 
 
-def remove_documents(path: str, config: RetrievalConfig, removed: Removed) -> Bank:
-    """Take documents out of the bank at a path, so that no later preparation brings them back.
+def remove_documents(
+    path: str,
+    config: RetrievalConfig,
+    removed: Removed,
+    folders: Sequence[epath.PathLike] = (),
+    report: Report = print,
+) -> Bank:
+    """Take documents out of the bank at a path, so that no later preparation brings them back, and
+    out of the pages below `folders`.
 
     Raises `UserError` for a key, a source or a licence that is not there.
     """
@@ -256,7 +263,7 @@ def remove_documents(path: str, config: RetrievalConfig, removed: Removed) -> Ba
         require_there(bank, removed)
         if config.index == "milvus":
             forget(bank.vectors, config.milvus)
-        return remove(bank, removed)
+        return remove(bank, removed, folders, report)
 
 
 def merge_banks(path: str, others: list[str]) -> Bank:

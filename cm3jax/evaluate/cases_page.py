@@ -63,7 +63,8 @@ def figure_cell(shown: Cell) -> Html:
         more.append(join(" ", tag("span", mark, class_=class_)))
     if shown.text:
         more.append(join(tag("br"), tag("q", shown.text)))
-    return cell(shown.label, *more, picture=shown.picture, alt=shown.text)
+    about = {"picture": shown.picture, "alt": shown.text, "document": shown.document}
+    return cell(shown.label, *more, **about)
 
 
 def _row(name: str, score: Score) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from cm3jax.generation.generator import Generator
 from cm3jax.generation.requests import Documents, ShownDocument
 from cm3jax.io.files import digest
 from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import mark_of
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.document import Image, parse
 from cm3jax.shapes import RgbImage, UInt8
@@ -162,7 +163,8 @@ class Examinee:
         """A retrieved document in a figure."""
         codes = self.codes(found)
         image = self.generator.image.decode(np.asarray(codes))[0] if codes else None
-        return Cell.of(f"retrieved, {found.score:.2f}", image, found.meta.text)
+        label, mark = f"retrieved, {found.score:.2f}", mark_of(found.meta)
+        return Cell.of(label, image, found.meta.text, document=mark)
 
 
 class Exam:

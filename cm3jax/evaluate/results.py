@@ -28,13 +28,20 @@ class Cell:
     text: str = ""
     correct: bool | None = None
     """The reader's verdict; None where there is nothing to judge."""
+    document: str = ""
+    """Mark of the bank's document that it shows (`bank_files.mark_of`); a takedown blanks it."""
 
     @classmethod
     def of(
-        cls, label: str, image: UInt8[np.ndarray, "Y X 3"] | None, text: str = "", correct=None
+        cls,
+        label: str,
+        image: UInt8[np.ndarray, "Y X 3"] | None,
+        text: str = "",
+        correct: bool | None = None,
+        document: str = "",
     ) -> "Cell":
         """A cell from pixels."""
-        return cls(label, None if image is None else png_uri(image), text, correct)
+        return cls(label, None if image is None else png_uri(image), text, correct, document)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,17 +8,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from cm3jax.errors import UserError
 from cm3jax.interop.layout import Key
 from cm3jax.interop.state_dicts import read_state_dict
 from cm3jax.io import safetensors_file
 from cm3jax.io.files import read_json, write_atomic, write_json
+from cm3jax.io.folders import files_below, hold, scratch, sweep
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _TORCH = "pytorch_model.bin"
 """What older folders have instead."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_WRITTEN = re.compile(
+    r"((text|vqgan)/)?\.?(params\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|"
+    r"(tokenizer_|preprocessor_)?config\.json|import\.json|tokenizer\.json|text\.model|report\.txt)"
+    r"(\.[0-9a-f]+\.part)?"
+)
+"""Names of the files of a conversion, and of half a file."""
 _FILE_BYTES = 5 << 30
 """A file of an export is closed before it becomes larger than this."""
 
@@ -122,16 +131,26 @@ def write_tensors(folder: Path, outputs: Mapping[str, safetensors_file.Output]) 
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` when all went well and vanishes when not."""
+    """A folder to fill, which becomes `out` when all went well and vanishes when not.
+
+    Of a conversion that was killed the next one to the same `out` deletes what is left.
+    """
     if out.exists():
         raise UserError(f"{out} exists; give another --out, or remove it first.")
-    scratch = out.parent / f".{out.name}.{os.getpid()}.part"
-    scratch.mkdir(parents=True)
-    try:
-        yield scratch
-        scratch.rename(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with hold(out, "converting weights"):
+        sweep(out, _converted, r"\d+\.part")
+        folder = Path(scratch(out, f"{os.getpid()}.part"))
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+            folder.rename(out)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _converted(folder: epath.Path) -> list[str] | None:
+    """The files in a folder that a conversion wrote; None if none is."""
+    return [name for name in sorted(files_below(folder)) if _WRITTEN.fullmatch(name)] or None
 
 
 def write_tensor_report(folder: Path, report: Sequence[Key]) -> None:

@@ -23,10 +23,11 @@ from cm3jax.config import (
     Experiment,
     MeshConfig,
     TokenizersConfig,
+    VocabConfig,
     VQGANConfig,
 )
 from cm3jax.errors import UserError
-from cm3jax.interop import folders, processors, taming_vqgan
+from cm3jax.interop import folders, processors, taming_vqgan, tokenizer_json
 from cm3jax.interop.chameleon_config import Foreign, write_config
 from cm3jax.interop.layout import Key, Place, exported, imported, match
 from cm3jax.interop.vocabulary import Vocabulary, make_map, read_map
@@ -44,7 +45,6 @@ from cm3jax.training.exported_run import LoadedRun, write_export
 _VQ = "model.vqmodel."
 NOTES_FILE = "import.json"
 """What exporting an imported model needs to know, beside its text tokenizer."""
-_TOKENIZER = "tokenizer.json"
 _UNUSED = {"rotary_emb.inv_freq": "computed here", "rope.freqs": "computed here"}
 
 
@@ -258,11 +258,23 @@ def export(run_dir: epath.PathLike, out: Path) -> int:
         write_json(
             folder / processors.FILE, processors.chameleon(images.experiment.vqgan.image_size)
         )
-        model = (text_dir / MODEL_FILE).read_bytes()
-        foreign = model.startswith(b"{")
-        name = _TOKENIZER if foreign else MODEL_FILE
-        write_atomic(folder / name, huggingface.unpack(model) if foreign else model)
+        _write_tokenizer(folder, (text_dir / MODEL_FILE).read_bytes(), notes, experiment.vocab)
     return len(outputs)
+
+
+def _write_tokenizer(
+    folder: Path, model: bytes, notes: Mapping[str, Any], vocab: VocabConfig
+) -> None:
+    """An imported text tokenizer as it was; one of ours as it is, and for transformers."""
+    if model.startswith(b"{"):
+        write_atomic(folder / tokenizer_json.FILE, huggingface.unpack(model))
+        return
+    write_atomic(folder / MODEL_FILE, model)
+    ids = notes["ids"][Vocab(vocab).first_text :]
+    own = tokenizer_json.of_sentencepiece(model, ids, notes["config"]["vocabulary_map"])
+    if own is not None:
+        write_atomic(folder / tokenizer_json.FILE, own)
+        write_json(folder / "tokenizer_config.json", tokenizer_json.CONFIG)
 
 
 def _notes(text_dir: epath.Path, run: LoadedRun) -> dict[str, Any]:

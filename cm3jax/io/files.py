@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from typing import Any
@@ -45,9 +46,19 @@ def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
         with naming(path):
             scratch.write_bytes(content)
             scratch.replace(path)
-    except OSError:
+    except BaseException:  # Ctrl-C, too
         scratch.unlink(missing_ok=True)
         raise
+
+
+def sweep_scratch(folder: epath.PathLike, names: str) -> None:
+    """Delete what `write_atomic` left in a folder when it was killed: the scratch files of files
+    whose names match a regular expression. For the folder's only writer."""
+    folder = epath.Path(folder)
+    left = re.compile(rf"\.(?:{names})\.[0-9a-f]{{8}}\.part")
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if left.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

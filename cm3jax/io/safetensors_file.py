@@ -7,6 +7,7 @@ tensors. Reading maps it into memory and copies what is asked for; nothing in it
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import os
@@ -151,6 +152,28 @@ def _read(
     return np.array(flat.reshape(shape)[index])
 
 
+def checksum(tensors: Mapping[str, Output]) -> str:
+    """SHA-256 of the bytes that `write_file` writes behind the header, made once more for it."""
+    state = hashlib.sha256()
+    for tensor in tensors.values():
+        for part in tensor.parts():
+            state.update(_bytes(tensor, part))
+    return state.hexdigest()
+
+
+def stored_checksum(path: epath.PathLike) -> str:
+    """SHA-256 of the bytes behind a file's header."""
+    path = epath.Path(path)
+    start = _raw_header(path)[1]
+    with path.open("rb") as file:
+        file.seek(start)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _bytes(tensor: Output, part: Any) -> np.ndarray:
+    return np.ascontiguousarray(part, TYPES[tensor.type]).reshape(-1).view(np.uint8)
+
+
 def write_file(
     path: epath.PathLike, tensors: Mapping[str, Output], metadata: Mapping[str, str]
 ) -> None:
@@ -168,8 +191,7 @@ def write_file(
         for name, tensor in tensors.items():
             written = 0
             for part in tensor.parts():
-                content = np.ascontiguousarray(part, TYPES[tensor.type])
-                written += file.write(content.reshape(-1).view(np.uint8))
+                written += file.write(_bytes(tensor, part))
             if written != tensor.size:
                 raise ValueError(f"{name} has {written} bytes, not {tensor.size}")
 

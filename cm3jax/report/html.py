@@ -62,10 +62,17 @@ def png(image: UInt8[np.ndarray, "Y X 3"]) -> bytes:
     return buffer.getvalue()
 
 
-def cell(label: str, *more: str, picture: str | None = None, alt: str = "") -> Html:
-    """A label and what more there is to say, under a picture (a `data:` URI) if there is one."""
+def cell(
+    label: str, *more: str, picture: str | None = None, alt: str = "", document: str = ""
+) -> Html:
+    """A label and what more there is to say, under a picture (a `data:` URI) if there is one.
+
+    `document` is the mark of the bank's document that it shows, by which a takedown finds it.
+    """
     image = [] if picture is None else [tag("img", src=picture, alt=alt or label)]
-    return tag("div", *image, tag("span", label), *more, class_="cell" if image else "cell wide")
+    class_ = "cell" if image else "cell wide"
+    inside = (*image, tag("span", label), *more)
+    return tag("div", *inside, class_=class_, data_document=document or None)
 
 
 def figure(title: str, *cells: str) -> Html:

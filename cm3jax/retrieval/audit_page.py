@@ -8,6 +8,7 @@ import numpy as np
 from cm3jax.config import VocabConfig
 from cm3jax.report.html import cell, facts, figure, page, png_uri, tag
 from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import mark_of
 from cm3jax.retrieval.interface import Neighbours
 from cm3jax.sequence.document import Image, parse
 from cm3jax.sequence.vocab import Vocab
@@ -41,12 +42,14 @@ def audit_page(
         for kind, found in example.found.items():
             cells = [
                 cell(
-                    f"{score:.3f} {bank.meta(int(row)).text}",
+                    f"{score:.3f} {document.text}",
                     tag("br"),
-                    tag("small", bank.meta(int(row)).key),
+                    tag("small", document.key),
                     picture=shown.get(int(row)),
+                    document=mark_of(document),
                 )
                 for row, score in zip(found.ids[0], found.scores[0], strict=True)
+                for document in [bank.meta(int(row))]
             ]
             body.append(figure(f"by {kind}", asked, *cells))
     return page("Audit of a memory bank", *body)

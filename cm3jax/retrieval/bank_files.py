@@ -7,6 +7,7 @@ import json
 import numpy as np
 from etils import epath
 
+from cm3jax.io.files import digest
 from cm3jax.io.shard_writer import shard_files
 from cm3jax.retrieval.scann import index_files
 from cm3jax.shapes import Int
@@ -59,6 +60,11 @@ def bank_files(folder: epath.Path) -> list[str] | None:
     for name in (SAVED, SAVED_TRAINING):
         derived += [f"{name}/{file}" for file in index_files(folder / name)]
     return derived + found  # the manifest stays last
+
+
+def mark_of(document: BankDocument) -> str:
+    """What pages call a document that they show: 16 hex digits of its key and its content."""
+    return digest(document.key, np.ascontiguousarray(document.ids, "<i4"))
 
 
 def key_hash(key: str) -> int:

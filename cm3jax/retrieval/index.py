@@ -8,12 +8,13 @@ from etils import epath
 
 from cm3jax.config import RetrievalConfig
 from cm3jax.io.files import read_json
+from cm3jax.io.folders import settle
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import SAVED, SAVED_TRAINING
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.interface import Index, Neighbours, Queries
 from cm3jax.retrieval.milvus import MilvusIndex
-from cm3jax.retrieval.scann import ScannIndex
+from cm3jax.retrieval.scann import ScannIndex, saved_files
 from cm3jax.shapes import Float
 
 SHARD = 1 << 24
@@ -89,6 +90,7 @@ class ShardedIndex:
 
 def _keep(path: epath.Path, vectors: Float[np.ndarray, "M E"], recall: float, ask: Ask) -> None:
     for name, part in _parts(vectors).items():
+        settle(path / name, saved_files)
         made = path / name / "index.json"
         about = read_json(made, "the ScaNN index") if made.exists() else {}
         if about.get("effort", {}).get("wanted") != recall:

@@ -16,6 +16,7 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest, read_json, write_json
+from cm3jax.io.folders import delete, hold, read_whole, scratch, swap
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.interface import Neighbours, Queries, found_of
 from cm3jax.shapes import Float
@@ -36,6 +37,8 @@ _FILES = re.compile(
     r"(datapoint_to_token|dp_norms|(hashed_|int8_|bf16_)?dataset|int8_multipliers)\.npy"
 )
 """Names of the files of a saved index."""
+_PART, _LOCK = re.compile(r"\d{5,}|\.\d{5,}\.(new|old|part)"), re.compile(r"\.\d{5,}\.lock")
+"""Names of the folders of saved indexes, on the way to their place, too, and of their locks."""
 _LEAVES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)
 _CANDIDATES = (10, 20, 30, 40, 60, 80, 120, 160, 240, 500, 1000, 2000)
 
@@ -168,20 +171,26 @@ class ScannIndex:
         return leaves * self.size / _leaves(self.size) / 4 + 4 * candidates
 
     def save(self, path: epath.PathLike) -> None:
-        """Write the index; the directory may be moved afterwards."""
-        path = epath.Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        (path / _ABOUT).unlink(missing_ok=True)  # until all of it stands
-        self._searcher.serialize(os.fspath(path), relative_path=True)
-        made = {"vectors": self._fingerprint, "documents": self.size}
-        write_json(path / _ABOUT, made | {"effort": dataclasses.asdict(self.effort)})
+        """Write the index in place of one that stands there, which is whole until then; the
+        directory may be moved afterwards."""
+        with hold(path, "saving a ScaNN index"):
+            complete = scratch(path, "part")
+            delete(complete, saved_files)  # of one that was killed
+            complete.mkdir(parents=True, exist_ok=True)
+            self._searcher.serialize(os.fspath(complete), relative_path=True)
+            made = {"vectors": self._fingerprint, "documents": self.size}
+            write_json(complete / _ABOUT, made | {"effort": dataclasses.asdict(self.effort)})
+            swap(complete, path, saved_files)
 
     @classmethod
     def load(cls, path: epath.PathLike, vectors: Float[np.ndarray, "M E"]) -> "ScannIndex":
         """Read a saved index; `UserError` if it is missing or was built for other vectors."""
+        return read_whole(path, saved_files, lambda: cls._read(epath.Path(path), vectors))
+
+    @classmethod
+    def _read(cls, path: epath.Path, vectors: Float[np.ndarray, "M E"]) -> "ScannIndex":
         from scann import scann_ops_pybind
 
-        path = epath.Path(path)
         made = read_json(path / _ABOUT, "the ScaNN index")
         for what, right in (
             ("for other vectors", made["vectors"] == digest(np.asarray(vectors))),
@@ -195,18 +204,26 @@ class ScannIndex:
         return cls(searcher, made["vectors"], made["documents"], Effort(**made["effort"]))
 
 
+def saved_files(folder: epath.Path) -> list[str] | None:
+    """The files in a folder that are a saved index's, `index.json` last; None if none is."""
+    if not folder.is_dir():
+        return None
+    names = sorted(path.name for path in folder.iterdir() if _FILES.fullmatch(path.name))
+    return sorted(names, key=lambda name: name == _ABOUT) or None
+
+
 def index_files(folder: epath.Path) -> list[str]:
-    """The files of the saved indexes in the folders of a folder, relative to it."""
+    """The files of the saved indexes in the folders of a folder, relative to it, and what a killed
+    process left of them."""
     if not folder.is_dir():
         return []
-    parts = [part for part in folder.iterdir() if re.fullmatch(r"\d{5,}", part.name)]
-    return [
-        f"{part.name}/{file.name}"
-        for part in parts
-        if part.is_dir()
-        for file in part.iterdir()
-        if _FILES.fullmatch(file.name)
-    ]
+    found = []
+    for part in folder.iterdir():
+        if _PART.fullmatch(part.name):
+            found += [f"{part.name}/{name}" for name in saved_files(part) or ()]
+        elif _LOCK.fullmatch(part.name):
+            found.append(part.name)
+    return found
 
 
 def _leaves(size: int) -> int:

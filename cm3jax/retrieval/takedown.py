@@ -3,25 +3,28 @@ back."""
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.io.folders import hold
 from cm3jax.retrieval.bank import Bank, rewrite
-from cm3jax.retrieval.bank_files import key_hash
+from cm3jax.retrieval.bank_files import key_hash, mark_of
 from cm3jax.retrieval.bank_writer import sweep_parts
+from cm3jax.retrieval.pages import blank_pages
 from cm3jax.retrieval.removed import Removed
 
 
 def require_there(bank: Bank, removed: Removed) -> None:
-    """Raise `UserError` for a key, a source or a licence that no document of the bank has."""
-    hashes = set(bank.key_hashes.tolist())
+    """Raise `UserError` for a key, a source or a licence that no document of the bank has, nor had
+    before it was taken out."""
+    hashes, before = set(bank.key_hashes.tolist()), Removed.of(bank.path)
     there = {
-        "document": (removed.keys, lambda key: key_hash(key) in hashes),
-        "source": (removed.sources, bank.manifest["sources"].__contains__),
-        "licence": (removed.licences, bank.manifest["licences"].__contains__),
+        "document": (removed.keys, lambda key: key_hash(key) in hashes or key in before.keys),
+        "source": (removed.sources, {*bank.manifest["sources"], *before.sources}.__contains__),
+        "licence": (removed.licences, {*bank.manifest["licences"], *before.licences}.__contains__),
     }
     for what, (names, known) in there.items():
         for name in names:
@@ -31,19 +34,40 @@ def require_there(bank: Bank, removed: Removed) -> None:
                 )
 
 
-def remove(bank: Bank, removed: Removed) -> Bank:
+def remove(
+    bank: Bank,
+    removed: Removed,
+    folders: Sequence[epath.PathLike] = (),
+    say: Callable[[str], None] = print,
+) -> Bank:
     """Take documents out of a bank for good: their text, codes and vectors are gone from it, from
     what was derived from it, and from what is prepared next in its place.
 
-    The list of what was taken out is written first of all. Killed at any moment after that, opening
-    the bank finishes it. Rows move, so neighbours prepared for the old bank don't fit the new one
-    (its fingerprint says so), and a saved index goes with the old bank. Raises `UserError` for what
-    is not there.
+    First the pages below `folders` that show one of them, or one that was taken out before, are
+    blanked (`blank_pages`), and `say` gets a line of each. Then the list of what is taken out is
+    written: killed at any moment after that, opening the bank finishes it; killed before, removing
+    again does. Rows move, so neighbours prepared for the old bank don't fit the new one (its
+    fingerprint says so), and a saved index goes with the old bank. Raises `UserError` for what is
+    not there.
     """
     with hold(bank.path, "removing documents"):
         require_there(bank, removed)
-        (Removed.of(bank.path) | removed).save(bank.path)
+        listed = Removed.of(bank.path) | removed | Removed(marks=_marks(bank, removed))
+        for line in blank_pages(listed, folders):
+            say(line)
+        listed.save(bank.path)
         return Bank.open(bank.path)
+
+
+def _marks(bank: Bank, removed: Removed) -> tuple[str, ...]:
+    """Marks of the documents that are taken out; keys are looked up, rules read the whole bank."""
+    if removed.sources or removed.licences:
+        rows = range(len(bank))
+    else:
+        wanted = np.asarray([key_hash(key) for key in removed.keys], np.uint64)
+        rows = np.flatnonzero(np.isin(bank.key_hashes, wanted)).tolist()
+    documents = map(bank.meta, rows)
+    return tuple(mark_of(d) for d in documents if removed.covers(d.key, d.source, d.licence))
 
 
 def merge(path: epath.PathLike, banks: Sequence[Bank], made_from: str = "") -> Bank:

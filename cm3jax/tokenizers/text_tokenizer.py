@@ -26,8 +26,8 @@ LARGEST_SAMPLE = 10_000_000
 
 # SentencePiece writes a space as U+2581 and reads every U+2581 as a space. One that stands in the
 # text is therefore written as two characters that begin with a private-use one, as is that one.
-_ESCAPES = {"\ue000": "\ue0000", "\u2581": "\ue0001"}
-_ORIGINALS = {escaped: original for original, escaped in _ESCAPES.items()}
+ESCAPES = {"\ue000": "\ue0000", "\u2581": "\ue0001"}
+_ORIGINALS = {escaped: original for original, escaped in ESCAPES.items()}
 _TO_ESCAPE = re.compile("[\ue000\u2581]")
 _ESCAPED = re.compile("\ue000[01]")
 _RESERVED = re.compile("[\u2585\0]")
@@ -153,7 +153,7 @@ class _SentencePieceModel:
 
 
 def _escape(text: str) -> str:
-    return _TO_ESCAPE.sub(lambda match: _ESCAPES[match.group()], text)
+    return _TO_ESCAPE.sub(lambda match: ESCAPES[match.group()], text)
 
 
 def _learnable(text: str) -> Iterator[str]:

@@ -67,13 +67,17 @@ def write_export(
     """Write tensors by their names in the form of `write_run`; they need not be in memory."""
     header = {"step": str(step), "fingerprints": json.dumps(dict(fingerprints))}
     header |= {"licences": json.dumps(dict(licences)), "data": json.dumps(dict(data))}
+    header["sha256"] = safetensors_file.checksum(outputs)
     safetensors_file.write_file(epath.Path(out_dir) / PARAMS_FILE, outputs, header)
     portable = dataclasses.replace(experiment, workdir="", init_from="")
     save_experiment(epath.Path(out_dir) / "config.json", portable)
 
 
 def read_export(path: epath.Path, onto: Onto | None = None) -> LoadedRun:
-    """Read what `write_run` or `write_export` wrote, as `cm3jax.checkpoint.load_run` says."""
+    """Read what `write_run` or `write_export` wrote, as `cm3jax.checkpoint.load_run` says.
+
+    Earlier versions wrote no checksum.
+    """
     file = path / PARAMS_FILE
     found = safetensors_file.read_file(file)
     header = safetensors_file.read_metadata(file)
@@ -83,6 +87,8 @@ def read_export(path: epath.Path, onto: Onto | None = None) -> LoadedRun:
         licences, data = (json.loads(header.get(name, "{}")) for name in ("licences", "data"))
     except (ValueError, KeyError, RecursionError):
         raise UserError(f"{file} is damaged or not an exported run; export it again.") from None
+    if header.get("sha256", "") not in ("", safetensors_file.stored_checksum(file)):
+        raise UserError(f"{file} is damaged (its checksum differs); export the run again.")
     experiment = read_experiment(path / "config.json")
     variables: dict[str, Any] = {}
     for name, tensor in found.items():

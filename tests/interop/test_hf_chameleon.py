@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -13,18 +14,20 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from cm3jax import testing
 from cm3jax.checkpoint import load_run
 from cm3jax.config import DataConfig, MeshConfig, OptimConfig, TokenizersConfig, TrainConfig
 from cm3jax.data.pipeline import HostBatch, Position
 from cm3jax.errors import UserError
 from cm3jax.generation import loading
 from cm3jax.generation.prompts import Wanted, picture_prompt
-from cm3jax.interop import folders, hf_chameleon
+from cm3jax.interop import folders, hf_chameleon, tokenizer_json
 from cm3jax.io.files import digest
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.model.decoder import Decoder
 from cm3jax.sequence.rows import Batch
 from cm3jax.sequence.vocab import Vocab
+from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 from cm3jax.tokenizers.vqgan_model import VQGAN
 from cm3jax.train import train
 from cm3jax.training.metrics import read_metrics
@@ -185,6 +188,39 @@ def test_ours_there_and_back(own, tmp_path):
     texts = [folder / "text" / "text.model" for folder in (own / "run", tmp_path / "again")]
     assert texts[0].read_bytes() == texts[1].read_bytes()
     assert config["vocabulary_map"]["</s>"] == Vocab.eos
+
+
+def test_transformers_reads_our_text_tokenizer(own, tmp_path):
+    """The same ids, whatever a text says, in the vocabulary of the exported weights."""
+    from transformers import PreTrainedTokenizerFast
+
+    hf_chameleon.export(own / "run", tmp_path / "out")
+    run = load_run(own / "run")
+    ours, vocab = TextTokenizer.load(own / "run" / "text"), Vocab(run.experiment.vocab)
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path / "out")
+    assert len(theirs) == vocab.size
+    draw = random.Random(0)
+    texts = [*testing.CAPTIONS, "", " ", "  two  spaces ", "</s>", "<pad>", "<0x41>", "IMGIMGAZ"]
+    texts += [
+        "\u2581",
+        "\ue000",
+        "\ue0001\u2581",
+        "a\tb\n",
+        "\u2028",
+        "\x00",
+        "\U0001f98a caf\u00e9",
+    ]
+    letters = "".join(testing.CAPTIONS) + "\u2581\ue00001 \u00e9\U0001f98a"
+    texts += ["".join(draw.choices(letters, k=draw.randint(0, 40))) for _ in range(500)]
+    for text in texts:
+        ids = [vocab.first_text + piece for piece in ours.encode(text)]
+        assert theirs.encode(text, add_special_tokens=False) == ids, text
+        assert theirs.decode(ids) == text
+
+
+def test_a_unigram_model_has_no_tokenizer_json():
+    model = TextTokenizer.train(testing.CAPTIONS * 20, 300, "unigram")
+    assert tokenizer_json.of_sentencepiece(model._bytes, range(300), {}) is None
 
 
 def test_an_import_without_its_notes_is_not_exported(tmp_path):

@@ -3,9 +3,17 @@ import resource
 
 import numpy as np
 import pytest
+from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.io.files import digest, read_json, read_json_lines, write_atomic, write_json
+from cm3jax.io.files import (
+    digest,
+    read_json,
+    read_json_lines,
+    sweep_scratch,
+    write_atomic,
+    write_json,
+)
 
 
 def test_a_write_leaves_one_whole_file(tmp_path):
@@ -71,3 +79,23 @@ def test_lines_that_are_no_objects_are_told_apart(tmp_path):
     path.write_bytes(b"".join(lines))
     assert read_json_lines(path) == ([{"a": 1}, {"a": 2}], [lines[1], lines[3], lines[5]])
     assert read_json_lines(tmp_path / "absent.jsonl") == ([], [])
+
+
+def test_what_killed_writers_left_is_swept(tmp_path):
+    kept = (".b.json.0123abcd.part", ".a.json.part", "a.json.0123abcd.part")
+    names = (".a.json.0123abcd.part", *kept)
+    for name in names:
+        (tmp_path / name).write_text("half")
+    sweep_scratch(tmp_path, r"a\.json|c\.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    sweep_scratch(tmp_path / "nowhere", r"a\.json")
+
+
+def test_ctrl_c_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(tmp_path / "a.json", "{}")
+    assert not list(tmp_path.iterdir())

@@ -102,7 +102,7 @@ def test_documents_are_excluded_and_weighed_by_their_keys(call):
 
     first, second = shown()
     assert first["score"] >= second["score"]
-    assert {"id", "key", "score", "licence", "source"} == first.keys()
+    assert {"id", "key", "score", "licence", "source", "mark"} == first.keys()
     (kept, other) = shown("--exclude", first["key"])
     assert kept["key"] == second["key"]
     assert first["key"] not in (kept["key"], other["key"])

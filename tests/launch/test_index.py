@@ -37,7 +37,7 @@ def experiment(tmp_path_factory):
     )
 
 
-def test_build_audit_query_remove(experiment, capsys):
+def test_build_audit_query_remove(experiment, tmp_path, capsys):
     index.build(experiment)
     bank = Bank.open(experiment.data.bank)
     assert f"{len(bank)} documents, ExactIndex" in capsys.readouterr().out
@@ -55,16 +55,25 @@ def test_build_audit_query_remove(experiment, capsys):
     assert audited.page.count("<img") == 3 * (1 + 4)
     assert "by both" in audited.page
 
-    first = bank.meta(0)
+    first = next(d for d in bank.documents() if f"<small>{d.key}</small>" in audited.page)
     picture = f"<image:{experiment.data.source}/{first.key}>"
     for prompt in (f"{first.text} {picture}", picture):
         lines = index.query(experiment, prompt).splitlines()
         assert len(lines) == 3
     assert index.query(experiment, f"{first.text} {picture}").split()[1] == first.key
 
-    index.remove(experiment, Removed(keys=(first.key,)))
-    assert f"removed 1 documents, {len(bank) - 1} are left" in capsys.readouterr().out
-    assert first.key not in index.query(experiment, f"{first.text} {picture}")
+    page = tmp_path / "pages" / "audit.html"
+    page.parent.mkdir()
+    page.write_text(audited.page)
+    found = audited.page.count(f"<small>{first.key}</small>")
+    index.remove(experiment, Removed(keys=(first.key,)), [str(page.parent)])
+    said = capsys.readouterr().out
+    assert f"removed 1 documents, {len(bank) - 1} are left" in said
+    assert f"{page}: {found} place" in said
+    require_sound(page.read_text())
+    assert f"<small>{first.key}</small>" not in page.read_text()
+    assert page.read_text().count("<img") == 3 * (1 + 4) - found
+    assert first.key not in index.query(experiment, f"{first.text} {picture}").split()
     index.verify(experiment)
     assert "files are as they were written" in capsys.readouterr().out
 
@@ -121,6 +130,8 @@ def test_a_saved_index_is_used(experiment, tmp_path):
         (["remove", "quickstart"], "takes the keys of documents, or --source or --licence"),
         (["merge", "quickstart"], "takes the paths of other banks"),
         (["build", "quickstart", "--licence", "MIT"], "does not take the options of remove"),
+        (["build", "quickstart", "--pages", "x"], "does not take the options of remove"),
+        (["remove", "quickstart", "k", "--pages", "nowhere"], "--pages nowhere is no folder here"),
         (["query", "quickstart", "x", "--out", "y"], "does not take the options of audit"),
         (["build", "quickstart", "what"], "launch.index build takes no words"),
         (["audit", "quickstart", "--data.bank", ""], "data.bank is empty"),

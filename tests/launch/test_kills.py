@@ -1,8 +1,16 @@
 """`kill -9` again and again; `python -m tests.launch.kills` does it 30 times."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.launch import kills
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -12,3 +20,20 @@ def test_a_run_that_is_killed_again_and_again_comes_out_the_same(tmp_path):
     assert {life.devices for life in outcome.lives} >= {1, 2}
     assert outcome.bitwise > kills.REPLAYED
     assert outcome.worst > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_no_sample_is_lost_or_half_there_by_kills():
+    """SIGKILL and SIGINT at random moments of `launch.generate`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.launch.generate_kills", "--kills", "20"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=1400,  # of a busy machine
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (found := re.search(r"20 lives: .*?(\d+) killed", done.stdout)), done.stdout
+    assert int(found[1]) >= 4

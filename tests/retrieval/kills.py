@@ -16,6 +16,7 @@ import shutil
 import signal
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +26,9 @@ import numpy as np
 from cm3jax.data.corpus import Corpus, CorpusWriter
 from cm3jax.io.folders import hold
 from cm3jax.io.shard_writer import shard_files
+from cm3jax.report.html import cell, figure, page
 from cm3jax.retrieval.bank import Bank
-from cm3jax.retrieval.bank_files import BankDocument, bank_files
+from cm3jax.retrieval.bank_files import BankDocument, bank_files, mark_of
 from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.takedown import merge, remove
 from tests.data.corpora import VOCAB, facts, shard
@@ -80,9 +82,13 @@ def live(folder: Path, doing: str, seed: int, log: str) -> None:
     def say(*words) -> None:
         os.write(file, f"{' '.join(map(str, words))}\n".encode())
 
-    say("begun")
     with contextlib.suppress(KeyboardInterrupt):
-        work(folder, doing, draw, say)
+        say("begun")  # from now on it may be killed
+        try:
+            work(folder, doing, draw, say)
+        except Exception:
+            say("failed", traceback.format_exc())
+            raise
 
 
 def work(folder: Path, doing: str, draw: random.Random, say: Callable) -> None:
@@ -92,7 +98,7 @@ def work(folder: Path, doing: str, draw: random.Random, say: Callable) -> None:
                 bank = Bank.open(folder / "bank")
                 key = bank.meta(draw.randrange(len(bank))).key
                 say("asked", key)
-                remove(bank, Removed(keys=(key,)))
+                remove(bank, Removed(keys=(key,)), [folder / "pages"], lambda line: None)
                 say("removed", key)
             case "merge":
                 first = DOCUMENTS + ADDED * draw.randrange(8)
@@ -109,6 +115,13 @@ def work(folder: Path, doing: str, draw: random.Random, say: Callable) -> None:
                 shutil.copytree(folder / "copy", folder / "bank")
 
 
+def write_page(path: Path, bank: Bank) -> None:
+    """A page that shows all documents of a bank."""
+    cells = [cell(d.text, document=mark_of(d)) for d in bank.documents()]
+    path.parent.mkdir(parents=True)
+    path.write_text(page("A run", figure("documents", *cells)))
+
+
 class Watch:
     """A folder, what it must hold, and what it must not."""
 
@@ -118,8 +131,10 @@ class Watch:
         build(folder / "copy", range(DOCUMENTS))
         build(folder / "built", range(DOCUMENTS))
         prepare_corpus(folder, "first")
+        write_page(folder / "pages" / "run" / "report.html", Bank.open(folder / "bank"))
         self.known = {f"k{i}" for i in range(DOCUMENTS)}
         self.removed: set[str] = set()
+        self.blanked: set[str] = set()
         self.canaries = {}
         folders = [folder, folder / "corpus", folder / "others"]
         for place in ("bank", "copy", "built", "corpus/train"):
@@ -147,8 +162,8 @@ class Watch:
         if process.exitcode is None:  # Python drops a Ctrl-C that comes while an object is deleted
             process.kill()
             process.join()
-        assert process.exitcode in (-9, 0), "it failed by itself"
         said = log.read_text()
+        assert process.exitcode in (-9, 0), f"it failed by itself ({process.exitcode}): {said}"
         asked = set()
         for line in said.splitlines():
             word, _, what = line.partition(" ")
@@ -179,6 +194,13 @@ class Watch:
         corpus = Corpus.open(self.folder / "corpus" / "train")
         corpus.verify()
         assert len(corpus) == 60
+        self.blanked |= self.removed | asked  # pages come first: a killed removal may end there
+        shown = (self.folder / "pages" / "run" / "report.html").read_text()
+        for number in range(DOCUMENTS):
+            if f">{SECRET}{number};<" in shown:
+                assert f"k{number}" not in self.removed, "a page shows a removed document"
+            else:
+                assert f"k{number}" in self.blanked, "a page lost a document"
         for path, text in self.canaries.items():
             assert path.read_text() == text, f"{path} was touched"
         self.check_files()

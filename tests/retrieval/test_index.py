@@ -7,12 +7,13 @@ import pytest
 
 from cm3jax.config import RetrievalConfig
 from cm3jax.errors import UserError
+from cm3jax.io.folders import files_below
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import SAVED, BankDocument
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.index import ShardedIndex, keep_index, open_index
 from cm3jax.retrieval.interface import Neighbours, found_of
-from cm3jax.retrieval.scann import ScannIndex
+from cm3jax.retrieval.scann import ScannIndex, index_files
 
 
 def _unit(x):
@@ -155,6 +156,31 @@ def test_a_saved_scann_index_may_move(tmp_path):
         ScannIndex.load(tmp_path / "there", -vectors)
     with pytest.raises(UserError, match="does not exist"):
         ScannIndex.load(tmp_path / "here", vectors)
+
+
+def test_an_index_stands_until_another_takes_its_place(tmp_path, monkeypatch):
+    vectors, queries = _clustered(500)
+    path = tmp_path / "scann" / "00000"
+    ScannIndex.build(vectors, recall=0.9).save(path)
+    best = ExactIndex(vectors).search(queries, 5).ids
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    for moment in ("write_json", "swap"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"cm3jax.retrieval.scann.{moment}", killed)
+            with pytest.raises(KeyboardInterrupt):
+                ScannIndex.build(vectors, recall=0.8).save(path)
+        index = ScannIndex.load(path, vectors)
+        assert index.effort.wanted == 0.9
+        np.testing.assert_array_equal(index.search(queries, 5).ids, best)
+        left = set(index_files(tmp_path / "scann"))
+        assert any(name.startswith(".00000.part/") for name in left)
+        assert left == files_below(tmp_path / "scann")  # all of it goes where the bank goes
+    ScannIndex.build(vectors, recall=0.8).save(path)
+    assert ScannIndex.load(path, vectors).effort.wanted == 0.8
+    assert [one.name for one in path.parent.iterdir()] == ["00000"]
 
 
 def test_an_index_in_parts_finds_what_one_of_all_finds(tmp_path, monkeypatch):

@@ -14,9 +14,10 @@ from cm3jax.generation.loading import assemble
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.report.html import Html, cell, figure, join, png_uri, tag
 from cm3jax.report.run_page import Illustration
-from cm3jax.sequence.document import Document, Image, Text, parse
+from cm3jax.retrieval.bank_files import BankDocument, mark_of
+from cm3jax.sequence.document import Image, Text, parse
 from cm3jax.sequence.vocab import Modality
-from cm3jax.shapes import Int, UInt8
+from cm3jax.shapes import UInt8
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 from cm3jax.training.exported_run import LoadedRun
 from cm3jax.training.state import TrainState
@@ -61,7 +62,12 @@ def _training_row(rows: CorpusRows, generator: Generator) -> Illustration:
     )
     shown = [tag("div", *_pieces(sample, generator), class_="row") for sample in samples]
     who = tag("pre", "\n".join(describe_samples(rows, plan)))
-    return Illustration("A training row", join(tag("p", why), who, *shown))
+    # Its documents run into each other, so that a takedown of one blanks the row.
+    marks = " ".join(
+        mark_of(rows.bank.meta(row)) for row in plan.documents.ravel().tolist() if row >= 0
+    )
+    body = tag("div", who, *shown, data_document=marks or None)
+    return Illustration("A training row", join(tag("p", why), body))
 
 
 def _pieces(sample: Sequence[Piece], generator: Generator) -> list[Html]:
@@ -109,7 +115,7 @@ class _Prompt:
     record: int
     caption: str
     picture: Image
-    documents: tuple[Int[np.ndarray, " _"], ...]
+    documents: tuple[BankDocument, ...]
 
 
 def _prompts(rows: CorpusRows, text: TextTokenizer, count: int) -> list[_Prompt]:
@@ -126,25 +132,25 @@ def _prompts(rows: CorpusRows, text: TextTokenizer, count: int) -> list[_Prompt]
             continue
         caption = text.decode(pair[0].pieces)
         if caption.strip():  # white space alone is no prompt
-            documents = [rows.bank.ids(row) for row in chosen if row >= 0]
+            documents = [rows.bank.meta(row) for row in chosen if row >= 0]
             found[record] = _Prompt(record, caption, pair[1], _fitting(documents, room))
     return list(found.values())
 
 
-def _fitting(documents: Sequence[np.ndarray], room: int) -> tuple[np.ndarray, ...]:
+def _fitting(documents: Sequence[BankDocument], room: int) -> tuple[BankDocument, ...]:
     """As many of the first documents, a break after each, as have room: stream rows cut more."""
-    ends = np.cumsum([len(document) + 1 for document in documents])
+    ends = np.cumsum([len(document.ids) + 1 for document in documents])
     return tuple(documents[: int((ends <= room).sum())])
 
 
 def _drawn(prompts: Sequence[_Prompt], generator: Generator, seed: int) -> Illustration:
     """A sample per prompt, always with the same noise."""
     captions = [prompt.caption for prompt in prompts]
-    shown = [prompt.documents for prompt in prompts]
-    samples = generator.text_to_image(captions, shown, seed=seed)
+    given = [[document.ids for document in prompt.documents] for prompt in prompts]
+    samples = generator.text_to_image(captions, given, seed=seed)
     figures, pictures = [], {}
     for prompt, (sample,) in zip(prompts, samples, strict=True):
-        shown = [_document(parse(ids, generator.vocab), generator) for ids in prompt.documents]
+        shown = [_document(document, generator) for document in prompt.documents]
         true = cell("its own picture", picture=_uri(prompt.picture, generator))
         figures.append(
             figure(prompt.caption, *shown, true, cell("drawn", picture=png_uri(sample.image)))
@@ -157,11 +163,13 @@ def _drawn(prompts: Sequence[_Prompt], generator: Generator, seed: int) -> Illus
     return Illustration("Samples", join(tag("p", why), *figures), pictures)
 
 
-def _document(document: Document, generator: Generator) -> Html:
-    images = [segment for segment in document if isinstance(segment, Image)]
-    texts = [generator.text.decode(s.pieces) for s in document if isinstance(s, Text)]
+def _document(document: BankDocument, generator: Generator) -> Html:
+    segments = parse(document.ids, generator.vocab)
+    images = [segment for segment in segments if isinstance(segment, Image)]
+    texts = [generator.text.decode(s.pieces) for s in segments if isinstance(s, Text)]
     more = [join(tag("br"), tag("q", text)) for text in texts]
-    return cell("document", *more, picture=_uri(images[0], generator) if images else None)
+    picture = _uri(images[0], generator) if images else None
+    return cell("document", *more, picture=picture, document=mark_of(document))
 
 
 def _uri(image: Image, generator: Generator) -> str:

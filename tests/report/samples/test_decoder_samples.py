@@ -14,6 +14,8 @@ from cm3jax.data.show import pieces
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.report.samples.decoder_samples import illustrator
 from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import mark_of
+from cm3jax.retrieval.pages import GONE, blank_html
 from cm3jax.sequence.document import render
 from cm3jax.sequence.rows import Batch
 from cm3jax.sequence.vocab import Modality
@@ -77,10 +79,18 @@ def test_a_run_shows_a_row_and_draws(config):
 
     # Those of the parameters at that step: from the checkpoint come the same.
     learner, run = DecoderLearner.from_corpus(config), load_run(config.workdir)
-    _, samples = illustrator(learner)(TrainState(2, run.variables["params"], None, {}))
+    row, samples = illustrator(learner)(TrainState(2, run.variables["params"], None, {}))
     assert samples.pictures.keys() == shown.keys()
     for name, picture in samples.pictures.items():
         np.testing.assert_array_equal(picture, shown[name])
+    # A takedown finds whatever shows a document.
+    marks = {mark_of(document) for document in Bank.open(config.data.bank).documents()}
+    for drawn in (row, samples):
+        blank, count = blank_html(drawn.body, marks)
+        assert blank.count(GONE) == count
+        assert "<span>document</span>" not in blank
+        assert "    document " not in blank
+    assert count > 0  # of the samples
 
 
 def test_without_its_tokenizers_it_says_so(tmp_path):

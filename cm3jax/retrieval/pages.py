@@ -1,0 +1,173 @@
+"""Pages, stored results and contact sheets that show documents of a bank, at a takedown.
+
+A page of ours says which documents an element shows, a stored result which one a cell shows, and
+`samples.jsonl` which ones a sample saw, each by a mark that no other document has:
+
+    <div class="cell" data-document="0123456789abcdef">…</div>
+    {"label": …, "picture": …, "text": …, "correct": …, "document": "0123456789abcdef"}
+
+What shows a document that is taken out is blanked in its place, and a contact sheet is deleted;
+all else stays as it is. A sample that was drawn with the document shows none: it stays, and is
+named.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from cm3jax.io.files import write_atomic
+from cm3jax.retrieval.removed import Removed
+
+GONE = "taken out of the bank"
+"""What stands where a document was shown."""
+SHEET = "contact.png"
+"""The sheet of a folder with `samples.jsonl`: it shows the documents of the samples."""
+_SHOWS = re.compile(r'<(\w+)\b[^<>]*\bdata-document="([0-9a-f ]+)"[^<>]*>')
+_CELL = {"label", "picture", "text", "correct", "document"}
+_UNMARKED = re.compile(r'<span>(document|retrieved, -?\d\.\d\d)</span>|"label": "retrieved, ')
+"""What earlier versions, which wrote no marks, called a document."""
+_CHUNK = re.compile(r"drawn-\d{5}\.json")
+"""What `launch.evaluate coco_fid` notes of the pictures that it draws."""
+_NAMED = 8
+_SKIPPED = {"checkpoints", "tensorboard"}
+
+
+def blank_pages(removed: Removed, folders: Sequence[epath.PathLike]) -> Iterator[str]:
+    """Blank what shows a document that is taken out, in all files below some folders.
+
+    Yields a line for every file that was changed, and for every one where something is left to do.
+    Links are not followed, what cannot be read is somebody else's; raises `OSError` for a page that
+    cannot be written.
+    """
+    for folder in folders:
+        for path in sorted(_files(Path(folder))):
+            if path.name == "samples.jsonl":
+                yield from _blank_samples(path, removed)
+            elif _CHUNK.fullmatch(path.name):
+                yield from _name_drawn(path, removed)
+            elif path.suffix in (".html", ".json"):
+                yield from _blank_page(path, set(removed.marks))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for place, inside, names in os.walk(folder):
+        inside[:] = [name for name in inside if name not in _SKIPPED]
+        yield from (Path(place, name) for name in names if not Path(place, name).is_symlink())
+
+
+def _blank_page(path: Path, marks: set[str]) -> Iterator[str]:
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, ValueError):
+        return
+    if path.suffix == ".html":
+        new, count = blank_html(text, marks)
+    else:
+        new, count = blank_json(text, marks)
+    if count:
+        write_atomic(path, new)
+        yield f"{path}: {count} {'places' if count > 1 else 'place'} blanked that showed them"
+    if "data-document=" not in text and '"document":' not in text and _UNMARKED.search(text):
+        yield (
+            f"{path}: made by an earlier version and may show them; delete it, or draw or measure "
+            "it again"
+        )
+
+
+def blank_html(text: str, marks: set[str]) -> tuple[str, int]:
+    """A page of ours without what shows one of the marks, and how many elements that were."""
+    parts, at, count = [], 0, 0
+    for found in _SHOWS.finditer(text):
+        if found.start() < at or not marks & set(found[2].split()):
+            continue
+        end = _end(text, found[1], found.end())
+        if text[found.end() : end] != GONE:
+            parts += [text[at : found.end()], GONE]
+            at, count = end, count + 1
+    return "".join([*parts, text[at:]]), count
+
+
+def _end(text: str, name: str, start: int) -> int:
+    """Where the content of an element ends that begins at `start`; the page's end if it is cut."""
+    depth = 1
+    for found in re.compile(rf"<(/?){name}\b").finditer(text, start):
+        depth += -1 if found[1] else 1
+        if not depth:
+            return found.start()
+    return len(text)
+
+
+def blank_json(text: str, marks: set[str]) -> tuple[str, int]:
+    """A stored result without the cells that show one of the marks, and how many those were."""
+    if not any(mark in text for mark in marks):
+        return text, 0
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text, 0
+    count = sum(_blank_cell(cell) for cell in _cells(value) if cell["document"] in marks)
+    return json.dumps(value, indent=2) + "\n", count
+
+
+def _cells(value: Any) -> Iterator[dict[str, Any]]:
+    """All cells of figures in a value of JSON."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict) and one.keys() == _CELL:
+            yield one
+        elif isinstance(one, dict | list):
+            waiting += one.values() if isinstance(one, dict) else one
+
+
+def _blank_cell(cell: dict[str, Any]) -> bool:
+    """Whether there was something to blank."""
+    blank = {"label": GONE, "picture": None, "text": "", "correct": None}
+    changed = any(cell[name] != value for name, value in blank.items())
+    cell.update(blank)
+    return changed
+
+
+def _blank_samples(path: Path, removed: Removed) -> Iterator[str]:
+    """Delete the contact sheet beside samples that saw what is taken out, and name these."""
+    try:
+        lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
+        drawn = [str(line["name"]) for line in lines if _saw(line, removed)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return
+    if not drawn:
+        return
+    if (path.parent / SHEET).exists():
+        (path.parent / SHEET).unlink()
+        yield f"{path.parent / SHEET}: deleted, since it showed them; launch.generate makes another"
+    yield _kept(path.parent, drawn)
+
+
+def _name_drawn(path: Path, removed: Removed) -> Iterator[str]:
+    """Name the pictures of captions that were drawn with what is taken out."""
+    try:
+        notes = json.loads(path.read_bytes())
+        keys = set(removed.keys)
+        drawn = [f"{int(one):012d}.png" for one, n in notes.items() if keys & {*n["documents"]}]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return
+    if drawn:
+        yield _kept(path.parent, drawn)
+
+
+def _kept(folder: Path, drawn: Sequence[str]) -> str:
+    more = f" and {len(drawn) - _NAMED} more" if drawn[_NAMED:] else ""
+    return f"{folder}: drawn with them, and kept: {', '.join(drawn[:_NAMED])}{more}"
+
+
+def _saw(line: dict[str, Any], removed: Removed) -> bool:
+    """Whether a sample was drawn with a document; earlier versions tell of its key only."""
+    return any(
+        one["mark"] in removed.marks if "mark" in one else one.get("key") in removed.keys
+        for one in line["documents"]
+    )

@@ -1,0 +1,35 @@
+"""Folders that conversions fill: whole or nothing, also after a kill."""
+
+import pytest
+
+from cm3jax.errors import UserError
+from cm3jax.interop.folders import new_folder
+
+
+def test_what_a_killed_conversion_left_is_deleted_by_the_next(tmp_path):
+    out = tmp_path / "run"
+    left, theirs = tmp_path / ".run.123.part", tmp_path / ".run.77.part"
+    for folder in (left / "text", left / "vqgan", theirs, tmp_path / ".other.5.part"):
+        folder.mkdir(parents=True)
+    for name in ("params.safetensors", "text/text.model", "vqgan/.params.safetensors.9.part"):
+        (left / name).write_text("half")
+    (tmp_path / ".other.5.part" / "config.json").write_text("of another conversion")
+    (theirs / "thesis.tex").write_text("mine")
+    with new_folder(out) as folder:
+        (folder / "config.json").write_text("{}")
+    assert (out / "config.json").read_text() == "{}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".other.5.part",
+        ".run.77.part",
+        "run",
+    ]
+    assert (theirs / "thesis.tex").read_text() == "mine"
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError), new_folder(tmp_path / "run") as folder:
+        (folder / "config.json").write_text(None)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="exists; give another --out"), new_folder(tmp_path / "run"):
+        pass

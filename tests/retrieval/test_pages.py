@@ -1,0 +1,116 @@
+"""What shows a document is blanked when the document is taken out, and nothing else is touched."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+
+from cm3jax.evaluate.cases_page import figure_cell
+from cm3jax.evaluate.results import Cell, Evaluation, Figure
+from cm3jax.report.html import cell, figure, page, tag
+from cm3jax.retrieval.bank_files import BankDocument, mark_of
+from cm3jax.retrieval.pages import GONE, blank_html, blank_pages
+from cm3jax.retrieval.removed import Removed
+
+
+def document(key, ids=(7, 8)):
+    return BankDocument(key, np.asarray(ids, np.int32), f"a text of {key}", True, True, "s", "l")
+
+
+SECRET, OTHER = document("secret"), document("other")
+REMOVED = Removed(keys=("secret",), marks=(mark_of(SECRET),))
+
+
+def test_a_mark_is_of_key_and_content():
+    marks = {mark_of(d) for d in (SECRET, OTHER, document("secret", (7, 9)))}
+    assert len(marks) == 3
+    assert mark_of(dataclasses.replace(SECRET, source="elsewhere")) == mark_of(SECRET)
+
+
+def test_what_shows_a_document_is_blanked_in_its_place():
+    cells = [
+        cell("document", tag("div", tag("div", d.text)), picture="data:,x", document=mark_of(d))
+        for d in (SECRET, OTHER)
+    ]
+    row = tag("div", SECRET.text, OTHER.text, data_document=f"{mark_of(OTHER)} {mark_of(SECRET)}")
+    text = page("a run", figure("a prompt", *cells, cell("drawn", picture="data:,y")), row)
+    new, count = blank_html(text, {mark_of(SECRET)})
+    assert count == 2
+    assert SECRET.text not in new
+    assert new.count(OTHER.text) == 1  # in the row it ran into the other
+    assert new.count(GONE) == 2
+    assert new.count("<div") == new.count("</div>") == text.count("<div") - 2
+    assert 'src="data:,y"' in new
+    assert blank_html(new, {mark_of(SECRET)}) == (new, 0)
+    assert blank_html(text, set()) == (text, 0)
+
+
+def test_stored_results_lose_it_too(tmp_path):
+    cells = tuple(Cell.of("retrieved", None, d.text, document=mark_of(d)) for d in (SECRET, OTHER))
+    path = tmp_path / "results" / "shipped.json"
+    Evaluation("run", {}, (Figure("kind", "prompt", cells),), {}, {}, "", 1.0).save(path)
+    mine = {"document": mark_of(SECRET), "label": "of another program"}
+    (tmp_path / "notes.json").write_text(json.dumps(mine))
+    (line,) = blank_pages(REMOVED, [tmp_path])
+    assert line == f"{path}: 1 place blanked that showed them"
+    (shown,) = Evaluation.load(path).figures
+    assert [one.text for one in shown.cells] == ["", OTHER.text]
+    assert GONE in figure_cell(shown.cells[0])
+    assert mark_of(OTHER) in figure_cell(shown.cells[1])
+    assert json.loads((tmp_path / "notes.json").read_text()) == mine
+    assert not list(blank_pages(REMOVED, [tmp_path]))
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_contact_sheet_goes_and_samples_are_named(tmp_path, marked):
+    for name, shown in (("mine", SECRET), ("others", OTHER)):
+        folder = tmp_path / name
+        folder.mkdir()
+        known = {"key": shown.key} | ({"mark": mark_of(shown)} if marked else {})
+        line = {"name": f"fox-{name}", "documents": [{"path": "x.png"}, known]}
+        (folder / "samples.jsonl").write_text(json.dumps(line) + "\n")
+        (folder / "contact.png").write_bytes(b"a sheet")
+        (folder / f"fox-{name}.png").write_bytes(b"a sample")
+    deleted, kept = blank_pages(REMOVED, [tmp_path])
+    assert deleted.startswith(f"{tmp_path}/mine/contact.png: deleted")
+    assert kept == f"{tmp_path}/mine: drawn with them, and kept: fox-mine"
+    assert not (tmp_path / "mine" / "contact.png").exists()
+    assert (tmp_path / "mine" / "fox-mine.png").exists()
+    assert (tmp_path / "others" / "contact.png").exists()
+
+
+def test_pictures_for_captions_are_named(tmp_path):
+    notes = {"7": {"documents": ["secret"]}, "8": {"documents": ["other"]}}
+    (tmp_path / "drawn-00003.json").write_text(json.dumps(notes))
+    (line,) = blank_pages(REMOVED, [tmp_path])
+    assert line == f"{tmp_path}: drawn with them, and kept: 000000000007.png"
+
+
+def test_a_page_of_an_earlier_version_is_named(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(page("a run", cell("document", "?", picture="data:,x")))
+    (line,) = blank_pages(REMOVED, [tmp_path])
+    assert line.startswith(f"{path}: made by an earlier version and may show them")
+
+
+def test_somebody_elses_files_and_links_stay(tmp_path):
+    (tmp_path / "away").mkdir()
+    shown = page("a", cell("document", SECRET.text, document=mark_of(SECRET)))
+    (tmp_path / "away" / "a.html").write_text(shown)
+    here = tmp_path / "here"
+    here.mkdir()
+    os.symlink(tmp_path / "away", here / "linked")
+    os.symlink(tmp_path / "away" / "a.html", here / "a.html")
+    for name, content in (
+        ("b.html", b"\xff not UTF-8"),
+        ("c.json", b"[" * 100_000 + mark_of(SECRET).encode()),
+        ("samples.jsonl", b'{"name": 3}\n7\n'),
+        ("drawn-00000.json", b"[1]"),
+    ):
+        (here / name).write_bytes(content)
+    before = {path: path.read_bytes() for path in here.glob("*.*")}
+    assert not list(blank_pages(REMOVED, [here, tmp_path / "nowhere"]))
+    assert {path: path.read_bytes() for path in here.glob("*.*")} == before
+    assert (tmp_path / "away" / "a.html").read_text() == shown
