@@ -83,7 +83,7 @@ def contents(questions: Iterable[ExamPrompt]) -> list[str | np.ndarray]:
     return [part for one in questions for part in (one.text, one.image)]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Given:
     """The documents in front of each prompt, and how they were chosen."""
 
