@@ -35,5 +35,5 @@ def test_no_sample_is_lost_or_half_there_by_kills():
         timeout=1400,  # of a busy machine
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (found := re.search(r"20 lives: .*?(\d+) killed", done.stdout)), done.stdout
-    assert int(found[1]) >= 4
+    ended = {what: int(n) for n, what in re.findall(r"(\d+) (killed|stopped)", done.stdout)}
+    assert sum(ended.values()) >= 5, done.stdout
