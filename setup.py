@@ -50,6 +50,7 @@ EXTRAS = {
     "emoji": ["resvg-py>=0.5,<0.6"],  # draws the SVG of data.source=emoji
     "trackio": ["trackio>=0.43,<1"],  # train.tracker=trackio: curves of runs side by side, locally
     "wandb": ["wandb>=0.31,<1"],  # train.tracker=wandb: the same by a service
+    "quantised": ["qwix>=0.1.8,<0.2"],  # model.quantised: int8 and fp8 products in training
     "report": [
         "tensorboard>=2.21",  # curves beside the run's own metrics.jsonl
         "matplotlib>=3.10",  # figures of the paper
@@ -64,6 +65,7 @@ EXTRAS = {
         "ruff>=0.14",  # lint and format
         "mypy>=2.4,<3",  # static types of the core
         "jsonschema>=4",  # manifests of jobs against the published schema
+        "qwix>=0.1.8,<0.2",  # training in int8 and fp8
         "trackio>=0.43,<1",  # reads back what a run tells its tracker
         "tensorboard>=2.21",  # reads back the curves that a run writes
         "apache-beam>=2.77",  # both engines of preparation give the same bytes

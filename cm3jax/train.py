@@ -45,6 +45,7 @@ from cm3jax.training.metrics import (
     validation_name,
 )
 from cm3jax.training.optim import learning_rate
+from cm3jax.training.precision import require_quantiser
 from cm3jax.training.profile import StepProfile
 from cm3jax.training.resume import Start, require_run_folder, start_state
 from cm3jax.training.state import Layout, TrainState, plan_layout
@@ -116,6 +117,7 @@ def train(
     if experiment.learner in ("decoder", "parti"):
         require_attention(experiment.model, mesh)
     require_tracker(experiment.train.tracker)
+    require_quantiser(experiment.model.quantised)
     require_run_folder(experiment.run_dir)
     with (
         hold(experiment.run_dir, f"training {experiment.name}"),
@@ -335,7 +337,6 @@ class _Run:
     def _report(
         self, metrics: Mapping[str, Any], batch: HostBatch, validates: bool
     ) -> dict[str, Any]:
-        """Measure, log and show the step; what was logged."""
         per_step, waiting = self._clock.per_step(self._step), self._clock.waiting
         values: dict[str, Any] = {n: Mean(*pair).compute() for n, pair in metrics.items()}
         if validates:

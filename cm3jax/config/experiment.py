@@ -65,6 +65,11 @@ class Experiment:
             "leave it out.",
         )
         require(
+            not self.model.quantised or self.learner == "decoder",
+            f"model.quantised={self.model.quantised} is for a decoder, not for a {self.learner}; "
+            "leave it out.",
+        )
+        require(
             self.optim.trained_ids == "all" or self.learner == "decoder",
             f"optim.trained_ids={self.optim.trained_ids} is for a decoder, not for a "
             f"{self.learner}; leave it out.",

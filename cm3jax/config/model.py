@@ -68,6 +68,9 @@ class DecoderConfig:
     one segment (`data.rows=stream`), `triton` for GPUs, where rows are packed, and `splash` for
     TPUs. `auto` takes the hardware's kernel as far as rows, heads and types fit it; a line at start
     says which. Generation always uses `xla`."""
+    quantised: Literal["", "int8", "fp8"] = ""
+    """Type of the layers' matrix products in training, forward and backward, by qwix (the extra
+    `quantised`). Empty: they are computed in dtype, as validation and generation always do."""
 
     def __post_init__(self):
         require(

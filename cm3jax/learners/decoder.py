@@ -17,6 +17,7 @@ from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Array, Int, Key
 from cm3jax.training.loss import LossOutput, chunks_for, next_token_loss, token_losses
 from cm3jax.training.metrics import StepCost
+from cm3jax.training.precision import quantised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,8 @@ class DecoderLearner:
     def model(self) -> Decoder:
         """The module."""
         e = self.experiment
-        return Decoder(e.model, self.vocab.size, e.one_segment)
+        config = dataclasses.replace(e.model, quantised="")  # as validation computes
+        return Decoder(config, self.vocab.size, e.one_segment)
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -70,7 +72,9 @@ class DecoderLearner:
         """
         variables = {"params": params}
         drop = key if training and self.experiment.model.dropout else None
-        hidden = self.model.apply(variables, batch.tokens, batch.positions, batch.segments, drop)
+        kind = self.experiment.model.quantised if training else ""
+        model = quantised(self.model, kind)
+        hidden = model.apply(variables, batch.tokens, batch.positions, batch.segments, drop)
         losses = token_losses(
             lambda part: self.model.apply(variables, part, method="logits"),
             hidden,

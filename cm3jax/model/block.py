@@ -35,7 +35,7 @@ class Attention(nn.Module):
     def setup(self):
         """Name the matrices."""
         c = self.config
-        kind = jnp.dtype(c.dtype), c.lora
+        kind = jnp.dtype(c.dtype), c.lora, c.quantised
         many, few = (c.heads, c.head_width), (c.groups, c.head_width)
         names = ("embed", "heads", "head")
         self.query = Projection((c.width,), many, names, c.init_std, *kind)
@@ -80,7 +80,14 @@ class Block(nn.Module):
         self.attention = Attention(c)
         nn.share_scope(self, self.attention)
         self.feed_forward = FeedForward(
-            c.width, c.ffn, c.activation, c.init_std, output_std(c), jnp.dtype(c.dtype), c.lora
+            c.width,
+            c.ffn,
+            c.activation,
+            c.init_std,
+            output_std(c),
+            jnp.dtype(c.dtype),
+            c.lora,
+            c.quantised,
         )
         self.feed_forward_norm = Norm(c.norm)
 

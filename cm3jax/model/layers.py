@@ -127,16 +127,25 @@ class HeadNorm(nn.Module):
         return layer_norm(x, scale, bias)
 
 
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3))
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3, 4))
 def matmul(
-    x: Float[Array, "..."], kernel: Float[Array, "..."], inputs: int, dtype: jnp.dtype
+    x: Float[Array, "..."],
+    kernel: Float[Array, "..."],
+    inputs: int,
+    dtype: jnp.dtype,
+    quantised: str,
 ) -> Float[Array, "..."]:
-    """Contract the last `inputs` axes of x with the first ones of the kernel, both as `dtype`."""
+    """Contract the last `inputs` axes of x with the first ones of the kernel, both as `dtype`.
+
+    `quantised` says what `training.precision` makes of the product, so that jax keeps its trace
+    apart from others.
+    """
     rows, outputs = x.shape[: x.ndim - inputs], kernel.shape[inputs:]
     size = math.prod(kernel.shape[:inputs])
     # As plain matrices: with two axes of rows, XLA's CPU backend transposes its operands in memory
     # for the gradient of the kernel, which takes longer than the product.
-    y = x.astype(dtype).reshape(-1, size) @ kernel.astype(dtype).reshape(size, -1)
+    sides = x.astype(dtype).reshape(-1, size), kernel.astype(dtype).reshape(size, -1)
+    y = jax.lax.dot_general(*sides, (((1,), (0,)), ((), ())))
     return y.reshape(rows + outputs)
 
 
@@ -155,6 +164,8 @@ class Projection(nn.Module):
     dtype: jnp.dtype
     lora: tuple[int, float] = (0, 0.0)
     """Rank of the correction, and what multiplies it."""
+    quantised: str = ""
+    """As in `matmul`."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -164,7 +175,7 @@ class Projection(nn.Module):
             "kernel", nn.with_logical_partitioning(init, self.names), self.inputs + self.outputs
         )
         n, (rank, scale) = len(self.inputs), self.lora
-        y = matmul(x, kernel, n, self.dtype)
+        y = matmul(x, kernel, n, self.dtype, self.quantised)
         if not rank:
             return y
         init = truncated_normal(math.prod(self.inputs) ** -0.5)
@@ -172,7 +183,8 @@ class Projection(nn.Module):
         out = nn.with_logical_partitioning(nn.initializers.zeros, ("rank", *self.names[n:]))
         down = self.param("lora_down", into, (*self.inputs, rank))
         up = self.param("lora_up", out, (rank, *self.outputs))
-        return y + scale * matmul(matmul(x, down, n, self.dtype), up, 1, self.dtype)
+        low = matmul(x, down, n, self.dtype, self.quantised)
+        return y + scale * matmul(low, up, 1, self.dtype, self.quantised)
 
 
 @rematerialised
@@ -190,11 +202,12 @@ class FeedForward(nn.Module):
     out_std: float
     dtype: jnp.dtype
     lora: tuple[int, float] = (0, 0.0)
+    quantised: str = ""
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Apply the matrices."""
-        kind = self.dtype, self.lora
+        kind = self.dtype, self.lora, self.quantised
         into = ((self.width,), (self.hidden,), ("embed", "mlp"), self.std, *kind)
         out = ((self.hidden,), (self.width,), ("mlp", "embed"), self.out_std, *kind)
         inner = Projection(*into, name="up")(x)

@@ -2,7 +2,7 @@
 
     python -m launch.bench accelerator --out results/h200
 
-Each kernel beside plain operations, training of the 760M with whole and packed rows,
+Each kernel beside plain operations, training of the 760M with whole and packed rows and in int8,
 its memory beside the plan's, decoding of the 7B with guidance and documents, and batches. After
 each part `DIR/accelerator.json` and the table `DIR/accelerator.md` are written; a second run goes
 on with what was skipped or failed. On CPUs, which cannot tell, everything is tiny.
@@ -39,6 +39,7 @@ from cm3jax.sequence.vocab import Vocab
 from cm3jax.targets import of_kind
 from cm3jax.train import make_train_step
 from cm3jax.training.hardware import copy_rate, in_words, peak_flops
+from cm3jax.training.precision import require_quantiser
 from cm3jax.training.state import plan_layout
 from launch.names import load_experiment
 
@@ -172,6 +173,14 @@ def train_packed(sizes: Sizes) -> dict[str, Any]:
     return _train(_training(sizes, "whole"), sizes)
 
 
+def train_int8(sizes: Sizes) -> dict[str, Any]:
+    """Rows of one segment, the layers' products in int8."""
+    require_quantiser("int8")
+    config = _training(sizes, "stream")
+    model = dataclasses.replace(config.model, quantised="int8")
+    return _train(dataclasses.replace(config, model=model), sizes)
+
+
 def _training(sizes: Sizes, rows: str) -> Experiment:
     """The model on rows of this kind, on one device, with as many of them as memory holds."""
     found = load_experiment(sizes.training)
@@ -291,6 +300,7 @@ PARTS: Mapping[str, tuple[Part, int]] = {
     "train_whole": (train_whole, 80),
     "train_packed": (train_packed, 80),
     "decode_documents": (decode_documents, 120),
+    "train_int8": (train_int8, 90),
     "decode_batches": (decode_batches, 150),
 }
 """By name, in order of what matters most, with about how many seconds each takes."""
@@ -301,6 +311,7 @@ _ROWS = (
     ("the same, memory planned / used", "train_whole", "planned_share", "{:.2f}"),
     ("training, packed rows: MFU", "train_packed", "mfu", "{:.1%}"),
     ("the same, tokens/s", "train_packed", "tokens_per_second", "{:,.0f}"),
+    ("training in int8: tokens/s", "train_int8", "tokens_per_second", "{:,.0f}"),
     *(
         row
         for k in (0, 2)

@@ -135,7 +135,7 @@ def test_an_experiment_is_decoded_alone(capsys):
 def bare(argv):
     """The bench on a machine with little more than jax."""
     return subprocess.run(
-        [sys.executable, "-c", BARE.format(absent=ABSENT, argv=argv)],
+        [sys.executable, "-c", BARE.format(absent=ABSENT | {"qwix"}, argv=argv)],
         cwd=ROOT,
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
         capture_output=True,
@@ -166,10 +166,12 @@ def test_accelerators_are_checked_on_a_bare_machine_part_by_part(tmp_path):
     for name in ("train_whole", "train_packed"):
         assert parts[name]["kernel"] == "xla"
         assert parts[name]["losses"][1] < parts[name]["losses"][0]
+    assert parts["train_int8"]["skipped"].startswith("model.quantised=int8 needs the package qwix")
     for documents in ("0_documents", "2_documents"):
         assert parts["decode_documents"][documents]["seconds_per_picture"] > 0
     lines = (tmp_path / "accelerator.md").read_text()
     assert "| training, whole rows: MFU | open |" in lines
+    assert "train_int8 skipped: model.quantised=int8" in lines
 
 
 def test_results_of_another_machine_stay_as_they_are(tmp_path):
