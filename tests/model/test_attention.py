@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import types
 from functools import partial
 
 import jax
@@ -163,6 +164,24 @@ def test_auto_is_the_kernel_of_the_hardware(monkeypatch, platform, one_segment, 
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     model = dataclasses.replace(MODEL, **TINY_ROWS | fields)
     assert kernel_for(model, model.context, one_segment) == kernel
+
+
+@pytest.mark.parametrize(
+    ("generation", "kernels"),
+    [
+        ("7.5", ("xla", "xla")),
+        ("8.0", ("triton", "cudnn")),
+        ("10.0", ("triton", "cudnn")),
+        ("gfx942", ("xla", "xla")),
+    ],
+)
+def test_auto_leaves_gpus_without_the_kernels_to_plain_operations(monkeypatch, generation, kernels):
+    """Those before Ampere, and other makers'."""
+    gpu = types.SimpleNamespace(compute_capability=generation)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
+    model = dataclasses.replace(MODEL, **TINY_ROWS)
+    assert tuple(kernel_for(model, 256, one_segment) for one_segment in (False, True)) == kernels
 
 
 def test_auto_goes_by_the_mesh_that_is_set_and_shares_heads_equally():
