@@ -20,6 +20,7 @@ from cm3jax.errors import UserError
 from cm3jax.io.experiment_json import to_dict
 from cm3jax.io.files import read_json
 from cm3jax.model import lora
+from cm3jax.training import ema
 from cm3jax.training.exported_run import PARAMS_FILE
 from cm3jax.training.state import Layout, TrainState
 
@@ -175,7 +176,8 @@ def start_state(
     extra = dict(run.variables)
     params = lora.load_into(state.params, extra.pop("params"))
     source = f"starting from the parameters of {experiment.init_from} at step {run.step}."
-    state = dataclasses.replace(state, params=params, extra=extra)
+    averages = None if state.ema is None else ema.begin(params, layout.trained)
+    state = dataclasses.replace(state, params=params, extra=extra, ema=averages)
     return Start(state, Position(), 0.0, source)
 
 

@@ -138,6 +138,19 @@ def test_frozen_parameters_have_no_average(run, tmp_path):
     equal(loaded["embedding"], load_run(config.workdir).variables["params"]["embedding"])
 
 
+def test_averages_begin_with_the_parameters_that_a_run_starts_from(run, tmp_path):
+    config, _ = run
+    first = load_run(config.workdir).variables["params"]
+    one = dataclasses.replace(SHORT, steps=1)
+    tuned = dataclasses.replace(config, workdir=str(tmp_path), init_from=config.workdir, train=one)
+    state = train(learner(tuned))
+    expected = mixed(first, state.params, 2 / 11)
+    jax.tree.map(
+        lambda left, right: np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7),
+        *(state.ema, expected),
+    )
+
+
 def test_averages_begin_and_end_with_a_later_life_if_asked_for(run, tmp_path):
     """A checkpoint of a run that kept none goes on with them from its parameters, and the reverse;
     unasked it is refused."""
