@@ -26,9 +26,11 @@ def require_quantiser(kind: str) -> None:
 def quantised(model: Decoder, kind: Literal["", "int8", "fp8"]) -> Decoder:
     """The model whose rows go through products of the layers' matrices in this type; parameters
     and their gradients stay float32. Inputs, matrices and gradients are scaled by their largest
-    absolute value, per row or column of a product. An empty kind gives the model itself."""
+    absolute value, per row or column of a product. An empty kind gives the model itself.
+    `UserError` as `require_quantiser`."""
     if not kind:
         return model
+    require_quantiser(kind)
     import qwix
 
     model = model.clone(config=dataclasses.replace(model.config, quantised=kind))

@@ -69,6 +69,8 @@ def test_without_qwix_nothing_begins(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"model\.quantised=int8 needs the package qwix"):
         train(learner(dataclasses.replace(made("int8").experiment, workdir=str(tmp_path / "run"))))
     assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=r"model\.quantised=int8 needs the package qwix"):
+        precision.quantised(made("int8").model, "int8")  # as a plan that is compiled meets it
 
 
 def test_other_learners_have_no_such_products():
