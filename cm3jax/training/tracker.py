@@ -59,14 +59,14 @@ class Tracker:
             self._begin(kind, epath.Path(run_dir), options)
 
     def _begin(self, kind: str, folder: epath.Path, config: Mapping[str, Any]) -> None:
-        module = importlib.import_module(kind)
-        name = _name(folder)
-        options: dict[str, Any] = {"project": _PROJECT, "name": name, "config": dict(config)}
-        if kind == "wandb":
-            options |= {"id": name, "dir": os.fspath(folder)}
         try:
+            module = importlib.import_module(kind)
+            name = _name(folder)
+            options: dict[str, Any] = {"project": _PROJECT, "name": name, "config": dict(config)}
+            if kind == "wandb":
+                options |= {"id": name, "dir": os.fspath(folder)}
             self._run = module.init(**options, resume="allow")
-        except Exception as error:  # networks, accounts, disks
+        except Exception as error:  # networks, accounts, disks, and what the package needs
             self._give_up(error)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:

@@ -10,8 +10,9 @@ import pytest
 from cm3jax.config import TrainConfig
 from cm3jax.errors import UserError
 from cm3jax.train import train
+from cm3jax.training import tracker
 from cm3jax.training.metrics import read_metrics
-from cm3jax.training.tracker import require_tracker
+from cm3jax.training.tracker import Tracker, require_tracker
 from tests.tiny import experiment, learner
 
 STEPS = TrainConfig(steps=2, log_every=1, validate_every=0, tracker="trackio")
@@ -55,6 +56,19 @@ def test_a_tracker_that_fails_ends_no_run(tmp_path, monkeypatch, caplog):
         train(learner(experiment(tmp_path / "run", train=STEPS)))
     assert "the tracker fails and is told no more" in caplog.text
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2]
+
+
+def test_neither_a_broken_package_nor_a_damaged_name_ends_a_run(tmp_path, monkeypatch, caplog):
+    def fails(name):
+        raise ImportError("libsomething.so is missing")
+
+    (tmp_path / "tracker.json").write_text("{}")
+    with caplog.at_level(logging.WARNING, "cm3jax"):
+        Tracker("trackio", tmp_path, {}).write(1, {"loss": 1.0})
+        monkeypatch.setattr(tracker.importlib, "import_module", fails)
+        Tracker("trackio", tmp_path, {}).write(1, {"loss": 1.0})
+    assert caplog.text.count("the tracker fails and is told no more") == 2
+    assert "libsomething.so is missing" in caplog.text
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_made():
