@@ -288,6 +288,6 @@ def _gpu_config(kind: Accelerator) -> str:
             'platform_name: "CUDA"',
             "dnn_version_info { major: 9 minor: 10 }",
             "runtime_version { major: 13 minor: 0 patch: 0 }",
-            f'device_description_str: "{kind.kind}"',
+            f'device_description_str: "NVIDIA {kind.kind}"',  # as Pallas looks it up
         ]
     )

@@ -8,7 +8,7 @@ import pytest
 from cm3jax import partition
 from cm3jax.config import MeshConfig
 from cm3jax.errors import UserError
-from cm3jax.targets import ACCELERATORS, Target, of_kind
+from cm3jax.targets import ACCELERATORS, Target, _gpu_config, of_kind
 
 
 def test_devices_are_told_by_the_longest_name_that_fits():
@@ -26,6 +26,15 @@ def test_devices_are_told_by_the_longest_name_that_fits():
     assert {kind: of_kind(kind).name for kind in kinds} == kinds
     assert of_kind("cpu") is None
     assert [a.memory for a in ACCELERATORS] == sorted(a.memory for a in ACCELERATORS)
+
+
+def test_gpus_of_targets_are_called_as_they_call_themselves():
+    """By these names jax 0.12 finds what Triton compiles for."""
+    for each in ACCELERATORS:
+        if each.platform == "gpu":
+            (name,) = re.findall('device_description_str: "(.+)"', _gpu_config(each))
+            assert re.match(r"NVIDIA [ABH]\d+\b", name)
+            assert of_kind(name) is each
 
 
 @pytest.mark.parametrize(
@@ -93,7 +102,7 @@ def meshes(target: Target) -> dict[tuple[int, int, int], partition.Mesh]:
     """Every mesh of powers of two that leaves parameters whole across slices."""
     devices = target.build()
     assert len(devices) == target.size
-    assert {device.device_kind for device in devices} == {target.accelerator.kind}
+    assert {of_kind(device.device_kind) for device in devices} == {target.accelerator}
     assert len({device.process_index for device in devices}) == target.hosts
     found = {}
     for fsdp in powers(target.devices):
