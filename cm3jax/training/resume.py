@@ -65,8 +65,11 @@ _READ_ONCE = {
 """What decides the data, whose fingerprints say more, wherever they lie; where a checkpoint of an
 earlier version has none, these fields must be what they were."""
 
-_EACH_STEP = {"retrieval.documents", "retrieval.queries", "retrieval.query_dropout"}
-"""What of those is read in every step."""
+_EACH_STEP = {
+    "decoder": {"retrieval.documents", "retrieval.queries"},
+    "clip": {"retrieval.query_dropout"},
+}
+"""What of those a learner reads in every step."""
 
 _KEEPS_PLACE = {"optim", "loss", "model", "vqgan", "vqgan_loss", "clip", "data.batch"}
 """What must not differ, but leaves the order of the data as it is."""
@@ -224,7 +227,7 @@ def decisive_changes(
     `before` is empty where a checkpoint of an earlier version has none.
     """
     free = _FREE | _UNREAD[learner] | (_READ_ONCE if before else set())
-    steps = _EACH_STEP if learner == "decoder" else set()
+    steps = _EACH_STEP.get(learner, set())
     found = {
         name: pair for name, pair in changes.items() if name in steps or not _is_in(name, free)
     }
