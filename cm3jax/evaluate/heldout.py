@@ -22,6 +22,7 @@ from cm3jax.evaluate.protocol import PromptSet, Protocol, Score, stamp
 from cm3jax.evaluate.reconstruction import frechet_score, picture_figures
 from cm3jax.evaluate.results import Cell, Chosen, Figure
 from cm3jax.generation.prompts import picture_prompt
+from cm3jax.retrieval.bank_files import mark_of
 from cm3jax.retrieval.clip_encoder import fit_picture
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence import prng
@@ -288,11 +289,11 @@ class HeldOutExam(Exam):
         self.keep(f"copied.docs_{k}", Score.share(same, 0.0, protocol))
 
     def _document(self, document: Retrieved) -> Cell:
-        label = f"{document.key}, {document.score:.2f}"
-        if not document.meta.has_image:
-            return Cell.of(label, None, document.meta.text)
-        codes = self._picture_codes(document.ids)
-        return Cell.of(label, self.generator.image.decode(codes[None])[0], document.meta.text)
+        label, mark = f"{document.key}, {document.score:.2f}", mark_of(document.meta)
+        image = None
+        if document.meta.has_image:
+            image = self.generator.image.decode(self._picture_codes(document.ids)[None])[0]
+        return Cell.of(label, image, document.meta.text, document=mark)
 
     def _protocol(self, k: int, documents: str, reader: str, drawn: bool = True) -> Protocol:
         network = self._extractor

@@ -8,6 +8,7 @@ import pytest
 from cm3jax import testing
 from cm3jax.evaluate.heldout import HeldOutExam, HeldOutQuery
 from cm3jax.evaluate.protocol import scores_from_json, scores_to_json
+from cm3jax.retrieval.bank_files import mark_of
 
 pytestmark = pytest.mark.slow  # the engine is compiled
 
@@ -53,3 +54,6 @@ def test_figures_show_documents_before_what_was_drawn_with_them(exam):
     labels = [cell.label for cell in exam.figures[0].cells]
     assert labels[-3:] == ["0 documents", "1 document", "the true picture"]
     assert labels[0].startswith("tiny-")
+    marks = {mark_of(document) for document in exam.bank.documents()}
+    for cell in exam.figures[0].cells:  # by which a takedown finds them
+        assert (cell.document in marks) == cell.label.startswith("tiny-")
