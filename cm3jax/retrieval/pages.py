@@ -21,6 +21,7 @@ from typing import Any
 from etils import epath
 
 from cm3jax.io.files import write_atomic
+from cm3jax.io.texts import read_regular
 from cm3jax.retrieval.removed import Removed
 
 GONE = "taken out of the bank"
@@ -29,7 +30,11 @@ SHEET = "contact.png"
 """The sheet of a folder with `samples.jsonl`: it shows the documents of the samples."""
 _SHOWS = re.compile(r'<(\w+)\b[^<>]*\bdata-document="([0-9a-f ]+)"[^<>]*>')
 _CELL = {"label", "picture", "text", "correct", "document"}
-_UNMARKED = re.compile(r'<span>(document|retrieved, -?\d\.\d\d)</span>|"label": "retrieved, ')
+_UNMARKED = re.compile(
+    r'<div class="cell(?: wide)?">(?:<img [^<>]*>)?'
+    r"<span>(?:document|[^<>]+, -?\d\.\d\d|-?\d\.\d{3} [^<>]*)</span>|"
+    r'"label": "[^"]+, -?\d\.\d\d"'
+)
 """What earlier versions, which wrote no marks, called a document."""
 _CHUNK = re.compile(r"drawn-\d{5}\.json")
 """What `launch.evaluate coco_fid` notes of the pictures that it draws."""
@@ -60,10 +65,18 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in names if not Path(place, name).is_symlink())
 
 
+def _content(path: Path) -> bytes:
+    """What is in a file; nothing where it can't be read, or is a pipe that would be waited for."""
+    try:
+        return read_regular(path, None)
+    except (OSError, ValueError):
+        return b""
+
+
 def _blank_page(path: Path, marks: set[str]) -> Iterator[str]:
     try:
-        text = path.read_text("utf-8")
-    except (OSError, ValueError):
+        text = _content(path).decode()
+    except ValueError:
         return
     if path.suffix == ".html":
         new, count = blank_html(text, marks)
@@ -135,11 +148,14 @@ def _blank_cell(cell: dict[str, Any]) -> bool:
 
 def _blank_samples(path: Path, removed: Removed) -> Iterator[str]:
     """Delete the contact sheet beside samples that saw what is taken out, and name these."""
-    try:
-        lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
-        drawn = [str(line["name"]) for line in lines if _saw(line, removed)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return
+    drawn = []
+    for line in _content(path).split(b"\n"):
+        try:
+            sample = json.loads(line)
+            if _saw(sample, removed):
+                drawn.append(str(sample["name"]))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue  # it is cut, or another program's
     if not drawn:
         return
     if (path.parent / SHEET).exists():
@@ -151,10 +167,10 @@ def _blank_samples(path: Path, removed: Removed) -> Iterator[str]:
 def _name_drawn(path: Path, removed: Removed) -> Iterator[str]:
     """Name the pictures of captions that were drawn with what is taken out."""
     try:
-        notes = json.loads(path.read_bytes())
+        notes = json.loads(_content(path))
         keys = set(removed.keys)
         drawn = [f"{int(one):012d}.png" for one, n in notes.items() if keys & {*n["documents"]}]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return
     if drawn:
         yield _kept(path.parent, drawn)

@@ -88,9 +88,26 @@ def test_pictures_for_captions_are_named(tmp_path):
     assert line == f"{tmp_path}: drawn with them, and kept: 000000000007.png"
 
 
-def test_a_page_of_an_earlier_version_is_named(tmp_path):
+def test_a_line_that_is_cut_hides_no_other_one(tmp_path):
+    line = {"name": "fox", "documents": [{"key": "secret", "mark": mark_of(SECRET)}]}
+    lines = ['{"name": "cut', "7", json.dumps({"step": 3}), json.dumps(line), ""]
+    (tmp_path / "samples.jsonl").write_text("\n".join(lines))
+    (tmp_path / "contact.png").write_bytes(b"a sheet")
+    _, kept = blank_pages(REMOVED, [tmp_path])
+    assert kept.endswith("and kept: fox")
+    assert not (tmp_path / "contact.png").exists()
+
+
+def test_no_pipe_is_waited_for(tmp_path):
+    for name in ("a.html", "b.json", "samples.jsonl", "drawn-00000.json"):
+        os.mkfifo(tmp_path / name)
+    assert not list(blank_pages(REMOVED, [tmp_path]))
+
+
+@pytest.mark.parametrize("label", ["document", "retrieved, 0.71", "bank-17, 0.71", "0.712 a fox"])
+def test_a_page_of_an_earlier_version_is_named(tmp_path, label):
     path = tmp_path / "report.html"
-    path.write_text(page("a run", cell("document", "?", picture="data:,x")))
+    path.write_text(page("a run", cell(label, "?", picture="data:,x")))
     (line,) = blank_pages(REMOVED, [tmp_path])
     assert line.startswith(f"{path}: made by an earlier version and may show them")
 
