@@ -64,7 +64,7 @@ def open_index(bank: Bank, kind: Kind = "auto", address: str = "") -> Index:
     if kind == "milvus":
         return MilvusIndex(bank.vectors, address)
     saved = bank.path / SAVED
-    if kind != "exact" and saved.exists():
+    if kind != "exact" and _stands(saved, bank.vectors):
         return _load(saved, bank.vectors)
     if _is_scann(len(bank), kind):
         return ScannIndex.build(bank.vectors)
@@ -95,6 +95,14 @@ def _keep(path: epath.Path, vectors: Float[np.ndarray, "M E"], recall: float, as
         about = read_json(made, "the ScaNN index") if made.exists() else {}
         if about.get("effort", {}).get("wanted") != recall:
             ScannIndex.build(part, ask(), recall).save(path / name)
+
+
+def _stands(path: epath.Path, vectors: Float[np.ndarray, "M E"]) -> bool:
+    """Whether all parts were saved: of a build that was killed, or goes on, only some may be."""
+    parts = [path / name for name in _parts(vectors)]
+    for part in parts:
+        settle(part, saved_files)
+    return all((part / "index.json").exists() for part in parts)
 
 
 def _load(path: epath.Path, vectors: Float[np.ndarray, "M E"]) -> Index:

@@ -220,6 +220,12 @@ def test_kinds(tmp_path):
         open_index(bank)
 
 
+def test_an_index_whose_first_save_was_killed_is_none(tmp_path):
+    bank = Bank.build(tmp_path / "bank", [], np.zeros((0, 8), np.float32), "e", "v")
+    (bank.path / SAVED / ".00000.part").mkdir(parents=True)
+    assert isinstance(open_index(bank), ExactIndex)
+
+
 def test_copies_count_as_found():
     scores = np.array([[0.9, 0.8, 0.8]], np.float32)
     best = Neighbours(np.array([[4, 1, 2]]), scores)
