@@ -87,7 +87,8 @@ def read_export(path: epath.Path, onto: Onto | None = None) -> LoadedRun:
         licences, data = (json.loads(header.get(name, "{}")) for name in ("licences", "data"))
     except (ValueError, KeyError, RecursionError):
         raise UserError(f"{file} is damaged or not an exported run; export it again.") from None
-    if header.get("sha256", "") not in ("", safetensors_file.stored_checksum(file)):
+    wanted = header.get("sha256")
+    if wanted is not None and wanted != safetensors_file.stored_checksum(file):
         raise UserError(f"{file} is damaged (its checksum differs); export the run again.")
     experiment = read_experiment(path / "config.json")
     variables: dict[str, Any] = {}
