@@ -95,22 +95,26 @@ def prepare_tasks(
 ) -> None:
     """Make the corpora of `data.tasks`, or what is missing of them.
 
-    Raises `UserError` where a data set is unknown or missing, or has no usable record.
+    Raises `UserError` where a data set is unknown or missing, or has no usable record, and before
+    any work where one of the corpora's folders is another's.
     """
     data, seed, vocab = experiment.data, experiment.seed, experiment.vocab
     vocab = fitting_vocab(vocab, data.image_size, text, image)
     maker = _Maker(data, seed, experiment.model.context, vocab, text, image)
-    for (name, folder), (home, _) in zip(data.tasks, data.mixture, strict=True):
-        for split in SPLITS:
-            path = epath.Path(home) / "corpus" / split
-            writer = CorpusWriter(path, maker.made_from(name, folder, split))
-            writer.require_ours()
-            with hold(path, f"preparing {experiment.name}"):
-                if writer.complete:
-                    report(f"{name}, {split}: {path} is complete")
-                    continue
-                cases = open_cases(name, folder, split, data, seed)
-                _corpus(name, split, cases, maker, writer, report)
+    wanted = [
+        (*task, split, CorpusWriter(f"{home}/corpus/{split}", maker.made_from(*task, split)))
+        for task, (home, _) in zip(data.tasks, data.mixture, strict=True)
+        for split in SPLITS
+    ]
+    for *_, writer in wanted:
+        writer.require_ours()
+    for name, folder, split, writer in wanted:
+        with hold(writer.path, f"preparing {experiment.name}"):
+            if writer.complete:
+                report(f"{name}, {split}: {writer.path} is complete")
+                continue
+            cases = open_cases(name, folder, split, data, seed)
+            _corpus(name, split, cases, maker, writer, report)
 
 
 def _corpus(

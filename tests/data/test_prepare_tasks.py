@@ -183,6 +183,21 @@ def test_unknown_names_are_said(name, folder, message):
         open_cases(name, folder, "train", DataConfig(), 0)
 
 
+def test_a_folder_of_somebody_else_is_refused_before_any_work(prepared, tmp_path):
+    mine = tmp_path / "second" / "corpus" / "train" / "thesis.tex"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    mixture = ((f"{tmp_path}/first", 1.0), (f"{tmp_path}/second", 1.0))
+    with pytest.raises(UserError, match="second/corpus/train is not empty and does not hold a c"):
+        prepare_anew(prepared[0], mixture=mixture)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["thesis.tex"]
+
+
+def prepare_anew(made, **data):
+    made = dataclasses.replace(made, data=dataclasses.replace(made.data, **data))
+    prepare_tasks(made, testing.text_tokenizer(), testing.image_tokenizer(), lambda line: None)
+
+
 def test_emblems_has_as_many_cases_as_asked():
     data = DataConfig(records=300)
     assert len(open_cases("words", "emblems", "train", data, 0)) == 300
