@@ -22,6 +22,7 @@ from cm3jax.emblems.task_cases import NAMES, asked
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
 from cm3jax.io.folders import hold
+from cm3jax.io.texts import brief
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.tasks import READERS
 from cm3jax.tasks.example import Answer, TaskDocument, to_document
@@ -147,8 +148,9 @@ class _Maker:
     def made_from(self, name: str, folder: str, split: str) -> str:
         """Identifies a split's cases and what else decides its content."""
         data = self.data
-        raw = (name, folder, split, data.records, data.image_size, data.image_first, self.seed)
-        return digest(repr(raw), self.vocab.fingerprint, str(self.context))
+        licences = (data.licences,) if data.licences else ()  # earlier versions did not read them
+        cases = (name, folder, split, data.records, data.image_size, data.image_first, self.seed)
+        return digest(repr((*cases, *licences)), self.vocab.fingerprint, str(self.context))
 
     @property
     def facts(self) -> dict:
@@ -168,6 +170,10 @@ class _Maker:
         loaded: list[tuple[Case, Filled, list[np.ndarray]]] = []
         for case in cases:
             if isinstance(case, Skipped):
+                continue
+            if self.data.licences and case.licence not in self.data.licences:
+                reason = f"its licence {brief(case.licence)} is not among data.licences"
+                refused[case.key] = reason
                 continue
             try:
                 loaded.append((case, *self._load(case)))

@@ -193,6 +193,15 @@ def test_a_folder_of_somebody_else_is_refused_before_any_work(prepared, tmp_path
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["thesis.tex"]
 
 
+def test_records_of_other_licences_are_refused(prepared, tmp_path):
+    made = prepared[0]
+    one = {"tasks": made.data.tasks[:1], "mixture": ((str(tmp_path), 1.0),)}
+    with pytest.raises(UserError, match=r"'COCO image licence 1' is not among data\.licences"):
+        prepare_anew(made, **one, licences=("CC0-1.0",))
+    prepare_anew(made, **one, licences=("CC0-1.0", "COCO image licence 1"))
+    assert len(Corpus.open(tmp_path / "corpus" / "train")) == 7
+
+
 def prepare_anew(made, **data):
     made = dataclasses.replace(made, data=dataclasses.replace(made.data, **data))
     prepare_tasks(made, testing.text_tokenizer(), testing.image_tokenizer(), lambda line: None)
