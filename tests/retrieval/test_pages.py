@@ -63,17 +63,21 @@ def test_stored_results_lose_it_too(tmp_path):
     assert not list(blank_pages(REMOVED, [tmp_path]))
 
 
-@pytest.mark.parametrize("marked", [True, False])
-def test_a_contact_sheet_goes_and_samples_are_named(tmp_path, marked):
+@pytest.mark.parametrize(
+    ("marked", "removed"),
+    [(True, REMOVED), (False, REMOVED), (False, Removed(sources=("secret",)))],
+)
+def test_a_contact_sheet_goes_and_samples_are_named(tmp_path, marked, removed):
     for name, shown in (("mine", SECRET), ("others", OTHER)):
         folder = tmp_path / name
         folder.mkdir()
-        known = {"key": shown.key} | ({"mark": mark_of(shown)} if marked else {})
+        known = {"key": shown.key, "source": shown.key, "licence": "l"}
+        known |= {"mark": mark_of(shown)} if marked else {}
         line = {"name": f"fox-{name}", "documents": [{"path": "x.png"}, known]}
         (folder / "samples.jsonl").write_text(json.dumps(line) + "\n")
         (folder / "contact.png").write_bytes(b"a sheet")
         (folder / f"fox-{name}.png").write_bytes(b"a sample")
-    deleted, kept = blank_pages(REMOVED, [tmp_path])
+    deleted, kept = blank_pages(removed, [tmp_path])
     assert deleted.startswith(f"{tmp_path}/mine/contact.png: deleted")
     assert kept == f"{tmp_path}/mine: drawn with them, and kept: fox-mine"
     assert not (tmp_path / "mine" / "contact.png").exists()
