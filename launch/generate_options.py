@@ -12,6 +12,7 @@ from etils import epath
 
 from cm3jax.config import ONE_DEVICE, DecodeConfig, MeshConfig
 from cm3jax.errors import UserError
+from cm3jax.training.companions import run_folder
 from launch.names import SHIPPED
 from launch.tasks import find, task_prompt
 
@@ -85,8 +86,8 @@ class Options:
     partial: bool = False
     """After each chunk, write the finished part of each picture to NAME.partial.png."""
     out: str = ""
-    """Where to write; by default `samples` in the run directory, or `runs/samples` for the weights
-    that this checkout ships."""
+    """Where to write; by default `samples` in the run directory, also where `--run` names one of
+    its checkpoints, or `runs/samples` for weights of the hub and those that this checkout ships."""
     task: str = ""
     """A task of instruction tuning, phrased as in training; its text replaces the prompt."""
     image: str = ""
@@ -191,9 +192,7 @@ def with_defaults(options: Options) -> Options:
     makes."""
     tuned = bool(options.task) or options.mode == "edit"
     run = options.run or (_TUNED if tuned else _TRAINED)
-    shipped = SHIPPED in Path(run).resolve().parents
-    out = options.out or ("runs/samples" if shipped else str(epath.Path(run) / "samples"))
-    options = dataclasses.replace(options, run=run, out=out)
+    options = dataclasses.replace(options, run=run, out=options.out or _samples_of(run))
     if not options.task:
         return options
     if len(options.words) > 1:
@@ -203,6 +202,14 @@ def with_defaults(options: Options) -> Options:
     own = {"task": "", "image": "", "box": "", "options": "", "context": ""}
     words = ("interleave", prompt) if options.task == "story" else (prompt,)
     return dataclasses.replace(options, words=words, **own)
+
+
+def _samples_of(run: str) -> str:
+    """Where samples of a run go by default. Not into a checkpoint: training deletes it in time."""
+    if run.startswith("hf:") or SHIPPED in Path(run).resolve().parents:
+        return "runs/samples"
+    home, step = run_folder(run)
+    return str((epath.Path(run) if step is None else home) / "samples")
 
 
 def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:

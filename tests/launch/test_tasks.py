@@ -72,8 +72,17 @@ def test_a_task_asks_the_tuned_weights_unless_a_run_is_named():
         generate.Options(words, run="experiments/miniature/weights/sft")
     )
     assert shipped.out == "runs/samples"
+    hub = generate.with_defaults(generate.Options(words, run="hf:me/fox"))
+    assert hub.out == "runs/samples"
     elsewhere = generate.with_defaults(generate.Options(words, run="runs/mine", out="there"))
     assert elsewhere.out == "there"
+
+
+def test_samples_of_a_checkpoint_go_into_its_run(tmp_path):
+    """Training deletes a checkpoint with all that is in it when another one is the best."""
+    run = tmp_path / "mine"
+    asked = generate.Options(("a circle",), run=f"{run}/checkpoints/250")
+    assert generate.with_defaults(asked).out == str(run.resolve() / "samples")
 
 
 @pytest.mark.parametrize(
