@@ -17,6 +17,7 @@ from cm3jax.checkpoint import Checkpoints, Restored
 from cm3jax.config import Experiment
 from cm3jax.data.pipeline import PART, Position
 from cm3jax.errors import UserError
+from cm3jax.io.checksums import MANIFEST
 from cm3jax.io.experiment_json import to_dict
 from cm3jax.io.files import read_json
 from cm3jax.model import lora
@@ -130,7 +131,7 @@ def require_run_folder(run_dir: epath.PathLike) -> None:
             "and to go on from them --init-from."
         )
     config = folder / "config.json"
-    if (folder / "checkpoints").exists() or (config.exists() and _is_ours(config)):
+    if _has_checkpoint(folder) or (config.exists() and _is_ours(config)):
         return
     for name in ("config.json", "metrics.jsonl", "lives.jsonl", "report.html"):
         if (folder / name).exists():
@@ -138,6 +139,14 @@ def require_run_folder(run_dir: epath.PathLike) -> None:
                 f"{folder / name} does not belong to a run of this program and stays as it is; "
                 "give another --workdir."
             )
+
+
+def _has_checkpoint(folder: epath.Path) -> bool:
+    """Whether a checkpoint of ours is there, sound or not: other programs, too, keep theirs in a
+    folder of that name."""
+    checkpoints = folder / "checkpoints"
+    steps = checkpoints.iterdir() if checkpoints.is_dir() else ()
+    return any((step / MANIFEST).exists() for step in steps)
 
 
 def _is_ours(config: epath.Path) -> bool:

@@ -265,6 +265,16 @@ def test_a_folder_of_somebody_else_stays_as_it_is(tmp_path, name, content, messa
     assert (tmp_path / name).read_text() == content
 
 
+def test_a_folder_with_checkpoints_of_another_program_stays_as_it_is(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for name, content in (("config.json", '{"title": "a thesis"}'), ("checkpoints/last.pt", "x")):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=r"config\.json does not belong to a run"):
+        train(learner(experiment(tmp_path)))
+    assert (tmp_path / "config.json").read_text() == '{"title": "a thesis"}'
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.pt"]
+
+
 def test_a_damaged_config_does_not_block_a_sound_checkpoint(begun):
     path = Path(begun.workdir) / "config.json"
     path.write_bytes(b"\xff{" + b"[" * 100_000)
