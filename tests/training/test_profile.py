@@ -50,7 +50,6 @@ def test_operations_are_counted_per_step_and_device(tmp_path):
     (sort,) = (each for name, each in by_name.items() if "sort" in name)
     # Five to a step; CPUs may note the copy that is sorted, and parts that threads share, besides.
     assert sort.count >= 5
-    assert sort.count % 5 == 0
     assert 0 < sort.milliseconds < 1000
     assert not by_name.keys() & {"while", "call"}
 
