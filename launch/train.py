@@ -1,6 +1,6 @@
 """Train an experiment: a decoder, `parti`, a tokenizer of images or text, a retrieval encoder.
 
-python -m launch.train quickstart --train.steps 40 --workdir runs/mine
+python -m launch.train quickstart --train.steps 40 --workdir runs/longer
 """
 
 import dataclasses

@@ -17,6 +17,7 @@ from cm3jax.config import MeshConfig
 from cm3jax.emblems import ProbePrompt, Scene, confirms_batch, prompts, tells
 from cm3jax.emblems.patches import QUARTERS
 from cm3jax.emblems.probe_prompts import Kind
+from cm3jax.errors import UserError
 from cm3jax.evaluate import chance
 from cm3jax.evaluate.exam import NOTHING, Exam, Examinee, Given, Questions
 from cm3jax.evaluate.protocol import code_version, tree_fingerprint
@@ -53,11 +54,13 @@ def evaluate(
 
     `run_dir`, `bank` and `mesh` are as in `cm3jax.load`; `seed` is the sampling's. Samples are
     kept in the folder `keep`, and those that lie there not drawn again. `say` gets a line per
-    score. Raises `UserError` where the run, its companions or the bank are missing or don't match.
+    score. Raises `UserError` where the run, its companions or the bank are missing or don't match,
+    and for a bank that has lost the documents of an emblem in the prompts.
     """
     start = time.perf_counter()
     examinee = Examinee.load(run_dir, bank, mesh, keep, source="emblems")
     exam = _EmblemExam(examinee, count, seed, say)
+    exam.require_documents("heldout")
     exam.draw_emblems("heldout", "heldout_emblem_accuracy", LOOK_CHANCE)
     exam.draw_with_a_distractor("heldout", "heldout_emblem_accuracy.right_and_wrong")
     exam.draw_emblems("heldout_pair", "heldout_pair_accuracy", LOOK_CHANCE**2)
@@ -96,6 +99,15 @@ class _EmblemExam(Exam):
         self._asked: dict[Kind, Questions[ProbePrompt]] = {}
         self._with_documents: list[Generated] = []
         self.pictures: list[np.ndarray] = []
+
+    def require_documents(self, kind: Kind) -> None:
+        """Raise `UserError` unless the bank has a pair of text and picture of every emblem."""
+        asked = {prompt.scene.emblems[0].name for prompt in self._questions(kind).items}
+        if missing := sorted(asked - self._pairs_by_emblem().keys()):
+            raise UserError(
+                f"the bank {self.bank.path} has no document of {', '.join(missing[:3])}, which the "
+                "prompts name; give a whole one with --bank."
+            )
 
     def draw_emblems(self, kind: Kind, name: str, guessed: float) -> None:
         """Pictures with 0, 1 and 2 live documents in front."""

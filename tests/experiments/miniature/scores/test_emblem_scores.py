@@ -17,6 +17,7 @@ from cm3jax.data.sources import RawRecord
 from cm3jax.data.tokenize import Tools, tokenise
 from cm3jax.decode import loop
 from cm3jax.emblems import example
+from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import scores_from_json
 from cm3jax.evaluate.results import Evaluation
 from cm3jax.io.files import read_json
@@ -115,6 +116,11 @@ def test_every_score_has_its_count_and_its_documents(evaluation):
         assert retrieved[name] == 0
     by_hand = [n for n, s in evaluation.scores.items() if "by name" in s.protocol.documents]
     assert by_hand == ["heldout_emblem_accuracy.right_and_wrong"]
+
+
+def test_a_bank_that_has_lost_an_emblem_is_refused_before_anything_is_drawn(chain):
+    with pytest.raises(UserError, match=r"bank has no document of \w+, \w+, \w+, which the prompts"):
+        evaluate(chain / "decoder", count=50)
 
 
 def test_an_untrained_model_draws_no_emblem_and_chance_says_so(evaluation):
