@@ -24,7 +24,7 @@ class DecodeConfig:
     top_p: float = 1.0
     """Nucleus: sample from the smallest set of tokens with this probability."""
     top_k: int = 0
-    """Sample from so many likeliest tokens; 0 keeps all. Goes before `top_p`."""
+    """Sample from this many of the likeliest tokens; 0 keeps all. Applied before `top_p`."""
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 runs no unconditional stream."""
     edit_scales: tuple[float, float] = (7.5, 1.5)
@@ -75,6 +75,10 @@ class DecodeConfig:
                 0 <= scale <= _STRONGEST,
                 f"decode.{name}={scale} must be from 0 to {_STRONGEST:g}; 1 does not guide.",
             )
+        require(
+            self.contrast in ("none", "half", "all"),
+            f"decode.contrast={self.contrast} must be none, half or all.",
+        )
         require(
             1 <= self.contrast_k < 2**31
             and 0 < self.contrast_alpha <= 1

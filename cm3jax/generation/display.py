@@ -24,15 +24,26 @@ class ImageArray(np.ndarray):
     def save(self, path: epath.PathLike) -> None:
         """Write the picture; the ending of `path` says the format: .png, .jpg, .webp, …
 
-        Raises `UserError` for an ending that names no format.
+        Raises `UserError` for an ending that names no format of pictures, and for an array that is
+        no picture any more, such as half of one's values.
         """
         import PIL.Image
 
+        if not is_picture(self):
+            raise UserError(
+                f"only pictures are saved, uint8 of height x width x 3; this is {self.dtype} of "
+                f"{' x '.join(map(str, self.shape))}."
+            )
         kind = PIL.Image.registered_extensions().get(PurePath(path).suffix.lower())
         if kind not in PIL.Image.SAVE:
             raise UserError(f"{path} does not end in a format of pictures; call it NAME.png.")
         buffer = io.BytesIO()
-        PIL.Image.fromarray(np.asarray(self)).save(buffer, kind)
+        try:
+            PIL.Image.fromarray(np.asarray(self)).save(buffer, kind)
+        except OSError as error:  # a format without colours, or one that Pillow only reads
+            raise UserError(
+                f"{path} can't be written as {kind} ({error}); call it NAME.png."
+            ) from None
         write_atomic(path, buffer.getvalue())
 
     def _repr_png_(self) -> bytes | None:

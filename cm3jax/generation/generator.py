@@ -18,6 +18,7 @@ from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
 from cm3jax.generation import ranking
 from cm3jax.generation.answers import AnswerReader, Answers, Generated
+from cm3jax.generation.display import is_picture
 from cm3jax.generation.documents import Document, DocumentCodec, Say, retrieve_for
 from cm3jax.generation.likelihood import Likelihood
 from cm3jax.generation.options import Sampling, SamplingOptions
@@ -130,6 +131,8 @@ class Generator:
         Those that score below the run's `retrieval.relevance_floor` are left out. `exclude` holds
         rows of the bank that a query must not get, `weights` factors of the scores of others.
         """
+        if texts is not None:
+            texts = _listed(texts)
         nothing = [None] * len(images if texts is None else texts)
         queries = zip(
             nothing if texts is None else texts, nothing if images is None else images, strict=True
@@ -143,7 +146,7 @@ class Generator:
         **sampling: Unpack[SamplingOptions],
     ) -> list[list[Generated]]:
         """Pictures of plain texts; guided where `decode.guidance_scale` is not 1."""
-        return self.sample(list(map(picture_prompt, prompts)), documents, **sampling)
+        return self.sample(list(map(picture_prompt, _listed(prompts))), documents, **sampling)
 
     def caption(
         self,
@@ -152,7 +155,7 @@ class Generator:
         **sampling: Unpack[SamplingOptions],
     ) -> list[list[Generated]]:
         """Texts of uint8 pictures: the text of the pair is masked, then recalled."""
-        return self.sample(list(map(caption_prompt, images)), documents, **sampling)
+        return self.sample(list(map(caption_prompt, self._sized(images))), documents, **sampling)
 
     def infill(
         self,
@@ -168,7 +171,7 @@ class Generator:
         and the hole is blanked before the picture is encoded, so that no code knows it. An empty
         caption leaves only the picture. Raises `UserError` for a mask without pixels.
         """
-        parts = zip(captions, images, masks, strict=True)
+        parts = zip(_listed(captions), self._sized(images), masks, strict=True)
         return self.sample([infill_prompt(*each) for each in parts], documents, **sampling)
 
     def edit(
@@ -179,7 +182,7 @@ class Generator:
         **sampling: Unpack[SamplingOptions],
     ) -> list[list[Generated]]:
         """uint8 pictures as the instructions change them, guided in three streams."""
-        parts = zip(images, instructions, strict=True)
+        parts = zip(self._sized(images), _listed(instructions), strict=True)
         return self.sample([edit_prompt(*each) for each in parts], documents, **sampling)
 
     def generate(
@@ -210,7 +213,7 @@ class Generator:
         the text under its mask. `documents` come first, before those that are retrieved.
         """
         size = self.image.config.image_size
-        read = [read_prompt(prompt, size) for prompt in prompts]
+        read = [read_prompt(prompt, size) for prompt in _listed(prompts)]
         return self.sample(read, self.documents_for(read, retrieve, documents), **sampling)
 
     def documents_for(
@@ -266,6 +269,18 @@ class Generator:
     def as_document(self, shown: ShownDocument) -> Document:
         """The text and the picture of a document in `sample.documents`, to look at."""
         return self._documents.decode(shown)
+
+    def _sized(self, images: Images) -> Images:
+        """Pictures of the model's size; `UserError` for others, and for one that is in no list."""
+        side = self.image.config.image_size
+        for image in images:
+            if not is_picture(image) or image.shape != (side, side, 3):
+                found = f"{getattr(image, 'dtype', type(image).__name__)} {np.shape(image)}"
+                raise UserError(
+                    f"pictures are a list of uint8 arrays, {side} x {side} x 3, and one here is "
+                    f"{found}; <image:PATH> in a prompt reads a file of any size."
+                )
+        return images
 
     def _shown(self, documents: Sequence[ShownDocument | Document]) -> list[ShownDocument]:
         """Documents with those of a user as ids."""
@@ -333,3 +348,10 @@ class Generator:
             words = [repr(self._reader.text(np.asarray(part)))] if is_text else []
             names += words or map(self.vocab.name, part)
         return " ".join(names)
+
+
+def _listed(texts: Sequence[str | None]) -> Sequence[str | None]:
+    """A list of texts; `UserError` for a single text, whose letters would be taken for texts."""
+    if isinstance(texts, str):
+        raise UserError(f"this takes a list of texts; put {texts[:40]!r} into brackets.")
+    return texts

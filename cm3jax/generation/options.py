@@ -1,11 +1,14 @@
 """How samples are drawn, as plain keywords: `model.generate("…", temperature=0.8, seed=3)`."""
 
 import dataclasses
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from cm3jax.config import DecodeConfig
 from cm3jax.errors import UserError, nearest
+
+_MOST_SAMPLES = 100_000
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -50,9 +53,9 @@ class Sampling:
 
     @classmethod
     def of(cls, options: Mapping[str, Any], usual: DecodeConfig) -> "Sampling":
-        """From keywords: a `decode` replaces `usual`, and its fields' keywords go before both.
+        """From keywords: a `decode` replaces `usual`, and keywords of its fields replace its own.
 
-        Raises `UserError` for a keyword that is neither's, and for a value that its field refuses.
+        Raises `UserError` for a keyword of neither class, and for a value that its field refuses.
         """
         fields = {field.name for field in dataclasses.fields(DecodeConfig)}
         own = {name: value for name, value in options.items() if name not in fields}
@@ -61,10 +64,19 @@ class Sampling:
             raise UserError(
                 f"there is no option {name!r}{nearest(name, known)}; there are {', '.join(known)}."
             )
+        for name, least, most in (("samples", 1, _MOST_SAMPLES), ("seed", 0, 2**32 - 1)):
+            value = own.get(name, least)
+            if not hasattr(value, "__index__") or not least <= value <= most:
+                raise UserError(f"{name}={value!r} must be a whole number from {least} to {most}.")
         chosen = {name: value for name, value in options.items() if name in fields}
         try:
+            for name, value in chosen.items():
+                if isinstance(getattr(usual, name), int):
+                    operator.index(value)  # 2.5 would be rounded later, and silently
             decode = dataclasses.replace(own.pop("decode", None) or usual, **chosen)
-        except TypeError:
+        except UserError:
+            raise
+        except (TypeError, ValueError, IndexError):
             said = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
             raise UserError(
                 f"an option has a value of another type than its field of DecodeConfig: {said}."

@@ -145,6 +145,17 @@ def test_marks_in_plain_texts_are_text(generator, vocab):
         generator.text_to_image([" "])
 
 
+def test_a_single_text_or_a_picture_of_another_size_is_one_sentence(generator):
+    for call in (generator.text_to_image, generator.generate_samples, generator.retrieve):
+        with pytest.raises(UserError, match="takes a list of texts; put 'a red fox' into brackets"):
+            call("a red fox")
+    large = np.zeros((1, 2 * SIZE, 2 * SIZE, 3), np.uint8)
+    with pytest.raises(UserError, match=r"a list of uint8 arrays, 16 x 16 x 3, and one"):
+        generator.caption(large)
+    with pytest.raises(UserError, match=r"one here is uint8 \(32, 32, 3\)"):
+        generator.edit(large, ["make it blue"])
+
+
 def test_a_prompt_too_long_is_refused_with_lengths(generator):
     with pytest.raises(UserError, match=r"tokens long and asks for 4 more.* room for"):
         generator.text_to_image(["a fox " * 100])

@@ -37,6 +37,13 @@ def test_keywords_go_before_the_config_and_this_before_the_run_s():
         ({"samples": 0}, r"samples=0 must be at least 1"),
         ({"top_p": 2.0}, r"decode\.top_p=2\.0 must be in \(0, 1\]"),
         ({"temperature": "hot"}, r"another type than its field of DecodeConfig: temperature='hot'"),
+        ({"edit_scales": (1.0,)}, r"another type than its field of .*: edit_scales=\(1\.0,"),
+        ({"temperature_range": (1.0,)}, r"another type than its field of .*: temperature_range="),
+        ({"top_k": 2.5}, r"another type than its field of DecodeConfig: top_k=2\.5"),
+        ({"contrast": "some"}, r"contrast='?some"),
+        ({"samples": 0}, r"samples=0 must be a whole number from 1 to 100000"),
+        ({"samples": 1.5}, r"samples=1\.5 must be a whole number from 1"),
+        ({"seed": -1}, r"seed=-1 must be a whole number from 0 to 4294967295"),
     ],
 )
 def test_a_wrong_option_is_one_sentence(generator, options, said):

@@ -119,7 +119,7 @@ def test_every_score_has_its_count_and_its_documents(evaluation):
 
 
 def test_a_bank_that_has_lost_an_emblem_is_refused_before_anything_is_drawn(chain):
-    with pytest.raises(UserError, match=r"bank has no document of \w+, \w+, \w+, which the prompts"):
+    with pytest.raises(UserError, match=r"has no document of \w+, \w+, \w+, which"):
         evaluate(chain / "decoder", count=50)
 
 
