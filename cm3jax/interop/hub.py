@@ -25,9 +25,15 @@ from cm3jax.learners.parts import encoder_folder, image_folder, text_folder
 from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, TextTokenizer
 from cm3jax.training.exported_run import PARAMS_FILE, LoadedRun, write_run
 
-_ID = re.compile(r"hf:([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?")
+_ID = re.compile(r"hf:([\w-][\w.-]*/[\w-][\w.-]*)(?:@(\w[\w./-]*))?")
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILES = ("*.json", "*.safetensors", "*.model")
+_OPTIONAL = (
+    "scores.json",
+    *(f"text/{name}" for name in ("config.json", NOTES_FILE)),
+    *(f"clip/{name}" for name in ("config.json", PARAMS_FILE, MODEL_FILE)),
+)
+"""What only some runs have, in a repository: left there, it would be taken for the next run's."""
 
 
 def local_run(run_dir: epath.PathLike) -> epath.PathLike:
@@ -56,8 +62,8 @@ def local_run(run_dir: epath.PathLike) -> epath.PathLike:
         ) from None
     if not (Path(folder) / PARAMS_FILE).exists():
         raise UserError(
-            f"{run_dir} has no {PARAMS_FILE}, so that it is not a run that launch.convert export "
-            "--push uploaded; launch.convert --help says which others can be imported."
+            f"{run_dir} has no {PARAMS_FILE}, so launch.convert export --push did not upload it; "
+            "launch.convert --help says what else can be imported."
         )
     return folder
 
@@ -73,7 +79,7 @@ def write_whole_run(run_dir: epath.PathLike, out: Path) -> LoadedRun:
         raise UserError(f"{run_dir} is a run of a {run.experiment.learner}; give a decoder's.")
     _write(run, out)
     text = text_folder(run_dir, run)
-    TextTokenizer.load(text)  # or it is said what is wrong there
+    TextTokenizer.load(text)  # raises for a damaged one
     _copy_text(text, out / "text")
     _write(load_run(image_folder(run_dir, run)), out / "vqgan")
     if run.experiment.retrieval.encoder:
@@ -136,15 +142,21 @@ def require_repository(name: str) -> None:
 def upload(folder: Path, name: str, private: bool) -> str:
     """Upload a folder's files to the hub's model repository `name`, which is made if need be.
 
-    One commit on its main branch; files of other names stay. Returns the repository's address.
-    Raises `UserError` if the hub refuses.
+    Its main branch is changed. What an earlier run had and this one has not (scores, an encoder)
+    goes; files of other names stay. Returns the repository's address. Raises `UserError` if the hub
+    refuses.
     """
     import huggingface_hub
 
     hub = huggingface_hub.HfApi()
     try:
         address = hub.create_repo(name, private=private or None, exist_ok=True)
-        hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a run of cm3jax")
+        hub.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            commit_message="Upload a run of cm3jax",
+            delete_patterns=list(_OPTIONAL),
+        )
     except Exception as error:  # of the network, the hub, its permissions
         raise UserError(
             f"the hub did not take {name} ({type(error).__name__}); check the name, the network "

@@ -71,6 +71,8 @@ class Routes(BaseHTTPRequestHandler):
             entry = json.loads(line)
             if entry["key"] == "file":
                 files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            elif entry["key"] == "deletedFile":
+                del files[entry["value"]["path"]]
         self.server.commits[name].append(files)
         where = {"commitUrl": f"{self.server.address}/{name}/commit/1", "pullRequestUrl": None}
         return self._answer(200, {"success": True, "commitOid": self._sha(name, -1), **where})

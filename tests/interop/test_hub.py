@@ -47,6 +47,7 @@ from launch.convert import run
 decoder, scores = sys.argv[1:]
 run(["export", decoder, "--push", "someone/tiny", "--scores", scores])
 run(["export", decoder, "--push", "someone/hidden", "--private"])
+run(["export", decoder, "--push", "someone/again"])
 model = cm3jax.load("hf:someone/tiny")
 drawn = model.generate("a red fox")
 said = []
@@ -81,6 +82,8 @@ def test_a_run_goes_up_and_comes_back(tmp_path, decoder):
     others = {"evil.bin": b"a pickle", "evil/code.py": b"1 / 0"}
     with serving() as server:
         server.commits["someone/tiny"] = [others]
+        earlier = {"scores.json": b"{}", "clip/config.json": b"{}"}
+        server.commits["someone/again"] = [others | earlier]
         server.commits["someone/foreign"] = [{"config.json": b"{}"}]
         there = os.environ | {
             "HF_ENDPOINT": server.address,
@@ -105,7 +108,11 @@ def test_a_run_goes_up_and_comes_back(tmp_path, decoder):
     assert answer["said"][1].startswith("neither the hub nor its cache gave hf:someone/tiny@none")
     assert answer["said"][2].startswith("hf:someone/foreign has no params.safetensors")
     assert server.private == {"someone/hidden": True}
-    files, hidden = (server.commits[f"someone/{name}"][-1] for name in ("tiny", "hidden"))
+    files, hidden, again = (
+        server.commits[f"someone/{name}"][-1] for name in ("tiny", "hidden", "again")
+    )
+    assert "scores.json" not in again  # of the run that was there before
+    assert again.keys() == hidden.keys() | others.keys()
     assert {name: files.pop(name) for name in others} == others
     parts = {"text/text.model", "vqgan/params.safetensors", "vqgan/config.json", "clip/text.model"}
     parts |= {"clip/params.safetensors", "clip/config.json", "params.safetensors", "config.json"}
@@ -128,6 +135,20 @@ def test_a_run_goes_up_and_comes_back(tmp_path, decoder):
         assert line in card
     assert "None were given" in hidden["README.md"].decode()
     assert json.loads(files["scores.json"])["drawn"] == 1.0
+
+
+def test_a_revision_may_be_a_branch_with_a_slash(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, revision, allow_patterns: asked.append((name, revision)) or str(tmp_path),
+    )
+    (tmp_path / "params.safetensors").touch()
+    assert hub.local_run("hf:a/b@refs/pr/1") == hub.local_run("hf:a/b") == str(tmp_path)
+    assert asked == [("a/b", "refs/pr/1"), ("a/b", None)]
 
 
 def test_what_is_no_run_or_no_name_is_refused(tmp_path, decoder):
