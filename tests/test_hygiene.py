@@ -105,6 +105,15 @@ def test_presets_import_each_other_by_their_installed_name():
     assert [str(path) for path in presets if wrong.search(path.read_text())] == []
 
 
+def test_architecture_draws_these_layers():
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    picture = re.search(r"^```\ncm3jax/\n((?:  \S.*\n)+)", page, re.MULTILINE)[1]
+    drawn = [sorted(re.split(r" {2,}", line.strip())[0].split()) for line in picture.splitlines()]
+    assert drawn == [sorted(re.findall(r"(?<!\S)\w+(?!\S)", line)) for line in LAYERS]
+    lower = {part for line in LAYERS for part in line.split() if "." in part}
+    assert all(f"`{part.replace('.', '/')}.py`" in page for part in lower)
+
+
 def test_the_layer_check_sees_lazy_and_upward_imports():
     lazy = "def f():\n    from cm3jax.train import train\n"
     assert upward_imports("cm3jax.model.decoder", lazy) == [
@@ -179,9 +188,9 @@ def test_no_file_names_a_machine():
     machine = re.compile(r"(?<![\w.~$}])/(work|root|home|tmp|Users)/")
     # In a worktree of git's `.git` is a file with a path of this machine, and not the project's.
     files = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]
-    for folder in (*PACKAGES, "tests", ".ci"):
+    for folder in (*PACKAGES, "tests", "docs", ".ci"):
         files += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
-    texts = {".py", ".sh", ".md", ".toml", ".txt", ".lock", ".json", ".html", ""}
+    texts = {".py", ".sh", ".md", ".ipynb", ".toml", ".txt", ".lock", ".json", ".html", ""}
     named = [
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for path in files
@@ -190,6 +199,14 @@ def test_no_file_names_a_machine():
         if machine.search(line)
     ]
     assert not named, "\n".join(named)
+
+
+def test_no_file_names_notes_from_outside_the_repository():
+    outside = re.compile(r"\b(DESIG[N]|FACT[S]|HOUS[E])\b")
+    folders = (*PACKAGES, "tests", "docs")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    files += [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]
+    assert not [str(path) for path in files if outside.search(path.read_text())]
 
 
 def test_the_lock_covers_what_setup_asks_for():

@@ -1,4 +1,4 @@
-"""The CM3 rule: DESIGN's examples, a literal transcription, the inverse, and both array modules."""
+"""The CM3 rule: examples by hand, a literal transcription, the inverse, and both array modules."""
 
 import dataclasses
 from functools import partial
@@ -162,8 +162,8 @@ def test_the_designs_examples(name, monkeypatch):
 
 
 def drawn_spans(segments, pictures, first, stop, count, record, epoch, config):
-    """The rule of DESIGN 4 word for word, for one sample; `segments` are (start, stop) places, and
-    some of them `pictures`."""
+    """The rule of `sequence.spans` word by word, for one sample; `segments` are (start, stop)
+    places, and some of them `pictures`."""
     accepted = []
     for mask in range(count):
         for attempt in range(1 + REPEATS):
