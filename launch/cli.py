@@ -21,9 +21,9 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import tyro
 
 from cm3jax.config import Experiment
-from cm3jax.errors import UserError
+from cm3jax.errors import UserError, nearest
 from cm3jax.io.paths import require_supported
-from launch.names import experiment_names, load_experiment, nearest
+from cm3jax.presets import experiment_names, load_experiment
 
 Options = TypeVar("Options")
 

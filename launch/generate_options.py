@@ -13,7 +13,7 @@ from etils import epath
 from cm3jax.config import ONE_DEVICE, DecodeConfig, MeshConfig
 from cm3jax.errors import UserError
 from cm3jax.training.companions import run_folder
-from launch.names import SHIPPED
+from launch.shipped import SHIPPED
 from launch.tasks import find, task_prompt
 
 _TRAINED, _TUNED = str(SHIPPED / "decoder"), str(SHIPPED / "sft")

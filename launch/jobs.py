@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
+from cm3jax.presets import load_experiment
 from cm3jax.targets import GPU_SHARE, Target
-from launch.names import load_experiment
 
 PORT = 8476
 GRACE = 300

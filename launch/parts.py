@@ -10,7 +10,7 @@ from etils import epath
 
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
-from launch.names import experiment_names
+from cm3jax.presets import experiment_names
 
 TOKENIZERS = ("tokenizers.text", "tokenizers.image")
 PARTS = (*TOKENIZERS, "retrieval.encoder")

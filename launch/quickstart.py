@@ -29,8 +29,8 @@ from experiments.miniature.scores.emblem_scores import evaluate, is_current
 from experiments.quickstart import chain
 from launch.cli import parse
 from launch.env import main
-from launch.names import SHIPPED
 from launch.report import stored, write_report
+from launch.shipped import SHIPPED
 from launch.stages import Stage, run_stages, training
 from launch.tools import make_tools
 

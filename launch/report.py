@@ -24,6 +24,7 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate.results import Evaluation
 from cm3jax.io.files import read_json, write_atomic, write_json
 from cm3jax.io.folders import delete, files_below
+from cm3jax.presets import load_experiment
 from experiments.claims import (
     bank_swap,
     control,
@@ -42,7 +43,6 @@ from experiments.claims.harness import Bench
 from experiments.miniature.scores.quickstart_page import report
 from launch.cli import parse
 from launch.env import main
-from launch.names import load_experiment
 from launch.tools import make_tools
 from launch.train import train_experiment
 

@@ -2,10 +2,9 @@
 
 from etils import epath
 
-from cm3jax.errors import UserError
+from cm3jax.errors import UserError, nearest
 from cm3jax.tasks import TASKS, grounded
 from cm3jax.tasks.task import Task, fields, prompt
-from launch.names import nearest
 
 _OPTIONS = ("image", "boxes", "options", "context")
 """Fields that have an option of their own; the one that is left takes the text."""

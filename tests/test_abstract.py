@@ -9,9 +9,9 @@ from cm3jax import partition, testing
 from cm3jax.abstract import batch_without_data, learner_without_data
 from cm3jax.config import DataConfig, MeshConfig
 from cm3jax.errors import UserError
+from cm3jax.presets import load_experiment
 from cm3jax.train import make_train_step
 from cm3jax.training.state import plan_layout
-from launch.names import load_experiment
 
 MESH = MeshConfig(data=2, fsdp=4)
 

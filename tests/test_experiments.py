@@ -11,9 +11,9 @@ import pytest
 
 from cm3jax.model.decoder import Decoder
 from cm3jax.model.encoder_decoder import EncoderDecoder
+from cm3jax.presets import experiment_names, load_experiment
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.tokenizers.vqgan_model import VQGAN
-from launch.names import experiment_names, load_experiment
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = experiment_names()

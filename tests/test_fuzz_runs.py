@@ -15,11 +15,11 @@ import pytest
 
 from cm3jax import testing
 from cm3jax.config import CheckpointConfig, Experiment, TrainConfig
+from cm3jax.presets import load_experiment
 from launch import generate, index, prepare, train
 from launch.cli import _option_types
 from launch.env import user_sentence
 from launch.jobs import overrides
-from launch.names import load_experiment
 from tests.data import preparation
 from tests.interop.test_fuzz import BYTES, changed
 

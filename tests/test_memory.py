@@ -12,9 +12,9 @@ from cm3jax import partition
 from cm3jax.config import DataConfig, DecoderConfig, MeshConfig, PartiConfig
 from cm3jax.errors import UserError
 from cm3jax.memory import abstract_batch, compiled_bytes, footprint, lay_out
+from cm3jax.presets import load_experiment
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.training.state import plan_layout
-from launch.names import load_experiment
 from tests.tiny import VOCAB, experiment, learner
 
 

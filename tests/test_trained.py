@@ -16,10 +16,10 @@ from cm3jax.errors import UserError
 from cm3jax.memory import abstract_batch, footprint, lay_out
 from cm3jax.model import lora
 from cm3jax.model.decoder import Decoder
+from cm3jax.presets import load_experiment
 from cm3jax.testing import random_variables
 from cm3jax.train import train
 from cm3jax.training.state import plan_layout
-from launch.names import load_experiment
 from tests.tiny import VOCAB, experiment, learner
 
 RANK = 3

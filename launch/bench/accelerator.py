@@ -34,6 +34,7 @@ from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.model.attention import row_attention
 from cm3jax.model.decoder import Decoder
 from cm3jax.model.kernels import kernel_for
+from cm3jax.presets import load_experiment
 from cm3jax.sequence.rows import Batch
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.targets import of_kind
@@ -41,7 +42,6 @@ from cm3jax.train import make_train_step
 from cm3jax.training.hardware import copy_rate, in_words, peak_flops
 from cm3jax.training.precision import require_quantiser
 from cm3jax.training.state import plan_layout
-from launch.names import load_experiment
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from cm3jax.config import DataConfig, DecoderConfig, Experiment, OptimConfig, VocabConfig
 from cm3jax.errors import UserError
 from cm3jax.learners.decoder import DecoderLearner
-from launch.names import load_experiment
+from cm3jax.presets import load_experiment
 from launch.rivals import missing
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import tyro
 
+from cm3jax import presets
 from cm3jax.config import VQGANConfig
 from cm3jax.errors import UserError
-from launch import cli, env, names
+from launch import cli, env
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(
@@ -32,7 +33,7 @@ def test_options_override_fields():
     assert (experiment.train.steps, experiment.optim.peak_lr) == (40, 3e-4)
     assert (experiment.mesh.data, experiment.seed) == (-1, 7)
     untouched = ("name", "vocab", "model", "data", "cm3", "retrieval", "decode", "checkpoint")
-    default = names.load_experiment("quickstart")
+    default = presets.load_experiment("quickstart")
     assert all(getattr(experiment, field) == getattr(default, field) for field in untouched)
 
 
@@ -92,7 +93,7 @@ def test_help_lists_the_experiments(capsys):
         parse("--help")
     assert end.value.code == 0
     out = capsys.readouterr().out
-    assert all(f"  {name}\n" in out for name in names.experiment_names())
+    assert all(f"  {name}\n" in out for name in presets.experiment_names())
 
 
 def test_help_of_an_experiment_explains_every_option(capsys):

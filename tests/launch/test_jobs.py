@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from cm3jax.errors import UserError
+from cm3jax.presets import load_experiment
 from launch import job_gke, submit
 from launch.job_inputs import require_inputs
-from launch.names import load_experiment
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 EXPERIMENT = load_experiment("cm3leon_7b")

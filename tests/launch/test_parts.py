@@ -3,8 +3,8 @@
 import pytest
 
 from cm3jax.errors import UserError
+from cm3jax.presets import load_experiment
 from launch import index, prepare, train
-from launch.names import load_experiment
 from launch.parts import require_made
 from tests.test_readme import ROOT
 

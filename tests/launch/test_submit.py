@@ -14,14 +14,15 @@ import jsonschema
 import pytest
 import yaml
 
+from cm3jax import presets
 from cm3jax.config import MeshConfig, TrainConfig
 from cm3jax.errors import UserError
 from cm3jax.training.metrics import MetricsLog
-from launch import cli, jobs, names, submit
+from launch import cli, jobs, submit
 
 SCHEMA = json.loads((Path(__file__).parent / "schemas/jobset.v1alpha2.schema.json").read_text())
 REVISION = "0123456789abcdef0123456789abcdef01234567"
-EXPERIMENT = names.load_experiment("cm3leon_7b")
+EXPERIMENT = presets.load_experiment("cm3leon_7b")
 BUCKET = "gs://mine/cm3jax"
 GKE_TPU = submit.Options(
     "gke-tpu", 64, 4, BUCKET, accelerator="tpu-v5p-slice", topology="8x8x4", restarts=7
@@ -58,7 +59,7 @@ def check(candidate: dict) -> None:
 @pytest.mark.parametrize("options", [GKE_TPU, GKE_GPU], ids=lambda o: o.cluster)
 @pytest.mark.parametrize("name", ["cm3leon_7b", "miniature/decoder"])
 def test_manifests_follow_the_published_schema(options, name):
-    check(manifest(options, names.load_experiment(name)))
+    check(manifest(options, presets.load_experiment(name)))
 
 
 def test_the_schema_sees_mistakes():

@@ -18,10 +18,10 @@ import pytest
 from cm3jax.compiled import Bounds, Compiled
 from cm3jax.config import MeshConfig
 from cm3jax.errors import UserError
+from cm3jax.presets import load_experiment
 from cm3jax.targets import Target
 from launch import plan, plan_target
 from launch.bench import targets as bench_targets
-from launch.names import load_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (

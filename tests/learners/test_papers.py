@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from cm3jax.config import MeshConfig, OptimConfig, TrainConfig
+from cm3jax.presets import load_experiment
 from cm3jax.train import train
 from cm3jax.training.metrics import read_metrics
-from launch.names import load_experiment
 from launch.train import make_learner
 from tests.data import corpora
 

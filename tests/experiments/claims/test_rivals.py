@@ -4,9 +4,9 @@ import pytest
 
 from cm3jax.emblems.looks import catalogue
 from cm3jax.emblems.sample import home
+from cm3jax.presets import load_experiment
 from experiments.claims import rivals
 from experiments.claims.model_eval import known
-from launch.names import load_experiment
 from tests.evaluate.test_protocol import score
 from tests.experiments.claims.test_harness import bench  # noqa: F401
 

@@ -5,8 +5,8 @@ import pytest
 
 from cm3jax.emblems.sample import home
 from cm3jax.emblems.wording import caption_states, relations
+from cm3jax.presets import load_experiment
 from experiments.claims import sizes
-from launch.names import load_experiment
 from tests.evaluate.test_protocol import score
 from tests.experiments.claims.test_harness import bench  # noqa: F401
 
