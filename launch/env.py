@@ -98,7 +98,7 @@ def _remedy(error: OSError) -> str:
     if error.errno in _FULL:
         return "make room there and start again; what was complete is kept"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "mend its permissions, or give another path"
+        return "correct its permissions, or give another path"
     return "check the path"
 
 

@@ -25,8 +25,8 @@ class _Drawing:
     mesh: MeshConfig = ONE_DEVICE
     """The devices that share the drawing; `--mesh.data -1` takes all."""
     out: str = ""
-    """JSON file for the scores and their protocols. Beside it, with its name, lie a page that ends
-    in .html and a folder in .samples of all that was drawn: if killed, the same command goes on."""
+    """JSON file for the scores and their protocols. Next to it, under its name, are written a page
+    (.html) and a folder of all that was drawn (.samples): if killed, the same command continues."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +58,8 @@ class HeldOut(HeldOutQuery):
     mesh: MeshConfig = ONE_DEVICE
     """The devices that share the drawing; `--mesh.data -1` takes all."""
     out: str = ""
-    """JSON file for the scores and their protocols. Beside it, with its name, lie a page that ends
-    in .html and a folder in .samples of all that was drawn: if killed, the same command goes on."""
+    """JSON file for the scores and their protocols. Next to it, under its name, are written a page
+    (.html) and a folder of all that was drawn (.samples): if killed, the same command continues."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +180,7 @@ class Tasks(_Drawing):
     """What a decoder of the miniature does after instruction tuning, on held-out cases."""
 
     before: str = ""
-    """The decoder before tuning, to score beside it."""
+    """The decoder before tuning, to score as well."""
     tasks: tuple[str, ...] = NAMES
     """Which tasks."""
     cases: int = 200
@@ -198,7 +198,7 @@ class Reconstruction:
     split: Literal["train", "validation"] = "validation"
     """Split of the source."""
     count: int = 0
-    """Number of pictures, from the first; 0 takes all."""
+    """How many pictures, from the first on; 0 takes all."""
     lpips: str = ""
     """LPIPS weights, as vqgan_loss.lpips; without them there is no LPIPS."""
     inception: str = ""

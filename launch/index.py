@@ -85,7 +85,7 @@ def run(argv: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What one of the commands needs beside the experiment."""
+    """What single commands take in addition to the experiment."""
 
     source: tuple[str, ...] = ()
     """`remove`: the sources whose documents go."""
@@ -116,7 +116,7 @@ def _require_words(command: str, words: list[str], options: Options) -> None:
 
 
 def build(experiment: Experiment) -> None:
-    """Build the bank unless it stands, and beside it the index if that is one that is saved."""
+    """Build the bank unless it is there, and its index if that is of a kind that is saved."""
     made = prepare_bank(experiment, make_tools(experiment))
     index = open_index(made, experiment.retrieval.index, experiment.retrieval.milvus)
     reached = f", {index.effort.describe()}" if isinstance(index, ScannIndex) else ""
@@ -139,7 +139,7 @@ def audit_bank(experiment: Experiment) -> Audited:
     index = open_index(opened, experiment.retrieval.index, experiment.retrieval.milvus)
     asked = asking(experiment.data, experiment.seed, encoder, "validation")
     if not asked.pairs:
-        raise UserError("the source's validation split has no pairs to ask with; mend data.source.")
+        raise UserError("the source has no validation pairs to ask with; correct data.source.")
     fitted = audit.calibrate(asked.text, asked.image, asked.document, asked.subjects)
     copies = find_duplicates(
         opened.vectors, opened.content, index, experiment.retrieval.duplicate_cut

@@ -78,7 +78,7 @@ def require_inputs(experiment: Experiment, in_bucket: bool) -> None:
 def _how(experiment: Experiment, path: str, option: str) -> str:
     """How what an option names is made."""
     if option in ("data.source", "vqgan_loss.lpips"):
-        return "get it (README.md says how)"
+        return "get it (docs/data.md and docs/training.md say how)"
     return f"make it with {how_to_make(experiment, path, option)}"
 
 

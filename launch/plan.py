@@ -4,7 +4,7 @@
 
 By formula: nothing is allocated, and the devices of the mesh need not exist; a mesh size of -1
 takes this machine's. It says which accelerators have the memory, or how many devices it takes.
-`--compile` compiles the step for devices that do exist and prints what XLA allots beside.
+`--compile` also compiles the step for this machine's devices and prints what XLA allocates.
 
     python -m launch.plan cm3leon_7b --target v5p-256
     python -m launch.plan cm3leon_760m --data.batch 64 --target h200-8 --search
@@ -43,18 +43,18 @@ _DESCRIPTION = (
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to say it."""
+    """What to compute, and in which form to print it."""
 
     json: bool = False
     """Print one JSON object, without the table of shardings."""
     compile: bool = False
-    """Compile the step too, for this machine's devices, and print what XLA allots."""
+    """Compile the step too, for this machine's devices, and print what XLA allocates."""
     target: str = ""
-    """Compile the step for so many devices of a kind, such as v5e-8, v5p-256, v6e-256, ironwood-64,
-    h100-8, h200-64 or b200-16; a device is what jax counts, of Ironwood half a chip. Needs the
-    extra `tpu` or `cuda`, but no accelerator."""
+    """Compile the step for a number of devices of one kind, such as v5e-8, v5p-256, v6e-256,
+    ironwood-64, h100-8, h200-64 or b200-16; a device is what jax counts, half a chip of Ironwood.
+    Needs the extra `tpu` or `cuda`, but no accelerator."""
     slices: int = 1
-    """With --target: slices of TPUs, each of so many devices, joined by a slower network."""
+    """With --target: slices of TPUs, each of the target's devices, joined by a slower network."""
     search: bool = False
     """With --target: try a few meshes and remat policies instead of the one that is given."""
     decode: bool = False
@@ -69,7 +69,7 @@ class Options:
     def __post_init__(self):
         if not self.target and (self.slices != 1 or self.search or self.decode):
             raise UserError(
-                "--slices, --search and --decode go with --target, as in --target v6e-256."
+                "--slices, --search and --decode need a --target, such as --target v6e-256."
             )
         if min(self.prompts, self.documents + 1, self.samples) < 1:
             raise UserError("--prompts and --samples must be at least 1, --documents 0.")

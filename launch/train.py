@@ -26,12 +26,12 @@ _DESCRIPTION = (
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is asked beside the experiment."""
+    """Options in addition to the experiment's."""
 
     resume_with_changes: bool = False
-    """Go on with a run though options or data differ that decide what is trained, such as the seed,
-    the batch, the learning rate, masking or the corpus. Without it that is refused; what changes
-    nothing of the kind (train.steps, logging, saving, the mesh) is only said."""
+    """Continue a run although options or data differ that decide what is trained, such as the seed,
+    the batch, the learning rate, masking or the corpus. Without it the run is refused. Changes of
+    other options (train.steps, logging, saving, the mesh) are only reported."""
 
 
 def run(argv: list[str]) -> None:

@@ -30,8 +30,8 @@ class DataConfig:
     """What is held back for validation where no split decides it: every 50th picture with all of
     its captions, or every 50th of the records' `subjects` with all records that name it."""
     emblems: int = 3000
-    """Emblems to train on, where the source is `emblems`. The more there are, the less the model
-    can learn their looks by heart instead of copying them from documents."""
+    """Emblems to train on, where the source is `emblems`. The more there are, the less a model can
+    memorise them instead of copying them from documents."""
     raw: str = "data/raw"
     """Where generated raw data (`emblems`) and datasets of tensorflow-datasets are kept."""
     licences: tuple[str, ...] = ()

@@ -30,8 +30,8 @@ class DecodeConfig:
     edit_scales: tuple[float, float] = (7.5, 1.5)
     """Guidance of edited pictures: by the instruction, and by the picture that is edited."""
     contrast: Literal["none", "half", "all"] = "none"
-    """CD-K, contrastive decoding, in place of guidance, top-k and top-p: for no sample, for every
-    second one, or for all. It applies to the pictures that guidance applies to."""
+    """CD-K (contrastive decoding) in place of guidance, top-k and top-p: for no sample, for every
+    second one, or for all. It applies to what guidance applies to."""
     contrast_k: int = 8
     """CD-K keeps tokens at least `contrast_alpha` times as likely as the k-th likeliest; 1 is
     contrastive decoding. The paper gives neither value."""

@@ -27,7 +27,8 @@ class DecoderConfig:
     """Heads of keys and values (K), each shared by H / K query heads (Chameleon-34B: 8); 0 gives
     every query head its own."""
     activation: Literal["relu", "swiglu"] = "relu"
-    """The feed-forward layer's activation: ReLU, or SiLU of one times another (Chameleon)."""
+    """The feed-forward layer's activation: ReLU, or SwiGLU: SiLU of one projection times another
+    (Chameleon)."""
     norm: Literal["layer", "rms"] = "layer"
     """Layer norm without gain or bias (CM3Leon), or RMS norm with a learned gain (Chameleon)."""
     swin_norm: bool = False
@@ -57,7 +58,7 @@ class DecoderConfig:
     lora_alpha: float = 16.0
     """Corrections are multiplied by lora_alpha / lora_rank."""
     unroll: int = 1
-    """Layers per turn of the scan over layers: more take longer to compile and run faster on
+    """Layers per iteration of the scan over layers: more take longer to compile and run faster on
     CPUs."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes: only norms, gates and attention weights (`none`),

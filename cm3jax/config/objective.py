@@ -35,8 +35,8 @@ class CM3Config:
     no_documents: float = 0.2
     """Probability that a sample is shown without its documents."""
     vary_documents: bool = False
-    """Show each other sample a uniformly drawn number of documents, 0 to retrieval.documents
-    (RA-CM3), instead of all."""
+    """Show each of the other samples a number of documents drawn uniformly from 0 to
+    retrieval.documents (RA-CM3), instead of all."""
     wrong_documents: float = 0.0
     """Probability that a random record's document replaces the last of a sample's documents, or is
     added where there are fewer than retrieval.documents. A model that copies whatever it is shown

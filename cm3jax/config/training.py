@@ -10,7 +10,7 @@ from cm3jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """A linear warm-up and a linear decay (the decay is an assumption: the paper names none)."""
+    """The optimiser: linear warm-up, then linear decay (an assumption: the paper names none)."""
 
     method: Literal["adamw", "muon"] = "adamw"
     """AdamW throughout (the papers), or Muon for the decoder's matrix products and AdamW for the
@@ -34,8 +34,8 @@ class OptimConfig:
     clip_norm: float = 1.0
     """Largest global norm of the gradient."""
     accumulate: int = 1
-    """Parts that a global batch is cut into, processed one after another before each update: the
-    same update with less memory (decoder only)."""
+    """Number of parts of a global batch that are processed one after another before each update:
+    the same update with less memory (decoder only)."""
     ema: float = 0.0
     """Decay of an exponential moving average of the parameters, e.g. 0.9999; 0 keeps none. Where it
     is kept, validation, samples, generation and exports use the averages, and checkpoints hold both
@@ -80,15 +80,14 @@ class TrainConfig:
     and decoded (image tokenizer); 0 shows none. They are one small batch, drawn with the parameters
     in memory; a run of several processes draws none."""
     watchdog_seconds: int = 600
-    """Print the stacks of all threads, and go on, whenever no step ends for this many seconds; 0
+    """Print the stacks of all threads, and continue, whenever no step ends for this many seconds; 0
     never does. The first step includes its compilation."""
-
     profile: str = ""
-    """First and last step of which a trace is kept in RUN/profile, for XProf and Perfetto, with the
-    time by operation in report.html, e.g. `20:25`; empty traces none. Traced steps are slower, and
-    the first of a life compiles."""
+    """First and last step to trace, e.g. `20:25`; empty traces none. The trace is kept in
+    RUN/profile, for XProf and Perfetto, and report.html shows the time by operation. Traced steps
+    are slower, and the first step after each start of a run compiles."""
     tracker: Literal["", "trackio", "wandb"] = ""
-    """An experiment tracker that is told what metrics.jsonl is; it is an extra of the same name."""
+    """An experiment tracker that gets what metrics.jsonl gets; its extra has the same name."""
 
     def __post_init__(self):
         steps = re.fullmatch(r"[0-9]{1,9}:[0-9]{1,9}", self.profile)
@@ -119,12 +118,14 @@ class CheckpointConfig:
     """Saving."""
 
     every: int = 1000
-    """Steps between two saves; the last step is always saved, and the best validation by now."""
+    """Steps between two saves; the last step and the best validation so far are always saved."""
     keep: int = 2
-    """Newest checkpoints kept, beside the one of the best validation (the lowest `loss_valid`)."""
+    """Newest checkpoints kept, in addition to that of the best validation (lowest `loss_valid`)."""
 
     def __post_init__(self):
-        require(self.every >= 1 and self.keep >= 1, "checkpoint: every and keep must be at least 1")
+        require(
+            self.every >= 1 and self.keep >= 1, "checkpoint: every and keep must be at least 1."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

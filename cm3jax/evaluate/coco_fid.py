@@ -232,7 +232,7 @@ def _require_many(captions: Captions) -> None:
         why = f" ({captions.left_out})" if captions.left_out else ""
         raise UserError(
             f"{captions.file} gives {len(captions.chosen)} caption to draw{why}; distances need "
-            "pictures of many, so ask for more, or mend the file."
+            "pictures of many, so ask for more, or correct the file."
         )
 
 

@@ -84,7 +84,7 @@ def read_tensors(folder: Path) -> dict[str, safetensors_file.Tensor]:
     if pickles:
         raise UserError(
             f"{folder} holds pickled weights ({pickles[0].name}), which could run code and are not "
-            f"read; save them as safetensors first, or the tensors alone as {_TORCH}."
+            f"read; save them as safetensors first, or only the tensors as {_TORCH}."
         )
     raise UserError(f"{folder} holds neither {_SINGLE} nor {_INDEX}; give a folder with weights.")
 

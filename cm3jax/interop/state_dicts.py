@@ -32,7 +32,7 @@ def read_state_dict(path: Path, what: str) -> dict[str, safetensors_file.Tensor]
     except Exception:  # whatever a file that is not a checkpoint makes torch raise
         raise UserError(
             f"{path} is damaged, or holds more than tensors, which could run code and is not read; "
-            "save its state_dict alone."
+            "save only its state_dict."
         ) from None
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     found = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}

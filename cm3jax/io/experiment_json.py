@@ -47,7 +47,7 @@ def build(kind: Any, value: Any, what: str, where: str = "") -> Any:
         return _build(kind, value, what, where)
     except _WrongError:
         raise UserError(
-            f"{what}: {where or 'it'} is {_shown(value)}, which is not {_name(kind)}; mend it."
+            f"{what}: {where or 'it'} is {_shown(value)}, which is not {_name(kind)}; correct it."
         ) from None
 
 
@@ -71,7 +71,7 @@ def _build(kind: Any, value: Any, what: str, where: str) -> Any:
         for field in dataclasses.fields(kind):
             if field.name not in fields and field.default is field.default_factory:
                 raise UserError(
-                    f"{what} has no field {prefix}{field.name}; it is damaged, mend it."
+                    f"{what} has no field {prefix}{field.name}; it is damaged, restore it."
                 )
         return kind(**fields)
     origin, args = typing.get_origin(kind), typing.get_args(kind)

@@ -1,4 +1,4 @@
-"""Claim (h): another memory bank, other pictures, and nothing is trained."""
+"""Another memory bank, other pictures, and nothing is trained."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Claim (a): retrieved documents decide what can be drawn, and how well."""
+"""Retrieved documents decide what can be drawn, and how well."""
 
 import dataclasses
 from collections.abc import Sequence

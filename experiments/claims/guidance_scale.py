@@ -1,4 +1,4 @@
-"""Claim (d): how much classifier-free guidance helps."""
+"""How much classifier-free guidance helps."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Claim (e): what is masked decides what a model can be asked for."""
+"""What is masked decides what a model can be asked for."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Claim (i): a picture is as good as what was retrieved for it."""
+"""A picture is as good as what was retrieved for it."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Claim (b): documents in front, against other ways to spend the same training."""
+"""Documents in front, against other ways to spend the same training."""
 
 from collections.abc import Callable, Sequence
 

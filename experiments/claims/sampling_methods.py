@@ -1,4 +1,4 @@
-"""Claim (c): ways to sample, against the number of samples of which CLIP chooses."""
+"""Ways to sample, against the number of samples of which CLIP chooses."""
 
 import dataclasses
 

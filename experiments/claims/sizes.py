@@ -1,4 +1,4 @@
-"""Claim (f): what more compute buys, with documents in front and without."""
+"""What more compute buys, with documents in front and without."""
 
 import dataclasses
 import functools

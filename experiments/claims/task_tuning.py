@@ -1,4 +1,4 @@
-"""Claims (g) and (j): instruction tuning teaches every task, stories in turn among them."""
+"""Instruction tuning teaches every task, stories in turn among them."""
 
 from experiments.claims.claim import Measured, Row, Scores, Table, Target, percent
 from experiments.claims.harness import Bench

@@ -20,7 +20,7 @@ shared, jax 0.10.2, about 5,500 tokens a second, muon, batches of 8 rows, 5.7 ho
 - 4,000 of `--data.mixture data/miniature:scene 1 --cm3.no-documents 1`, peak rate 6e-3;
 - 6,500 of scenes, pairs and everything, 2 : 2 : 1, `--cm3.no-documents 0.3`, 5e-3;
 - 1,900 of scenes, pairs and emblems, 2 : 2 : 1.5, 0.2, 3e-3, every second emblem with one document;
-- 3,000 of scenes alone, 6e-3; from here on with `--cm3.picture-rows 0.7` or 0.8 (15 % of
+- 3,000 of scenes only, 6e-3; from here on with `--cm3.picture-rows 0.7` or 0.8 (15 % of
   lower halves were infilled exactly before);
 - 2,000 of pairs and scenes, 4 : 1.5, 0, 6e-3;
 - 2,715 of scenes, pairs and emblems, 3 : 3 : 1.2, 0.1, 5e-3;
@@ -33,7 +33,7 @@ shared, jax 0.10.2, about 5,500 tokens a second, muon, batches of 8 rows, 5.7 ho
   clauses that found them (they were shuffled before, and pairs were 56 % right);
 - 1,200 of the same, 3 : 2 : 3, `--cm3.vary-documents`, 8e-4 falling to 4e-5.
 
-What it can do stands in the README. Generation shows two documents of one emblem
+docs/evaluation.md says what it can do. Generation shows two documents of one emblem
 (`retrieval.diversity_cut` 0.99 in the weights' config), training showed different ones.
 """
 

@@ -1,4 +1,4 @@
-"""Every experiment's training step compiled for the machines it is for, none of which is here.
+"""Every experiment's training step compiled for its accelerators, none of which is needed here.
 
 Each case is compiled by `launch.plan --target` in a process of its own and kept in `--out` when it
 is made: started again, the command compiles those that are missing, or that differ. It takes
@@ -96,14 +96,14 @@ def _versions() -> dict[str, str]:
     return found
 
 
-_HEAD = """# Compiled for the machines it is for
+_HEAD = """# Training steps compiled for accelerators
 
 `python -m launch.bench targets` compiles a training step of every experiment for accelerators that
 are not here (`launch.plan --target`; the extras `tpu` and `cuda`, minutes a case) and writes this
-page from `targets.json`. Nothing of it was measured: memory, collectives and kernels are what XLA's
-compilers allot and schedule, MFU is the most that arithmetic allows, at the peak rate, with
-collectives that wait added. GB are 10⁹ bytes, of one device; collectives are counted as often as
-they run, those that run beside arithmetic against all.
+page from `targets.json`. Nothing here was measured. Memory, collectives and kernels are what XLA's
+compilers allocate and schedule. MFU is an upper bound, for arithmetic at the peak rate and the
+collectives that it waits for. GB are 10⁹ bytes of one device. Collectives are counted each time they
+run: those that overlap with arithmetic / all of them.
 
 """
 _COLUMNS = (
@@ -111,7 +111,7 @@ _COLUMNS = (
     "target",
     "peak / memory, GB",
     "formula / compiled",
-    "collectives beside / all",
+    "collectives overlapped / all",
     "kernels",
     "MFU at most",
 )

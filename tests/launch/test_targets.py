@@ -135,7 +135,7 @@ def test_the_table_has_a_line_for_each_case_and_says_why_one_is_empty():
 
 def test_slices_and_search_want_a_target():
     for words in (("--slices", "2"), ("--search",), ("--decode",)):
-        with pytest.raises(UserError, match="go with --target, as in --target v6e-256"):
+        with pytest.raises(UserError, match="need a --target, such as --target v6e-256"):
             plan.run(["cm3leon_350m", *words])
     with pytest.raises(UserError, match="--target v6-8 is none of v5e, v6e"):
         plan.run(["cm3leon_350m", "--target", "v6-8"])
