@@ -61,7 +61,7 @@ class Beam:
             import apache_beam  # noqa: F401 - three seconds, and only to fail early
         except ImportError:
             raise UserError(
-                "--runner needs Apache Beam; install it with `pip install cm3jax[pipeline]`, or "
+                "--runner needs Apache Beam; install it (the extra `pipeline`), or "
                 "leave --runner out to prepare in this process."
             ) from None
         self._make_tools, self._options = make_tools, list(options)

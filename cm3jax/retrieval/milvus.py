@@ -87,7 +87,7 @@ def _connect(address: str):
         from pymilvus import MilvusClient
     except ImportError:
         raise UserError(
-            "retrieval.index=milvus needs pymilvus; install it with `pip install cm3jax[store]`."
+            "retrieval.index=milvus needs pymilvus; install it (the extra `store`)."
         ) from None
     if not address:
         raise UserError(

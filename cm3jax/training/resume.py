@@ -128,7 +128,7 @@ def require_run_folder(run_dir: epath.PathLike) -> None:
     if (folder / PARAMS_FILE).exists():
         raise UserError(
             f"{run_dir} holds exported weights, which stay as they are; give another --workdir, "
-            "and to go on from them --init-from."
+            "with --init-from to start from them."
         )
     config = folder / "config.json"
     if _has_checkpoint(folder) or (config.exists() and _is_ours(config)):

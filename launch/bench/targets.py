@@ -102,8 +102,8 @@ _HEAD = """# Training steps compiled for accelerators
 are not here (`launch.plan --target`; the extras `tpu` and `cuda`, minutes a case) and writes this
 page from `targets.json`. Nothing here was measured. Memory, collectives and kernels are what XLA's
 compilers allocate and schedule. MFU is an upper bound, for arithmetic at the peak rate and the
-collectives that it waits for. GB are 10⁹ bytes of one device. Collectives are counted each time they
-run: those that overlap with arithmetic / all of them.
+collectives that it waits for. GB are 10⁹ bytes of one device. Collectives are counted each time
+they run: those that overlap with arithmetic / all of them.
 
 """
 _COLUMNS = (

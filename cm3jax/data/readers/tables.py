@@ -223,6 +223,6 @@ def _parquet():
         import pyarrow.parquet
     except ImportError:
         raise UserError(
-            "parquet files are read with pyarrow; install it with `pip install cm3jax[pipeline]`."
+            "parquet files are read with pyarrow; install it (the extra `pipeline`)."
         ) from None
     return pyarrow.parquet
