@@ -27,7 +27,12 @@ from cm3jax.training.exported_run import PARAMS_FILE, LoadedRun, write_run
 
 _ID = re.compile(r"hf:([\w-][\w.-]*/[\w-][\w.-]*)(?:@(\w[\w./-]*))?")
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_FILES = ("*.json", "*.safetensors", "*.model")
+_KINDS = ("*.json", "*.safetensors", "*.model")
+_FILES = (
+    *(PARAMS_FILE, "config.json", "scores.json"),
+    *(f"{part}/{kind}" for part in ("text", "vqgan", "clip") for kind in _KINDS),
+)
+"""What is downloaded: of another project's repository, not its gigabytes of weights."""
 _OPTIONAL = (
     "scores.json",
     *(f"text/{name}" for name in ("config.json", NOTES_FILE)),

@@ -84,7 +84,8 @@ def test_a_run_goes_up_and_comes_back(tmp_path, decoder):
         server.commits["someone/tiny"] = [others]
         earlier = {"scores.json": b"{}", "clip/config.json": b"{}"}
         server.commits["someone/again"] = [others | earlier]
-        server.commits["someone/foreign"] = [{"config.json": b"{}"}]
+        weights = {"model-00001-of-00002.safetensors": b"many gigabytes"}
+        server.commits["someone/foreign"] = [{"config.json": b"{}"} | weights]
         there = os.environ | {
             "HF_ENDPOINT": server.address,
             "HF_HOME": str(tmp_path / "home"),
