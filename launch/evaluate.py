@@ -13,8 +13,8 @@
     python -m launch.evaluate reconstruction --run runs/miniature/vqgan
     python -m launch.evaluate diff a.json b.json
 
-What was killed goes on with the same command: `coco_fid`, and with `--out` `emblems`, `emoji`,
-`heldout` and `tasks`.
+After a kill the same command continues: `coco_fid` always; `emblems`, `emoji`, `heldout` and
+`tasks` with `--out`.
 `diff` reads what `--out` wrote, `scores.json` of `coco_fid` and the quickstart's `metrics.json`.
 """
 
@@ -60,8 +60,8 @@ from launch.evaluate_options import (
 )
 
 _ABOUT = (
-    "Every answer was sampled freely, once, and judged by a program. Of every score the first of "
-    "the worst and of the best answers are shown."
+    "Every answer was sampled freely, once, and judged by a program. For each score some of the "
+    "worst and some of the best answers are shown."
 )
 
 

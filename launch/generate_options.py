@@ -1,4 +1,4 @@
-"""The options of `launch.generate`: what they are, which go together, what they stand for."""
+"""The options of `launch.generate`, which of them go together, and the settings they make."""
 
 import dataclasses
 import math
@@ -49,9 +49,10 @@ class Options:
     exclude: tuple[str, ...] = ()
     """Keys of the bank's documents that must not be retrieved."""
     weigh: tuple[str, ...] = ()
-    """KEY=FACTOR multiplies that document's score, e.g. `bank-17=1.2`; 0.5 moves it to the back."""
+    """KEY=FACTOR multiplies that document's score, e.g. `bank-17=1.2`; 0.5 ranks it lower."""
     docs: tuple[str, ...] = ()
-    """Documents given by hand: pictures, each with the caption in PATH.txt if there is one."""
+    """Documents given by hand: paths of pictures, each with a caption from the .txt file of the
+    same name (fox.txt for fox.png), if there is one."""
     samples: int = 1
     """Samples of each prompt."""
     seed: int = 0
@@ -154,7 +155,7 @@ def weights(weigh: Sequence[str]) -> dict[str, float]:
         except ValueError:
             key = ""
         if not key or not abs(out[key]) <= _MOST_WEIGHT:
-            raise UserError(f"--weigh {word!r} is no KEY=FACTOR, e.g. bank-17=0.5.")
+            raise UserError(f"--weigh {word!r} is no KEY=FACTOR; write one like bank-17=0.5.")
     return out
 
 

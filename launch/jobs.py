@@ -25,7 +25,7 @@ class Options:
     devices: int = 8
     """GPUs, or TPU chips, of one machine; most TPU machines have 4."""
     bucket: str = ""
-    """`gs://` folder for checkouts, runs and compiled programs; SLURM can do with a shared disk."""
+    """`gs://` folder for checkouts, runs and compiled programs; SLURM can use a shared disk."""
     accelerator: str = ""
     """GKE's name of the accelerator (`nvidia-h100-80gb`, `tpu-v5p-slice`), or the type of a TPU VM
     (`v5p-512`)."""
@@ -48,8 +48,8 @@ class Options:
     out: str = ""
     """File to write; empty prints."""
     target: str = ""
-    """The devices that `launch.plan --target` compiled for, such as v5p-256 or h200-64, in the
-    place of --nodes, --devices, --accelerator and --topology; mesh and flags are then the same."""
+    """The devices that `launch.plan --target` compiled for, such as v5p-256 or h200-64, instead of
+    --nodes, --devices, --accelerator and --topology; mesh and compiler flags are then the same."""
 
     def __post_init__(self):
         if self.target:

@@ -33,7 +33,7 @@ _DESCRIPTION = (
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Who does the work, and what that costs."""
+    """Where the work is done, and what it costs."""
 
     runner: str = ""
     """A runner of Apache Beam, e.g. DirectRunner or DataflowRunner; empty prepares in this process.

@@ -54,7 +54,7 @@ class Options:
     workdir: str = "runs/quickstart"
     """Directory of the runs, the results and the report."""
     data: str = "data"
-    """Directory of prepared data; `quickstart` and `shipped` lie in it."""
+    """Directory of prepared data, with the folders `quickstart` and `shipped`."""
     scale: float = 1.0
     """Share of steps, records and prompts: 0.02 shows in a minute or two that all parts work."""
 

@@ -1,4 +1,4 @@
-"""The paper's claims beside what this code measured; or a run's own report.
+"""The paper's claims compared with what this code measured; or a run's own report.
 
     python -m launch.report                 # the page of claims, from stored results
     python -m launch.report --rerun ROW     # measure one claim again, then the page; one that
@@ -75,11 +75,11 @@ class Options:
     """Directory with `metrics.json` and `results/`, as the quickstart leaves it; without one the
     page of the paper's claims is made."""
     rerun: str = ""
-    """The claim to measure again. If killed, the same command goes on."""
+    """The claim to measure again. If killed, the same command continues."""
     out: str = "runs/report"
     """Directory of the page of claims and of the samples of a measurement."""
     data: str = "data"
-    """Directory of prepared data; the memory banks lie in it."""
+    """Directory of prepared data, with the memory banks."""
     runs: str = "runs"
     """Directory of the models that a claim compares."""
 
@@ -174,7 +174,7 @@ def _kept(folder: epath.Path) -> list[str] | None:
 
 def command(argv: list[str]) -> None:
     """Parse the arguments and write what is asked for."""
-    options = parse(Options, argv, "The paper's claims beside what was measured; a run's report.")
+    options = parse(Options, argv, "The paper's claims and what was measured; or a run's report.")
     if options.run:
         print(f"wrote {write_report(options.run)}")
         return

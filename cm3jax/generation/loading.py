@@ -1,4 +1,4 @@
-"""Trained decoders on disk become generators, with the tokenizers and the encoder beside them."""
+"""Loads trained decoders as generators, with their tokenizers and their retrieval encoder."""
 
 import functools
 

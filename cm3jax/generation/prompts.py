@@ -85,7 +85,7 @@ def caption_prompt(image: RgbImage) -> Prompt:
 
 
 def infill_prompt(caption: str, image: RgbImage, hole: Bool[np.ndarray, "Y X"]) -> Prompt:
-    """Asks for the pixels of a hole in a picture; without a caption the picture is alone."""
+    """Asks for the pixels of a hole in a picture; without a caption only the picture is read."""
     text: Segments = ((caption,),) if caption else ()
     return Prompt((*text, Shown(image, hole)), Wanted.MASKED)
 

@@ -1,1 +1,1 @@
-"""Benchmarks, each beside what a user would otherwise pick: `python -m launch.bench NAME`."""
+"""Benchmarks against what a user would otherwise pick: `python -m launch.bench NAME`."""

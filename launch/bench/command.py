@@ -11,7 +11,7 @@
     python -m launch.bench targets --only v5e
     python -m launch.bench accelerator --out results/h200
 
-`train` times our training step, `decode` our engine, each beside transformers with the same
+`train` times our training step, `decode` our engine, each against transformers with the same
 weights. `scaling` is the engine's seconds per picture against batch, documents and samples.
 `retrieval` searches vectors like CLIP's with our indexes, blocked NumPy and FAISS. `data` reads
 training rows. `targets` compiles training steps for machines that are not here, `accelerator`
@@ -71,11 +71,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     kinds = parser.add_subparsers(required=True, metavar="WHAT", parser_class=_Parser)
 
-    train = kinds.add_parser("train", help="training steps, beside transformers")
+    train = kinds.add_parser("train", help="training steps, against transformers")
     train.set_defaults(measure=bench_train.bench_train)
     bench_train.add_options(train)
 
-    decode = kinds.add_parser("decode", help="decoding, beside transformers")
+    decode = kinds.add_parser("decode", help="decoding, against transformers")
     decode.set_defaults(measure=bench_decode.bench_decode)
     bench_decode.add_options(decode)
 
@@ -87,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     accelerator.set_defaults(measure=bench_accelerator.bench_accelerator)
     bench_accelerator.add_options(accelerator)
 
-    retrieval = kinds.add_parser("retrieval", help="indexes, beside NumPy and FAISS")
+    retrieval = kinds.add_parser("retrieval", help="indexes, against NumPy and FAISS")
     retrieval.set_defaults(measure=_retrieval)
     retrieval.add_argument("--documents", type=positive, default=100_000, help="vectors")
     retrieval.add_argument("--recall", type=_share, default=0.95, help="of our ScaNN index")

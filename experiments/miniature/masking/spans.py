@@ -1,4 +1,4 @@
-"""Random spans alone: the setting that metaseq's code ships, in which captions are hardly masked.
+"""Only random spans: the setting that metaseq's code ships, in which captions are hardly masked.
 
 python -m launch.train miniature/masking/spans
 """

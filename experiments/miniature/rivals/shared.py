@@ -1,4 +1,4 @@
-"""What the rivals share: two of them differ in objective or architecture alone."""
+"""What the rivals share: two of them differ only in objective or architecture."""
 
 import dataclasses
 from typing import Any
