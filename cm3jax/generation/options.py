@@ -69,6 +69,8 @@ class Sampling:
             if not hasattr(value, "__index__") or not least <= value <= most:
                 raise UserError(f"{name}={value!r} must be a whole number from {least} to {most}.")
         chosen = {name: value for name, value in options.items() if name in fields}
+        if "temperature" in chosen:
+            chosen.setdefault("temperature_range", None)  # else the run's would go before it
         try:
             for name, value in chosen.items():
                 if isinstance(getattr(usual, name), int):

@@ -22,6 +22,8 @@ def test_keywords_go_before_the_config_and_this_before_the_run_s():
     assert Sampling.of({"decode": None, "seed": 3}, usual) == Sampling(seed=3, decode=usual)
     found = Sampling.of({"temperature": 0.8, "samples": 2}, usual)
     assert found == Sampling(2, decode=DecodeConfig(top_k=5, temperature=0.8))
+    ranged = DecodeConfig(temperature_range=(1.0, 2.0))
+    assert Sampling.of({"temperature": 0.8}, ranged).decode == DecodeConfig(temperature=0.8)
     found = Sampling.of({"decode": given, "temperature": 0.8}, usual)
     assert found.decode == DecodeConfig(top_k=7, temperature=0.8)
 
