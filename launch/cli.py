@@ -145,14 +145,16 @@ def _quietly(call: Callable[[], Options]) -> Options:
     tyro has no public error object, so its text is read; another layout of the box would cost
     beauty, not the exit code.
     """
-    box = io.StringIO()
+    # tyro draws its box with other characters where the standard output is not of UTF-8.
+    box = io.TextIOWrapper(io.BytesIO(), "utf-8")
     columns = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "9999"  # or tyro would break lines, and words with them
     try:
-        with contextlib.redirect_stderr(box):
+        with contextlib.redirect_stdout(box), contextlib.redirect_stderr(box):
             return call()
     except SystemExit:
-        first = re.split(r"─{3,}\s*│|╰", re.sub(r"╭.*╮", "", box.getvalue()))[0]
+        box.seek(0)
+        first = re.split(r"─{3,}\s*│|╰", re.sub(r"╭.*╮", "", box.read()))[0]
         raise _Rejected(" ".join(first.replace("│", " ").split())) from None
     finally:
         del os.environ["COLUMNS"]

@@ -102,4 +102,11 @@ class RetrievalConfig:
     Milvus Lite."""
 
     def __post_init__(self):
+        for name, least in (("documents", 0), ("candidates", 0), ("pool", 1), ("views", 1)):
+            value = getattr(self, name)
+            require(value >= least, f"retrieval.{name}={value} must be at least {least}.")
+        require(
+            0 <= self.query_dropout < 1,
+            f"retrieval.query_dropout={self.query_dropout} must be at least 0, below 1.",
+        )
         require(0 < self.recall <= 1, f"retrieval.recall={self.recall} must be above 0, at most 1.")
