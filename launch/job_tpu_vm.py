@@ -4,10 +4,19 @@ import shlex
 
 from launch.jobs import PORT, Job
 
+_SYSTEMS = {
+    "v5litepod": "v2-alpha-tpuv5-lite",
+    "v5p": "v2-alpha-tpuv5",
+    "v6e": "v2-alpha-tpuv6e",
+    "tpu7x": "v2-alpha-tpu7-ubuntu2404",
+}
+"""Google's image of the machine by the first word of its type; older ones share another."""
+
 
 def tpu_vm(job: Job) -> str:
     """A script for the user's own machine."""
     options = job.options
+    system = _SYSTEMS.get(options.accelerator.partition("-")[0], "tpu-ubuntu2204-base")
     where = f"{job.name} --zone={shlex.quote(options.zone)}"
     there = (
         f"error: the TPU VM {job.name} is there already; if no other run of this file uses it, "
@@ -40,7 +49,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 trap 'exit 129' HUP
 gcloud compute tpus tpu-vm create {where} \
-  --accelerator-type={shlex.quote(options.accelerator)} --version=tpu-ubuntu2204-base \
+  --accelerator-type={shlex.quote(options.accelerator)} --version={system} \
   --scopes=cloud-platform --spot
 gcloud compute tpus tpu-vm ssh {where} --worker=all \
   --command={shlex.quote(_worker(job))}

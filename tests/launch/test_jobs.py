@@ -217,6 +217,21 @@ def test_a_preempted_tpu_vm_is_made_anew_and_a_living_one_is_left_alone(machine)
     assert machine.vm.exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "image"),
+    [
+        ("v6e-16", "v2-alpha-tpuv6e"),
+        ("v5litepod-8", "v2-alpha-tpuv5-lite"),
+        ("v4-8", "tpu-ubuntu2204-base"),
+    ],
+)
+def test_a_tpu_vm_has_the_image_of_its_kind(machine, kind, image):
+    options = dataclasses.replace(TPU_VM, accelerator=kind)
+    assert machine.run(submit.render(EXPERIMENT, options, REVISION))[0] == 0
+    (create,) = machine.calls("gcloud", "compute", "tpus", "tpu-vm", "create")
+    assert {f"--accelerator-type={kind}", f"--version={image}"} <= set(create)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_tpu_vm_goes_when_the_script_is_stopped(machine, number):
     process = machine.start(submit.render(EXPERIMENT, TPU_VM, REVISION), SLEEP="2")
