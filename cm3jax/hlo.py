@@ -12,10 +12,10 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 """Collectives, as XLA names them."""
 
 _SCALARS = 64
-"""Bytes up to which a collective carries figures, no data."""
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8}
+"""Bytes up to which an array is of figures, no data."""
+_BITS = re.compile(r"[a-z]+(\d+)")
 _WORK = re.compile(r"\b(fusion|convolution|dot|custom-call|while)\(")
-_ARRAY = re.compile(r"\b([a-z]+\d+\w*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 
 
@@ -46,6 +46,8 @@ class Traffic:
 class _Instruction:
     name: str
     opcode: str
+    result: str
+    """Its type."""
     text: str
 
     @property
@@ -70,7 +72,7 @@ def traffic(text: str) -> dict[str, Traffic]:
                 # TPUs sum and scatter in a fusion of that name.
                 if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                     kind, sent = "reduce-scatter", sent // 2
-                if sent > _SCALARS:
+                if sent:
                     hidden = _runs_beside(one, program[place + 1 :])
                     found[kind].add(times, sent, hidden)
             elif not (one.opcode.endswith("-done") or "-done" in one.name):
@@ -98,7 +100,7 @@ def copies(text: str, large: int) -> int:
         found = 0
         for one in programs.get(name, []):
             if one.opcode in ("copy", "copy-start"):
-                found += _sent("", one.text) >= large
+                found += _sent(one) >= large
             elif one.opcode == "while":
                 found += _turns(one, programs) * sum(map(count, one.called))
             elif one.opcode in ("call", "conditional"):
@@ -121,7 +123,8 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
         one = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$", line)
         if one and current is not None:
             opcode = re.search(r"(?:^|[\])}] )([a-z][\w\-]*)\(", one[2])
-            current.append(_Instruction(one[1], opcode[1] if opcode else "", one[2]))
+            kind, end = (opcode[1], opcode.start(1)) if opcode else ("", 0)
+            current.append(_Instruction(one[1], kind, one[2][:end], one[2]))
     return programs, entry
 
 
@@ -129,7 +132,7 @@ def _collective(one: _Instruction, programs: dict) -> tuple[str, int] | None:
     """Kind and bytes sent of a collective, also of one that is wrapped to be asynchronous."""
     plain = one.opcode.removesuffix("-start")
     if plain in KINDS:
-        return plain, _sent(plain, one.text)
+        return plain, 2 * _sent(one) if plain == "all-reduce" else _sent(one)
     if one.opcode == "async-start" or "async-collective-start" in one.name:
         for called in one.called:
             for inner in programs.get(called, []):
@@ -139,16 +142,44 @@ def _collective(one: _Instruction, programs: dict) -> tuple[str, int] | None:
     return None
 
 
-def _sent(kind: str, text: str) -> int:
-    """Bytes that a device sends, at most: all of the longer side but for its own part."""
-    largest = max(
-        (
-            math.prod(int(n) for n in shape.split(",") if n) * _BYTES.get(kind, 4)
-            for kind, shape in _ARRAY.findall(text.split(", channel_id", 1)[0])
-        ),
-        default=0,
+def _sent(one: _Instruction) -> int:
+    """Bytes that a device sends, at most: all of the longer side but for its own part.
+
+    XLA merges collectives, whose arrays then count together. One that is started has arguments,
+    result and more as its parts; a sum has its result alone.
+    """
+    if one.opcode.endswith("-start") and one.opcode != "all-reduce-start":
+        return max(map(_bytes, _parts(one.result)))
+    # Some versions of XLA write the arguments' types, too.
+    arguments = one.text.removeprefix(one.result).split(", channel_id", 1)[0]
+    return max(_bytes(one.result), _bytes(arguments))
+
+
+def _bytes(types: str) -> int:
+    """Bytes of all arrays in a type but those of figures."""
+    sizes = (
+        math.prod(int(n) for n in shape.split(",") if n) * _bits(kind) // 8
+        for kind, shape in _ARRAY.findall(types)
     )
-    return 2 * largest if kind == "all-reduce" else largest
+    return sum(size for size in sizes if size > _SCALARS)
+
+
+def _bits(kind: str) -> int:
+    """The bits of one element; a truth value takes a byte."""
+    found = _BITS.match(kind)
+    return int(found[1]) if found else 8
+
+
+def _parts(types: str) -> list[str]:
+    """The types of which a tuple's is made."""
+    parts, depth = [""], 0
+    for letter in types.strip().removeprefix("(").removesuffix(")"):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _runs_beside(one: _Instruction, later: list[_Instruction]) -> bool:
@@ -160,7 +191,9 @@ def _runs_beside(one: _Instruction, later: list[_Instruction]) -> bool:
     for other in later:
         if mine.search(other.text):
             return work
-        work = work or (bool(_WORK.search(other.text)) and "-start" not in other.name)
+        # TPUs start and end collectives by fusions.
+        waits = "-start" in other.name or "-done" in other.name
+        work = work or (bool(_WORK.search(other.text)) and not waits)
     return work
 
 

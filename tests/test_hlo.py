@@ -66,3 +66,37 @@ def test_collectives_are_counted_as_often_as_they_run():
     assert found["reduce-scatter"] == hlo.Traffic(0, 1, 0, 64 * 64 * 4)
     assert found["all-reduce"] == hlo.Traffic(0, 1, 0, 2 * 64 * 4)  # the scalar's is left out
     assert hlo.kernels(PROGRAM) == ["tpu_custom_call"]
+
+
+MERGED = """ENTRY %main.2_spmd (param.1: bf16[8,8]) -> f32[64,8] {
+  %reduce-scatter-start.1 = ((bf16[64,8]{1,0:T(8,128)S(1)}, bf16[32,8]{1,0}), (bf16[16,8]{1,0}, bf16[8,8]{1,0})) reduce-scatter-start(%a.1, %a.2), channel_id=1, dimensions={0}
+  %fusion.1 = bf16[8,8]{1,0} fusion(%param.1), kind=kOutput, calls=%fused
+  %reduce-scatter-done.1 = (bf16[16,8]{1,0}, bf16[8,8]{1,0}) reduce-scatter-done(%reduce-scatter-start.1)
+  %all-reduce.1 = (f32[64]{0}, f32[32]{0}) all-reduce(%b.1, %b.2), channel_id=2, to_apply=%add
+  %all-gather.1 = f8e4m3fn[64,8]{1,0} all-gather(%c.1), channel_id=3, dimensions={0}
+  %all-to-all.1 = pred[64,8]{1,0} all-to-all(%c.2), channel_id=4, dimensions={0}
+}
+"""  # noqa: E501 - XLA's lines
+
+
+def test_merged_collectives_send_all_their_arrays():
+    found = hlo.traffic(MERGED)
+    assert found["reduce-scatter"] == hlo.Traffic(1, 0, (64 + 32) * 8 * 2, 0)
+    assert found["all-reduce"] == hlo.Traffic(0, 1, 0, 2 * (64 + 32) * 4)
+    assert found["all-gather"] == hlo.Traffic(0, 1, 0, 64 * 8)
+    assert found["all-to-all"] == hlo.Traffic(0, 1, 0, 64 * 8)
+
+
+def test_the_end_of_another_collective_is_no_work():
+    program = """ENTRY %main.3_spmd (param.1: bf16[8,8]) -> bf16[8,64] {
+  %async-collective-start.1 = (bf16[8,8]{1,0}, bf16[8,64]{1,0}) fusion(%param.1), kind=kCustom, calls=%gather
+  %async-collective-start.2 = (bf16[8,8]{1,0}, bf16[8,64]{1,0}) fusion(%param.1), kind=kCustom, calls=%gather
+  %async-collective-done.1 = bf16[8,64]{1,0} fusion(%async-collective-start.1), kind=kCustom, calls=%other
+  %async-collective-done.2 = bf16[8,64]{1,0} fusion(%async-collective-start.2), kind=kCustom, calls=%other
+}
+
+%gather (param_0.2: bf16[8,8]) -> bf16[8,64] {
+  ROOT %all-gather.9 = bf16[8,64]{1,0} all-gather(%param_0.2), channel_id=9, dimensions={1}
+}
+"""  # noqa: E501 - XLA's lines
+    assert hlo.traffic(program) == {"all-gather": hlo.Traffic(0, 2, 0, 2048)}
