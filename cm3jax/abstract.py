@@ -15,7 +15,7 @@ from cm3jax.errors import UserError
 from cm3jax.learners.clip import CLIPLearner
 from cm3jax.learners.online import OnlineLearner
 from cm3jax.learners.vqgan import VQGANLearner
-from cm3jax.memory import abstract_batch, planned
+from cm3jax.memory import Planned, abstract_batch, planned
 from cm3jax.retrieval.clip_encoder import text_length
 from cm3jax.tokenizers import lpips
 from cm3jax.train import Learner
@@ -52,7 +52,8 @@ def batch_without_data(learner: Learner, mesh: Mesh) -> Any:
         return _couples(experiment.clip, experiment.data.batch, mesh)
     if isinstance(learner, OnlineLearner):
         return _pairs(learner, mesh)
-    return abstract_batch(experiment, mesh)
+    assert isinstance(learner, Planned)
+    return abstract_batch(learner, mesh)
 
 
 class _Rows:

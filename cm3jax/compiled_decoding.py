@@ -1,7 +1,6 @@
 """A chunk of decoding compiled for devices that need not be here, and what limits it there."""
 
 import dataclasses
-import math
 import time
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ from cm3jax.decode import grammar, sampling, steps
 from cm3jax.decode.plan import CHUNK, ProgramShape, bucket
 from cm3jax.errors import UserError
 from cm3jax.learners.decoder import DecoderLearner
+from cm3jax.memory import local_bytes
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.targets import Target
 
@@ -91,18 +91,11 @@ def compile_chunk(experiment: Experiment, target: Target, wanted: Decoding) -> C
     text = made.as_text()
     return CompiledChunk(
         peak=made.memory_analysis().peak_memory_in_bytes,
-        read=_local((variables, state.cache.prefix, state.cache.suffix)),
+        read=local_bytes((variables, state.cache.prefix, state.cache.suffix)),
         traffic=hlo.traffic(text),
         copies=hlo.copies(text, _LARGE),
         seconds=time.monotonic() - begin,
         rows=shape.slots * shape.samples,
-    )
-
-
-def _local(tree: Any) -> int:
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
     )
 
 

@@ -48,20 +48,26 @@ class Footprint:
         return sum(dataclasses.astuple(self))
 
 
-def lay_out(experiment: Experiment, mesh: jax.sharding.Mesh | AbstractMesh) -> Layout:
-    """The train state on a mesh of devices that need not exist; nothing is allocated."""
-    return plan_layout(planned(experiment).init, experiment, mesh)
+Planned = DecoderLearner | PartiLearner
+"""What the formula knows."""
+AnyMesh = jax.sharding.Mesh | AbstractMesh
+"""A mesh whose devices are there, or need not exist."""
 
 
-def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh | AbstractMesh) -> Batch | Pairs:
+def lay_out(learner: Planned, mesh: AnyMesh) -> Layout:
+    """The train state on the mesh; nothing is allocated."""
+    return plan_layout(learner.init, learner.experiment, mesh)
+
+
+def abstract_batch(learner: Planned, mesh: AnyMesh) -> Batch | Pairs:
     """A global batch before it has values; `UserError` if the mesh cannot share its rows."""
+    experiment = learner.experiment
     partition.require_shares(experiment.data.batch, mesh)
     sharding = partition.batch_sharding(mesh)
 
     def rows(length: int, dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((experiment.data.batch, length), dtype, sharding=sharding)
 
-    learner = planned(experiment)
     if isinstance(learner, PartiLearner):
         codes = learner.model.image_tokens
         texts = rows(learner.model.text_tokens, jnp.int32)
@@ -70,35 +76,33 @@ def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh | AbstractMes
     return Batch(ids, ids, rows(experiment.model.context, jnp.float32), ids, ids)
 
 
-def footprint(experiment: Experiment, layout: Layout, batch: Batch | Pairs) -> Footprint:
+def footprint(learner: Planned, layout: Layout, batch: Batch | Pairs) -> Footprint:
     """Bytes on each device of the mesh that `layout` and `batch` were made for."""
     state = layout.abstract
-    parameters = _local_bytes((state.params, state.extra))
+    parameters = local_bytes((state.params, state.extra))
     return Footprint(
         parameters=parameters,
-        moments=_local_bytes((state.opt_state, state.ema, state.step)),
-        gradients=_local_bytes(layout.trained_params),
-        batch=_local_bytes(batch),
-        temporaries=_temporaries(
-            planned(experiment), dict(jax.tree.leaves(batch)[0].sharding.mesh.shape)
-        ),
+        moments=local_bytes((state.opt_state, state.ema, state.step)),
+        gradients=local_bytes(layout.trained_params),
+        batch=local_bytes(batch),
+        temporaries=_temporaries(learner, dict(jax.tree.leaves(batch)[0].sharding.mesh.shape)),
     )
 
 
-def compiled_bytes(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[int, int]:
+def compiled_bytes(learner: Planned, mesh: jax.sharding.Mesh) -> tuple[int, int]:
     """Bytes per device of a step's arguments and of its temporaries, as XLA allots them.
 
     Compiles for the devices of `mesh`. Temporaries include the gradients.
     """
-    require_attention(experiment.model, mesh)
+    require_attention(learner.experiment.model, mesh)
     with jax.set_mesh(mesh):
-        layout, batch = lay_out(experiment, mesh), abstract_batch(experiment, mesh)
-        step = make_train_step(planned(experiment), layout)
+        layout, batch = lay_out(learner, mesh), abstract_batch(learner, mesh)
+        step = make_train_step(learner, layout)
         memory = step.lower(layout.abstract, batch).compile().memory_analysis()
     return memory.argument_size_in_bytes, memory.temp_size_in_bytes
 
 
-def planned(experiment: Experiment) -> DecoderLearner | PartiLearner:
+def planned(experiment: Experiment) -> Planned:
     """What trains the experiment, without data; `UserError` unless it is a decoder or `parti`."""
     learners = {"decoder": DecoderLearner, "parti": PartiLearner}
     if experiment.learner not in learners:
@@ -109,14 +113,15 @@ def planned(experiment: Experiment) -> DecoderLearner | PartiLearner:
     return learners[experiment.learner](experiment, Vocab(experiment.vocab), {})
 
 
-def _local_bytes(tree: Any) -> int:
+def local_bytes(tree: Any) -> int:
+    """What one device has of a tree of arrays or their shapes, which say how they are cut."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
 
 
-def _temporaries(learner: DecoderLearner | PartiLearner, mesh: dict[str, int]) -> int:
+def _temporaries(learner: Planned, mesh: dict[str, int]) -> int:
     """Peak of what lives within a step: at the head, or in the backward pass of a layer.
 
     At the head all layers' residuals are there, and the logits. In a layer the head's are gone; it
@@ -152,7 +157,7 @@ def _temporaries(learner: DecoderLearner | PartiLearner, mesh: dict[str, int]) -
     return layers + max(head, again)
 
 
-def _kept_by_layers(learner: DecoderLearner | PartiLearner, rows: int) -> int:
+def _kept_by_layers(learner: Planned, rows: int) -> int:
     """Bytes that the layers keep for their backward pass, parameters left out."""
     variables = nn.unbox(jax.eval_shape(learner.init, jax.random.key(0)))
     if isinstance(learner, PartiLearner):

@@ -112,9 +112,10 @@ def _run_target(experiment: Experiment, options: Options) -> None:
 def plan(experiment: Experiment, compiles: bool = False) -> tuple[dict[str, Any], str]:
     """The figures, and the table of shardings; `UserError` where the mesh does not fit."""
     mesh = partition.abstract_mesh(experiment.mesh)
-    layout, batch = lay_out(experiment, mesh), abstract_batch(experiment, mesh)
-    needs = footprint(experiment, layout, batch)
-    work = planned(experiment).work
+    learner = planned(experiment)
+    layout, batch = lay_out(learner, mesh), abstract_batch(learner, mesh)
+    needs = footprint(learner, layout, batch)
+    work = learner.work
     steps = experiment.train.steps
     answer = {
         "experiment": experiment.name,
@@ -133,7 +134,7 @@ def plan(experiment: Experiment, compiles: bool = False) -> tuple[dict[str, Any]
     if not answer["fits"]:
         answer["fsdp_that_fits"] = _fsdp_that_fits(experiment)
     if compiles:
-        arguments, temporaries = compiled_bytes(experiment, partition.make_mesh(experiment.mesh))
+        arguments, temporaries = compiled_bytes(learner, partition.make_mesh(experiment.mesh))
         answer["compiled_bytes_per_device"] = {"arguments": arguments, "temporaries": temporaries}
     return answer, layout.table
 
@@ -150,7 +151,7 @@ def _fsdp_that_fits(experiment: Experiment) -> int | None:
     batch, size = experiment.data.batch // experiment.optim.accumulate, 2
     while batch % size == 0:
         mesh = dataclasses.replace(experiment.mesh, data=1, fsdp=size, tensor=1)
-        tried = dataclasses.replace(experiment, mesh=mesh)
+        tried = planned(dataclasses.replace(experiment, mesh=mesh))
         devices = partition.abstract_mesh(mesh)
         layout, rows = lay_out(tried, devices), abstract_batch(tried, devices)
         if footprint(tried, layout, rows).total <= _COMMON:

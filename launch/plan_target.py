@@ -12,7 +12,7 @@ from cm3jax.compiled_decoding import Decoding, compile_chunk
 from cm3jax.config import Experiment
 from cm3jax.decode.plan import CHUNK
 from cm3jax.errors import UserError
-from cm3jax.memory import abstract_batch, footprint, lay_out
+from cm3jax.memory import abstract_batch, footprint, lay_out, planned
 from cm3jax.targets import Target
 
 TRIED = 4
@@ -59,8 +59,8 @@ def _formula(experiment: Experiment) -> int | None:
     """Bytes of `cm3jax.memory` for the same mesh; None for what it does not know."""
     if experiment.learner not in ("decoder", "parti") or experiment.data.online:
         return None
-    mesh = partition.abstract_mesh(experiment.mesh)
-    return footprint(experiment, lay_out(experiment, mesh), abstract_batch(experiment, mesh)).total
+    mesh, learner = partition.abstract_mesh(experiment.mesh), planned(experiment)
+    return footprint(learner, lay_out(learner, mesh), abstract_batch(learner, mesh)).total
 
 
 def advice(experiment: Experiment, target: Target, made: Compiled) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 from cm3jax import partition
 from cm3jax.config import DataConfig, DecoderConfig, MeshConfig, PartiConfig
 from cm3jax.errors import UserError
-from cm3jax.memory import abstract_batch, compiled_bytes, footprint, lay_out
+from cm3jax.memory import abstract_batch, compiled_bytes, footprint, lay_out, planned
 from cm3jax.presets import load_experiment
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.training.state import plan_layout
@@ -19,8 +19,8 @@ from tests.tiny import VOCAB, experiment, learner
 
 
 def needs(config):
-    mesh = partition.abstract_mesh(config.mesh)
-    return footprint(config, lay_out(config, mesh), abstract_batch(config, mesh))
+    mesh, ours = partition.abstract_mesh(config.mesh), planned(config)
+    return footprint(ours, lay_out(ours, mesh), abstract_batch(ours, mesh))
 
 
 def on_first_device(tree) -> int:
@@ -126,7 +126,7 @@ CASES = [
 def test_temporaries_are_near_what_xla_allots(sizes, model):
     config = middling(sizes, **MODELS[model])
     predicted = needs(config)
-    arguments, temporaries = compiled_bytes(config, partition.make_mesh(config.mesh))
+    arguments, temporaries = compiled_bytes(planned(config), partition.make_mesh(config.mesh))
     exact = predicted.parameters + predicted.moments + predicted.batch
     assert abs(arguments - exact) < 200  # XLA pads scalars and counts its table of arguments
     assert predicted.gradients + predicted.temporaries == pytest.approx(temporaries, rel=0.2)
@@ -140,7 +140,7 @@ def test_the_encoder_decoder_is_near_what_xla_allots(remat):
     vqgan = dataclasses.replace(config.vqgan, image_size=32)
     config = dataclasses.replace(config, learner="parti", parti=parti, vocab=vocab, vqgan=vqgan)
     predicted = needs(config)
-    arguments, temporaries = compiled_bytes(config, partition.make_mesh(config.mesh))
+    arguments, temporaries = compiled_bytes(planned(config), partition.make_mesh(config.mesh))
     exact = predicted.parameters + predicted.moments + predicted.batch
     assert abs(arguments - exact) < 200
     # Nearer it does not come: XLA orders both stacks' backward passes as it likes.

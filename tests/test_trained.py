@@ -13,7 +13,7 @@ from cm3jax import partition
 from cm3jax.checkpoint import load_run
 from cm3jax.config import DecoderConfig, MeshConfig, OptimConfig
 from cm3jax.errors import UserError
-from cm3jax.memory import abstract_batch, footprint, lay_out
+from cm3jax.memory import abstract_batch, footprint, lay_out, planned
 from cm3jax.model import lora
 from cm3jax.model.decoder import Decoder
 from cm3jax.presets import load_experiment
@@ -187,12 +187,14 @@ def test_every_correction_can_be_cut(tmp_path):
     """And a plan counts no gradients or moments of what is frozen."""
     config = tuned(tmp_path, rank=4, mesh=MeshConfig(data=1, fsdp=2, tensor=2))
     mesh = partition.make_mesh(config.mesh)
-    layout = lay_out(config, mesh)
+    mine, other = planned(config), planned(experiment(""))
+    layout = lay_out(mine, mesh)
     cut = layout.shardings.params["layers"]["query"]
     assert cut["lora_down"].spec == jax.P(None, "fsdp", None)
     assert cut["lora_up"].spec == jax.P(None, None, "tensor", None)
-    whole = footprint(experiment(""), lay_out(experiment(""), mesh), abstract_batch(config, mesh))
-    ours = footprint(config, layout, abstract_batch(config, mesh))
+    batch = abstract_batch(mine, mesh)
+    whole = footprint(other, lay_out(other, mesh), batch)
+    ours = footprint(mine, layout, batch)
     assert ours.gradients < whole.gradients / 2
     assert ours.moments < whole.moments / 2
     assert ours.parameters > whole.parameters
@@ -204,7 +206,7 @@ def test_corrections_of_a_large_model_fit_any_mesh(sizes):
     config = load_experiment("chameleon_7b")
     model = dataclasses.replace(config.model, lora_rank=16)
     config = dataclasses.replace(config, model=model, mesh=MeshConfig(*sizes))
-    layout = lay_out(config, partition.abstract_mesh(config.mesh))
+    layout = lay_out(planned(config), partition.abstract_mesh(config.mesh))
     bare = dataclasses.replace(model, lora_rank=0).parameters(65536)
     assert sum(jax.tree.leaves(layout.trained)) == model.parameters(65536) - bare > 0
 

@@ -199,9 +199,9 @@ def _training(sizes: Sizes, rows: str) -> Experiment:
 
 def _planned(config: Experiment) -> int:
     """Bytes of a step by the formula of `launch.plan`."""
-    mesh = partition.make_mesh(config.mesh)
-    layout = memory.lay_out(config, mesh)
-    return memory.footprint(config, layout, memory.abstract_batch(config, mesh)).total
+    mesh, learner = partition.make_mesh(config.mesh), memory.planned(config)
+    layout = memory.lay_out(learner, mesh)
+    return memory.footprint(learner, layout, memory.abstract_batch(learner, mesh)).total
 
 
 def _train(config: Experiment, sizes: Sizes) -> dict[str, Any]:

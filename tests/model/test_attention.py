@@ -14,7 +14,7 @@ from cm3jax import partition
 from cm3jax.config import DataConfig, DecoderConfig, MeshConfig, TrainConfig
 from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
-from cm3jax.memory import compiled_bytes
+from cm3jax.memory import compiled_bytes, planned
 from cm3jax.model.attention import row_attention
 from cm3jax.model.encoder_decoder import EncoderDecoder
 from cm3jax.model.kernels import kernel_for
@@ -281,7 +281,7 @@ def test_a_kernel_for_other_hardware_or_heads_is_refused_before_anything_is_comp
     with pytest.raises(UserError, match="cudnn is for a gpu, but jax found only cpu"):
         train(learner(config))
     with pytest.raises(UserError, match="cudnn is for a gpu, but jax found only cpu"):
-        compiled_bytes(config, partition.make_mesh(config.mesh))
+        compiled_bytes(planned(config), partition.make_mesh(config.mesh))
     splash = dataclasses.replace(MODEL, attention="splash")
     with pytest.raises(UserError, match=r"cannot share 2 heads .* among mesh\.tensor=4 devices"):
         train(learner(experiment(tmp_path, model=splash, mesh=MeshConfig(1, 1, 4))))
