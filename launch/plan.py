@@ -71,6 +71,12 @@ class Options:
             raise UserError(
                 "--slices, --search and --decode need a --target, such as --target v6e-256."
             )
+        if self.target and self.compile:
+            raise UserError("--compile is for the devices that are here; leave it or --target out.")
+        if self.search and self.decode:
+            raise UserError("--search tries training steps; leave it or --decode out.")
+        if not self.decode and (self.prompts, self.documents, self.samples) != (1, 0, 1):
+            raise UserError("--prompts, --documents and --samples go with --decode.")
         if min(self.prompts, self.documents + 1, self.samples) < 1:
             raise UserError("--prompts and --samples must be at least 1, --documents 0.")
 

@@ -57,7 +57,7 @@ def on_target(experiment: Experiment, target: Target) -> Experiment:
 
 def _formula(experiment: Experiment) -> int | None:
     """Bytes of `cm3jax.memory` for the same mesh; None for what it does not know."""
-    if experiment.learner not in ("decoder", "parti") or experiment.data.online:
+    if _formula_unknown(experiment):
         return None
     mesh, learner = partition.abstract_mesh(experiment.mesh), planned(experiment)
     return footprint(learner, lay_out(learner, mesh), abstract_batch(learner, mesh)).total
@@ -65,7 +65,7 @@ def _formula(experiment: Experiment) -> int | None:
 
 def advice(experiment: Experiment, target: Target, made: Compiled) -> list[str]:
     """What to change where a step does not fit or waits for communication."""
-    said, model, mesh = [], experiment.model, experiment.mesh
+    said, mesh = [], experiment.mesh
     if made.peak > target.memory:
         said.append(f"does not fit: {_more_room(experiment, made)}")
     bounds = made.bounds
@@ -78,13 +78,7 @@ def advice(experiment: Experiment, target: Target, made: Compiled) -> list[str]:
         said.append(
             f"arithmetic waits for collectives for {bounds.waiting / bounds.step:.0%} of a step"
         )
-        if target.accelerator.platform == "tpu" and model.width // mesh.fsdp < _LANES:
-            fsdp = model.width // _LANES
-            said.append(
-                f"--mesh.fsdp {mesh.fsdp} leaves {model.width // mesh.fsdp} of {model.width} "
-                f"elements to a device, fewer than a TPU's {_LANES} lanes: try --mesh.fsdp {fsdp} "
-                f"--mesh.tensor {max(1, mesh.fsdp * mesh.tensor // fsdp)}"
-            )
+        said += _wider(experiment, target)
     if bounds.network > 0.1 * bounds.arithmetic:
         said.append(
             "the slices' sum of gradients takes long beside arithmetic: give each device more rows"
@@ -96,6 +90,28 @@ def advice(experiment: Experiment, target: Target, made: Compiled) -> list[str]:
             "less"
         )
     return said
+
+
+def _is_narrow(experiment: Experiment, target: Target, fsdp: int) -> bool:
+    """Whether so many pieces of a decoder's width are too small for a TPU to gather unnoticed."""
+    decodes = experiment.learner in ("decoder", "parti")
+    tpu = target.accelerator.platform == "tpu"
+    return decodes and tpu and experiment.model.width // fsdp < _LANES
+
+
+def _wider(experiment: Experiment, target: Target) -> Iterator[str]:
+    """A mesh of as many devices that leaves a TPU enough of each parameter, if there is one."""
+    width, mesh = experiment.model.width, experiment.mesh
+    fsdp, tensor = mesh.fsdp, mesh.tensor
+    while fsdp % 2 == 0 and _is_narrow(experiment, target, fsdp):
+        fsdp, tensor = fsdp // 2, tensor * 2
+    if fsdp == mesh.fsdp or _is_narrow(experiment, target, fsdp):
+        return
+    if experiment.model.groups % tensor == 0:
+        yield (
+            f"--mesh.fsdp {mesh.fsdp} leaves {width // mesh.fsdp} of {width} elements to a device, "
+            f"fewer than a TPU's {_LANES} lanes: try --mesh.fsdp {fsdp} --mesh.tensor {tensor}"
+        )
 
 
 def _more_room(experiment: Experiment, made: Compiled) -> str:
@@ -119,7 +135,8 @@ def search(experiment: Experiment, target: Target) -> Iterator[dict[str, Any]]:
     """`for_target` of the most promising meshes and remat policies, as they are compiled.
 
     Those that do not fit by formula are left out; of the rest come first those that compute least
-    again, then those that cut products least.
+    again, then those that cut products least. One that cannot be compiled for want of memory is
+    passed over; `UserError` if none is left.
     """
     tried = [each for _, each in sorted(_candidates(experiment, target), key=lambda pair: pair[0])]
     if not tried:
@@ -127,9 +144,17 @@ def search(experiment: Experiment, target: Target) -> Iterator[dict[str, Any]]:
             f"no mesh and remat policy of {experiment.name} fits {target.name} by formula; take "
             "more devices, a smaller --data.batch or a larger --optim.accumulate."
         )
+    refused, answers = None, 0
     for candidate in tried[:TRIED]:
-        answer = for_target(candidate, target)
+        try:
+            answer = for_target(candidate, target)
+        except UserError as error:
+            refused = error
+            continue
+        answers += 1
         yield {**answer, "options": options_of(candidate)}
+    if refused and not answers:
+        raise refused
 
 
 def options_of(experiment: Experiment) -> str:
@@ -141,14 +166,15 @@ def options_of(experiment: Experiment) -> str:
 
 def _candidates(experiment: Experiment, target: Target) -> Iterator[tuple[tuple, Experiment]]:
     if _formula_unknown(experiment):
+        online = " online" if experiment.data.online else ""
         raise UserError(
             f"--search goes by the formula for decoders and parti; {experiment.name} trains a "
-            f"{experiment.learner}."
+            f"{experiment.learner}{online}."
         )
     inside = target.devices
     for tensor in (1, 2, 4, 8):
         for fsdp in (1 << power for power in range(inside.bit_length())):
-            if inside % (tensor * fsdp) or experiment.model.heads % tensor:
+            if inside % (tensor * fsdp) or experiment.model.groups % tensor:
                 continue
             data = target.size // (tensor * fsdp)
             if experiment.data.batch % (data * fsdp * experiment.optim.accumulate):
@@ -157,7 +183,7 @@ def _candidates(experiment: Experiment, target: Target) -> Iterator[tuple[tuple,
             for cost, remat in enumerate(("none", "dots", "full")):
                 model = dataclasses.replace(experiment.model, remat=remat)
                 tried = dataclasses.replace(experiment, mesh=mesh, model=model)
-                narrow = experiment.model.width // fsdp < _LANES
+                narrow = _is_narrow(experiment, target, fsdp)
                 try:
                     total = _formula(tried)
                 except UserError:  # parameters that it would leave whole

@@ -89,12 +89,13 @@ def test_a_chunk_of_drawing_copies_no_more_on_tpus():
     assert found["copies"] <= 17
 
 
-def made(experiment, target, peak: float, arithmetic=1.0, hidden=0.0, waiting=0.0, **mesh):
+def made(experiment, target, peak: float, hidden=0.0, waiting=0.0, width=None, **mesh):
     """What would be said of a step with these figures."""
     config = load_experiment(experiment)
-    config = dataclasses.replace(config, mesh=MeshConfig(**mesh))
+    model = dataclasses.replace(config.model, width=width or config.model.width)
+    config = dataclasses.replace(config, mesh=MeshConfig(**mesh), model=model)
     target = Target.parse(target)
-    bounds = Bounds(arithmetic, hidden, waiting, 0.0)
+    bounds = Bounds(1.0, hidden, waiting, 0.0)
     step = Compiled(int(peak * target.memory), 0, 1.0, {}, [], 1e15, bounds)
     return plan_target.advice(config, target, step)
 
@@ -113,6 +114,12 @@ def test_it_says_what_to_change():
     assert "for 50% of a step" in waits
     assert "leaves 16 of 4096 elements" in narrow
     assert narrow.endswith("try --mesh.fsdp 32 --mesh.tensor 8")
+    # As many devices as before; 12 of them would divide the width, but fill no slice.
+    _, narrow = made("cm3leon_760m", "v6e-16", 0.5, waiting=1.0, data=1, fsdp=16)
+    assert narrow.endswith("try --mesh.fsdp 8 --mesh.tensor 2")
+    # No mesh helps a model that is narrow itself, and a tokenizer's has other axes.
+    (_,) = made("cm3leon_760m", "v6e-16", 0.5, waiting=1.0, width=64, data=1, fsdp=16)
+    (_,) = made("vqgan_256", "v5e-8", 0.5, waiting=1.0, data=1, fsdp=8)
     (said,) = made("cm3leon_7b", "h200-64", 0.5, data=1, fsdp=4, tensor=16)
     assert "crosses the network between hosts of 8 GPUs at every layer: make it 8 or less" in said
 
@@ -131,6 +138,47 @@ def test_the_table_has_a_line_for_each_case_and_says_why_one_is_empty():
     assert "| it is late |" in text
     assert text.count("\n| ") == len(bench_targets.CASES) + 1
     assert bench_targets.page(known) == (ROOT / "docs/targets.md").read_text()
+
+
+def test_search_passes_over_what_cannot_be_compiled(monkeypatch):
+    experiment, target = load_experiment("cm3leon_350m"), Target.parse("h200-8")
+    experiment = dataclasses.replace(
+        experiment, data=dataclasses.replace(experiment.data, batch=64)
+    )
+    tried = []
+
+    def for_target(candidate, target):
+        tried.append(candidate)
+        if len(tried) < 3:
+            raise UserError("does not fit")
+        return {"peak_bytes": 1}
+
+    monkeypatch.setattr(plan_target, "_formula", lambda candidate: 1)
+    monkeypatch.setattr(plan_target, "for_target", for_target)
+    found = list(plan_target.search(experiment, target))
+    assert len(tried) == plan_target.TRIED == len(found) + 2
+    assert found[-1]["options"] == plan_target.options_of(tried[-1])
+    # On GPUs a narrow part costs nothing: the mesh that cuts products least comes first.
+    assert {(each.mesh.tensor, each.mesh.fsdp) for each in tried} == {
+        (1, 1),
+        (1, 2),
+        (1, 4),
+        (1, 8),
+    }
+    tried.clear()
+    monkeypatch.setattr(plan_target, "TRIED", 2)
+    with pytest.raises(UserError, match="does not fit"):
+        list(plan_target.search(experiment, target))
+
+
+def test_options_that_do_nothing_together_are_refused():
+    for words, said in {
+        ("--compile", "--target", "v5e-8"): "--compile is for the devices that are here",
+        ("--search", "--decode", "--target", "v5e-8"): "--search tries training steps",
+        ("--documents", "2", "--target", "v5e-8"): "--samples go with --decode",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            plan.run(["cm3leon_350m", *words])
 
 
 def test_slices_and_search_want_a_target():
