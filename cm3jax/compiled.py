@@ -14,6 +14,7 @@ from cm3jax import hlo, partition
 from cm3jax.abstract import batch_without_data, learner_without_data
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
+from cm3jax.memory import local_bytes
 from cm3jax.targets import Target
 from cm3jax.train import make_train_step
 from cm3jax.training.mesh_checks import require_attention
@@ -95,7 +96,7 @@ def compile_step(experiment: Experiment, target: Target) -> Compiled:
         traffic=traffic,
         kernels=hlo.kernels(text),
         flops=flops,
-        bounds=_bounds(target, traffic, again * flops, memory.argument_size_in_bytes),
+        bounds=_bounds(target, traffic, again * flops, local_bytes(layout.trained_params)),
     )
 
 
@@ -108,17 +109,14 @@ _AGAIN = {"none": 1.0, "dots": 1.0, "full": 4 / 3}
 
 
 def _bounds(
-    target: Target, traffic: dict[str, hlo.Traffic], flops: float, arguments: int
+    target: Target, traffic: dict[str, hlo.Traffic], flops: float, gradients: int
 ) -> Bounds:
-    kind = target.accelerator
-    # GPUs on several hosts send over the network what TPUs of a slice send over its links.
-    linked = kind.platform == "tpu" or target.hosts == 1
-    rate = kind.link if linked else kind.network
+    kind, rate = target.accelerator, target.rate
     share = (target.slices - 1) / target.slices
     return Bounds(
         arithmetic=flops / (target.size * kind.peak),
         hidden=sum(each.hidden_bytes for each in traffic.values()) / rate,
         waiting=sum(each.waiting_bytes for each in traffic.values()) / rate,
-        # A third of the arguments are parameters, whose gradients go there and back.
-        network=2 * share * arguments / 3 / kind.network,
+        # They go there and back.
+        network=2 * share * gradients / kind.network,
     )

@@ -58,7 +58,7 @@ class CompiledChunk:
         """At most, reading at the memory's full rate, collectives being waited for."""
         sent = sum(each.waiting_bytes + each.hidden_bytes for each in self.traffic.values())
         seconds = self.read / target.accelerator.bandwidth
-        return self.rows / (seconds + sent / CHUNK / target.accelerator.link)
+        return self.rows / (seconds + sent / CHUNK / target.rate)
 
 
 def compile_chunk(experiment: Experiment, target: Target, wanted: Decoding) -> CompiledChunk:

@@ -181,6 +181,18 @@ class Target:
         return self.slices * max(1, self.devices // self.accelerator.host)
 
     @property
+    def rate(self) -> float:
+        """Bytes per second that a device sends at most in a collective within its slice.
+
+        Each GPU of a host has its own way to the network. What all of them need, each fetches a
+        part of, and passes it on over the links.
+        """
+        kind = self.accelerator
+        if kind.platform == "tpu" or self.hosts == 1:
+            return kind.link
+        return min(kind.link, kind.host * kind.network)
+
+    @property
     def topology(self) -> str:
         """Chips along each axis of a slice (`4x8x8`, as clouds name it); of GPUs, slices, hosts and
         GPUs of a host."""

@@ -80,6 +80,12 @@ def test_what_does_not_exist_is_said(text, slices, said):
         Target.parse(text, slices)
 
 
+def test_gpus_of_a_host_share_its_ways_to_the_network():
+    rates = {"h200-8": 450e9, "h200-64": 400e9, "a100-64": 200e9, "h100-pcie-64": 64e9}
+    assert {name: Target.parse(name).rate for name in rates} == rates
+    assert Target.parse("v6e-256", 2).rate == 400e9
+
+
 def test_without_the_compiler_its_package_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package libtpu, but no accelerator: "):
