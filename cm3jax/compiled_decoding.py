@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cm3jax import hlo, partition
 from cm3jax.config import DecodeConfig, DecoderConfig, Experiment
 from cm3jax.decode import grammar, sampling, steps
+from cm3jax.decode.params import read_by_steps
 from cm3jax.decode.plan import CHUNK, ProgramShape, bucket
 from cm3jax.errors import UserError
 from cm3jax.learners.decoder import DecoderLearner
@@ -91,11 +92,11 @@ def compile_chunk(experiment: Experiment, target: Target, wanted: Decoding) -> C
     text = made.as_text()
     return CompiledChunk(
         peak=made.memory_analysis().peak_memory_in_bytes,
-        read=local_bytes((variables, state.cache.prefix, state.cache.suffix)),
+        read=local_bytes((read_by_steps(variables), state.cache.prefix, state.cache.suffix)),
         traffic=hlo.traffic(text),
         copies=hlo.copies(text, _LARGE),
         seconds=time.monotonic() - begin,
-        rows=shape.slots * shape.samples,
+        rows=wanted.prompts * wanted.samples,  # without slots that only fill the mesh
     )
 
 

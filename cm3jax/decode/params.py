@@ -46,16 +46,20 @@ def _unstacked_onto(stack, sharding: NamedSharding):
 
 
 def bytes_per_step(variables: dict) -> int:
-    """Bytes of parameters that a step reads.
+    """Bytes of parameters that a step reads."""
+    return sum(leaf.nbytes for leaf in read_by_steps(variables))
 
-    A step reads next to nothing of tables that are looked up in, and nothing of what only prompts
-    pass.
+
+def read_by_steps(variables: dict) -> list[Any]:
+    """The parameters, or their shapes, that a step reads.
+
+    It reads next to nothing of tables that are looked up in, and nothing of what only prompts pass.
     """
     params = variables["params"]
     spared = [{"position"}, {"text_position"}, {"encoder"}, {"encoder_norm"}]
     spared += [{"cross", "key"}, {"cross", "value"}, *([{"embedding"}] if "head" in params else [])]
-    return sum(
-        leaf.nbytes
+    return [
+        leaf
         for path, leaf in jax.tree.leaves_with_path(params)
         if not any(names <= {key.key for key in path} for names in spared)
-    )
+    ]
