@@ -41,7 +41,7 @@ class Accelerator:
     name: str
     """As in targets: `v6e`."""
     kind: str
-    """How its `jax.Device.device_kind` is told: the longest `kind` within it counts."""
+    """How its `jax.Device.device_kind` is told: the longest `kind` of whole words in it counts."""
     platform: Literal["tpu", "gpu"]
     """jax's word for its maker's compiler and runtime."""
     memory: float
@@ -106,7 +106,12 @@ ACCELERATORS = (
 
 def of_kind(device_kind: str) -> Accelerator | None:
     """The accelerator that jax calls `device_kind`; None where it is not known (CPUs)."""
-    found = [each for each in ACCELERATORS if each.kind in device_kind]
+    # Whole words: GH200 is no H200. Some versions of libtpu say v5e, not v5 lite.
+    found = [
+        each
+        for each in ACCELERATORS
+        if re.search(rf"\b{each.kind}\b", device_kind) or device_kind == f"TPU {each.name}"
+    ]
     return max(found, key=lambda each: len(each.kind), default=None)
 
 

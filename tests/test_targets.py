@@ -16,6 +16,9 @@ def test_devices_are_told_by_the_longest_name_that_fits():
         "TPU v5 lite": "v5e",
         "TPU v5": "v5p",
         "TPU v6 lite": "v6e",
+        "TPU v5e": "v5e",
+        "TPU v5p": "v5p",
+        "TPU v6e": "v6e",
         "TPU7x": "ironwood",
         "NVIDIA A100-SXM4-80GB": "a100",
         "NVIDIA A100-SXM4-40GB": "a100-40gb",
@@ -24,7 +27,7 @@ def test_devices_are_told_by_the_longest_name_that_fits():
         "NVIDIA B200": "b200",
     }
     assert {kind: of_kind(kind).name for kind in kinds} == kinds
-    assert of_kind("cpu") is None
+    assert [of_kind(kind) for kind in ("cpu", "NVIDIA GH200 480GB", "NVIDIA GB200")] == [None] * 3
     assert [a.memory for a in ACCELERATORS] == sorted(a.memory for a in ACCELERATORS)
 
 
