@@ -39,6 +39,12 @@ from launch.tools import make_tools
 
 _DOCUMENTS = (0, 1, 2)
 _RECORD = "choices.json"
+_PROCEDURAL = ("emblems", "emoji")
+"""Sources that are drawn, as many records as are asked for."""
+_ALL = 10_000_000
+"""More records than a folder has."""
+_OTHERS = ("config.json", "metrics.json", "report.html")
+"""Files at the root of a run, of the quickstart, or of another program's output."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +69,9 @@ class Options:
     long."""
     prompts: int = 100
     """Held-out captions that are drawn for, at most."""
+    resume_with_changes: bool = False
+    """Go on with a training that was interrupted although the source has changed since, as in
+    `launch.train`; without it that is refused. What is finished is never trained again."""
     dry_run: bool = False
     """Say what would be done, and how long it would take, and do nothing."""
 
@@ -75,7 +84,8 @@ class Options:
 
 def members(options: Options) -> dict[str, Experiment]:
     """The experiments of the chain, in their order."""
-    made = chain(options.choices, options.source, options.out, f"{options.out}/data")
+    source = _absolute(options.source)  # one spelling: what is made from it remembers its name
+    made = chain(options.choices, source, options.out, f"{options.out}/data")
     return {part: _scaled(member, options) for part, member in made.items()}
 
 
@@ -83,12 +93,14 @@ def _scaled(member: Experiment, options: Options) -> Experiment:
     replace, train = dataclasses.replace, member.train
     steps = max(1, round(train.steps * options.scale))
     given = {name: getattr(options, name) for name in ("splits", "hold_back", "licences")}
+    if member.data.source not in _PROCEDURAL:
+        given["records"] = _ALL
     # Whole shares of a batch, on as many devices as that allows.
     devices = math.gcd(member.data.batch, jax.device_count())
     every = {name: min(getattr(train, name), steps) for name in ("log_every", "validate_every")}
     return replace(
         member,
-        data=replace(member.data, records=10_000_000, **given),
+        data=replace(member.data, **given),
         train=replace(train, steps=steps, **every),
         mesh=MeshConfig(data=devices),
         optim=replace(member.optim, warmup_steps=min(member.optim.warmup_steps, steps)),
@@ -102,7 +114,7 @@ def stages(options: Options, counts: dict[str, int], rate: float) -> list[Stage]
     decoder, train = chained["decoder"], {}
     for part, member in chained.items():
         seconds = estimates.training_seconds(member, counts["train"], rate)
-        train[part] = training(member, seconds)
+        train[part] = training(member, seconds, options.resume_with_changes)
     prepared = Stage(
         "corpus, bank and index",
         estimates.preparing_seconds(chained, sum(counts.values()), rate),
@@ -154,10 +166,11 @@ def require_same_choices(options: Options) -> None:
     """Refuse a folder that holds the chain of another source or of other choices; note them in a
     new one."""
     chosen = dataclasses.asdict(options) | {"source": _absolute(options.source)}
-    for name in ("out", "prompts", "dry_run"):
+    for name in ("out", "prompts", "resume_with_changes", "dry_run"):
         del chosen[name]
     path = epath.Path(options.out) / _RECORD
     if not path.exists():
+        _require_free(path.parent)
         if not options.dry_run:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, chosen)
@@ -172,6 +185,15 @@ def require_same_choices(options: Options) -> None:
         )
 
 
+def _require_free(out: epath.Path) -> None:
+    """Refuse a folder with a page or a config that no chain made: its own would replace them."""
+    for name in _OTHERS:
+        if (out / name).exists():
+            raise UserError(
+                f"{out / name} does not belong to a chain and stays as it is; give another --out."
+            )
+
+
 def _plain(value: Any) -> Any:
     """As JSON gives it back."""
     if isinstance(value, dict):
@@ -180,7 +202,10 @@ def _plain(value: Any) -> Any:
 
 
 def _absolute(source: str) -> str:
-    return source if ":" in source else os.path.abspath(source)
+    """A folder by its absolute path, however it was typed."""
+    if source in _PROCEDURAL or source.startswith("tfds:") or "://" in source:
+        return source
+    return os.path.abspath(source)
 
 
 def command(argv: list[str]) -> None:

@@ -9,6 +9,7 @@ from etils import epath
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
 from cm3jax.io.files import read_json, write_json
+from cm3jax.report.run_page import is_reported
 from launch.train import train_experiment
 
 
@@ -27,14 +28,24 @@ class Stage:
     """Makes it, or continues to."""
 
 
-def training(member: Experiment, seconds: int) -> Stage:
-    """The stage that trains a member of a chain."""
-    mark = f"checkpoints/{member.train.steps}"
-    if member.learner == "text_tokenizer":
-        mark = "text.model"
-    path = epath.Path(member.run_dir) / mark
-    name = f"train {member.learner}"
-    return Stage(name, seconds, member.run_dir, path.exists, lambda: train_experiment(member))
+def training(member: Experiment, seconds: int, with_changes: bool = False) -> Stage:
+    """The stage that trains a member of a chain; `with_changes` is as `train_experiment` takes
+    it."""
+    run, steps = epath.Path(member.run_dir), member.train.steps
+
+    def done() -> bool:
+        if member.learner == "text_tokenizer":
+            return (run / "text.model").exists()
+        # The report comes after the last checkpoint; a run that was killed between owes it.
+        return (run / "checkpoints" / str(steps)).exists() and is_reported(run, steps)
+
+    return Stage(
+        f"train {member.learner}",
+        seconds,
+        member.run_dir,
+        done,
+        lambda: train_experiment(member, with_changes),
+    )
 
 
 def run_stages(stages: Sequence[Stage], timings: epath.PathLike) -> None:

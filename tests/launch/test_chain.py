@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cm3jax.config import DataConfig
 from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import scores_from_json
 from launch import chain
@@ -34,6 +35,32 @@ def test_a_folder_keeps_one_chain(tmp_path):
         require_same_choices(Options("photos", out))
     with pytest.raises(UserError, match=r"source: .*photos → .*others"):
         require_same_choices(Options("others", out, splits=(("new", "bank"),)))
+
+
+def test_a_source_is_one_however_it_is_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    typed = ("photos", "photos/", "./photos", str(tmp_path / "photos"))
+    assert {members(Options(name))["clip"].data.source for name in typed} == {typed[-1]}
+    others = ("tfds:coco_captions#train", "gs://mine/photos", "emoji")
+    assert [members(Options(name))["clip"].data.source for name in others] == list(others)
+
+
+def test_of_a_folder_all_records_are_read_and_of_a_drawn_source_no_more_than_usual():
+    assert members(Options("photos"))["vqgan"].data.records == 10_000_000
+    assert members(Options("emblems"))["vqgan"].data.records == DataConfig().records
+
+
+def test_going_on_with_changes_is_no_other_choice(tmp_path):
+    require_same_choices(Options("photos", str(tmp_path)))
+    require_same_choices(Options("photos", str(tmp_path), resume_with_changes=True))
+
+
+@pytest.mark.parametrize("name", ["report.html", "config.json"])
+def test_a_page_of_something_else_is_not_replaced(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name} does not belong to a chain"):
+        require_same_choices(Options("photos", str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_dry_run_says_what_and_how_long_and_writes_nothing(tmp_path, monkeypatch, capsys):

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from cm3jax.config import Experiment, TrainConfig
 from cm3jax.errors import UserError
+from launch import stages
 from launch.stages import Stage, in_words, run_stages
 
 
@@ -18,9 +20,9 @@ def stage(path: Path, log: list[str], finishes: bool = True) -> Stage:
 
 def test_what_is_finished_is_reused_and_said(tmp_path, capsys):
     log: list[str] = []
-    stages = [stage(tmp_path / name, log) for name in ("one", "two", "three")]
+    three = [stage(tmp_path / name, log) for name in ("one", "two", "three")]
     (tmp_path / "one").touch()
-    run_stages(stages, tmp_path / "seconds.json")
+    run_stages(three, tmp_path / "seconds.json")
     assert log == ["two", "three"]
     said = capsys.readouterr().out
     assert f"[1/3] one: reusing {tmp_path / 'one'}" in said
@@ -28,20 +30,35 @@ def test_what_is_finished_is_reused_and_said(tmp_path, capsys):
     assert "next: three; about 1 s left in all" in said
     seconds = json.loads((tmp_path / "seconds.json").read_text())
     assert seconds.keys() == {"two", "three"}
-    run_stages(stages, tmp_path / "seconds.json")
+    run_stages(three, tmp_path / "seconds.json")
     assert log == ["two", "three"]
     assert json.loads((tmp_path / "seconds.json").read_text()) == seconds
 
 
 def test_a_stage_that_stops_before_its_end_stops_the_chain(tmp_path):
     log: list[str] = []
-    stages = [stage(tmp_path / "one", log, finishes=False), stage(tmp_path / "two", log)]
+    both = [stage(tmp_path / "one", log, finishes=False), stage(tmp_path / "two", log)]
     with pytest.raises(UserError, match="one stopped before its end"):
-        run_stages(stages, tmp_path / "seconds.json")
+        run_stages(both, tmp_path / "seconds.json")
     assert log == ["one"]
-    run_stages([stage(tmp_path / "one", log), stages[1]], tmp_path / "seconds.json")
+    run_stages([stage(tmp_path / "one", log), both[1]], tmp_path / "seconds.json")
     assert log == ["one", "one", "two"]
 
 
 def test_times_in_words():
     assert [in_words(s) for s in (0.2, 59, 600, 9000)] == ["1 s", "59 s", "10 minutes", "2.5 hours"]
+
+
+def test_a_training_is_done_when_its_report_is_written(tmp_path, monkeypatch):
+    member = Experiment("tiny", "clip", workdir=str(tmp_path), train=TrainConfig(steps=7))
+    asked = []
+    monkeypatch.setattr(stages, "train_experiment", lambda *given: asked.append(given))
+    made = stages.training(member, 1, with_changes=True)
+    (tmp_path / "checkpoints/7").mkdir(parents=True)
+    assert not made.done()
+    (tmp_path / "report.html").write_text('<main data-step="6">')
+    assert not made.done()
+    (tmp_path / "report.html").write_text('<main data-step="7">')
+    assert made.done()
+    made.run()
+    assert asked == [(member, True)]
