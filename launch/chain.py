@@ -12,6 +12,7 @@ with the same command.
 import dataclasses
 import math
 import os
+import shlex
 from typing import Annotated, Any, Literal
 
 import jax
@@ -127,18 +128,30 @@ def stages(options: Options, counts: dict[str, int], rate: float) -> list[Stage]
         print(f"{options.source} holds nothing back: nothing is drawn for unseen captions.")
         return order
     scores = out / "results" / "heldout.json"
+    note = out / "results" / "asked.json"
+
+    def asked() -> dict[str, Any]:
+        """What the scores are of, but for weights, which are trained once."""
+        bank = read_json(epath.Path(decoder.data.bank) / "manifest.json", "the memory bank")
+        return {"bank": bank["fingerprint"], "prompts": options.prompts}
+
+    def done() -> bool:
+        there = scores.exists() and note.exists()
+        return there and read_json(note, "what was asked") == asked()
 
     def evaluate() -> None:
+        write_chain_report(out, options.source, chained)  # whatever comes of the evaluation
         count, run = options.prompts, best_run(decoder.run_dir)
-        asked = HeldOut(run=run, documents=_DOCUMENTS, count=count, out=str(scores))
-        heldout.evaluate(asked, _say)
+        query = HeldOut(run=run, documents=_DOCUMENTS, count=count, out=str(scores))
+        heldout.evaluate(query, _say)
+        write_json(note, asked())
 
     prompts = min(options.prompts, counts["validation"])
     evaluated = Stage(
         "evaluate on held-out records",
         estimates.drawing_seconds(decoder, prompts, len(_DOCUMENTS), rate),
         str(scores),
-        scores.exists,
+        done,
         evaluate,
     )
     return [*order, evaluated]
@@ -236,7 +249,8 @@ def _run(options: Options, todo: list[Stage]) -> None:
     made = members(options)
     page = write_chain_report(options.out, options.source, made)
     run = best_run(made["decoder"].run_dir)
-    print(f"wrote {page}; draw with python -m launch.generate PROMPT --run {run} --retrieve 2")
+    how = shlex.join(["python", "-m", "launch.generate", "PROMPT", "--run", run, "--retrieve", "2"])
+    print(f"wrote {page}; draw with {how}")
 
 
 if __name__ == "__main__":

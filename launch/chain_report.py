@@ -10,7 +10,7 @@ from cm3jax.evaluate.protocol import scores_from_json
 from cm3jax.io.files import read_json, write_atomic
 from cm3jax.report.html import facts, page, tag
 from cm3jax.training.metrics import read_metrics
-from launch.stages import in_words
+from launch.stages import in_words, training
 
 _SHOWN = ("loss_valid", "psnr_valid", "hit_valid_text", "hit_valid_image")
 """What of a member's last validation stands in the table."""
@@ -21,12 +21,15 @@ def write_chain_report(
 ) -> epath.Path:
     """Write the page from the files of a chain in `out`, and return its path."""
     out = epath.Path(out)
-    seconds = read_json(out / "results" / "seconds.json", "the timings")
+    timings = out / "results" / "seconds.json"
+    seconds = read_json(timings, "the timings") if timings.exists() else {}
     head = ("member", "steps", "time", "last validation", "report")
-    rows = [_member(part, member, seconds) for part, member in members.items()]
+    trained = {part: training(member, 0).name for part, member in members.items()}
+    rows = [_member(part, one, seconds.get(trained[part])) for part, one in members.items()]
+    others = [(n, in_words(value)) for n, value in seconds.items() if n not in trained.values()]
     body = [
         tag("h1", f"A chain on {source}"),
-        facts([(name, in_words(value)) for name, value in seconds.items()]),
+        facts(others),
         tag("h2", "Members"),
         table_of(head, rows),
     ]
@@ -43,9 +46,11 @@ def write_chain_report(
     return path
 
 
-def _member(part: str, member: Experiment, seconds: Mapping[str, float]) -> list[str]:
-    took = seconds.get(f"train {member.learner}")
-    lines = [line for line in read_metrics(member.run_dir) if "loss_valid" in line]
+def _member(part: str, member: Experiment, last_life: float | None) -> list[str]:
+    logged = read_metrics(member.run_dir)
+    # A training that was interrupted took longer than its last life, which the stages timed.
+    took = logged[-1].get("seconds", last_life) if logged else last_life
+    lines = [line for line in logged if "loss_valid" in line]
     last = lines[-1] if lines else {}
     said = [f"{name} {last[name]:.3f}" for name in _SHOWN if last.get(name) is not None]
     return [

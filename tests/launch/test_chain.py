@@ -10,8 +10,10 @@ import pytest
 from cm3jax.config import DataConfig
 from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import scores_from_json
+from cm3jax.io.files import write_json
 from launch import chain
 from launch.chain import Options, members, require_same_choices
+from launch.chain_report import write_chain_report
 from tests.launch import waves
 
 TINY = ["--side", "32", "--width", "32", "--scale", "0.004", "--prompts", "6"]
@@ -61,6 +63,33 @@ def test_a_page_of_something_else_is_not_replaced(tmp_path, name):
     with pytest.raises(UserError, match=f"{name} does not belong to a chain"):
         require_same_choices(Options("photos", str(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_scores_of_another_bank_or_of_other_prompts_do_not_count(tmp_path):
+    def done(prompts: int) -> bool:
+        options = Options("photos", str(tmp_path), prompts=prompts)
+        return chain.stages(options, {"train": 9, "validation": 3, "bank": 0}, 1e9)[-1].done()
+
+    bank = tmp_path / "data/bank/manifest.json"
+    write_json(bank, {"fingerprint": "old"})
+    write_json(tmp_path / "results/heldout.json", {})
+    assert not done(6)  # nothing says what was asked
+    write_json(tmp_path / "results/asked.json", {"bank": "old", "prompts": 6})
+    assert done(6)
+    assert not done(7)
+    write_json(bank, {"fingerprint": "new"})
+    assert not done(6)
+
+
+def test_a_training_took_as_long_as_all_its_lives(tmp_path):
+    write_json(tmp_path / "results/seconds.json", {"train vqgan": 77.0, "corpus": 33.0})
+    (tmp_path / "vqgan").mkdir()
+    (tmp_path / "vqgan/metrics.jsonl").write_text('{"step": 9, "loss": 1.0, "seconds": 7200.0}\n')
+    page = write_chain_report(tmp_path, "photos", members(Options("photos", str(tmp_path))))
+    text = page.read_text()
+    assert "2.0 hours" in text
+    assert "33 s" in text
+    assert "77 s" not in text
 
 
 def test_a_dry_run_says_what_and_how_long_and_writes_nothing(tmp_path, monkeypatch, capsys):
