@@ -17,5 +17,7 @@ def of_another_answer(answers: Sequence[Hashable]) -> float:
 
 
 def of_a_hit(relevant: int, documents: int, k: int) -> float:
-    """The chance that `k` of the `documents`, drawn blindly, hold one of the `relevant` ones."""
+    """The chance that `k` of the `documents`, drawn blindly, hold one of the `relevant` ones; of
+    fewer than `k` all are drawn."""
+    k = min(k, documents)
     return 1 - math.comb(documents - relevant, k) / math.comb(documents, k)

@@ -94,8 +94,8 @@ class HeldOutExam(Exam):
         data = dataclasses.replace(experiment.data, image_size=experiment.vqgan.image_size)
         if asked.source and not _same_place(asked.source, data.source):
             data = dataclasses.replace(data, source=asked.source, splits=((".", "validation"),))
-        self._source, self._seed = data.source, experiment.seed
-        self._records = self._fitting(held_out(data, self._seed, asked.count, say))
+        self._source = data.source
+        self._records = self._fitting(held_out(data, experiment.seed, asked.count, say, asked.seed))
         partners = self.generator.encoder.config.partners
         self._judged = Judged.of(self._records, self.bank, partners)
         if leaked := sum(map(bool, self._judged.own)):
@@ -112,6 +112,7 @@ class HeldOutExam(Exam):
     def find_documents(self) -> None:
         """How often a right document is among the best, by text and by picture."""
         rows = [row for row, right in enumerate(self._judged.right) if len(right)]
+        own = self._own(rows)
         if not rows:
             self.say(
                 "no record has a document of its subject in the bank, so that none is right or "
@@ -125,23 +126,26 @@ class HeldOutExam(Exam):
         size = len(self.bank)
         for modality, query in queries.items():
             for k in (k for k in HITS if k <= size):
-                found = self.generator.retrieve(**query, k=k, exclude=self._own(rows))
+                found = self.generator.retrieve(**query, k=k, exclude=own)
                 right = [
                     bool({document.id for document in documents} & {*self._judged.right[row]})
                     for row, documents in zip(rows, found, strict=True)
                 ]
-                guessed = [chance.of_a_hit(len(self._judged.right[row]), size, k) for row in rows]
+                guessed = [
+                    chance.of_a_hit(len(self._judged.right[row]), size - len(mine), k)
+                    for row, mine in zip(rows, own, strict=True)
+                ]
                 how = f"live retrieval by the record's {modality}, best {k}"
-                protocol = self._protocol(k, how, "the bank's subjects", drawn=False)
+                protocol = self._protocol(k, how, self._judge_of_hits, drawn=False, rows=rows)
                 name = f"hit_{k}.{modality}"
                 self.keep(name, Score.share(right, float(np.mean(guessed)), protocol))
 
     def likelihood(self) -> None:
         """Nats per code of the true picture with no documents, and with retrieved, right and wrong
-        ones: the last two of the records that have a right one."""
+        ones: the last two of the records that have both right and wrong ones."""
         most = max(self._asked.documents) or 2
         every = range(len(self._records))
-        have = [row for row in every if len(self._judged.right[row])]
+        have = [r for r in every if len(self._judged.right[r]) and len(self._judged.wrong[r])]
         chosen = {
             "none": (every, [[] for _ in every], "none"),
             "retrieved": (every, self._retrieved(most), "live retrieval by the record's text"),
@@ -156,7 +160,8 @@ class HeldOutExam(Exam):
             requests = self.generator.requests(prompts, fitting, self._decode)
             answers = [self._codes[row] + self.generator.vocab.first_image for row in rows]
             found = self.generator.token_logprobs(requests, answers)
-            protocol = self._protocol(most if name != "none" else 0, how, "none", drawn=False)
+            k = most if name != "none" else 0
+            protocol = self._protocol(k, how, "none", drawn=False, rows=rows)
             self.keep(f"nats.{name}", Score.mean([-float(one.mean()) for one in found], protocol))
 
     def draw_pictures(self) -> None:
@@ -272,7 +277,11 @@ class HeldOutExam(Exam):
         self.keep(f"identified.{name}", Score.share(right.tolist(), 1 / len(self._cells), protocol))
         if self._extractor is not None and len(images) > 1:
             pair = [np.concatenate(list(self._extractor.features(part))) for part in (true, images)]
-            protocol = self._protocol(k, how, "none", drawn)
+            protocol = dataclasses.replace(
+                self._protocol(k, how, "none", drawn),
+                resize=self._extractor.mode,
+                extractor=self._extractor.name,
+            )
             self.keep(f"fid.{name}", frechet_score(*pair, self.seed, protocol))
         return values["psnr"]
 
@@ -295,14 +304,27 @@ class HeldOutExam(Exam):
             image = self.generator.image.decode(self._picture_codes(document.ids)[None])[0]
         return Cell.of(label, image, document.meta.text, document=mark)
 
-    def _protocol(self, k: int, documents: str, reader: str, drawn: bool = True) -> Protocol:
-        network = self._extractor
-        features = {"resize": network.mode, "extractor": network.name} if network else {}
+    @property
+    def _judge_of_hits(self) -> str:
+        partners = self.generator.encoder.config.partners
+        named = "the bank's subjects"
+        return named if partners == "subjects" else f"{named}, or clip.partners={partners}"
+
+    def _protocol(
+        self,
+        k: int,
+        documents: str,
+        reader: str,
+        drawn: bool = True,
+        rows: Sequence[int] | None = None,
+    ) -> Protocol:
+        """The stamp of a score over the records of some rows, or of all."""
+        asked = self._records if rows is None else [self._records[row] for row in rows]
         return stamp(
             PromptSet.of(
-                f"captions of {self._source}, seed {self._seed}",
+                f"captions of {self._source}, seed {self.seed}",
                 "pictures that training never saw, one caption of each",
-                [part for one in self._records for part in (one.text, one.picture)],
+                [part for one in asked for part in (one.text, one.picture)],
             ),
             reader,
             self.examinee.weights,
@@ -312,7 +334,6 @@ class HeldOutExam(Exam):
             retrieved=k,
             documents=documents,
             seed=self.seed,
-            **features,
         )
 
 

@@ -27,15 +27,16 @@ class HeldOut:
 
 
 def held_out(
-    data: DataConfig, seed: int, count: int, say: Callable[[str], None] = print
+    data: DataConfig, seed: int, count: int, say: Callable[[str], None] = print, choice: int = 0
 ) -> list[HeldOut]:
-    """Up to `count` records for validation with a text and a picture, drawn by the seed; of a
-    picture with several captions one.
+    """Up to `count` records for validation with a text and a picture; of a picture with several
+    captions one.
 
-    Raises `UserError` where there are none, or where most are broken.
+    `seed` is the run's, by which its source was split, `choice` that of the draw. Raises
+    `UserError` where there are none, or where most are broken.
     """
     source = open_source(data, "validation", seed)
-    order = prng.permutation(seed, 0, len(source)).tolist() if len(source) else []
+    order = prng.permutation(choice, 0, len(source)).tolist() if len(source) else []
     found: dict[str, HeldOut] = {}
     for _, record in usable(source, lambda number: source[order[number]], say):
         text, picture = text_and_image(record.segments)

@@ -19,6 +19,8 @@ def test_a_hit_by_counting_every_draw():
     expected = sum(bool(relevant & set(draw)) for draw in draws) / len(draws)
     assert chance.of_a_hit(len(relevant), documents, k) == pytest.approx(expected)
     assert chance.of_a_hit(0, documents, k) == 0.0
+    assert [chance.of_a_hit(right, 1, 2) for right in (0, 1)] == [0.0, 1.0]  # all are drawn
+    assert chance.of_a_hit(0, 0, 2) == 0.0
 
 
 def test_what_nobody_can_read_is_right_by_no_chance():

@@ -48,6 +48,10 @@ def test_every_score_is_stamped_with_what_was_shown(exam):
     assert exam.scores["psnr.docs_1"].protocol.regime == "zero-shot, 1 retrieved"
     prompts = {score.protocol.prompts_hash for score in exam.scores.values()}
     assert len(prompts) == 1
+    (every,) = prompts
+    some = exam._protocol(1, "chosen", "none", rows=[0, 2])
+    assert exam._protocol(1, "chosen", "none", rows=[0, 1, 2]).prompts_hash == every
+    assert some.prompts_hash != every  # a score over two of them says so
 
 
 def test_figures_show_documents_before_what_was_drawn_with_them(exam):

@@ -39,6 +39,8 @@ def test_of_a_picture_one_caption_counts_and_broken_records_do_not(tmp_path):
         assert (record.picture == load_picture(tmp_path / f"{number}.png", 8)).all()
     some = held_out(data, 0, 3, said.append)
     assert [r.text for r in some] == [r.text for r in found[:3]]
+    others = [held_out(data, 0, 3, said.append, choice) for choice in range(5)]
+    assert len({tuple(r.text for r in drawn) for drawn in others}) > 1
 
 
 def test_nothing_held_back_is_one_sentence(tmp_path):
