@@ -36,7 +36,7 @@ def inputs(experiment: Experiment) -> dict[str, list[str]]:
 def _raw_inputs(experiment: Experiment) -> dict[str, list[str]]:
     """The same of a training that reads raw pairs."""
     data, named = experiment.data, {}
-    if data.source != "emblems" and not data.source.startswith("tfds:"):
+    if data.source not in ("emblems", "emoji") and not data.source.startswith("tfds:"):
         named["data.source"] = data.source
     if experiment.learner == "clip" or data.online:
         named["tokenizers.text"] = experiment.tokenizers.text

@@ -11,6 +11,7 @@ pair are small.
 
 import dataclasses
 import json
+import re
 
 from cm3jax.emblems.scene import PLACES
 from cm3jax.emoji.grounds import GROUNDS
@@ -75,6 +76,13 @@ class EmojiScene:
 def emoji_caption(scene: EmojiScene) -> str:
     """The scene in words; only between its things stands "and"."""
     return f"{' and '.join(map(_clause, scene.things))} {GROUNDS[scene.ground]}"
+
+
+def caption_names(caption: str, noun: str) -> bool:
+    """Whether a caption of one thing calls it so: not by a part of another name ("a cat" is no
+    name of "a cat face")."""
+    bare = re.sub("^(a|an|the) ", "", noun)
+    return re.match(rf"((a|an|the) )?(small )?{re.escape(bare)} (in|at|on) ", caption) is not None
 
 
 def _clause(placed: Placed) -> str:

@@ -13,9 +13,12 @@ from etils import epath
 
 from cm3jax.config import MeshConfig
 from cm3jax.emoji.builder import open_examples
+from cm3jax.emoji.draw import window
+from cm3jax.emoji.looks import GRID, SIDES
 from cm3jax.emoji.prompts import EmojiPrompt, Kind, emoji_prompts
 from cm3jax.emoji.reader import EmojiReader
-from cm3jax.emoji.scene import Placed
+from cm3jax.emoji.scene import Placed, caption_names
+from cm3jax.evaluate import chance
 from cm3jax.evaluate.exam import NOTHING, Exam, Examinee, Given, Questions
 from cm3jax.evaluate.results import Cell
 from cm3jax.retrieval.bank import BankDocument
@@ -64,10 +67,27 @@ class EmojiExam(Exam):
         self._judge("heldout.reconstruction", self.reconstruct(heldout), heldout, drawn=False)
         nouns = [prompt.scene.things[0].noun for prompt in heldout.items]
         self.find("heldout.hit_2", heldout, nouns, "the bank's subjects")
+        self.find_looks("heldout")
         for kind in get_args(Kind):
             self.draw_with_retrieved(kind, documents)
         self.draw_with_chosen("heldout")
+        self.infill("heldout")
         self.caption("heldout")
+
+    def find_looks(self, kind: Kind) -> None:
+        """Whether one of the two best documents by text shows the prompt's thing in its style and
+        size: only from such a one can its codes be copied."""
+        asked, held = self._questions(kind), self._documents_by_look()
+        wanted = [held[_look_of(prompt)].key for prompt in asked.items]
+        given = self.retrieve(2, asked)
+        right = [
+            key in {document.key for document in documents}
+            for key, documents in zip(wanted, given.documents or (), strict=True)
+        ]
+        guessed = chance.of_a_hit(1, len(held), 2)
+        reader = "the bank's document of the thing, style and size"
+        name = f"{kind}.hit_2_look.text"
+        self.score(name, right, guessed, asked.prompts, reader, given, drawn=False)
 
     def draw_with_retrieved(self, kind: Kind, numbers: Sequence[int]) -> None:
         """Pictures with live documents in front."""
@@ -88,9 +108,8 @@ class EmojiExam(Exam):
         held = self._documents_by_look()
         mine = [_looks_of(prompt, held) for prompt in asked.items]
         styles = [prompt.scene.things[0].style for prompt in asked.items]
-        same = [[looks[style]] for looks, style in zip(mine, styles, strict=True)]
-        one = "chosen by name: one in the prompt's style"
-        self._draw(f"{kind}.same_style", asked, Given(same, 1, one))
+        one = self._one_of_same_style(asked)
+        self._draw(f"{kind}.same_style", asked, one)
         across = [row for row, looks in enumerate(mine) if len(looks) > 1]
         if across:
             others = [
@@ -101,11 +120,26 @@ class EmojiExam(Exam):
             few = Questions(asked.name, asked.split, [asked.items[row] for row in across])
             self._draw(f"{kind}.across_styles", few, Given(others, 1, how))
         both = []
+        same = one.documents or []
         for row, (right,) in enumerate(same):
             (wrong,) = same[(row + 1) % len(same)]
             both.append([right, wrong] if row % 2 else [wrong, right])
         how = "chosen by name: one of the thing and one of another, either first"
         self._draw(f"{kind}.right_and_wrong", asked, Given(both, 2, how))
+
+    def infill(self, kind: Kind) -> None:
+        """The thing anew in its masked place, from the caption, what stands around it, and a
+        document chosen by name."""
+        asked = self._questions(kind)
+        given, images = self._one_of_same_style(asked), asked.images
+        masks = np.zeros(images.shape[:3], bool)
+        for mask, prompt in zip(masks, asked.items, strict=True):
+            (placed,) = prompt.scene.things
+            side = SIDES[placed.size] * len(mask) // GRID
+            mask[window(placed.corner, side, len(mask))] = True
+        found = self.generator.infill(asked.texts, images, masks, given.documents, seed=self.seed)
+        filled = np.stack([group[0].image for group in found])
+        self._judge(f"{kind}.infill", filled, asked, given)
 
     def caption(self, kind: Kind) -> None:
         """Names of things in pictures, told with the two documents that the picture finds."""
@@ -113,7 +147,7 @@ class EmojiExam(Exam):
         for count in (0, 2):
             given = self.retrieve(count, asked, by="image")
             right = [
-                prompt.scene.things[0].noun.split(" ", 1)[-1] in text
+                caption_names(text, prompt.scene.things[0].noun)
                 for prompt, text in zip(asked.items, self.captions(asked, given), strict=True)
             ]
             reader = "the text has the thing's name"
@@ -129,6 +163,11 @@ class EmojiExam(Exam):
             name = f"emoji {kind}, dataset seed {seed}, {size} pixels"
             self._asked[kind] = Questions(name, _SPLITS[kind], prompts)
         return self._asked[kind]
+
+    def _one_of_same_style(self, asked: Questions[EmojiPrompt]) -> Given:
+        held = self._documents_by_look()
+        shown = [[held[_look_of(prompt)].ids] for prompt in asked.items]
+        return Given(shown, 1, "chosen by name: one in the prompt's style")
 
     def _documents_by_look(self) -> Looks:
         documents = {document.key: document for document in self.bank.documents()}
@@ -164,6 +203,12 @@ class EmojiExam(Exam):
         reader += " and style"
         self.score(f"{name}.look", styled, guessed, prompts, reader, given, drawn)
         return named
+
+
+def _look_of(prompt: EmojiPrompt) -> tuple[str, str, str]:
+    """A prompt's thing, style and size."""
+    (placed,) = prompt.scene.things
+    return placed.noun, placed.style, placed.size
 
 
 def _looks_of(prompt: EmojiPrompt, held: Looks) -> dict[str, np.ndarray]:

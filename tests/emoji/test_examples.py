@@ -9,7 +9,7 @@ from cm3jax.emoji.draw import draw
 from cm3jax.emoji.examples import Examples
 from cm3jax.emoji.grounds import GROUNDS, ground
 from cm3jax.emoji.looks import SIDES, apart
-from cm3jax.emoji.scene import EmojiScene, Placed, emoji_caption
+from cm3jax.emoji.scene import EmojiScene, Placed, caption_names, emoji_caption
 from cm3jax.retrieval.clauses import clauses
 
 
@@ -32,6 +32,16 @@ def test_captions():
         "a small red apple in Noto's style at the top left and small fish at the right in the sky"
     )
     assert len(clauses(text)) == 2
+
+
+@pytest.mark.parametrize("noun", ["the flag of France", "a cat face", "fish"])
+def test_a_caption_names_its_thing_and_no_other(noun):
+    for place, size, style in itertools.product((0, 4), SIDES, (True, False)):
+        text = emoji_caption(EmojiScene("moon", (Placed(noun, "Noto", place, size, style),)))
+        assert caption_names(text, noun)
+        assert not caption_names(text, "a cat")
+        assert not caption_names(text, "the flag of Fran")
+    assert not caption_names("", noun)
 
 
 def test_a_document_is_a_function_of_seed_split_and_index(pictures, examples):

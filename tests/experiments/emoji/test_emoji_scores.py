@@ -85,10 +85,12 @@ def test_every_score_has_its_count_chance_and_documents(run):
         "heldout.reconstruction",
         "heldout.hit_2.text",
         "heldout.hit_2.image",
+        "heldout.hit_2_look.text",
         *(f"{kind}.docs_{k}" for kind in get_args(Kind) for k in (0, 2)),
         "heldout.same_style",
         "heldout.across_styles",
         "heldout.right_and_wrong",
+        "heldout.infill",
         "heldout.caption.docs_0",
         "heldout.caption.docs_2",
     }
