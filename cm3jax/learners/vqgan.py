@@ -22,7 +22,7 @@ from etils import epath
 
 from cm3jax import checkpoint, partition
 from cm3jax.config import Experiment, VQGANLossConfig
-from cm3jax.data.pipeline import Equipped, RecordStream
+from cm3jax.data.pipeline import Equipped, NoRecords, RecordStream
 from cm3jax.data.sources import MaskedSource, RawRecord, Source, open_source
 from cm3jax.data.usable import usable
 from cm3jax.errors import UserError
@@ -219,9 +219,12 @@ class VQGANLearner:
         }
         return weight * fooled + begun * judged, metrics
 
-    def stream(self, split: Literal["train", "validation"]) -> RecordStream | Equipped:
+    def stream(self, split: Literal["train", "validation"]) -> RecordStream | Equipped | NoRecords:
         """The source's pictures, shuffled; with the perceptual loss also the LPIPS weights."""
-        experiment, pictures = self.experiment, self.pictures(split)
+        experiment = self.experiment
+        pictures = self.pictures(split) if split == "train" else self.held_back
+        if pictures is None:
+            return NoRecords()
         arrays = {"images": pictures.images}
         if pictures.masks is not None:
             arrays["masks"] = pictures.masks
@@ -249,6 +252,16 @@ class VQGANLearner:
             return None
         whole = partition.replicated(partition.make_mesh(self.experiment.mesh))
         return jax.device_put(self._lpips, whole)
+
+    @functools.cached_property
+    def held_back(self) -> SplitPictures | None:
+        """The pictures of validation; None, which is said, where there are none or most are
+        broken."""
+        try:
+            return self.pictures("validation")
+        except UserError as error:
+            print(f"nothing is validated: {error}")
+            return None
 
     @functools.cache  # noqa: B019 - a learner lives as long as its process
     def pictures(self, split: Literal["train", "validation"]) -> SplitPictures:

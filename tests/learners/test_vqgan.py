@@ -24,6 +24,7 @@ from cm3jax.errors import UserError
 from cm3jax.io import files
 from cm3jax.learners import vqgan
 from cm3jax.learners.vqgan import VQGANLearner
+from cm3jax.report.samples.vqgan_samples import illustrator
 from cm3jax.testing import experiment, random_variables
 from cm3jax.tokenizers.discriminator import discriminator_loss
 from cm3jax.tokenizers.image_tokenizer import to_pixels
@@ -350,6 +351,27 @@ def test_a_broken_picture_is_left_out_and_said(config, tmp_path, capsys):
         (source / f"{number}.png").write_bytes(b"x")
     with pytest.raises(UserError, match=r"of 98 records can't be read, the first one being 0\.png"):
         VQGANLearner(broken).pictures("train")
+
+
+@pytest.mark.slow
+def test_where_nothing_sound_is_held_back_a_run_ends_without_validation(config, tmp_path, capsys):
+    source = tmp_path / "copy"
+    shutil.copytree(config.data.source, source)
+    for number in (49, 99):  # every 50th is for validation
+        (source / f"{number}.png").write_bytes(b"x")
+    broken = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, source=str(source)),
+        train=TrainConfig(steps=2, log_every=1, validate_every=1, samples=1),
+    )
+    learner = VQGANLearner(broken)
+    train(learner, illustrator(learner))
+    assert "nothing is validated: 2 of 2 records can't be read" in capsys.readouterr().out
+    lines = read_metrics(broken.run_dir)
+    assert [line["step"] for line in lines] == [1, 2]
+    assert not any("loss_valid" in line for line in lines)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Above pictures of the training split" in page
 
 
 def test_a_broken_mask_costs_its_record_and_no_other(config, tmp_path, capsys):

@@ -17,7 +17,8 @@ from cm3jax.training.state import TrainState
 
 
 def illustrator(learner: VQGANLearner) -> Callable[[TrainState], Sequence[Illustration]]:
-    """Encodes and decodes the split's first pictures, always the same.
+    """Encodes and decodes the first pictures of validation, or of training where nothing is held
+    back: always the same.
 
     `train.samples` of them are shown; as many as a validation reads are measured.
     """
@@ -36,7 +37,7 @@ def illustrator(learner: VQGANLearner) -> Callable[[TrainState], Sequence[Illust
         return remade, output.codes, figures
 
     def illustrate(state: TrainState) -> Sequence[Illustration]:
-        pictures = learner.pictures("validation")
+        pictures = learner.held_back or learner.pictures("train")
         images, labels = pictures.images[:measured], pictures.labels[:measured]
         variables = {"params": state.averaged, **state.extra}
         remade, codes, figures = _batched(
@@ -47,7 +48,8 @@ def illustrator(learner: VQGANLearner) -> Callable[[TrainState], Sequence[Illust
             tag("div", _image(picture, "a picture"), _image(again, "it again"), class_="cell")
             for picture, again in zip(*shown, strict=True)
         ]
-        why = "Above pictures of the validation split, below them what their codes decode to."
+        split = "validation" if learner.held_back else "training"
+        why = f"Above pictures of the {split} split, below them what their codes decode to."
         rows = by_label(labels, figures, codes, experiment.vqgan.codes)
         grid = np.concatenate([np.concatenate(row, axis=1) for row in shown])
         body = tag("div", tag("p", why), tag("div", *cells, class_="cells"), table(rows))
