@@ -55,7 +55,8 @@ class Couples:
 
 
 class CaptionedRecords:
-    """The records of a source that have a text and a picture, grouped by subject.
+    """The records of a source that have a text and a picture, grouped by look where the source
+    knows looks, else by subject.
 
     Texts are in memory, pictures only where all of them fit (`scan.IN_MEMORY`). Records that can't
     be read or are refused are left out. Raises `UserError` when none is left.
@@ -140,7 +141,7 @@ def _captioned(record: RawRecord) -> _Captioned | None:
     text, image = text_and_image(record.segments)
     if not text or image is None:
         return None
-    return _Captioned(text, record.subjects, record.pictures[0])
+    return _Captioned(text, record.looks or record.subjects, record.pictures[0])
 
 
 def _picture(record: RawRecord, config: ClipConfig) -> UInt8[np.ndarray, "Y X 3"]:

@@ -67,6 +67,9 @@ class RawRecord:
     """Whether a bank's document is shown at generation only, never beside a training record."""
     hash: str = ""
     """Hash of the segments' content."""
+    looks: tuple[str, ...] = ()
+    """Finer names than subjects, where the source knows them: what it is about as it looks there.
+    The retrieval encoder then learns to find the same look first."""
 
     @property
     def pictures(self) -> tuple[str, ...]:
@@ -208,8 +211,11 @@ class EmojiSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> RawRecord:
+        from cm3jax.emoji.scene import EmojiScene
+
         record = self._records[index]
         segments = (record["text"].decode(), record["image"])
+        things = EmojiScene.from_json(record["scene"].decode()).things
         return RawRecord(
             key=record["key"].decode(),
             segments=segments,
@@ -219,6 +225,7 @@ class EmojiSource:
             source=record["source"].decode(),
             licence=record["licence"].decode(),
             held_out=record["kind"] == b"memory",
+            looks=tuple(f"{one.noun}, {one.style}, {one.size}" for one in things),
         )
 
     def texts(self, index: int) -> tuple[str, ...]:

@@ -51,6 +51,15 @@ def test_partners_share_a_subject_and_are_all_drawn(records):
         assert found == (others or {record})
 
 
+def test_partners_share_a_look_where_records_name_looks():
+    looks = [("a, large",), ("a, small", "b, small"), (), ("b, large",), (), ("a, large",)]
+    named = [dataclasses.replace(r, looks=own) for r, own in zip(_source(), looks, strict=False)]
+    found = CaptionedRecords(named, text_tokenizer(), experiment().clip)
+    assert found.partnered == 2  # 0 and 5; the others of a are none of the same look
+    drawn = {epoch: found.partners(np.arange(6), 0, epoch).tolist() for epoch in range(20)}
+    assert {(row[0], row[5], row[1]) for row in drawn.values()} == {(5, 0, 1)}
+
+
 def test_records_with_a_partner_are_counted(records):
     assert records.partnered == 5  # 0, 1, 3, 5 and 6; c, d and e have one record each
 

@@ -24,6 +24,8 @@ def test_emoji_is_a_source(tmp_path):
             np.testing.assert_array_equal(picture, document.picture)
             assert (record.key, record.kind) == (document.key, document.kind)
             assert record.subjects == document.scene.nouns
+            things = document.scene.things
+            assert record.looks == tuple(f"{t.noun}, {t.style}, {t.size}" for t in things)
             assert (record.source, record.licence) == (document.source, document.licence)
             assert record.held_out == (document.kind == "memory")
 
