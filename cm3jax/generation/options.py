@@ -47,10 +47,6 @@ class Sampling:
     prompt_ids: Sequence[int] | None = None
     """Name the prompts' noise, instead of their places in the list."""
 
-    def __post_init__(self):
-        if self.samples < 1:
-            raise UserError(f"samples={self.samples} must be at least 1.")
-
     @classmethod
     def of(cls, options: Mapping[str, Any], usual: DecodeConfig) -> "Sampling":
         """From keywords: a `decode` replaces `usual`, and keywords of its fields replace its own.

@@ -157,7 +157,7 @@ def checksum(tensors: Mapping[str, Output]) -> str:
     state = hashlib.sha256()
     for tensor in tensors.values():
         for part in tensor.parts():
-            state.update(_bytes(tensor, part))
+            state.update(_bytes(tensor, part).data)
     return state.hexdigest()
 
 

@@ -36,7 +36,6 @@ def test_keywords_go_before_the_config_and_this_before_the_run_s():
             r"no option 'temprature' \(did you mean temperature\?\); there are s",
         ),
         ({"xyz": 1.0}, r"no option 'xyz'; there are samples, seed, decode, prompt_ids, temp"),
-        ({"samples": 0}, r"samples=0 must be at least 1"),
         ({"top_p": 2.0}, r"decode\.top_p=2\.0 must be in \(0, 1\]"),
         ({"temperature": "hot"}, r"another type than its field of DecodeConfig: temperature='hot'"),
         ({"edit_scales": (1.0,)}, r"another type than its field of .*: edit_scales=\(1\.0,"),
