@@ -229,7 +229,9 @@ class Target:
                     topology=self.topology,
                 ).devices
             )
-        # The first stops a search for Google's own network; the others only quieten libtpu.
+        # Several processes may compile at once where there is no chip to be shared; there is no
+        # search for Google's own network; the last two only quieten libtpu.
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
