@@ -99,7 +99,8 @@ def test_without_the_compiler_its_package_is_named(monkeypatch):
 
 def there(package: str):
     return pytest.mark.skipif(
-        importlib.util.find_spec(package) is None, reason=f"needs {package}, of the extras tpu and cuda"
+        importlib.util.find_spec(package) is None,
+        reason=f"needs {package}, of the extra tpu or cuda",
     )
 
 

@@ -34,7 +34,7 @@ SMALL = (
 def there(package: str):
     return pytest.mark.skipif(
         importlib.util.find_spec(package) is None and not os.environ.get("CM3JAX_TARGETS"),
-        reason=f"needs {package}, of the extras tpu and cuda",
+        reason=f"needs {package}, of the extra tpu or cuda",
     )
 
 
