@@ -9,6 +9,7 @@ own. The notes come last and make a shard count, so that work that was killed is
 nothing else is. What stood in its place is readable until then (`cm3jax.io.folders`).
 """
 
+import io
 import json
 import os
 import re
@@ -188,7 +189,10 @@ class ShardWriter:
         half.replace(self.parts / name)
         for column, values in columns.items():
             with naming(self._column(column, number)):
-                np.save(self._column(column, number), values)
+                # Not into the file itself: there numpy makes a TypeError of Ctrl-C.
+                buffer = io.BytesIO()
+                np.save(buffer, values)
+                self._column(column, number).write_bytes(buffer.getbuffer())
         rows = len(next(iter(columns.values())))
         facts = {"name": name, "records": rows, "file": file_entry(self.parts / name)}
         facts |= {"made_from": self.made_from, "state": self._state(number)}
