@@ -4,4 +4,5 @@
 # `-m slow` runs what takes minutes.
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-exec "$PYTHON_IN_VENV" -m pytest --numprocesses 2 --dist loadfile "$@"
+# A crashed worker ends the run: replaced, it leaves pytest-xdist 3.8 waiting for ever.
+exec "$PYTHON_IN_VENV" -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 "$@"
