@@ -78,7 +78,7 @@ def run(argv: list[str]) -> None:
             removed = Removed(tuple(words), options.source, options.licence)
             remove(experiment, removed, options.pages)
         case "merge":
-            merge(experiment, words)
+            merge(experiment, words, options.pages)
         case "verify":
             verify(experiment)
 
@@ -92,8 +92,9 @@ class Options:
     licence: tuple[str, ...] = ()
     """`remove`: the licences whose documents go."""
     pages: tuple[str, ...] = ("runs",)
-    """`remove`: folders with reports, results and samples, in which what shows the documents is
-    blanked; documents that were removed before may be named again, to look through others."""
+    """`remove`, and `merge` for what was removed from any of its banks: folders with reports,
+    results and samples, in which what shows the documents is blanked; documents that were removed
+    before may be named again, to look through others."""
     out: str = ""
     """`audit`: also write a page with example queries as pictures, e.g. audit.html."""
 
@@ -109,10 +110,14 @@ def _require_words(command: str, words: list[str], options: Options) -> None:
     right = bool(words) == (command in expected) or (command == "remove" and rules)
     if not right or (command == "query" and len(words) != 1):
         raise UserError(f"launch.index {command} takes {expected.get(command, 'no words')}.")
-    owned = rules or options.pages != Options.pages
-    for given, owner in ((owned, "remove"), (bool(options.out), "audit")):
-        if given and command != owner:
-            raise UserError(f"launch.index {command} does not take the options of {owner}.")
+    owners = (
+        (rules, ("remove",)),
+        (options.pages != Options.pages, ("remove", "merge")),
+        (bool(options.out), ("audit",)),
+    )
+    for given, commands in owners:
+        if given and command not in commands:
+            raise UserError(f"launch.index {command} does not take the options of {commands[0]}.")
 
 
 def build(experiment: Experiment) -> None:
@@ -221,9 +226,7 @@ def query(experiment: Experiment, prompt: str) -> str:
 
 def remove(experiment: Experiment, removed: Removed, pages: Sequence[str] = Options.pages) -> None:
     """Take documents out for good: `launch.prepare` and `merge` leave them out, too."""
-    for folder in pages:
-        if not Path(folder).is_dir() and pages != Options.pages:
-            raise UserError(f"--pages {folder} is no folder here; nothing was removed.")
+    _require_folders(pages)
     before = len(Bank.open(experiment.data.bank))
     smaller = remove_documents(experiment.data.bank, experiment.retrieval, removed, pages)
     print(
@@ -234,10 +237,19 @@ def remove(experiment: Experiment, removed: Removed, pages: Sequence[str] = Opti
     )
 
 
-def merge(experiment: Experiment, paths: list[str]) -> None:
+def _require_folders(pages: Sequence[str]) -> None:
+    for folder in pages:
+        if not Path(folder).is_dir() and pages != Options.pages:
+            raise UserError(f"--pages {folder} is no folder here; the bank stays as it was.")
+
+
+def merge(
+    experiment: Experiment, paths: Sequence[str], pages: Sequence[str] = Options.pages
+) -> None:
     """Add the documents of other banks; what was taken out of any of them stays out."""
+    _require_folders(pages)
     before = len(Bank.open(experiment.data.bank))
-    larger = merge_banks(experiment.data.bank, paths)
+    larger = merge_banks(experiment.data.bank, paths, pages)
     print(
         f"{larger.path}: {len(larger)} documents, {len(larger) - before} of them new; build its "
         "index and prepare the corpora again."

@@ -256,7 +256,8 @@ def remove_documents(
     """Take documents out of the bank at a path, so that no later preparation brings them back, and
     out of the pages below `folders`.
 
-    Raises `UserError` for a key, a source or a licence that is not there.
+    Raises `UserError` for a key, a source or a licence that is not there, and at the end for pages
+    that cannot be written.
     """
     with hold(path, "removing documents"):
         bank = Bank.open(path)
@@ -266,16 +267,21 @@ def remove_documents(
         return remove(bank, removed, folders, report)
 
 
-def merge_banks(path: str, others: list[str]) -> Bank:
-    """Add the documents of other banks to the bank at a path, but for what was taken out of any.
+def merge_banks(
+    path: str,
+    others: Sequence[str],
+    folders: Sequence[epath.PathLike] = (),
+    report: Report = print,
+) -> Bank:
+    """Add the documents of other banks to the bank at a path, but for what was taken out of any,
+    which goes out of the pages below `folders`, too.
 
-    Raises `UserError` for banks of another encoder or vocabulary, and for a key that two different
-    documents have.
+    Raises `UserError` for banks of another encoder or vocabulary.
     """
     with hold(path, "merging banks into it"):
         bank = Bank.open(path)
         banks = [bank, *(Bank.open(path) for path in others)]
-        return merge(bank.path, banks, bank.manifest["made_from"])
+        return merge(bank.path, banks, bank.manifest.get("made_from", ""), folders, report)
 
 
 def _ask(job: SplitJob, tools: Tools) -> Ask:

@@ -272,5 +272,13 @@ def _renamed(document: BankDocument) -> BankDocument:
 
     Keys are names of files and shards, which every download has alike, `00000.tar/000000000`.
     """
-    key = f"{document.key}~{content_hash(document.ids):016x}"
-    return dataclasses.replace(document, key=key)
+    return dataclasses.replace(document, key=document.key + _suffix(document))
+
+
+def before_merging(document: BankDocument) -> BankDocument:
+    """A document under the key that it had in its own bank, whose key another one had, too."""
+    return dataclasses.replace(document, key=document.key.removesuffix(_suffix(document)))
+
+
+def _suffix(document: BankDocument) -> str:
+    return f"~{content_hash(document.ids):016x}"

@@ -14,7 +14,7 @@ named.
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ GONE = "taken out of the bank"
 """What stands where a document was shown."""
 SHEET = "contact.png"
 """The sheet of a folder with `samples.jsonl`: it shows the documents of the samples."""
+_SAMPLES = "samples.jsonl"
 _SHOWS = re.compile(r'<(\w+)\b[^<>]*\bdata-document="([0-9a-f ]+)"[^<>]*>')
 _CELL = {"label", "picture", "text", "correct", "document"}
 _UNMARKED = re.compile(
@@ -42,21 +43,35 @@ _NAMED = 8
 _SKIPPED = {"checkpoints", "tensorboard"}
 
 
-def blank_pages(removed: Removed, folders: Sequence[epath.PathLike]) -> Iterator[str]:
+def blank_pages(
+    removed: Removed, folders: Sequence[epath.PathLike], say: Callable[[str], None]
+) -> list[str]:
     """Blank what shows a document that is taken out, in all files below some folders.
 
-    Yields a line for every file that was changed, and for every one where something is left to do.
-    Links are not followed, what cannot be read is somebody else's; raises `OSError` for a page that
-    cannot be written.
+    `say` gets a line for every file that was changed, and for every one where something is left to
+    do. A file that cannot be written stops no other one: those files are returned, each with the
+    reason, as `PATH (reason)`. Links are not followed; what cannot be read is somebody else's.
     """
+    failed = []
     for folder in folders:
         for path in sorted(_files(Path(folder))):
-            if path.name == "samples.jsonl":
-                yield from _blank_samples(path, removed)
-            elif _CHUNK.fullmatch(path.name):
-                yield from _name_drawn(path, removed)
-            elif path.suffix in (".html", ".json"):
-                yield from _blank_page(path, set(removed.marks))
+            try:
+                for line in _blank(path, removed):
+                    say(line)
+            except OSError as error:
+                shows = path.parent / SHEET if path.name == _SAMPLES else path
+                failed.append(f"{shows} ({error.strerror})")
+    return failed
+
+
+def _blank(path: Path, removed: Removed) -> Iterator[str]:
+    """Blank one file, and yield the lines about it; raises `OSError` if it cannot be written."""
+    if path.name == _SAMPLES:
+        yield from _blank_samples(path, removed)
+    elif _CHUNK.fullmatch(path.name):
+        yield from _name_drawn(path, removed)
+    elif path.suffix in (".html", ".json"):
+        yield from _blank_page(path, set(removed.marks))
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -158,10 +173,10 @@ def _blank_samples(path: Path, removed: Removed) -> Iterator[str]:
             continue  # it is cut, or another program's
     if not drawn:
         return
+    yield _kept(path.parent, drawn)
     if (path.parent / SHEET).exists():
         (path.parent / SHEET).unlink()
         yield f"{path.parent / SHEET}: deleted, since it showed them; launch.generate makes another"
-    yield _kept(path.parent, drawn)
 
 
 def _name_drawn(path: Path, removed: Removed) -> Iterator[str]:

@@ -18,7 +18,7 @@ class Removed:
     sources: tuple[str, ...] = ()
     licences: tuple[str, ...] = ()
     # Not in the `repr`, by which older banks say what they are made from.
-    marks: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
+    marks: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     """Marks of the documents (`bank_files.mark_of`), by which pages that show them are found."""
 
     def covers(self, key: str, source: str, licence: str) -> bool:

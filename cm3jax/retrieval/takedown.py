@@ -10,7 +10,7 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.io.folders import hold
-from cm3jax.retrieval.bank import Bank, rewrite
+from cm3jax.retrieval.bank import Bank, before_merging, rewrite
 from cm3jax.retrieval.bank_files import key_hash, mark_of
 from cm3jax.retrieval.bank_writer import sweep_parts
 from cm3jax.retrieval.pages import blank_pages
@@ -48,15 +48,27 @@ def remove(
     written: killed at any moment after that, opening the bank finishes it; killed before, removing
     again does. Rows move, so neighbours prepared for the old bank don't fit the new one (its
     fingerprint says so), and a saved index goes with the old bank. Raises `UserError` for what is
-    not there.
+    not there, and at the end for pages that cannot be written.
     """
     with hold(bank.path, "removing documents"):
         require_there(bank, removed)
         listed = Removed.of(bank.path) | removed | Removed(marks=_marks(bank, removed))
-        for line in blank_pages(listed, folders):
-            say(line)
+        failed = blank_pages(listed, folders, say)
         listed.save(bank.path)
-        return Bank.open(bank.path)
+        smaller = Bank.open(bank.path)
+        _require_blanked(bank.path, failed)
+        return smaller
+
+
+def _require_blanked(bank: epath.PathLike, failed: Sequence[str]) -> None:
+    """Raise `UserError` if pages still show what is out of the bank by now."""
+    if failed:
+        raise UserError(
+            f"the documents are taken out of {bank}, but {len(failed)} "
+            f"{'files show' if failed[1:] else 'file shows'} them still and cannot be written: "
+            f"{', '.join(failed)}; correct the permissions and give the command again, or delete "
+            "what it names."
+        )
 
 
 def _marks(bank: Bank, removed: Removed) -> tuple[str, ...]:
@@ -66,17 +78,25 @@ def _marks(bank: Bank, removed: Removed) -> tuple[str, ...]:
     else:
         wanted = np.asarray([key_hash(key) for key in removed.keys], np.uint64)
         rows = np.flatnonzero(np.isin(bank.key_hashes, wanted)).tolist()
-    documents = map(bank.meta, rows)
-    return tuple(mark_of(d) for d in documents if removed.covers(d.key, d.source, d.licence))
+    gone = (d for d in map(bank.meta, rows) if removed.covers(d.key, d.source, d.licence))
+    # Pages of the bank that it was merged from show it under the key that it had there.
+    return tuple(mark_of(name) for d in gone for name in (d, before_merging(d)))
 
 
-def merge(path: epath.PathLike, banks: Sequence[Bank], made_from: str = "") -> Bank:
+def merge(
+    path: epath.PathLike,
+    banks: Sequence[Bank],
+    made_from: str = "",
+    folders: Sequence[epath.PathLike] = (),
+    say: Callable[[str], None] = print,
+) -> Bank:
     """Write one bank of several at `path`, in order, in bounded memory.
 
-    What was taken out of any of them, or of the bank at `path`, stays out from then on. A document
-    that an earlier bank has, under the same key and with the same ids, is not repeated; another one
-    under the same key gets its content's hash behind it, the same whenever it is merged. Raises
-    `UserError` for banks of different encoders or vocabularies.
+    What was taken out of any of them, or of the bank at `path`, stays out from then on, and what
+    shows it in pages below `folders` is blanked as `remove` does. A document that an earlier bank
+    has, under the same key and with the same ids, is not repeated; another one under the same key
+    gets its content's hash behind it, the same whenever it is merged. Raises `UserError` for banks
+    of different encoders or vocabularies, and at the end for pages that cannot be written.
     """
     first = banks[0].manifest
     for bank in banks[1:]:
@@ -89,8 +109,12 @@ def merge(path: epath.PathLike, banks: Sequence[Bank], made_from: str = "") -> B
     with hold(path, "merging banks into it"):
         known = Removed.of(path)
         removed = functools.reduce(operator.or_, (Removed.of(b.path) for b in banks), known)
+        removed |= Removed(marks=tuple(mark for bank in banks for mark in _marks(bank, removed)))
+        failed = blank_pages(removed, folders, say) if removed else []
         if removed != known:
             removed.save(path)
             sweep_parts(path, "parts")
         rewrite(path, banks, removed, made_from)
-        return Bank.open(path)
+        merged = Bank.open(path)
+        _require_blanked(path, failed)
+        return merged

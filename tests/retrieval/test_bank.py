@@ -267,7 +267,7 @@ def test_documents_are_removed_by_key_source_or_licence(bank, removed, left):
     smaller = remove(bank, removed)
     assert list(smaller.rows) == [f"record-{i}" for i in left]
     removed.save(bank.path)
-    assert Removed.of(bank.path) == removed
+    assert dataclasses.replace(Removed.of(bank.path), marks=()) == removed
 
 
 def test_an_earlier_list_of_removed_keys_still_counts(bank):

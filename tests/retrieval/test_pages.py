@@ -23,6 +23,13 @@ SECRET, OTHER = document("secret"), document("other")
 REMOVED = Removed(keys=("secret",), marks=(mark_of(SECRET),))
 
 
+def blanked(removed, folders):
+    """The lines that are said."""
+    lines = []
+    assert blank_pages(removed, folders, lines.append) == []
+    return lines
+
+
 def test_a_mark_is_of_key_and_content():
     marks = {mark_of(d) for d in (SECRET, OTHER, document("secret", (7, 9)))}
     assert len(marks) == 3
@@ -53,14 +60,14 @@ def test_stored_results_lose_it_too(tmp_path):
     Evaluation("run", {}, (Figure("kind", "prompt", cells),), {}, {}, "", 1.0).save(path)
     mine = {"document": mark_of(SECRET), "label": "of another program"}
     (tmp_path / "notes.json").write_text(json.dumps(mine))
-    (line,) = blank_pages(REMOVED, [tmp_path])
+    (line,) = blanked(REMOVED, [tmp_path])
     assert line == f"{path}: 1 place blanked that showed them"
     (shown,) = Evaluation.load(path).figures
     assert [one.text for one in shown.cells] == ["", OTHER.text]
     assert GONE in figure_cell(shown.cells[0])
     assert mark_of(OTHER) in figure_cell(shown.cells[1])
     assert json.loads((tmp_path / "notes.json").read_text()) == mine
-    assert not list(blank_pages(REMOVED, [tmp_path]))
+    assert not blanked(REMOVED, [tmp_path])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +84,7 @@ def test_a_contact_sheet_goes_and_samples_are_named(tmp_path, marked, removed):
         (folder / "samples.jsonl").write_text(json.dumps(line) + "\n")
         (folder / "contact.png").write_bytes(b"a sheet")
         (folder / f"fox-{name}.png").write_bytes(b"a sample")
-    deleted, kept = blank_pages(removed, [tmp_path])
+    kept, deleted = blanked(removed, [tmp_path])
     assert deleted.startswith(f"{tmp_path}/mine/contact.png: deleted")
     assert kept == f"{tmp_path}/mine: drawn with them, and kept: fox-mine"
     assert not (tmp_path / "mine" / "contact.png").exists()
@@ -88,7 +95,7 @@ def test_a_contact_sheet_goes_and_samples_are_named(tmp_path, marked, removed):
 def test_pictures_for_captions_are_named(tmp_path):
     notes = {"7": {"documents": ["secret"]}, "8": {"documents": ["other"]}}
     (tmp_path / "drawn-00003.json").write_text(json.dumps(notes))
-    (line,) = blank_pages(REMOVED, [tmp_path])
+    (line,) = blanked(REMOVED, [tmp_path])
     assert line == f"{tmp_path}: drawn with them, and kept: 000000000007.png"
 
 
@@ -97,7 +104,7 @@ def test_a_line_that_is_cut_hides_no_other_one(tmp_path):
     lines = ['{"name": "cut', "7", json.dumps({"step": 3}), json.dumps(line), ""]
     (tmp_path / "samples.jsonl").write_text("\n".join(lines))
     (tmp_path / "contact.png").write_bytes(b"a sheet")
-    _, kept = blank_pages(REMOVED, [tmp_path])
+    kept, _ = blanked(REMOVED, [tmp_path])
     assert kept.endswith("and kept: fox")
     assert not (tmp_path / "contact.png").exists()
 
@@ -105,14 +112,14 @@ def test_a_line_that_is_cut_hides_no_other_one(tmp_path):
 def test_no_pipe_is_waited_for(tmp_path):
     for name in ("a.html", "b.json", "samples.jsonl", "drawn-00000.json"):
         os.mkfifo(tmp_path / name)
-    assert not list(blank_pages(REMOVED, [tmp_path]))
+    assert not blanked(REMOVED, [tmp_path])
 
 
 @pytest.mark.parametrize("label", ["document", "retrieved, 0.71", "bank-17, 0.71", "0.712 a fox"])
 def test_a_page_of_an_earlier_version_is_named(tmp_path, label):
     path = tmp_path / "report.html"
     path.write_text(page("a run", cell(label, "?", picture="data:,x")))
-    (line,) = blank_pages(REMOVED, [tmp_path])
+    (line,) = blanked(REMOVED, [tmp_path])
     assert line.startswith(f"{path}: made by an earlier version and may show them")
 
 
@@ -132,6 +139,31 @@ def test_somebody_elses_files_and_links_stay(tmp_path):
     ):
         (here / name).write_bytes(content)
     before = {path: path.read_bytes() for path in here.glob("*.*")}
-    assert not list(blank_pages(REMOVED, [here, tmp_path / "nowhere"]))
+    assert not blanked(REMOVED, [here, tmp_path / "nowhere"])
     assert {path: path.read_bytes() for path in here.glob("*.*")} == before
     assert (tmp_path / "away" / "a.html").read_text() == shown
+
+
+def test_a_file_that_cannot_be_written_stops_no_other(tmp_path):
+    """A page under the longest name that there is has no room for a scratch file's, and a folder is
+    not unlinked; unlike for permissions, this is so for every user."""
+    shown = page("a", cell("document", SECRET.text, document=mark_of(SECRET)))
+    full = tmp_path / ("a" * 250 + ".html")
+    line = {"name": "fox", "documents": [{"key": "secret", "mark": mark_of(SECRET)}]}
+    for path in (full, tmp_path / "b.html"):
+        path.write_text(shown)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "samples.jsonl").write_text(json.dumps(line))
+    (tmp_path / "m" / "contact.png").mkdir()
+    (tmp_path / "z.html").write_text(shown)
+    lines = []
+    failed = blank_pages(REMOVED, [tmp_path], lines.append)
+    assert failed == [
+        f"{full} (File name too long)",
+        f"{tmp_path / 'm' / 'contact.png'} (Is a directory)",
+    ]
+    for name in ("b.html", "z.html"):
+        assert SECRET.text not in (tmp_path / name).read_text()
+    assert [line.partition(": ")[0] for line in lines] == [
+        str(tmp_path / name) for name in ("b.html", "m", "z.html")
+    ]

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from cm3jax.config import RetrievalConfig
+from cm3jax.errors import UserError
+from cm3jax.report.html import cell, page
 from cm3jax.retrieval.bank import Bank
-from cm3jax.retrieval.bank_files import SAVED, BankDocument
+from cm3jax.retrieval.bank_files import SAVED, BankDocument, mark_of
 from cm3jax.retrieval.index import keep_index, open_index
 from cm3jax.retrieval.milvus import MilvusIndex, forget
 from cm3jax.retrieval.removed import Removed
@@ -76,3 +78,75 @@ def test_a_server_forgets_the_vectors_of_a_bank(tmp_path):
     forget(vectors, address)
     assert not index._client.has_collection(index.collection)
     forget(vectors, address)  # nothing to forget
+
+
+def small(path, *keys):
+    documents = [BankDocument(k, np.array([7], np.int32), k, True, True, "s", "l") for k in keys]
+    return Bank.build(path, documents, np.eye(8, dtype=np.float32)[: len(keys)], "e", "v")
+
+
+def show(path, document):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(page("a", cell("document", "its text", document=mark_of(document))))
+
+
+def test_a_page_that_cannot_be_written_is_named_when_all_else_is_done(tmp_path):
+    bank = small(tmp_path / "bank", "fox", "owl")
+    stuck, other = tmp_path / "runs" / ("a" * 250 + ".html"), tmp_path / "runs" / "b.html"
+    show(stuck, bank.meta(0))
+    show(other, bank.meta(0))
+    removed = Removed(keys=("fox",))
+    for _ in range(2):  # given again, it looks again
+        with pytest.raises(UserError, match="but 1 file shows them still") as raised:
+            remove(bank, removed, [tmp_path / "runs"], lambda line: None)
+        assert f"{stuck} (File name too long)" in str(raised.value)
+        assert "its text" not in other.read_text()
+        bank = Bank.open(bank.path)
+        assert list(bank.rows) == ["owl"]
+    stuck.unlink()
+    assert list(remove(bank, removed, [tmp_path / "runs"], lambda line: None).rows) == ["owl"]
+
+
+def test_merging_blanks_what_it_takes_out(tmp_path):
+    """Pages that show a document of the bank at hand which was taken out of another one."""
+    mine, theirs = small(tmp_path / "a", "fox", "owl"), small(tmp_path / "b", "fox", "elk")
+    shown = tmp_path / "runs" / "report.html"
+    show(shown, mine.meta(0))
+    theirs = remove(theirs, Removed(keys=("fox",)))
+    lines = []
+    both = merge(mine.path, [mine, theirs], folders=[tmp_path / "runs"], say=lines.append)
+    assert list(both.rows) == ["owl", "elk"]
+    assert lines == [f"{shown}: 1 place blanked that showed them"]
+    assert "its text" not in shown.read_text()
+    stuck = tmp_path / "runs" / ("a" * 250 + ".html")
+    show(stuck, theirs.meta(0))
+    theirs = remove(theirs, Removed(keys=("elk",)))
+    with pytest.raises(UserError, match="but 1 file shows them still"):
+        merge(both.path, [both, theirs], folders=[tmp_path / "runs"], say=lines.append)
+    assert list(Bank.open(both.path).rows) == ["owl"]
+
+
+def test_a_merge_keeps_marks_that_only_the_other_bank_knows(tmp_path):
+    mine, theirs = small(tmp_path / "a", "owl"), small(tmp_path / "b", "fox", "elk")
+    fox = theirs.meta(0)
+    Removed(keys=("fox",)).save(mine.path)  # as an earlier version did, without marks
+    theirs = remove(theirs, Removed(keys=("fox",)))
+    both = merge(mine.path, [mine, theirs])
+    assert mark_of(fox) in Removed.of(both.path).marks
+    shown = tmp_path / "later" / "report.html"
+    show(shown, fox)
+    remove(both, Removed(keys=("fox",)), [shown.parent], lambda line: None)
+    assert "its text" not in shown.read_text()
+
+
+def test_pages_show_a_merged_document_under_both_of_its_keys(tmp_path):
+    documents = [BankDocument("fox", np.array([9], np.int32), "x", True, True, "s", "l")]
+    theirs = Bank.build(tmp_path / "b", documents, np.eye(8, dtype=np.float32)[:1], "e", "v")
+    both = merge(tmp_path / "both", [small(tmp_path / "a", "fox"), theirs])
+    renamed = both.meta(1)
+    assert renamed.key.startswith("fox~")
+    for name, one in (("before", documents[0]), ("after", renamed), ("other", both.meta(0))):
+        show(tmp_path / "runs" / f"{name}.html", one)
+    remove(both, Removed(keys=(renamed.key,)), [tmp_path / "runs"], lambda line: None)
+    left = [path.stem for path in (tmp_path / "runs").iterdir() if "its text" in path.read_text()]
+    assert left == ["other"]
