@@ -98,7 +98,8 @@ class Export:
     out: str = ""
     """The new folder of transformers."""
     push: str = ""
-    """The repository on the hub to upload the run to, OWNER/NAME; it is made if need be."""
+    """The repository on the hub to upload the run to, OWNER/NAME; it is made if need be, and
+    refused if it holds what no earlier --push uploaded."""
     private: bool = False
     """Make a new repository for its owner's eyes only."""
     scores: tuple[str, ...] = ()
@@ -155,14 +156,15 @@ def export(options: Export) -> str:
 def push(options: Export) -> str:
     """Upload a run with its card and its scores; returns the address."""
     hub.require_repository(options.push)
+    onto = hub.require_pushed(options.push, options.private)
     scores = {name: one for path in options.scores for name, one in read_scores(path).items()}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         run = hub.write_whole_run(options.run, folder)
-        write_atomic(folder / "README.md", model_card(run, options.push, scores))
+        write_atomic(folder / "README.md", hub.sign_card(model_card(run, options.push, scores)))
         if scores:
             write_json(folder / "scores.json", scores_to_json(scores))
-        return hub.upload(folder, options.push, options.private)
+        return hub.upload(folder, options.push, options.private, onto)
 
 
 def summary(report: Sequence[Key], out: Path) -> str:

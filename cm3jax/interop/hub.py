@@ -10,6 +10,7 @@ its documents have licences of their own.
 """
 
 import dataclasses
+import hashlib
 import re
 from pathlib import Path
 
@@ -39,6 +40,9 @@ _OPTIONAL = (
     *(f"clip/{name}" for name in ("config.json", PARAMS_FILE, MODEL_FILE)),
 )
 """What only some runs have, in a repository: left there, it would be taken for the next run's."""
+_CARD = "README.md"
+_MADE_BY_THE_HUB = {".gitattributes"}
+"""What is in a repository as soon as there is one."""
 
 
 def local_run(run_dir: epath.PathLike) -> epath.PathLike:
@@ -144,27 +148,79 @@ def require_repository(name: str) -> None:
         raise UserError(f"--push takes OWNER/NAME, a repository of the hub, not {name!r}.")
 
 
-def upload(folder: Path, name: str, private: bool) -> str:
-    """Upload a folder's files to the hub's model repository `name`, which is made if need be.
+def sign_card(card: str) -> str:
+    """The card with a last line by which `require_pushed` knows it, unless somebody changes it."""
+    return f"{card}<!-- uploaded by cm3jax, card {_digest(card)} -->\n"
 
-    Its main branch is changed. What an earlier run had and this one has not (scores, an encoder)
-    goes; files of other names stay. Returns the repository's address. Raises `UserError` if the hub
-    refuses.
+
+def require_pushed(name: str, private: bool) -> str | None:
+    """The newest commit of the hub's repository `name`, whose files a push may replace; None where
+    there is no such repository.
+
+    Raises `UserError` where files are there that no push put there: a repository is a push's if
+    its README.md is one that `sign_card` made, and free if it is empty. Also where a public one
+    would take what should be `private`.
     """
     import huggingface_hub
 
     hub = huggingface_hub.HfApi()
     try:
-        address = hub.create_repo(name, private=private or None, exist_ok=True)
-        hub.upload_folder(
+        info = hub.model_info(name, revision="main")
+        files = {file.rfilename for file in info.siblings or ()} - _MADE_BY_THE_HUB
+        card = ""
+        if _CARD in files:
+            path = hub.hf_hub_download(name, _CARD, revision=info.sha)
+            card = Path(path).read_bytes().decode(errors="replace")
+    except huggingface_hub.errors.RepositoryNotFoundError:
+        return None
+    except Exception as error:  # of the network, the hub, its permissions
+        raise _not_taken(name, error) from None
+    written, _, _ = card.rpartition("<!-- ")
+    if files and card != sign_card(written):
+        raise UserError(
+            f"{name} on the hub holds files that --push did not upload, or a {_CARD} that was "
+            f"changed since; give another name, or put the {_CARD} of the last push back there."
+        )
+    if private and not info.private:
+        raise UserError(
+            f"{name} on the hub is public, and --private is for new repositories; give another "
+            "name, or make it private there."
+        )
+    return info.sha
+
+
+def upload(folder: Path, name: str, private: bool, onto: str | None) -> str:
+    """Upload a folder's files to the hub's model repository `name`.
+
+    `onto` is what `require_pushed` returned: the commit that is followed, or None to make the
+    repository. Its main branch is changed. What an earlier run had and this one has not (scores, an
+    encoder) goes; files of other names stay. Returns the repository's address. Raises `UserError`
+    if the hub refuses, as when another commit came in between.
+    """
+    import huggingface_hub
+
+    hub = huggingface_hub.HfApi()
+    try:
+        if onto is None:
+            hub.create_repo(name, private=private or None)
+        done = hub.upload_folder(
             repo_id=name,
             folder_path=folder,
             commit_message="Upload a run of cm3jax",
             delete_patterns=list(_OPTIONAL),
+            parent_commit=onto,
         )
     except Exception as error:  # of the network, the hub, its permissions
-        raise UserError(
-            f"the hub did not take {name} ({type(error).__name__}); check the name, the network "
-            "and `hf auth login` with a token that may write."
-        ) from None
-    return str(address)
+        raise _not_taken(name, error) from None
+    return str(done.repo_url)
+
+
+def _digest(card: str) -> str:
+    return hashlib.sha256(card.encode()).hexdigest()
+
+
+def _not_taken(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"the hub did not take {name} ({type(error).__name__}); check the name, the network "
+        "and `hf auth login` with a token that may write."
+    )

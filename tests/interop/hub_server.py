@@ -67,8 +67,11 @@ class Routes(BaseHTTPRequestHandler):
             return self._answer(200, {"files": modes})
         assert action == "commit"
         files = dict(self.server.commits[name][-1])
-        for line in body.splitlines():
-            entry = json.loads(line)
+        entries = [json.loads(line) for line in body.splitlines()]
+        parent = entries[0]["value"].get("parentCommit")
+        if parent not in (None, self._sha(name, -1)):
+            return self._answer(412, {"error": "another commit came first"})
+        for entry in entries:
             if entry["key"] == "file":
                 files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
             elif entry["key"] == "deletedFile":
@@ -94,7 +97,9 @@ class Routes(BaseHTTPRequestHandler):
         sha = self._sha(name, place)
         if info and info[2] == "revision":
             names = [{"rfilename": one} for one in sorted(files)]
-            return self._answer(200, {"id": name, "sha": sha, "siblings": names})
+            hidden = self.server.private.get(name, False)
+            about = {"id": name, "sha": sha, "private": hidden, "siblings": names}
+            return self._answer(200, about)
         if info:
             tree = [
                 {"type": "file", "path": one, "size": len(content), "oid": sha}

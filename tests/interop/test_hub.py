@@ -81,8 +81,9 @@ def test_a_run_goes_up_and_comes_back(tmp_path, decoder):
     (decoder / "pickled.bin").write_bytes(b"never leaves")
     others = {"evil.bin": b"a pickle", "evil/code.py": b"1 / 0"}
     with serving() as server:
-        server.commits["someone/tiny"] = [others]
-        earlier = {"scores.json": b"{}", "clip/config.json": b"{}"}
+        earlier = {"README.md": hub.sign_card("# Tiny\n").encode()}
+        server.commits["someone/tiny"] = [others | earlier]
+        earlier |= {"scores.json": b"{}", "clip/config.json": b"{}"}
         server.commits["someone/again"] = [others | earlier]
         weights = {"model-00001-of-00002.safetensors": b"many gigabytes"}
         server.commits["someone/foreign"] = [{"config.json": b"{}"} | weights]
@@ -121,7 +122,7 @@ def test_a_run_goes_up_and_comes_back(tmp_path, decoder):
     assert hidden.keys() == parts | {"README.md"}
     # One file of the same content as another is downloaded once.
     assert parts - set(server.downloaded) in ({"text/text.model"}, {"clip/text.model"})
-    assert set(server.downloaded) < parts | {"scores.json"}
+    assert set(server.downloaded) < parts | {"scores.json", "README.md"}
     assert not any(b"/secret" in content for content in files.values())
     card = files["README.md"].decode()
     for line in (
@@ -136,6 +137,60 @@ def test_a_run_goes_up_and_comes_back(tmp_path, decoder):
         assert line in card
     assert "None were given" in hidden["README.md"].decode()
     assert json.loads(files["scores.json"])["drawn"] == 1.0
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A hub that this process talks to."""
+    from huggingface_hub import constants
+
+    with serving() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.address)
+        template = f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        for name, value in {"HF_TOKEN": TOKEN, "NO_PROXY": "*", "no_proxy": "*"}.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+def test_a_push_replaces_pushes_only(tmp_path, decoder, served, capsys):
+    served.private["me/own"] = False
+    served.commits["me/own"] = [{".gitattributes": b"made with the repository"}]
+    push = ["export", str(decoder), "--push"]
+    convert([*push, "me/own"])
+    assert f"uploaded to {served.address}/me/own; " in capsys.readouterr().out
+    pushed = served.commits["me/own"][-1]
+    assert hub.require_pushed("me/none", private=True) is None
+    with pytest.raises(UserError, match="me/own on the hub is public, and --private is for new"):
+        convert([*push, "me/own", "--private"])
+
+    card, config = {"README.md": pushed["README.md"]}, {"config.json": b"{}"}
+    signed = pushed["README.md"].rpartition(b"<!-- ")[2]
+    foreign = {
+        "me/their-model": config | {"README.md": b"---\nlibrary_name: cm3jax\n---\n# Theirs\n"},
+        "me/no-card": config,
+        "me/only-code": {"train.py": b"print(1)"},
+        "me/edited": pushed | {"README.md": card["README.md"].replace(b"# own", b"# Our own")},
+        "me/continued": pushed | {"README.md": card["README.md"] + b"See our paper.\n"},
+        "me/signed": pushed | {"README.md": b"# Theirs\n<!-- " + signed},
+        "me/not-text": pushed | {"README.md": b"\xff\xfe"},
+    }
+    for name, files in foreign.items():
+        served.commits[name] = [files]
+        with pytest.raises(UserError, match=f"{name} on the hub holds files that --push did not"):
+            convert([*push, name])
+        assert served.commits[name] == [files]
+
+    found = hub.require_pushed("me/own", private=False)
+    served.commits["me/own"].append(pushed | {"LICENSE": b"ours to choose"})
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="the hub did not take me/own"):  # since it has changed
+        hub.upload(tmp_path / "new", "me/own", False, found)
+    convert([*push, "me/own"])
+    assert len(served.commits["me/own"]) == 4
+    assert served.commits["me/own"][-1] == pushed | {"LICENSE": b"ours to choose"}
 
 
 def test_a_revision_may_be_a_branch_with_a_slash(monkeypatch, tmp_path):
