@@ -24,7 +24,6 @@ from etils import epath
 
 from cm3jax.checkpoint import load_run
 from cm3jax.evaluate.answers import score_caption_file, score_vqa_file
-from cm3jax.evaluate.cases_page import cases_page, score_table
 from cm3jax.evaluate.coco import read_captions
 from cm3jax.evaluate.coco_fid import CocoExam, from_folder, from_run
 from cm3jax.evaluate.coco_page import report, text_table
@@ -32,10 +31,9 @@ from cm3jax.evaluate.comparison import compare
 from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.inception_weights import load_inception
 from cm3jax.evaluate.perplexity import evaluate_perplexity
-from cm3jax.evaluate.protocol import Score, read_scores, scores_to_json
+from cm3jax.evaluate.protocol import Score, read_scores
 from cm3jax.evaluate.reconstruction import evaluate_reconstruction
 from cm3jax.generation.loading import load_encoder
-from cm3jax.io.files import write_atomic, write_json
 from cm3jax.learners import clip
 from experiments.emoji.emoji_scores import EmojiExam
 from experiments.miniature.scores.emblem_scores import evaluate
@@ -58,11 +56,15 @@ from launch.evaluate_options import (
     Retrieval,
     Tasks,
 )
+from launch.score_files import ScoreFiles, page_of
 
 _ABOUT = (
     "Every answer was sampled freely, once, and judged by a program. For each score some of the "
     "worst and some of the best answers are shown."
 )
+
+_Scored = Captions | VQA | Perplexity | Reconstruction | Retrieval | Tasks | Emblems
+"""The options of evaluations that differ only in what they score."""
 
 
 def run(argv: list[str]) -> None:
@@ -71,13 +73,19 @@ def run(argv: list[str]) -> None:
     match options:
         case Diff():
             print(compare(read_scores(options.left), read_scores(options.right)))
-            return
         case CocoFid():
             coco(options)
-            return
         case HeldOut():
             print(table(heldout.evaluate(options, _say)))
-            return
+        case _:
+            print(table(_evaluate(options)))
+
+
+def _evaluate(options: _Scored) -> dict[str, Score]:
+    """The scores, written where `out` says; with a page where answers can be shown."""
+    files = ScoreFiles.named(options.out, with_page=isinstance(options, Tasks | Emblems))
+    keep = files.samples if files else ""
+    match options:
         case Captions():
             scores = score_caption_file(options.made, options.captions)
         case VQA():
@@ -94,32 +102,31 @@ def run(argv: list[str]) -> None:
             scores = evaluate_encoder(options.run, options.prompts)
         case Tasks():
             which = (options.tasks, options.cases, options.seed)
-            where = (options.mesh, _beside(options.out, ".samples"))
+            where = (options.mesh, keep)
             found = evaluate_tasks(options.run, options.before, *which, _say, *where)
             scores = found.scores
         case Emoji():
             which = (options.bank, options.prompts, options.seed)
-            found = EmojiExam(
-                options.run, *which, _say, options.mesh, _beside(options.out, ".samples")
-            )
+            found = EmojiExam(options.run, *which, _say, options.mesh, keep)
             found.take(options.documents)
             scores = found.scores
         case Emblems():
             which = (options.bank, options.prompts, options.seed)
-            where = (options.mesh, _beside(options.out, ".samples"))
+            where = (options.mesh, keep)
             found = evaluate(options.run, *which, _say, *where)
             scores = found.scores
-    print(table(scores))
-    if options.out:
-        write_json(options.out, scores_to_json(scores))
-    if options.out and isinstance(options, Tasks | Emblems):
-        title = f"What {options.run} does"
-        page = cases_page(title, _ABOUT, score_table(scores), found.figures, scores)
-        write_atomic(_beside(options.out, ".html"), page)
+    if files:
+        page = None
+        if isinstance(options, Tasks | Emblems):
+            page = page_of(f"What {options.run} does", _ABOUT, scores, found.figures)
+        files.write(scores, page)
+    return scores
 
 
 def coco(options: CocoFid) -> None:
     """Do this process's share; score and write JSON and page when that was the last one missing."""
+    out = epath.Path(options.out)
+    files = ScoreFiles.inside(out)
     asked = options.count if options.run else None  # others' pictures may be any caption's
     captions = read_captions(options.captions, asked, options.seed)
     weights = load_inception(options.inception)
@@ -129,7 +136,6 @@ def coco(options: CocoFid) -> None:
         encoder = load_encoder(options.run, load_run(options.run))
     else:
         encoder = None
-    out = epath.Path(options.out)
     extractor = Extractor(weights, options.resize)
     exam = CocoExam(captions, extractor, encoder, options.real, options.crop, out)
     if options.made:
@@ -141,16 +147,10 @@ def coco(options: CocoFid) -> None:
         _say(f"share {options.part} is done; run the others into {out}, the last one scores.")
         return
     outcome = exam.judge(model, sets, _say)
-    write_json(out / "scores.json", scores_to_json(outcome.scores))
-    write_atomic(out / "report.html", report(outcome))
+    files.write(outcome.scores, report(outcome))
     print(text_table(outcome))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"wrote {out / 'scores.json'} and {out / 'report.html'}; peak memory {peak:.2f} GiB")
-
-
-def _beside(out: str, suffix: str) -> str:
-    """What has the name of `out` and this suffix; nothing without one."""
-    return str(epath.Path(out).with_suffix(suffix)) if out else ""
+    print(f"wrote {files.scores} and {files.page}; peak memory {peak:.2f} GiB")
 
 
 def _say(line: str) -> None:

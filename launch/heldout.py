@@ -2,15 +2,12 @@
 
 from collections.abc import Callable
 
-from etils import epath
-
-from cm3jax.evaluate.cases_page import cases_page, score_table
 from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.heldout import HeldOutExam
 from cm3jax.evaluate.inception_weights import load_inception
-from cm3jax.evaluate.protocol import Score, scores_to_json
-from cm3jax.io.files import write_atomic, write_json
+from cm3jax.evaluate.protocol import Score
 from launch.evaluate_options import HeldOut
+from launch.score_files import ScoreFiles, page_of
 
 _ABOUT = (
     "Every picture was drawn once, freely, for a caption that training never saw, with documents "
@@ -21,16 +18,17 @@ _ABOUT = (
 
 
 def evaluate(options: HeldOut, say: Callable[[str], None]) -> dict[str, Score]:
-    """Take every figure, and write JSON and page where `out` says."""
+    """Take every figure, and write JSON and page where `out` says.
+
+    Raises `UserError`, before any work, rather than replace what no evaluation wrote.
+    """
+    files = ScoreFiles.named(options.out)
     weights = load_inception(options.inception) if options.inception else None
     extractor = Extractor(weights, options.resize) if weights else None
-    out = epath.Path(options.out)
-    keep = out.with_suffix(".samples") if options.out else ""
+    keep = files.samples if files else ""
     exam = HeldOutExam(options, say, options.mesh, keep, extractor)
     exam.take()
-    if options.out:
+    if files:
         title = f"{options.run} on held-out records"
-        page = cases_page(title, _ABOUT, score_table(exam.scores), exam.figures, exam.scores)
-        write_atomic(out.with_suffix(".html"), page)
-        write_json(out, scores_to_json(exam.scores))  # last: its presence says all is done
+        files.write(exam.scores, page_of(title, _ABOUT, exam.scores, exam.figures))
     return exam.scores

@@ -19,10 +19,10 @@ from cm3jax.config import Experiment, RetrievalConfig
 from cm3jax.data.prepare import merge_banks, prepare_bank, remove_documents
 from cm3jax.data.probe_queries import Asking, asking
 from cm3jax.errors import UserError
-from cm3jax.io.files import write_atomic
+from cm3jax.io.files import require_replaceable, write_atomic
 from cm3jax.learners import clip, vqgan
 from cm3jax.retrieval import audit
-from cm3jax.retrieval.audit_page import AuditQuery, audit_page
+from cm3jax.retrieval.audit_page import AuditQuery, audit_page, is_audit_page
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.clip_encoder import ClipEncoder
 from cm3jax.retrieval.duplicates import find_duplicates
@@ -68,6 +68,8 @@ def run(argv: list[str]) -> None:
         case "build":
             build(experiment)
         case "audit":
+            if options.out:
+                require_replaceable(options.out, is_audit_page, "the audit")
             audited = audit_bank(experiment)
             print(audited.text)
             if options.out:

@@ -29,7 +29,7 @@ from experiments.miniature.scores.emblem_scores import evaluate, is_current
 from experiments.quickstart import chain
 from launch.cli import parse
 from launch.env import main
-from launch.report import stored, write_report
+from launch.report import require_replaceable_report, stored, write_report
 from launch.shipped import SHIPPED
 from launch.stages import Stage, run_stages, training
 from launch.tools import make_tools
@@ -209,6 +209,7 @@ def command(argv: list[str]) -> None:
     """Parse the arguments, run every stage, write metrics and report, and say what came of it."""
     options = parse(Options, argv, "The whole path in miniature, from raw pairs to a report.")
     start = time.perf_counter()
+    require_replaceable_report(options.workdir)
     # Both models run the same programs, and so does a second run: keep also what compiles fast.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     run_stages(stages(options), epath.Path(options.workdir) / TIMINGS)

@@ -10,6 +10,7 @@ report from its `metrics.json` and `results/`.
 """
 
 import dataclasses
+import functools
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -22,9 +23,10 @@ from cm3jax.config import Experiment
 from cm3jax.data.prepare import is_prepared, prepare
 from cm3jax.errors import UserError
 from cm3jax.evaluate.results import Evaluation
-from cm3jax.io.files import read_json, write_atomic, write_json
+from cm3jax.io.files import read_json, require_replaceable, write_atomic, write_json
 from cm3jax.io.folders import delete, files_below
 from cm3jax.presets import load_experiment
+from cm3jax.report.html import is_titled
 from experiments.claims import (
     bank_swap,
     control,
@@ -40,7 +42,7 @@ from experiments.claims import (
 from experiments.claims.claim import Result, Row
 from experiments.claims.claims_page import verdict, write_page
 from experiments.claims.harness import Bench
-from experiments.miniature.scores.quickstart_page import report
+from experiments.miniature.scores.quickstart_page import TITLE, report
 from launch.cli import parse
 from launch.env import main
 from launch.tools import make_tools
@@ -98,8 +100,10 @@ def stored(run: epath.PathLike) -> dict[str, Evaluation]:
 
 
 def write_report(run: epath.PathLike) -> epath.Path:
-    """Write `report.html` and return its path; `UserError` when nothing was evaluated yet."""
+    """Write `report.html` and return its path; `UserError` when nothing was evaluated yet, and
+    rather than replace a page of another kind, such as a training's."""
     run = epath.Path(run)
+    require_replaceable_report(run)
     metrics = read_json(run / "metrics.json", "the run's metrics")
     evaluations = stored(run)
     if not evaluations:
@@ -107,6 +111,12 @@ def write_report(run: epath.PathLike) -> epath.Path:
     path = run / "report.html"
     write_atomic(path, report(evaluations, metrics))
     return path
+
+
+def require_replaceable_report(run: epath.PathLike) -> None:
+    """Raise `UserError` if the report would replace another page."""
+    ours = functools.partial(is_titled, title=TITLE)
+    require_replaceable(epath.Path(run) / "report.html", ours, "the report")
 
 
 def trainings(row: Row, options: Options) -> list[Experiment]:

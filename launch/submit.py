@@ -17,7 +17,7 @@ from pathlib import Path
 from cm3jax import partition
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
-from cm3jax.io.files import write_atomic
+from cm3jax.io.files import require_replaceable, write_atomic
 from cm3jax.targets import Target
 from launch.cli import parse_experiment_and
 from launch.env import main
@@ -34,6 +34,8 @@ _ROOT = Path(__file__).resolve().parent.parent
 def run(argv: list[str]) -> None:
     """Render the job to standard output or to a file; `UserError` if it could not start."""
     experiment, options = parse_experiment_and(Options, argv, _DESCRIPTION)
+    if options.out:
+        require_replaceable(options.out, _is_job, "the job")
     require_inputs(experiment, options.cluster != "slurm")
     text = render(experiment, options, commit())
     if options.out:
@@ -41,6 +43,11 @@ def run(argv: list[str]) -> None:
         print(f"written to {options.out}; its first lines say how to submit it.")
     else:
         print(text, end="")
+
+
+def _is_job(content: bytes) -> bool:
+    """Whether a file is a job that was rendered here: its head says how to submit it."""
+    return b"# From the root of the checkout" in content[:200]
 
 
 def commit() -> str:

@@ -19,7 +19,12 @@ def cases_page(
         parts.append(tag("section", tag("h2", kind), *drawn))
     parts.append(tag("h2", "Protocols"))
     parts += protocols(scores)
-    return page(f"cm3jax: {title}", tag("main", *parts))
+    return page(f"cm3jax: {title}", tag("main", *parts, data_page="scores"))
+
+
+def is_cases_page(content: bytes) -> bool:
+    """Whether a file is such a page; earlier versions had no mark but this heading."""
+    return b'<main data-page="scores">' in content or b"<h2>Protocols</h2>" in content
 
 
 _CHOSEN = (

@@ -8,8 +8,8 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import IO, Any
 
 import numpy as np
 from etils import epath
@@ -30,32 +30,62 @@ def naming(path: epath.PathLike) -> Iterator[None]:
         raise OSError(number, os.strerror(number), os.fspath(path)) from error
 
 
-def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part.
+@contextlib.contextmanager
+def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
+    """A file to write that takes its name when all is written, and vanishes on an error.
 
-    Of several writers at once, on whatever machines, one wins.
-    Raises `OSError` if that fails, say on a full disk, and leaves nothing behind.
+    A reader sees the old content or the new one, never a part. Of several writers at once, on
+    whatever machines, one wins. Raises `UserError` rather than replace a folder or a device, and
+    `OSError` if writing fails, say on a full disk.
     """
     path = epath.Path(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path} is a folder or a device and not a file; give another path.")
     path.parent.mkdir(parents=True, exist_ok=True)
     # Containers that share a folder often have the same process id.
     scratch = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
-    if isinstance(content, str):
-        content = content.encode()
     try:
         with naming(path):
-            scratch.write_bytes(content)
+            with scratch.open("wb") as file:
+                yield file
             scratch.replace(path)
     except BaseException:  # Ctrl-C, too
         scratch.unlink(missing_ok=True)
         raise
 
 
+def write_atomic(path: epath.PathLike, content: bytes | str) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part.
+
+    Raises as `replacing` does, and leaves nothing behind.
+    """
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def require_replaceable(path: epath.PathLike, is_ours: Callable[[bytes], bool], what: str) -> None:
+    """Raise `UserError` unless nothing is at a path, or an empty file, or one that may be replaced
+    because its content is of our making. To be called before any work; `what` names what will be
+    written there, e.g. "the scores"."""
+    path = epath.Path(path)
+    if not path.exists():
+        return
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path} is a folder or a device; give a file for {what}.")
+    content = path.read_bytes()
+    if content and not is_ours(content):
+        raise UserError(
+            f"{path} is another file, which {what} would replace; it stays as it is: give another "
+            "path."
+        )
+
+
 def sweep_scratch(folder: epath.PathLike, names: str) -> None:
-    """Delete what `write_atomic` left in a folder when it was killed: the scratch files of files
-    whose names match a regular expression. For the folder's only writer."""
+    """Delete what `replacing` left in a folder when it was killed: the scratch files of files whose
+    names match a regular expression. For the folder's only writer."""
     folder = epath.Path(folder)
-    left = re.compile(rf"\.(?:{names})\.[0-9a-f]{{8}}\.part")
+    # Earlier versions named those of large files by the process's id.
+    left = re.compile(rf"\.(?:{names})\.([0-9a-f]{{8}}|\d{{1,7}})\.part")
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         if left.fullmatch(path.name):
             path.unlink(missing_ok=True)

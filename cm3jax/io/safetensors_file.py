@@ -4,14 +4,13 @@ A file is eight bytes of length, a JSON header (name -> type, shape, offsets) an
 tensors. Reading maps it into memory and copies what is asked for; nothing in it is ever executed.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.io.files import naming
+from cm3jax.io.files import replacing
 
 TYPES = {
     "F64": np.dtype(np.float64),
@@ -186,7 +185,7 @@ def write_file(
         header[name] = {"dtype": tensor.type, "shape": tensor.shape, "data_offsets": offsets}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors.items():
             written = 0
@@ -194,16 +193,3 @@ def write_file(
                 written += file.write(_bytes(tensor, part))
             if written != tensor.size:
                 raise ValueError(f"{name} has {written} bytes, not {tensor.size}")
-
-
-@contextlib.contextmanager
-def _replacing(path: epath.Path) -> Iterator[Any]:
-    """A file to write that takes its name when all is written, and vanishes on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.parent / f".{path.name}.{os.getpid()}.part"
-    try:
-        with naming(path), scratch.open("wb") as file:
-            yield file
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -172,6 +172,11 @@ def page(title: str, *body: str) -> Html:
     return Html("<!doctype html>\n" + tag("html", head, tag("body", *body), lang="en") + "\n")
 
 
+def is_titled(content: bytes, title: str) -> bool:
+    """Whether a file is a page of ours with this title."""
+    return tag("title", title).encode() in content
+
+
 _CSS = """
 :root { color-scheme: light dark; --paper: #fbfaf7; --ink: #22211f; --soft: #6d6a64;
   --rule: #e2ded5; --card: #fff; --good: #19734a; --bad: #b3402e; --a: #2563a8; --b: #c2701c;

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cm3jax.config import VocabConfig
-from cm3jax.report.html import cell, facts, figure, page, png_uri, tag
+from cm3jax.report.html import cell, facts, figure, is_titled, page, png_uri, tag
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import mark_of
 from cm3jax.retrieval.interface import Neighbours
@@ -14,6 +14,8 @@ from cm3jax.sequence.document import Image, parse
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import UInt8
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
+
+_TITLE = "Audit of a memory bank"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,7 +54,12 @@ def audit_page(
                 for document in [bank.meta(int(row))]
             ]
             body.append(figure(f"by {kind}", asked, *cells))
-    return page("Audit of a memory bank", *body)
+    return page(_TITLE, *body)
+
+
+def is_audit_page(content: bytes) -> bool:
+    """Whether a file is such a page."""
+    return is_titled(content, _TITLE)
 
 
 def _pictures(

@@ -1,12 +1,13 @@
 """The page of claims: what the paper says beside what was measured, from stored results alone."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 from etils import epath
 
 from cm3jax.evaluate.cases_page import figures_of, protocols, score_table, table_of
-from cm3jax.io.files import write_atomic
-from cm3jax.report.html import Html, facts, join, page, tag
+from cm3jax.io.files import require_replaceable, write_atomic
+from cm3jax.report.html import Html, facts, is_titled, join, page, tag
 from cm3jax.report.plots import Plot
 from experiments.claims.claim import Result, Row, Table
 
@@ -18,13 +19,18 @@ _ABOUT = (
     "Times are those of machines that other work may have shared."
 )
 
+_TITLE = "cm3jax: the paper's claims in miniature"
+
 
 def write_page(folder: epath.PathLike, rows: Sequence[Row], results: epath.PathLike) -> epath.Path:
     """Write `index.html` and the data behind it from the files `results/ROW.json`; its path.
 
-    A row without a file is open. `UserError` for a file that is damaged.
+    A row without a file is open. `UserError` for a file that is damaged, and rather than replace a
+    page that is not this one.
     """
     folder, found = epath.Path(folder), {}
+    ours = functools.partial(is_titled, title=_TITLE)
+    require_replaceable(folder / "index.html", ours, "the page of claims")
     for row in rows:
         path = epath.Path(results) / f"{row.name}.json"
         if path.exists():
@@ -43,7 +49,7 @@ def claims_page(rows: Sequence[Row], results: Mapping[str, Result]) -> Html:
     lines = [_line(row, results.get(row.name)) for row in rows]
     table = tag("div", table_of(columns, lines), class_="scroll")
     sections = [_section(row, results.get(row.name)) for row in rows]
-    return page("cm3jax: the paper's claims in miniature", tag("main", head, table, *sections))
+    return page(_TITLE, tag("main", head, table, *sections))
 
 
 def verdict(row: Row, result: Result | None) -> str:

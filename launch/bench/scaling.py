@@ -7,6 +7,7 @@ its kind; the first one compiles.
 
 import argparse
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from cm3jax.decode.plan import CHUNK, bucket
 from cm3jax.decode.request import Request
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
-from cm3jax.io.files import write_atomic
+from cm3jax.io.files import require_replaceable, write_atomic
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.model.decoder import Decoder
 from cm3jax.report import html
@@ -32,6 +33,7 @@ from launch.bench.model import add_model, experiment, positive, random_weights
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 DOCUMENTS = (0, 1, 2)
 SAMPLES = (1, 2, 4, 8, 16, 32)
+_TITLE = "Seconds per picture"
 
 
 def prompt_tokens(options: argparse.Namespace, documents: int) -> int:
@@ -77,11 +79,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def bench_scaling(options: argparse.Namespace) -> dict[str, Any]:
     """Both tables as lists of lines; with `--page` also as a page with plots.
 
-    Raises `UserError`, before anything is measured, for a page in a folder that does not exist.
+    Raises `UserError`, before anything is measured, for a page in a folder that does not exist, or
+    in place of another file.
     """
     folder = Path(options.page).parent
     if not folder.is_dir():
         raise UserError(f"--page {options.page}: {folder} is not a folder; make it first.")
+    if options.page:
+        ours = functools.partial(html.is_titled, title=_TITLE)
+        require_replaceable(options.page, ours, "the page")
     config = experiment(options, prompt_tokens(options, max(DOCUMENTS)) + options.new)
     vocab = Vocab(config.vocab)
     weights = random_weights(DecoderLearner(config, vocab, {}))
@@ -160,8 +166,8 @@ def page(answer: dict[str, Any]) -> str:
     }
     facts = {key: value for key, value in answer.items() if not isinstance(value, list)}
     return html.page(
-        "Seconds per picture",
-        html.tag("h1", "Seconds per picture"),
+        _TITLE,
+        html.tag("h1", _TITLE),
         html.facts([(key, str(value)) for key, value in facts.items()]),
         html.curves(by_documents, "seconds per picture", over="prompts in a batch"),
         html.table([_rounded(line) for line in answer["batches"]]),

@@ -1,4 +1,5 @@
 import concurrent.futures
+import os
 import resource
 
 import numpy as np
@@ -10,6 +11,7 @@ from cm3jax.io.files import (
     digest,
     read_json,
     read_json_lines,
+    require_replaceable,
     sweep_scratch,
     write_atomic,
     write_json,
@@ -83,7 +85,7 @@ def test_lines_that_are_no_objects_are_told_apart(tmp_path):
 
 def test_what_killed_writers_left_is_swept(tmp_path):
     kept = (".b.json.0123abcd.part", ".a.json.part", "a.json.0123abcd.part")
-    names = (".a.json.0123abcd.part", *kept)
+    names = (".a.json.0123abcd.part", ".a.json.4711.part", *kept)
     for name in names:
         (tmp_path / name).write_text("half")
     sweep_scratch(tmp_path, r"a\.json|c\.png")
@@ -99,3 +101,31 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_atomic(tmp_path / "a.json", "{}")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    """As root, renaming over /dev/null would break the machine."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(UserError, match="is a folder or a device and not a file"):
+            write_atomic(tmp_path / name, "new")
+        with pytest.raises(UserError, match="is a folder or a device; give a file for the page"):
+            require_replaceable(tmp_path / name, lambda content: True, "the page")
+    assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_only_what_is_ours_may_be_replaced(tmp_path):
+    path = tmp_path / "a"
+
+    def is_ours(content):
+        return content.startswith(b"ours")
+
+    for content in (None, b"", b"ours, old"):
+        if content is not None:
+            path.write_bytes(content)
+        require_replaceable(path, is_ours, "the page")
+    path.write_bytes(b"a thesis")
+    with pytest.raises(UserError, match="a is another file, which the page would replace"):
+        require_replaceable(path, is_ours, "the page")

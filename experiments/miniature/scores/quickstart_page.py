@@ -9,6 +9,7 @@ from cm3jax.evaluate.results import Evaluation
 from cm3jax.report.html import Html, facts, join, page, tag
 from cm3jax.report.run_page import STRUCTURE, loss_curves
 
+TITLE = "cm3jax: the whole path in miniature"
 _NAMES = {"shipped": "Shipped weights", "trained_here": "Trained just now"}
 
 # What each score asks, in the order in which the page tells it: key, title, explanation.
@@ -83,7 +84,7 @@ def report(evaluations: dict[str, Evaluation], metrics: dict[str, Any]) -> Html:
             parts.append(tag("section", tag("h2", title), tag("p", explanation), *shown))
     parts.append(_losses(evaluations))
     parts.append(_origins(evaluations, metrics))
-    return page("cm3jax: the whole path in miniature", tag("main", *parts))
+    return page(TITLE, tag("main", *parts))
 
 
 def _opening(evaluations: dict[str, Evaluation]) -> Html:

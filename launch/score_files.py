@@ -1,0 +1,80 @@
+"""The files of an evaluation: its scores as JSON, a page of cases, and the folder of its samples.
+
+Files that no evaluation wrote stay as they are: `ScoreFiles` refuses them before any work.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+
+from cm3jax.errors import UserError
+from cm3jax.evaluate.cases_page import cases_page, is_cases_page, score_table
+from cm3jax.evaluate.protocol import Score, scores_from_json, scores_to_json
+from cm3jax.evaluate.results import Figure
+from cm3jax.io.files import require_replaceable, write_atomic, write_json
+from cm3jax.report.html import Html
+
+_PAGE, _SAMPLES = ".html", ".samples"
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreFiles:
+    """Where an evaluation writes; `UserError` where that would replace something of another's."""
+
+    scores: epath.Path
+    page: epath.Path | None
+    """None where the evaluation shows nothing."""
+    samples: epath.Path
+
+    def __post_init__(self):
+        require_replaceable(self.scores, _is_scores, "the scores")
+        if self.page is not None:
+            require_replaceable(self.page, is_cases_page, "the page of the scores")
+        if self.samples.exists() and not self.samples.is_dir():
+            raise UserError(f"{self.samples} is a file, where the samples go; give another --out.")
+
+    @classmethod
+    def named(cls, out: str, with_page: bool = True) -> "ScoreFiles | None":
+        """Those of `--out FILE`, all under its name; None without one."""
+        if not out:
+            return None
+        path = epath.Path(out)
+        if path.is_dir():
+            raise UserError(f"--out {out} is a folder; give a JSON file for the scores.")
+        if path.suffix in (_PAGE, _SAMPLES):
+            raise UserError(
+                f"--out {out} is the name of what is written next to the scores; give a JSON file, "
+                f"such as {path.with_suffix('.json')}."
+            )
+        page = path.with_suffix(_PAGE) if with_page else None
+        return cls(path, page, path.with_suffix(_SAMPLES))
+
+    @classmethod
+    def inside(cls, folder: epath.PathLike) -> "ScoreFiles":
+        """Those of an evaluation that fills a folder."""
+        folder = epath.Path(folder)
+        return cls(folder / "scores.json", folder / "report.html", folder)
+
+    def write(self, scores: Mapping[str, Score], page: Html | None = None) -> None:
+        """Write the page, if there is one, and last the scores: these say that all is done."""
+        if self.page is not None and page is not None:
+            write_atomic(self.page, page)
+        write_json(self.scores, scores_to_json(dict(scores)))
+
+
+def page_of(title: str, about: str, scores: Mapping[str, Score], figures: Sequence[Figure]) -> Html:
+    """The page of an evaluation whose table is that of its scores."""
+    return cases_page(title, about, score_table(scores), figures, scores)
+
+
+def _is_scores(content: bytes) -> bool:
+    """Whether a file holds what an evaluation writes and nothing else, unlike a `metrics.json`."""
+    try:
+        value = json.loads(content)
+        found = scores_from_json(value) if isinstance(value, dict) else {}
+    except (ValueError, RecursionError):
+        return False
+    parts = {"details", *(name.split(".")[0] for name in found)}
+    return bool(found) and value.keys() == parts
