@@ -16,7 +16,9 @@ from cm3jax.learners.clip import CLIPLearner
 from cm3jax.learners.online import OnlineLearner
 from cm3jax.learners.vqgan import VQGANLearner
 from cm3jax.memory import Planned, abstract_batch, planned
-from cm3jax.retrieval.clip_encoder import text_length
+from cm3jax.model.bridge import TokenizerBridge
+from cm3jax.retrieval.clip_encoder import CLIP, text_length
+from cm3jax.sequence.vocab import Vocab
 from cm3jax.tokenizers import lpips
 from cm3jax.train import Learner
 
@@ -30,9 +32,11 @@ def learner_without_data(experiment: Experiment) -> Learner:
                 loss = dataclasses.replace(loss, lpips="random")
             return VQGANLearner(dataclasses.replace(experiment, vqgan_loss=loss))
         case "clip":
-            return CLIPLearner.without_data(experiment)
+            return CLIPLearner(experiment, None)
         case "decoder" if experiment.data.online:
-            return OnlineLearner.without_data(experiment)
+            vocab = Vocab(experiment.vocab)
+            bridge = TokenizerBridge(experiment.vqgan, vocab)
+            return OnlineLearner(experiment, bridge, CLIP(experiment.clip), None)
         case "text_tokenizer":
             raise UserError(
                 f"{experiment.name} trains a text tokenizer, which runs on any machine's "

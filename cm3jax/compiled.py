@@ -11,12 +11,11 @@ import time
 import jax
 
 from cm3jax import hlo, partition
-from cm3jax.abstract import batch_without_data, learner_without_data
-from cm3jax.config import Experiment
+from cm3jax.abstract import batch_without_data
 from cm3jax.errors import UserError
 from cm3jax.memory import local_bytes
 from cm3jax.targets import Target
-from cm3jax.train import make_train_step
+from cm3jax.train import Learner, make_train_step
 from cm3jax.training.mesh_checks import require_attention
 from cm3jax.training.state import plan_layout
 
@@ -63,16 +62,16 @@ class Compiled:
         return self.flops / (self.bounds.step * target.size * target.accelerator.peak)
 
 
-def compile_step(experiment: Experiment, target: Target) -> Compiled:
-    """Compile the training step of the experiment, on its mesh, for the target.
+def compile_step(learner: Learner, target: Target) -> Compiled:
+    """Compile the training step of a learner, on its experiment's mesh, for the target.
 
     Nothing is allocated. Raises `UserError` where the compiler is not installed, the mesh does not
     fit, or the program cannot be compiled for want of memory.
     """
+    experiment = learner.experiment
     mesh = partition.make_mesh(experiment.mesh, target.build())
     require_attention(experiment.model, mesh)
-    begin, learner = time.monotonic(), learner_without_data(experiment)
-    layout = plan_layout(learner.init, experiment, mesh)
+    begin, layout = time.monotonic(), plan_layout(learner, mesh)
     batch = batch_without_data(learner, mesh)
     try:
         with jax.set_mesh(mesh):

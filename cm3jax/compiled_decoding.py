@@ -12,11 +12,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cm3jax import hlo, partition
-from cm3jax.config import DecodeConfig, DecoderConfig, Experiment
+from cm3jax.config import DecodeConfig, DecoderConfig
 from cm3jax.decode import grammar, sampling, steps
 from cm3jax.decode.params import read_by_steps
 from cm3jax.decode.plan import CHUNK, ProgramShape, bucket
-from cm3jax.errors import UserError
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.memory import local_bytes
 from cm3jax.sequence.vocab import Vocab
@@ -62,18 +61,14 @@ class CompiledChunk:
         return self.rows / (seconds + sent / CHUNK / target.rate)
 
 
-def compile_chunk(experiment: Experiment, target: Target, wanted: Decoding) -> CompiledChunk:
-    """Compile a chunk of guided drawing on the experiment's mesh for the target.
+def compile_chunk(learner: DecoderLearner, target: Target, wanted: Decoding) -> CompiledChunk:
+    """Compile a chunk of guided drawing on the mesh of a decoder's experiment for the target.
 
-    Raises `UserError` for what is no decoder, and as `Target.build` and `partition.make_mesh`.
+    Raises `UserError` as `Target.build` and `partition.make_mesh`.
     """
-    if experiment.learner != "decoder":
-        raise UserError(
-            f"{experiment.name} trains a {experiment.learner}; --decode is a decoder's."
-        )
+    experiment, vocab = learner.experiment, learner.vocab
     mesh = partition.make_mesh(experiment.mesh, target.build())
-    vocab, begin = Vocab(experiment.vocab), time.monotonic()
-    learner = DecoderLearner(experiment, vocab, {})
+    begin = time.monotonic()
     model, variables = learner.model, _as_read(learner, mesh)
     pair = TEXT + vocab.image_tokens + 2
     shape = ProgramShape(

@@ -54,11 +54,6 @@ AnyMesh = jax.sharding.Mesh | AbstractMesh
 """A mesh whose devices are there, or need not exist."""
 
 
-def lay_out(learner: Planned, mesh: AnyMesh) -> Layout:
-    """The train state on the mesh; nothing is allocated."""
-    return plan_layout(learner.init, learner.experiment, mesh)
-
-
 def abstract_batch(learner: Planned, mesh: AnyMesh) -> Batch | Pairs:
     """A global batch before it has values; `UserError` if the mesh cannot share its rows."""
     experiment = learner.experiment
@@ -96,7 +91,7 @@ def compiled_bytes(learner: Planned, mesh: jax.sharding.Mesh) -> tuple[int, int]
     """
     require_attention(learner.experiment.model, mesh)
     with jax.set_mesh(mesh):
-        layout, batch = lay_out(learner, mesh), abstract_batch(learner, mesh)
+        layout, batch = plan_layout(learner, mesh), abstract_batch(learner, mesh)
         step = make_train_step(learner, layout)
         memory = step.lower(layout.abstract, batch).compile().memory_analysis()
     return memory.argument_size_in_bytes, memory.temp_size_in_bytes

@@ -127,7 +127,7 @@ def train(
         Progress(experiment.name, experiment.train.steps) as progress,
         distributed.Preemption() as preemption,
     ):
-        layout = plan_layout(learner.init, experiment, mesh)
+        layout = plan_layout(learner, mesh)
         data = learner.stream("train").fingerprints
         prints = learner.fingerprints
         begin = start_state(experiment, prints, data, layout, checkpoints, resume_with_changes)

@@ -22,9 +22,10 @@ from cm3jax import partition
 from cm3jax.compiled_decoding import Decoding
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
-from cm3jax.memory import abstract_batch, compiled_bytes, footprint, lay_out, planned
+from cm3jax.memory import abstract_batch, compiled_bytes, footprint, planned
 from cm3jax.targets import ACCELERATORS, Target
 from cm3jax.training.hardware import a100_hours
+from cm3jax.training.state import plan_layout
 from launch.cli import parse_experiment_and
 from launch.env import main
 from launch.plan_target import as_text as target_text
@@ -119,7 +120,7 @@ def plan(experiment: Experiment, compiles: bool = False) -> tuple[dict[str, Any]
     """The figures, and the table of shardings; `UserError` where the mesh does not fit."""
     mesh = partition.abstract_mesh(experiment.mesh)
     learner = planned(experiment)
-    layout, batch = lay_out(learner, mesh), abstract_batch(learner, mesh)
+    layout, batch = plan_layout(learner, mesh), abstract_batch(learner, mesh)
     needs = footprint(learner, layout, batch)
     work = learner.work
     steps = experiment.train.steps
@@ -159,7 +160,7 @@ def _fsdp_that_fits(experiment: Experiment) -> int | None:
         mesh = dataclasses.replace(experiment.mesh, data=1, fsdp=size, tensor=1)
         tried = planned(dataclasses.replace(experiment, mesh=mesh))
         devices = partition.abstract_mesh(mesh)
-        layout, rows = lay_out(tried, devices), abstract_batch(tried, devices)
+        layout, rows = plan_layout(tried, devices), abstract_batch(tried, devices)
         if footprint(tried, layout, rows).total <= _COMMON:
             return size
         size *= 2

@@ -7,13 +7,17 @@ from typing import Any
 import jax
 
 from cm3jax import partition
+from cm3jax.abstract import learner_without_data
 from cm3jax.compiled import Compiled, compile_step
 from cm3jax.compiled_decoding import Decoding, compile_chunk
 from cm3jax.config import Experiment
 from cm3jax.decode.plan import CHUNK
 from cm3jax.errors import UserError
-from cm3jax.memory import abstract_batch, footprint, lay_out, planned
+from cm3jax.learners.decoder import DecoderLearner
+from cm3jax.memory import abstract_batch, footprint, planned
+from cm3jax.sequence.vocab import Vocab
 from cm3jax.targets import Target
+from cm3jax.training.state import plan_layout
 
 TRIED = 4
 """Meshes and remat policies that `--search` compiles, at most."""
@@ -25,7 +29,7 @@ are not hidden behind products."""
 def for_target(experiment: Experiment, target: Target) -> dict[str, Any]:
     """The compiled figures of a training step; `UserError` as `compile_step`."""
     experiment = on_target(experiment, target)
-    made = compile_step(experiment, target)
+    made = compile_step(learner_without_data(experiment), target)
     formula = _formula(experiment)
     bounds = {**dataclasses.asdict(made.bounds), "step": made.bounds.step}
     return {
@@ -60,7 +64,7 @@ def _formula(experiment: Experiment) -> int | None:
     if _formula_unknown(experiment):
         return None
     mesh, learner = partition.abstract_mesh(experiment.mesh), planned(experiment)
-    return footprint(learner, lay_out(learner, mesh), abstract_batch(learner, mesh)).total
+    return footprint(learner, plan_layout(learner, mesh), abstract_batch(learner, mesh)).total
 
 
 def advice(experiment: Experiment, target: Target, made: Compiled) -> list[str]:
@@ -227,7 +231,12 @@ def as_text(answer: dict[str, Any]) -> str:
 def decoding_for_target(experiment: Experiment, target: Target, wanted: Decoding) -> dict[str, Any]:
     """The compiled figures of a chunk of drawing; `UserError` as `compile_chunk`."""
     experiment = on_target(experiment, target)
-    made = compile_chunk(experiment, target, wanted)
+    if experiment.learner != "decoder":
+        raise UserError(
+            f"{experiment.name} trains a {experiment.learner}; --decode is a decoder's."
+        )
+    learner = DecoderLearner(experiment, Vocab(experiment.vocab), {})
+    made = compile_chunk(learner, target, wanted)
     return {
         "name": target.name,
         "devices": target.size,

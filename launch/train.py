@@ -63,7 +63,7 @@ def make_learner(experiment: Experiment) -> Learner:
         case "decoder" if experiment.data.online:
             from cm3jax.learners.online import OnlineLearner
 
-            return OnlineLearner(experiment)
+            return OnlineLearner.from_source(experiment)
         case "decoder":
             from cm3jax.learners.decoder import DecoderLearner
 
@@ -79,7 +79,7 @@ def make_learner(experiment: Experiment) -> Learner:
         case "clip":
             from cm3jax.learners.clip import CLIPLearner
 
-            return CLIPLearner(experiment)
+            return CLIPLearner.from_source(experiment)
         case _:
             raise ValueError(f"{experiment.learner} has no learner")
 

@@ -41,7 +41,7 @@ EXPERIMENTS = {
 def test_the_step_of_every_learner_is_lowered_without_data(name):
     experiment = EXPERIMENTS[name]
     learner, mesh = learner_without_data(experiment), partition.make_mesh(MESH)
-    layout = plan_layout(learner.init, experiment, mesh)
+    layout = plan_layout(learner, mesh)
     batch = batch_without_data(learner, mesh)
     assert jax.tree.leaves(batch)[0].sharding.mesh == mesh
     with jax.set_mesh(mesh):

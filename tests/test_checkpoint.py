@@ -26,7 +26,7 @@ META = Meta(PLACE, experiment(""), PRINTS, seconds=4.5, licences={"CC0-1.0": 0.7
 
 def layout(mesh=(1, 1, 1), **fields):
     config = experiment("", **fields)
-    return plan_layout(learner(config).init, config, partition.make_mesh(MeshConfig(*mesh)))
+    return plan_layout(learner(config), partition.make_mesh(MeshConfig(*mesh)))
 
 
 @pytest.fixture(scope="module")

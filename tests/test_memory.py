@@ -11,7 +11,7 @@ import pytest
 from cm3jax import partition
 from cm3jax.config import DataConfig, DecoderConfig, MeshConfig, PartiConfig
 from cm3jax.errors import UserError
-from cm3jax.memory import abstract_batch, compiled_bytes, footprint, lay_out, planned
+from cm3jax.memory import abstract_batch, compiled_bytes, footprint, planned
 from cm3jax.presets import load_experiment
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.training.state import plan_layout
@@ -20,7 +20,7 @@ from tests.tiny import VOCAB, experiment, learner
 
 def needs(config):
     mesh, ours = partition.abstract_mesh(config.mesh), planned(config)
-    return footprint(ours, lay_out(ours, mesh), abstract_batch(ours, mesh))
+    return footprint(ours, plan_layout(ours, mesh), abstract_batch(ours, mesh))
 
 
 def on_first_device(tree) -> int:
@@ -32,7 +32,7 @@ def test_state_and_batch_are_exact_to_the_byte(sizes):
     config = experiment("", mesh=MeshConfig(*sizes))
     mesh = partition.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        state = plan_layout(learner(config).init, config, mesh).init(jax.random.key(0))
+        state = plan_layout(learner(config), mesh).init(jax.random.key(0))
     zeros = np.zeros((config.data.batch, config.model.context), np.int32)
     rows = jax.device_put([zeros] * 5, partition.batch_sharding(mesh))
     predicted = needs(config)

@@ -77,7 +77,7 @@ def test_parameters_are_born_sharded_with_the_same_bits_on_any_mesh():
     def born(*sizes):
         mesh = partition.make_mesh(MeshConfig(*sizes))
         with jax.set_mesh(mesh):
-            return plan_layout(learner(config).init, config, mesh).init(jax.random.key(3))
+            return plan_layout(learner(config), mesh).init(jax.random.key(3))
 
     whole = born(1, 1, 1)
     for sizes in [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)]:

@@ -167,7 +167,7 @@ def test_accumulated_parts_make_the_same_update(mesh, parts):
         made = learner(experiment("", optim=optim))
         devices = partition.make_mesh(MeshConfig(*mesh))
         with jax.set_mesh(devices):
-            layout = plan_layout(made.init, made.experiment, devices)
+            layout = plan_layout(made, devices)
             shared = jax.device_put(batch, partition.batch_sharding(devices))
             state = layout.init(jax.random.key(0))
             results.append(make_train_step(made, layout)(state, shared))

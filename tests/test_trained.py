@@ -13,7 +13,7 @@ from cm3jax import partition
 from cm3jax.checkpoint import load_run
 from cm3jax.config import DecoderConfig, MeshConfig, OptimConfig
 from cm3jax.errors import UserError
-from cm3jax.memory import abstract_batch, footprint, lay_out, planned
+from cm3jax.memory import abstract_batch, footprint, planned
 from cm3jax.model import lora
 from cm3jax.model.decoder import Decoder
 from cm3jax.presets import load_experiment
@@ -66,9 +66,7 @@ def test_corrections_alone_are_trained(base, adapted):
     up = {name: leaf for name, leaf in flat(state.params).items() if name.endswith("lora_up")}
     assert len(up) == 6
     assert all(leaf.any() for leaf in up.values())
-    layout = plan_layout(
-        learner(adapted[0]).init, adapted[0], partition.make_mesh(MeshConfig(data=1))
-    )
+    layout = plan_layout(learner(adapted[0]), partition.make_mesh(MeshConfig(data=1)))
     count = sum(leaf.size for name, leaf in flat(state.params).items() if "lora_" in name)
     assert f"{count:,} of {layout.parameters:,} parameters are trained" in layout.trained_table
     assert layout.parameters == adapted[0].model.parameters(VOCAB.size)
@@ -188,12 +186,12 @@ def test_every_correction_can_be_cut(tmp_path):
     config = tuned(tmp_path, rank=4, mesh=MeshConfig(data=1, fsdp=2, tensor=2))
     mesh = partition.make_mesh(config.mesh)
     mine, other = planned(config), planned(experiment(""))
-    layout = lay_out(mine, mesh)
+    layout = plan_layout(mine, mesh)
     cut = layout.shardings.params["layers"]["query"]
     assert cut["lora_down"].spec == jax.P(None, "fsdp", None)
     assert cut["lora_up"].spec == jax.P(None, None, "tensor", None)
     batch = abstract_batch(mine, mesh)
-    whole = footprint(other, lay_out(other, mesh), batch)
+    whole = footprint(other, plan_layout(other, mesh), batch)
     ours = footprint(mine, layout, batch)
     assert ours.gradients < whole.gradients / 2
     assert ours.moments < whole.moments / 2
@@ -206,7 +204,7 @@ def test_corrections_of_a_large_model_fit_any_mesh(sizes):
     config = load_experiment("chameleon_7b")
     model = dataclasses.replace(config.model, lora_rank=16)
     config = dataclasses.replace(config, model=model, mesh=MeshConfig(*sizes))
-    layout = lay_out(planned(config), partition.abstract_mesh(config.mesh))
+    layout = plan_layout(planned(config), partition.abstract_mesh(config.mesh))
     bare = dataclasses.replace(model, lora_rank=0).parameters(65536)
     assert sum(jax.tree.leaves(layout.trained)) == model.parameters(65536) - bare > 0
 

@@ -8,7 +8,7 @@ from typing import Literal, no_type_check
 import jax
 import numpy as np
 
-from cm3jax.config import Experiment
+from cm3jax.config import DataConfig, PartiConfig, VocabConfig
 from cm3jax.data.corpus import Corpus, Documents
 from cm3jax.data.pipeline import HostBatch, Position, RecordStream
 from cm3jax.sequence import prng
@@ -80,18 +80,24 @@ class CaptionImageStream:
         self._documents = Documents(corpus.lengths, corpus.ids, corpus.all_ids)
 
     @staticmethod
-    def open(experiment: Experiment, split: Literal["train", "validation"]) -> "CaptionImageStream":
+    def open(
+        data: DataConfig,
+        vocab: VocabConfig,
+        config: PartiConfig,
+        seed: int,
+        split: Literal["train", "validation"],
+    ) -> "CaptionImageStream":
         """The stream of this process over `data.corpus`; training drops captions.
 
         Raises `UserError` when the corpus is missing, damaged, or has other vocabulary sizes.
         """
-        corpus = Corpus.open(f"{experiment.data.corpus}/{split}", experiment.vocab)
-        drop = experiment.parti.drop_captions if split == "train" else 0.0
+        corpus = Corpus.open(f"{data.corpus}/{split}", vocab)
+        drop = config.drop_captions if split == "train" else 0.0
         return CaptionImageStream(
             corpus,
-            experiment.data.batch,
-            experiment.seed,
-            experiment.parti.text_tokens,
+            data.batch,
+            seed,
+            config.text_tokens,
             drop,
             jax.process_index(),
             jax.process_count(),

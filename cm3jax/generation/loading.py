@@ -22,7 +22,7 @@ from cm3jax.sequence.vocab import Vocab
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 from cm3jax.training.companions import companion, encoder_fingerprint
 from cm3jax.training.exported_run import LoadedRun
-from cm3jax.training.state import TrainState, plan_layout
+from cm3jax.training.state import plan_layout
 
 _KINDS = {
     "decoder": (DecoderLearner, RequestBuilder),
@@ -43,12 +43,11 @@ def load(
     the first device. Raises `UserError` for what is missing or doesn't belong together.
     """
     run_dir = local_run(run_dir)
-    devices = None if mesh is None else partition.make_mesh(mesh)
-
-    def onto(experiment: Experiment) -> TrainState:
-        return plan_layout(_learner(run_dir, experiment).init, experiment, devices).abstract
-
-    run = load_run(run_dir, onto if devices else None)
+    if mesh is None:
+        run = load_run(run_dir)
+    else:
+        devices = partition.make_mesh(mesh)
+        run = load_run(run_dir, lambda own: plan_layout(_learner(run_dir, own), devices).abstract)
     return assemble(run, run_dir, bank)
 
 

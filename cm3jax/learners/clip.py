@@ -5,6 +5,7 @@ document loss asks for just that: the text or the picture of one document must f
 vector (section 2.1) of another document of the same subject.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -33,38 +34,35 @@ from cm3jax.training.loss import LossOutput, Mean
 from cm3jax.training.metrics import StepCost
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class CLIPLearner:
-    """A `CLIP`, its two losses and its couples.
+    """A `CLIP`, its two losses and its couples."""
 
-    Reads every record of the source once, and holds its texts in memory. Raises `UserError` when
-    the text tokenizer is missing or `clip.text_vocab` does not fit it.
-    """
-
-    def __init__(self, experiment: Experiment):
-        self.experiment = experiment
-        self.model = CLIP(experiment.clip)
-        self.tokenizer = TextTokenizer.load(experiment.tokenizers.text)
-        self.fingerprints: Mapping[str, str] = {"text": self.tokenizer.fingerprint}
-        require_vocabulary(experiment.clip, self.tokenizer)
-        self._keep_tokenizer()
+    experiment: Experiment
+    tokenizer: TextTokenizer | None
+    """Reads the source's texts; without one there are no couples, only a loss to compile."""
 
     @classmethod
-    def without_data(cls, experiment: Experiment) -> "CLIPLearner":
-        """A learner whose loss can be compiled; it has no tokenizer and no records."""
-        learner = cls.__new__(cls)
-        learner.experiment, learner.model = experiment, CLIP(experiment.clip)
-        learner.fingerprints, learner.longest = {}, experiment.clip.text_context
-        return learner
+    def from_source(cls, experiment: Experiment) -> "CLIPLearner":
+        """A learner with the couples of `data.source`; the run directory keeps its tokenizer.
 
-    def _keep_tokenizer(self) -> None:
-        """The run's own copy: an encoder without its text tokenizer is nothing. One that is there
-        already belongs to what was trained there, and stays."""
-        run_dir = epath.Path(self.experiment.run_dir)
-        if (run_dir / MODEL_FILE).exists():
-            kept = {"text": TextTokenizer.load(run_dir).fingerprint}
-            checkpoint.require_same(kept, self.fingerprints, f"the encoder {run_dir}")
-        else:
-            self.tokenizer.save(run_dir)
+        Every record is read once, and its texts are held in memory. Raises `UserError` when the
+        text tokenizer is missing or `clip.text_vocab` does not fit it.
+        """
+        tokenizer = TextTokenizer.load(experiment.tokenizers.text)
+        require_vocabulary(experiment.clip, tokenizer)
+        _keep_tokenizer(experiment.run_dir, tokenizer)
+        return cls(experiment, tokenizer)
+
+    @property
+    def model(self) -> CLIP:
+        """The module."""
+        return CLIP(self.experiment.clip)
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """The text tokenizer's fingerprint."""
+        return {} if self.tokenizer is None else {"text": self.tokenizer.fingerprint}
 
     @functools.cached_property
     def records(self) -> CaptionedRecords:
@@ -74,6 +72,8 @@ class CLIPLearner:
     @functools.cached_property
     def longest(self) -> int:
         """Pieces of the longest text that is trained on."""
+        if self.tokenizer is None:
+            return self.experiment.clip.text_context
         return max(map(len, self.records.texts))
 
     @functools.cached_property
@@ -86,6 +86,7 @@ class CLIPLearner:
         return self._couples(records)
 
     def _records(self, split: Literal["train", "validation"]) -> CaptionedRecords:
+        assert self.tokenizer is not None
         source = open_source(self.experiment.data, split, self.experiment.seed)
         return CaptionedRecords(source, self.tokenizer, self.experiment.clip)
 
@@ -142,6 +143,16 @@ class CLIPLearner:
             jax.process_index(),
             jax.process_count(),
         )
+
+
+def _keep_tokenizer(run_dir: str, tokenizer: TextTokenizer) -> None:
+    """Save the run's own copy: an encoder without its text tokenizer is nothing. One that is there
+    already belongs to what was trained there, and stays."""
+    if (epath.Path(run_dir) / MODEL_FILE).exists():
+        kept = {"text": TextTokenizer.load(run_dir).fingerprint}
+        checkpoint.require_same(kept, {"text": tokenizer.fingerprint}, f"the encoder {run_dir}")
+    else:
+        tokenizer.save(run_dir)
 
 
 def contrast(

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cm3jax import partition
-from cm3jax.config import ClipConfig, Experiment, VQGANConfig
+from cm3jax.config import ClipConfig, DataConfig, Experiment
 from cm3jax.data.corpus import Documents
 from cm3jax.data.pipeline import (
     Equipped,
@@ -56,46 +56,62 @@ from cm3jax.training.loss import LossOutput
 from cm3jax.training.metrics import StepCost
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairTools:
+    """What reads the pairs of a source and makes rows of them."""
+
+    text: TextTokenizer
+    bank: Bank
+    variables: Mapping[str, Any]
+    """Those of the image tokenizer, the encoder and the bank, on the run's mesh."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class OnlineLearner:
-    """A `DecoderLearner` whose rows are made in its loss from texts and pictures.
+    """A `DecoderLearner` whose rows are made in its loss from texts and pictures."""
 
-    Reads every record of the source once; those but pairs of a text and a picture, and those that
-    can't be read, are left out. Raises
-    `UserError` when tokenizers, encoder or bank are missing or do not belong together, and for a
-    pair that does not fit a row.
-    """
-
-    def __init__(self, experiment: Experiment):
-        self.experiment = experiment
-        self.text = TextTokenizer.load(experiment.tokenizers.text)
-        image = vqgan.load(experiment.tokenizers.image)
-        encoder = clip.load(experiment.retrieval.encoder)
-        self.vocab = Vocab(experiment.vocab, self.text.fingerprint, image.fingerprint)
-        self.bank = Bank.open(experiment.data.bank, encoder.fingerprint, self.vocab.fingerprint)
-        self._assemble(image.config, encoder.config)
-        self._tools = self._place(image.variables, encoder.variables)
-
-    def _assemble(self, image: VQGANConfig, encoder: ClipConfig) -> None:
-        """The modules, without their variables."""
-        experiment = self.experiment
-        self.decoder = DecoderLearner(experiment, self.vocab, {})
-        self.bridge = TokenizerBridge(image, self.vocab)
-        self.encoder = CLIP(encoder)
-        self.builder = SequenceBuilder(
-            experiment.cm3,
-            self.vocab,
-            experiment.retrieval.documents,
-            experiment.model.context,
-        )
+    experiment: Experiment
+    bridge: TokenizerBridge
+    encoder: CLIP
+    tools: PairTools | None
+    """Without them there are no pairs, only a loss to compile."""
 
     @classmethod
-    def without_data(cls, experiment: Experiment) -> "OnlineLearner":
-        """A learner whose loss can be compiled, with the experiment's own `vqgan` and `clip`; it
-        has no tokenizers' weights, no bank and no pairs."""
-        learner = cls.__new__(cls)
-        learner.experiment, learner.vocab = experiment, Vocab(experiment.vocab)
-        learner._assemble(experiment.vqgan, experiment.clip)
-        return learner
+    def from_source(cls, experiment: Experiment) -> "OnlineLearner":
+        """A learner with the pairs of `data.source` and the bank `data.bank`.
+
+        Every record is read once; those but pairs of a text and a picture, and those that can't be
+        read, are left out. Raises `UserError` when tokenizers, encoder or bank are missing or do
+        not belong together, and its streams raise it for a pair that does not fit a row.
+        """
+        text = TextTokenizer.load(experiment.tokenizers.text)
+        image = vqgan.load(experiment.tokenizers.image)
+        encoder = clip.load(experiment.retrieval.encoder)
+        vocab = Vocab(experiment.vocab, text.fingerprint, image.fingerprint)
+        bank = Bank.open(experiment.data.bank, encoder.fingerprint, vocab.fingerprint)
+        bridge, module = TokenizerBridge(image.config, vocab), CLIP(encoder.config)
+        mesh = partition.make_mesh(experiment.mesh)
+        variables = {
+            **_placed(mesh, bridge, image.variables, module, encoder.variables),
+            "bank": bank_variables(bank, mesh, training=True),
+        }
+        return cls(experiment, bridge, module, PairTools(text, bank, variables))
+
+    @property
+    def vocab(self) -> Vocab:
+        """The vocabulary of the ids."""
+        return self.bridge.vocab
+
+    @property
+    def decoder(self) -> DecoderLearner:
+        """What learns from the rows."""
+        return DecoderLearner(self.experiment, self.vocab, {})
+
+    @property
+    def builder(self) -> SequenceBuilder:
+        """What makes the rows."""
+        own = self.experiment
+        return SequenceBuilder(own.cm3, self.vocab, own.retrieval.documents, own.model.context)
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
@@ -152,26 +168,12 @@ class OnlineLearner:
     def stream(self, split: Literal["train", "validation"]) -> Equipped | NoRecords:
         """Pairs of the source, with the tokenizer, the encoder and the bank."""
         pairs = self._pairs(split)
-        return NoRecords() if pairs is None else Equipped(pairs, self._tools)
+        return NoRecords() if pairs is None else Equipped(pairs, self._tools.variables)
 
     @property
-    def _made_with(self) -> dict[str, str]:
-        return {"bank": self.bank.fingerprint, "encoder": self.bank.manifest["encoder"]}
-
-    def _place(self, tokenizer: Mapping[str, Any], encoder: Mapping[str, Any]) -> dict[str, Any]:
-        mesh = partition.make_mesh(self.experiment.mesh)
-        size, clip_size = self.bridge.config.image_size, self.encoder.config.image_size
-
-        def place(init: Callable, variables: Any, *inputs: Any) -> Any:
-            boxed = jax.eval_shape(init, jax.random.key(0), *inputs)
-            return jax.device_put(variables, partition.shardings(mesh, boxed))
-
-        picture, other = (jnp.zeros((1, side, side, 3)) for side in (size, clip_size))
-        return {
-            "tokenizer": place(self.bridge.init, tokenizer, picture),
-            "encoder": place(self.encoder.init, encoder, jnp.zeros((1, 16), jnp.int32), other),
-            "bank": bank_variables(self.bank, mesh, training=True),
-        }
+    def _tools(self) -> PairTools:
+        assert self.tools is not None, "a learner without its tools reads no pairs"
+        return self.tools
 
     def _pairs(self, split: Literal["train", "validation"]) -> "OnlineStream | None":
         """The pairs of a split; None where none is held back for validation."""
@@ -188,7 +190,7 @@ class OnlineLearner:
                 f"{data.source} has no pairs of a text and a picture for {split}; add some, or "
                 "prepare a corpus and leave data.online out."
             )
-        texts = [self.text.encode(pair.text) for pair in pairs]
+        texts = [self._tools.text.encode(pair.text) for pair in pairs]
         self._require_room(texts, [pair.key for pair in pairs])
         longest = max(map(len, texts))
         length = text_length(longest, self.encoder.config)
@@ -203,15 +205,18 @@ class OnlineLearner:
             "records": found.records.astype(np.int32),
             "row": np.arange(len(texts)),
         }
-        marks = [pair.picture for pair in pairs]
+        marks, bank = [pair.picture for pair in pairs], self._tools.bank
+        made_with = {"bank": bank.fingerprint, "encoder": bank.manifest["encoder"]}
         return OnlineStream(
-            self.experiment, arrays, found.pictures, marks, self.encoder.config, self._made_with
+            *(data, self.experiment.seed, arrays, found.pictures, marks),
+            *(self.encoder.config, made_with),
         )
 
     def _own(self, pairs: "Sequence[_Pair]") -> Int[np.ndarray, "M X"]:
         """The bank's rows that a record is not shown: its own and all with its picture."""
+        bank = self._tools.bank
         own = [
-            {self.bank.rows.get(pair.key, NONE), *self.bank.showing([pair.picture]).tolist()}
+            {bank.rows.get(pair.key, NONE), *bank.showing([pair.picture]).tolist()}
             for pair in pairs
         ]
         exclude = np.full((len(pairs), max(map(len, own))), NONE, np.int32)
@@ -234,7 +239,8 @@ class OnlineLearner:
 class OnlineStream:
     """Shuffled pairs, each picture also at the encoder's size."""
 
-    experiment: Experiment
+    data: DataConfig
+    seed: int
     arrays: dict[str, np.ndarray]
     """What is known of each pair but its picture; `row` is its number."""
     pictures: RecordPictures
@@ -254,14 +260,13 @@ class OnlineStream:
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """This process's share of the batches from `position` on, without end."""
-        experiment = self.experiment
         process = jax.process_index(), jax.process_count()
-        stream = RecordStream(self.arrays, experiment.data.batch, experiment.seed, *process)
+        stream = RecordStream(self.arrays, self.data.batch, self.seed, *process)
         drawn = with_epochs(stream.batches(position), position)
         if self.pictures.held is not None:
             yield from map(self._made, drawn)
         else:
-            yield from ahead(drawn, self._made, experiment.data.threads)
+            yield from ahead(drawn, self._made, self.data.threads)
 
     def _made(self, drawn: tuple[HostBatch, int]) -> HostBatch:
         batch, epoch = drawn
@@ -285,6 +290,27 @@ def _pair(record: RawRecord) -> _Pair | None:
     if [isinstance(segment, str) for segment in record.segments] != [True, False]:
         return None
     return _Pair(record.key, record.segments[0], record.pictures[0])
+
+
+def _placed(
+    mesh: Mesh,
+    bridge: TokenizerBridge,
+    tokenizer: Mapping[str, Any],
+    encoder: CLIP,
+    weights: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The variables of both modules, spread over the devices of `mesh`."""
+
+    def place(init: Callable, variables: Any, *inputs: Any) -> Any:
+        boxed = jax.eval_shape(init, jax.random.key(0), *inputs)
+        return jax.device_put(variables, partition.shardings(mesh, boxed))
+
+    sides = bridge.config.image_size, encoder.config.image_size
+    picture, other = (jnp.zeros((1, side, side, 3)) for side in sides)
+    return {
+        "tokenizer": place(bridge.init, tokenizer, picture),
+        "encoder": place(encoder.init, weights, jnp.zeros((1, 16), jnp.int32), other),
+    }
 
 
 def bank_variables(bank: Bank, mesh: Mesh | None = None, training: bool = False) -> dict[str, Any]:

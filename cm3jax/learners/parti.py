@@ -29,9 +29,12 @@ class PartiLearner:
     def from_corpus(cls, experiment: Experiment) -> "PartiLearner":
         """Pairs and vocabulary of the corpus `data.corpus`; `UserError` as
         `CaptionImageStream.open`."""
-        train = CaptionImageStream.open(experiment, "train")
-        streams = {"train": train, "validation": CaptionImageStream.open(experiment, "validation")}
-        return cls(experiment, train.corpus.vocab, streams)
+        e = experiment
+        train, validation = (
+            CaptionImageStream.open(e.data, e.vocab, e.parti, e.seed, split)
+            for split in ("train", "validation")
+        )
+        return cls(e, train.corpus.vocab, {"train": train, "validation": validation})
 
     @property
     def model(self) -> EncoderDecoder:

@@ -1,8 +1,8 @@
 """The train state and how it is made: shapes first, shardings next, values last."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -95,18 +95,26 @@ class Layout:
         )
 
 
-def plan_layout(
-    init: Callable[[Key[Array, ""]], Any],
-    experiment: Experiment,
-    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
-) -> Layout:
-    """Lay out the state of `init(key) -> {"params": ..., other collections}` on a mesh.
+class Trainable(Protocol):
+    """What of a learner decides its train state."""
+
+    @property
+    def experiment(self) -> Experiment:
+        """Its optimiser, its number of steps and what it trains."""
+
+    def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:
+        """`{"params": ..., other collections}`, boxed with logical axis names; it is traced."""
+
+
+def plan_layout(learner: Trainable, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Layout:
+    """Lay out what a learner trains on a mesh.
 
     The values that `Layout.init` gives depend only on the key, bit by bit, not on the mesh. On an
     abstract mesh there is a layout, but nothing can be given values. Raises `UserError` if
     `optim.trained` freezes everything.
     """
-    boxed = jax.eval_shape(init, jax.random.key(0))
+    experiment = learner.experiment
+    boxed = jax.eval_shape(learner.init, jax.random.key(0))
     rows = _trained_rows(experiment.optim.trained_ids, Vocab(experiment.vocab))
     which = trained(experiment.trained, rows, boxed["params"])
     if not any(jax.tree.leaves(which)):
@@ -118,7 +126,7 @@ def plan_layout(
     transform = freezing(transform, which, rows, boxed["params"])
 
     def create(key) -> TrainState:
-        variables = nn.unbox(init(key))
+        variables = dict(nn.unbox(learner.init(key)))
         params = variables.pop("params")
         averages = ema.begin(params, which) if experiment.optim.ema else None
         moments = transform.init(params)

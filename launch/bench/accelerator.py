@@ -200,7 +200,7 @@ def _training(sizes: Sizes, rows: str) -> Experiment:
 def _planned(config: Experiment) -> int:
     """Bytes of a step by the formula of `launch.plan`."""
     mesh, learner = partition.make_mesh(config.mesh), memory.planned(config)
-    layout = memory.lay_out(learner, mesh)
+    layout = plan_layout(learner, mesh)
     return memory.footprint(learner, layout, memory.abstract_batch(learner, mesh)).total
 
 
@@ -208,7 +208,7 @@ def _train(config: Experiment, sizes: Sizes) -> dict[str, Any]:
     learner = DecoderLearner(config, Vocab(config.vocab), {})
     mesh, length = partition.make_mesh(config.mesh), config.model.context
     with jax.set_mesh(mesh):
-        layout = plan_layout(learner.init, config, mesh)
+        layout = plan_layout(learner, mesh)
         state, step = layout.init(jax.random.key(0)), make_train_step(learner, layout)
         batch = jax.device_put(_batch(config, learner.vocab), partition.batch_sharding(mesh))
         kernel = kernel_for(config.model, length, config.one_segment)

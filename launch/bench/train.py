@@ -142,7 +142,7 @@ def _ours(learner: DecoderLearner, weights: Any, tokens: np.ndarray, steps: int)
     require_attention(learner.experiment.model, mesh)
     losses: list[float] = []
     with jax.set_mesh(mesh):
-        layout = plan_layout(learner.init, learner.experiment, mesh)
+        layout = plan_layout(learner, mesh)
         shardings = layout.shardings
         params = jax.device_put(weights, shardings.params)
         moments = jax.jit(layout.optimizer.init, out_shardings=shardings.opt_state)(params)

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -112,8 +113,10 @@ def main() -> None:
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     model = Decoder(experiment.model, vocab)
     row = jax.numpy.zeros((1, 4), jax.numpy.int32)
+    init = lambda key: model.init(key, row, row, row)  # noqa: E731
+    learner = types.SimpleNamespace(experiment=experiment, init=init)
     with jax.set_mesh(mesh):
-        layout = plan_layout(lambda key: model.init(key, row, row, row), experiment, mesh)
+        layout = plan_layout(learner, mesh)
         with peak() as loading:
             run = load_run(folder / "out", lambda _: layout.abstract)
             jax.block_until_ready(run.variables)

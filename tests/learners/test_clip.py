@@ -131,7 +131,7 @@ def flags(monkeypatch, tmp_path) -> Experiment:
 
 @pytest.mark.slow
 def test_training_finds_documents_and_pictures(flags):
-    learner = CLIPLearner(flags)
+    learner = CLIPLearner.from_source(flags)
     params = nn.unbox(learner.init(jax.random.key(0)))["params"]
 
     adam = optax.adam(3e-3)
@@ -168,7 +168,7 @@ def test_training_finds_documents_and_pictures(flags):
 
 def test_without_the_document_loss_only_pairs_count(flags):
     flags = dataclasses.replace(flags, clip=dataclasses.replace(flags.clip, document_loss=0.0))
-    learner = CLIPLearner(flags)
+    learner = CLIPLearner.from_source(flags)
     params = nn.unbox(learner.init(jax.random.key(0)))["params"]
     batch = next(learner.stream("validation").batches(Position())).data
     batch = jax.tree.map(jnp.asarray, batch)
@@ -181,27 +181,27 @@ def test_training_says_how_many_records_have_a_partner(flags, monkeypatch):
     names = [record.subjects for record in _flags("train", 96)]
     count = sum(names.count(name) > 1 for name in names)
     said = f"{count} of 96 records have a partner of their subject."
-    assert CLIPLearner(flags).stream("train").notes == [said]
+    assert CLIPLearner.from_source(flags).stream("train").notes == [said]
 
     def bare(data, split, seed):
         return [dataclasses.replace(record, subjects=()) for record in _flags(split, 96)]
 
     monkeypatch.setattr(clip, "open_source", bare)
-    (warning,) = CLIPLearner(flags).stream("train").notes
+    (warning,) = CLIPLearner.from_source(flags).stream("train").notes
     assert warning.startswith("warning: clip.document_loss=1 has nothing to work on")
     alone = dataclasses.replace(flags.clip, document_loss=0.0)
-    assert not CLIPLearner(dataclasses.replace(flags, clip=alone)).stream("train").notes
+    assert not CLIPLearner.from_source(dataclasses.replace(flags, clip=alone)).stream("train").notes
     found = dataclasses.replace(flags, clip=dataclasses.replace(flags.clip, partners="captions"))
     captions = [record.segments[0] for record in bare(None, "train", 0)]
     shared = sum(captions.count(caption) > 1 for caption in captions)
-    assert CLIPLearner(found).records.partnered == shared > 80
+    assert CLIPLearner.from_source(found).records.partnered == shared > 80
 
 
 def test_without_pairs_held_back_nothing_is_validated(flags, monkeypatch):
     monkeypatch.setattr(
         clip, "open_source", lambda data, split, seed: _flags(split, 96) * (split == "train")
     )
-    learner = CLIPLearner(flags)
+    learner = CLIPLearner.from_source(flags)
     assert not list(learner.stream("validation").batches(Position()))
     assert next(learner.stream("train").batches(Position())).data.records.shape == (32, 2)
 
@@ -209,7 +209,7 @@ def test_without_pairs_held_back_nothing_is_validated(flags, monkeypatch):
 def test_a_text_tower_of_another_size_is_refused(flags):
     wrong = dataclasses.replace(flags, clip=dataclasses.replace(flags.clip, text_vocab=99))
     with pytest.raises(UserError, match=r"clip.text_vocab=99 does not fit .* set it to "):
-        CLIPLearner(wrong)
+        CLIPLearner.from_source(wrong)
 
 
 def test_an_encoder_and_its_tokenizer_belong_together(tmp_path):

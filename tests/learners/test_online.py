@@ -166,7 +166,7 @@ def test_it_trains_and_saves_the_decoder_alone(home, tmp_path):
     assert losses[-1] < losses[0] - 1
     assert state.extra == {}
     assert jax.tree.structure(state.params) == jax.tree.structure(params())
-    (absent,) = make_illustrator(OnlineLearner(config))(state)
+    (absent,) = make_illustrator(OnlineLearner.from_source(config))(state)
     assert "made in the step" in absent.body
 
 
@@ -191,8 +191,10 @@ def test_says_what_does_not_fit(home):
             experiment(home, cm3=CM3Config(**field))
     short = dataclasses.replace(testing.experiment().model, context=16)
     with pytest.raises(UserError, match=r"does not fit a row of model\.context=16"):
-        OnlineLearner(experiment(home, model=short)).stream("train")
-    assert not list(OnlineLearner(experiment(home)).stream("validation").batches(Position()))
+        OnlineLearner.from_source(experiment(home, model=short)).stream("train")
+    assert not list(
+        OnlineLearner.from_source(experiment(home)).stream("validation").batches(Position())
+    )
     data = dataclasses.replace(experiment(home).data, splits=((".", "validation"),))
     with pytest.raises(UserError, match="no pairs of a text and a picture for train"):
-        OnlineLearner(experiment(home, data=data)).stream("train")
+        OnlineLearner.from_source(experiment(home, data=data)).stream("train")

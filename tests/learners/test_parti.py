@@ -111,6 +111,10 @@ def test_first_text_and_first_picture_of_a_document():
     assert bare.texts.tolist() == [[eos, 0, 0, 0]]
 
 
+def opened(config, split):
+    return CaptionImageStream.open(config.data, config.vocab, config.parti, config.seed, split)
+
+
 def test_captions_are_dropped_by_seed_epoch_and_record_in_training_alone(path):
     config = experiment(path)
     bare = [VOCAB.eos] + [0] * 12
@@ -120,13 +124,13 @@ def test_captions_are_dropped_by_seed_epoch_and_record_in_training_alone(path):
         rows = [next(batches).data for _ in range(2 * count)]  # 16 records in batches of 8
         return np.concatenate([pairs.texts for pairs in rows])
 
-    texts = epochs(CaptionImageStream.open(config, "train"), 40)
+    texts = epochs(opened(config, "train"), 40)
     dropped = (texts == bare).all(1)
     assert dropped.mean() == pytest.approx(0.25, abs=0.05)
-    np.testing.assert_array_equal(texts, epochs(CaptionImageStream.open(config, "train"), 40))
-    assert not (epochs(CaptionImageStream.open(config, "validation"), 4) == bare).all(1).any()
-    whole = next(CaptionImageStream.open(config, "train").batches(Position())).data
-    corpus = CaptionImageStream.open(config, "train").corpus
+    np.testing.assert_array_equal(texts, epochs(opened(config, "train"), 40))
+    assert not (epochs(opened(config, "validation"), 4) == bare).all(1).any()
+    whole = next(opened(config, "train").batches(Position())).data
+    corpus = opened(config, "train").corpus
     sizes = (config.data.batch, config.seed, config.parti.text_tokens)
     halves = [CaptionImageStream(corpus, *sizes, 0.25, i, 2).batches(Position()) for i in range(2)]
     shares = [next(half).data for half in halves]
@@ -138,7 +142,7 @@ def test_another_vocabulary_is_refused(path):
     config = experiment(path)
     other = dataclasses.replace(config.vocab, text_pieces=49)
     with pytest.raises(UserError, match="make them equal"):
-        CaptionImageStream.open(dataclasses.replace(config, vocab=other), "train")
+        opened(dataclasses.replace(config, vocab=other), "train")
 
 
 def test_codes_see_earlier_codes_and_the_whole_text(model, variables):

@@ -63,7 +63,7 @@ def test_the_state_has_the_mean_of_what_the_steps_made(run):
     made = learner(dataclasses.replace(config, optim=dataclasses.replace(OPTIM, ema=0.0)))
     mesh = make_mesh(MeshConfig(data=1))
     with jax.set_mesh(mesh):
-        layout = plan_layout(made.init, made.experiment, mesh)
+        layout = plan_layout(made, mesh)
         plain = layout.init(jax.random.fold_in(jax.random.key(0), 0))
         assert plain.ema is None
         means, step = jax.tree.map(np.asarray, plain.params), make_train_step(made, layout)
@@ -88,7 +88,7 @@ def test_validation_samples_and_exports_use_the_averages(run, tmp_path):
     equal(load_run(tmp_path / "exported").variables["params"], state.ema)
     made, mesh = learner(config), make_mesh(MeshConfig(data=1))
     with jax.set_mesh(mesh):
-        layout = plan_layout(made.init, config, mesh)
+        layout = plan_layout(made, mesh)
         pairs = zip(range(2), made.stream("validation").batches(Position()), strict=False)
         batches = [jax.device_put(batch.data, batch_sharding(mesh)) for _, batch in pairs]
         plain = dataclasses.replace(state, params=state.ema, ema=None)
@@ -116,7 +116,7 @@ def test_a_run_that_was_interrupted_is_the_run_that_was_not(run, tmp_path):
 def test_averages_lie_where_their_parameters_lie_on_any_mesh(run):
     config, state = run
     mesh = make_mesh(MeshConfig(2, 2, 2))
-    layout = plan_layout(learner(config).init, config, mesh)
+    layout = plan_layout(learner(config), mesh)
     assert layout.shardings.ema == layout.shardings.params
     loaded = load_run(config.workdir, lambda _: layout.abstract).variables["params"]
     equal(loaded, state.ema)
