@@ -18,6 +18,7 @@ import numpy as np
 from cm3jax.config import Experiment, RetrievalConfig
 from cm3jax.data.prepare import merge_banks, prepare_bank, remove_documents
 from cm3jax.data.probe_queries import Asking, asking
+from cm3jax.data.shard_jobs import SplitJob
 from cm3jax.errors import UserError
 from cm3jax.io.files import require_replaceable, write_atomic
 from cm3jax.learners import clip, vqgan
@@ -124,7 +125,7 @@ def _require_words(command: str, words: list[str], options: Options) -> None:
 
 def build(experiment: Experiment) -> None:
     """Build the bank unless it is there, and its index if that is of a kind that is saved."""
-    made = prepare_bank(experiment, make_tools(experiment))
+    made = prepare_bank(SplitJob(experiment, "bank"), make_tools(experiment))
     index = open_index(made, experiment.retrieval.index, experiment.retrieval.milvus)
     reached = f", {index.effort.describe()}" if isinstance(index, ScannIndex) else ""
     print(f"{made.path}: {len(made)} documents, {type(index).__name__}{reached}")

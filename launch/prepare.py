@@ -10,6 +10,7 @@ python -m launch.prepare show miniature/decoder --record 12
 import dataclasses
 
 from cm3jax.config import Experiment
+from cm3jax.data.cm3_rows import RowsConfig
 from cm3jax.data.pipeline import CorpusStream
 from cm3jax.data.prepare import prepare
 from cm3jax.data.prepare_tasks import prepare_tasks
@@ -90,8 +91,9 @@ def show(experiment: Experiment, record: int) -> str:
 
     Of a mixture, its first corpus.
     """
-    rows = CorpusStream.open(experiment, "train").corpora[0]
-    return show_row(rows, record, TextTokenizer.load(experiment.tokenizers.text))
+    rows = RowsConfig.of(experiment)
+    stream = CorpusStream.open(experiment.data, experiment.vocab, rows, "train")
+    return show_row(stream.corpora[0], record, TextTokenizer.load(experiment.tokenizers.text))
 
 
 def _take_record(argv: list[str]) -> tuple[int, list[str]]:

@@ -20,6 +20,7 @@ from etils import epath
 from cm3jax.checkpoint import load_run
 from cm3jax.config import Experiment
 from cm3jax.data.prepare import is_prepared, prepare, prepare_bank, standing_bank
+from cm3jax.data.shard_jobs import SplitJob
 from cm3jax.data.sources import open_source
 from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import code_version, scores_to_json
@@ -173,12 +174,13 @@ def _shipped(decoder: Experiment, options: Options) -> list[Stage]:
         # The bank does not depend on how many training pairs lie beside it.
         data=dataclasses.replace(decoder.data, bank=str(bank)),
     )
+    bank_job = SplitJob(experiment, "bank")
     banked = Stage(
         "bank of the shipped weights",
         20,
         str(bank),
-        lambda: standing_bank(experiment, make_tools(experiment)) is not None,
-        lambda: prepare_bank(experiment, make_tools(experiment), _say),
+        lambda: standing_bank(bank_job, make_tools(experiment)) is not None,
+        lambda: prepare_bank(bank_job, make_tools(experiment), _say),
     )
     return [banked, _evaluation("shipped", str(run), str(bank), options)]
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 import jax
 import numpy as np
 
-from cm3jax.config import DataConfig, Experiment
+from cm3jax.config import DataConfig, VocabConfig
 from cm3jax.data.cm3_rows import CorpusRows, RowsConfig
 from cm3jax.data.corpus import Corpus, mixture_part
 from cm3jax.data.packing import ELSEWHERE, Plan, Position, join_plans
@@ -250,7 +250,10 @@ class CorpusStream:
 
     @staticmethod
     def open(
-        experiment: Experiment, split: Literal["train", "validation"]
+        data: DataConfig,
+        vocab: VocabConfig,
+        rows: RowsConfig,
+        split: Literal["train", "validation"],
     ) -> "CorpusStream | NoRecords":
         """The stream of this process over `data.corpus` or `data.mixture`; `NoRecords` where
         nothing is held back for validation.
@@ -259,7 +262,6 @@ class CorpusStream:
         other, or was made with other vocabulary sizes or tokenizers, and when a record does not
         fit a row.
         """
-        data = experiment.data
         if split == "validation" and (empty := _empty(data)):
             kept = tuple(part for part in data.mixture if part not in empty)
             if not kept:
@@ -267,13 +269,12 @@ class CorpusStream:
             data = dataclasses.replace(data, mixture=kept)
         parts = [mixture_part(name) for name, _ in data.mixture]
         homes = [(f"{home}/corpus", f"{home}/bank", kind) for home, kind in parts]
-        config = RowsConfig.of(experiment)
         corpora = [
-            CorpusRows.open(config, experiment.vocab, f"{corpus}/{split}", bank, kind)
+            CorpusRows.open(rows, vocab, f"{corpus}/{split}", bank, kind)
             for corpus, bank, kind in homes or [(data.corpus, data.bank, "")]
         ]
         processes = (jax.process_index(), jax.process_count())
-        return CorpusStream(data, experiment.seed, corpora, *processes)
+        return CorpusStream(data, rows.seed, corpora, *processes)
 
     @property
     def vocab(self) -> Vocab:

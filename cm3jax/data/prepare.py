@@ -66,9 +66,9 @@ def prepare(
         if not getattr(experiment.data, name):
             raise UserError(f"data.{name} is empty; say where it goes, e.g. data/NAME/{name}.")
     engine, timings = engine or InProcess(tools), {}
-    jobs = [SplitJob(experiment, split) for split in SPLITS]
-    with _held(SplitJob(experiment, "bank"), *jobs):
-        bank = prepare_bank(experiment, tools, report, engine)
+    bank_job, *jobs = (SplitJob(experiment, split) for split in ("bank", *SPLITS))
+    with _held(bank_job, *jobs):
+        bank = prepare_bank(bank_job, tools, report, engine)
         for job in [_corpus_job(job, tools, bank) for job in jobs]:
             if corpus_writer(job).complete:
                 report(f"{job.split}: {corpus_writer(job).path} is complete")
@@ -93,7 +93,7 @@ def _held(*jobs: SplitJob) -> Iterator[None]:
 
 def is_prepared(experiment: Experiment, tools: Tools) -> bool:
     """Whether `prepare` would find nothing to do."""
-    bank = standing_bank(experiment, tools)
+    bank = standing_bank(SplitJob(experiment, "bank"), tools)
     if bank is None:
         return False
     jobs = (_corpus_job(SplitJob(experiment, split), tools, bank) for split in SPLITS)
@@ -185,17 +185,17 @@ def _corpus(job: SplitJob, tools: Tools, bank: Bank, engine: Engine, report: Rep
 
 
 def prepare_bank(
-    experiment: Experiment, tools: Tools, report: Report = print, engine: Engine | None = None
+    job: SplitJob, tools: Tools, report: Report = print, engine: Engine | None = None
 ) -> Bank:
-    """The bank `data.bank` alone, made now unless it stands.
+    """The bank of the job of a split `bank`, made now unless it is there.
 
     Raises `UserError` if the source has no usable record, where another's folder is in the way or
     somebody else is writing the bank, and rather than replace a bank into which others were merged.
     """
-    job, rules = SplitJob(experiment, "bank"), experiment.retrieval
+    rules = job.experiment.retrieval
     with _held(job):
-        sweep_parts(experiment.data.bank)
-        bank = standing_bank(experiment, tools)
+        sweep_parts(job.experiment.data.bank)
+        bank = standing_bank(job, tools)
         if bank is None:
             return _make_bank(job, tools, report, engine or InProcess(tools))
         keep_index(bank, rules, _ask(job, tools))  # a merge or a removal leaves none
@@ -227,9 +227,9 @@ def _make_bank(job: SplitJob, tools: Tools, report: Report, engine: Engine) -> B
     return bank
 
 
-def standing_bank(experiment: Experiment, tools: Tools) -> Bank | None:
-    """The bank `data.bank` if it is what `prepare` would make, else None."""
-    job, path = SplitJob(experiment, "bank"), epath.Path(experiment.data.bank)
+def standing_bank(job: SplitJob, tools: Tools) -> Bank | None:
+    """The bank that is where the job's would be, if it is what `prepare_bank` would make."""
+    path = epath.Path(job.experiment.data.bank)
     settle(path, bank_files)
     note = path / "manifest.json"
     if not note.exists():

@@ -160,7 +160,8 @@ def convert(source: Path, out: Path, decoder: Path | None, decoder_config: Path)
             vqgan_learner.load(scratch / "vqgan").fingerprint,
         )
         outputs = {place.path: imported(place, folder.tensors) for place in folder.places}
-        write_export(scratch, _experiment(folder), outputs, 0, vocab.fingerprints)
+        run = LoadedRun(_experiment(folder), {}, 0, vocab.fingerprints)
+        write_export(scratch, run, outputs)
         folders.write_tensor_report(scratch, folder.report)
     return folder.report
 

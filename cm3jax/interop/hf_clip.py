@@ -21,7 +21,7 @@ from cm3jax.io.experiment_json import build
 from cm3jax.retrieval.clip_encoder import CLIP, PIXEL_MEAN, PIXEL_STD, hf_name
 from cm3jax.tokenizers import huggingface
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
-from cm3jax.training.exported_run import write_export
+from cm3jax.training.exported_run import LoadedRun, write_export
 
 _UNUSED = {"embeddings.position_ids": "computed here"}
 TOWER = {
@@ -88,7 +88,8 @@ def convert(source: Path, out: Path) -> list[Key]:
         text.save(folder)
         outputs = {place.path: imported(place, found) for place in where}
         experiment = Experiment(name="clip", learner="clip", clip=config)
-        write_export(folder, experiment, outputs, 0, {"text": text.fingerprint})
+        run = LoadedRun(experiment, {}, 0, {"text": text.fingerprint})
+        write_export(folder, run, outputs)
         folders.write_tensor_report(folder, report)
     return report
 

@@ -21,7 +21,7 @@ from cm3jax.interop.state_dicts import read_state_dict
 from cm3jax.io import safetensors_file
 from cm3jax.io.experiment_json import build
 from cm3jax.tokenizers.vqgan_model import VQGAN
-from cm3jax.training.exported_run import write_export
+from cm3jax.training.exported_run import LoadedRun, write_export
 
 _USES = "codebook/quantiser/uses"
 """Only ours has it: how often training chose each code of late."""
@@ -162,7 +162,7 @@ def write_tokenizer(
     experiment = Experiment(name="vqgan", learner="vqgan", vqgan=config, vocab=vocab)
     outputs = {place.path: imported(place, found) for place in where}
     outputs[_USES] = safetensors_file.whole(np.ones(config.codes, np.float32))
-    write_export(folder, experiment, outputs, 0, {})
+    write_export(folder, LoadedRun(experiment, {}, 0, {}), outputs)
 
 
 def convert(source: Path, out: Path, config: Path) -> list[Key]:

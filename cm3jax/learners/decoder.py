@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from cm3jax import partition
 from cm3jax.config import DecoderConfig, Experiment
+from cm3jax.data.cm3_rows import RowsConfig
 from cm3jax.data.document_probe import document_probes
 from cm3jax.data.pipeline import CorpusStream, HostBatch, Stream
 from cm3jax.model.decoder import Decoder
@@ -31,9 +32,11 @@ class DecoderLearner:
     @classmethod
     def from_corpus(cls, experiment: Experiment) -> "DecoderLearner":
         """Rows and vocabulary of the prepared data; `UserError` as `CorpusStream.open`."""
-        train = CorpusStream.open(experiment, "train")
-        streams = {"train": train, "validation": CorpusStream.open(experiment, "validation")}
-        return cls(experiment, train.vocab, streams)
+        e, rows = experiment, RowsConfig.of(experiment)
+        train, validation = (
+            CorpusStream.open(e.data, e.vocab, rows, split) for split in ("train", "validation")
+        )
+        return cls(e, train.vocab, {"train": train, "validation": validation})
 
     @property
     def model(self) -> Decoder:

@@ -5,7 +5,6 @@ It contains `config.json` and `params.safetensors` only, no optimiser and no dat
 
 import dataclasses
 import json
-import types
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -51,25 +50,19 @@ def write_run(
     for path, leaf in jax.tree.leaves_with_path(run.variables):
         narrow = dtype == "bfloat16" and leaf.dtype == np.float32
         outputs[_name(path)] = safetensors_file.whole(leaf, "BF16" if narrow else None)
-    notes = (run.step, run.fingerprints, run.licences, run.data)
-    write_export(out_dir, run.experiment, outputs, *notes)
+    write_export(out_dir, run, outputs)
 
 
 def write_export(
-    out_dir: epath.PathLike,
-    experiment: Experiment,
-    outputs: Mapping[str, safetensors_file.Output],
-    step: int,
-    fingerprints: Mapping[str, str],
-    licences: Mapping[str, float] = types.MappingProxyType({}),
-    data: Mapping[str, str] = types.MappingProxyType({}),
+    out_dir: epath.PathLike, run: LoadedRun, outputs: Mapping[str, safetensors_file.Output]
 ) -> None:
-    """Write tensors by their names in the form of `write_run`; they need not be in memory."""
-    header = {"step": str(step), "fingerprints": json.dumps(dict(fingerprints))}
-    header |= {"licences": json.dumps(dict(licences)), "data": json.dumps(dict(data))}
+    """Write tensors by their names in the form of `write_run`, in place of `run.variables`: they
+    need not be in memory."""
+    header = {"step": str(run.step), "fingerprints": json.dumps(dict(run.fingerprints))}
+    header |= {"licences": json.dumps(dict(run.licences)), "data": json.dumps(dict(run.data))}
     header["sha256"] = safetensors_file.checksum(outputs)
     safetensors_file.write_file(epath.Path(out_dir) / PARAMS_FILE, outputs, header)
-    portable = dataclasses.replace(experiment, workdir="", init_from="")
+    portable = dataclasses.replace(run.experiment, workdir="", init_from="")
     save_experiment(epath.Path(out_dir) / "config.json", portable)
 
 

@@ -14,7 +14,7 @@ from etils import epath
 
 from cm3jax import checkpoint
 from cm3jax.checkpoint import Checkpoints, Restored
-from cm3jax.config import Experiment
+from cm3jax.config import DecoderConfig, Experiment
 from cm3jax.data.pipeline import PART, Position
 from cm3jax.errors import UserError
 from cm3jax.io.checksums import MANIFEST
@@ -177,13 +177,9 @@ def start_state(
     state = layout.init(jax.random.fold_in(jax.random.key(experiment.seed), 0))
     if not experiment.init_from:
         return Start(state, Position(), 0.0, "starting from scratch.")
-
-    def theirs(other: Experiment) -> TrainState:
-        if other.model.lora_rank:
-            return layout.abstract
-        return dataclasses.replace(layout.abstract, params=lora.strip(layout.abstract.params))
-
-    run = checkpoint.load_run(experiment.init_from, theirs)
+    run = checkpoint.load_run(
+        experiment.init_from, lambda other: _filled_by(other.model, layout.abstract)
+    )
     checkpoint.require_same(run.fingerprints, fingerprints, experiment.init_from)
     extra = dict(run.variables)
     params = lora.load_into(state.params, extra.pop("params"))
@@ -191,6 +187,13 @@ def start_state(
     averages = None if state.ema is None else ema.begin(params, layout.trained)
     state = dataclasses.replace(state, params=params, extra=extra, ema=averages)
     return Start(state, Position(), 0.0, source)
+
+
+def _filled_by(model: DecoderConfig, state: TrainState) -> TrainState:
+    """The part of a state that another run's model has: without corrections if it has none."""
+    if model.lora_rank:
+        return state
+    return dataclasses.replace(state, params=lora.strip(state.params))
 
 
 def _resume(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -95,6 +95,7 @@ class Layout:
         )
 
 
+@runtime_checkable
 class Trainable(Protocol):
     """What of a learner decides its train state."""
 

@@ -12,6 +12,7 @@ from etils import epath
 from cm3jax.checkpoint import load_run
 from cm3jax.config import DecodeConfig, Experiment, RetrievalConfig
 from cm3jax.data.prepare import prepare_bank
+from cm3jax.data.shard_jobs import SplitJob
 from cm3jax.data.tokenize import Tools
 from cm3jax.emblems import ProbePrompt, prompts
 from cm3jax.emblems.probe_prompts import Kind
@@ -117,9 +118,8 @@ class Bench:
             bank=str(self._bank_path(dataset)),
         )
         tools = Tools(self.generator.text, self.generator.image, self.generator.encoder)
-        return prepare_bank(
-            dataclasses.replace(experiment, seed=dataset, data=data), tools, self.say
-        )
+        moved = dataclasses.replace(experiment, seed=dataset, data=data)
+        return prepare_bank(SplitJob(moved, "bank"), tools, self.say)
 
     def asked(self, kind: Kind, dataset: int = 0) -> list[list[ProbePrompt]]:
         """The prompts of every seed, none twice."""

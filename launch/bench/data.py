@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cm3jax.config import DataConfig, DecoderConfig, Experiment, VocabConfig, VQGANConfig
+from cm3jax.data.cm3_rows import RowsConfig
 from cm3jax.data.corpus import CorpusDocument, CorpusWriter, Shard
 from cm3jax.data.packing import Position
 from cm3jax.data.pipeline import CorpusStream, HostBatch
@@ -90,7 +91,9 @@ def _write(experiment: Experiment, records: int) -> None:
 
 def _time(experiment: Experiment) -> dict[str, Any]:
     """Rates of rounds of a second, after one that warms up and fills what is read ahead."""
-    batches = CorpusStream.open(experiment, "train").batches(Position())
+    rows = RowsConfig.of(experiment)
+    stream = CorpusStream.open(experiment.data, experiment.vocab, rows, "train")
+    batches = stream.batches(Position())
     rates = [_round(batches) for _ in range(1 + _ROUNDS)][1:]
     return {"tokens_per_second": statistics.median(rates), "rounds": rates}
 

@@ -13,7 +13,9 @@ from cm3jax.config import (
     VocabConfig,
     VQGANConfig,
 )
+from cm3jax.data.cm3_rows import RowsConfig
 from cm3jax.data.corpus import Corpus, CorpusDocument, CorpusWriter, Shard
+from cm3jax.data.pipeline import CorpusStream, NoRecords
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.sequence.vocab import Vocab
@@ -94,3 +96,8 @@ def facts(bank: Bank) -> dict:
         "image_fingerprint": VOCAB.image_fingerprint,
         "bank": bank.fingerprint,
     }
+
+
+def corpus_stream(config: Experiment, split: str) -> CorpusStream | NoRecords:
+    """The stream that a decoder of this experiment trains or is validated on."""
+    return CorpusStream.open(config.data, config.vocab, RowsConfig.of(config), split)

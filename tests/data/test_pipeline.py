@@ -24,7 +24,7 @@ from cm3jax.data.pipeline import (
 from cm3jax.errors import UserError
 from cm3jax.retrieval.bank import Bank
 from cm3jax.sequence.rotation import restore
-from tests.data.corpora import VOCAB, experiment, write_bank, write_corpus
+from tests.data.corpora import VOCAB, corpus_stream, experiment, write_bank, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -273,19 +273,19 @@ def test_a_record_longer_than_a_row_is_named_or_cut(prepared):
 
 def test_open_checks_that_parts_belong_together(prepared, tmp_path):
     config, _, _ = prepared
-    assert take(CorpusStream.open(config, "train"), 1)[0].data.tokens.shape == (8, 64)
+    assert take(corpus_stream(config, "train"), 1)[0].data.tokens.shape == (8, 64)
     with pytest.raises(UserError, match="validation is missing"):
-        CorpusStream.open(config, "validation")
+        corpus_stream(config, "validation")
     other = write_bank(tmp_path, documents=5)
     stray = dataclasses.replace(config.data, bank=str(other.path))
     with pytest.raises(UserError, match="another bank"):
-        CorpusStream.open(dataclasses.replace(config, data=stray), "train")
+        corpus_stream(dataclasses.replace(config, data=stray), "train")
     sizes = dataclasses.replace(config.vocab, text_pieces=51)
     with pytest.raises(UserError, match="make them equal"):
-        CorpusStream.open(dataclasses.replace(config, vocab=sizes), "train")
+        corpus_stream(dataclasses.replace(config, vocab=sizes), "train")
     Bank.build(tmp_path / "bank", [], np.zeros((0, 8), np.float32), "encoder", "vocab")
     with pytest.raises(UserError, match="vocab"):
-        CorpusStream.open(dataclasses.replace(config, data=stray), "train")
+        corpus_stream(dataclasses.replace(config, data=stray), "train")
 
 
 def test_packing_is_whole_disjoint_and_tight():
@@ -317,9 +317,7 @@ def mixture(tmp_path_factory):
 
 
 def opened(config, *process):
-    return CorpusStream(
-        config.data, config.seed, CorpusStream.open(config, "train").corpora, *process
-    )
+    return CorpusStream(config.data, config.seed, corpus_stream(config, "train").corpora, *process)
 
 
 def records_of(stream, position, count):

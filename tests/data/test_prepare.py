@@ -15,8 +15,9 @@ from cm3jax.config import CM3Config, DataConfig
 from cm3jax.data import shard_jobs
 from cm3jax.data.corpus import Corpus
 from cm3jax.data.packing import Position
-from cm3jax.data.pipeline import CorpusStream, NoRecords
+from cm3jax.data.pipeline import NoRecords
 from cm3jax.data.prepare import is_prepared, prepare, prepare_bank, remove_documents
+from cm3jax.data.shard_jobs import SplitJob
 from cm3jax.data.show import show_row
 from cm3jax.data.tokenize import Tools
 from cm3jax.errors import UserError
@@ -27,6 +28,7 @@ from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.select import NONE
 from cm3jax.sequence.document import Image, Text, parse
+from tests.data.corpora import corpus_stream
 
 RECORDS = 59
 """Lines of the folder; the 50th is for validation."""
@@ -132,7 +134,7 @@ def test_an_interrupted_preparation_goes_on(prepared, chain, folder, tmp_path):
         with pytest.raises(Interrupted):
             prepare(config, chain, stop_after(words))
     with pytest.raises(UserError, match="not complete"):
-        CorpusStream.open(config, "validation")
+        corpus_stream(config, "validation")
     tokenised = []
     original = shard_jobs.read_and_tokenise
     with pytest.MonkeyPatch.context() as patch:
@@ -167,7 +169,7 @@ def test_preparation_is_up_to_date_or_not(prepared, chain):
 
 def test_a_removed_document_stays_out(chain, folder, tmp_path):
     config = experiment(folder, tmp_path)
-    before = prepare_bank(config, chain, lambda line: None)
+    before = prepare_bank(SplitJob(config, "bank"), chain, lambda line: None)
     gone = [before.meta(row).key for row in (3, 11)]
     with pytest.raises(UserError, match="no document 'fox'; nothing was removed"):
         remove_documents(config.data.bank, config.retrieval, Removed(keys=("fox",)))
@@ -180,14 +182,14 @@ def test_a_removed_document_stays_out(chain, folder, tmp_path):
     assert is_prepared(config, chain)
     # Made again from its source, it lacks them still.
     again = dataclasses.replace(config, seed=1)
-    made = prepare_bank(again, chain, lambda line: None)
+    made = prepare_bank(SplitJob(again, "bank"), chain, lambda line: None)
     assert len(made) == len(before) - 2
     assert not set(gone) & set(made.rows)
 
 
 def test_a_removal_that_was_interrupted_is_completed(chain, folder, tmp_path, monkeypatch):
     config = experiment(folder, tmp_path)
-    key = prepare_bank(config, chain, lambda line: None).meta(0).key
+    key = prepare_bank(SplitJob(config, "bank"), chain, lambda line: None).meta(0).key
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -198,7 +200,7 @@ def test_a_removal_that_was_interrupted_is_completed(chain, folder, tmp_path, mo
             remove_documents(config.data.bank, config.retrieval, Removed(keys=(key,)))
     assert not is_prepared(config, chain)
     lines = []
-    bank = prepare_bank(config, chain, lines.append)
+    bank = prepare_bank(SplitJob(config, "bank"), chain, lines.append)
     assert key not in bank.rows
     assert len(bank) == RECORDS - 2  # and one is for validation
     assert lines[0].endswith("is complete"), "it was finished, not made again"
@@ -258,7 +260,7 @@ def test_a_path_must_be_given(chain, folder, tmp_path):
 
 
 def test_a_row_is_shown(prepared):
-    rows = CorpusStream.open(prepared, "train").corpora[0]
+    rows = corpus_stream(prepared, "train").corpora[0]
     text = show_row(rows, 5, testing.text_tokenizer())
     key = rows.corpus.document(5).key
     assert f"record 5, {key} (pair)" in text
@@ -417,7 +419,7 @@ def test_shards_without_a_usable_record(chain, tmp_path, clauses):
     config = dataclasses.replace(config, retrieval=rules)
     prepare(config, chain, lambda line: None)
     assert len(keys_of(config, "train")) == 49
-    assert next(CorpusStream.open(config, "train").batches(Position())).data.tokens.shape[0] == 4
+    assert next(corpus_stream(config, "train").batches(Position())).data.tokens.shape[0] == 4
 
 
 @pytest.mark.parametrize("kind", ["text", "picture"])
@@ -435,7 +437,7 @@ def test_corpora_of_one_modality(chain, tmp_path, kind):
     corpus = Corpus.open(f"{config.data.corpus}/train")
     asked = (corpus.neighbours != NONE).any((0, 1, 3))
     assert asked.tolist() == [kind == "text", kind == "picture"]
-    assert next(CorpusStream.open(config, "train").batches(Position())).data.tokens.shape[0] == 4
+    assert next(corpus_stream(config, "train").batches(Position())).data.tokens.shape[0] == 4
 
 
 @pytest.mark.parametrize(("count", "broken", "held"), [(10, (), 1), (60, (49,), 0), (1, (), 0)])
@@ -448,7 +450,7 @@ def test_small_sets(chain, tmp_path, count, broken, held):
     assert len(keys_of(config, "validation")) == held
     empty = "validation: no usable record, so training measures no validation loss"
     assert (empty in said) == (not held)
-    stream = CorpusStream.open(config, "validation")
+    stream = corpus_stream(config, "validation")
     assert isinstance(stream, NoRecords) == (not held)
 
 
@@ -485,10 +487,10 @@ def test_sizes_that_disagree_are_refused(chain, folder, tmp_path, change, messag
 
 def test_training_is_told_how_many_documents_samples_have(prepared):
     model = dataclasses.replace(prepared.model, context=300)
-    (note,) = CorpusStream.open(dataclasses.replace(prepared, model=model), "train").notes
+    (note,) = corpus_stream(dataclasses.replace(prepared, model=model), "train").notes
     shares = [int(share) for share in re.findall(r"(\d+)% have", note)]
     assert len(shares) == 3
     assert sum(shares) == pytest.approx(100, abs=2)
     assert "do not fit a row" not in note
-    (note,) = CorpusStream.open(prepared, "train").notes
+    (note,) = corpus_stream(prepared, "train").notes
     assert re.search(r"; \d+% of those drawn do not fit a row of 96 tokens", note)

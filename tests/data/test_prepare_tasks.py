@@ -11,7 +11,7 @@ import pytest
 from cm3jax import testing
 from cm3jax.config import CM3Config, DataConfig
 from cm3jax.data.corpus import Corpus
-from cm3jax.data.pipeline import CorpusStream, Position, resampled
+from cm3jax.data.pipeline import Position, resampled
 from cm3jax.data.prepare_tasks import open_cases, prepare_tasks
 from cm3jax.data.readers.datasets import TfdsSplit
 from cm3jax.data.show import show_row
@@ -20,6 +20,7 @@ from cm3jax.report.html import png
 from cm3jax.sequence.fit import answer_masks
 from cm3jax.sequence.rows import Places, Samples, build_rows
 from cm3jax.tasks.task import Case, Skipped
+from tests.data.corpora import corpus_stream
 
 
 def experiment(folder, **data):
@@ -92,7 +93,7 @@ def test_a_second_preparation_finds_everything_there(prepared):
 @pytest.mark.slow
 def test_training_rows_ask_for_the_answers_alone(prepared):
     made, _ = prepared
-    stream = CorpusStream.open(made, "train")
+    stream = corpus_stream(made, "train")
     vocab = stream.vocab
     captions, maps = stream.corpora
     row = captions.build(captions.plan(0, 0).slice(0, 1))
@@ -112,7 +113,7 @@ def test_training_rows_ask_for_the_answers_alone(prepared):
 
 def test_show_draws_what_is_asked(prepared):
     made, _ = prepared
-    rows = CorpusStream.open(made, "train").corpora[0]
+    rows = corpus_stream(made, "train").corpora[0]
     shown = show_row(rows, 3, testing.text_tokenizer()).splitlines()
     assert any("caption-3 (caption), 1 masks drawn" in line for line in shown)
     weighted = [line for line in shown if line.endswith(" 1")]
@@ -122,7 +123,7 @@ def test_show_draws_what_is_asked(prepared):
 
 def test_numpy_and_jax_build_the_same_rows(prepared):
     made, _ = prepared
-    rows = CorpusStream.open(made, "train").corpora[0]
+    rows = corpus_stream(made, "train").corpora[0]
     vocab, count = rows.corpus.vocab, 5
     ids = [rows.corpus.ids(record) for record in range(count)]
     lengths = np.asarray([len(one) for one in ids], np.int32)
@@ -156,7 +157,7 @@ def test_the_mixture_is_resampled_between_its_thresholds(prepared):
     assert resampled([10, 10], [9.0, 1.0], 0.3, 3.0) == pytest.approx([1.8, 0.3])
     made, _ = prepared
     data = dataclasses.replace(made.data, resample=(0.3, 3.0), batch=100_000)
-    stream = CorpusStream.open(dataclasses.replace(made, data=data), "train")
+    stream = corpus_stream(dataclasses.replace(made, data=data), "train")
     captions, maps = (rows.corpus for rows in stream.corpora)
     # Equal shares of 66 records are 33 / 7 passes over the captions, of which 3 are allowed.
     passes = np.asarray([3.0, 33 / 59])
@@ -171,7 +172,7 @@ def test_answers_are_for_whole_rows(prepared):
     made, _ = prepared
     stream = dataclasses.replace(made, data=dataclasses.replace(made.data, rows="stream"))
     with pytest.raises(UserError, match="has answers to learn"):
-        CorpusStream.open(stream, "train")
+        corpus_stream(stream, "train")
 
 
 @pytest.mark.parametrize(
