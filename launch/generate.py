@@ -32,6 +32,7 @@ from cm3jax.errors import UserError
 from cm3jax.generation import loading
 from cm3jax.generation.documents import read_document
 from cm3jax.generation.generator import Generator
+from cm3jax.generation.options import Sampling
 from cm3jax.generation.prompts import (
     Prompt,
     Wanted,
@@ -52,7 +53,7 @@ from cm3jax.training.hardware import copy_rate
 from launch.cli import parse
 from launch.env import main
 from launch.gallery import Gallery
-from launch.generate_options import Options, decode_config, weights, with_defaults
+from launch.generate_options import Options, as_sampling, weights, with_defaults
 
 
 def hole(options: Options, size: int) -> Bool[np.ndarray, "Y X"]:
@@ -104,9 +105,9 @@ def requests(
 ) -> list[PromptRequest]:
     """What the prompts ask of the model, with their documents."""
     _require_room_for_documents(options, generator)
-    read = [as_prompt(options, prompt, generator.image.config.image_size) for prompt in prompts]
-    tools = (generator.text, generator.image, generator.vocab)
-    given = [read_document(path, *tools) for path in options.docs]
+    size = generator.image.config.image_size
+    read = [as_prompt(options, prompt, size) for prompt in prompts]
+    given = [read_document(path, size) for path in options.docs]
     choice = (options.retrieve, given, options.exclude, weights(options.weigh), options.floor)
     shown = generator.documents_for(read, *choice, say=print)
     return generator.requests(read, shown, config)
@@ -127,17 +128,17 @@ def command(argv: list[str]) -> None:
     options = with_defaults(parse(Options, argv, "Generate pictures and texts from prompts."))
     prompts = options.asked()
     generator = loading.load(options.run, options.bank, options.mesh)
-    config = decode_config(options, generator.decode)
+    sampling = as_sampling(options, generator.decode)
     if options.rerank == "clip":
         _ = generator.encoder  # what is missing is said before anything is drawn
-    asked = requests(options, generator, prompts, config)
+    asked = requests(options, generator, prompts, sampling.decode)
     for line in documents(prompts, asked):
         print(line, flush=True)
     out = epath.Path(options.out)
     with hold(out, f"generating with {options.run}"):
-        gallery = Gallery(out, generator, recipe(options, config), prompts, asked)
+        gallery = Gallery(out, generator, recipe(options, sampling.decode), prompts, asked)
         gallery.begin()
-        _fill(gallery, generator, asked, options, config)
+        _fill(gallery, generator, asked, options, sampling)
     print(f"wrote {gallery.count} to {out / 'samples.jsonl'}")
 
 
@@ -146,15 +147,15 @@ def _fill(
     generator: Generator,
     asked: Sequence[PromptRequest],
     options: Options,
-    config: DecodeConfig,
+    sampling: Sampling,
 ) -> None:
     """Write all samples as they are done, and tell of each."""
     console = rich.console.Console(stderr=True)
     meter, begin = Meter(), time.perf_counter()
     with rich.progress.Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("samples", total=len(asked) * options.samples)
+        task = bar.add_task("samples", total=len(asked) * sampling.samples)
         watch = gallery.watch if options.partial else None
-        answers = generator.answer(asked, options.samples, options.seed, config, meter, watch)
+        answers = generator.answer(asked, sampling, meter, watch)
         try:
             for finished in answers:
                 for line in gallery.add(finished, options.show_sequence):

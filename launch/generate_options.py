@@ -12,6 +12,7 @@ from etils import epath
 
 from cm3jax.config import ONE_DEVICE, DecodeConfig, MeshConfig
 from cm3jax.errors import UserError
+from cm3jax.generation.options import Sampling, SamplingOptions
 from cm3jax.training.companions import run_folder
 from launch.shipped import SHIPPED
 from launch.tasks import find, task_prompt
@@ -213,17 +214,15 @@ def _samples_of(run: str) -> str:
     return str((epath.Path(run) if step is None else home) / "samples")
 
 
-def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:
-    """The run's own settings, with what the options replace."""
-    fields = {field.name for field in dataclasses.fields(DecodeConfig)}
+def as_sampling(options: Options, usual: DecodeConfig) -> Sampling:
+    """How samples are drawn: by the run's own settings, with what the options replace."""
+    fields = SamplingOptions.__annotations__
     given = {name: value for name, value in vars(options).items() if name in fields}
     if options.grammar:
         del given["grammar"]  # the run's own settings may do without
     if options.guidance is not None:
         given |= _guidance(options.guidance, options.mode)
-    if options.temperature is not None and options.temperature_range is None:
-        default = dataclasses.replace(default, temperature_range=None)
-    return dataclasses.replace(default, **{k: v for k, v in given.items() if v is not None})
+    return Sampling.of({name: v for name, v in given.items() if v is not None}, usual)
 
 
 def _guidance(text: str, mode: str) -> dict:

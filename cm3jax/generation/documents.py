@@ -110,18 +110,15 @@ class DocumentCodec:
         return Image(tuple(self._image.encode(picture[None])[0].tolist()))
 
 
-def read_document(
-    path: epath.PathLike, text: TextTokenizer, image: ImageTokenizer, vocab: Vocab
-) -> Int[np.ndarray, " L"]:
-    """The ids of a document of a picture file, and of the caption in the `.txt` next to it, if any.
+def read_document(path: epath.PathLike, size: int) -> Document:
+    """A picture file, at `size` pixels a side, with the caption in the `.txt` next to it, if any.
 
     Raises `UserError` if one of them can't be read.
     """
-    picture = load_picture(path, image.config.image_size)
+    picture = load_picture(path, size)
     caption = epath.Path(path).with_suffix(".txt")
     words = _caption(caption) if caption.exists() else ""
-    document = Document(*([words] if words else []), picture)
-    return DocumentCodec(vocab, text, image).encode(document)
+    return Document(*([words] if words else []), picture)
 
 
 def _caption(path: epath.Path) -> str:

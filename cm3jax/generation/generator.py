@@ -249,7 +249,7 @@ class Generator:
         drawn = Sampling.of(sampling, self.decode)
         requests = self.requests(prompts, documents, drawn.decode, drawn.prompt_ids)
         out: list[list[Generated | None]] = [[None] * drawn.samples for _ in prompts]
-        for finished in self.answer(requests, drawn.samples, drawn.seed, drawn.decode):
+        for finished in self.answer(requests, drawn):
             for index, sample in finished:
                 out[index][sample.sample_id] = sample
         return out
@@ -289,17 +289,15 @@ class Generator:
     def answer(
         self,
         requests: Sequence[PromptRequest],
-        samples: int = 1,
-        seed: int = 0,
-        decode: DecodeConfig | None = None,
+        sampling: Sampling | None = None,
         meter: Meter | None = None,
         watch: loop.Watch | None = None,
     ) -> Iterator[Answers]:
         """Samples of every request as they are done; `meter` and `watch` as in
-        `loop.decode_each`."""
-        config = decode or self.decode
-        call = (self.model, self._variables, self.vocab, requests, config, samples, seed)
-        for finished in self._decode_each(*call, meter, watch):
+        `loop.decode_each`. Requests bring their `prompt_ids` along."""
+        own = sampling or Sampling(decode=self.decode)
+        call = (self.model, self._variables, self.vocab, requests, own.decode, own.samples)
+        for finished in self._decode_each(*call, own.seed, meter, watch):
             yield self._reader.read(requests, finished)
 
     def logprobs(

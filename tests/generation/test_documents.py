@@ -11,6 +11,7 @@ from cm3jax.sequence.document import render
 from tests.generation.ids import codes, words
 
 SIZE = testing.experiment().vqgan.image_size
+PROMPT = read_prompt("a cat", SIZE)
 
 
 def test_documents_come_from_the_live_index(generator):
@@ -31,7 +32,7 @@ def test_documents_come_from_the_live_index(generator):
 
 
 def test_why_there_are_fewer_documents_is_said(generator):
-    read, lines = [read_prompt("a cat", SIZE)], []
+    read, lines = [PROMPT], []
     assert len(generator.documents_for(read, 99, say=lines.append)[0]) == 12
     assert lines.pop() == "12 of 99 documents for 'a cat'; the bank has 12"
     (shown,) = generator.documents_for(read, 2, floor=2.0, say=lines.append)
@@ -49,16 +50,20 @@ def test_hand_picked_documents_come_before_retrieved_ones(generator, vocab):
 
 
 def test_a_picture_file_is_a_document_with_the_caption_next_to_it(generator, vocab, picture_path):
-    tools = (generator.text, generator.image, generator.vocab)
+
+    def shown():
+        ((ids,),) = generator.documents_for([PROMPT], 0, [read_document(picture_path, SIZE)])
+        return ids.tolist()
+
     seen = codes(generator, np.asarray(PIL.Image.open(picture_path)))
-    assert read_document(picture_path, *tools).tolist() == seen
+    assert shown() == seen
     picture_path.with_suffix(".txt").write_text("a red fox\n")
     whole = [*words(generator, "a red fox"), vocab.break_, *seen]
-    assert read_document(picture_path, *tools).tolist() == whole
+    assert shown() == whole
     picture_path.with_suffix(".txt").unlink()
     picture_path.with_suffix(".txt").mkdir()
     with pytest.raises(UserError, match=r"the caption .* can't be read"):
-        read_document(picture_path, *tools)
+        read_document(picture_path, SIZE)
 
 
 def test_a_document_is_given_as_a_text_and_a_picture(generator, vocab):

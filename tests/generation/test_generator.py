@@ -9,6 +9,7 @@ import pytest
 from cm3jax import testing
 from cm3jax.config import DecodeConfig
 from cm3jax.errors import UserError
+from cm3jax.generation.options import Sampling
 from cm3jax.generation.prompts import Wanted, picture_prompt
 from cm3jax.sequence.document import Image, Text, parse, render
 from tests.generation.ids import codes, words
@@ -116,7 +117,7 @@ def test_stories_have_texts_and_pictures_as_the_model_likes(generator, vocab):
     ]
     requests = generator.requests(prompts, decode=config)
     kinds = set()
-    for finished in generator.answer(requests, 4, 2, config):
+    for finished in generator.answer(requests, Sampling(4, 2, config)):
         for _, sample in finished:
             assert len(sample.ids) <= 30
             document = parse(sample.ids[:-1], vocab)

@@ -6,6 +6,7 @@ import PIL.Image
 from cm3jax import testing
 from cm3jax.config import DecodeConfig
 from cm3jax.generation.answers import AnswerReader
+from cm3jax.generation.options import Sampling
 from cm3jax.generation.prompts import edit_prompt, picture_prompt, read_infill
 from cm3jax.sequence.document import render
 from tests.generation.ids import codes, words
@@ -41,7 +42,7 @@ def test_several_masks_follow_in_the_order_of_their_places(generator, vocab, pic
     hole[8:] = True  # codes 2 and 3
     prompt = read_infill(f"a <mask> fox <image:{picture_path}> <mask>", SIZE, hole)
     (request,) = generator.requests([prompt])
-    ((_, sample),) = next(generator.answer([request], seed=3))
+    ((_, sample),) = next(generator.answer([request], Sampling(seed=3, decode=generator.decode)))
     reader = AnswerReader(vocab, generator.text, generator.image)
     m0, m1, m2 = map(vocab.sentinel, range(3))
     image = np.asarray(PIL.Image.open(picture_path))

@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +19,8 @@ from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
 from cm3jax.generation.prompts import load_mask
 from launch import contact, gallery, generate
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,28 @@ def test_pictures_carry_their_recipe_and_are_listed(call):
     _, longer = call("text", "a red fox", *options, *more, "--seed", "5")
     assert longer[:2] == log
     assert len(longer) == 4
+
+
+def test_a_prompt_passes_the_files_that_the_map_names(call):
+    """`ARCHITECTURE.md`, "Life of a prompt": its picture is the way, its text names the rest."""
+    folders = ("launch/g", "launch/contact", "cm3jax/generation/", "cm3jax/decode/")
+    called = set()
+
+    def note(frame, event, _):
+        if frame.f_code.co_name != "<module>":
+            called.add(frame.f_code.co_filename.removeprefix(f"{ROOT}/"))
+
+    sys.setprofile(note)
+    try:
+        call("text", "a red fox", "--samples", "2", "--retrieve", "1", "--docs", "X.PNG")
+    finally:
+        sys.setprofile(None)
+    passed = {path.removeprefix("cm3jax/") for path in called if path.startswith(folders)}
+    life = (ROOT / "ARCHITECTURE.md").read_text().partition("## Life of a prompt")[2]
+    _, way, text = life.partition("\n## ")[0].split("```")
+    drawn = set(re.findall(r"(?:launch|generation|decode)/\w+\.py", way))
+    assert drawn <= passed
+    assert {path for path in passed - drawn if path not in text and path[11:] not in text} == set()
 
 
 def test_damaged_lines_of_the_log_stay_and_stop_nothing(chain, tmp_path):
@@ -263,10 +288,10 @@ def test_an_edit_and_every_kind_of_guidance(call):
     _, (line,) = call("edit", "a red fox <image:X.PNG>", "--guidance", "cfg:5,1.2")
     assert line["decode"]["edit_scales"] == [5, 1.2]
     options = generate.Options(("a fox",), guidance="half:4,0.3", top_k=7, grammar=False)
-    config = generate.decode_config(options, DecodeConfig())
+    config = generate.as_sampling(options, DecodeConfig()).decode
     assert (config.contrast, config.contrast_k, config.contrast_alpha) == ("half", 4, 0.3)
     assert (config.top_k, config.grammar) == (7, False)
-    config = generate.decode_config(generate.Options(("a",), guidance="cdk:2"), config)
+    config = generate.as_sampling(generate.Options(("a",), guidance="cdk:2"), config).decode
     assert (config.contrast, config.contrast_k, config.contrast_alpha) == ("all", 2, 0.3)
 
 
