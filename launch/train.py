@@ -104,10 +104,10 @@ def make_illustrator(learner: Learner) -> Illustrator:
     if experiment.learner == "vqgan":
         from cm3jax.report.samples import vqgan_samples
 
-        return vqgan_samples.illustrator(learner)
+        return vqgan_samples.vqgan_illustrator(learner)
     from cm3jax.report.samples import decoder_samples
 
-    return decoder_samples.illustrator(learner)
+    return decoder_samples.decoder_illustrator(learner)
 
 
 if __name__ == "__main__":

@@ -230,12 +230,7 @@ def test_the_lock_covers_what_setup_asks_for():
 
 TWINS = {
     "load": "`cm3jax.load` is the generator's; each learner has its own",
-    "convert": "one for each foreign format in `interop`, like the four below",
-    "places": "",
-    "read": "",
-    "read_config": "",
-    "write_config": "",
-    "illustrator": "one for each kind of learner in `report.samples`",
+    "convert": "one for each foreign format in `interop`",
 }
 """Public names with a definition in several modules, which callers qualify by the module's name."""
 

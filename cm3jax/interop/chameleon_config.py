@@ -115,7 +115,7 @@ class Foreign:
         fields.require_values(rope, usual, where)
 
 
-def write_config(
+def write_chameleon_config(
     model: DecoderConfig, vocab: Vocab, known: dict[str, Any], vq: dict[str, Any]
 ) -> dict[str, Any]:
     """The config.json of an export: what was imported, and what our config says of the network.

@@ -28,7 +28,7 @@ from cm3jax.config import (
 )
 from cm3jax.errors import UserError
 from cm3jax.interop import folders, processors, taming_vqgan, tokenizer_json
-from cm3jax.interop.chameleon_config import Foreign, write_config
+from cm3jax.interop.chameleon_config import Foreign, write_chameleon_config
 from cm3jax.interop.layout import Key, Place, exported, imported, match
 from cm3jax.interop.vocabulary import Vocabulary, make_map, read_map
 from cm3jax.io import safetensors_file as tensors
@@ -67,7 +67,7 @@ class Checkpoint:
     report: list[Key]
 
 
-def read(folder: Path) -> Checkpoint:
+def read_checkpoint(folder: Path) -> Checkpoint:
     """Read a folder of transformers' Chameleon; `UserError` for what is missing or doesn't fit."""
     path = folder / "config.json"
     config = folders.read_object(path, "the config")
@@ -76,7 +76,7 @@ def read(folder: Path) -> Checkpoint:
     table = found.get("model.embed_tokens.weight")
     stored = "bfloat16" if table is not None and table.type == "BF16" else "float32"
     model = foreign.decoder(str(path), stored)
-    image = taming_vqgan.read_config(foreign.vq_config or {}, f"{path}: vq_config")
+    image = taming_vqgan.read_vqgan_config(foreign.vq_config or {}, f"{path}: vq_config")
     names = foreign.vocabulary_map or {}
     vocabulary = read_map(names, foreign.vocab_size, image.grid)
     if vocabulary.config.image_codes != image.codes:
@@ -85,7 +85,10 @@ def read(folder: Path) -> Checkpoint:
             f"vq_config has {image.codes}; get the config again."
         )
     _require_processor(folder, image.image_size)
-    mine, images = places(model, vocabulary.ids), taming_vqgan.places(image, _VQ, decoder=False)
+    mine, images = (
+        decoder_places(model, vocabulary.ids),
+        taming_vqgan.vqgan_places(image, _VQ, decoder=False),
+    )
     report = match([*mine, *images], found, _UNUSED, str(folder))
     return Checkpoint(config, model, image, vocabulary, names, mine, images, found, report)
 
@@ -103,7 +106,7 @@ def _require_processor(folder: Path, size: int) -> None:
         processors.check(values, usual, path)
 
 
-def places(config: DecoderConfig, ids: Int[np.ndarray, " V"]) -> list[Place]:
+def decoder_places(config: DecoderConfig, ids: Int[np.ndarray, " V"]) -> list[Place]:
     """Where our decoder's arrays lie in a state dict whose vocabulary has the order `ids`."""
     n, d, a, h, k, f = (
         config.layers,
@@ -147,7 +150,7 @@ def convert(source: Path, out: Path, decoder: Path | None, decoder_config: Path)
     transformers keeps no decoder of pictures: `decoder` is the VQGAN's own checkpoint, whose
     encoder must be the folder's. Without one, pictures can be read but not drawn.
     """
-    folder = read(source)
+    folder = read_checkpoint(source)
     images, found = folder.image_places, folder.tensors
     if decoder is not None:
         images, found = _with_decoder(folder, decoder, decoder_config)
@@ -216,10 +219,10 @@ def _with_decoder(
     folder: Checkpoint, path: Path, config: Path
 ) -> tuple[list[Place], dict[str, tensors.Tensor]]:
     """Places and tensors of the VQGAN's own checkpoint, if its encoder is the folder's."""
-    ours, found = taming_vqgan.read(path, config)
+    ours, found = taming_vqgan.read_vqgan(path, config)
     if ours != folder.vqgan:
         raise UserError(f"{config} describes another VQGAN than vq_config; give its own.")
-    where = taming_vqgan.places(ours)
+    where = taming_vqgan.vqgan_places(ours)
     match(where, found, taming_vqgan.UNUSED, str(path))
     for place in folder.image_places:
         (key,) = place.keys
@@ -242,11 +245,11 @@ def export(run_dir: epath.PathLike, out: Path) -> int:
     variables = {"params": lora.merged(run.variables["params"], experiment.model.lora[1])}
     text_dir, image_dir = text_folder(run_dir, run), image_folder(run_dir, run)
     images = load_run(image_dir)
-    vq_config = taming_vqgan.write_config(images.experiment.vqgan)
+    vq_config = taming_vqgan.write_vqgan_config(images.experiment.vqgan)
     notes = _notes(text_dir, run)
     types = {key: type_ for key, (type_, _) in notes["keys"].items()}
-    mine = places(experiment.model, np.asarray(notes["ids"]))
-    theirs = taming_vqgan.places(images.experiment.vqgan, _VQ, decoder=False)
+    mine = decoder_places(experiment.model, np.asarray(notes["ids"]))
+    theirs = taming_vqgan.vqgan_places(images.experiment.vqgan, _VQ, decoder=False)
     outputs: dict[str, tensors.Output] = {}
     for where, arrays in ((mine, variables), (theirs, images.variables)):
         for place in where:
@@ -254,7 +257,7 @@ def export(run_dir: epath.PathLike, out: Path) -> int:
     with folders.new_folder(out) as folder:
         folders.write_tensors(folder, outputs)
         vocab = Vocab(experiment.vocab)
-        config = write_config(experiment.model, vocab, notes["config"], vq_config)
+        config = write_chameleon_config(experiment.model, vocab, notes["config"], vq_config)
         write_json(folder / "config.json", config)
         write_json(
             folder / processors.FILE, processors.chameleon(images.experiment.vqgan.image_size)

@@ -78,8 +78,8 @@ _KINDS = {"text_config": TextTowerFields, "vision_config": VisionTowerFields}
 
 def convert(source: Path, out: Path) -> list[Key]:
     """Import a folder as the exported run of an encoder; returns the report, also in `out`."""
-    config = read_config(source)
-    where, found = places(config), folders.read_tensors(source)
+    config = read_clip_config(source)
+    where, found = clip_places(config), folders.read_tensors(source)
     report = match(where, found, _UNUSED, str(source))
     with folders.new_folder(out) as folder:
         model = huggingface.read_tokenizer(source, range(config.text_vocab - 2))
@@ -94,7 +94,7 @@ def convert(source: Path, out: Path) -> list[Key]:
     return report
 
 
-def places(config: ClipConfig) -> list[Place]:
+def clip_places(config: ClipConfig) -> list[Place]:
     """Where our arrays lie in the state dict of HF's `CLIPModel`."""
     size = config.image_size
     ids = jax.ShapeDtypeStruct((1, 4), jnp.int32)
@@ -109,7 +109,7 @@ def places(config: ClipConfig) -> list[Place]:
     return found
 
 
-def read_config(folder: Path) -> ClipConfig:
+def read_clip_config(folder: Path) -> ClipConfig:
     """Our config of a folder's two JSON files; `UserError` for what ours cannot be."""
     path = folder / "config.json"
     values = folders.read_object(path, "the config")

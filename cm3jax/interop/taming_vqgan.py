@@ -61,7 +61,7 @@ _HARMLESS = {
 }
 
 
-def read_config(values: Mapping[str, Any], what: str) -> VQGANConfig:
+def read_vqgan_config(values: Mapping[str, Any], what: str) -> VQGANConfig:
     """Our config of HF's `vq_config`; `UserError` for what ours cannot be."""
     names = [field.name for field in dataclasses.fields(VQGANFields)]
     foreign = build(VQGANFields, fields.select(values, names, _HARMLESS, what), what)
@@ -96,7 +96,7 @@ def read_config(values: Mapping[str, Any], what: str) -> VQGANConfig:
     )
 
 
-def write_config(config: VQGANConfig) -> dict[str, Any]:
+def write_vqgan_config(config: VQGANConfig) -> dict[str, Any]:
     """The inverse of `read_config`; `UserError` for a network of another family."""
     if config.kernel != 3 or config.patch != 1 or config.channels % 32:
         raise UserError(
@@ -118,7 +118,7 @@ def write_config(config: VQGANConfig) -> dict[str, Any]:
     return dataclasses.asdict(foreign)
 
 
-def places(config: VQGANConfig, prefix: str = "", decoder: bool = True) -> list[Place]:
+def vqgan_places(config: VQGANConfig, prefix: str = "", decoder: bool = True) -> list[Place]:
     """Where our arrays lie in a state dict whose names begin with `prefix`.
 
     Without `decoder` only what HF keeps of it: its first convolution.
@@ -170,8 +170,8 @@ def convert(source: Path, out: Path, config: Path) -> list[Key]:
 
     `config` is taming's YAML or HF's JSON. Returns the report, which also stands in the folder.
     """
-    ours, found = read(source, config)
-    where = places(ours)
+    ours, found = read_vqgan(source, config)
+    where = vqgan_places(ours)
     report = match(where, found, UNUSED, str(source))
     with folders.new_folder(out) as folder:
         write_tokenizer(folder, ours, where, found)
@@ -179,9 +179,11 @@ def convert(source: Path, out: Path, config: Path) -> list[Key]:
     return report
 
 
-def read(source: Path, config: Path) -> tuple[VQGANConfig, dict[str, safetensors_file.Tensor]]:
+def read_vqgan(
+    source: Path, config: Path
+) -> tuple[VQGANConfig, dict[str, safetensors_file.Tensor]]:
     """Our config and the tensors of a VQGAN's file."""
-    ours = read_config(_settings(config), str(config))
+    ours = read_vqgan_config(_settings(config), str(config))
     return ours, read_state_dict(source, "the VQGAN's file")
 
 

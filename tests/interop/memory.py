@@ -78,9 +78,9 @@ def write_random(folder: Path, layers: int, width: int, vocab: int) -> int:
     folder.mkdir(parents=True)
     write_json(folder / "config.json", config)
     model = chameleon_config.Foreign.read(config, "it").decoder("it", "float32")
-    image = taming_vqgan.read_config(config["vq_config"], "it")
-    places = hf_chameleon.places(model, read_map(names, vocab, image.grid).ids)
-    images = taming_vqgan.places(image, "model.vqmodel.", decoder=False)
+    image = taming_vqgan.read_vqgan_config(config["vq_config"], "it")
+    places = hf_chameleon.decoder_places(model, read_map(names, vocab, image.grid).ids)
+    images = taming_vqgan.vqgan_places(image, "model.vqmodel.", decoder=False)
     outputs = {
         key: safetensors_file.Output("F32", place.foreign_shapes[0], partial(_noise, key, place))
         for place in [*places, *images]

@@ -36,8 +36,8 @@ def test_what_transformers_writes_today_is_known():
     generation = dict.fromkeys(GenerationConfig._get_default_generation_params(), 1)
     model = chameleon_config.Foreign.read(written | generation, "it").decoder("it", "float32")
     assert model == chameleon_config.Foreign.read(case, "it").decoder("it", "float32")
-    image = taming_vqgan.read_config(written["vq_config"], "it")
-    assert image == taming_vqgan.read_config(cases.VQ, "it")
+    image = taming_vqgan.read_vqgan_config(written["vq_config"], "it")
+    assert image == taming_vqgan.read_vqgan_config(cases.VQ, "it")
     written = CLIPConfig().to_dict()
     for name, kind in (
         ("text_config", hf_clip.TextTowerFields),
@@ -117,13 +117,15 @@ def test_other_chameleons_are_refused_by_the_key(change, match):
 )
 def test_other_image_tokenizers_are_refused_by_the_key(change, match):
     with pytest.raises(UserError, match=match):
-        taming_vqgan.read_config(cases.VQ | change, "it")
+        taming_vqgan.read_vqgan_config(cases.VQ | change, "it")
 
 
 def test_no_attention_is_written_as_transformers_reads_it():
-    none = [taming_vqgan.read_config(cases.VQ | {"attn_type": t}, "it") for t in ("none", None)]
-    assert none[0] == none[1] != taming_vqgan.read_config(cases.VQ, "it")
-    assert taming_vqgan.write_config(none[0])["attn_type"] == "none"
+    none = [
+        taming_vqgan.read_vqgan_config(cases.VQ | {"attn_type": t}, "it") for t in ("none", None)
+    ]
+    assert none[0] == none[1] != taming_vqgan.read_vqgan_config(cases.VQ, "it")
+    assert taming_vqgan.write_vqgan_config(none[0])["attn_type"] == "none"
 
 
 def test_rope_and_towers_are_what_transformers_reads():
@@ -155,7 +157,7 @@ def _yaml(folder, params=(), ddconfig=(), **model):
 
 
 def _read(path):
-    return taming_vqgan.read_config(taming_vqgan._settings(path), str(path))
+    return taming_vqgan.read_vqgan_config(taming_vqgan._settings(path), str(path))
 
 
 def test_taming_s_own_keys_are_known(tmp_path):
@@ -167,7 +169,7 @@ def test_taming_s_own_keys_are_known(tmp_path):
         {"dropout": 0.1, "resamp_with_conv": True, "tanh_out": False},
         target="taming.models.vqgan.EMAVQ",
     )
-    assert _read(path) == taming_vqgan.read_config(cases.VQ, "it")
+    assert _read(path) == taming_vqgan.read_vqgan_config(cases.VQ, "it")
 
 
 @pytest.mark.parametrize(
@@ -231,17 +233,17 @@ def _clip(folder, **change):
 def test_text_config_dict_goes_before_text_config(tmp_path):
     """As in transformers, with the defaults of what it leaves out."""
     text = cases.CLIPS["patch-8"]["text_config"]
-    usual = hf_clip.read_config(foreign.write_clip(tmp_path / "usual", "patch-8"))
+    usual = hf_clip.read_clip_config(foreign.write_clip(tmp_path / "usual", "patch-8"))
     shadowed = _clip(tmp_path, text_config={"num_hidden_layers": 7}, text_config_dict=text)
-    assert hf_clip.read_config(shadowed) == usual
+    assert hf_clip.read_clip_config(shadowed) == usual
     vision = {"image_size": 24, "hidden_size": 48}
     (tmp_path / "bare").mkdir()
-    found = hf_clip.read_config(_clip(tmp_path / "bare", vision_config_dict=vision))
+    found = hf_clip.read_clip_config(_clip(tmp_path / "bare", vision_config_dict=vision))
     assert (found.vision_width, found.vision_layers, found.vision_heads) == (48, 12, 12)
     (tmp_path / "other").mkdir()
     other = _clip(tmp_path / "other", vision_config_dict={"surprise": 1})
     with pytest.raises(UserError, match="vision_config_dict has surprise=1"):
-        hf_clip.read_config(other)
+        hf_clip.read_clip_config(other)
 
 
 @pytest.mark.parametrize(
@@ -260,4 +262,4 @@ def test_text_config_dict_goes_before_text_config(tmp_path):
 )
 def test_other_clips_are_refused_by_the_key(tmp_path, change, match):
     with pytest.raises(UserError, match=match):
-        hf_clip.read_config(_clip(tmp_path, **change))
+        hf_clip.read_clip_config(_clip(tmp_path, **change))

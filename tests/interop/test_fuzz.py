@@ -28,15 +28,15 @@ def home(tmp_path_factory):
 
 
 def read_chameleon(home):
-    return hf_chameleon.read(home / "chameleon")
+    return hf_chameleon.read_checkpoint(home / "chameleon")
 
 
 def read_clip(home):
-    return hf_clip.read_config(home / "clip")
+    return hf_clip.read_clip_config(home / "clip")
 
 
 def read_vqgan(home):
-    return taming_vqgan.read(home / "vqgan/vqgan.safetensors", home / "vqgan/vqgan.yaml")
+    return taming_vqgan.read_vqgan(home / "vqgan/vqgan.safetensors", home / "vqgan/vqgan.yaml")
 
 
 def read_tensors(home):

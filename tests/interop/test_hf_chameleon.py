@@ -77,7 +77,7 @@ def case(request, tmp_path_factory):
     source = foreign.write_chameleon(home / "in", name)
     report = hf_chameleon.convert(source, home / "out", None, source / "config.json")
     assert len(report) == len(foreign.state(f"chameleon-{name}"))
-    folder, run = hf_chameleon.read(source), load_run(home / "out")
+    folder, run = hf_chameleon.read_checkpoint(source), load_run(home / "out")
     stored = foreign.stored(f"chameleon-{name}")
     ours = np.argsort(folder.vocabulary.ids)
     theirs = cases.rows(cases.CASES[name].seed)
@@ -247,7 +247,7 @@ def test_it_computes_in_the_type_that_the_folder_says(tmp_path, stored, said, ou
     config = json.loads((source / "config.json").read_text())
     del config["torch_dtype"]
     (source / "config.json").write_text(json.dumps(config | said))
-    assert hf_chameleon.read(source).model.dtype == ours
+    assert hf_chameleon.read_checkpoint(source).model.dtype == ours
 
 
 def test_a_whole_file_goes_before_a_stale_index(tmp_path):
@@ -302,7 +302,7 @@ def test_texts_never_become_control_tokens(generator):
 def test_it_reads_pictures_like_its_float32_self(generator):
     pictures = np.round((cases.scenes(4) + 1) * 127.5).astype(np.uint8)
     encode = functools.partial(VQGAN(generator.image.config).apply, method="encode")
-    where = hf_chameleon.taming_vqgan.places(generator.image.config)
+    where = hf_chameleon.taming_vqgan.vqgan_places(generator.image.config)
     weights = foreign.state("vq")
     arrays = foreign.tree({place.path: foreign.read(place, weights) for place in where})
     arrays["codebook"]["quantiser"]["uses"] = np.ones(cases.CODES, np.float32)

@@ -70,7 +70,7 @@ def test_every_tensor_matters(case):
     weights, model = foreign.state(f"clip-{name}"), CLIP(encoder.config)
     ids, pixels = jnp.asarray(stored["ids"][:3]), jnp.asarray(stored["pixels"])
     apply = jax.jit(model.apply)
-    places = hf_clip.places(encoder.config)
+    places = hf_clip.clip_places(encoder.config)
     arrays = {place.path: foreign.read(place, weights) for place in places}
     for place in places:
         (key,) = place.keys
@@ -102,7 +102,7 @@ def test_every_tensor_matters(case):
 def test_other_processors_are_refused(tmp_path, change, match):
     source = foreign.write_clip(tmp_path / "in", "patch-8", **change)
     with pytest.raises(UserError, match=match):
-        hf_clip.read_config(source)
+        hf_clip.read_clip_config(source)
 
 
 @pytest.mark.parametrize("name", ["alone", "beside", "other part"])
@@ -120,11 +120,11 @@ def test_processors_saved_by_transformers_5(tmp_path, name):
     else:
         del whole["image_processor"]
     (source / "processor_config.json").write_text(json.dumps(whole))
-    assert hf_clip.read_config(source).resize == "bicubic"
+    assert hf_clip.read_clip_config(source).resize == "bicubic"
     whole["image_processor"] = values | {"image_mean": [0.5, 0.5, 0.5]}
     (source / "processor_config.json").write_text(json.dumps(whole))
     with pytest.raises(UserError, match=r"processor_config\.json: its image_mean"):
-        hf_clip.read_config(source)
+        hf_clip.read_clip_config(source)
 
 
 def test_other_models_are_refused(tmp_path):
@@ -138,7 +138,7 @@ def test_other_models_are_refused(tmp_path):
     ):
         (source / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(UserError, match=match):
-            hf_clip.read_config(source)
+            hf_clip.read_clip_config(source)
     text = config["text_config"] | {"vocab_size": 521, "eos_token_id": 520}
     (source / "config.json").write_text(json.dumps(config | {"text_config": text}))
     with pytest.raises(UserError, match="token_embedding"):
@@ -190,4 +190,4 @@ def test_vit_b_32_is_the_default(tmp_path):
     source = foreign.write_clip(tmp_path / "in", "patch-8")
     (source / "config.json").write_text('{"model_type": "clip"}')
     (source / "preprocessor_config.json").write_text('{"size": 224, "crop_size": 224}')
-    assert hf_clip.read_config(source) == ClipConfig(resize="bicubic")
+    assert hf_clip.read_clip_config(source) == ClipConfig(resize="bicubic")

@@ -158,7 +158,7 @@ def _require_exported(run, folder):
     )
     assert not any(told.values()), told  # nothing missing, unexpected or of another shape
     ours, images = load_run(run), load_run(run / "vqgan")
-    ids = hf_chameleon.read(folder).vocabulary.ids
+    ids = hf_chameleon.read_checkpoint(folder).vocabulary.ids
     rows = np.random.default_rng(0).integers(0, len(ids), (2, 24))
     ones, places = np.ones_like(rows), np.broadcast_to(np.arange(24), rows.shape)
     decoder = Decoder(ours.experiment.model, len(ids))

@@ -66,7 +66,7 @@ def test_pictures_are_januss(run, stored):
 def test_every_tensor_matters(run, stored):
     """A reference that some tensor does not reach would say nothing about it."""
     weights, pixels = foreign.state("vq"), cases.noise(64)[:16]
-    places = taming_vqgan.places(run[1].experiment.vqgan)
+    places = taming_vqgan.vqgan_places(run[1].experiment.vqgan)
     for place in places:
         (key,) = place.keys
         changed = np.roll(weights[key], 1, axis=0) + np.float32(0.05)
@@ -90,16 +90,18 @@ def _merged(tree: dict, other: dict) -> dict:
 
 def test_configs_there_and_back():
     for values in (cases.VQ, {**cases.VQ, "attn_type": None, "attn_resolutions": None}):
-        config = taming_vqgan.read_config(values, "it")
-        assert taming_vqgan.read_config(taming_vqgan.write_config(config), "it") == config
+        config = taming_vqgan.read_vqgan_config(values, "it")
+        assert (
+            taming_vqgan.read_vqgan_config(taming_vqgan.write_vqgan_config(config), "it") == config
+        )
     # Chameleon's, which is the default there.
-    assert taming_vqgan.read_config({}, "it") == VQGANConfig(
+    assert taming_vqgan.read_vqgan_config({}, "it") == VQGANConfig(
         image_size=512, multipliers=(1, 1, 2, 2, 4)
     )
     with pytest.raises(UserError, match="double_latent=True"):
-        taming_vqgan.read_config({"double_latent": True}, "it")
+        taming_vqgan.read_vqgan_config({"double_latent": True}, "it")
     with pytest.raises(UserError, match="none of taming's family"):
-        taming_vqgan.write_config(VQGANConfig(patch=2))
+        taming_vqgan.write_vqgan_config(VQGANConfig(patch=2))
 
 
 def test_yaml_and_json_say_the_same(tmp_path):
@@ -107,9 +109,9 @@ def test_yaml_and_json_say_the_same(tmp_path):
     for name, values in (("a", cases.VQ), ("b", {"vq_config": cases.VQ})):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(values))
-        assert taming_vqgan.read_config(
+        assert taming_vqgan.read_vqgan_config(
             taming_vqgan._settings(path), "a"
-        ) == taming_vqgan.read_config(taming_vqgan._settings(config), "b")
+        ) == taming_vqgan.read_vqgan_config(taming_vqgan._settings(config), "b")
 
 
 def test_the_run_is_an_image_tokenizer(run):

@@ -24,7 +24,7 @@ from cm3jax.errors import UserError
 from cm3jax.io import files
 from cm3jax.learners import vqgan
 from cm3jax.learners.vqgan import VQGANLearner
-from cm3jax.report.samples.vqgan_samples import illustrator
+from cm3jax.report.samples.vqgan_samples import vqgan_illustrator
 from cm3jax.testing import experiment, random_variables
 from cm3jax.tokenizers.discriminator import discriminator_loss
 from cm3jax.tokenizers.image_tokenizer import to_pixels
@@ -365,7 +365,7 @@ def test_where_nothing_sound_is_held_back_a_run_ends_without_validation(config, 
         train=TrainConfig(steps=2, log_every=1, validate_every=1, samples=1),
     )
     learner = VQGANLearner(broken)
-    train(learner, illustrator(learner))
+    train(learner, vqgan_illustrator(learner))
     assert "nothing is validated: 2 of 2 records can't be read" in capsys.readouterr().out
     lines = read_metrics(broken.run_dir)
     assert [line["step"] for line in lines] == [1, 2]

@@ -26,7 +26,7 @@ _GREY = 128
 """Grey of the parts of a picture whose codes are elsewhere in the row."""
 
 
-def illustrator(learner: DecoderLearner) -> Callable[[TrainState], Sequence[Illustration]]:
+def decoder_illustrator(learner: DecoderLearner) -> Callable[[TrainState], Sequence[Illustration]]:
     """Draws for a learner on prepared corpora, of a mixture for the first.
 
     Where the tokenizers are missing, or are not those of the corpus, it says so instead.

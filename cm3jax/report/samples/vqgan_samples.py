@@ -16,7 +16,7 @@ from cm3jax.tokenizers.lpips import LPIPS
 from cm3jax.training.state import TrainState
 
 
-def illustrator(learner: VQGANLearner) -> Callable[[TrainState], Sequence[Illustration]]:
+def vqgan_illustrator(learner: VQGANLearner) -> Callable[[TrainState], Sequence[Illustration]]:
     """Encodes and decodes the first pictures of validation, or of training where nothing is held
     back: always the same.
 

@@ -12,7 +12,7 @@ from cm3jax.config import DataConfig, MeshConfig, TrainConfig
 from cm3jax.data.corpus import CorpusDocument, CorpusWriter, Shard
 from cm3jax.data.show import pieces
 from cm3jax.learners.decoder import DecoderLearner
-from cm3jax.report.samples.decoder_samples import illustrator
+from cm3jax.report.samples.decoder_samples import decoder_illustrator
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import mark_of
 from cm3jax.retrieval.pages import GONE, blank_html
@@ -79,7 +79,7 @@ def test_a_run_shows_a_row_and_draws(config):
 
     # Those of the parameters at that step: from the checkpoint come the same.
     learner, run = DecoderLearner.from_corpus(config), load_run(config.workdir)
-    row, samples = illustrator(learner)(TrainState(2, run.variables["params"], None, {}))
+    row, samples = decoder_illustrator(learner)(TrainState(2, run.variables["params"], None, {}))
     assert samples.pictures.keys() == shown.keys()
     for name, picture in samples.pictures.items():
         np.testing.assert_array_equal(picture, shown[name])
@@ -98,7 +98,7 @@ def test_without_its_tokenizers_it_says_so(tmp_path):
     for split in ("train", "validation"):
         corpora.write_corpus(tmp_path, bank, 12, 1, split)
     config = dataclasses.replace(corpora.experiment(tmp_path), workdir=str(tmp_path / "run"))
-    (absent,) = illustrator(DecoderLearner.from_corpus(config))(None)
+    (absent,) = decoder_illustrator(DecoderLearner.from_corpus(config))(None)
     assert "no text tokenizer" in absent.body
     assert not absent.pictures
 

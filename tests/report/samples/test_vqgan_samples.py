@@ -13,7 +13,7 @@ from cm3jax import testing
 from cm3jax.config import DataConfig, TrainConfig
 from cm3jax.learners.vqgan import VQGANLearner
 from cm3jax.report.html import png
-from cm3jax.report.samples.vqgan_samples import by_label, illustrator
+from cm3jax.report.samples.vqgan_samples import by_label, vqgan_illustrator
 from cm3jax.training.state import TrainState
 
 
@@ -37,7 +37,7 @@ def test_pictures_stand_over_what_their_codes_decode_to(learner):
     variables = dict(testing.image_tokenizer().variables)
     params = variables.pop("params")
     state = TrainState(jax.numpy.int32(0), params, None, variables)
-    (drawn,) = illustrator(learner)(state)
+    (drawn,) = vqgan_illustrator(learner)(state)
     assert drawn.body.count("<img") == 4
     grid = drawn.pictures["reconstructions"]
     true = testing.pictures(100)[[49, 99]]  # every 50th is for validation
