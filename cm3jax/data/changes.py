@@ -1,13 +1,14 @@
 """What a bank or a corpus was made from, record by record, so that a changed source is noticed."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
 from cm3jax.io.files import digest
+from cm3jax.io.shard_writer import MANIFEST
 
 
 class Made(NamedTuple):
@@ -51,7 +52,7 @@ class SourceState:
 
     def part(self, span: range) -> "SourceState":
         """The state of some of the records."""
-        return SourceState(self.table[span.start : span.stop])
+        return SourceState(self.table[span.start : span.stop], self.names[span.start : span.stop])
 
     def since(self, before: "SourceState") -> str:
         """What is different now, in half a sentence."""
@@ -69,12 +70,52 @@ class SourceState:
                 said.append(f"{len(names)} {kind}{first}")
         return ", ".join(said) or "in another order"
 
+    @staticmethod
+    def joined(parts: "Sequence[SourceState]") -> "SourceState":
+        """The states of several spans of records, in order."""
+        names = [name for part in parts for name in part.names]
+        return SourceState(np.concatenate([part.table for part in parts]), names)
+
     def by_name(self) -> dict[int, tuple[int, ...]]:
         """The states of the records of each name, by its hash."""
         states: dict[int, tuple[int, ...]] = {}
         for name, state in self.table.tolist():
             states[name] = (*states.get(name, ()), state)
         return states
+
+
+def say_why_again(
+    path: epath.Path,
+    outdated: Sequence[tuple[int, np.ndarray]],
+    now: Callable[[], SourceState | None],
+    size: int,
+    source: str,
+    say: Callable[[str], None],
+) -> None:
+    """Tell `say` why what is at a path, or what an interrupted preparation left beside it, is made
+    again; nothing where neither is there.
+
+    `outdated` are the shards, of `size` records each, whose raw records have changed since
+    (`ShardWriter.outdated` of `SOURCE`), `now` gives the state of all, and `source` is where they
+    are.
+    """
+    stands = (path / MANIFEST).exists()
+    state = now() if stands or outdated else None
+    if stands:
+        before = SourceState.saved(path)
+        why = "it was made with other settings, another source or another bank"
+        if before and state and before.mark != state.mark:
+            why = f"{source} has changed since ({state.since(before)})"
+        say(f"{path} is made again: {why}")
+    if outdated and state:
+        parts = [state.part(range(n * size, (n + 1) * size)) for n, _ in outdated]
+        since = SourceState.joined(parts).since(
+            SourceState(np.concatenate([table for _, table in outdated]))
+        )
+        say(
+            f"{len(outdated)} shards that an interrupted preparation left beside {path} are made "
+            f"again: {source} has changed since ({since})"
+        )
 
 
 def _hash(text: str) -> int:

@@ -106,6 +106,10 @@ class CorpusWriter:
         """Whether a shard was written."""
         return self._shards.has(number)
 
+    def outdated(self) -> list[tuple[int, np.ndarray]]:
+        """The shards whose raw records have changed since; see `say_why_again`."""
+        return self._shards.outdated(SOURCE)
+
     def write(self, number: int, shard: Shard, made: SourceState | None = None) -> None:
         """Write one shard; its notes come last and make it count.
 
@@ -146,7 +150,8 @@ class CorpusWriter:
             reasons = [reason for note in notes for reason in note["refused"].values()]
             first = f" (the first was refused because {reasons[0]})" if reasons else ""
             raise UserError(
-                f"{self.path} would have no record{first}; check data.source and data.records."
+                f"{self.path} would have no record{first}; check data.source or data.tasks, and "
+                "data.records."
             )
         licences = sum((Counter(note["licences"]) for note in notes), Counter())
         return {

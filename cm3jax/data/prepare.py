@@ -18,9 +18,10 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from cm3jax.config import DataConfig, Experiment, RetrievalConfig, identity
-from cm3jax.data.changes import SourceState
-from cm3jax.data.corpus import Corpus
+from cm3jax.data.changes import say_why_again
+from cm3jax.data.corpus import Corpus, CorpusWriter
 from cm3jax.data.probe_queries import asking
+from cm3jax.data.quality import idle_rules
 from cm3jax.data.runners import Engine, InProcess, Report
 from cm3jax.data.shard_jobs import (
     SplitJob,
@@ -36,10 +37,10 @@ from cm3jax.data.tokenize import Tools
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest, read_json
 from cm3jax.io.folders import hold, settle
-from cm3jax.io.shard_writer import MANIFEST, STATE, source_state
+from cm3jax.io.shard_writer import STATE, source_state
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import DUPLICATES, bank_files
-from cm3jax.retrieval.bank_writer import sweep_parts
+from cm3jax.retrieval.bank_writer import BankWriter, sweep_parts
 from cm3jax.retrieval.duplicates import save_duplicates
 from cm3jax.retrieval.index import Ask, keep_index, training_index
 from cm3jax.retrieval.milvus import forget
@@ -131,24 +132,23 @@ def _shards(job: SplitJob, report: Report) -> int:
     source = open_source(job.experiment.data, job.split, job.experiment.seed)
     if isinstance(source, ItemSource) and source.note:
         report(f"{job.split}: {source.note}")
+    columns = source.columns() if isinstance(source, ItemSource) else ()
+    if job.split == "train" and (idle := idle_rules(job.experiment.data, columns)):
+        report(idle)
     return max(1, -(-len(source) // job.experiment.data.shard))  # one may be empty
 
 
-def _say_why(job: SplitJob, path: epath.Path, report: Report) -> None:
-    """Report what has changed since what stands at a path was made, if anything does."""
-    if not (path / MANIFEST).exists():
-        return
-    before, now = SourceState.saved(path), state_of(job)
-    why = "it was made with other settings, another source or another bank"
-    if before and now and before.mark != now.mark:
-        why = f"{job.experiment.data.source} has changed since ({now.since(before)})"
-    report(f"{job.split}: {path} is made again: {why}")
+def _say_why(job: SplitJob, writer: BankWriter | CorpusWriter, report: Report) -> None:
+    """Report what has changed since what the job's place holds was made, if anything does."""
+    data = job.experiment.data
+    outdated, say = writer.outdated(), lambda line: report(f"{job.split}: {line}")
+    say_why_again(writer.path, outdated, lambda: state_of(job), data.shard, data.source, say)
 
 
 def _corpus(job: SplitJob, tools: Tools, bank: Bank, engine: Engine, report: Report) -> Timing:
     """Make what is missing of a split."""
     start, writer = time.perf_counter(), corpus_writer(job)
-    _say_why(job, writer.path, report)
+    _say_why(job, writer, report)
     total = _shards(job, report)
     # One that is saved, all workers read.
     training_index(bank, job.experiment.retrieval, _ask(job, tools))
@@ -209,8 +209,9 @@ def _make_bank(job: SplitJob, tools: Tools, report: Report, engine: Engine) -> B
     data, rules = job.experiment.data, job.experiment.retrieval
     _require_replaceable(data.bank)
     job = _dated(_bank_job(job, tools, Removed()))
-    _say_why(job, epath.Path(data.bank), report)
-    writer, total = bank_writer(job, tools), _shards(job, report)
+    writer = bank_writer(job, tools)
+    _say_why(job, writer, report)
+    total = _shards(job, report)
     missing = [number for number in range(total) if not writer.has(number)]
     engine.run(job, missing, total, report)
     if not total or not writer.records(total):

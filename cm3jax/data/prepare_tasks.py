@@ -7,131 +7,115 @@ with its reason in the corpus's manifest, under `refused`.
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
 
 from cm3jax.config import DataConfig, Experiment
-from cm3jax.data.corpus import Corpus, CorpusDocument, CorpusWriter, Shard
-from cm3jax.data.tfds_tasks import TfdsCases
+from cm3jax.data.changes import SourceState, say_why_again
+from cm3jax.data.corpus import Corpus, CorpusDocument, CorpusWriter, Shard, mixture_part
+from cm3jax.data.quality import RULES, idle_rules, require_quality
+from cm3jax.data.shard_jobs import marks
+from cm3jax.data.task_cases import Cases, DatedCases, open_cases
 from cm3jax.data.tokenize import fitting_vocab
-from cm3jax.emblems.task_cases import NAMES, asked
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
-from cm3jax.io.folders import hold
-from cm3jax.io.texts import brief
+from cm3jax.io.folders import hold, real
+from cm3jax.io.texts import shorten
 from cm3jax.sequence.vocab import Vocab
-from cm3jax.tasks import READERS
 from cm3jax.tasks.example import Answer, TaskDocument, to_document
 from cm3jax.tasks.task import Case, Derived, Filled, Skipped, choose_template
-from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, load_picture
+from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, read_picture
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
-SHARD = 2048
-"""Cases prepared and saved at a time."""
 SPLITS = ("train", "validation")
-
-_TFDS = "tfds:"
-
 Report = Callable[[str], None]
-
-
-@runtime_checkable
-class Cases(Protocol):
-    """The cases of a split by number."""
-
-    def __len__(self) -> int:
-        """Number of cases."""
-        ...
-
-    def __getitem__(self, index: int) -> Case | Skipped:
-        """Case `index`, from 0, or why there is none."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class EmblemsCases:
-    """Cases of a task of emblems."""
-
-    task: str
-    split: str
-    count: int
-    seed: int
-    size: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Case:
-        return asked(self.task, self.split, index, self.seed, self.size).case
-
-
-def open_cases(name: str, folder: str, split: str, data: DataConfig, seed: int) -> Cases:
-    """The cases of a data set: `data.records` of emblems, a fiftieth of that for validation; of a
-    folder all that its files have, in training the first `data.records`. A folder
-    `tfds:NAME/CONFIG:VERSION` is a dataset of tensorflow-datasets in `data.raw`.
-
-    Raises `UserError` for an unknown name and for a folder without the data set's files.
-    """
-    if folder == "emblems":
-        if name not in NAMES:
-            raise UserError(f"emblems has no task {name!r}; it has {', '.join(NAMES)}.")
-        count = data.records if split == "train" else max(100, data.records // 50)
-        return EmblemsCases(name, split, count, seed, data.image_size)
-    if name not in READERS:
-        raise UserError(f"there is no data set {name!r}; there are {', '.join(READERS)}.")
-    if folder.startswith(_TFDS):
-        most = data.records if split == "train" else None
-        dataset = folder.removeprefix(_TFDS)
-        return TfdsCases(name, dataset, split, data.raw, data.image_size, most)
-    cases = list(READERS[name](epath.Path(folder), split))
-    return cases[: data.records] if split == "train" else cases
 
 
 def prepare_tasks(
     experiment: Experiment, text: TextTokenizer, image: ImageTokenizer, report: Report = print
 ) -> None:
-    """Make the corpora of `data.tasks`, or what is missing of them.
+    """Make the corpora of `data.tasks`, or what is missing of them, or was made from records that
+    have changed since.
 
     Raises `UserError` where a data set is unknown or missing, or has no usable record, and before
-    any work where one of the corpora's folders is another's.
+    any work where one of the corpora's folders is another's or another task's.
     """
     data, seed, vocab = experiment.data, experiment.seed, experiment.vocab
     vocab = fitting_vocab(vocab, data.image_size, text, image)
     maker = _Maker(data, seed, experiment.model.context, vocab, text, image)
     wanted = [
-        (*task, split, CorpusWriter(f"{home}/corpus/{split}", maker.made_from(*task, split)))
-        for task, (home, _) in zip(data.tasks, data.mixture, strict=True)
+        (*task, split, f"{home}/corpus/{split}")
+        for task, home in zip(data.tasks, _homes(data), strict=True)
         for split in SPLITS
     ]
-    for *_, writer in wanted:
-        writer.require_ours()
-    for name, folder, split, writer in wanted:
-        with hold(writer.path, f"preparing {experiment.name}"):
-            if writer.complete:
-                report(f"{name}, {split}: {writer.path} is complete")
-                continue
+    for *task, path in wanted:
+        CorpusWriter(path, maker.made_from(*task)).require_ours()
+    if idle := idle_rules(data):
+        report(idle)
+    for name, folder, split, path in wanted:
+        with hold(path, f"preparing {experiment.name}"):
             cases = open_cases(name, folder, split, data, seed)
-            _corpus(name, split, cases, maker, writer, report)
+            _corpus((name, folder, split), path, cases, maker, report)
+
+
+def _homes(data: DataConfig) -> list[str]:
+    """The directory of each task; `UserError` where different ones would replace each other."""
+    homes = [mixture_part(part)[0] for part, _ in data.mixture]
+    made: dict[str, tuple[str, str]] = {}
+    for task, home in zip(data.tasks, homes, strict=True):
+        other = made.setdefault(os.fspath(real(home)), task)
+        if other != task:
+            raise UserError(
+                f"data.mixture names {home} for both {' '.join(other)} and {' '.join(task)} of "
+                "data.tasks; give each its own directory."
+            )
+    return homes
 
 
 def _corpus(
-    name: str, split: str, cases: Cases, maker: "_Maker", writer: CorpusWriter, report: Report
+    task: tuple[str, str, str], path: str, cases: Cases, maker: "_Maker", report: Report
 ) -> None:
-    start = time.perf_counter()
-    spans = [range(i, min(i + SHARD, len(cases))) for i in range(0, len(cases), SHARD)]
+    start, size = time.perf_counter(), maker.data.shard
+    name, folder, split = task
+    state = _state(cases, range(len(cases)))
+    states = () if state is None else marks(state, size)
+    writer = CorpusWriter(path, maker.made_from(*task), states)
+    if writer.complete:
+        report(f"{name}, {split}: {writer.path} is complete")
+        return
+    say_why_again(
+        *(writer.path, writer.outdated(), lambda: state, size, folder),
+        lambda line: report(f"{name}, {split}: {line}"),
+    )
+    starts = range(0, max(1, len(cases)), size)  # one shard may be empty
+    spans = [range(i, min(i + size, len(cases))) for i in starts]
     for number, span in enumerate(spans):
         if not writer.has(number):
-            writer.write(number, maker.shard([cases[index] for index in span]))
-    writer.finish(len(spans), maker.facts | {"split": split, "source": name})
+            shard, made = maker.shard([cases[index] for index in span]), _state(cases, span)
+            if made and made.mark != states[number]:
+                raise UserError(
+                    f"{folder} has changed while it was prepared; run launch.prepare again: what "
+                    "is made from unchanged records is kept."
+                )
+            writer.write(number, shard, made)
+    facts = maker.facts | {"split": split, "source": name}
+    writer.finish(len(spans), facts, may_be_empty=split == "validation")
     manifest = Corpus.open(writer.path).manifest
+    if not manifest["records"]:
+        report(f"{name}, {split}: no usable record, so training measures no loss of it")
     report(
         f"{name}, {split}: {manifest['records']} records in {writer.path}, "
         f"{len(manifest['refused'])} refused, {time.perf_counter() - start:.0f} s"
     )
+
+
+def _state(cases: Cases, span: range) -> SourceState | None:
+    """What some cases are read from now; None where they are generated."""
+    return SourceState.of(cases.made(span)) if isinstance(cases, DatedCases) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +132,14 @@ class _Maker:
     def made_from(self, name: str, folder: str, split: str) -> str:
         """Identifies a split's cases and what else decides its content."""
         data = self.data
-        licences = (data.licences,) if data.licences else ()  # earlier versions did not read them
         cases = (name, folder, split, data.records, data.image_size, data.image_first, self.seed)
-        return digest(repr((*cases, *licences)), self.vocab.fingerprint, str(self.context))
+        licences = (data.licences,) if data.licences else ()
+        # Earlier versions read neither these nor licences.
+        defaults = {field.name: field.default for field in dataclasses.fields(data)}
+        given = {rule: getattr(data, rule) for rule in (*RULES, "shard")}
+        others = (f"{rule}={v!r}" for rule, v in given.items() if v != defaults[rule])
+        decides = repr((*cases, *licences, *others))
+        return digest(decides, self.vocab.fingerprint, str(self.context))
 
     @property
     def facts(self) -> dict:
@@ -171,14 +160,10 @@ class _Maker:
         for case in cases:
             if isinstance(case, Skipped):
                 continue
-            if self.data.licences and case.licence not in self.data.licences:
-                reason = f"its licence {brief(case.licence)} is not among data.licences"
-                refused[case.key] = reason
-                continue
             try:
                 loaded.append((case, *self._load(case)))
             except ValueError as error:
-                refused[case.key] = str(error)
+                refused[case.key] = shorten(str(error))
         pictures = [picture for _, _, own in loaded for picture in own]
         codes = iter(self.image.encode(pictures).tolist() if pictures else ())
         documents, answers = [], []
@@ -200,18 +185,28 @@ class _Maker:
         )
 
     def _load(self, case: Case) -> tuple[Filled, list[np.ndarray]]:
-        """The case in a template, and its pictures; `ValueError` for one that can't be read."""
+        """The case in a template, and its pictures.
+
+        Raises `ValueError` for one that can't be read or that a quality rule leaves out.
+        """
         data = self.data
         filled = choose_template(case, self.seed, data.image_first)
-        pictures = []
+        pictures, sizes = [], list(case.sizes)
         for part in filled.parts:
             match part:
                 case Derived(path, by):
-                    pictures.append(by(load_picture(path, data.image_size)))
+                    picture = read_picture(path, data.image_size)
+                    pictures.append(by(picture.pixels))
+                    sizes.append((picture.width, picture.height))
                 case epath.Path():
-                    pictures.append(load_picture(part, data.image_size))
+                    picture = read_picture(part, data.image_size)
+                    pictures.append(picture.pixels)
+                    sizes.append((picture.width, picture.height))
                 case np.ndarray():
                     pictures.append(part)
+                    if not case.sizes:
+                        sizes.append((part.shape[1], part.shape[0]))
+        require_quality(data, case.licence, _texts(case), sizes)
         return filled, pictures
 
     def _too_long(self, found: TaskDocument) -> str:
@@ -220,3 +215,9 @@ class _Maker:
         if len(found.ids) <= room:
             return ""
         return f"it has {len(found.ids)} tokens, and a row holds {room}"
+
+
+def _texts(case: Case) -> list[str]:
+    """The texts of a case's fields, in any order."""
+    values = (v if isinstance(v, tuple) else (v,) for v in case.values.values())
+    return [part for value in values for part in value if isinstance(part, str)]

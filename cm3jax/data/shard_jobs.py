@@ -13,7 +13,7 @@ from cm3jax.config import Experiment
 from cm3jax.data.changes import SourceState
 from cm3jax.data.corpus import CorpusDocument, CorpusWriter, Shard
 from cm3jax.data.neighbours import Neighbourhood
-from cm3jax.data.sources import DatedSource, Source, open_source
+from cm3jax.data.sources import GENERATED, DatedSource, Source, open_source
 from cm3jax.data.tokenize import Tokenised, TokenisedBatch, Tools, encoder_parts, read_and_tokenise
 from cm3jax.errors import UserError
 from cm3jax.retrieval.bank import Bank
@@ -86,7 +86,7 @@ def make_work(job: SplitJob, tools: Tools) -> Work:
 def state_of(job: SplitJob) -> SourceState | None:
     """What the job's split of the source is read from now; None where it is generated."""
     data = job.experiment.data
-    if data.source in ("emblems", "emoji"):
+    if data.source in GENERATED:
         return None
     source = open_source(data, job.split, job.experiment.seed)
     if not isinstance(source, DatedSource):

@@ -19,6 +19,7 @@ tfds:NAME#SPLIT     a dataset of tensorflow-datasets below `data.raw`; SPLIT is 
 """
 
 import bisect
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
@@ -29,11 +30,13 @@ from etils import epath
 
 from cm3jax.config import DataConfig
 from cm3jax.data.changes import Made
+from cm3jax.data.quality import require_quality
 from cm3jax.data.readers.folders import PictureFolder
 from cm3jax.data.readers.items import (
     BadRecord,
     RawItem,
     Reader,
+    RefusedByRule,
     decode_item,
     decode_texts,
     is_hidden,
@@ -49,6 +52,10 @@ from cm3jax.tokenizers.image_tokenizer import load_picture
 CAPTIONS = ("captions.jsonl", "metadata.jsonl")
 _TABLE = "metadata.csv"
 DOCUMENTS = "documents.jsonl"
+GENERATED = ("emblems", "emoji")
+"""Sources that are functions of the options, written under `data.raw`."""
+_FIRST = 100
+"""Records of which `ItemSource.columns` tells."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,7 +153,8 @@ def _emblems(
     config = EmblemsConfig(
         records=data.records, emblems=data.emblems, seed=seed, size=data.image_size
     )
-    return EmblemsSource(build_dataset(data.raw, config, progress).as_data_source(split))
+    records = build_dataset(data.raw, config, progress).as_data_source(split)
+    return EmblemsSource(records, data)
 
 
 def _emoji(
@@ -155,14 +163,29 @@ def _emoji(
     from cm3jax.emoji.builder import build_emoji
 
     builder = build_emoji(data.raw, data.records, seed, data.image_size, progress)
-    return EmojiSource(builder.as_data_source(split))
+    return EmojiSource(builder.as_data_source(split), data)
+
+
+def _require_quality(record: RawRecord, data: DataConfig) -> RawRecord:
+    """The generated record; `RefusedByRule` where a quality rule leaves it out."""
+    pictures = [part for part in record.segments if not isinstance(part, str)]
+    sizes = [(picture.shape[1], picture.shape[0]) for picture in pictures]
+    try:
+        require_quality(data, record.licence, _texts(record), sizes)
+    except ValueError as error:
+        raise RefusedByRule(record.key, str(error)) from None
+    return record
+
+
+def _texts(record: RawRecord) -> tuple[str, ...]:
+    return tuple(part for part in record.segments if isinstance(part, str))
 
 
 class EmblemsSource:
     """A split of the prepared `emblems`."""
 
-    def __init__(self, records):
-        self._records = records
+    def __init__(self, records, data: DataConfig):
+        self._records, self._data = records, data
 
     def __len__(self) -> int:
         return len(self._records)
@@ -172,7 +195,7 @@ class EmblemsSource:
         parts = {"t": iter(record["texts"]), "i": iter(record["images"])}
         segments = tuple(next(parts[mark]) for mark in record["order"].decode())
         segments = tuple(s.decode() if isinstance(s, bytes) else s for s in segments)
-        return RawRecord(
+        raw = RawRecord(
             key=record["key"].decode(),
             segments=segments,
             hash=digest(*segments),
@@ -182,10 +205,11 @@ class EmblemsSource:
             licence=record["licence"].decode(),
             held_out=record["kind"] == b"memory",
         )
+        return _require_quality(raw, self._data)
 
     def texts(self, index: int) -> tuple[str, ...]:
-        """The texts of a record."""
-        return tuple(text.decode() for text in self._records[index]["texts"])
+        """The texts of a record, under the same rules."""
+        return _texts(self[index])
 
     def masks(self, index: int) -> tuple[UInt8[np.ndarray, "S S"], ...]:
         """Things are white, the background is black."""
@@ -204,8 +228,8 @@ class EmblemsSource:
 class EmojiSource:
     """A split of the prepared `emoji`."""
 
-    def __init__(self, records):
-        self._records = records
+    def __init__(self, records, data: DataConfig):
+        self._records, self._data = records, data
 
     def __len__(self) -> int:
         return len(self._records)
@@ -216,7 +240,7 @@ class EmojiSource:
         record = self._records[index]
         segments = (record["text"].decode(), record["image"])
         things = EmojiScene.from_json(record["scene"].decode()).things
-        return RawRecord(
+        raw = RawRecord(
             key=record["key"].decode(),
             segments=segments,
             hash=digest(*segments),
@@ -227,10 +251,11 @@ class EmojiSource:
             held_out=record["kind"] == b"memory",
             looks=tuple(f"{one.noun}, {one.style}, {one.size}" for one in things),
         )
+        return _require_quality(raw, self._data)
 
     def texts(self, index: int) -> tuple[str, ...]:
-        """The record's caption."""
-        return (self._records[index]["text"].decode(),)
+        """The record's caption, under the same rules."""
+        return _texts(self[index])
 
 
 class ItemSource:
@@ -252,6 +277,14 @@ class ItemSource:
                 f"a sample of {data.records} of the {data.records + splits.left_out} records of "
                 f"{data.source} that are for training; a larger data.records takes more"
             )
+
+    def columns(self) -> set[str]:
+        """The names of what else is known of its first records, for the rules that read it."""
+        found: set[str] = set()
+        for index in range(min(len(self), _FIRST)):
+            with contextlib.suppress(BadRecord):
+                found |= self._item(index).columns.keys()
+        return found
 
     def __len__(self) -> int:
         return len(self._numbers)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cm3jax.data.changes import Made
 from cm3jax.data.readers.datasets import TfdsSplit
 from cm3jax.data.readers.items import BadRecord, first_text
 from cm3jax.errors import UserError
@@ -58,16 +59,27 @@ class TfdsCases:
 
     def __getitem__(self, index: int) -> Case | Skipped:
         place, which = divmod(index, self._each)
-        key = f"image-{place}-{which}" if self._each > 1 else f"image-{place}"
+        key = self._key(index)
         try:
             record = self._split.record(place)
-            content = record["image"]
-            values = self._make(record, which, decode_picture(content, self._size).pixels, self)
+            picture = decode_picture(record["image"], self._size)
+            values = self._make(record, which, picture.pixels, self)
         except BadRecord as bad:
             return Skipped(key, bad.reason)
         except (BadCase, ValueError) as error:
             return Skipped(key, str(error))
-        return Case(key, self._task, values, f"tfds:{self._split.name}")
+        sizes = ((picture.width, picture.height),)
+        return Case(key, self._task, values, f"tfds:{self._split.name}", sizes=sizes)
+
+    def made(self, span: range) -> list[Made]:
+        """The state of the dataset's files."""
+        return [
+            Made(self._key(index), self._split.made(index // self._each).state) for index in span
+        ]
+
+    def _key(self, index: int) -> str:
+        place, which = divmod(index, self._each)
+        return f"image-{place}-{which}" if self._each > 1 else f"image-{place}"
 
     def boxes(self, record: Mapping[str, Any]) -> list[grounded.Box]:
         """The boxes of a record's objects; a crowd's is left out. `BadCase` without any."""

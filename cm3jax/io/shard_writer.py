@@ -173,6 +173,20 @@ class ShardWriter:
         made = [notes.get(name) for name in ("made_from", "state")] if _is_notes(notes) else None
         return made == [self.made_from, self._state(number)]
 
+    def outdated(self, column: str) -> list[tuple[int, np.ndarray]]:
+        """The shards that were written by these settings of raw records that have changed since,
+        by number, each with what a column of it holds."""
+        found = []
+        for number in range(len(self._states)):
+            try:
+                notes = read_json(self._notes(number), "a shard's notes")
+                ours = _is_notes(notes) and notes.get("made_from") == self.made_from
+                if ours and notes.get("state") not in ("", self._state(number)):
+                    found.append((number, np.load(self._column(column, number))))
+            except (UserError, OSError, ValueError, EOFError):  # not there, or damaged
+                continue
+        return found
+
     def write(
         self,
         number: int,
@@ -183,6 +197,9 @@ class ShardWriter:
         """Write one shard, its first column having a row per record."""
         self.parts.mkdir(parents=True, exist_ok=True)
         (self.parts / MANIFEST).unlink(missing_ok=True)
+        self._notes(number).unlink(missing_ok=True)  # killed now, what it was must not count
+        for left in self.parts.glob(f"*-{number:05d}.npy"):  # of other settings
+            left.unlink()
         name = f"documents-{number:05d}.array_record"
         half = self.parts / f".{name}.{os.getpid()}.part"
         write_records(half, records)

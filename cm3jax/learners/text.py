@@ -1,54 +1,89 @@
 """Training the text tokenizer: one pass over the captions, no steps and no checkpoints."""
 
-from collections.abc import Mapping
-from typing import Any
+import hashlib
+from collections.abc import Iterator, Mapping
 
 from etils import epath
 
 from cm3jax.config import Experiment
-from cm3jax.data.sources import open_source
+from cm3jax.data.pipeline import marks_of_records
+from cm3jax.data.sources import GENERATED, TextSource, open_source
 from cm3jax.data.usable import usable
 from cm3jax.errors import UserError
 from cm3jax.io.experiment_json import read_experiment, save_experiment
+from cm3jax.io.files import read_json, write_json
 from cm3jax.report.run_page import write_report
 from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, TextTokenizer
 from cm3jax.training.resume import decisive_changes, describe, differences
+
+_DATA = "data.json"
+"""Fingerprints of the captions that a run learnt from; earlier versions wrote none."""
+
+
+class _Captions:
+    """The texts of a source's sound records, and their fingerprints once all are read."""
+
+    def __init__(self, experiment: Experiment):
+        self.source: TextSource = open_source(experiment.data, "train", experiment.seed)
+        self._hash, self._count = hashlib.sha256(), 0
+
+    def __iter__(self) -> Iterator[str]:
+        for _, texts in usable(self.source, self.source.texts):
+            for text in texts:
+                self._count += 1
+                content = text.encode(errors="surrogatepass")
+                self._hash.update(len(content).to_bytes(8, "little") + content)
+                yield text
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """As those of other learners' streams."""
+        mark = self._hash.hexdigest()[:16]
+        return marks_of_records(mark, self._count, {"texts": mark})
 
 
 def train_text_tokenizer(experiment: Experiment) -> None:
     """Learn `vocab.text_pieces` pieces from the training captions.
 
-    Writes `text.model`, `config.json` and `report.html` into the run directory, and does nothing
-    if the model is there. No picture is decoded; a record without a sound text is left out, and
-    said. Raises `UserError` if the source has no captions or too many characters, or if the model
-    there was made with other options.
+    Writes `text.model`, `config.json`, `data.json` and `report.html` into the run directory, and
+    does nothing if the model is there. No picture is decoded; a record without a sound text is left
+    out, and said. Raises `UserError` if the source has no captions or too many characters, or if
+    the model there was made with other options or from other captions.
     """
     path = epath.Path(experiment.run_dir) / MODEL_FILE
     if path.exists():
-        config = path.parent / "config.json"
-        if config.exists():  # a model that was copied here has none
-            changes = differences(read_experiment(config), experiment)
-            _require_same_options(experiment.run_dir, changes)
+        _require_same(experiment)
         tokenizer = TextTokenizer.load(experiment.run_dir)
         print(f"{experiment.name}: finished already, {path} has {tokenizer.pieces} pieces.")
         return
-    source = open_source(experiment.data, "train", experiment.seed)
-    texts = (text for _, own in usable(source, source.texts) for text in own)
+    captions = _Captions(experiment)
     tokenizer = TextTokenizer.train(
-        texts, experiment.vocab.text_pieces, experiment.tokenizers.algorithm
+        captions, experiment.vocab.text_pieces, experiment.tokenizers.algorithm
     )
     save_experiment(path.parent / "config.json", experiment)
+    write_json(path.parent / _DATA, captions.fingerprints)
     write_report(path.parent)
     tokenizer.save(experiment.run_dir)  # last: its presence says that the run is complete
     learnt = tokenizer.pieces - tokenizer.reserved
     rest = f"; {tokenizer.reserved} more are reserved, and in no text" if tokenizer.reserved else ""
-    print(f"{experiment.name}: learnt {learnt} pieces from {len(source)} records{rest}.")
+    print(f"{experiment.name}: learnt {learnt} pieces from {len(captions.source)} records{rest}.")
 
 
-def _require_same_options(run_dir: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
-    """What is there must be what is asked for."""
-    if decisive := decisive_changes("text_tokenizer", changes, {}, {}):
+def _require_same(experiment: Experiment) -> None:
+    """What is there must be what is asked for; a model that was copied here says nothing."""
+    folder = epath.Path(experiment.run_dir)
+    if not (folder / "config.json").exists():
+        return
+    changes = differences(read_experiment(folder / "config.json"), experiment)
+    before, now = {}, {}
+    if (folder / _DATA).exists() and experiment.data.source not in GENERATED:
+        before = read_json(folder / _DATA, "the fingerprints of the captions")
+        captions = _Captions(experiment)
+        for _ in captions:
+            pass
+        now = captions.fingerprints
+    if decisive := decisive_changes("text_tokenizer", changes, before, now):
         raise UserError(
-            f"{run_dir} holds a text tokenizer that was made with other options: "
+            f"{experiment.run_dir} holds a text tokenizer that was made with other options: "
             f"{describe(decisive)}; give those again, or another --workdir."
         )

@@ -61,6 +61,10 @@ class BankWriter:
         """Whether a shard was written."""
         return self._shards.has(number)
 
+    def outdated(self) -> list[tuple[int, np.ndarray]]:
+        """The shards whose raw records have changed since, with what they were (`source`)."""
+        return self._shards.outdated(_SOURCE)
+
     def write(
         self,
         number: int,

@@ -89,6 +89,8 @@ class Case:
     """By field, the answer among them."""
     source: str = "unknown"
     licence: str = "unknown"
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Width and height of its pictures as stored, where `values` have them resized."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,8 @@ from cm3jax.io.files import digest
 from cm3jax.io.texts import read_regular, require_regular
 from cm3jax.shapes import Array, Float, Int, UInt8
 from cm3jax.tokenizers.vqgan_model import VQGAN
+
+T = TypeVar("T")
 
 
 class ImageTokenizer:
@@ -204,7 +206,12 @@ def load_picture(path: epath.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]:
     Raises `UserError` if the file is missing, is a pipe or a device, is not a picture, is cut off
     or is too large.
     """
-    return _load(path, lambda content: decode_picture(content, size).pixels)
+    return read_picture(path, size).pixels
+
+
+def read_picture(path: epath.PathLike, size: int) -> Picture:
+    """`load_picture` with the size that the file has."""
+    return _load(path, lambda content: decode_picture(content, size))
 
 
 def load_whole(path: epath.PathLike) -> UInt8[np.ndarray, "Y X 3"]:
@@ -212,7 +219,7 @@ def load_whole(path: epath.PathLike) -> UInt8[np.ndarray, "Y X 3"]:
     return _load(path, decode_whole)
 
 
-def _load(path: epath.PathLike, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
+def _load(path: epath.PathLike, decode: Callable[[bytes], T]) -> T:
     try:
         return decode(read_regular(path))
     except OSError:

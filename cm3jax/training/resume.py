@@ -49,6 +49,8 @@ _READ_ONCE = {
     "data.records",
     "data.emblems",
     "data.raw",
+    "data.splits",
+    "data.hold_back",
     "data.licences",
     "data.min_side",
     "data.max_aspect",
@@ -65,6 +67,10 @@ _READ_ONCE = {
 }
 """What decides the data, whose fingerprints say more, wherever they lie; where a checkpoint of an
 earlier version has none, these fields must be what they were."""
+
+VALIDATION = "validation "
+"""In front of the names of fingerprints of what the run is validated with: it decides no step, but
+measures another loss."""
 
 _EACH_STEP = {
     "decoder": {"retrieval.documents", "retrieval.queries"},
@@ -208,6 +214,7 @@ def _resume(
             f"{describe(decisive)}; give those again, or another --workdir, or go on with the "
             "changes by --resume-with-changes."
         )
+    changes |= _data_changes(meta.data, data, validation=True)
     position = meta.position
     word = "resuming" if step < goal else "finished already, nothing to train"
     lines = [f"{word}: {experiment.run_dir} is at step {step} of {goal}."]
@@ -243,7 +250,19 @@ def decisive_changes(
     found = {
         name: pair for name, pair in changes.items() if name in steps or not _is_in(name, free)
     }
-    for name in sorted(before.keys() | now.keys() if before else ()):
+    return found | _data_changes(before, now, validation=False)
+
+
+def _data_changes(
+    before: Mapping[str, str], now: Mapping[str, str], validation: bool
+) -> dict[str, tuple[str, str]]:
+    """What differs of the data of validation, or of training, where both lives say it."""
+    before, now = (
+        {name: mark for name, mark in marks.items() if name.startswith(VALIDATION) == validation}
+        for marks in (before, now)
+    )
+    found: dict[str, tuple[str, str]] = {}
+    for name in sorted(before.keys() | now.keys() if before and (now or not validation) else ()):
         if PART not in name and before.get(name) != now.get(name):
             whole = {name: (before.get(name, "none"), now.get(name, "none"))}
             parts = _parts(name, before, now) or whole

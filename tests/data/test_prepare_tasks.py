@@ -10,16 +10,15 @@ import pytest
 
 from cm3jax import testing
 from cm3jax.config import CM3Config, DataConfig
-from cm3jax.data.corpus import Corpus
+from cm3jax.data import prepare_tasks as prepare_tasks_module
+from cm3jax.data.corpus import Corpus, CorpusWriter
 from cm3jax.data.pipeline import Position, resampled
-from cm3jax.data.prepare_tasks import open_cases, prepare_tasks
-from cm3jax.data.readers.datasets import TfdsSplit
+from cm3jax.data.prepare_tasks import prepare_tasks
 from cm3jax.data.show import show_row
+from cm3jax.data.task_cases import open_cases
 from cm3jax.errors import UserError
-from cm3jax.report.html import png
 from cm3jax.sequence.fit import answer_masks
 from cm3jax.sequence.rows import Places, Samples, build_rows
-from cm3jax.tasks.task import Case, Skipped
 from tests.data.corpora import corpus_stream
 
 
@@ -203,9 +202,145 @@ def test_records_of_other_licences_are_refused(prepared, tmp_path):
     assert len(Corpus.open(tmp_path / "corpus" / "train")) == 7
 
 
-def prepare_anew(made, **data):
+def prepare_anew(made, say=lambda line: None, **data):
     made = dataclasses.replace(made, data=dataclasses.replace(made.data, **data))
-    prepare_tasks(made, testing.text_tokenizer(), testing.image_tokenizer(), lambda line: None)
+    prepare_tasks(made, testing.text_tokenizer(), testing.image_tokenizer(), say)
+
+
+def write_maps(folder, count, seed=0):
+    """A data set of maps with captions; pictures of a larger seed are others."""
+    lines = []
+    for i in range(count):
+        write_picture(folder / f"{i}.png", 1000 * seed + i)
+        lines.append({"source": f"{i}.png", "target": f"{i}.png", "prompt": f"the moon {i}"})
+    (folder / "prompt.json").write_text("\n".join(map(json.dumps, lines)))
+    return {"tasks": (("segmentation", str(folder)),)}
+
+
+def documents_of(home, split="train"):
+    corpus = Corpus.open(home / "corpus" / split)
+    every = map(corpus.document, range(len(corpus)))
+    return {document.key: document.ids.tolist() for document in every}
+
+
+def test_a_data_set_that_changed_is_prepared_again_and_it_is_said(tmp_path):
+    folder, home, said = tmp_path / "maps", tmp_path / "home", []
+    made, asked = experiment(folder), {"mixture": ((str(home), 1.0),), **write_maps(folder, 51)}
+    prepare_anew(made, **asked)
+    before = documents_of(home)
+    lines = (folder / "prompt.json").read_text().replace("the moon 7", "the sun 7")
+    (folder / "prompt.json").write_text(lines)
+    write_picture(folder / "9.png", 999)
+    prepare_anew(made, said.append, **asked)
+    assert "made again: " in said[0]
+    assert "has changed since (2 changed (prompt.json:8 first))" in said[0]
+    after = documents_of(home)
+    differ = {key for key in before if before[key] != after[key]}
+    assert differ == {"prompt.json:8", "prompt.json:10"}
+    assert said[-1].endswith("validation is complete")  # none of its records has changed
+    said.clear()
+    prepare_anew(made, said.append, **asked)
+    assert all(line.endswith("is complete") for line in said)
+
+
+@pytest.mark.parametrize("change", ["order", "picture", "none"])
+def test_a_data_set_that_changed_between_a_kill_and_the_rerun_is_not_mixed(
+    tmp_path, monkeypatch, change
+):
+    folder, home, said = tmp_path / "maps", tmp_path / "home", []
+    made, asked = experiment(folder), {"mixture": ((str(home), 1.0),), **write_maps(folder, 60)}
+    asked |= {"shard": 20}
+    write = CorpusWriter.write
+
+    def killed(self, number, *rest):
+        if number == 2:
+            raise KeyboardInterrupt
+        write(self, number, *rest)
+
+    monkeypatch.setattr(CorpusWriter, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_anew(made, **asked)
+    numbers = []
+    monkeypatch.setattr(
+        CorpusWriter, "write", lambda self, *at: (numbers.append(at[0]), write(self, *at))
+    )
+    if change == "order":
+        lines = (folder / "prompt.json").read_text().splitlines()
+        (folder / "prompt.json").write_text("\n".join([*lines[30:], *lines[:30]]))
+    elif change == "picture":
+        write_picture(folder / "25.png", 999)
+    prepare_anew(made, said.append, **asked)
+    remade = {"order": [0, 1, 2], "picture": [1, 2], "none": [2]}[change]
+    assert numbers == [*remade, 0]  # validation's comes last
+    left = {"order": "2 shards that", "picture": "1 shards that", "none": ""}[change]
+    assert (left in said[0]) == (change != "none")
+    assert ("(1 changed (prompt.json:26 first))" in said[0]) == (change == "picture")
+    once = tmp_path / "once"
+    prepare_anew(made, **asked | {"mixture": ((str(once), 1.0),)})
+    for split in ("train", "validation"):
+        assert documents_of(home, split) == documents_of(once, split)
+
+
+def test_a_picture_that_changes_while_it_is_prepared_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "maps"
+    asked = {"mixture": ((f"{tmp_path}/home", 1.0),), **write_maps(folder, 20)}
+    read = prepare_tasks_module.read_picture
+
+    def change(path, size):
+        found = read(path, size)
+        write_picture(folder / "0.png", 999)
+        return found
+
+    monkeypatch.setattr(prepare_tasks_module, "read_picture", change)
+    with pytest.raises(UserError, match="maps has changed while it was prepared"):
+        prepare_anew(experiment(folder), **asked)
+    assert not (tmp_path / "home" / "corpus" / "train").exists()
+
+
+def test_two_tasks_never_share_a_directory(prepared, tmp_path):
+    made, (home, link) = prepared[0], (tmp_path / "home", tmp_path / "link")
+    home.mkdir()
+    link.symlink_to(home)
+    for other in (home, f"{home}/", f"{home}/../home", f"{home}:caption", link):
+        with pytest.raises(UserError, match=r"for both coco_captions .* and segmentation .* give"):
+            prepare_anew(made, mixture=((str(home), 1.0), (str(other), 1.0)))
+    assert not list(home.iterdir())
+
+
+def test_a_directory_of_the_mixture_may_name_a_kind(prepared, tmp_path):
+    task = prepared[0].data.tasks[0]
+    mixture = ((f"{tmp_path}/home:caption", 1.0), (f"{tmp_path}/home", 2.0))
+    prepare_anew(prepared[0], tasks=(task, task), mixture=mixture)
+    assert len(documents_of(tmp_path / "home")) == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept", "reason"),
+    [
+        ({"min_side": 12}, {0}, "40x10 pixels, a side below data.min_side=12"),
+        ({"max_aspect": 2.0}, {0}, "40x10 pixels, longer than data.max_aspect=2 allows"),
+        ({"min_words": 3}, {0, 1}, "its text has 2 words, fewer than data.min_words=3"),
+        ({"max_words": 2}, {2}, "its text has 3 words, more than data.max_words=2"),
+        ({"max_unsafe": 0.5}, {0, 1, 2}, ""),
+    ],
+)
+def test_quality_rules_apply_to_tasks_as_to_pairs(tmp_path, rule, kept, reason):
+    folder, said = tmp_path / "maps", []
+    asked = {"mixture": ((f"{tmp_path}/home", 1.0),), **write_maps(folder, 3)}
+    for name in ("1.png", "2.png"):
+        PIL.Image.new("RGB", (40, 10)).save(folder / name)
+    lines = (folder / "prompt.json").read_text().replace("the moon 2", "moon 2")
+    (folder / "prompt.json").write_text(lines)
+    prepare_anew(experiment(folder), said.append, **asked)
+    assert len(documents_of(tmp_path / "home")) == 3
+    prepare_anew(experiment(folder), said.append, **asked, **rule)
+    assert documents_of(tmp_path / "home").keys() == {f"prompt.json:{i + 1}" for i in kept}
+    refused = Corpus.open(tmp_path / "home/corpus/train").manifest["refused"]
+    assert all(reason in refused[f"prompt.json:{i + 1}"] for i in {0, 1, 2} - kept)
+    idle = "data.max_unsafe leaves nothing out: the records have no such score"
+    assert said.count(idle) == ("max_unsafe" in rule)
+    assert "segmentation, validation: no usable record, so training measures no loss of it" in said
 
 
 def test_emblems_has_as_many_cases_as_asked():
@@ -221,114 +356,3 @@ def test_emblems_has_as_many_cases_as_asked():
 def test_impossible_settings_are_refused(tmp_path, data):
     with pytest.raises(UserError, match="data"):
         experiment(tmp_path, **data)
-
-
-@pytest.fixture(scope="module")
-def coco(tmp_path_factory):
-    """COCO in the layout of tensorflow-datasets' `coco_captions`, written by its own writer."""
-    import tensorflow_datasets as tfds
-
-    folder = tmp_path_factory.mktemp("coco")
-
-    class CocoCaptions(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        name = "coco_captions"
-        VERSION = tfds.core.Version("1.1.0")
-
-        def _info(self):
-            f = tfds.features
-            label = f.ClassLabel(names=["person", "bicycle"])
-            objects = {"area": np.int64, "bbox": f.BBoxFeature(), "id": np.int64}
-            objects |= {"is_crowd": np.bool_, "label": label}
-            features = {
-                "image": f.Image(),
-                "image/filename": f.Text(),
-                "image/id": np.int64,
-                "captions": f.Sequence({"id": np.int64, "text": f.Text()}),
-                "objects": f.Sequence(objects),
-            }
-            return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict(features))
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples(3), "val": self._generate_examples(1)}
-
-        def _generate_examples(self, count):
-            box, whole = tfds.features.BBox, tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
-            for i in range(count):
-                objects = [
-                    {"area": 1, "bbox": b, "id": n, "is_crowd": crowd, "label": n % 2}
-                    for n, (b, crowd) in enumerate(
-                        [(box(0.25, 0.5, 0.5, 0.75), False), (whole, False), (whole, True)][: 3 * i]
-                    )
-                ]
-                texts = [{"id": j, "text": f"picture {i}, caption {j}"} for j in range(5 - i)]
-                yield (
-                    i,
-                    {
-                        "image": png(np.full((64, 64, 3), 40 * i, np.uint8)),
-                        "image/filename": f"{i}.jpg",
-                        "image/id": i,
-                        "captions": texts,
-                        "objects": objects,
-                    },
-                )
-
-    builder = CocoCaptions(data_dir=str(folder), file_format="array_record")
-    builder.download_and_prepare()
-    return folder
-
-
-def of_coco(coco, name, split="train", records=100):
-    data = DataConfig(raw=str(coco), image_size=16, records=records)
-    found = open_cases(name, "tfds:coco_captions:1.1.0", split, data, 0)
-    return [found[place] for place in range(len(found))]
-
-
-def test_coco_of_tfds_gives_captions_maps_and_boxes(coco):
-    cases = of_coco(coco, "coco_captions")
-    good = {case.values["answer"]: case for case in cases if isinstance(case, Case)}
-    assert set(good) == {f"picture {i}, caption {j}" for i in range(3) for j in range(5 - i)}
-    assert sorted(case.reason for case in cases if isinstance(case, Skipped)) == [
-        "it has no caption 4",
-        "it has no caption 5",
-        "it has no caption 5",
-    ]
-    for text, case in good.items():
-        shown = case.values["image"]
-        assert shown.shape == (16, 16, 3)
-        assert (shown == 40 * int(text.split()[1].rstrip(","))).all()
-        assert case.source == "tfds:coco_captions:1.1.0"
-    (edges,) = {case.task.name for case in of_coco(coco, "coco_canny") if isinstance(case, Case)}
-    assert edges == "edges"
-    boxes = {
-        case.values["caption"]: case.values["boxes"]
-        for case in of_coco(coco, "coco_boxes")
-        if isinstance(case, Case)
-    }
-    told = "person at (128, 64) -> (192, 128), bicycle at (0, 0) -> (255, 255)"
-    assert boxes == {f"picture {i}, caption 0": told for i in (1, 2)}
-
-
-def test_a_record_of_tfds_without_objects_is_skipped(coco, monkeypatch):
-    read = TfdsSplit.record
-    bare = {"image", "captions"}
-    monkeypatch.setattr(
-        TfdsSplit, "record", lambda *at: {k: v for k, v in read(*at).items() if k in bare}
-    )
-    assert {case.reason for case in of_coco(coco, "coco_boxes")} == {"it has no objects"}
-
-
-def test_coco_of_tfds_stops_at_the_records_asked_for_and_knows_its_splits(coco):
-    assert len(of_coco(coco, "coco_captions", records=4)) == 4
-    assert len(of_coco(coco, "coco_captions", "validation")) == 5
-
-
-@pytest.mark.parametrize(
-    ("name", "dataset", "message"),
-    [
-        ("vqa2", "tfds:coco_captions:1.1.0", "vqa2 is not read from tensorflow-datasets, which"),
-        ("coco_captions", "tfds:coco_captions:9.9.9", "the dataset coco_captions:9.9.9, split"),
-    ],
-)
-def test_a_dataset_of_tfds_that_is_not_there_is_one_sentence(coco, name, dataset, message):
-    with pytest.raises(UserError, match=message):
-        open_cases(name, dataset, "train", DataConfig(raw=str(coco)), 0)

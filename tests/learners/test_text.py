@@ -109,3 +109,42 @@ def test_what_a_rule_leaves_out_ends_nothing(config, capsys):
     data = dataclasses.replace(config.data, licences=("MIT",))
     train_text_tokenizer(dataclasses.replace(config, data=data))
     assert f"left out {len(lines) - len(marked)} of {len(lines)} records" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda lines: [*lines, lines[0]], r"the data's records' number 4 → 5, the data's reco"),
+        (lambda lines: [lines[0].replace("red", "bed"), *lines[1:]], r"records' texts \w+ → \w+;"),
+        (lambda lines: [*lines[1:], lines[0]], r"records' texts \w+ → \w+;"),
+    ],
+)
+def test_captions_that_changed_are_noticed(config, capsys, change, said):
+    config = _nothing_held_back(config)
+    file = epath.Path(config.data.source) / "captions.jsonl"
+    before = file.read_text()
+    train_text_tokenizer(config)
+    model = TextTokenizer.load(config.run_dir).fingerprint
+    file.write_text("\n".join(change(before.splitlines())))
+    with pytest.raises(UserError, match=f"made with other options: .*{said}.* give"):
+        train_text_tokenizer(config)
+    assert TextTokenizer.load(config.run_dir).fingerprint == model
+    file.write_text(before)
+    (file.parent / "a.png").touch()
+    train_text_tokenizer(config)
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_captions_may_move_and_a_run_of_an_earlier_version_goes_on(config, capsys):
+    train_text_tokenizer(config)
+    home = epath.Path(config.data.source)
+    moved = home / "moved"
+    moved.mkdir()
+    (home / "captions.jsonl").rename(moved / "captions.jsonl")
+    data = dataclasses.replace(config.data, source=str(moved))
+    train_text_tokenizer(dataclasses.replace(config, data=data))
+    (epath.Path(config.run_dir) / "data.json").unlink()
+    train_text_tokenizer(config)  # it does not know its captions, which are gone
+    assert capsys.readouterr().out.count("finished already") == 2
+    with pytest.raises(UserError, match=r"other options: data\.source"):
+        train_text_tokenizer(dataclasses.replace(config, data=data))

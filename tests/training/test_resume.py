@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -151,6 +152,40 @@ def test_every_field_is_free_or_judged():
     tables = (resume._FREE, resume._READ_ONCE, resume._KEEPS_PLACE)
     for table in (*tables, *resume._EACH_STEP.values(), *resume._UNREAD.values()):
         assert table <= names | sections
+
+
+def test_a_new_field_of_data_is_judged_on_purpose():
+    """What decides the records is compared by their fingerprints, wherever they come from."""
+    names = {name for name in resume._flat(resume.to_dict(experiment(""))) if name[:5] == "data."}
+    assert names - resume._FREE - resume._READ_ONCE == {
+        *("data.batch", "data.mixture.weights", "data.resample", "data.online", "data.rows")
+    }
+
+
+def test_splits_decide_by_the_records_that_they_give():
+    changes = {"data.splits": ((), ((".", "train"),)), "data.hold_back": ("pictures", "subjects")}
+    for name in resume._UNREAD:
+        assert resume.decisive_changes(name, changes, {}, {}) == changes
+        assert resume.decisive_changes(name, changes, {"records": "a"}, {"records": "a"}) == {}
+        found = resume.decisive_changes(name, changes, {"records": "a"}, {"records": "b"})
+        assert found == {"the data's records": ("a", "b")}
+
+
+def test_other_records_of_validation_are_said_and_refuse_nothing(tmp_path, capsys):
+    watched = {"log_every": 1, "validate_every": 2, "validation_batches": 1}
+    config = experiment(tmp_path, train=TrainConfig(steps=2, **watched))
+    train(learner(config))
+    again = learner(dataclasses.replace(config, train=TrainConfig(steps=4, **watched)))
+    again.streams["validation"] = tiny.Rows(8, config.model.context, distinct=3)
+    capsys.readouterr()
+    train(again)
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"differ from before: .*the data's validation rows \w{16} → \w{16}", said)
+    lives = [json.loads(line) for line in (tmp_path / "lives.jsonl").read_text().splitlines()]
+    changed = [life["changes"].keys() for life in lives]
+    assert changed == [set(), {"train.steps", "the data's validation rows"}]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert steps == [1, 2, 3, 4]
 
 
 READ_BY = {

@@ -7,8 +7,6 @@ Raw data is dirty. What is wrong with a record is found here, said in half a sen
 import contextlib
 import dataclasses
 import json
-import math
-import numbers
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -19,6 +17,7 @@ from etils import epath
 
 from cm3jax.config import DataConfig
 from cm3jax.data.changes import Made
+from cm3jax.data.quality import require_quality
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
 from cm3jax.io.texts import (
@@ -33,9 +32,6 @@ from cm3jax.io.texts import (
 from cm3jax.tokenizers.image_tokenizer import Picture, decode_picture, picture_size
 
 _LONGEST_NAME = 1024
-_WATERMARK = ("watermark", "pwatermark")
-_UNSAFE = ("unsafe", "punsafe", "nsfw")
-_WORDS = {"UNLIKELY": 0.0, "UNSURE": 0.5, "NSFW": 1.0}  # LAION's column
 
 
 class BadRecord(UserError):
@@ -246,58 +242,6 @@ def _require_quality(
     item: RawItem, texts: Sequence[str], sizes: Sequence[tuple[int, int]], data: DataConfig
 ) -> None:
     try:
-        _require_licence_and_scores(item, data)
-        for size in sizes:
-            _require_sides(*size, data)
-        _require_words(texts, data)
+        require_quality(data, item.licence, texts, sizes, item.columns)
     except ValueError as error:
         raise RefusedByRule(item.key, _at(item, error)) from None
-
-
-def _require_licence_and_scores(item: RawItem, data: DataConfig) -> None:
-    if data.licences and item.licence not in data.licences:
-        raise ValueError(f"its licence {brief(item.licence)} is not among data.licences")
-    for names, most in ((_WATERMARK, data.max_watermark), (_UNSAFE, data.max_unsafe)):
-        if most >= 1.0:
-            continue
-        score = _score(item.columns, names)
-        if score > most:
-            raise ValueError(f"its {names[0]} score {score:g} is above {most:g}")
-
-
-def _require_words(texts: Sequence[str], data: DataConfig) -> None:
-    words = sum(len(text.split()) for text in texts)
-    if texts and words < data.min_words:
-        raise ValueError(f"its text has {words} words, fewer than data.min_words={data.min_words}")
-    if data.max_words and words > data.max_words:
-        raise ValueError(f"its text has {words} words, more than data.max_words={data.max_words}")
-
-
-def _require_sides(width: int, height: int, data: DataConfig) -> None:
-    short, long = sorted((width, height))
-    size = f"the picture has {width}x{height} pixels"
-    if short < data.min_side:
-        raise ValueError(f"{size}, a side below data.min_side={data.min_side}")
-    if data.max_aspect and long > data.max_aspect * short:
-        raise ValueError(f"{size}, longer than data.max_aspect={data.max_aspect:g} allows")
-
-
-def _score(columns: Mapping[str, Any], names: tuple[str, ...]) -> float:
-    """The first of the columns as a number from 0 to 1; 0 where none of them is there.
-
-    Raises `ValueError` for what can't be read as a number: it never passes a rule.
-    """
-    for name in names:
-        if name not in columns:
-            continue
-        value = columns[name]
-        if isinstance(value, str):
-            value = _WORDS.get(value.strip().upper(), value)
-        try:
-            number = float(value) if isinstance(value, str | numbers.Number) else math.nan
-        except (TypeError, ValueError, OverflowError):  # words, complex numbers, huge ones
-            number = math.nan
-        if math.isnan(number):
-            raise ValueError(f"its {name} {brief(value)} is not a number")
-        return number
-    return 0.0

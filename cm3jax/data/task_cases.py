@@ -1,0 +1,118 @@
+"""The cases of a data set of tasks by number, and what each is read from."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from etils import epath
+
+from cm3jax.config import DataConfig
+from cm3jax.data.changes import Made
+from cm3jax.data.readers.items import file_mark
+from cm3jax.data.tfds_tasks import TfdsCases
+from cm3jax.emblems.task_cases import NAMES, asked
+from cm3jax.errors import UserError
+from cm3jax.io.files import digest
+from cm3jax.tasks import READERS
+from cm3jax.tasks.task import Case, Derived, Skipped, Value
+
+_TFDS = "tfds:"
+
+
+@runtime_checkable
+class Cases(Protocol):
+    """The cases of a split by number."""
+
+    def __len__(self) -> int:
+        """Number of cases."""
+        ...
+
+    def __getitem__(self, index: int) -> Case | Skipped:
+        """Case `index`, from 0, or why there is none."""
+        ...
+
+
+@runtime_checkable
+class DatedCases(Cases, Protocol):
+    """Cases that may change between two readings."""
+
+    def made(self, span: range) -> list[Made]:
+        """What some cases are read from: another state when that changes."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class EmblemsCases:
+    """Cases of a task of emblems."""
+
+    task: str
+    split: str
+    count: int
+    seed: int
+    size: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Case:
+        return asked(self.task, self.split, index, self.seed, self.size).case
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FileCases:
+    """Cases as a data set's own annotation files say, with the paths of their pictures."""
+
+    cases: Sequence[Case | Skipped]
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> Case | Skipped:
+        return self.cases[index]
+
+    def made(self, span: range) -> list[Made]:
+        """What the annotations say of some cases, and the state of their pictures."""
+        return [_made(self.cases[index]) for index in span]
+
+
+def open_cases(name: str, folder: str, split: str, data: DataConfig, seed: int) -> Cases:
+    """The cases of a data set: `data.records` of emblems, a fiftieth of that for validation; of a
+    folder all that its files have, in training the first `data.records`. A folder
+    `tfds:NAME/CONFIG:VERSION` is a dataset of tensorflow-datasets in `data.raw`.
+
+    Raises `UserError` for an unknown name and for a folder without the data set's files.
+    """
+    if folder == "emblems":
+        if name not in NAMES:
+            raise UserError(f"emblems has no task {name!r}; it has {', '.join(NAMES)}.")
+        count = data.records if split == "train" else max(100, data.records // 50)
+        return EmblemsCases(name, split, count, seed, data.image_size)
+    if name not in READERS:
+        raise UserError(f"there is no data set {name!r}; there are {', '.join(READERS)}.")
+    if folder.startswith(_TFDS):
+        most = data.records if split == "train" else None
+        dataset = folder.removeprefix(_TFDS)
+        return TfdsCases(name, dataset, split, data.raw, data.image_size, most)
+    cases = list(READERS[name](epath.Path(folder), split))
+    return FileCases(cases[: data.records] if split == "train" else cases)
+
+
+def _made(case: Case | Skipped) -> Made:
+    if isinstance(case, Skipped):
+        return Made(case.key, case.reason)
+    said = (case.task.name, case.source, case.licence)
+    values = (part for name in sorted(case.values) for part in _states(case.values[name]))
+    return Made(case.key, digest(repr(said), *values))
+
+
+def _states(value: Value) -> Iterator[str | np.ndarray]:
+    """The texts and arrays of a field, and the state of its picture files."""
+    match value:
+        case tuple():
+            for part in value:
+                yield from _states(part)
+        case str() | np.ndarray():
+            yield value
+        case Derived(path, _) | (epath.Path() as path):
+            yield f"{path.name} {file_mark(path)}"
