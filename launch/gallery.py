@@ -24,8 +24,7 @@ from cm3jax.generation.ranking import best_first
 from cm3jax.generation.requests import PromptRequest
 from cm3jax.io.files import digest, sweep_scratch, write_atomic
 from cm3jax.report.html import png
-from cm3jax.retrieval.bank_files import mark_of
-from cm3jax.retrieval.pages import SHEET
+from cm3jax.retrieval.pages import SHEET, noted
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.document import ImagePath, parse_prompt
 from cm3jax.sequence.vocab import Modality
@@ -154,11 +153,8 @@ class Gallery:
             + [
                 {
                     "id": document.id,
-                    "key": document.key,
                     "score": document.score,
-                    "licence": document.meta.licence,
-                    "source": document.meta.source,
-                    "mark": mark_of(document.meta),
+                    **noted(document.meta),
                 }
                 for document in sample.documents
                 if isinstance(document, Retrieved)

@@ -23,6 +23,7 @@ from cm3jax.generation.generator import Generator
 from cm3jax.io.files import read_json, write_atomic, write_json
 from cm3jax.report.html import png
 from cm3jax.retrieval.clip_encoder import ClipEncoder, fit_picture
+from cm3jax.retrieval.pages import noted
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.shapes import Float
 
@@ -135,8 +136,12 @@ def _draw_chunk(
         for samples in setting.samples:
             best = group[int(np.argmax(alike[:samples]))]
             write_atomic(setting.folder(out, samples) / f"{caption.id:012d}.png", png(best.image))
-        keys = [one.key for one in group[0].documents if isinstance(one, Retrieved)]
-        notes[str(caption.id)] = {"documents": keys, "cosines": alike.astype(float).tolist()}
+        found = [one.meta for one in group[0].documents if isinstance(one, Retrieved)]
+        notes[str(caption.id)] = {
+            "documents": [document.key for document in found],
+            "shown": [noted(document) for document in found],
+            "cosines": alike.astype(float).tolist(),
+        }
     return notes
 
 

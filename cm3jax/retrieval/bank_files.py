@@ -64,7 +64,12 @@ def bank_files(folder: epath.Path) -> list[str] | None:
 
 def mark_of(document: BankDocument) -> str:
     """What pages call a document that they show: 16 hex digits of its key and its content."""
-    return digest(document.key, np.ascontiguousarray(document.ids, "<i4"))
+    return mark(document.key, document.ids)
+
+
+def mark(key: str, ids: Int[np.ndarray, " L"]) -> str:
+    """`mark_of` the document of this key and these ids, in a bank or in a corpus."""
+    return digest(key, np.ascontiguousarray(ids, "<i4"))
 
 
 def key_hash(key: str) -> int:

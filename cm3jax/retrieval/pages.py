@@ -22,6 +22,7 @@ from etils import epath
 
 from cm3jax.io.files import write_atomic
 from cm3jax.io.texts import read_regular
+from cm3jax.retrieval.bank_files import BankDocument, mark_of
 from cm3jax.retrieval.removed import Removed
 
 GONE = "taken out of the bank"
@@ -107,6 +108,12 @@ def _blank_page(path: Path, marks: set[str]) -> Iterator[str]:
         )
 
 
+def noted(document: BankDocument) -> dict[str, str]:
+    """What is noted of a document that a sample saw, so that a takedown finds the sample."""
+    about = {name: getattr(document, name) for name in ("key", "source", "licence")}
+    return about | {"mark": mark_of(document)}
+
+
 def blank_html(text: str, marks: set[str]) -> tuple[str, int]:
     """A page of ours without what shows one of the marks, and how many elements that were."""
     parts, at, count = [], 0, 0
@@ -180,15 +187,29 @@ def _blank_samples(path: Path, removed: Removed) -> Iterator[str]:
 
 
 def _name_drawn(path: Path, removed: Removed) -> Iterator[str]:
-    """Name the pictures of captions that were drawn with what is taken out."""
+    """Name the pictures of captions that were drawn with what is taken out.
+
+    Earlier versions noted only keys, which no source and no licence is found by.
+    """
     try:
         notes = json.loads(_content(path))
-        keys = set(removed.keys)
-        drawn = [f"{int(one):012d}.png" for one, n in notes.items() if keys & {*n["documents"]}]
+        drawn = [f"{int(one):012d}.png" for one, note in notes.items() if _drew(note, removed)]
+        unknown = any(note["documents"] and "shown" not in note for note in notes.values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return
     if drawn:
         yield _kept(path.parent, drawn)
+    if unknown and (removed.sources or removed.licences):
+        yield (
+            f"{path}: made by an earlier version, which noted no source or licence of what its "
+            "pictures were drawn with; delete their folder, or draw them again"
+        )
+
+
+def _drew(note: dict[str, Any], removed: Removed) -> bool:
+    if "shown" in note:
+        return _saw({"documents": note["shown"]}, removed)
+    return bool({*removed.keys} & {*note["documents"]})
 
 
 def _kept(folder: Path, drawn: Sequence[str]) -> str:

@@ -75,8 +75,9 @@ measures another loss."""
 _EACH_STEP = {
     "decoder": {"retrieval.documents", "retrieval.queries"},
     "clip": {"retrieval.query_dropout"},
+    "text_tokenizer": {"tokenizers.algorithm"},
 }
-"""What of those a learner reads in every step."""
+"""What of those decides more than a learner's data."""
 
 _KEEPS_PLACE = {"optim", "loss", "model", "vqgan", "vqgan_loss", "clip", "data.batch"}
 """What must not differ, but leaves the order of the data as it is."""

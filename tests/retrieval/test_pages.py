@@ -11,7 +11,7 @@ from cm3jax.evaluate.cases_page import figure_cell
 from cm3jax.evaluate.results import Cell, Evaluation, Figure
 from cm3jax.report.html import cell, figure, page, tag
 from cm3jax.retrieval.bank_files import BankDocument, mark_of
-from cm3jax.retrieval.pages import GONE, blank_html, blank_pages
+from cm3jax.retrieval.pages import GONE, blank_html, blank_pages, noted
 from cm3jax.retrieval.removed import Removed
 
 
@@ -97,6 +97,24 @@ def test_pictures_for_captions_are_named(tmp_path):
     (tmp_path / "drawn-00003.json").write_text(json.dumps(notes))
     (line,) = blanked(REMOVED, [tmp_path])
     assert line == f"{tmp_path}: drawn with them, and kept: 000000000007.png"
+
+
+@pytest.mark.parametrize("rule", ["keys", "sources", "licences"])
+def test_pictures_for_captions_are_named_by_rule(tmp_path, rule):
+    by = {"keys": SECRET.key, "sources": SECRET.source, "licences": SECRET.licence}
+    removed = Removed(**{rule: (by[rule],)}, marks=(mark_of(SECRET),))
+    notes = {
+        str(number): {"documents": [one.key], "shown": [noted(one)], "cosines": [0.5]}
+        for number, one in ((7, SECRET), (8, OTHER))
+    }
+    path = tmp_path / "drawn-00003.json"
+    path.write_text(json.dumps(notes))
+    assert blanked(removed, [tmp_path]) == [
+        f"{tmp_path}: drawn with them, and kept: 000000000007.png"
+    ]
+    path.write_text(json.dumps({"7": {"documents": ["secret"], "cosines": [0.5]}}))
+    (line,) = blanked(removed, [tmp_path])
+    assert (" made by an earlier version, which noted no source" in line) == (rule != "keys")
 
 
 def test_a_line_that_is_cut_hides_no_other_one(tmp_path):

@@ -184,8 +184,8 @@ def test_other_records_of_validation_are_said_and_refuse_nothing(tmp_path, capsy
     lives = [json.loads(line) for line in (tmp_path / "lives.jsonl").read_text().splitlines()]
     changed = [life["changes"].keys() for life in lives]
     assert changed == [set(), {"train.steps", "the data's validation rows"}]
-    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
-    assert steps == [1, 2, 3, 4]
+    steps = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in steps] == [1, 2, 3, 4]
 
 
 READ_BY = {

@@ -14,7 +14,7 @@ from cm3jax.generation.loading import assemble
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.report.html import Html, cell, figure, join, png_uri, tag
 from cm3jax.report.run_page import Illustration
-from cm3jax.retrieval.bank_files import BankDocument, mark_of
+from cm3jax.retrieval.bank_files import BankDocument, mark, mark_of
 from cm3jax.sequence.document import Image, Text, parse
 from cm3jax.sequence.vocab import Modality
 from cm3jax.shapes import UInt8
@@ -62,11 +62,12 @@ def _training_row(rows: CorpusRows, generator: Generator) -> Illustration:
     )
     shown = [tag("div", *_pieces(sample, generator), class_="row") for sample in samples]
     who = tag("pre", "\n".join(describe_samples(rows, plan)))
-    # Its documents run into each other, so that a takedown of one blanks the row.
-    marks = " ".join(
-        mark_of(rows.bank.meta(row)) for row in plan.documents.ravel().tolist() if row >= 0
-    )
-    body = tag("div", who, *shown, data_document=marks or None)
+    # Its documents and records, which the bank has too, run into each other, so that a takedown of
+    # one blanks the row.
+    marks = [mark_of(rows.bank.meta(row)) for row in plan.documents.ravel().tolist() if row >= 0]
+    queries = [rows.corpus.document(record) for record in plan.records.tolist()]
+    marks += [mark(query.key, query.ids) for query in queries]
+    body = tag("div", who, *shown, data_document=" ".join(marks))
     return Illustration("A training row", join(tag("p", why), body))
 
 

@@ -14,7 +14,7 @@ from cm3jax.data.show import pieces
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.report.samples.decoder_samples import decoder_illustrator
 from cm3jax.retrieval.bank import Bank
-from cm3jax.retrieval.bank_files import mark_of
+from cm3jax.retrieval.bank_files import mark, mark_of
 from cm3jax.retrieval.pages import GONE, blank_html
 from cm3jax.sequence.document import render
 from cm3jax.sequence.rows import Batch
@@ -91,6 +91,12 @@ def test_a_run_shows_a_row_and_draws(config):
         assert "<span>document</span>" not in blank
         assert "    document " not in blank
     assert count > 0  # of the samples
+    # The row's own records are the bank's, too.
+    corpus = learner.stream("train").corpora[0].corpus
+    records = map(corpus.document, range(len(corpus)))
+    blank, count = blank_html(row.body, {mark(one.key, one.ids) for one in records})
+    assert (blank.count(GONE), count) == (1, 1)
+    assert "piece asked" not in blank
 
 
 def test_without_its_tokenizers_it_says_so(tmp_path):
