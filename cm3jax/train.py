@@ -47,7 +47,7 @@ from cm3jax.training.metrics import (
 from cm3jax.training.optim import learning_rate
 from cm3jax.training.precision import require_quantiser
 from cm3jax.training.profile import StepProfile
-from cm3jax.training.resume import VALIDATION, Start, require_run_folder, start_state
+from cm3jax.training.resume import Start, data_fingerprints, require_run_folder, start_state
 from cm3jax.training.state import Layout, TrainState, plan_layout
 from cm3jax.training.tracker import Tracker, require_tracker
 from cm3jax.training.watchdog import Watchdog
@@ -128,7 +128,7 @@ def train(
         distributed.Preemption() as preemption,
     ):
         layout = plan_layout(learner, mesh)
-        data = _fingerprints(learner)
+        data = data_fingerprints(learner.stream, experiment.train.validate_every > 0)
         prints = learner.fingerprints
         begin = start_state(experiment, prints, data, layout, checkpoints, resume_with_changes)
         progress.say(f"{experiment.name}: {begin.source}")
@@ -150,15 +150,6 @@ def train(
             Tracker(experiment.train.tracker, experiment.run_dir, to_dict(experiment)) as tracker,
         ):
             return run.loop(preemption, watchdog, profile, tracker)
-
-
-def _fingerprints(learner: Learner) -> Mapping[str, str]:
-    """Fingerprints of what is trained on and, where it is measured, of what validates."""
-    marks = dict(learner.stream("train").fingerprints)
-    if learner.experiment.train.validate_every:
-        held_back = learner.stream("validation").fingerprints
-        marks |= {f"{VALIDATION}{name}": mark for name, mark in held_back.items()}
-    return marks
 
 
 def make_train_step(

@@ -28,7 +28,7 @@ from cm3jax.io.texts import shorten
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.tasks.example import Answer, TaskDocument, to_document
 from cm3jax.tasks.task import Case, Derived, Filled, Skipped, choose_template
-from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, read_picture
+from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, load_with_size
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
 SPLITS = ("train", "validation")
@@ -195,11 +195,11 @@ class _Maker:
         for part in filled.parts:
             match part:
                 case Derived(path, by):
-                    picture = read_picture(path, data.image_size)
+                    picture = load_with_size(path, data.image_size)
                     pictures.append(by(picture.pixels))
                     sizes.append((picture.width, picture.height))
                 case epath.Path():
-                    picture = read_picture(part, data.image_size)
+                    picture = load_with_size(part, data.image_size)
                     pictures.append(picture.pixels)
                     sizes.append((picture.width, picture.height))
                 case np.ndarray():

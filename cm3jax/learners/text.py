@@ -2,10 +2,11 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from etils import epath
 
-from cm3jax.config import Experiment
+from cm3jax.config import DataConfig, Experiment
 from cm3jax.data.pipeline import marks_of_records
 from cm3jax.data.sources import GENERATED, TextSource, open_source
 from cm3jax.data.usable import usable
@@ -23,8 +24,8 @@ _DATA = "data.json"
 class _Captions:
     """The texts of a source's sound records, and their fingerprints once all are read."""
 
-    def __init__(self, experiment: Experiment):
-        self.source: TextSource = open_source(experiment.data, "train", experiment.seed)
+    def __init__(self, data: DataConfig, seed: int):
+        self.source: TextSource = open_source(data, "train", seed)
         self._hash, self._count = hashlib.sha256(), 0
 
     def __iter__(self) -> Iterator[str]:
@@ -52,11 +53,13 @@ def train_text_tokenizer(experiment: Experiment) -> None:
     """
     path = epath.Path(experiment.run_dir) / MODEL_FILE
     if path.exists():
-        _require_same(experiment)
+        if (path.parent / "config.json").exists():  # a model that was copied here has none
+            changes = differences(read_experiment(path.parent / "config.json"), experiment)
+            _require_same(path.parent, changes, experiment.data, experiment.seed)
         tokenizer = TextTokenizer.load(experiment.run_dir)
         print(f"{experiment.name}: finished already, {path} has {tokenizer.pieces} pieces.")
         return
-    captions = _Captions(experiment)
+    captions = _Captions(experiment.data, experiment.seed)
     tokenizer = TextTokenizer.train(
         captions, experiment.vocab.text_pieces, experiment.tokenizers.algorithm
     )
@@ -69,21 +72,19 @@ def train_text_tokenizer(experiment: Experiment) -> None:
     print(f"{experiment.name}: learnt {learnt} pieces from {len(captions.source)} records{rest}.")
 
 
-def _require_same(experiment: Experiment) -> None:
-    """What is there must be what is asked for; a model that was copied here says nothing."""
-    folder = epath.Path(experiment.run_dir)
-    if not (folder / "config.json").exists():
-        return
-    changes = differences(read_experiment(folder / "config.json"), experiment)
+def _require_same(
+    folder: epath.Path, changes: Mapping[str, tuple[Any, Any]], data: DataConfig, seed: int
+) -> None:
+    """What is there must be what is asked for: of the same options, from the same captions."""
     before, now = {}, {}
-    if (folder / _DATA).exists() and experiment.data.source not in GENERATED:
+    if (folder / _DATA).exists() and data.source not in GENERATED:
         before = read_json(folder / _DATA, "the fingerprints of the captions")
-        captions = _Captions(experiment)
+        captions = _Captions(data, seed)
         for _ in captions:
             pass
         now = captions.fingerprints
     if decisive := decisive_changes("text_tokenizer", changes, before, now):
         raise UserError(
-            f"{experiment.run_dir} holds a text tokenizer that was made with other options: "
+            f"{folder} holds a text tokenizer that was made with other options: "
             f"{describe(decisive)}; give those again, or another --workdir."
         )

@@ -206,10 +206,10 @@ def load_picture(path: epath.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]:
     Raises `UserError` if the file is missing, is a pipe or a device, is not a picture, is cut off
     or is too large.
     """
-    return read_picture(path, size).pixels
+    return load_with_size(path, size).pixels
 
 
-def read_picture(path: epath.PathLike, size: int) -> Picture:
+def load_with_size(path: epath.PathLike, size: int) -> Picture:
     """`load_picture` with the size that the file has."""
     return _load(path, lambda content: decode_picture(content, size))
 

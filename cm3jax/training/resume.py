@@ -6,8 +6,8 @@ unless it is asked for.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 from etils import epath
@@ -15,7 +15,7 @@ from etils import epath
 from cm3jax import checkpoint
 from cm3jax.checkpoint import Checkpoints, Restored
 from cm3jax.config import DecoderConfig, Experiment
-from cm3jax.data.pipeline import PART, Position
+from cm3jax.data.pipeline import PART, Position, Stream
 from cm3jax.errors import UserError
 from cm3jax.io.checksums import MANIFEST
 from cm3jax.io.experiment_json import to_dict
@@ -68,7 +68,7 @@ _READ_ONCE = {
 """What decides the data, whose fingerprints say more, wherever they lie; where a checkpoint of an
 earlier version has none, these fields must be what they were."""
 
-VALIDATION = "validation "
+_VALIDATION = "validation "
 """In front of the names of fingerprints of what the run is validated with: it decides no step, but
 measures another loss."""
 
@@ -162,6 +162,18 @@ def _is_ours(config: epath.Path) -> bool:
     except UserError:
         return False
     return isinstance(values, dict) and {"learner", "train", "data"} <= values.keys()
+
+
+def data_fingerprints(
+    stream: Callable[[Literal["train", "validation"]], Stream], validates: bool
+) -> dict[str, str]:
+    """Fingerprints of what a learner's stream is trained on and, if it `validates`, of what it
+    validates with."""
+    marks = dict(stream("train").fingerprints)
+    if validates:
+        held_back = stream("validation").fingerprints
+        marks |= {f"{_VALIDATION}{name}": mark for name, mark in held_back.items()}
+    return marks
 
 
 def start_state(
@@ -259,7 +271,7 @@ def _data_changes(
 ) -> dict[str, tuple[str, str]]:
     """What differs of the data of validation, or of training, where both lives say it."""
     before, now = (
-        {name: mark for name, mark in marks.items() if name.startswith(VALIDATION) == validation}
+        {name: mark for name, mark in marks.items() if name.startswith(_VALIDATION) == validation}
         for marks in (before, now)
     )
     found: dict[str, tuple[str, str]] = {}

@@ -284,14 +284,14 @@ def test_a_data_set_that_changed_between_a_kill_and_the_rerun_is_not_mixed(
 def test_a_picture_that_changes_while_it_is_prepared_is_refused(tmp_path, monkeypatch):
     folder = tmp_path / "maps"
     asked = {"mixture": ((f"{tmp_path}/home", 1.0),), **write_maps(folder, 20)}
-    read = prepare_tasks_module.read_picture
+    read = prepare_tasks_module.load_with_size
 
     def change(path, size):
         found = read(path, size)
         write_picture(folder / "0.png", 999)
         return found
 
-    monkeypatch.setattr(prepare_tasks_module, "read_picture", change)
+    monkeypatch.setattr(prepare_tasks_module, "load_with_size", change)
     with pytest.raises(UserError, match="maps has changed while it was prepared"):
         prepare_anew(experiment(folder), **asked)
     assert not (tmp_path / "home" / "corpus" / "train").exists()
