@@ -51,11 +51,24 @@ EXTRAS = {
     "trackio": ["trackio>=0.43,<1"],  # train.tracker=trackio: curves of runs side by side, locally
     "wandb": ["wandb>=0.31,<1"],  # train.tracker=wandb: the same by a service
     "quantised": ["qwix>=0.1.8,<0.2"],  # model.quantised: int8 and fp8 products in training
+    "serve": [
+        "fastapi>=0.120,<1",  # routes of launch.serve; their bodies are checked by pydantic
+        "pydantic>=2.12,<3",  # the shapes of requests and answers
+        "uvicorn>=0.38",  # its HTTP
+        "python-multipart>=0.0.20",  # uploads of /v1/images/edits
+        "prometheus-client>=0.23",  # /metrics
+    ],
     "report": [
         "tensorboard>=2.21",  # curves beside the run's own metrics.jsonl
         "matplotlib>=3.10",  # figures of the paper
     ],
     "test": [
+        "fastapi>=0.120,<1",  # the server
+        "pydantic>=2.12,<3",  # its protocol
+        "uvicorn>=0.38",  # runs it on loopback
+        "python-multipart>=0.0.20",  # uploads
+        "prometheus-client>=0.23",  # /metrics
+        "openai>=2,<3",  # the client that it must please, unchanged
         "pytest>=9,<10",
         "pytest-timeout",  # a hanging collective fails instead of blocking CI
         "pytest-xdist",  # -n on machines with cores to spare

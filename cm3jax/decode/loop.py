@@ -18,7 +18,7 @@ from cm3jax import partition
 from cm3jax.config import DecodeConfig
 from cm3jax.decode import grammar, sampling, steps
 from cm3jax.decode.params import bytes_per_step
-from cm3jax.decode.plan import CHUNK, Group, SlotJob, plan_groups
+from cm3jax.decode.plan import CHUNK, Group, ProgramShape, SlotJob, plan_groups
 from cm3jax.decode.request import Request
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
@@ -99,16 +99,31 @@ def decode_each(
     on.
     """
     for request in requests:
-        _require_fit(request, model)
-    # Programs are compiled per vocabulary, but tokenizers do not matter to them.
-    vocab = Vocab(vocab.config)
-    meter, mesh = meter or Meter(), partition.mesh_of(variables)
-    shards = partition.batch_shards(mesh) if mesh else 1
-    for group in plan_groups(requests, samples, config, vocab, model.longest_prompt, shards):
-        yield from _Engine(model, variables, mesh, vocab, group, config, seed, meter).run(watch)
+        require_fit(request, model)
+    mesh = partition.mesh_of(variables)
+    asked = (requests, samples, config, seed, vocab, model.longest_prompt, shards_of(mesh))
+    for group in plan_groups(*asked):
+        slots = Slots(model, variables, vocab, group.shape, config, meter or Meter())
+        yield from _run(slots, group, watch)
 
 
-def _require_fit(request: Request, model: LanguageModel) -> None:
+def _run(slots: "Slots", group: Group, watch: Watch | None) -> Iterator[list[Finished]]:
+    """Work until no job is left."""
+    waiting = deque(group.jobs)
+    while waiting or slots.jobs:
+        slots.admit([waiting.popleft() for _ in range(min(len(waiting), slots.free))])
+        finished = slots.advance(watch)
+        if finished:
+            yield finished
+
+
+def shards_of(mesh: jax.sharding.Mesh | None) -> int:
+    """The pieces that rows are cut into: slots are a multiple of them."""
+    return partition.batch_shards(mesh) if mesh else 1
+
+
+def require_fit(request: Request, model: LanguageModel) -> None:
+    """Raise `UserError` for a request whose prompt leaves less room than its answer needs."""
     new, room = grammar.steps(request.program), model.room(request.longest)
     if new > room:
         raise UserError(
@@ -128,51 +143,79 @@ class _Slot:
     temperatures: Float[np.ndarray, " G"]
 
 
-class _Engine:
-    """The slots of one group and what is in them."""
+class Slots:
+    """Slots of one shape and what is in them; jobs come and go between two chunks.
+
+    Jobs may differ in everything but the shape that they fit and which filters they sample with
+    (the tree of `sampling.Method.of`): `config` is any of theirs.
+    """
 
     def __init__(
         self,
         model: LanguageModel,
         variables: dict,
-        mesh: jax.sharding.Mesh | None,
         vocab: Vocab,
-        group: Group,
+        shape: ProgramShape,
         config: DecodeConfig,
-        seed: int,
         meter: Meter,
     ):
-        self._model, self._variables, self._vocab, self._mesh = model, variables, vocab, mesh
-        self._shape, self._config, self._seed, self._meter = group.shape, config, seed, meter
-        self._method = sampling.Method.of(config)
-        self._waiting = deque(group.jobs)
-        self._slots: list[_Slot | None] = [None] * group.shape.slots
+        self._model, self._variables, self._meter = model, variables, meter
+        # Programs are compiled per vocabulary, but tokenizers do not matter to them.
+        self._vocab, self._mesh = Vocab(vocab.config), partition.mesh_of(variables)
+        self._shape, self._config = shape, config
+        self._method = self._method_of_rows([config] * shape.slots)
+        self._slots: list[_Slot | None] = [None] * shape.slots
         self._weights = bytes_per_step(variables)
         # Slots without a prompt have programs without states: their samples are done.
-        self._rows = self._rows_of([], group.shape.slots)
+        self._rows = self._rows_of([], shape.slots)
         with self._on_mesh():
-            if mesh is not None:
-                self._rows = jax.device_put(self._rows, partition.batch_sharding(mesh))
-            first = dataclasses.replace(group.shape, capacity=group.shape.room(CHUNK))
+            if self._mesh is not None:
+                self._rows = jax.device_put(self._rows, partition.batch_sharding(self._mesh))
+            first = dataclasses.replace(shape, capacity=shape.room(CHUNK))
             self._state = steps.start(model.config, first)
 
     def _on_mesh(self) -> AbstractContextManager:
         return nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
-    def run(self, watch: Watch | None) -> Iterator[list[Finished]]:
-        """Work until no job is left."""
-        while self._waiting or any(self._slots):
-            free = [place for place, slot in enumerate(self._slots) if slot is None]
-            while self._waiting and free:
-                count = min(len(self._waiting), len(free), ADMITTED)
-                self._admit(free[:count], [self._waiting.popleft() for _ in range(count)])
-                free = free[count:]
-            done = self._advance()
-            if watch is not None:
-                self._show(watch)
-            finished = self._retire(done)
-            if finished:
-                yield finished
+    @property
+    def free(self) -> int:
+        """How many slots are empty."""
+        return self._slots.count(None)
+
+    @property
+    def jobs(self) -> list[SlotJob]:
+        """What is in the others."""
+        return [slot.job for slot in self._slots if slot is not None]
+
+    def admit(self, jobs: Sequence[SlotJob]) -> None:
+        """Prefill these jobs, at most `free`, into slots."""
+        places = [place for place, slot in enumerate(self._slots) if slot is None]
+        for first in range(0, len(jobs), ADMITTED):
+            part = list(jobs[first : first + ADMITTED])
+            self._admit(places[first : first + len(part)], part)
+        if jobs:
+            self._method = self._method_of_rows(
+                [self._config if slot is None else slot.job.config for slot in self._slots]
+            )
+
+    def advance(self, watch: Watch | None = None) -> list[Finished]:
+        """Run a chunk; what is done leaves its slot."""
+        done = self._advance()
+        if watch is not None:
+            self._show(watch)
+        return self._retire(done)
+
+    def drop(self, index: int) -> None:
+        """Empty the slots of a request that nobody waits for any more."""
+        for place, slot in enumerate(self._slots):
+            if slot is not None and slot.job.index == index:
+                self._slots[place] = None
+
+    def _method_of_rows(self, configs: Sequence[DecodeConfig]) -> sampling.Method:
+        """The method of slots with a config each."""
+        return sampling.Method.of_rows(
+            [config for config in configs for _ in range(self._shape.samples)]
+        )
 
     def _admit(self, places: list[int], jobs: list[SlotJob]) -> None:
         """Prefill these jobs into these slots."""
@@ -211,32 +254,32 @@ class _Engine:
 
     def _rows_of(self, jobs: list[SlotJob], count: int) -> steps.RowConstants:
         """The rows of `count` prompts, of which all but `jobs` are padding."""
-        each, config = self._shape.samples, self._config
+        each = self._shape.samples
         total = count * each
-        prompts, samples = np.zeros(total, np.int64), np.zeros(total, np.int64)
         programs: list[grammar.Program] = [()] * total
+        keys, temperatures = np.zeros((total, 2), np.uint32), np.ones(total, np.float32)
+        contrasted = np.zeros(total, bool)
         scales = np.ones((total, self._shape.streams - 1), np.float32)
         for place, job in enumerate(jobs):
-            mine = slice(place * each, (place + 1) * each)
-            prompts[mine] = job.request.prompt_id
-            samples[mine] = job.first_sample + np.arange(each)
+            mine, config = slice(place * each, (place + 1) * each), job.config
+            samples = job.first_sample + np.arange(each)
+            prompts = np.full(each, job.request.prompt_id, np.int64)
+            heat = config.temperature_range or (config.temperature, config.temperature)
+            drawn = sampling.sample_keys(job.seed, prompts, samples, heat)
+            keys[mine], temperatures[mine] = drawn.keys, drawn.temperatures
+            contrasted[mine] = sampling.contrasted(config, samples)
             programs[mine] = [job.request.program] * job.samples + [()] * (each - job.samples)
             scales[mine] = [guide.scale for guide in job.request.guides]
-        temperatures = config.temperature_range or (config.temperature, config.temperature)
-        drawn = sampling.sample_keys(self._seed, prompts, samples, temperatures)
         return steps.RowConstants(
-            table=grammar.compile_programs(programs, self._vocab, self._shape.capacity),
-            keys=jnp.asarray(drawn.keys),
-            temperatures=jnp.asarray(drawn.temperatures),
-            contrasted=jnp.asarray(sampling.contrasted(config, samples)),
-            scales=jnp.asarray(scales),
+            grammar.compile_programs(programs, self._vocab, self._shape.capacity),
+            *map(jnp.asarray, (keys, temperatures, contrasted, scales)),
         )
 
     def _advance(self) -> Bool[np.ndarray, " P"]:
         """Run a chunk and give each slot what its samples emitted; which slots are done."""
         self._make_room()
         begin, known = time.perf_counter(), steps.chunk._cache_size()
-        greedy = self._config.temperature == 0 and self._config.temperature_range is None
+        greedy = all(_greedy(job.config) for job in self.jobs)
         call = (self._model, self._vocab, self._variables, self._method, greedy)
         with self._on_mesh():
             self._state, emitted, done = steps.chunk(*call, self._rows, self._state)
@@ -298,6 +341,10 @@ class _Engine:
             ]
             out.append(Finished(slot.job.index, slot.job.first_sample, samples))
         return out
+
+
+def _greedy(config: DecodeConfig) -> bool:
+    return config.temperature == 0 and config.temperature_range is None
 
 
 def _with_suffix(state: steps.State, suffix: tuple[KeyValues, ...]) -> steps.State:

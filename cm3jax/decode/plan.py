@@ -33,9 +33,13 @@ class SlotJob:
     """A request, and the samples of it that one slot makes."""
 
     index: int
+    """Names the request to whoever asked."""
     request: Request
     first_sample: int
     samples: int
+    config: DecodeConfig
+    """How they are drawn."""
+    seed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +72,35 @@ class Group:
     shape: ProgramShape
 
 
+@dataclasses.dataclass(frozen=True, order=True)
+class SizeClass:
+    """Requests that may share slots, as far as their sizes go."""
+
+    streams: int
+    capacity: int
+    """Room for emitted tokens."""
+    scale: int
+    """Of prompts whose lengths are within a factor of 4."""
+
+    @classmethod
+    def of(cls, request: Request, vocab: Vocab) -> "SizeClass":
+        """The class of a request."""
+        program = request.program
+        capacity = bucket(max(grammar.steps(program), grammar.columns(program, vocab)))
+        scale = bucket(request.longest).bit_length() // 2
+        return cls(1 + len(request.guides), capacity, scale)
+
+    def shape(self, slots: int, longest_prompt: int) -> ProgramShape:
+        """Slots of one sample each for every request of the class, whichever comes."""
+        width = min(3 << (2 * self.scale - 1), longest_prompt)
+        return ProgramShape(slots, 1, self.streams, width, self.capacity)
+
+
 def plan_groups(
     requests: Sequence[Request],
     samples: int,
     config: DecodeConfig,
+    seed: int,
     vocab: Vocab,
     longest_prompt: int,
     shards: int,
@@ -80,22 +109,21 @@ def plan_groups(
 
     No prompt is given more room than `longest_prompt`, the model's limit.
     """
-    jobs: dict[tuple[int, int, int, int], list[SlotJob]] = {}
+    jobs: dict[tuple[SizeClass, int], list[SlotJob]] = {}
     for index, request in enumerate(requests):
-        streams = 1 + len(request.guides)
-        most = max(1, config.batch // streams)
+        kind = SizeClass.of(request, vocab)
+        most = max(1, config.batch // kind.streams)
         size = -(-samples // -(-samples // most))
-        program = request.program
-        capacity = bucket(max(grammar.steps(program), grammar.columns(program, vocab)))
-        scale = bucket(request.longest).bit_length() // 2  # within a factor of 4
         for first in range(0, samples, size):
-            job = SlotJob(index, request, first, min(size, samples - first))
-            jobs.setdefault((streams, size, capacity, scale), []).append(job)
-    for (streams, size, capacity, _), members in sorted(jobs.items()):
+            count = min(size, samples - first)
+            job = SlotJob(index, request, first, count, config, seed)
+            jobs.setdefault((kind, size), []).append(job)
+    for (kind, size), members in sorted(jobs.items(), key=lambda item: item[0]):
+        streams = kind.streams
         wanted = 1 << (len(members) - 1).bit_length()
         slots = min(wanted, max(1, config.batch // (size * streams)))
         slots = -(-slots // shards) * shards
         longest = max(job.request.longest for job in members)
         # Beyond it there are no positions, not even for padding.
         width = min(bucket(longest - 1), longest_prompt)
-        yield Group(members, ProgramShape(slots, size, streams, width, capacity))
+        yield Group(members, ProgramShape(slots, size, streams, width, kind.capacity))

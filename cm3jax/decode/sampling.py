@@ -9,7 +9,7 @@ so that what else is in the batch changes nothing. Paper: section 3.1.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -37,8 +37,9 @@ def guide(logits: Float[Array, "W B V"], scales: Float[Array, "U B"]) -> Float[A
     return out
 
 
-def kth_largest(logits: Float[Array, "B V"], k: Int[Array, ""]) -> Float[Array, "B 1"]:
-    """The k-th largest of each row, k from 1; the smallest where k is beyond the row."""
+def kth_largest(logits: Float[Array, "B V"], k: Int[Array, "*rows"]) -> Float[Array, "B 1"]:
+    """The k-th largest of each row, k from 1, for all or for each [B 1]; the smallest where k is
+    beyond the row."""
     ordered = -jnp.sort(-logits, axis=-1)
     place = jnp.full((len(logits), 1), jnp.minimum(k, logits.shape[1]) - 1)
     return jnp.take_along_axis(ordered, place, axis=-1)
@@ -49,7 +50,7 @@ def kth_largest(logits: Float[Array, "B V"], k: Int[Array, ""]) -> Float[Array, 
 class TopK:
     """Keep the `k` likeliest ids, and those as likely as the last of them."""
 
-    k: Int[Array, ""]
+    k: Int[Array, "*rows"]
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         """Logits with -inf outside."""
@@ -64,7 +65,7 @@ class TopP:
     Ids as likely as the last member are members too.
     """
 
-    p: Float[Array, ""]
+    p: Float[Array, "*rows"]
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         """Logits with -inf outside."""
@@ -88,9 +89,9 @@ class ContrastiveK:
     alpha of at most 1, V has k members or more.
     """
 
-    k: Int[Array, ""]
-    alpha: Float[Array, ""]
-    temperature: Float[Array, ""]
+    k: Int[Array, "*rows"]
+    alpha: Float[Array, "*rows"]
+    temperature: Float[Array, "*rows"]
     """Divides the unconditional logits."""
 
     def __call__(
@@ -136,6 +137,11 @@ class Method:
                 jnp.float32(config.contrast_temperature),
             )
         return cls(tuple(filters), contrastive)
+
+    @classmethod
+    def of_rows(cls, configs: Sequence[DecodeConfig]) -> "Method":
+        """The method of rows with a config each, which use the same filters with any numbers."""
+        return jax.tree.map(lambda *rows: jnp.stack(rows)[:, None], *map(cls.of, configs))
 
     def scores(
         self,
