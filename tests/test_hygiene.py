@@ -30,6 +30,7 @@ LAYERS = (
     "abstract compiled compiled_decoding",
     "generation",
     "evaluate report",
+    "serve",
 )
 RANK = {part: rank for rank, line in enumerate(LAYERS) for part in line.split()}
 # What the three modules of the model may know: they are of use without data, retrieval or learners.

@@ -19,7 +19,7 @@ PAGES = {
     for name in (
         "README.md",
         *("docs/quickstart.md", "docs/training.md", "docs/data.md", "docs/generation.md"),
-        "docs/python.md",
+        *("docs/python.md", "docs/server.md"),
         *("docs/converting.md", "docs/tasks.md", "docs/evaluation.md", "docs/claims.md"),
         *("docs/pods.md", "docs/targets.md", "docs/benchmarks.md", "docs/glossary.md"),
         *("ARCHITECTURE.md", "CONTRIBUTING.md"),

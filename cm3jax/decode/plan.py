@@ -80,7 +80,7 @@ class SizeClass:
     capacity: int
     """Room for emitted tokens."""
     scale: int
-    """Of prompts whose lengths are within a factor of 4."""
+    """The class of its prompts' lengths, which are within a factor of 4."""
 
     @classmethod
     def of(cls, request: Request, vocab: Vocab) -> "SizeClass":

@@ -13,6 +13,7 @@ from etils import epath
 from cm3jax.config import DecodeConfig
 from cm3jax.decode import loop
 from cm3jax.decode.params import as_read
+from cm3jax.decode.plan import ProgramShape
 from cm3jax.decode.sample_cache import Journal
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
@@ -266,6 +267,22 @@ class Generator:
             documents = [self._shown(each) for each in documents]
         return self._builder.build(prompts, decode or self.decode, documents, prompt_ids)
 
+    def open_slots(self, shape: ProgramShape, config: DecodeConfig, meter: Meter) -> loop.Slots:
+        """Slots of the decoding loop, for requests that come one by one (`cm3jax.serve`)."""
+        return loop.Slots(self.model, self._variables, self.vocab, shape, config, meter)
+
+    def read(self, requests: Sequence[PromptRequest], finished: list[loop.Finished]) -> Answers:
+        """What slots emitted for requests, as texts and pictures."""
+        return self._reader.read(requests, finished)
+
+    def text_of(self, ids: Int[np.ndarray, " L"]) -> str:
+        """The text of the pieces among these ids."""
+        return self._reader.text(ids)
+
+    def as_shown(self, document: Document) -> Int[np.ndarray, " L"]:
+        """The ids of a document."""
+        return self._documents.encode(document)
+
     def as_document(self, shown: ShownDocument) -> Document:
         """The text and the picture of a document in `sample.documents`, to look at."""
         return self._documents.decode(shown)
@@ -298,7 +315,7 @@ class Generator:
         own = sampling or Sampling(decode=self.decode)
         call = (self.model, self._variables, self.vocab, requests, own.decode, own.samples)
         for finished in self._decode_each(*call, own.seed, meter, watch):
-            yield self._reader.read(requests, finished)
+            yield self.read(requests, finished)
 
     def logprobs(
         self, requests: Sequence[PromptRequest], answers: Sequence[Int[np.ndarray, " _"]]

@@ -1,0 +1,1 @@
+"""A server that draws, describes and answers: protocol, engine, routes."""

@@ -1,0 +1,268 @@
+"""One thread that draws for all requests: continuous batching over a bounded queue.
+
+Requests of one size class (`decode.plan.SizeClass`) that sample with the same filters share a
+*pool* of slots: a sample joins between two chunks as soon as a slot is free, whatever its prompt,
+seed, temperature, guidance scale, `top_k` or `top_p`. Pools take turns, a chunk each. Within a pool
+requests take turns, a sample each, so that one of many samples does not keep others waiting.
+"""
+
+import dataclasses
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from cm3jax.config import DecodeConfig
+from cm3jax.decode import loop
+from cm3jax.decode.plan import SizeClass, SlotJob
+from cm3jax.decode.sampling import Method
+from cm3jax.decode.throughput import Meter
+from cm3jax.errors import UserError
+from cm3jax.generation.generator import Generator
+from cm3jax.generation.requests import PromptRequest
+from cm3jax.shapes import Int
+
+_log = logging.getLogger(__name__)
+
+
+class Busy(Exception):
+    """The queue is full."""
+
+    def __init__(self, retry_after: int):
+        super().__init__(f"the queue is full; send the request again in {retry_after} s.")
+        self.retry_after = retry_after
+
+
+class Closing(Exception):
+    """The engine takes no more requests."""
+
+
+@dataclasses.dataclass(eq=False)
+class Drawing:
+    """Samples of one request on their way through the engine, which fills them in."""
+
+    request: PromptRequest
+    config: DecodeConfig
+    seed: int
+    samples: int
+    changed: Callable[[], None]
+    """Called by the engine's thread after every chunk that brought something."""
+    emitted: dict[int, Int[np.ndarray, " _"]] = dataclasses.field(default_factory=dict)
+    """The ids that each running sample has so far."""
+    done: dict[int, loop.Sample] = dataclasses.field(default_factory=dict)
+    """Samples that are done, by number."""
+    error: Exception | None = None
+    """Why there will be no more."""
+    number: int = -1
+    started: float = 0.0
+    begun: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+        return self.error is not None or len(self.done) == self.samples
+
+
+class _Pool:
+    """Slots of one kind, and the drawings that wait for them or are in them."""
+
+    def __init__(self, slots: loop.Slots):
+        self.slots = slots
+        self.drawings: dict[int, Drawing] = {}
+        self._waiting: deque[tuple[Drawing, int]] = deque()
+
+    def add(self, drawing: Drawing) -> None:
+        self.drawings[drawing.number] = drawing
+        self._waiting.append((drawing, 0))
+
+    def drop(self, drawing: Drawing) -> None:
+        del self.drawings[drawing.number]
+        self._waiting = deque(each for each in self._waiting if each[0] is not drawing)
+        self.slots.drop(drawing.number)
+
+    def step(self) -> list[loop.Finished]:
+        """Fill free slots and run a chunk."""
+        self.slots.admit([self._next() for _ in range(min(self.slots.free, self.waiting))])
+        return self.slots.advance(self._watch)
+
+    @property
+    def waiting(self) -> int:
+        """Samples without a slot."""
+        return sum(drawing.samples - first for drawing, first in self._waiting)
+
+    def _next(self) -> SlotJob:
+        drawing, sample = self._waiting.popleft()
+        if sample + 1 < drawing.samples:
+            self._waiting.append((drawing, sample + 1))
+        job = (drawing.number, drawing.request, sample, 1, drawing.config, drawing.seed)
+        return SlotJob(*job)
+
+    def _watch(self, number: int, sample: int, ids: Int[np.ndarray, " T"]) -> None:
+        self.drawings[number].emitted[sample] = ids
+
+
+class DrawingEngine:
+    """Draws on a thread of its own until it is closed."""
+
+    def __init__(
+        self, generator: Generator, slots: int, queue: int, first: Callable[[float], None]
+    ):
+        self._generator, self._slots, self._queue = generator, slots, queue
+        self._first = first
+        """Gets the seconds from a request's start to its first tokens."""
+        self.meter = Meter()
+        self.tokens = 0
+        """Tokens of finished samples."""
+        self._pools: dict[tuple, _Pool] = {}
+        self._open: dict[int, Drawing] = {}
+        """Submitted and not over, by number."""
+        self._inbox: list[Drawing] = []
+        self._gone: list[Drawing] = []
+        self._numbers = itertools.count()
+        self._typical = 1.0
+        """Seconds that a request took of late."""
+        self._closing = False
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, drawing: Drawing) -> None:
+        """Queue a drawing.
+
+        Raises `Busy` where the queue is full, `UserError` for a prompt that leaves no room for its
+        answer, `Closing` after `close`.
+        """
+        loop.require_fit(drawing.request, self._generator.model)
+        with self._news:
+            if self._closing:
+                raise Closing("the server is shutting down.")
+            if len(self._open) >= self._queue:
+                raise Busy(max(1, min(60, round(self._typical))))
+            drawing.number, drawing.started = next(self._numbers), time.monotonic()
+            self._open[drawing.number] = drawing
+            self._inbox.append(drawing)
+            self._news.notify()
+
+    def cancel(self, drawing: Drawing, why: Exception) -> None:
+        """End a drawing that nobody waits for; its slots are free before the next chunk."""
+        with self._news:
+            if not drawing.over:
+                drawing.error = why
+                self._gone.append(drawing)
+                self._news.notify()
+
+    def cancel_where(self, shows: Callable[[PromptRequest], bool], why: Exception) -> None:
+        """End the drawings of requests of which `shows` is true."""
+        for drawing in list(self._open.values()):
+            if shows(drawing.request):
+                self.cancel(drawing, why)
+
+    def close(self) -> None:
+        """Take no more requests, finish those that are open, and end the thread."""
+        with self._news:
+            self._closing = True
+            self._news.notify()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def load(self) -> dict[str, int]:
+        """Open requests, samples that wait, slots that are busy, and slots there are."""
+        pools = list(self._pools.values())
+        return {
+            "open": len(self._open),
+            "waiting": sum(pool.waiting for pool in pools),
+            "busy": sum(len(pool.slots.jobs) for pool in pools),
+            "slots": self._slots,
+        }
+
+    def _work(self) -> None:
+        while self._take():
+            for kind, pool in list(self._pools.items()):
+                self._turn(kind, pool)
+
+    def _take(self) -> bool:
+        """Wait for something to do and sort it in; false when there will be nothing more."""
+        with self._news:
+            self._news.wait_for(lambda: self._inbox or self._gone or self._pools or self._closing)
+            inbox, self._inbox = self._inbox, []
+            gone, self._gone = self._gone, []
+        for drawing in inbox:
+            if drawing.error is None:
+                self._sort_in(drawing)
+        for drawing in gone:
+            self._drop(drawing)
+        return bool(self._pools) or not self._closing
+
+    def _sort_in(self, drawing: Drawing) -> None:
+        """Put a drawing into the pool of its kind."""
+        generator, config = self._generator, drawing.config
+        size = SizeClass.of(drawing.request, generator.vocab)
+        kind = (size, jax.tree.structure(Method.of(config)))
+        try:
+            if kind not in self._pools:
+                shape = size.shape(self._slots, generator.model.longest_prompt)
+                self._pools[kind] = _Pool(generator.open_slots(shape, config, self.meter))
+            self._pools[kind].add(drawing)
+        except Exception as error:
+            self._fail([drawing], error)
+
+    def _drop(self, drawing: Drawing) -> None:
+        for kind, pool in list(self._pools.items()):
+            if drawing.number in pool.drawings:
+                pool.drop(drawing)
+                self._retire(kind, pool)
+        self._end(drawing)
+
+    def _turn(self, kind: tuple, pool: _Pool) -> None:
+        """A chunk of one pool."""
+        try:
+            finished = pool.step()
+        except Exception as error:  # of the device: this pool's state is lost, others go on
+            del self._pools[kind]
+            self._fail(list(pool.drawings.values()), error)
+            return
+        for drawing in pool.drawings.values():
+            if drawing.emitted and not drawing.begun:
+                drawing.begun = True
+                self._first(time.monotonic() - drawing.started)
+        for done in finished:
+            drawing = pool.drawings[done.request]
+            drawing.done[done.first] = done.samples[0]
+            self.tokens += len(done.samples[0].ids)
+        for drawing in list(pool.drawings.values()):
+            if len(drawing.done) == drawing.samples:
+                del pool.drawings[drawing.number]
+                self._end(drawing)
+            elif drawing.emitted:
+                drawing.changed()
+        self._retire(kind, pool)
+
+    def _retire(self, kind: tuple, pool: _Pool) -> None:
+        if not pool.drawings:
+            del self._pools[kind]
+
+    def _fail(self, drawings: list[Drawing], error: Exception) -> None:
+        if not isinstance(error, UserError):
+            _log.exception("drawing failed", exc_info=error)
+        for drawing in drawings:
+            drawing.error = drawing.error or error
+            self._end(drawing)
+
+    def _end(self, drawing: Drawing) -> None:
+        with self._news:
+            if self._open.pop(drawing.number, None) is None:
+                return
+            if drawing.error is None:
+                seconds = time.monotonic() - drawing.started
+                self._typical += (seconds - self._typical) / 8
+        drawing.changed()

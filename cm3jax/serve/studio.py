@@ -1,0 +1,180 @@
+"""One generator at the service of many requests: reading, drawing, answering, taking documents out.
+
+What runs the model's small parts (tokenizers, retrieval) is done by one worker thread, in turn;
+drawing by the engine's. The event loop that calls waits for both and computes nothing.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from cm3jax.decode.loop import Finished
+from cm3jax.generation.answers import Generated
+from cm3jax.generation.documents import Document
+from cm3jax.generation.generator import Generator
+from cm3jax.generation.requests import PromptRequest
+from cm3jax.retrieval.bank_files import BankDocument
+from cm3jax.retrieval.removed import Removed
+from cm3jax.retrieval.retriever import Retrieved, Retriever
+from cm3jax.retrieval.takedown import remove
+from cm3jax.sequence.vocab import Modality
+from cm3jax.serve.engine import Drawing, DrawingEngine
+from cm3jax.serve.limits import Limits
+from cm3jax.serve.reading import BodyReader, ServedRequest
+from cm3jax.shapes import RgbImage
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Gone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Withdrawn(Exception):
+    """A document that the request shows was taken out of the bank while it ran."""
+
+
+class Studio:
+    """A generator, its engine and its worker."""
+
+    def __init__(
+        self, generator: Generator, slots: int, limits: Limits, first: Callable[[float], None]
+    ):
+        self.generator, self.limits = generator, limits
+        self.reader = BodyReader(generator, limits)
+        self.engine = DrawingEngine(generator, slots, limits.queue, first)
+        self._worker = ThreadPoolExecutor(1, "worker")
+        self._taken: set[str] = set()
+        """Keys that were taken out: a request may have been read before."""
+
+    def close(self) -> None:
+        """Finish what is open and end both threads."""
+        self.engine.close()
+        self._worker.shutdown()
+
+    async def work(self, function: Callable[..., T], *args: object) -> T:
+        """Call a function on the worker."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)
+
+    def open(self, question: ServedRequest) -> "Session":
+        """Send a question to the engine; whoever opens the session closes it."""
+        session = Session(self, question)
+        self.engine.submit(session.drawing)
+        if taken := self._taken & set(keys_of(question.request)):
+            session.close()
+            raise _withdrawn(min(taken))
+        return session
+
+    async def document(self, key: str) -> tuple[BankDocument, Document]:
+        """A document of the bank, and what it shows; `UserError` if the bank has none."""
+
+        def find() -> tuple[BankDocument, Document]:
+            retriever = self.generator.retriever
+            row = retriever.row(key)
+            meta = retriever.bank.meta(row)
+            return meta, self.generator.as_document(Retrieved(row, 1.0, meta))
+
+        return await self.work(find)
+
+    async def take_down(self, key: str) -> None:
+        """Take a document out of the bank for good, and end the requests that show it.
+
+        Raises `UserError` if the bank has none.
+        """
+        await self.work(self._take_down, key)
+
+    def _take_down(self, key: str) -> None:
+        old = self.generator.retriever
+        bank = remove(old.bank, Removed(keys=(key,)), say=_log.info)
+        self.generator.retriever = Retriever(old.encoder, bank, old.config)
+        self._taken.add(key)
+        self.engine.cancel_where(lambda request: key in keys_of(request), _withdrawn(key))
+
+
+def _withdrawn(key: str) -> Withdrawn:
+    return Withdrawn(f"the document {key!r} was taken out of the bank; send the request again.")
+
+
+def keys_of(request: PromptRequest) -> list[str]:
+    """The keys of the bank's documents that a request shows."""
+    return [one.key for one in request.documents if isinstance(one, Retrieved)]
+
+
+class Session:
+    """One request while it is drawn, as the event loop sees it."""
+
+    def __init__(self, studio: Studio, question: ServedRequest):
+        self.question = question
+        self._studio = studio
+        self._loop, self._news = asyncio.get_running_loop(), asyncio.Event()
+        parts = (question.request, question.config, question.seed, question.samples)
+        self.drawing = Drawing(*parts, self._tell)
+
+    def close(self) -> None:
+        """Free the slots of what is not done."""
+        self._studio.engine.cancel(self.drawing, Gone())
+
+    def _tell(self) -> None:
+        with contextlib.suppress(RuntimeError):  # a loop that has ended
+            self._loop.call_soon_threadsafe(self._news.set)
+
+    async def news(self) -> None:
+        """Wait for a chunk that brought something; raises what ended the drawing early."""
+        await self._news.wait()
+        self._news.clear()
+        if self.drawing.error is not None:
+            raise self.drawing.error
+
+    async def finish(self) -> list[Generated]:
+        """All samples, in order, when they are done."""
+        while len(self.drawing.done) < self.question.samples:
+            await self.news()
+        return [await self.answer(number) for number in range(self.question.samples)]
+
+    async def answer(self, number: int) -> Generated:
+        """A sample that is done."""
+        return await self._studio.work(self._answer, number)
+
+    def _answer(self, number: int) -> Generated:
+        finished = [Finished(0, number, [self.drawing.done[number]])]
+        ((_, sample),) = self._studio.generator.read([self.question.request], finished)
+        return sample
+
+    def rows(self, number: int) -> int:
+        """Whole rows of codes that a running sample's first picture has."""
+        return len(self._codes(number)) // self._studio.generator.vocab.config.grid
+
+    def text(self, number: int) -> str:
+        """The text of a running sample so far, up to its first picture or its end."""
+        vocab = self._studio.generator.vocab
+        ids = self.drawing.emitted.get(number, np.zeros(0, np.int32))
+        ends = np.flatnonzero(ids < vocab.first_text)
+        return self._studio.generator.text_of(ids[: ends[0]] if len(ends) else ids)
+
+    async def partial(self, number: int) -> RgbImage:
+        """The whole rows of a running sample's picture; the rest of it is grey."""
+        return await self._studio.work(self._partial, self._codes(number))
+
+    def _codes(self, number: int) -> np.ndarray:
+        """The codes of the first picture so far, those before a hole among them."""
+        vocab = self._studio.generator.vocab
+        ids = self.drawing.emitted.get(number, np.zeros(0, np.int32))
+        holes = self.question.request.holes or ()
+        before = next((hole.before for hole in holes if hole is not None), [])
+        codes = np.asarray([*before, *ids[vocab.modality(ids) == Modality.IMAGE]], np.int32)
+        return codes[: vocab.image_tokens] - vocab.first_image
+
+    def _partial(self, codes: np.ndarray) -> RgbImage:
+        grid, tokenizer = self._studio.generator.vocab.config.grid, self._studio.generator.image
+        size, rows = tokenizer.config.image_size, len(codes) // grid
+        whole = np.zeros(grid * grid, np.int32)
+        whole[: rows * grid] = codes[: rows * grid]
+        image = tokenizer.decode(whole[None])[0]
+        image[rows * size // grid :] = 128
+        return image

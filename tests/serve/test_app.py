@@ -1,0 +1,226 @@
+"""The routes, asked by OpenAI's own client and by plain HTTP over loopback."""
+
+import base64
+import io
+import json
+import threading
+import time
+
+import httpx
+import numpy as np
+import openai
+import PIL.Image
+import pytest
+
+from cm3jax import testing
+from cm3jax.generation.prompts import picture_prompt
+from cm3jax.serve.limits import Limits
+from tests.serve.conftest import client_of, serving
+
+PROMPT = "a red fox"
+
+
+def png(pixels):
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def shown(pixels):
+    url = f"data:image/png;base64,{base64.b64encode(png(pixels)).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def pixels(content):
+    return np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(content))))
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return testing.pictures(1, seed=3)[0]
+
+
+def test_pictures_are_those_of_the_generator(client, generator):
+    """Whatever else is drawn at the time: other seeds, guidance and filters."""
+    asked = [
+        {"seed": 5, "guidance": 3.0},
+        {"seed": 6, "guidance": 2.0, "temperature": 0.5},
+        {"seed": 7, "guidance": 3.0, "temperature": 0.0},
+        {"seed": 8, "guidance": 3.0, "top_p": 0.5},
+        {"seed": 9, "guidance": 3.0, "top_p": 0.9},
+    ]
+    answers: dict = {}
+
+    def ask(place):
+        more = asked[place]
+        answers[place] = client.images.generate(prompt=PROMPT, n=2, extra_body=more)
+
+    threads = [threading.Thread(target=ask, args=(place,)) for place in range(len(asked))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for place, more in enumerate(asked):
+        options = {"guidance_scale" if name == "guidance" else name: v for name, v in more.items()}
+        (expected,) = generator.sample([picture_prompt(PROMPT)], samples=2, **options)
+        for own, other in zip(answers[place].data, expected, strict=True):
+            assert own.codes == other.ids.tolist()
+            np.testing.assert_array_equal(pixels(own.b64_json), other.image)
+            assert own.seed == more["seed"]
+            assert own.logprob == pytest.approx(other.logprob, abs=1e-3)
+
+
+def test_an_answer_says_what_it_came_from(client, generator):
+    given = [{"key": "tiny-3"}, {"text": "a blue fox"}]
+    more = {"documents": given, "retrieve": 1, "exclude": ["tiny-1"], "weigh": {"tiny-0": 5}}
+    answer = client.images.generate(prompt=PROMPT, extra_body={**more, "floor": -1})
+    first, second, third = answer.data[0].documents
+    assert first == {"key": "tiny-3", "score": None, "source": "tiny", "licence": "CC0-1.0"}
+    assert second == {"given": 1}
+    assert third["key"] == "tiny-0"
+    assert third["score"] > 0
+    assert answer.usage.output_tokens == generator.vocab.image_tokens
+    assert 0 <= answer.data[0].seed < 2**32
+
+
+def test_a_stream_ends_with_the_picture_of_a_plain_answer(client):
+    whole = client.images.generate(prompt=PROMPT, n=2, extra_body={"seed": 3}).data
+    events = list(client.images.generate(prompt=PROMPT, n=2, stream=True, extra_body={"seed": 3}))
+    done = {event.sample: event for event in events if event.type == "image_generation.completed"}
+    assert [done[number].b64_json for number in (0, 1)] == [one.b64_json for one in whole]
+
+
+def test_the_pixels_outside_of_a_mask_stay(client, picture):
+    mask = np.full((16, 16, 4), 255, np.uint8)
+    mask[:8, :, 3] = 0
+    found = client.images.edit(image=png(picture), mask=png(mask), prompt="a fox").data[0]
+    drawn = pixels(found.b64_json)
+    np.testing.assert_array_equal(drawn[8:], picture[8:])
+    assert (drawn[:8] != picture[:8]).any()
+
+
+def test_an_edit_without_a_mask_is_the_editing_task(client, generator, picture):
+    body = {"seed": 4, "guidance": json.dumps([2.0, 1.5])}
+    found = client.images.edit(image=png(picture), prompt="make it blue", extra_body=body).data[0]
+    ((expected,),) = generator.edit([picture], ["make it blue"], seed=4, edit_scales=(2.0, 1.5))
+    assert found.codes == expected.ids.tolist()
+
+
+def test_chats_are_captions_questions_and_documents(client, generator, picture):
+    def ask(*content, **more):
+        messages = [{"role": "user", "content": list(content)}]
+        options = {"model": "tiny", "temperature": 0.0, **more}
+        return client.chat.completions.create(messages=messages, **options).choices[0].message
+
+    ((caption,),) = generator.caption([picture], temperature=0.0)
+    assert ask(shown(picture)).content == caption.text
+    question = {"type": "text", "text": "Which animal?"}
+    answered = ask(question, shown(picture), max_tokens=9)
+    assert isinstance(answered.content, str)
+    masked = {"type": "text", "text": "Question: Which animal? Answer: <mask>. <infill>"}
+    assert ask(masked, shown(picture), max_tokens=9).content == answered.content
+    story = ask({"type": "text", "text": "a fox"}, max_tokens=40)
+    assert [part["type"] for part in story.parts if part["type"] == "image_url"] == [
+        "image_url" for _ in story.images
+    ]
+    assert story.parts
+
+
+def test_a_streamed_chat_is_the_plain_one_in_pieces(client, picture):
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": [shown(picture)]}],
+        "extra_body": {"seed": 2},
+    }
+    whole = client.chat.completions.create(**body)
+    usage = {"include_usage": True}
+    chunks = list(client.chat.completions.create(**body, stream=True, stream_options=usage))
+    told = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert told == whole.choices[0].message.content
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+
+
+def test_a_mistake_is_answered_with_one_sentence(client, server):
+    for status, body in (
+        (404, {"prompt": PROMPT, "model": "other"}),
+        (400, {"prompt": " "}),
+        (400, {"prompt": PROMPT, "n": 99}),
+        (400, {"prompt": PROMPT, "n": "many"}),
+        (400, {"prompt": PROMPT, "size": "1024x1024"}),
+        (400, {"prompt": PROMPT, "temperature": -1}),
+        (400, {"prompt": PROMPT, "tempertaure": 1}),
+        (400, {"prompt": PROMPT, "documents": [{"key": "nobody"}]}),
+        (400, {"prompt": PROMPT, "documents": [{"text": "a", "key": "tiny-1"}]}),
+        (400, {"prompt": PROMPT, "documents": [{"image": "/etc/passwd"}]}),
+        (400, {"prompt": PROMPT, "retrieve": 100}),
+        (400, {"prompt": "x" * 30_000}),
+        (400, {"prompt": "fox " * 400}),
+        (400, {"prompt": PROMPT, "guidance": [1, 2]}),
+    ):
+        answer = httpx.post(f"{server.url}/v1/images/generations", json=body)
+        assert answer.status_code == status, body
+        sentence = answer.json()["error"]["message"]
+        assert sentence.endswith(".")
+        assert "\n" not in sentence
+    message = {"role": "user", "content": "a <image:/etc/passwd>"}
+    with pytest.raises(openai.BadRequestError, match="names a file, and a server reads none"):
+        client.chat.completions.create(model="tiny", messages=[message])
+    assert httpx.get(f"{server.url}/nothing").json()["error"]["message"] == (
+        "there is no GET /nothing here."
+    )
+
+
+def test_hosts_and_keys_are_checked(generator):
+    with serving(generator, key="secret", hosts=frozenset({"127.0.0.1"})) as server:
+        assert [m.id for m in client_of(server, "secret").models.list()] == ["tiny"]
+        with pytest.raises(openai.AuthenticationError, match="key is wrong or missing"):
+            client_of(server, "other").models.list()
+        assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+        foreign = httpx.get(f"{server.url}/health", headers={"host": "evil.example"})
+        assert foreign.status_code == 421
+
+
+def test_a_full_queue_says_when_to_come_again(generator):
+    with serving(generator, Limits(queue=1), slots=1) as server:
+        body = {"prompt": PROMPT, "n": 8, "stream": True}
+        url = f"{server.url}/v1/images/generations"
+        with httpx.stream("POST", url, json=body, timeout=60) as first:
+            assert first.status_code == 200
+            refused = httpx.post(url, json=body)
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) >= 1
+            assert "send the request again" in refused.json()["error"]["message"]
+        # Closing the first frees its place.
+        deadline = time.monotonic() + 30
+        while server.studio.engine.load["open"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert server.studio.engine.load == {"open": 0, "waiting": 0, "busy": 0, "slots": 1}
+
+
+def test_a_document_can_be_seen_and_taken_down_while_the_server_runs(tmp_path):
+    from cm3jax.generation import loading
+
+    with serving(loading.load(testing.write_chain(tmp_path))) as server:
+        url = f"{server.url}/v1/documents/tiny-2"
+        seen = httpx.get(url, timeout=60).json()
+        assert (seen["source"], seen["licence"]) == ("tiny", "CC0-1.0")
+        assert pixels(seen["b64_json"]).shape == (16, 16, 3)
+        assert httpx.delete(url, timeout=60).json()["deleted"] is True
+        assert httpx.get(url).status_code == 400
+        body = {"prompt": PROMPT, "documents": [{"key": "tiny-2"}]}
+        answer = httpx.post(f"{server.url}/v1/images/generations", json=body)
+        assert "has no document 'tiny-2'" in answer.json()["error"]["message"]
+
+
+def test_metrics_tell_of_requests_and_slots(client, server):
+    client.images.generate(prompt=PROMPT)
+    text = httpx.get(f"{server.url}/metrics").text
+    for line in (
+        'cm3jax_requests_total{route="/v1/images/generations",status="200"}',
+        "cm3jax_slots 4.0",
+        "cm3jax_requests_open 0.0",
+        "cm3jax_tokens_total",
+        "cm3jax_first_rows_seconds_count",
+    ):
+        assert f"\n{line}" in text
