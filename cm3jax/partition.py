@@ -84,22 +84,32 @@ def _placed(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray
     split: dict[str, Any] = {"devices": devices, "allow_split_physical_axes": True}
     if slices == 1:
         return mesh_utils.create_device_mesh(sizes, **split)
+    _require_copies(sizes, slices, len(devices))
+    data, fsdp, tensor = sizes
+    inside_sizes = (data // slices, fsdp, tensor)
+    return mesh_utils.create_hybrid_device_mesh(inside_sizes, (slices, 1, 1), **split)
+
+
+def _require_copies(sizes: tuple[int, ...], slices: int, devices: int) -> None:
+    """Raise `UserError` unless each slice holds whole copies of the parameters."""
     data, fsdp, tensor = sizes
     if data % slices:
-        inside = len(devices) // slices
+        inside = devices // slices
         rest = inside // math.gcd(tensor, inside)
         raise UserError(
             f"mesh data={data} fsdp={fsdp} tensor={tensor} would cut parameters across the network "
             f"between {slices} slices, which is too slow for it; make mesh.data a multiple of "
             f"{slices}, as in --mesh.data {slices} --mesh.fsdp {rest}."
         )
-    inside_sizes = (data // slices, fsdp, tensor)
-    return mesh_utils.create_hybrid_device_mesh(inside_sizes, (slices, 1, 1), **split)
 
 
-def sized(config: MeshConfig, devices: int) -> MeshConfig:
-    """The config without a -1, which becomes what the others leave of so many devices."""
-    data, fsdp, tensor = _sizes(config, devices)
+def sized(config: MeshConfig, devices: int, slices: int = 1) -> MeshConfig:
+    """The config without a -1, which becomes what the others leave of this many devices in all.
+
+    Raises `UserError` where it would cut parameters across slices.
+    """
+    data, fsdp, tensor = sizes = _sizes(config, devices)
+    _require_copies(sizes, slices, devices)
     return dataclasses.replace(config, data=data, fsdp=fsdp, tensor=tensor)
 
 

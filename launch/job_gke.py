@@ -17,16 +17,23 @@ def jobset(job: Job) -> str:
     selector = {kind: options.accelerator}
     if tpu:
         selector["cloud.google.com/gke-tpu-topology"] = options.topology
-    coordinator = f"{job.name}-worker-0-0.{job.name}:{PORT}"
+    first, machines = f"{job.name}-worker-0-0.{job.name}", options.nodes // options.slices
     variables = {
         **job.environment,
-        "JAX_COORDINATOR_ADDRESS": coordinator,
+        "JAX_COORDINATOR_ADDRESS": f"{first}:{PORT}",
         "JAX_NUM_PROCESSES": str(options.nodes),
     }
+    environment: list[dict[str, Any]] = [
+        {"name": name, "value": literal(value)} for name, value in variables.items()
+    ]
+    process = "$JOB_COMPLETION_INDEX"
+    if options.slices > 1:
+        environment += _of_slice(first, options.slices)
+        process = f"$((MEGASCALE_SLICE_ID * {machines} + JOB_COMPLETION_INDEX))"
     command = [
         "set -euo pipefail",
         "cd /checkout",
-        'export JAX_PROCESS_ID="$JOB_COMPLETION_INDEX"',
+        f'export JAX_PROCESS_ID="{process}"',
         job.install,
         job.supervised,
     ]
@@ -51,9 +58,7 @@ def jobset(job: Job) -> str:
                 "image": options.image,
                 "command": ["bash", "-c"],
                 "args": [literal("\n".join(command) + "\n")],
-                "env": [
-                    {"name": name, "value": literal(value)} for name, value in variables.items()
-                ],
+                "env": environment,
                 "ports": [{"containerPort": PORT}],
                 "resources": {"limits": resource},
                 "volumeMounts": mount,
@@ -62,11 +67,11 @@ def jobset(job: Job) -> str:
     }
     workers = {
         "name": "worker",
-        "replicas": 1,
+        "replicas": options.slices,
         "template": {
             "spec": {
-                "parallelism": options.nodes,
-                "completions": options.nodes,
+                "parallelism": machines,
+                "completions": machines,
                 "completionMode": "Indexed",
                 "backoffLimit": 0,  # one lost machine ends the job, and the set starts it anew
                 "template": {"spec": pod},
@@ -78,7 +83,7 @@ def jobset(job: Job) -> str:
         "kind": "JobSet",
         "metadata": {
             "name": job.name,
-            # All machines of a job in one pool of nodes, whose network joins them.
+            # All machines of a slice in one pool of nodes, whose links join them.
             "annotations": {
                 "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
             },
@@ -87,6 +92,17 @@ def jobset(job: Job) -> str:
     }
     head = f"# From the root of the checkout:\n#   {job.ship}\n#   kubectl apply -f THIS_FILE\n"
     return head + yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=1000)
+
+
+def _of_slice(first: str, slices: int) -> list[dict[str, Any]]:
+    """The variables by which libtpu finds the other slices; `first` is the first one's first
+    machine."""
+    place = {"fieldRef": {"fieldPath": "metadata.labels['jobset.sigs.k8s.io/job-index']"}}
+    return [
+        {"name": "MEGASCALE_COORDINATOR_ADDRESS", "value": first},
+        {"name": "MEGASCALE_NUM_SLICES", "value": str(slices)},
+        {"name": "MEGASCALE_SLICE_ID", "valueFrom": place},
+    ]
 
 
 def literal(text: str) -> str:

@@ -50,10 +50,25 @@ class Options:
     target: str = ""
     """The devices that `launch.plan --target` compiled for, such as v5p-256 or h200-64, instead of
     --nodes, --devices, --accelerator and --topology; mesh and compiler flags are then the same."""
+    slices: int = 1
+    """With gke-tpu: slices of TPUs, each of the target's devices, joined by a slower network;
+    --nodes counts the machines of all of them."""
 
     def __post_init__(self):
+        if self.slices < 1:
+            raise UserError(f"--slices {self.slices} must be at least 1.")
+        if self.slices > 1 and self.cluster != "gke-tpu":
+            raise UserError(
+                f"--cluster {self.cluster} has no slices; give --cluster gke-tpu, or leave "
+                "--slices out."
+            )
         if self.target:
-            self._take_target(Target.parse(self.target))
+            self._take_target(Target.parse(self.target, self.slices))
+        if self.slices > 1 and (self.nodes % self.slices or self.nodes == self.slices):
+            raise UserError(
+                f"--nodes {self.nodes} makes no {self.slices} slices; each has as many machines, "
+                "and GKE joins slices of two or more."
+            )
         wanted = {
             "slurm": (),
             "gke-tpu": ("bucket", "accelerator", "topology"),
@@ -85,7 +100,7 @@ class Options:
                 f"{'gke-tpu or tpu-vm' if tpu else 'slurm or gke-gpu'}."
             )
         chips = target.devices // kind.per_chip
-        said = {"nodes": target.hosts, "devices": chips // target.hosts}
+        said = {"nodes": target.hosts, "devices": chips * target.slices // target.hosts}
         if self.cluster == "gke-tpu":
             said |= {"accelerator": _GKE[kind.name], "topology": target.topology}
         elif self.cluster == "gke-gpu":

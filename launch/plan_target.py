@@ -55,7 +55,7 @@ def for_target(experiment: Experiment, target: Target) -> dict[str, Any]:
 
 def on_target(experiment: Experiment, target: Target) -> Experiment:
     """The experiment with the mesh's -1 replaced by what the target has."""
-    mesh = partition.sized(experiment.mesh, target.size)
+    mesh = partition.sized(experiment.mesh, target.size, target.slices)
     return dataclasses.replace(experiment, mesh=mesh)
 
 

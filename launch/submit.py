@@ -3,6 +3,8 @@
     python -m launch.submit cm3leon_7b --data.corpus data/mine/corpus --nodes 64 --out job.sh
     python -m launch.submit cm3leon_7b --data.corpus gs://mine/corpus --cluster gke-tpu \\
         --bucket gs://mine --target v5p-256
+    python -m launch.submit cm3leon_7b --data.corpus gs://mine/corpus --cluster gke-tpu \\
+        --bucket gs://mine --target v6e-256 --slices 2 --mesh.data 2
 
 A job runs one commit: its files are shipped as an archive that is named by the commit's hash, which
 the run keeps in `lives.jsonl`. It asks to be told before it is stopped, saves, and starts again
@@ -75,8 +77,8 @@ def _git(*arguments: str) -> str:
 def render(experiment: Experiment, options: Options, revision: str) -> str:
     """The job's text: a SLURM script, a YAML manifest or shell commands."""
     if options.target:  # the mesh that was compiled, and a start that fails on another machine
-        target = Target.parse(options.target)
-        mesh = partition.sized(experiment.mesh, target.size)
+        target = Target.parse(options.target, options.slices)
+        mesh = partition.sized(experiment.mesh, target.size, target.slices)
         mesh = dataclasses.replace(mesh, platform=target.accelerator.platform)
         if mesh.data * mesh.fsdp * mesh.tensor != target.size:
             raise UserError(

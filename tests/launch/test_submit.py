@@ -163,6 +163,50 @@ def test_a_target_and_what_contradicts_it_are_refused():
         submit.render(fixed, submit.Options("slurm", target="h200-64"), REVISION)
 
 
+def two_slices(**mesh) -> dict:
+    options = submit.Options("gke-tpu", bucket=BUCKET, target="v6e-256", slices=2)
+    experiment = dataclasses.replace(EXPERIMENT, mesh=MeshConfig(**mesh))
+    return manifest(options, experiment)
+
+
+def test_each_slice_is_a_job_of_the_set_and_machines_count_through_them():
+    made = two_slices(data=2, fsdp=32, tensor=8)
+    check(made)
+    (workers,) = made["spec"]["replicatedJobs"]
+    job = workers["template"]["spec"]
+    assert (workers["replicas"], job["parallelism"], job["completions"]) == (2, 64, 64)
+    pod = job["template"]["spec"]
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "16x16"
+    (container,) = pod["containers"]
+    variables = {each["name"]: each.get("value", each) for each in container["env"]}
+    assert variables["JAX_NUM_PROCESSES"] == "128"
+    assert variables["MEGASCALE_NUM_SLICES"] == "2"
+    # The first machine of the first slice, which jax's own address names with its port.
+    first = variables["MEGASCALE_COORDINATOR_ADDRESS"]
+    assert variables["JAX_COORDINATOR_ADDRESS"] == f"{first}:{jobs.PORT}"
+    place = variables["MEGASCALE_SLICE_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert place == "metadata.labels['jobset.sigs.k8s.io/job-index']"
+    (script,) = container["args"]
+    assert "--mesh.data 2 --mesh.fsdp 32 --mesh.tensor 8 --mesh.platform tpu" in script
+    # What Kubernetes makes of the script, and then a shell.
+    (line,) = re.findall("export JAX_PROCESS_ID=.*", script.replace("$$", "$"))
+    machine = {"MEGASCALE_SLICE_ID": "1", "JOB_COMPLETION_INDEX": "3"}
+    command = ["bash", "-euc", f'{line}; echo "$JAX_PROCESS_ID"']
+    assert subprocess.run(command, env=machine, capture_output=True).stdout == b"67\n"
+
+
+def test_slices_that_no_job_can_have_are_refused():
+    with pytest.raises(UserError, match=r"between 2 slices, .* --mesh\.data 2 --mesh\.fsdp 256\.$"):
+        two_slices(data=1, fsdp=-1)
+    with pytest.raises(UserError, match="--cluster tpu-vm has no slices; give --cluster gke-tpu"):
+        dataclasses.replace(TPU_VM, slices=2)
+    for nodes in (3, 2):
+        with pytest.raises(UserError, match=f"--nodes {nodes} makes no 2 slices"):
+            dataclasses.replace(GKE_TPU, nodes=nodes, slices=2)
+    with pytest.raises(UserError, match="--slices 0 must be at least 1"):
+        dataclasses.replace(GKE_TPU, slices=0)
+
+
 def test_options_turn_the_default_into_the_experiment():
     mine = dataclasses.replace(
         EXPERIMENT,
