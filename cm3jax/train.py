@@ -254,8 +254,8 @@ class _Run:
         checkpoints: Checkpoints,
         progress: Progress,
     ):
-        self._learner, self._experiment = learner, learner.experiment
-        self._illustrate = illustrate
+        self._learner, self._illustrate = learner, illustrate
+        self._experiment = experiment = learner.experiment
         self._state, self._position = start.state, start.position
         self._step = self._resumed_from = int(start.state.step)
         self._checkpoints, self._progress = checkpoints, progress
@@ -263,7 +263,7 @@ class _Run:
         self._train_step = make_train_step(learner, layout)
         self._validate = make_validation(learner, layout)
         self._probes = probes_of(learner) if self._experiment.train.validate_every else {}
-        self._rate = learning_rate(self._experiment.optim, self._experiment.train.steps)
+        self._rate = learning_rate(experiment.optim, experiment.train.steps, experiment.curriculum)
         self._clock = StepClock(start.seconds)
         self._licences, self._data = licence_shares(self._experiment.data), data
         # Virtual CPU devices deadlock when steps are queued; accelerators idle when they are not.

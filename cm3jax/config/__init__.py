@@ -4,6 +4,7 @@ A field exists only if some experiment or user sets it. Values are checked here,
 what they mean is said here and nowhere else. The command line (`launch.cli`) shows every field.
 """
 
+from cm3jax.config.curriculum import ONE_STAGE, CurriculumConfig
 from cm3jax.config.data import DataConfig
 from cm3jax.config.decoding import DecodeConfig
 from cm3jax.config.experiment import Experiment
@@ -22,9 +23,11 @@ from cm3jax.config.vocab import VocabConfig
 
 __all__ = [
     "ONE_DEVICE",
+    "ONE_STAGE",
     "CM3Config",
     "CheckpointConfig",
     "ClipConfig",
+    "CurriculumConfig",
     "DataConfig",
     "DecodeConfig",
     "DecoderConfig",

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from cm3jax.config.checks import require
+from cm3jax.config.curriculum import CurriculumConfig
 from cm3jax.config.data import DataConfig
 from cm3jax.config.decoding import DecodeConfig
 from cm3jax.config.model import DecoderConfig, PartiConfig
@@ -40,6 +41,7 @@ class Experiment:
     cm3: CM3Config = CM3Config()
     retrieval: RetrievalConfig = RetrievalConfig()
     data: DataConfig = DataConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -81,6 +83,7 @@ class Experiment:
         )
         self._require_rows_for_attention()
         self._require_pairs_for_online()
+        self._require_stages()
         self._require_paths()
 
     def _require_paths(self):
@@ -97,6 +100,19 @@ class Experiment:
         for name, path in paths.items():
             if not path.startswith("tfds:"):
                 require_supported(path, name)
+
+    def _require_stages(self):
+        """Stages must suit the learner, and the values of each its fields."""
+        stages = self.curriculum
+        require(
+            not stages.changes_rows or (self.learner == "decoder" and not self.data.online),
+            "curriculum changes the rows of a decoder's prepared corpora between stages; other "
+            "trainings take only curriculum.starts and curriculum.rate.",
+        )
+        stages.require_mixture(len(self.data.mixture), self.data.resample is not None)
+        for stage in range(len(stages.starts)):
+            dataclasses.replace(self.retrieval, **stages.retrieval_of(stage))
+            dataclasses.replace(self.cm3, **stages.cm3_of(stage))
 
     def _require_pairs_for_online(self):
         """What makes its rows in the step is one decoder's, of one source and whole samples."""

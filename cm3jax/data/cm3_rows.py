@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from etils import epath
 
-from cm3jax.config import CM3Config, Experiment, VocabConfig
+from cm3jax.config import CM3Config, CurriculumConfig, Experiment, VocabConfig
 from cm3jax.data.corpus import Corpus, Documents
 from cm3jax.data.packing import (
     BLOCK,
@@ -47,6 +47,11 @@ class RowsConfig:
     """As `retrieval.queries`."""
     cm3: CM3Config
     seed: int
+
+    def at_stage(self, stages: CurriculumConfig, number: int) -> "RowsConfig":
+        """That of a stage."""
+        cm3 = dataclasses.replace(self.cm3, **stages.cm3_of(number))
+        return dataclasses.replace(self, cm3=cm3, **stages.retrieval_of(number))
 
     @classmethod
     def of(cls, experiment: Experiment) -> "RowsConfig":
@@ -170,9 +175,8 @@ class CorpusRows:
 
         Raises `UserError` for a position that the corpus does not have.
         """
-        blocks = -(-len(self.corpus) // BLOCK)
         epoch, block, row = position.epoch, position.block, position.row
-        if position.parts or block >= blocks or row >= self.plan(epoch, block).rows:
+        if position.parts or block >= self._blocks or row >= self.plan(epoch, block).rows:
             raise UserError(
                 f"the run goes on at {position.place}, which {self.corpus.path} does not have: it "
                 f"is not the corpus that the run was trained on. {ELSEWHERE}"
@@ -184,9 +188,22 @@ class CorpusRows:
             parts.append(plan.slice(row, stop))
             missing, row = missing - (stop - row), stop
             if row == plan.rows:
-                epoch, block = (epoch, block + 1) if block + 1 < blocks else (epoch + 1, 0)
-                row = 0
+                after = self.after_block(Position(epoch, block, row))
+                epoch, block, row = after.epoch, after.block, after.row
         return join_plans(parts), Position(epoch, block, row)
+
+    def after_block(self, position: Position) -> Position:
+        """The position itself at the beginning of a block, else the beginning of the next one."""
+        if not position.row:
+            return position
+        if position.block + 1 < self._blocks:
+            return Position(position.epoch, position.block + 1)
+        return Position(position.epoch + 1)
+
+    @property
+    def _blocks(self) -> int:
+        """Blocks of an epoch."""
+        return -(-len(self.corpus) // BLOCK)
 
     def build(self, plan: Plan) -> Batch:
         """The rows of a plan."""

@@ -15,6 +15,7 @@ import numpy as np
 from cm3jax.config import DataConfig, VocabConfig
 from cm3jax.data.cm3_rows import CorpusRows, RowsConfig
 from cm3jax.data.corpus import Corpus, mixture_part
+from cm3jax.data.mixing import row_weights
 from cm3jax.data.packing import ELSEWHERE, Plan, Position, join_plans
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
@@ -190,29 +191,6 @@ class Equipped:
             yield dataclasses.replace(batch, data={**batch.data, **self.constants})
 
 
-def row_weights(data: DataConfig, corpora: Sequence[CorpusRows]) -> list[float]:
-    """How often each corpus of `data.mixture` gives a row, in proportion.
-
-    As the mixture says or, with `data.resample`, so that the corpora are seen in the mixture's
-    shares of records, except that none is seen less or more often than it says (section 4).
-    """
-    shares = [weight for _, weight in data.mixture[: len(corpora)]]
-    if data.resample is None:
-        return shares
-    sizes = [len(rows.corpus) for rows in corpora]
-    passes = resampled(sizes, shares, *data.resample)
-    return [times * rows.count for times, rows in zip(passes, corpora, strict=True)]
-
-
-def resampled(
-    sizes: Sequence[int], shares: Sequence[float], low: float, high: float
-) -> list[float]:
-    """How often each corpus of so many records is seen while all are seen once on average: what
-    gives it its share of all records, clipped to `low` and `high`."""
-    wanted = np.asarray(shares) / sum(shares) * sum(sizes) / np.asarray(sizes)
-    return np.clip(wanted, low, high).tolist()
-
-
 class CorpusStream:
     """CM3 rows of a prepared corpus, or of a mixture of several, `Batch` by `Batch`.
 
@@ -233,12 +211,15 @@ class CorpusStream:
         corpora: Sequence[CorpusRows],
         process_index: int = 0,
         process_count: int = 1,
+        shares: Sequence[float] = (),
     ):
-        """`corpora` are that of `data.corpus`, or those of `data.mixture` in its order."""
+        """`corpora` are that of `data.corpus`, or those of `data.mixture` in its order; `shares`
+        are their weights where they are not the mixture's."""
         self.data, self.seed = data, seed
         self.corpora = corpora
+        self._process = (process_index, process_count)
         self.share = row_slice(data.batch, process_index, process_count)
-        weights = np.cumsum(row_weights(data, corpora) if len(corpora) > 1 else [1.0])
+        weights = np.cumsum(row_weights(data, corpora, shares) if len(corpora) > 1 else [1.0])
         self._thresholds = np.round(weights[:-1] / weights[-1:] * 2**32)
         first = corpora[0].corpus
         for other in (rows.corpus for rows in corpora[1:]):
@@ -275,6 +256,11 @@ class CorpusStream:
         ]
         processes = (jax.process_index(), jax.process_count())
         return CorpusStream(data, rows.seed, corpora, *processes)
+
+    def remade(self, config: RowsConfig, shares: Sequence[float]) -> "CorpusStream":
+        """The same corpora, their rows made by another config and mixed in other shares."""
+        corpora = [CorpusRows(config, rows.corpus, rows.bank) for rows in self.corpora]
+        return CorpusStream(self.data, self.seed, corpora, *self._process, shares)
 
     @property
     def vocab(self) -> Vocab:

@@ -14,6 +14,7 @@ from etils import epath
 
 from cm3jax import partition
 from cm3jax.checkpoint import load_run
+from cm3jax.config import ONE_STAGE
 from cm3jax.data.packing import Position
 from cm3jax.data.pipeline import NoRecords
 from cm3jax.errors import UserError
@@ -44,7 +45,8 @@ def evaluate_perplexity(
         bank=bank or experiment.data.bank,
         mixture=() if corpus else experiment.data.mixture,
     )
-    learner = DecoderLearner.from_corpus(dataclasses.replace(experiment, data=data))
+    experiment = dataclasses.replace(experiment, data=data, curriculum=ONE_STAGE)
+    learner = DecoderLearner.from_corpus(experiment)
     learner.vocab.require(run.fingerprints["vocab"], f"the decoder {run_dir}")
     if isinstance(learner.streams["validation"], NoRecords):
         raise UserError(

@@ -12,6 +12,7 @@ from cm3jax.config import DecoderConfig, Experiment
 from cm3jax.data.cm3_rows import RowsConfig
 from cm3jax.data.document_probe import document_probes
 from cm3jax.data.pipeline import CorpusStream, HostBatch, Stream
+from cm3jax.data.stages import StagedStream
 from cm3jax.model.decoder import Decoder
 from cm3jax.sequence.rows import Batch
 from cm3jax.sequence.vocab import Vocab
@@ -36,7 +37,8 @@ class DecoderLearner:
         train, validation = (
             CorpusStream.open(e.data, e.vocab, rows, split) for split in ("train", "validation")
         )
-        return cls(e, train.vocab, {"train": train, "validation": validation})
+        staged = StagedStream(train, e.curriculum) if e.curriculum.changes_rows else train
+        return cls(e, train.vocab, {"train": staged, "validation": validation})
 
     @property
     def model(self) -> Decoder:

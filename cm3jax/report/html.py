@@ -99,12 +99,14 @@ def curves(
     unit: str,
     validation: Mapping[str, Points] | None = None,
     over: str = "steps",
+    borders: Sequence[int] = (),
 ) -> Html:
     """Lines over training steps as inline SVG, one class (`line-0`, `line-1`, …) per series.
 
     `series` maps a legend to its points; a line of `validation` is dashed and looks else like the
     one of the same legend. `unit` and `over` name the axes. Of a line with many points, so many are
-    drawn as the plot is wide.
+    drawn as the plot is wide. `borders` are the steps after which the second stage and the later
+    ones begin.
     """
     width, height, left, right, bottom, top = 640, 260, 44, 32, 30, 12
     names = list(dict.fromkeys([*series, *(validation or {})]))
@@ -128,6 +130,11 @@ def curves(
     for value in (tick for tick in _ticks(last) if tick == round(tick)):
         x, _ = place(value, 0)
         marks.append(tag("text", f"{value:,.0f}", x=x, y=height - 10, text_anchor="middle"))
+    for number, border in enumerate(borders, 2):
+        if border < last:
+            x, _ = place(border, 0)
+            marks.append(tag("line", x1=x, y1=top, x2=x, y2=height - bottom, class_="border"))
+            marks.append(tag("text", f"stage {number}", x=x + 4, y=top + 8))
     legend = []
     for name, suffix, line in lines:
         look = f"line-{names.index(name)}{' dashed' if suffix else ''}"
@@ -216,7 +223,9 @@ a { color: var(--a); }
 .right { color: var(--good); }
 .wrong { color: var(--bad); }
 .curves { margin: 1rem 0; } .plot { width: 100%; height: auto; display: block; }
-.plot .grid { stroke: var(--rule); } .plot text { fill: var(--soft); font-size: 11px; }
+.plot .grid { stroke: var(--rule); }
+.plot text { fill: var(--soft); font-size: 11px; }
+.plot .border { stroke: var(--soft); stroke-dasharray: 2 3; }
 .plot .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .line-0 { stroke: var(--a); background: var(--a); }
 .line-1 { stroke: var(--b); background: var(--b); }

@@ -84,19 +84,23 @@ def write_report(
     hits = {name: curve for name, curve in points.items() if name.startswith("hit_")}
     shown = losses.keys() | documents.keys() | hits.keys()
     others = {name: curve for name, curve in points.items() if name not in shown}
+    borders = experiment.curriculum.starts[1:]
     body = [tag("header", tag("h1", experiment.name), _state(experiment.train.steps, lines))]
     if losses:
         note = [tag("p", STRUCTURE)] if "loss_text" in losses else []
-        body.append(_section("Loss", *_best(run_dir, lines), *note, loss_curves(losses, "loss")))
+        plot = loss_curves(losses, "loss", borders)
+        body.append(_section("Loss", *_best(run_dir, lines), *note, plot))
     if documents:
         series = {name.removeprefix(_DOCUMENTS): curve for name, curve in documents.items()}
         about = tag("p", _WORTH)
-        body.append(_section("What documents are worth", about, curves(series, "nats per code")))
+        plot = curves(series, "nats per code", borders=borders)
+        body.append(_section("What documents are worth", about, plot))
     if hits:
-        body.append(_section("Hit rate", tag("p", _HITS), *_small_curves(hits)))
+        body.append(_section("Hit rate", tag("p", _HITS), *_small_curves(hits, borders)))
     body += [_section(drawn.title, drawn.body) for drawn in illustrations]
     if others:
-        body.append(_section("What else was logged", _folded("Curves", *_small_curves(others))))
+        plots = _small_curves(others, borders)
+        body.append(_section("What else was logged", _folded("Curves", *plots)))
     if operations := read_operations(run_dir):
         body.append(_section("Time by operation", *_operations(operations)))
     if lives:
@@ -114,7 +118,7 @@ def keep_pictures(folder: epath.PathLike, illustrations: Sequence[Illustration])
             write_atomic(epath.Path(folder) / f"{name}.png", png(picture))
 
 
-def loss_curves(losses: Mapping[str, Points], unit: str) -> Html:
+def loss_curves(losses: Mapping[str, Points], unit: str, borders: Sequence[int] = ()) -> Html:
     """Losses by their names in `metrics.jsonl` in one plot, those of validation dashed."""
     legends = {
         name: name.removeprefix("loss_").replace("_", " ") if name != "loss" else "all"
@@ -128,6 +132,7 @@ def loss_curves(losses: Mapping[str, Points], unit: str) -> Html:
             for name, legend in legends.items()
             if validation_name(name) in losses
         },
+        borders=borders,
     )
 
 
@@ -137,11 +142,12 @@ def _training(points: Mapping[str, Points]) -> list[str]:
     return [name for name in points if name not in validations]
 
 
-def _small_curves(points: Mapping[str, Points]) -> list[Html]:
+def _small_curves(points: Mapping[str, Points], borders: Sequence[int]) -> list[Html]:
     plots = []
     for name in _training(points):
         twin = points.get(validation_name(name))
-        plots.append(curves({name: points[name]}, name, {name: twin} if twin else None))
+        lines = ({name: points[name]}, name, {name: twin} if twin else None)
+        plots.append(curves(*lines, borders=borders))
     return plots
 
 

@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cm3jax.config import OptimConfig
+from cm3jax.config import ONE_STAGE, CurriculumConfig, OptimConfig
 from cm3jax.shapes import Array, Float, Int
 
 
 def learning_rate(
-    config: OptimConfig, steps: int
+    config: OptimConfig, steps: int, stages: CurriculumConfig = ONE_STAGE
 ) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
     """The learning rate of update number 1, 2, ... `steps`.
 
     It rises linearly to `peak_lr` at update `warmup_steps` and falls linearly to
-    `peak_lr * end_lr_ratio` at the last one.
+    `peak_lr * end_lr_ratio` at the last one; each stage multiplies it by its own `stages.rate`.
     """
 
     def rate(step):
@@ -29,7 +29,14 @@ def learning_rate(
         fall = 1.0 - (1.0 - config.end_lr_ratio) * jnp.clip(fallen, 0.0, 1.0)
         return config.peak_lr * jnp.minimum(rise, fall)
 
-    return rate
+    if not stages.rate:
+        return rate
+
+    def staged(step):
+        stage = jnp.searchsorted(jnp.asarray(stages.starts), step) - 1
+        return rate(step) * jnp.asarray(stages.rate)[stage]
+
+    return staged
 
 
 def decays(boxed: Any) -> Any:
@@ -122,12 +129,14 @@ def _vocab_axis(leaf: Any) -> int | None:
     return names.index("vocab") if "vocab" in names else None
 
 
-def optimizer(config: OptimConfig, steps: int, boxed: Any) -> optax.GradientTransformation:
+def optimizer(
+    config: OptimConfig, steps: int, boxed: Any, stages: CurriculumConfig = ONE_STAGE
+) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW or Muon; `boxed` are the parameters with axis names.
 
     A `discriminator` among them has a loss of its own and is clipped by itself.
     """
-    schedule = learning_rate(config, steps)
+    schedule = learning_rate(config, steps, stages)
     rate = lambda count: schedule(count + 1)  # noqa: E731 - optax counts finished updates
     if config.method == "adamw":
         method = optax.adamw(

@@ -79,7 +79,10 @@ _EACH_STEP = {
 }
 """What of those decides more than a learner's data."""
 
-_KEEPS_PLACE = {"optim", "loss", "model", "vqgan", "vqgan_loss", "clip", "data.batch"}
+_KEEPS_PLACE = {
+    *("optim", "curriculum.rate", "loss", "model"),
+    *("vqgan", "vqgan_loss", "clip", "data.batch"),
+}
 """What must not differ, but leaves the order of the data as it is."""
 
 
@@ -105,7 +108,7 @@ _UNREAD = {
     "clip": _OF_CORPORA
     | {"vqgan", "vqgan_loss", "vocab", "tokenizers.image", "tokenizers.algorithm"},
     "text_tokenizer": _OF_CORPORA
-    | {"vqgan", "vqgan_loss", "clip", "optim", "tokenizers.text", "tokenizers.image"}
+    | {"vqgan", "vqgan_loss", "clip", "optim", "curriculum", "tokenizers.text", "tokenizers.image"}
     | {"vocab.specials", "vocab.image_codes", "vocab.sentinels", "vocab.grid"}
     | {"data.raw", "data.batch", "data.image_size"},
 }
@@ -236,7 +239,8 @@ def _resume(
     if "train.steps" in changes and experiment.optim.end_lr_ratio != 1 and step < goal:
         lines.append(f"the learning rate follows the new train.steps from step {step + 1} on.")
     if with_changes and (not meta.data or any(map(_moves_data, decisive))):
-        position = _epoch_again(position, len(experiment.data.mixture))
+        given = step if experiment.curriculum.changes_rows else None
+        position = _epoch_again(position, len(experiment.data.mixture), given)
         lines.append("the data's order may be another one: its epoch begins again.")
     return Start(restored.state, position, meta.seconds, "\n".join(lines), {**changes, **decisive})
 
@@ -325,10 +329,15 @@ def _moves_data(name: str) -> bool:
     return name == "model.context" or not _is_in(name, _KEEPS_PLACE)
 
 
-def _epoch_again(position: Position, corpora: int) -> Position:
+def _epoch_again(position: Position, corpora: int, given: int | None = None) -> Position:
     """The beginning of the epoch that a position is in, of a mixture for each corpus; the very
-    beginning where the number of corpora changed."""
-    if len(position.parts) != (corpora if corpora > 1 else 0):
-        return Position()
-    parts = tuple(Position(part.epoch) for part in position.parts)
-    return Position(row=position.row, parts=parts) if parts else Position(position.epoch)
+    beginning where the number of corpora changed. For a curriculum (`data.stages`) after `given`
+    batches."""
+    place = position.parts[0] if len(position.parts) == 1 else position
+    if len(place.parts) != (corpora if corpora > 1 else 0):
+        again = Position()
+    elif place.parts:
+        again = Position(row=place.row, parts=tuple(Position(part.epoch) for part in place.parts))
+    else:
+        again = Position(place.epoch)
+    return again if given is None else Position(row=given, parts=(again,))

@@ -123,7 +123,8 @@ def plan_layout(learner: Trainable, mesh: jax.sharding.Mesh | jax.sharding.Abstr
             f"optim.trained={experiment.optim.trained!r} is found in no parameter's name; the "
             f"parameters are\n{partition.array_table(mesh, boxed['params'])}"
         )
-    transform = optimizer(experiment.optim, experiment.train.steps, boxed["params"])
+    settings = (experiment.optim, experiment.train.steps, boxed["params"], experiment.curriculum)
+    transform = optimizer(*settings)
     transform = freezing(transform, which, rows, boxed["params"])
 
     def create(key) -> TrainState:

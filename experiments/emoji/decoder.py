@@ -3,9 +3,11 @@
     python -m launch.prepare emoji/decoder
     python -m launch.train emoji/decoder
 
-Needs the runs `emoji/text`, `emoji/vqgan` and `emoji/clip`. Documents stand in random order, and a
-third of the samples are shown one of another record (`cm3.wrong_documents`), so that the model must
-read whose document it is. Its skills with names that training never showed:
+Needs the runs `emoji/text`, `emoji/vqgan` and `emoji/clip`. Two stages: a model learns to copy from
+one document of its own thing, found by the text, and then whose document to copy from. From then on
+there are two, found by text or picture, in random order, and a third of the samples are shown one
+of another record (`cm3.wrong_documents`), so that the model must read the names. Its skills with
+names that training never showed:
 
     python -m launch.evaluate emoji --run runs/emoji/decoder --out emoji.json
 """
@@ -19,6 +21,12 @@ def get_config() -> Experiment:
     return base(
         "emoji/decoder",
         data={"batch": 4},
+        curriculum={
+            "starts": (0, 10_000),
+            "documents": (1, 2),
+            "queries": ("text", "both"),
+            "wrong_documents": (0.0, 0.35),
+        },
         optim={"method": "muon", "peak_lr": 1e-2, "warmup_steps": 100},
         train={"steps": 45_000, "log_every": 50, "validate_every": 1000},
         checkpoint={"every": 250},

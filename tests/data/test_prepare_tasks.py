@@ -12,7 +12,8 @@ from cm3jax import testing
 from cm3jax.config import CM3Config, DataConfig
 from cm3jax.data import prepare_tasks as prepare_tasks_module
 from cm3jax.data.corpus import Corpus, CorpusWriter
-from cm3jax.data.pipeline import Position, resampled
+from cm3jax.data.mixing import resampled
+from cm3jax.data.pipeline import Position
 from cm3jax.data.prepare_tasks import prepare_tasks
 from cm3jax.data.show import show_row
 from cm3jax.data.task_cases import open_cases

@@ -50,6 +50,14 @@ def test_a_validation_is_dashed_and_has_its_lines_colour():
     assert ">b, validation</span>" in svg.replace("</i>", ">")
 
 
+def test_borders_of_stages_stand_where_the_curve_passes_them():
+    svg = curves({"a": [(0, 1.0), (100, 1.0)]}, "loss", borders=(50, 100, 200))
+    (x,) = re.findall('<line x1="([0-9.]+)"[^>]*class="border"', svg)
+    assert float(x) == (44 + 608) / 2
+    assert svg.count(">stage 2<") == 1
+    assert "stage 3" not in svg, "a stage that has not begun"
+
+
 def test_a_long_curve_has_no_more_points_than_the_plot_is_wide():
     svg = curves({"a": [(step, 1.0) for step in range(10_001)]}, "loss")
     (points,) = re.findall(r'points="([^"]*)"', svg)

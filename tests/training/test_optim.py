@@ -6,12 +6,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cm3jax.config import OptimConfig
+from cm3jax.config import CurriculumConfig, OptimConfig
 from cm3jax.training.optim import decays, learning_rate, optimizer
 
 
 def box(shape, *names):
     return nn.LogicallyPartitioned(jnp.ones(shape), names)
+
+
+def test_each_stage_scales_the_learning_rate():
+    config = OptimConfig(peak_lr=1.0, warmup_steps=10, end_lr_ratio=0.1)
+    stages = CurriculumConfig(starts=(0, 5, 60), rate=(1.0, 0.5, 2.0))
+    plain, staged = learning_rate(config, 110), jax.jit(learning_rate(config, 110, stages))
+    for step, factor in ((1, 1.0), (5, 1.0), (6, 0.5), (60, 0.5), (61, 2.0), (110, 2.0)):
+        assert float(staged(step)) == pytest.approx(factor * float(plain(step)), rel=1e-6)
+    same = learning_rate(config, 110, CurriculumConfig(starts=(0, 5), documents=(1, 2)))
+    assert all(float(same(step)) == float(plain(step)) for step in range(1, 111))
 
 
 def test_learning_rate_rises_and_falls_linearly():

@@ -203,6 +203,7 @@ READ_BY = {
     "optim.peak_lr": "decoder parti vqgan clip",
     "retrieval.documents": "decoder",
     "retrieval.query_dropout": "decoder clip",
+    "curriculum.starts": "decoder parti vqgan clip",
     "data.records": "decoder parti vqgan clip text_tokenizer",
     "data.corpus": "decoder parti",
     "data.mixture.weights": "decoder",
@@ -255,6 +256,19 @@ def test_an_epoch_begins_again(position, corpora, again):
     if again == "parts":
         again = Position(row=9, parts=(Position(1), Position(4)))
     assert resume._epoch_again(position, corpora) == again
+
+
+def test_an_epoch_of_a_curriculum_begins_again():
+    """Whether the run had another one before or none, and whether it has one from now on."""
+    plain, staged = Position(3, 2, 7), Position(row=50, parts=(Position(3, 2, 7),))
+    for before in (plain, staged):
+        assert resume._epoch_again(before, 0) == Position(3)
+        assert resume._epoch_again(before, 0, 50) == Position(row=50, parts=(Position(3),))
+    mixed = Position(row=400, parts=(Position(1, 1, 1), Position(4)))
+    again = Position(row=400, parts=(Position(1), Position(4)))
+    for before in (mixed, Position(row=50, parts=(mixed,))):
+        assert resume._epoch_again(before, 2) == again
+        assert resume._epoch_again(before, 2, 50) == Position(row=50, parts=(again,))
 
 
 def test_a_position_beyond_the_records_is_one_sentence():
