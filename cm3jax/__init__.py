@@ -65,18 +65,19 @@ def load(run_dir: str | os.PathLike, bank: str | os.PathLike = "") -> "Generator
     """The generator of a trained decoder: `cm3jax.load(run).generate("…", retrieve=2).image`.
 
     `run_dir` is a run directory (its newest sound checkpoint is read), exported weights, or
-    `hf:OWNER/NAME`, a run on the hub that `launch.convert export RUN --push` uploaded. The
-    tokenizers and the retrieval encoder are those that the run was trained with, found beside it;
-    `bank` is the memory bank to retrieve from, by default the run's own. The encoder and the bank
-    are opened when documents are first asked for. Compiled programs are kept for the next process,
-    unless jax was told where to keep them, or not to. Raises `cm3jax.errors.UserError` for what is
-    missing or does not belong together.
+    `hf:OWNER/NAME`, a run on the hub that `launch.convert export RUN --push` uploaded, as it is
+    now. The tokenizers and the retrieval encoder are those that the run was trained with, found
+    beside it; `bank` is the memory bank to retrieve from, by default the run's own. The encoder and
+    the bank are opened when documents are first asked for. Compiled programs are kept for the next
+    process, unless jax was told where to keep them, or not to. Raises `cm3jax.errors.UserError` for
+    what is missing or does not belong together.
     """
     from cm3jax.generation import loading
+    from cm3jax.training.hub_runs import is_hub_id, newest_snapshot
     from cm3jax.training.program_cache import use_program_cache
 
     use_program_cache()
-    return loading.load(run_dir, bank)
+    return loading.load(newest_snapshot(run_dir) if is_hub_id(run_dir) else run_dir, bank)
 
 
 def __getattr__(name: str) -> Any:

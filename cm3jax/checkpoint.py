@@ -265,7 +265,8 @@ def _set_aside(path: epath.Path) -> None:
 
 
 def load_run(run_dir: epath.PathLike, onto: Onto | None = None) -> LoadedRun:
-    """Parameters and other collections of a run directory or of an exported run, float32.
+    """Parameters and other collections of a run directory, of an exported run or of a run on the
+    hub (`hf:OWNER/NAME`), float32.
 
     Of a run the newest sound checkpoint is read, or the one that `RUN/checkpoints/STEP` names,
     without its optimiser, and of parameters whose

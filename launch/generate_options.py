@@ -14,6 +14,7 @@ from cm3jax.config import ONE_DEVICE, DecodeConfig, MeshConfig
 from cm3jax.errors import UserError
 from cm3jax.generation.options import Sampling, SamplingOptions
 from cm3jax.training.companions import run_folder
+from cm3jax.training.hub_runs import is_hub_id
 from launch.shipped import SHIPPED
 from launch.tasks import find, task_prompt
 
@@ -208,7 +209,7 @@ def with_defaults(options: Options) -> Options:
 
 def _samples_of(run: str) -> str:
     """Where samples of a run go by default. Not into a checkpoint: training deletes it in time."""
-    if run.startswith("hf:") or SHIPPED in Path(run).resolve().parents:
+    if is_hub_id(run) or SHIPPED in Path(run).resolve().parents:
         return "runs/samples"
     home, step = run_folder(run)
     return str((epath.Path(run) if step is None else home) / "samples")

@@ -10,7 +10,6 @@ from cm3jax.config import Experiment, MeshConfig
 from cm3jax.errors import UserError
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.requests import CaptionRequestBuilder, RequestBuilder
-from cm3jax.interop.hub import local_run
 from cm3jax.learners import clip, vqgan
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.learners.parti import PartiLearner
@@ -35,14 +34,13 @@ def load(
     run_dir: epath.PathLike, bank: epath.PathLike = "", mesh: MeshConfig | None = None
 ) -> Generator:
     """The generator of a trained decoder, `parti` too: a run directory, exported weights, or the
-    id of a run on the hub, `hf:OWNER/NAME` (`interop.hub.local_run`).
+    id of a run on the hub, `hf:OWNER/NAME` (`training.hub_runs`).
 
     The tokenizers are those of the run's config, found beside the run or where the config says;
     so is the encoder, which is loaded with the bank when documents are first asked for. `bank`
     replaces the config's. The devices of `mesh` share the decoder and its rows; without one it is
     the first device. Raises `UserError` for what is missing or doesn't belong together.
     """
-    run_dir = local_run(run_dir)
     if mesh is None:
         run = load_run(run_dir)
     else:

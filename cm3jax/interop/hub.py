@@ -1,12 +1,10 @@
-"""Runs on the hub: found by their id, and uploaded with all that they need.
+"""Runs go to the hub with all that they need; `training.hub_runs` finds them there.
 
-    hf:OWNER/NAME[@REVISION]              what names one
     params.safetensors, config.json       the decoder
     text/  vqgan/  clip/                  its tokenizers, and the encoder that retrieves for it
     README.md  scores.json                its card, and its scores with their protocols
 
-No file is a pickle, and none that could be one is downloaded. The memory bank stays where it is:
-its documents have licences of their own.
+No file is a pickle. The memory bank stays where it is: its documents have licences of their own.
 """
 
 import dataclasses
@@ -26,14 +24,7 @@ from cm3jax.learners.parts import encoder_folder, image_folder, text_folder
 from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, TextTokenizer
 from cm3jax.training.exported_run import PARAMS_FILE, LoadedRun, write_run
 
-_ID = re.compile(r"hf:([\w-][\w.-]*/[\w-][\w.-]*)(?:@(\w[\w./-]*))?")
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_KINDS = ("*.json", "*.safetensors", "*.model")
-_FILES = (
-    *(PARAMS_FILE, "config.json", "scores.json"),
-    *(f"{part}/{kind}" for part in ("text", "vqgan", "clip") for kind in _KINDS),
-)
-"""What is downloaded: of another project's repository, not its gigabytes of weights."""
 _OPTIONAL = (
     "scores.json",
     *(f"text/{name}" for name in ("config.json", NOTES_FILE)),
@@ -43,38 +34,6 @@ _OPTIONAL = (
 _CARD = "README.md"
 _MADE_BY_THE_HUB = {".gitattributes"}
 """What is in a repository as soon as there is one."""
-
-
-def local_run(run_dir: epath.PathLike) -> epath.PathLike:
-    """The folder of a run: `run_dir`, or for `hf:OWNER/NAME` its snapshot in the hub's cache.
-
-    What is missing there is downloaded; `@REVISION` (a branch, a tag, a commit) chooses another
-    version than the newest. Raises `UserError` for what the hub and its cache do not give, and for
-    a repository that holds no run of this project.
-    """
-    if not str(run_dir).startswith("hf:"):
-        return run_dir
-    found = _ID.fullmatch(str(run_dir))
-    if found is None:
-        raise UserError(f"{run_dir} is not an id of the hub; write hf:OWNER/NAME or give a folder.")
-    import huggingface_hub
-
-    name, revision = found.groups()
-    try:
-        folder = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=list(_FILES)
-        )
-    except Exception as error:  # of the network, the hub, its permissions
-        raise UserError(
-            f"neither the hub nor its cache gave {run_dir} ({type(error).__name__}); check the id, "
-            "the network and `hf auth login`."
-        ) from None
-    if not (Path(folder) / PARAMS_FILE).exists():
-        raise UserError(
-            f"{run_dir} has no {PARAMS_FILE}, so launch.convert export --push did not upload it; "
-            "launch.convert --help says what else can be imported."
-        )
-    return folder
 
 
 def write_whole_run(run_dir: epath.PathLike, out: Path) -> LoadedRun:

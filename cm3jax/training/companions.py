@@ -7,11 +7,14 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.training.exported_run import PARAMS_FILE, LoadedRun
+from cm3jax.training.hub_runs import is_hub_id, snapshot
 
 
 def run_folder(path: epath.PathLike) -> tuple[epath.Path, int | None]:
     """The run directory that a path names, and the step where it names one of its checkpoints,
-    as `RUN/checkpoints/250`."""
+    as `RUN/checkpoints/250`. The id of a run on the hub names its snapshot in the hub's cache."""
+    if is_hub_id(path):
+        return epath.Path(snapshot(str(path))), None
     place = epath.Path(path).resolve()
     if place.parent.name == "checkpoints" and place.name.isdecimal():
         return place.parent.parent, int(place.name)

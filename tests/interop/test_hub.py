@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 
 import cm3jax
@@ -14,11 +15,20 @@ from cm3jax import testing
 from cm3jax.checkpoint import load_run
 from cm3jax.config import DataConfig
 from cm3jax.errors import UserError
-from cm3jax.evaluate.protocol import NO_SAMPLING, Protocol, Score, scores_to_json
+from cm3jax.evaluate.protocol import (
+    NO_SAMPLING,
+    Protocol,
+    Score,
+    read_scores,
+    scores_to_json,
+)
+from cm3jax.generation import loading
 from cm3jax.interop import hub
 from cm3jax.io.files import write_json
+from cm3jax.training.companions import run_folder
 from cm3jax.training.exported_run import write_run
 from launch.convert import run as convert
+from launch.evaluate import run as evaluate
 from tests.interop.hub_server import TOKEN, serving
 
 PROTOCOL = Protocol(
@@ -193,18 +203,39 @@ def test_a_push_replaces_pushes_only(tmp_path, decoder, served, capsys):
     assert served.commits["me/own"][-1] == pushed | {"LICENSE": b"ours to choose"}
 
 
-def test_a_revision_may_be_a_branch_with_a_slash(monkeypatch, tmp_path):
-    import huggingface_hub
+def test_a_run_is_of_one_version_in_a_process_wherever_it_is_read(decoder, served):
+    convert(["export", str(decoder), "--push", "me/once"])
+    run = load_run("hf:me/once")
+    assert run.fingerprints == load_run(decoder).fingerprints
+    first = run_folder("hf:me/once")
+    pushed = served.commits["me/once"][-1]
+    served.commits["me/once"].append(pushed | {"config.json": b"{}", "params.safetensors": b""})
+    assert run_folder("hf:me/once") == first
+    own = loading.load("hf:me/once", decoder.parent / "bank")
+    assert own.vocab.fingerprint == cm3jax.load(decoder).vocab.fingerprint
+    assert len(own.retriever.bank) == 12
+    with pytest.raises(UserError, match="damaged"):  # a caller of load wants what is there now
+        cm3jax.load("hf:me/once")
 
-    asked = []
-    monkeypatch.setattr(
-        huggingface_hub,
-        "snapshot_download",
-        lambda name, revision, allow_patterns: asked.append((name, revision)) or str(tmp_path),
-    )
-    (tmp_path / "params.safetensors").touch()
-    assert hub.local_run("hf:a/b@refs/pr/1") == hub.local_run("hf:a/b") == str(tmp_path)
-    assert asked == [("a/b", "refs/pr/1"), ("a/b", None)]
+
+@pytest.mark.slow  # the engine is compiled
+def test_evaluation_takes_a_run_of_the_hub(tmp_path, decoder, served, capsys):
+    convert(["export", str(decoder), "--push", "me/scored"])
+    for number, picture in enumerate(testing.pictures(3)):
+        PIL.Image.fromarray(picture).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(testing.CAPTIONS[number][:9])
+    where = ["--source", str(tmp_path), "--bank", str(decoder.parent / "bank")]
+    scores = []
+    for name, run in {"here": str(decoder), "hub": "hf:me/scored"}.items():
+        out = str(tmp_path / f"{name}.json")
+        evaluate(["heldout", "--run", run, *where, "--documents", "1", "--out", out])
+        scores.append(read_scores(out))
+    assert scores[0] == scores[1]
+    assert "hf:me/scored on held-out records" in (tmp_path / "hub.html").read_text()
+    with pytest.raises(UserError, match="hf:me/scored is the run of a decoder, not of an image"):
+        evaluate(["reconstruction", "--run", "hf:me/scored"])
+    with pytest.raises(UserError, match="nor its cache gave hf:me/none"):
+        evaluate(["emblems", "--run", "hf:me/none"])
 
 
 def test_what_is_no_run_or_no_name_is_refused(tmp_path, decoder):
