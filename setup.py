@@ -95,6 +95,14 @@ EXTRAS = {
     "parity": ["torch>=2.13,<3"],
 }
 
+# What reproduces the paper's claims and what scores the miniature are not installed.
+PRESETS = [
+    f"cm3jax.{name}"
+    for name in find_packages(
+        include=["experiments.*"], exclude=["experiments.claims", "experiments.miniature.scores"]
+    )
+]
+
 setup(
     name="cm3jax",
     version=VERSION,
@@ -116,12 +124,8 @@ setup(
     keywords="jax flax multimodal retrieval image-generation",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    # `cm3jax/experiments` links to `experiments/`: its presets are installed; what reproduces the
-    # paper's claims and what scores the miniature are not.
-    packages=find_packages(
-        include=["cm3jax", "cm3jax.*"],
-        exclude=["cm3jax.experiments.claims", "cm3jax.experiments.miniature.scores"],
-    ),
+    packages=[*find_packages(include=["cm3jax", "cm3jax.*"]), *PRESETS],
+    package_dir={"cm3jax.experiments": "experiments"},  # not the folder that leads there
     package_data={"cm3jax": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=REQUIRES,

@@ -1,6 +1,6 @@
 """Experiments by name: the presets of `experiments/`, in a checkout and in an installed library.
 
-The package `cm3jax.experiments` is that folder: in a checkout a link to it, in a wheel its files.
+The package `cm3jax.experiments` has that folder's modules: see its `__init__` in a checkout.
 """
 
 import importlib
@@ -9,14 +9,15 @@ from pathlib import Path
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError, nearest
 
-_FOLDER = (Path(__file__).parent / "experiments").resolve()
+_PACKAGE = "cm3jax.experiments"
 
 
 def experiment_names() -> list[str]:
     """Names of all experiments, e.g. `miniature/clip`, sorted."""
+    (folder,) = map(Path, importlib.import_module(_PACKAGE).__path__)
     return sorted(
-        path.relative_to(_FOLDER).with_suffix("").as_posix()
-        for path in _FOLDER.rglob("*.py")
+        path.relative_to(folder).with_suffix("").as_posix()
+        for path in folder.rglob("*.py")
         if "\ndef get_config(" in path.read_text()
     )
 
@@ -36,4 +37,4 @@ def load_experiment(name: str) -> Experiment:
             f"there is no experiment {name!r}{nearest(name, names)}; "
             f"the experiments are {', '.join(names)}."
         )
-    return importlib.import_module(f"cm3jax.experiments.{name.replace('/', '.')}").get_config()
+    return importlib.import_module(f"{_PACKAGE}.{name.replace('/', '.')}").get_config()

@@ -60,7 +60,7 @@ def imported_modules(source: str) -> set[str]:
             # `from cm3jax import partition` names a module, `from cm3jax.io.files import digest`
             # none.
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    # Installed, the presets are a part of the library; here that part is a link to their folder.
+    # The presets are a part of the library, which finds them in their own folder.
     return {re.sub(r"^cm3jax\.experiments\b", "experiments", name) for name in names}
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -31,16 +32,56 @@ def test_a_mistyped_name_is_one_sentence():
         cm3jax.load_experiment("cm3leon_7")
 
 
-def test_a_wheel_holds_every_preset(tmp_path):
-    source, installed = tmp_path / "source", tmp_path / "site"
-    source.mkdir()
+SDIST = """
+import sys
+from setuptools import build_meta
+print(build_meta.build_sdist(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory):
+    """What a source distribution of this checkout holds."""
+    tmp_path = tmp_path_factory.mktemp("sdist")
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    unused = shutil.ignore_patterns("__pycache__", "weights", "results", "*.egg-info")
     for name in ("cm3jax", "experiments"):
-        unused = shutil.ignore_patterns("__pycache__", "weights", "results")
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=unused)
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+        shutil.copytree(ROOT / name, checkout / name, symlinks=True, ignore=unused)
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    call = [sys.executable, "-c", SDIST, tmp_path]
+    done = subprocess.run(call, cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        assert not [one.name for one in archive if one.issym() or one.islnk()]
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / f"cm3jax-{cm3jax.__version__}"
+
+
+def every_preset(place, *, cwd):
+    """Where the library that is found at `place` is, and its experiments by name."""
+    there = os.environ | {"PYTHONPATH": str(place)}
+    call = [sys.executable, "-P", "-W", "error", "-c", ALL]
+    done = subprocess.run(call, env=there, cwd=cwd, capture_output=True, text=True, check=True)
+    where, found = json.loads(done.stdout)
+    assert Path(where).is_relative_to(place)
+    return found
+
+
+def ours():
+    found = {name: to_dict(cm3jax.load_experiment(name)) for name in experiment_names()}
+    return json.loads(json.dumps(found))
+
+
+def test_sources_hold_every_preset(unpacked, tmp_path):
+    assert every_preset(unpacked, cwd=tmp_path) == ours()
+
+
+def test_a_wheel_from_the_sources_holds_every_preset(unpacked, tmp_path):
+    installed = tmp_path / "site"
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir"]
-    pip = [sys.executable, "-m", "pip", "wheel", *options, tmp_path, source]
+    pip = [sys.executable, "-m", "pip", "wheel", *options, tmp_path, unpacked]
     subprocess.run(pip, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -49,11 +90,16 @@ def test_a_wheel_holds_every_preset(tmp_path):
         "cm3jax",
         f"cm3jax-{cm3jax.__version__}.dist-info",
     }
-    assert not (installed / "cm3jax/experiments/claims").exists()
-    there = os.environ | {"PYTHONPATH": str(installed)}
-    call = [sys.executable, "-P", "-W", "error", "-c", ALL]
-    done = subprocess.run(call, env=there, cwd=tmp_path, capture_output=True, text=True, check=True)
-    where, found = json.loads(done.stdout)
-    assert Path(where).is_relative_to(installed)
-    ours = {name: to_dict(cm3jax.load_experiment(name)) for name in experiment_names()}
-    assert found == json.loads(json.dumps(ours))
+    presets = installed / "cm3jax/experiments"
+    assert presets.joinpath("__init__.py").read_bytes() == (
+        ROOT.joinpath("experiments/__init__.py").read_bytes()
+    )
+    assert not (presets / "claims").exists()
+    assert not (presets / "miniature/scores").exists()
+    assert every_preset(installed, cwd=tmp_path) == ours()
+
+
+def test_a_checkout_has_no_links():
+    """They are lost in zip archives and on other systems."""
+    folders = [ROOT / name for name in ("cm3jax", "docs", "experiments", "launch", "tests")]
+    assert [path for top in folders for path in top.rglob("*") if path.is_symlink()] == []
