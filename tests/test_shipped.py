@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cm3jax.checkpoint import export_run, load_run
 from cm3jax.config import MeshConfig
 from cm3jax.emblems import confirms_batch, example, prompts
 from cm3jax.emblems.examples import bank_documents
@@ -33,7 +34,13 @@ def test_devices_that_share_the_work_draw_the_same(generator):
         np.testing.assert_array_equal(one.ids, other.ids)
 
 
-def test_they_draw_what_only_a_document_shows(generator):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_they_draw_what_only_a_document_shows(generator, tmp_path, dtype):
+    """As they are shipped, and as the next decoder will be."""
+    export_run(WEIGHTS / "decoder", tmp_path, dtype)
+    generator = generator.with_variables(load_run(tmp_path).variables)
+    size = (tmp_path / "params.safetensors").stat().st_size
+    assert size < {"float32": 4e6, "bfloat16": 2e6}[dtype]
     asked = prompts("heldout", 16)
     numbers = [catalogue(0).names.index(prompt.scene.emblems[0].name) for prompt in asked]
     pairs = [example("bank", bank_documents(number)[0]).segments for number in numbers]
