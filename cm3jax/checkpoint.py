@@ -269,12 +269,11 @@ def load_run(run_dir: epath.PathLike, onto: Onto | None = None) -> LoadedRun:
     hub (`hf:OWNER/NAME`), float32.
 
     Of a run the newest sound checkpoint is read, or the one that `RUN/checkpoints/STEP` names,
-    without its optimiser, and of parameters whose
-    moving averages it keeps (`optim.ema`) these. Weights that were exported
-    as bfloat16 are widened. `onto` says for the run's experiment what they are and where they lie,
-    and every device reads its own part; without it all are read onto the first device. Raises
-    `UserError` if nothing there can be read, naming the first array that `onto` does not know, or
-    knows otherwise.
+    without its optimiser; of parameters whose moving averages it keeps (`optim.ema`), these are
+    read. Weights that were exported as bfloat16 are widened. `onto` says for the run's experiment
+    what they are and where they lie, and every device reads its own part; without it all are read
+    onto the first device. Raises `UserError` if nothing there can be read, naming the first array
+    that `onto` does not know, or knows otherwise.
     """
     path, named = run_folder(run_dir)
     if (path / PARAMS_FILE).exists():
