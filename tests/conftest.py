@@ -4,6 +4,7 @@ import gc
 import os
 import pathlib
 import signal
+import time
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
@@ -22,6 +23,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / "build/jax-cache")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
+import jax
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("cm3jax", "beartype.beartype")
@@ -33,3 +36,22 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 # Tracing leaves many objects that live on; going through them again and again took 8 % of the time.
 gc.set_threshold(100_000, 50, 100)
+
+# A compiled program takes three entries and more in the process's table of memory maps, of which
+# Linux allows 65,530: a whole suite in one process used them up, and jax crashed.
+_MAPS = 20_000
+
+
+@pytest.fixture(autouse=True)
+def few_programs():
+    """Compiled programs go when they are many; what is needed again is compiled again."""
+    began = time.perf_counter()
+    yield
+    if time.perf_counter() - began > 1 and _maps() > _MAPS:  # what is quick compiles little
+        jax.clear_caches()
+        gc.collect()
+
+
+def _maps() -> int:
+    table = pathlib.Path("/proc/self/maps")
+    return table.read_bytes().count(b"\n") if table.exists() else 0  # Linux has it
