@@ -126,7 +126,7 @@ setup(
     license_files=["LICENSE"],
     packages=[*find_packages(include=["cm3jax", "cm3jax.*"]), *PRESETS],
     package_dir={"cm3jax.experiments": "experiments"},  # not the folder that leads there
-    package_data={"cm3jax": ["py.typed"]},
+    package_data={"cm3jax": ["py.typed", "serve/page/*"]},
     python_requires=">=3.11",
     install_requires=REQUIRES,
     extras_require=EXTRAS,

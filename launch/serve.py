@@ -1,6 +1,6 @@
 """A server that draws, paints over, captions and answers, in the shapes of OpenAI's API.
 
-    python -m launch.serve experiments/miniature/weights/sft
+    python -m launch.serve experiments/miniature/weights/decoder
     python -m launch.serve RUN --bank BANK --port 8000
     python -m launch.serve RUN --host 0.0.0.0 --api-key-file KEY --slots 32
 

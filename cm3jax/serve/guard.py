@@ -19,7 +19,7 @@ from cm3jax.serve.metrics import Metrics
 from cm3jax.serve.studio import Gone, Withdrawn
 
 _log = logging.getLogger(__name__)
-_OPEN = ("/", "/health")
+_OPEN = ("/", "/page.css", "/page.js", "/health")
 """Paths that need no key."""
 
 

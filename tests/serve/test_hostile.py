@@ -46,9 +46,11 @@ def bodies():
     yield b'{"prompt": "a", "seed": 1e400}'
     yield b'{"prompt": "a", "temperature": NaN}'
     yield b'{"prompt": "\\ud800"}'
+    fine = (("prompt", "x" * 100), ("documents", []), ("exclude", []), ("weigh", {}))
     for name in ("prompt", "n", "seed", "retrieve", "documents", "exclude", "weigh", "guidance"):
         for value in ([], {}, "x" * 100, -1, 1 << 80, [[]], {"a": {}}, [None]):
-            yield json.dumps({"prompt": 7, name: value}).encode()
+            if (name, value) not in fine:
+                yield json.dumps({"prompt": "a", name: value}).encode()
     for path in (
         "/etc/passwd",
         "file:///etc/passwd",
@@ -101,7 +103,7 @@ def test_bodies_that_make_no_sense(server, client):
             ("DELETE", "/v1/documents/nobody"),
         ):
             refused(http.request(method, path), 400, 404, 405)
-    assert count > 90
+    assert count > 100
     assert client.images.generate(prompt="a red fox").data[0].b64_json
 
 
