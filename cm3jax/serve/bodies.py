@@ -4,7 +4,7 @@ import asyncio
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -44,6 +44,20 @@ async def read_form(
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
         raise HTTPException(400, f"the form can't be read ({str(error)[:100]}).") from None
+    try:
+        fields, uploads = await _sorted(form, files)
+    finally:
+        await form.close()
+    try:
+        return model.model_validate(fields), uploads
+    except ValidationError as error:
+        raise HTTPException(400, refusal(error, model)) from None
+
+
+async def _sorted(
+    form: FormData, files: tuple[str, ...]
+) -> tuple[dict[str, str | list[str]], dict[str, Upload]]:
+    """Fields and uploads of a form; `name[]` is one of several."""
     fields: dict[str, str | list[str]] = {}
     uploads: dict[str, Upload] = {}
     for key, value in form.multi_items():
@@ -55,13 +69,11 @@ async def read_form(
                 )
             uploads[name] = Upload(name, await value.read())
         elif key.endswith("[]"):
-            fields[name] = [*fields.get(name, []), value]
+            before = fields.get(name, [])
+            fields[name] = [*before, value] if isinstance(before, list) else value
         else:
             fields[name] = value
-    try:
-        return model.model_validate(fields), uploads
-    except ValidationError as error:
-        raise HTTPException(400, refusal(error, model)) from None
+    return fields, uploads
 
 
 async def _content(request: Request, limits: Limits) -> bytes:

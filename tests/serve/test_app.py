@@ -45,9 +45,7 @@ def test_pictures_are_those_of_the_generator(client, generator):
     asked = [
         {"seed": 5, "guidance": 3.0},
         {"seed": 6, "guidance": 2.0, "temperature": 0.5},
-        {"seed": 7, "guidance": 3.0, "temperature": 0.0},
         {"seed": 8, "guidance": 3.0, "top_p": 0.5},
-        {"seed": 9, "guidance": 3.0, "top_p": 0.9},
     ]
     answers: dict = {}
 
@@ -109,17 +107,17 @@ def test_an_edit_without_a_mask_is_the_editing_task(client, generator, picture):
 def test_chats_are_captions_questions_and_documents(client, generator, picture):
     def ask(*content, **more):
         messages = [{"role": "user", "content": list(content)}]
-        options = {"model": "tiny", "temperature": 0.0, **more}
+        options = {"model": "tiny", "seed": 1, "max_tokens": 32, **more}
         return client.chat.completions.create(messages=messages, **options).choices[0].message
 
-    ((caption,),) = generator.caption([picture], temperature=0.0)
+    ((caption,),) = generator.caption([picture], seed=1)
     assert ask(shown(picture)).content == caption.text
     question = {"type": "text", "text": "Which animal?"}
-    answered = ask(question, shown(picture), max_tokens=9)
+    answered = ask(question, shown(picture))
     assert isinstance(answered.content, str)
     masked = {"type": "text", "text": "Question: Which animal? Answer: <mask>. <infill>"}
-    assert ask(masked, shown(picture), max_tokens=9).content == answered.content
-    story = ask({"type": "text", "text": "a fox"}, max_tokens=40)
+    assert ask(masked, shown(picture)).content == answered.content
+    story = ask({"type": "text", "text": "a fox"})
     assert [part["type"] for part in story.parts if part["type"] == "image_url"] == [
         "image_url" for _ in story.images
     ]
