@@ -23,7 +23,7 @@ from cm3jax.config import CheckpointConfig, Experiment
 from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
 from cm3jax.io import checksums
-from cm3jax.io.experiment_json import from_dict, to_dict
+from cm3jax.io.experiment_json import build, from_dict, to_dict
 from cm3jax.io.files import write_atomic
 from cm3jax.tokenizers.text_tokenizer import MODEL_FILE
 from cm3jax.training import distributed, ema
@@ -78,9 +78,9 @@ class Meta:
             return cls(
                 position=Position.from_json(values["position"]),
                 experiment=from_dict(values["experiment"], what),
-                fingerprints=values["fingerprints"],
-                licences=values.get("licences", {}),  # none in checkpoints of earlier versions,
-                data=values.get("data", {}),  # nor these
+                fingerprints=build(dict[str, str], values["fingerprints"], what, "fingerprints"),
+                licences=build(dict[str, float], values.get("licences", {}), what, "licences"),
+                data=build(dict[str, str], values.get("data", {}), what, "data"),
                 **values["timers"],
             )
         except (KeyError, TypeError, AttributeError):

@@ -302,6 +302,9 @@ class _Run:
             saves = stopping or self._due(self._experiment.checkpoint.every)
             validates = self._due(settings.validate_every)
             logs = validates or self._due(settings.log_every)
+            reports = validates or self._step == steps
+            if saves or reports:
+                profile.pause()
             while len(pending) > (0 if saves or logs else self._queue):
                 self._require_finite(*pending.popleft())
             watchdog.step_ended()
@@ -311,7 +314,7 @@ class _Run:
                 saves |= validates and self._best.validated(self._step, values)
             if saves:
                 self._save()
-            if validates or self._step == steps:
+            if reports:
                 run_dir = self._experiment.run_dir
                 _draw(run_dir, self._illustrate, self._state, self._step, validates)
             if logs or saves or self._step == self._resumed_from + 1:
@@ -364,14 +367,9 @@ class _Run:
             yield self._put(batch)
 
     def _save(self) -> None:
-        meta = Meta(
-            self._position,
-            self._experiment,
-            self._learner.fingerprints,
-            self._clock.seconds,
-            self._licences,
-            self._data,
-        )
+        seconds, prints = self._clock.seconds, self._learner.fingerprints
+        facts = (prints, seconds, self._licences, self._data)
+        meta = Meta(self._position, self._experiment, *facts)
         self._checkpoints.save(self._step, self._state, meta)
 
     def _require_finite(self, step: int, metrics: Mapping[str, Any], batch: HostBatch) -> None:

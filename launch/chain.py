@@ -27,6 +27,7 @@ from cm3jax.experiments.chain import SMALL, Choices
 from cm3jax.experiments.folder.base import chain
 from cm3jax.io.files import read_json, write_json
 from cm3jax.io.folders import hold
+from cm3jax.io.typed_json import read_fields
 from cm3jax.training.best import best_validation, checkpoint_of
 from cm3jax.training.hardware import in_words as this_machine
 from cm3jax.training.metrics import read_metrics
@@ -132,7 +133,8 @@ def stages(options: Options, counts: dict[str, int], rate: float) -> list[Stage]
 
     def asked() -> dict[str, Any]:
         """What the scores are of, but for weights, which are trained once."""
-        bank = read_json(epath.Path(decoder.data.bank) / "manifest.json", "the memory bank")
+        manifest = epath.Path(decoder.data.bank) / "manifest.json"
+        bank = read_fields(manifest, {"fingerprint": str}, "the memory bank")
         return {"bank": bank["fingerprint"], "prompts": options.prompts}
 
     def done() -> bool:
@@ -188,7 +190,7 @@ def require_same_choices(options: Options) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, chosen)
         return
-    before = read_json(path, "the chain's choices")
+    before = read_fields(path, {}, "the chain's choices")
     now = _plain(chosen)
     differ = [f"{n}: {before.get(n)} → {now[n]}" for n in now if before.get(n) != now[n]]
     if differ:

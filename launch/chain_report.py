@@ -6,8 +6,9 @@ from etils import epath
 
 from cm3jax.config import Experiment
 from cm3jax.evaluate.cases_page import score_table, table_of
-from cm3jax.evaluate.protocol import scores_from_json
-from cm3jax.io.files import read_json, write_atomic
+from cm3jax.evaluate.protocol import read_scores
+from cm3jax.io.experiment_json import read_as
+from cm3jax.io.files import write_atomic
 from cm3jax.report.html import facts, page, tag
 from cm3jax.training.metrics import read_metrics
 from launch.stages import in_words, training
@@ -22,7 +23,7 @@ def write_chain_report(
     """Write the page from the files of a chain in `out`, and return its path."""
     out = epath.Path(out)
     timings = out / "results" / "seconds.json"
-    seconds = read_json(timings, "the timings") if timings.exists() else {}
+    seconds = read_as(dict[str, float], timings, "the timings") if timings.exists() else {}
     head = ("member", "steps", "time", "last validation", "report")
     trained = {part: training(member, 0).name for part, member in members.items()}
     rows = [_member(part, one, seconds.get(trained[part])) for part, one in members.items()]
@@ -39,7 +40,7 @@ def write_chain_report(
         body += [
             tag("h2", "On held-out records"),
             tag("p", link),
-            tag("div", score_table(scores_from_json(read_json(scores, "the scores")))),
+            tag("div", score_table(read_scores(scores))),
         ]
     path = out / "report.html"
     write_atomic(path, page(f"cm3jax: a chain on {source}", tag("main", *body)))

@@ -34,6 +34,7 @@ from cm3jax.evaluate.perplexity import evaluate_perplexity
 from cm3jax.evaluate.protocol import Score, read_scores
 from cm3jax.evaluate.reconstruction import evaluate_reconstruction
 from cm3jax.generation.loading import load_encoder
+from cm3jax.io.files import require_replaceable
 from cm3jax.learners import clip
 from experiments.emoji.emoji_scores import EmojiExam
 from experiments.miniature.scores.emblem_scores import evaluate
@@ -127,6 +128,9 @@ def coco(options: CocoFid) -> None:
     """Do this process's share; score and write JSON and page when that was the last one missing."""
     out = epath.Path(options.out)
     files = ScoreFiles.inside(out)
+    if not options.real.endswith(".npz"):  # else nothing is measured of the real pictures
+        features = out / "features"
+        require_replaceable(out / "reference.npz", lambda _: features.exists(), "the statistics")
     asked = options.count if options.run else None  # others' pictures may be any caption's
     captions = read_captions(options.captions, asked, options.seed)
     weights = load_inception(options.inception)

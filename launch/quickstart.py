@@ -25,7 +25,8 @@ from cm3jax.data.sources import open_source
 from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import code_version, scores_to_json
 from cm3jax.evaluate.results import Evaluation
-from cm3jax.io.files import read_json, write_atomic, write_json
+from cm3jax.io.experiment_json import read_as
+from cm3jax.io.files import write_atomic, write_json
 from experiments.miniature.scores.emblem_scores import evaluate, is_current
 from experiments.quickstart import chain
 from launch.cli import parse
@@ -193,7 +194,7 @@ def write_metrics(workdir: epath.PathLike) -> epath.Path:
     metrics |= {
         "weights": {model: result.weights for model, result in evaluations.items()},
         "pictures": {model: result.pictures for model, result in evaluations.items()},
-        "seconds": read_json(root / TIMINGS, "the timings"),
+        "seconds": read_as(dict[str, float], root / TIMINGS, "the timings"),
         "versions": {
             "cm3jax": code_version(),
             "python": platform.python_version(),

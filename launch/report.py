@@ -23,8 +23,10 @@ from cm3jax.config import Experiment
 from cm3jax.data.prepare import is_prepared, prepare
 from cm3jax.errors import UserError
 from cm3jax.evaluate.results import Evaluation
-from cm3jax.io.files import read_json, require_replaceable, write_atomic, write_json
+from cm3jax.io.experiment_json import read_as
+from cm3jax.io.files import require_replaceable, write_atomic, write_json
 from cm3jax.io.folders import delete, files_below
+from cm3jax.io.typed_json import read_fields
 from cm3jax.presets import load_experiment
 from cm3jax.report.html import is_titled
 from experiments.claims import (
@@ -104,7 +106,8 @@ def write_report(run: epath.PathLike) -> epath.Path:
     rather than replace a page of another kind, such as a training's."""
     run = epath.Path(run)
     require_replaceable_report(run)
-    metrics = read_json(run / "metrics.json", "the run's metrics")
+    fields = {"seconds": dict[str, float], "versions": dict[str, str]}
+    metrics = read_fields(run / "metrics.json", fields, "the run's metrics", "run the quickstart")
     evaluations = stored(run)
     if not evaluations:
         raise UserError(f"{run}/results holds no evaluation; run launch/quickstart.sh first.")
@@ -156,7 +159,8 @@ def measure(row: Row, options: Options, results: epath.PathLike = RESULTS, **siz
     """
     keep = epath.Path(options.out) / "samples" / row.name
     spent = keep / "seconds.json"
-    before = read_json(spent, "the time spent")["seconds"] if spent.exists() else 0.0
+    known = read_as(dict[str, float], spent, "the time spent") if spent.exists() else {}
+    before = known.get("seconds", 0.0)
     start = time.perf_counter()
 
     def seconds() -> float:

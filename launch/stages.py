@@ -8,7 +8,8 @@ from etils import epath
 
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
-from cm3jax.io.files import read_json, write_json
+from cm3jax.io.experiment_json import read_as
+from cm3jax.io.files import write_json
 from cm3jax.report.run_page import is_reported
 from launch.train import train_experiment
 
@@ -55,7 +56,7 @@ def run_stages(stages: Sequence[Stage], timings: epath.PathLike) -> None:
     returns unfinished, as a trainer does that was told to stop.
     """
     timings = epath.Path(timings)
-    seconds = read_json(timings, "the timings") if timings.exists() else {}
+    seconds = read_as(dict[str, float], timings, "the timings") if timings.exists() else {}
     for number, stage in enumerate(stages, 1):
         title = f"[{number}/{len(stages)}] {stage.name}"
         if stage.done():

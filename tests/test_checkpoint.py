@@ -204,9 +204,32 @@ def test_exported_weights_have_a_checksum(tmp_path, state):
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"params\.safetensors is damaged \(its checksum differs\)"):
         load_run(tmp_path / "out")
+    for name, value in ((b"fingerprints", b"[1, 2, 3]"), (b"licences", b"[]")):
+        there = bytes(content)
+        at = there.index(b'"' + name + b'": "') + len(name) + 5
+        end = there.index(b'", "', at)
+        filled = value + b" " * (end - at - len(value))
+        file.write_bytes(there[:at] + filled + there[end:])
+        with pytest.raises(UserError, match="is damaged or not an exported run; export it again"):
+            load_run(tmp_path / "out")
     # Weights of earlier versions have none.
     file.write_bytes(bytes(content).replace(b'"sha256"', b'"sha_of"'))
     assert load_run(tmp_path / "out").step == 5
+
+
+def test_halves_of_exports_that_were_killed_go_with_the_next(tmp_path, state):
+    save(tmp_path / "run", state, 5)
+    out = tmp_path / "out"
+    out.mkdir()
+    gone = (".params.safetensors.4711.part", ".config.json.0123abcd.part")
+    kept = ("thesis", ".params.safetensors.part", ".thesis.0123abcd.part")
+    for name in (*gone, *kept):
+        (out / name).write_text("half")
+    export_run(tmp_path / "run", out)
+    left = {path.name for path in out.iterdir()}
+    assert left == {"params.safetensors", "config.json", *kept}
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert load_run(out).step == 5
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

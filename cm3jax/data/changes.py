@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax.io.files import digest
-from cm3jax.io.shard_writer import MANIFEST
+from cm3jax.io.shard_writer import MANIFEST, load_column
 
 
 class Made(NamedTuple):
@@ -43,7 +43,10 @@ class SourceState:
     def saved(folder: epath.Path) -> "SourceState | None":
         """What the folder was made from; None where it does not say."""
         file = folder / f"{SOURCE}.npy"
-        return SourceState(np.load(file)) if file.exists() else None
+        if not file.exists():
+            return None
+        table = load_column(file, "the prepared data", f"remove {folder} and prepare it again")
+        return SourceState(table)
 
     @property
     def mark(self) -> str:

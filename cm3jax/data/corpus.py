@@ -27,9 +27,18 @@ from cm3jax.data.changes import SOURCE, SourceState
 from cm3jax.errors import UserError
 from cm3jax.io.array_records import Records
 from cm3jax.io.checksums import file_entry
-from cm3jax.io.files import digest, read_json
+from cm3jax.io.experiment_json import build
+from cm3jax.io.files import digest
 from cm3jax.io.folders import read_whole, settle
-from cm3jax.io.shard_writer import Notes, ShardWriter, load_column, read_manifest, shard_files
+from cm3jax.io.shard_writer import (
+    MANIFEST,
+    Notes,
+    ShardWriter,
+    load_column,
+    read_manifest,
+    shard_files,
+)
+from cm3jax.io.typed_json import read_fields
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Float, Int
 
@@ -236,7 +245,8 @@ class Corpus:
     def vocab(self) -> Vocab:
         """The vocabulary that its ids belong to."""
         fingerprints = (self.manifest["text_fingerprint"], self.manifest["image_fingerprint"])
-        return Vocab(VocabConfig(**self.manifest["vocab"]), *fingerprints)
+        config = build(VocabConfig, self.manifest["vocab"], f"{self.path / MANIFEST}", "vocab")
+        return Vocab(config, *fingerprints)
 
     def verify(self) -> None:
         """Read every file and compare checksums; `UserError` names the damaged one."""
@@ -278,7 +288,9 @@ def licence_shares(data: DataConfig) -> dict[str, float]:
         if corpus:
             settle(note.parent, shard_files)
         if corpus and note.exists():
-            for name, share in read_json(note, "the corpus manifest")["licence_shares"].items():
+            fields = {"licence_shares": dict[str, float]}
+            manifest = read_fields(note, fields, "the corpus manifest", _remedy(note.parent))
+            for name, share in manifest["licence_shares"].items():
                 shares[name] += weight * share
     return {name: share / shares.total() for name, share in sorted(shares.items())}
 

@@ -35,9 +35,10 @@ from cm3jax.data.sources import ItemSource, open_source
 from cm3jax.data.summary import Timing, summarise
 from cm3jax.data.tokenize import Tools
 from cm3jax.errors import UserError
-from cm3jax.io.files import digest, read_json
+from cm3jax.io.files import digest
 from cm3jax.io.folders import hold, settle
 from cm3jax.io.shard_writer import STATE, source_state
+from cm3jax.io.typed_json import read_fields
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import DUPLICATES, bank_files
 from cm3jax.retrieval.bank_writer import BankWriter, sweep_parts
@@ -235,7 +236,7 @@ def standing_bank(job: SplitJob, tools: Tools) -> Bank | None:
     note = path / "manifest.json"
     if not note.exists():
         return None
-    manifest = read_json(note, "the memory bank")
+    manifest = read_fields(note, {}, "the memory bank")
     # An earlier version counted what was taken out among what a bank is made from.
     versions = (Removed(), Removed.of(path))
     jobs = [_bank_job(job, tools, removed) for removed in versions]
@@ -292,7 +293,7 @@ def _ask(job: SplitJob, tools: Tools) -> Ask:
 
 def _require_replaceable(path: str) -> None:
     note = epath.Path(path) / "manifest.json"
-    if note.exists() and read_json(note, "the memory bank").get("merged"):
+    if note.exists() and read_fields(note, {}, "the memory bank").get("merged"):
         raise UserError(
             f"the bank {path} was made from other data or settings, and banks were merged into it "
             "since; give another data.bank, or move this one away."

@@ -34,7 +34,8 @@ from cm3jax.evaluate.protocol import (
 from cm3jax.evaluate.results import Cell, Figure, worst_and_best
 from cm3jax.generation import loading
 from cm3jax.generation.generator import Generator
-from cm3jax.io.files import digest, read_json
+from cm3jax.io.files import digest
+from cm3jax.io.typed_json import read_fields
 from cm3jax.retrieval.clip_encoder import ClipEncoder
 
 CASES = 8
@@ -332,7 +333,7 @@ def describe_training(run_dir: epath.PathLike) -> Model:
     manifests = [epath.Path(corpus) / "train" / "manifest.json" for corpus in corpora]
     records = experiment.data.records
     if manifests and all(path.exists() for path in manifests):
-        records = sum(read_json(path, "the corpus")["records"] for path in manifests)
+        records = sum(read_fields(p, {"records": int}, "the corpus")["records"] for p in manifests)
     licences = run.licences or licence_shares(experiment.data)
     responsible = licensed_share(licences) if licences else None
     parameters = sum(int(leaf.size) for leaf in jax.tree.leaves(run.variables))

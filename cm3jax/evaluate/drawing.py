@@ -20,7 +20,8 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate.coco import Caption
 from cm3jax.generation.answers import Generated
 from cm3jax.generation.generator import Generator
-from cm3jax.io.files import read_json, write_atomic, write_json
+from cm3jax.io.files import write_atomic, write_json
+from cm3jax.io.typed_json import read_fields
 from cm3jax.report.html import png
 from cm3jax.retrieval.clip_encoder import ClipEncoder, fit_picture
 from cm3jax.retrieval.pages import noted
@@ -78,7 +79,7 @@ class Setting:
         path = home / "settings.json"
         if not path.exists():
             write_json(path, mine)
-        theirs = read_json(path, "the settings of earlier pictures")
+        theirs = read_fields(path, {}, "the settings of earlier pictures")
         other = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
         if other:
             raise UserError(

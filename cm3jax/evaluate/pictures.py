@@ -16,6 +16,7 @@ from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.fid import Frechet, Gaussian
 from cm3jax.evaluate.protocol import Protocol, Score, code_version
 from cm3jax.io.files import digest, write_array
+from cm3jax.io.shard_writer import load_column
 from cm3jax.retrieval.clip_encoder import ClipEncoder, fit_picture
 from cm3jax.shapes import Float, UInt8
 from cm3jax.tokenizers.image_tokenizer import load_picture, load_whole
@@ -107,7 +108,8 @@ class Features:
             out = np.memmap(file, np.float32, "w+", shape=shape)
         row = 0
         for number, files in enumerate(chunks(self.files)):
-            out[row : row + len(files)] = np.load(self._path(number, files))
+            path = self._path(number, files)
+            out[row : row + len(files)] = load_column(path, "the evaluation", f"remove {path}")
             row += len(files)
         return out
 

@@ -19,7 +19,8 @@ from etils import epath
 import cm3jax
 from cm3jax.config import DecodeConfig, RetrievalConfig
 from cm3jax.errors import UserError
-from cm3jax.io.files import digest, read_json
+from cm3jax.io.files import digest
+from cm3jax.io.typed_json import read_fields, require_fields
 from cm3jax.retrieval.bank import Bank
 
 NOT_KNOWN = "not known"
@@ -313,13 +314,28 @@ def _to_json(score: Score) -> dict[str, Any]:
 
 
 def scores_from_json(value: dict[str, Any]) -> dict[str, Score]:
-    """All scores in a results file or in a `metrics.json`, by dotted name."""
+    """All scores in a results file or in a `metrics.json`, by dotted name; `UserError` for one that
+    is damaged."""
     return dict(_walk(value, (), detailed=False))
+
+
+def _from_json(value: dict[str, Any], what: str) -> Score:
+    kinds = {"value": float, "n": int, "chance": float | None, "interval": list[float]}
+    remedy = "evaluate again, or give another file"
+    require_fields(value, kinds, what, remedy)
+    given = value["protocol"]
+    # What older files do not say is what a field was before it was one: its default.
+    stamp = {f.name: given[f.name] for f in dataclasses.fields(Protocol) if f.name in given}
+    try:
+        low, high = value["interval"]
+        return Score(value["value"], value["n"], value["chance"], (low, high), Protocol(**stamp))
+    except (TypeError, ValueError):
+        raise UserError(f"{what} is damaged or of another version; {remedy}.") from None
 
 
 def read_scores(path: epath.PathLike) -> dict[str, Score]:
     """The scores in a file that `launch.evaluate` wrote; `UserError` where there are none."""
-    scores = scores_from_json(read_json(path, "the result"))
+    scores = scores_from_json(read_fields(path, {}, "the result"))
     if not scores:
         raise UserError(f"{path} holds no scores; give a file that launch.evaluate wrote.")
     return scores
@@ -329,12 +345,7 @@ def _walk(value: Any, path: tuple[str, ...], detailed: bool) -> Iterator[tuple[s
     if not isinstance(value, dict):
         return
     if detailed and isinstance(value.get("protocol"), dict):
-        given = value["protocol"]
-        # What older files do not say is what a field was before it was one: its default.
-        stamp = {f.name: given[f.name] for f in dataclasses.fields(Protocol) if f.name in given}
-        low, high = value["interval"]
-        score = Score(value["value"], value["n"], value["chance"], (low, high), Protocol(**stamp))
-        yield ".".join(path), score
+        yield ".".join(path), _from_json(value, f"the score {'.'.join(path)}")
         return
     for name, child in value.items():
         inside = detailed or name == "details"

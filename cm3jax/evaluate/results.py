@@ -122,7 +122,7 @@ class Evaluation:
                 for name, points in plain.pop("losses").items()
             }
             return cls(scores=scores, figures=figures, losses=losses, **plain)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{path} is not an evaluation's result ({error!r}); make it again."
             ) from None

@@ -33,6 +33,7 @@ from cm3jax.interop.layout import Key, Place, exported, imported, match
 from cm3jax.interop.vocabulary import Vocabulary, make_map, read_map
 from cm3jax.io import safetensors_file as tensors
 from cm3jax.io.files import write_atomic, write_json
+from cm3jax.io.typed_json import read_fields
 from cm3jax.learners import vqgan as vqgan_learner
 from cm3jax.learners.parts import image_folder, text_folder
 from cm3jax.model import lora
@@ -284,7 +285,9 @@ def _write_tokenizer(
 def _notes(text_dir: epath.Path, run: LoadedRun) -> dict[str, Any]:
     """What importing wrote down, or the same of a vocabulary in our own order."""
     if (text_dir / NOTES_FILE).exists():
-        return folders.read_object(Path(text_dir / NOTES_FILE), "the notes of the import")
+        fields = {"config": dict[str, Any], "ids": list[int], "keys": dict[str, list[Any]]}
+        remedy = "import the folder again"
+        return read_fields(text_dir / NOTES_FILE, fields, "the notes of the import", remedy)
     if (text_dir / MODEL_FILE).read_bytes().startswith(b"{"):
         raise UserError(
             f"{text_dir} holds an imported text tokenizer and no {NOTES_FILE}, which says where "

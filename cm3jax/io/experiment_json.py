@@ -5,13 +5,15 @@ import math
 import sys
 import types
 import typing
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
 from cm3jax.io.files import read_json, write_json
+
+T = TypeVar("T")
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
@@ -36,6 +38,12 @@ def save_experiment(path: epath.PathLike, experiment: Experiment) -> None:
 def read_experiment(path: epath.PathLike) -> Experiment:
     """Read a `config.json`; `UserError` if it is missing, damaged or has unknown fields."""
     return from_dict(read_json(path, "the run's config"), str(path))
+
+
+def read_as(kind: type[T], path: epath.PathLike, what: str) -> T:
+    """A JSON file as a dataclass, or as another type that `build` makes; `UserError` where it is
+    missing or damaged."""
+    return build(kind, read_json(path, what), str(path))
 
 
 def build(kind: Any, value: Any, what: str, where: str = "") -> Any:
@@ -75,6 +83,9 @@ def _build(kind: Any, value: Any, what: str, where: str) -> Any:
                 )
         return kind(**fields)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is dict and isinstance(value, dict):
+        prefix = f"{where}." if where else ""
+        return {name: build(args[1], v, what, prefix + name) for name, v in value.items()}
     if origin is tuple and isinstance(value, list | tuple):
         kinds = args[:1] * len(value) if args[1:] == (...,) else args
         if len(kinds) != len(value):

@@ -1,6 +1,8 @@
-"""Supported paths: local ones, and buckets on `gs://`."""
+"""Supported paths: local ones, and buckets on `gs://`; and the user's cache."""
 
+import os
 import re
+from pathlib import Path
 
 from cm3jax.errors import UserError
 
@@ -18,3 +20,9 @@ def require_supported(path: str, what: str) -> None:
         )
     if "\0" in path:
         raise UserError(f"{what} is {path!r}, which no path can be; correct it.")
+
+
+def cache_home() -> Path:
+    """This project's folder in the user's cache, which need not exist."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "cm3jax"

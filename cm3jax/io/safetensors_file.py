@@ -19,6 +19,7 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.io.files import replacing
+from cm3jax.io.typed_json import fits
 
 TYPES = {
     "F64": np.dtype(np.float64),
@@ -81,7 +82,10 @@ def read_file(path: epath.PathLike) -> dict[str, Tensor]:
 
 def read_metadata(path: epath.PathLike) -> dict[str, str]:
     """The texts that a file's header carries beside its tensors."""
-    return _raw_header(epath.Path(path))[0].get("__metadata__", {})
+    texts = _raw_header(epath.Path(path))[0].get("__metadata__", {})
+    if not fits(texts, dict[str, str]):
+        raise UserError(f"{path} is damaged: its header's notes make no sense; get it again.")
+    return texts
 
 
 def _raw_header(path: epath.Path) -> tuple[dict[str, Any], int]:
@@ -111,7 +115,8 @@ def _header(path: epath.Path) -> tuple[dict[str, Any], int]:
         try:
             type_, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
             known = type_ in TYPES
-            sound = 0 <= begin <= end and all(type(n) is int and n >= 0 for n in shape)
+            sound = type(begin) is type(end) is int
+            sound = sound and 0 <= begin <= end and all(type(n) is int and n >= 0 for n in shape)
             sound = sound and (not known or end - begin == math.prod(shape) * TYPES[type_].itemsize)
         except (KeyError, TypeError, ValueError):
             sound = False

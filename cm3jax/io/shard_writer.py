@@ -13,7 +13,6 @@ import io
 import json
 import os
 import re
-import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,8 +22,9 @@ from etils import epath
 from cm3jax.errors import UserError
 from cm3jax.io.array_records import write_records
 from cm3jax.io.checksums import file_entry
-from cm3jax.io.files import digest, naming, read_json, write_json
+from cm3jax.io.files import digest, naming, write_json
 from cm3jax.io.folders import Recognised, delete, hold, require_ours, scratch, swap
+from cm3jax.io.typed_json import read_fields
 
 Notes = dict[str, Any]
 """What is known of one shard: `name`, `records`, `file`, and what its writer adds."""
@@ -33,6 +33,9 @@ Files = dict[str, dict[str, Any]]
 MANIFEST = "manifest.json"
 STATE = "source_state"
 """What a manifest calls the hash of the raw records that the whole is made from."""
+_WHOLE = {"files": dict[str, Any], "records": int}
+_SHARD = {"name": str, "records": int, "file": dict[str, Any]}
+"""What a manifest and a shard's notes hold for certain."""
 _WHILE_MADE = re.compile(
     r"documents-\d{5,}\.array_record|shard-\d{5,}\.json|"
     r"(columns|vectors|pictures|source|lengths|neighbours|scores|answers)(-\d{5,})?\.npy|"
@@ -71,35 +74,14 @@ def read_manifest(
     Raises `UserError` where it is missing or damaged, and for a file of its list that is missing or
     cut off; `what` names the directory, e.g. "the bank", and `remedy` says what to do.
     """
-    manifest = read_json(folder / MANIFEST, what)
     known = {"files": dict[str, dict[str, Any]], **fields}
-    values = manifest if isinstance(manifest, dict) else {}
-    wrong = next((name for name, kind in known.items() if not _fits(values.get(name), kind)), None)
-    if wrong is not None:
-        raise UserError(
-            f"{folder / MANIFEST} is damaged or of an earlier version (its {wrong!r}); {remedy}."
-        )
+    manifest = read_fields(folder / MANIFEST, known, what, remedy)
     for name, file in manifest["files"].items():
         size = (folder / name).stat().length if (folder / name).exists() else None
         if size != file.get("bytes"):
             found = "is missing" if size is None else f"has {size} of {file.get('bytes')} bytes"
             raise UserError(f"{what}'s file {folder / name} {found}; {remedy}.")
     return manifest
-
-
-def _is_notes(notes: Any) -> bool:
-    known = {"name": str, "records": int, "file": dict[str, Any]}
-    return _fits(notes, dict[str, Any]) and all(_fits(notes.get(n), k) for n, k in known.items())
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value of JSON is of a type; a float may be whole."""
-    if kind is Any:
-        return True
-    if typing.get_origin(kind) is dict:
-        inner = typing.get_args(kind)[1]
-        return isinstance(value, dict) and all(_fits(part, inner) for part in value.values())
-    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def load_column(path: epath.Path, what: str, remedy: str) -> np.ndarray:
@@ -154,9 +136,11 @@ class ShardWriter:
         path = folder / MANIFEST
         if not path.exists():
             return False
-        manifest, state = read_json(path, "the manifest"), source_state(self._states)
-        if not isinstance(manifest, dict):
+        try:
+            manifest = read_fields(path, _WHOLE, "the manifest")
+        except UserError:  # what is damaged is made again
             return False
+        state = source_state(self._states)
         # Earlier versions did not look at what they were made from.
         unchanged = manifest.get(STATE, state) == state
         return manifest.get("made_from") == self.made_from and unchanged
@@ -167,11 +151,11 @@ class ShardWriter:
         if self.joined or not path.exists():
             return self.joined
         try:
-            notes = read_json(path, "a shard's notes")
+            notes = self._read_notes(number)
         except UserError:  # what is damaged is made again
             return False
-        made = [notes.get(name) for name in ("made_from", "state")] if _is_notes(notes) else None
-        return made == [self.made_from, self._state(number)]
+        made = notes.get("made_from"), notes.get("state")
+        return made == (self.made_from, self._state(number))
 
     def outdated(self, column: str) -> list[tuple[int, np.ndarray]]:
         """The shards that were written by these settings of raw records that have changed since,
@@ -179,8 +163,8 @@ class ShardWriter:
         found = []
         for number in range(len(self._states)):
             try:
-                notes = read_json(self._notes(number), "a shard's notes")
-                ours = _is_notes(notes) and notes.get("made_from") == self.made_from
+                notes = self._read_notes(number)
+                ours = notes.get("made_from") == self.made_from
                 if ours and notes.get("state") not in ("", self._state(number)):
                     found.append((number, np.load(self._column(column, number))))
             except (UserError, OSError, ValueError, EOFError):  # not there, or damaged
@@ -218,8 +202,8 @@ class ShardWriter:
     def records(self, shards: int) -> int:
         """Records in all shards, which must be written."""
         if self.joined:
-            return read_json(self.parts / MANIFEST, "the manifest")["records"]
-        return sum(read_json(self._notes(n), "a shard's notes")["records"] for n in range(shards))
+            return self._joined_manifest()["records"]
+        return sum(self._read_notes(number)["records"] for number in range(shards))
 
     def finish(
         self,
@@ -234,7 +218,7 @@ class ShardWriter:
         """
         if not self.joined:
             self._join_all(shards, columns, describe_all)
-        kept = {MANIFEST, *read_json(self.parts / MANIFEST, "the manifest")["files"]}
+        kept = {MANIFEST, *self._joined_manifest()["files"]}
         for name in set(shard_files(self.parts) or ()) - kept:
             (self.parts / name).unlink(missing_ok=True)
         with hold(self.path, "replacing it"):
@@ -250,7 +234,7 @@ class ShardWriter:
         columns: Iterable[str],
         describe_all: Callable[[list[Notes], Files], dict],
     ) -> None:
-        notes = [read_json(self._notes(number), "a shard's notes") for number in range(shards)]
+        notes = [self._read_notes(number) for number in range(shards)]
         files = {note["name"]: note["file"] for note in notes}
         for column in columns:
             self._join(column, shards)
@@ -281,6 +265,12 @@ class ShardWriter:
 
     def _state(self, number: int) -> str:
         return self._states[number] if number < len(self._states) else ""
+
+    def _joined_manifest(self) -> dict[str, Any]:
+        return read_fields(self.parts / MANIFEST, _WHOLE, "the manifest")
+
+    def _read_notes(self, number: int) -> Notes:
+        return read_fields(self._notes(number), _SHARD, "a shard's notes")
 
     def _notes(self, number: int) -> epath.Path:
         return self.parts / f"shard-{number:05d}.json"

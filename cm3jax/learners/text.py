@@ -11,8 +11,8 @@ from cm3jax.data.pipeline import marks_of_records
 from cm3jax.data.sources import GENERATED, TextSource, open_source
 from cm3jax.data.usable import usable
 from cm3jax.errors import UserError
-from cm3jax.io.experiment_json import read_experiment, save_experiment
-from cm3jax.io.files import read_json, write_json
+from cm3jax.io.experiment_json import read_as, read_experiment, save_experiment
+from cm3jax.io.files import write_json
 from cm3jax.report.run_page import write_report
 from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, TextTokenizer
 from cm3jax.training.resume import decisive_changes, describe, differences
@@ -78,7 +78,7 @@ def _require_same(
     """What is there must be what is asked for: of the same options, from the same captions."""
     before, now = {}, {}
     if (folder / _DATA).exists() and data.source not in GENERATED:
-        before = read_json(folder / _DATA, "the fingerprints of the captions")
+        before = read_as(dict[str, str], folder / _DATA, "the fingerprints of the captions")
         captions = _Captions(data, seed)
         for _ in captions:
             pass

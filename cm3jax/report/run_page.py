@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from cm3jax.errors import UserError
 from cm3jax.io.experiment_json import read_experiment
 from cm3jax.io.files import write_atomic
 from cm3jax.report.html import Html, Points, curves, facts, page, png, table, tag
@@ -101,8 +102,7 @@ def write_report(
     if others:
         plots = _small_curves(others, borders)
         body.append(_section("What else was logged", _folded("Curves", *plots)))
-    if operations := read_operations(run_dir):
-        body.append(_section("Time by operation", *_operations(operations)))
+    body += _time_by_operation(run_dir)
     if lives:
         body.append(_section("Lives", table([_told(life) for life in lives])))
     config = (run_dir / "config.json").read_text()
@@ -210,6 +210,15 @@ def _best(run_dir: epath.Path, lines: Sequence[Mapping[str, Any]]) -> list[Html]
     if checkpoint_of(run_dir, best):
         said += f", kept as checkpoints/{best.step}"
     return [tag("p", f"{said}. {overfitting(lines).capitalize()}".strip())]
+
+
+def _time_by_operation(run_dir: epath.Path) -> list[Html]:
+    """The section of a traced run; of damaged times the reason, since no training ends for them."""
+    try:
+        operations = read_operations(run_dir)
+    except UserError as error:
+        return [_section("Time by operation", tag("p", str(error)))]
+    return [_section("Time by operation", *_operations(operations))] if operations else []
 
 
 def _told(life: Mapping[str, Any]) -> dict[str, Any]:

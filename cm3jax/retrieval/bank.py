@@ -179,7 +179,7 @@ class Bank:
         """Hashes of all pictures in ascending order, uint64, and whose they are."""
         if "pictures.npy" not in self.manifest["files"]:
             return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-        hashes = np.load(self.path / "pictures.npy")
+        hashes = load_column(self.path / "pictures.npy", "the bank", _REMEDY)
         order = np.argsort(hashes, kind="stable")
         return hashes[order], np.repeat(np.arange(len(self)), self._columns["pictures"])[order]
 

@@ -7,7 +7,6 @@ import numpy as np
 from etils import epath
 
 from cm3jax.config import RetrievalConfig
-from cm3jax.io.files import read_json
 from cm3jax.io.folders import settle
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import SAVED, SAVED_TRAINING
@@ -90,10 +89,7 @@ class ShardedIndex:
 
 def _keep(path: epath.Path, vectors: Float[np.ndarray, "M E"], recall: float, ask: Ask) -> None:
     for name, part in _parts(vectors).items():
-        settle(path / name, saved_files)
-        made = path / name / "index.json"
-        about = read_json(made, "the ScaNN index") if made.exists() else {}
-        if about.get("effort", {}).get("wanted") != recall:
+        if not ScannIndex.stands(path / name, part, recall):
             ScannIndex.build(part, ask(), recall).save(path / name)
 
 

@@ -8,18 +8,24 @@ and pictures lie apart (the modality gap): quantised indexes have found one and 
 
 import dataclasses
 import itertools
+import logging
 import os
 import re
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.io.files import digest, read_json, write_json
-from cm3jax.io.folders import delete, hold, read_whole, scratch, swap
+from cm3jax.io.experiment_json import build
+from cm3jax.io.files import digest, write_json
+from cm3jax.io.folders import delete, hold, read_whole, scratch, settle, swap
+from cm3jax.io.typed_json import read_fields
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.interface import Neighbours, Queries, found_of
 from cm3jax.shapes import Float
+
+_log = logging.getLogger(__name__)
 
 RECALL_AT = 10
 """The recall that is asked for is that of so many neighbours."""
@@ -31,6 +37,7 @@ _AT_LEAST = 64
 not depend on who else asks."""
 _OWN_QUERIES = 1000
 _ABOUT = "index.json"
+_REMEDY = "build it with launch.index build"
 _FILES = re.compile(
     r"index\.json|\.index\.json\.[0-9a-f]+\.part|scann_(config\.pb|assets\.pbtxt)|"
     r"(ah_codebook|serialized_partitioner)\.pb|"
@@ -178,30 +185,58 @@ class ScannIndex:
             delete(complete, saved_files)  # of one that was killed
             complete.mkdir(parents=True, exist_ok=True)
             self._searcher.serialize(os.fspath(complete), relative_path=True)
-            made = {"vectors": self._fingerprint, "documents": self.size}
-            write_json(complete / _ABOUT, made | {"effort": dataclasses.asdict(self.effort)})
+            made = {
+                "vectors": self._fingerprint,
+                "documents": self.size,
+                "effort": dataclasses.asdict(self.effort),
+                "bytes": {file.name: file.stat().length for file in complete.iterdir()},
+            }
+            write_json(complete / _ABOUT, made)
             swap(complete, path, saved_files)
 
     @classmethod
     def load(cls, path: epath.PathLike, vectors: Float[np.ndarray, "M E"]) -> "ScannIndex":
-        """Read a saved index; `UserError` if it is missing or was built for other vectors."""
+        """Read a saved index; `UserError` if it is missing, damaged or of other vectors."""
         return read_whole(path, saved_files, lambda: cls._read(epath.Path(path), vectors))
+
+    @classmethod
+    def stands(cls, path: epath.PathLike, vectors: Float[np.ndarray, "M E"], recall: float) -> bool:
+        """Whether a sound index of these vectors was saved there for this recall; of one that is
+        not sound, which is to be built again, a warning is given."""
+        settle(path, saved_files)
+        if not (epath.Path(path) / _ABOUT).exists():
+            return False
+        try:
+            return cls.load(path, vectors).effort.wanted == recall
+        except UserError as error:
+            _log.warning("building it again: %s", error)
+            return False
 
     @classmethod
     def _read(cls, path: epath.Path, vectors: Float[np.ndarray, "M E"]) -> "ScannIndex":
         from scann import scann_ops_pybind
 
-        made = read_json(path / _ABOUT, "the ScaNN index")
-        for what, right in (
-            ("for other vectors", made["vectors"] == digest(np.asarray(vectors))),
-            ("by an earlier version", "effort" in made),
-        ):
-            if not right:
+        fields = {"vectors": str, "documents": int, "effort": dict[str, Any]}
+        fields["bytes"] = dict[str, int] | None  # none in indexes of earlier versions
+        made = read_fields(path / _ABOUT, fields, "the ScaNN index", _REMEDY)
+        effort = build(Effort, made["effort"], f"{path / _ABOUT}", "effort")
+        if (made["vectors"], made["documents"]) != (digest(np.asarray(vectors)), len(vectors)):
+            raise UserError(f"the ScaNN index {path} was built for other vectors; {_REMEDY}.")
+        for name, size in (made.get("bytes") or {}).items():  # ScaNN aborts the process for some
+            found = (path / name).stat().length if (path / name).exists() else 0
+            if found != size:
                 raise UserError(
-                    f"the ScaNN index {path} was built {what}; build it with launch.index."
+                    f"the ScaNN index {path} is damaged: {name} has {found} of {size} bytes; "
+                    f"{_REMEDY}."
                 )
-        searcher = scann_ops_pybind.load_searcher(os.fspath(path))
-        return cls(searcher, made["vectors"], made["documents"], Effort(**made["effort"]))
+        try:
+            searcher = scann_ops_pybind.load_searcher(os.fspath(path))
+        except Exception as error:  # ScaNN's own
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            raise UserError(
+                f"the ScaNN index {path} cannot be read ({reason}); {_REMEDY}."
+            ) from None
+        return cls(searcher, made["vectors"], made["documents"], effort)
 
 
 def saved_files(folder: epath.Path) -> list[str] | None:

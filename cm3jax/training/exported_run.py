@@ -17,6 +17,10 @@ from cm3jax.config import Experiment
 from cm3jax.errors import UserError
 from cm3jax.io import safetensors_file
 from cm3jax.io.experiment_json import read_experiment, save_experiment
+from cm3jax.io.files import sweep_scratch
+from cm3jax.io.folders import hold
+from cm3jax.io.typed_json import fits
+from cm3jax.io.verified import is_verified
 from cm3jax.training.state import TrainState
 
 Onto = Callable[[Experiment], TrainState]
@@ -24,6 +28,8 @@ Onto = Callable[[Experiment], TrainState]
 
 PARAMS_FILE = "params.safetensors"
 """The weights of an exported run."""
+_FILES = r"params\.safetensors|config\.json|text\.model"
+"""Names of the files of an exported run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +67,11 @@ def write_export(
     header = {"step": str(run.step), "fingerprints": json.dumps(dict(run.fingerprints))}
     header |= {"licences": json.dumps(dict(run.licences)), "data": json.dumps(dict(run.data))}
     header["sha256"] = safetensors_file.checksum(outputs)
-    safetensors_file.write_file(epath.Path(out_dir) / PARAMS_FILE, outputs, header)
     portable = dataclasses.replace(run.experiment, workdir="", init_from="")
-    save_experiment(epath.Path(out_dir) / "config.json", portable)
+    with hold(out_dir, "exporting a run"):
+        sweep_scratch(out_dir, _FILES)
+        safetensors_file.write_file(epath.Path(out_dir) / PARAMS_FILE, outputs, header)
+        save_experiment(epath.Path(out_dir) / "config.json", portable)
 
 
 def read_export(path: epath.Path, onto: Onto | None = None) -> LoadedRun:
@@ -74,14 +82,11 @@ def read_export(path: epath.Path, onto: Onto | None = None) -> LoadedRun:
     file = path / PARAMS_FILE
     found = safetensors_file.read_file(file)
     header = safetensors_file.read_metadata(file)
-    try:
-        step = int(header["step"])
-        prints = json.loads(header["fingerprints"])
-        licences, data = (json.loads(header.get(name, "{}")) for name in ("licences", "data"))
-    except (ValueError, KeyError, RecursionError):
-        raise UserError(f"{file} is damaged or not an exported run; export it again.") from None
+    notes = _notes(header)
+    if notes is None:
+        raise UserError(f"{file} is damaged or not an exported run; export it again.")
     wanted = header.get("sha256")
-    if wanted is not None and wanted != safetensors_file.stored_checksum(file):
+    if wanted is not None and not is_verified(file, wanted, safetensors_file.stored_checksum):
         raise UserError(f"{file} is damaged (its checksum differs); export the run again.")
     experiment = read_experiment(path / "config.json")
     variables: dict[str, Any] = {}
@@ -90,12 +95,30 @@ def read_export(path: epath.Path, onto: Onto | None = None) -> LoadedRun:
         node = variables
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{file} has {name} below another tensor; export the run again.")
         node[leaf] = tensor
     if onto is None:
         variables = jax.tree.map(lambda tensor: jnp.asarray(_widened(tensor, ...)), variables)
     else:
         variables = _read_onto(variables, onto(experiment), str(path))
-    return LoadedRun(experiment, variables, step, prints, licences, data)
+    return LoadedRun(experiment, variables, *notes)
+
+
+def _notes(
+    header: Mapping[str, str],
+) -> tuple[int, dict[str, str], dict[str, float], dict[str, str]] | None:
+    """Step, fingerprints, licences and data in a file's header; None where they make no sense."""
+    kinds = {"fingerprints": dict[str, str], "licences": dict[str, float], "data": dict[str, str]}
+    try:
+        found = {"licences": {}, "data": {}}  # earlier versions wrote neither
+        found |= {name: json.loads(header[name]) for name in kinds if name in header}
+        step = int(header["step"])
+    except (ValueError, KeyError, RecursionError):
+        return None
+    if not all(fits(found.get(name), kind) for name, kind in kinds.items()):
+        return None
+    return step, found["fingerprints"], found["licences"], found["data"]
 
 
 def _read_onto(found: dict[str, Any], onto: TrainState, what: str) -> dict[str, Any]:

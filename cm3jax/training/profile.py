@@ -17,7 +17,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from cm3jax.io.files import read_json, write_atomic, write_json
+from cm3jax.io.experiment_json import read_as
+from cm3jax.io.files import write_atomic, write_json
 
 _CONTAINERS = {"while", "call", "conditional"}
 """Operations that only run others, whose time is their own already."""
@@ -40,20 +41,24 @@ class Operation:
 class StepProfile:
     """Traces the steps that `train.profile` names; a context manager around the loop.
 
-    What was traced is kept when the run ends before the last of them.
+    What was traced is kept when the run ends before the last of them. Steps that a validation
+    parts are traced in several parts, each in a folder of its own, and counted together.
     """
 
     def __init__(self, run_dir: epath.PathLike, steps: range):
         self._folder, self._steps = epath.Path(run_dir) / "profile", steps
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        self._traced = 0
-        """Steps times devices of this process."""
+        self._part: list[int] = []
+        """The steps of the trace that is under way."""
+        self._last: Any = None
+        """What the last of them gives."""
+        self._sums = OperationSums()
 
     def __enter__(self) -> "StepProfile":
         return self
 
     def __exit__(self, *_) -> None:
-        self._end()
+        self.pause()
 
     def run(self, number: int, step: Callable[..., Any], *args: Any) -> Any:
         """`step(*args)`, the run's step of this number, traced if it is one of those named."""
@@ -65,47 +70,61 @@ class StepProfile:
             jax.profiler.start_trace(self._scratch.name)
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             out = step(*args)
-        devices = jax.tree.leaves(out)[0].sharding.addressable_devices
-        self._traced += len(devices)
+        self._part.append(number)
+        self._last = out
+        self._sums.parts += len(jax.tree.leaves(out)[0].sharding.addressable_devices)
         if number == self._steps[-1]:
-            jax.block_until_ready(out)
-            self._end()
+            self.pause()
         return out
 
-    def _end(self) -> None:
-        """Keep what was traced, if a trace is under way."""
+    def pause(self) -> None:
+        """Keep what was traced by now, if anything: what comes next is no step, such as a
+        validation, and its time none of theirs. The next step begins another trace."""
         if self._scratch is None:
             return
         with self._scratch as scratch:
-            self._scratch = None
-            jax.profiler.stop_trace()
+            self._scratch, last, self._last = None, self._last, None
+            try:
+                jax.block_until_ready(last)
+            finally:
+                jax.profiler.stop_trace()
             self._keep(Path(scratch))
 
     def _keep(self, scratch: Path) -> None:
         # A name per process, since containers often share that of their host.
         name, here = f"process-{jax.process_index()}", self._folder / "plugins" / "profile"
+        folder, self._part = here / f"steps-{self._part[0]}-{self._part[-1]}", []
         for suffix in (".xplane.pb", ".trace.json.gz"):
             for path in scratch.rglob(f"*{suffix}"):
-                folder = f"steps-{self._steps[0]}-{self._steps[-1]}"
-                write_atomic(here / folder / (name + suffix), path.read_bytes())
+                write_atomic(folder / (name + suffix), path.read_bytes())
                 if suffix == ".xplane.pb" and jax.process_index() == 0:
-                    found = operations(path, self._traced)
-                    values = [dataclasses.asdict(operation) for operation in found]
+                    self._sums.add(path)
+                    values = [dataclasses.asdict(one) for one in self._sums.operations()]
                     write_json(self._folder / "operations.json", values)
 
 
-def operations(trace: os.PathLike[str], parts: int) -> list[Operation]:
-    """The operations in an `.xplane.pb`, longest first; `parts` is steps times devices."""
-    nanoseconds: dict[str, float] = collections.defaultdict(float)
-    counts: collections.Counter[str] = collections.Counter()
-    for name, duration in _events(trace):
-        nanoseconds[name] += duration
-        counts[name] += 1
-    total = sum(nanoseconds.values())
-    return [
-        Operation(name, spent / 1e6 / parts, counts[name] / parts, spent / total)
-        for name, spent in sorted(nanoseconds.items(), key=lambda item: -item[1])
-    ]
+@dataclasses.dataclass
+class OperationSums:
+    """What the operations of some traces took together."""
+
+    parts: int = 0
+    """Steps times devices of this process."""
+    nanoseconds: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    def add(self, trace: os.PathLike[str]) -> None:
+        """Count the operations in an `.xplane.pb`."""
+        for name, duration in _events(trace):
+            self.nanoseconds[name] += duration
+            self.counts[name] += 1
+
+    def operations(self) -> list[Operation]:
+        """Each kind of operation, the longest first."""
+        total = sum(self.nanoseconds.values())
+        return [
+            Operation(name, spent / 1e6 / self.parts, self.counts[name] / self.parts, spent / total)
+            for name, spent in self.nanoseconds.most_common()
+        ]
 
 
 def _events(trace: os.PathLike[str]) -> Iterator[tuple[str, float]]:
@@ -134,4 +153,4 @@ def read_operations(run_dir: epath.PathLike) -> list[Operation]:
     path = epath.Path(run_dir) / "profile" / "operations.json"
     if not path.exists():
         return []
-    return [Operation(**values) for values in read_json(path, "the time by operation")]
+    return list(read_as(tuple[Operation, ...], path, "the time by operation"))

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from cm3jax.io.files import digest
+from cm3jax.io.paths import cache_home
 
 _WORTH_SECONDS = 0.05
 """A program that compiled for longer is kept: jax's default, a second, leaves out most of the many
@@ -33,8 +34,7 @@ def cache_dir() -> Path:
     A folder of the user's cache, one for each kind of processor: homes are shared between machines,
     and programs for CPUs are compiled for the very processor.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "cm3jax" / f"xla-{digest(_processor())}"
+    return cache_home() / f"xla-{digest(_processor())}"
 
 
 def _processor() -> str:

@@ -19,7 +19,7 @@ from cm3jax.data.pipeline import PART, Position, Stream
 from cm3jax.errors import UserError
 from cm3jax.io.checksums import MANIFEST
 from cm3jax.io.experiment_json import to_dict
-from cm3jax.io.files import read_json
+from cm3jax.io.files import read_json, sweep_scratch
 from cm3jax.model import lora
 from cm3jax.training import ema
 from cm3jax.training.exported_run import PARAMS_FILE
@@ -151,6 +151,28 @@ def require_run_folder(run_dir: epath.PathLike) -> None:
             )
 
 
+_WRITTEN = (
+    r"(config|tracker|data)\.json|(damaged-)?(metrics|lives)\.jsonl|report\.html|text\.model|"
+    r"bad-batch-\d+-process-\d+\.npz"
+)
+"""Names of the files that training writes beside its checkpoints."""
+
+
+def _sweep(run_dir: epath.PathLike) -> None:
+    """Delete the halves of files that earlier lives left when they were killed: reports, pictures
+    of samples, traces. For the run's only writer; checkpoints are swept when they are opened."""
+    if jax.process_index() != 0:
+        return
+    folder = epath.Path(run_dir)
+    sweep_scratch(folder, _WRITTEN)
+    for step in folder.glob("samples/*"):
+        if step.name.isdecimal():
+            sweep_scratch(step, r".+\.png")
+    sweep_scratch(folder / "profile", r"operations\.json")
+    for traces in folder.glob("profile/plugins/profile/steps-*"):
+        sweep_scratch(traces, r"process-\d+\.(xplane\.pb|trace\.json\.gz)")
+
+
 def _has_checkpoint(folder: epath.Path) -> bool:
     """Whether a checkpoint of ours is there, sound or not: other programs, too, keep theirs in a
     folder of that name."""
@@ -191,8 +213,9 @@ def start_state(
 
     `fingerprints` are those of vocabulary and tokenizers, `data` those of what is read. Raises
     `UserError` for a checkpoint that was made with others, or with other options that decide what
-    is trained, unless `with_changes` is given.
+    is trained, unless `with_changes` is given. For the run's only writer.
     """
+    _sweep(experiment.run_dir)
     restored = checkpoints.restore(layout.abstract, fingerprints)
     if restored is not None:
         return _resume(experiment, data, restored, with_changes)

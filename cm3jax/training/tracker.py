@@ -12,7 +12,8 @@ import jax
 from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.io.files import read_json, write_json
+from cm3jax.io.files import write_json
+from cm3jax.io.typed_json import read_fields
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def _name(folder: epath.Path) -> str:
     path = folder / "tracker.json"
     if not path.exists():
         write_json(path, {"name": f"{folder.name}-{secrets.token_hex(3)}"})
-    return str(read_json(path, "the run's name for its tracker")["name"])
+    return read_fields(path, {"name": str}, "the run's name for its tracker")["name"]
 
 
 class Tracker:

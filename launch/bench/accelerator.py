@@ -29,7 +29,8 @@ from cm3jax.decode.params import as_read
 from cm3jax.decode.request import Guide, Request
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
-from cm3jax.io.files import read_json, write_atomic, write_json
+from cm3jax.io.files import write_atomic, write_json
+from cm3jax.io.typed_json import read_fields
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.model.attention import row_attention
 from cm3jax.model.decoder import Decoder
@@ -77,6 +78,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_KEPT = {"device": str, "jax": str, "parts": dict[str, dict[str, Any]]}
+"""What the file of results holds for certain."""
+
+
 def bench_accelerator(options: argparse.Namespace) -> dict[str, Any]:
     """Run what is missing and fits into the time; all results.
 
@@ -84,7 +89,7 @@ def bench_accelerator(options: argparse.Namespace) -> dict[str, Any]:
     """
     begin, path = time.monotonic(), Path(options.out) / "accelerator.json"
     about = {"device": in_words(), "jax": jax.__version__}
-    found = read_json(path, "earlier results") if path.exists() else {**about, "parts": {}}
+    found = read_fields(path, _KEPT, "earlier results") if path.exists() else {**about, "parts": {}}
     if any(found[name] != value for name, value in about.items()):
         raise UserError(
             f"{path} is of {found['device']} with jax {found['jax']}, not of {about['device']} "

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from cm3jax.io.experiment_json import read_as
 from cm3jax.io.files import write_atomic
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +70,7 @@ def bench_targets(options: argparse.Namespace) -> dict[str, Any]:
 
 def _known(out: Path) -> dict[str, Any]:
     """What was compiled before, of the cases that there still are."""
-    found = json.loads(out.read_text()) if out.exists() else {}
+    found = read_as(dict[str, dict[str, Any]], out, "earlier results") if out.exists() else {}
     return {case: found[case] for case in CASES if case in found}
 
 

@@ -1,3 +1,5 @@
+import json
+
 import jax.numpy as jnp
 import pytest
 
@@ -29,6 +31,18 @@ def test_what_is_no_result_is_one_sentence(tmp_path):
     write_json(tmp_path / "a.json", {"loss": 3})
     with pytest.raises(UserError, match="holds no scores"):
         run(["diff", str(tmp_path / "a.json"), str(tmp_path / "a.json")])
+    sound = scores_to_json({"x.y": score(10)})
+    for field, value in (("value", "high"), ("n", None), ("interval", [1]), ("interval", 3)):
+        damaged = json.loads(json.dumps(sound))
+        damaged["details"]["x"]["y"][field] = value
+        write_json(tmp_path / "a.json", damaged)
+        with pytest.raises(UserError, match=r"^the score x\.y is damaged"):
+            run(["diff", str(tmp_path / "a.json"), str(tmp_path / "a.json")])
+    del sound["details"]["x"]["y"]["protocol"]["reader"]
+    for value in (sound, [sound], 3):
+        write_json(tmp_path / "a.json", value)
+        with pytest.raises(UserError):
+            run(["diff", str(tmp_path / "a.json"), str(tmp_path / "a.json")])
     with pytest.raises(UserError, match="missing"):
         run(["diff", str(tmp_path / "no.json"), str(tmp_path / "a.json")])
 

@@ -49,6 +49,12 @@ def test_the_files_of_a_run_stay(tmp_path, trained, monkeypatch, argv, said):
     assert {name: (tmp_path / name).read_bytes() for name in trained} == trained
 
 
+def test_statistics_of_another_program_stay(tmp_path):
+    (tmp_path / "reference.npz").write_bytes(b"another's")
+    with pytest.raises(UserError, match=r"reference\.npz is another file, which the statistics"):
+        run([*COCO, str(tmp_path)])
+
+
 def test_an_evaluation_without_a_page_needs_no_place_for_one(tmp_path, trained):
     files = ScoreFiles.named(str(tmp_path / "report.json"), with_page=False)
     files.write(SCORES)

@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import os
 import re
 
 import jax
@@ -224,6 +226,66 @@ def test_an_index_whose_first_save_was_killed_is_none(tmp_path):
     bank = Bank.build(tmp_path / "bank", [], np.zeros((0, 8), np.float32), "e", "v")
     (bank.path / SAVED / ".00000.part").mkdir(parents=True)
     assert isinstance(open_index(bank), ExactIndex)
+
+
+def _changed(**fields):
+    return lambda about: {**about, **fields}
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda _: [], r"index\.json is damaged or of an earlier version \(its 'vectors'\)"),
+        (lambda _: {}, r"index\.json is damaged or of an earlier version \(its 'vectors'\)"),
+        (_changed(vectors=3), r"its 'vectors'"),
+        (_changed(documents="many"), r"its 'documents'"),
+        (_changed(documents=7), "was built for other vectors"),
+        (_changed(vectors="0" * 16), "was built for other vectors"),
+        (_changed(effort=None), r"its 'effort'"),
+        (_changed(effort={"leaves": 3}), r"index\.json has no field effort\.wanted"),
+        (_changed(effort={"wanted": "high"}), r"effort\.wanted is 'high', which is not float"),
+        (_changed(effort={"wanted": 0.9, "pages": 1}), r"has a field effort\.pages that this"),
+        (_changed(effort={"wanted": 0.9, "recall": {"text": "x"}}), r"effort\.recall\.text is 'x'"),
+        (_changed(bytes={"dataset.npy": 7}), r"dataset\.npy has \d+ of 7 bytes"),
+        (_changed(bytes=[]), r"its 'bytes'"),
+    ],
+)
+def test_a_damaged_index_is_one_sentence_and_built_again(tmp_path, damage, said):
+    vectors, queries = _clustered(50, 16)
+    nothing = BankDocument("", np.zeros(1, np.int32), "", True, True, "s", "l")
+    documents = [dataclasses.replace(nothing, key=str(i)) for i in range(50)]
+    bank = Bank.build(tmp_path / "bank", documents, vectors, "e", "v")
+    config = RetrievalConfig(index="scann", recall=0.9)
+    keep_index(bank, config)
+    about = bank.path / SAVED / "00000" / "index.json"
+    whole = json.loads(about.read_text())
+    about.write_text(json.dumps(damage(whole)))
+    with pytest.raises(UserError, match=said):
+        open_index(bank, "scann")
+    keep_index(bank, config)
+    assert json.loads(about.read_text()) == whole
+    np.testing.assert_array_equal(
+        open_index(bank, "scann").search(queries, 5).ids, _literal(vectors, queries, 5).ids
+    )
+    whole.pop("bytes")  # as earlier versions wrote it
+    about.write_text(json.dumps(whole))
+    keep_index(bank, config)
+    assert json.loads(about.read_text()) == whole, "what is sound stays"
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "config"])
+def test_damaged_files_of_an_index_are_one_sentence(tmp_path, damage):
+    vectors, _ = _clustered(50, 16)
+    ScannIndex.build(vectors).save(tmp_path / "index")
+    data, config = (tmp_path / "index" / name for name in ("dataset.npy", "scann_config.pb"))
+    if damage == "cut":
+        os.truncate(data, data.stat().st_size // 2)
+    elif damage == "missing":
+        data.unlink()
+    else:
+        config.write_bytes(b"\xff" * config.stat().st_size)
+    with pytest.raises(UserError, match=r"the ScaNN index .*; build it with launch\.index build"):
+        ScannIndex.load(tmp_path / "index", vectors)
 
 
 def test_copies_count_as_found():

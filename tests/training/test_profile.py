@@ -11,7 +11,7 @@ import pytest
 from cm3jax.config import TrainConfig
 from cm3jax.errors import UserError
 from cm3jax.train import train
-from cm3jax.training.profile import StepProfile, kind_of, operations, read_operations
+from cm3jax.training.profile import OperationSums, StepProfile, kind_of, read_operations
 from tests.tiny import experiment, learner
 
 
@@ -26,13 +26,54 @@ def test_a_run_keeps_a_trace_and_its_report_tells_the_time_by_operation(tmp_path
     steps = {event["args"]["step_num"] for event in events["traceEvents"] if is_step(event)}
     assert steps == {"3", "4"}
     found = read_operations(tmp_path)
-    assert found == operations(folder / "process-0.xplane.pb", 2)
+    sums = OperationSums(parts=2)
+    sums.add(folder / "process-0.xplane.pb")
+    assert found == sums.operations()
     assert sum(each.share for each in found) == pytest.approx(1)
     milliseconds = [each.milliseconds for each in found]
     assert milliseconds == sorted(milliseconds, reverse=True)
     page = (tmp_path / "report.html").read_text()
     assert "Time by operation" in page
     assert f"<td>{found[0].name}</td>" in page
+
+
+def test_what_comes_between_steps_is_none_of_their_time(tmp_path):
+    """A validation sorts, and its sorts are in no trace."""
+    step, validation = jax.jit(lambda x: x @ x), jax.jit(lambda x: jnp.sort(x, axis=0))
+    matrix = jnp.ones((256, 256))
+    for function in (step, validation):
+        function(matrix)
+    with StepProfile(tmp_path, range(2, 6)) as profile:
+        for number in range(1, 8):
+            profile.run(number, step, matrix)
+            if number in (1, 3):
+                profile.pause()
+                jax.block_until_ready(validation(matrix))
+    found = read_operations(tmp_path)
+    assert not [each for each in found if "sort" in each.name]
+    # Per step, over both traces; CPUs may note parts that threads share besides.
+    assert sum(each.count for each in found) >= 1
+    folders = tmp_path / "profile" / "plugins" / "profile"
+    assert {path.name for path in folders.iterdir()} == {"steps-2-3", "steps-4-5"}
+    both = OperationSums(parts=4)
+    for path in sorted(folders.glob("*/*.pb")):
+        both.add(path)
+    assert both.operations() == found
+
+
+def test_a_validation_between_traced_steps_is_not_counted(tmp_path):
+    steps = TrainConfig(steps=5, log_every=5, validate_every=3, validation_batches=3, profile="2:4")
+    train(learner(experiment(tmp_path, train=steps)))
+    folders = tmp_path / "profile" / "plugins" / "profile"
+    assert {path.name for path in folders.iterdir()} == {"steps-2-3", "steps-4-4"}
+    for path in folders.glob("*/*.json.gz"):
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+        assert any(map(is_step, events))
+        told = json.dumps(events)
+        assert "(step)" in told or "jit_step" in told
+        assert "(measure)" not in told
+        assert "jit_measure" not in told
+    assert "Time by operation" in (tmp_path / "report.html").read_text()
 
 
 def is_step(event) -> bool:
@@ -77,6 +118,14 @@ def test_a_trace_that_the_run_ends_early_is_kept(tmp_path):
 )
 def test_numbers_are_no_part_of_a_kind(name, kind):
     assert kind_of(name) == kind
+
+
+@pytest.mark.parametrize("content", ['{"name": "dot"}', '[{"name": "dot"}]', '[{"x": 1}]', "[3]"])
+def test_damaged_times_are_one_sentence(tmp_path, content):
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile" / "operations.json").write_text(content)
+    with pytest.raises(UserError, match=r"operations\.json"):
+        read_operations(tmp_path)
 
 
 @pytest.mark.parametrize("steps", ["20", "0:3", "5:4", "a:b", "1:2:3", "-1:4", "1:", "²:3"])

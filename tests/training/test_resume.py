@@ -324,6 +324,32 @@ def test_a_folder_with_checkpoints_of_another_program_stays_as_it_is(tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.pt"]
 
 
+def test_what_killed_lives_left_is_swept_and_nothing_else(begun):
+    folder = Path(begun.workdir)
+    gone = (
+        *(
+            ".report.html.0123abcd.part",
+            ".metrics.jsonl.0123abcd.part",
+            "samples/4/.a.png.0123abcd.part",
+        ),
+        "profile/.operations.json.0123abcd.part",
+        "profile/plugins/profile/steps-2-3/.process-0.xplane.pb.0123abcd.part",
+    )
+    kept = (
+        *(".report.html.part", ".heldout.json.0123abcd.part", "samples/.a.png.0123abcd.part"),
+        *("thesis/.report.html.0123abcd.part", "samples/4/a.png"),
+    )
+    for name in (*gone, *kept):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("half")
+    for steps in (SHORT, LONGER):  # finished already, and going on
+        go_on(begun, train=steps)
+        assert not [name for name in gone if (folder / name).exists()]
+        assert all((folder / name).exists() for name in kept)
+        for name in gone:
+            (folder / name).write_text("half")
+
+
 def test_a_damaged_config_does_not_block_a_sound_checkpoint(begun):
     path = Path(begun.workdir) / "config.json"
     path.write_bytes(b"\xff{" + b"[" * 100_000)
