@@ -1,7 +1,6 @@
 """Lives of a run that end badly: killed before the report, on a full disk, two at once."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -24,8 +23,8 @@ def options(tmp_path_factory):
     return [*runs.options(tmp_path_factory.mktemp("corpus")), "--mesh.data", "1"]
 
 
-def call(module, *words, **settings):
-    command = [sys.executable, "-m", f"launch.{module}", *map(str, words)]
+def call(module, *words, within=(), **settings):
+    command = [*within, sys.executable, "-m", f"launch.{module}", *map(str, words)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **settings)
 
 
@@ -75,12 +74,9 @@ def test_a_full_disk_ends_the_run_at_the_save_that_fails(options, tmp_path):
     """In one sentence, steps before the next save; with room again it goes on exactly."""
     saves = ["--checkpoint.every", "60", "--train.validate-every", "0"]
     words = arguments([*options, *saves], tmp_path / "run", 1000)
-
-    def small_disk():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
+    small_disk = ("bash", "-c", 'ulimit -f 100; exec "$0" "$@"')  # no file over 100 KiB
     off = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # it writes files of its own
-    done = call("train", *words, env=off, preexec_fn=small_disk)
+    done = call("train", *words, within=small_disk, env=off)
     require_sentence(done, "the checkpoint of step 60 cannot be written to", "make room there")
     steps = len(read_metrics(tmp_path / "run"))
     assert 60 <= steps < 120
