@@ -5,15 +5,13 @@ import math
 import sys
 import types
 import typing
-from typing import Any, TypeVar
+from typing import Any
 
 from etils import epath
 
 from cm3jax.config import Experiment
 from cm3jax.errors import UserError
 from cm3jax.io.files import read_json, write_json
-
-T = TypeVar("T")
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
@@ -40,7 +38,7 @@ def read_experiment(path: epath.PathLike) -> Experiment:
     return from_dict(read_json(path, "the run's config"), str(path))
 
 
-def read_as(kind: type[T], path: epath.PathLike, what: str) -> T:
+def read_as(kind: Any, path: epath.PathLike, what: str) -> Any:
     """A JSON file as a dataclass, or as another type that `build` makes; `UserError` where it is
     missing or damaged."""
     return build(kind, read_json(path, what), str(path))
