@@ -76,7 +76,7 @@ EXTRAS = {
         "hypothesis",  # properties of documents and sequences
         "beartype>=0.22",  # checks the jaxtyping annotations at run time
         "ruff>=0.14",  # lint and format
-        "mypy>=2.4,<3",  # static types of the core
+        "mypy>=2.4,<3",  # static types
         "jsonschema>=4",  # manifests of jobs against the published schema
         "qwix>=0.1.8,<0.2",  # training in int8 and fp8
         "trackio>=0.43,<1",  # reads back what a run tells its tracker

@@ -20,7 +20,7 @@ from cm3jax.model.bridge import TokenizerBridge
 from cm3jax.retrieval.clip_encoder import CLIP, text_length
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.tokenizers import lpips
-from cm3jax.train import Learner
+from cm3jax.training.learner import Learner
 
 
 def learner_without_data(experiment: Experiment) -> Learner:
@@ -67,7 +67,8 @@ class _Rows:
         partition.require_shares(batch, mesh)
         self._rows, self._sharding = batch, partition.batch_sharding(mesh)
 
-    def __call__(self, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+    def __call__(self, dtype: Any, *shape: int) -> Any:
+        """The shape of an array, in its place."""
         return jax.ShapeDtypeStruct((self._rows, *shape), dtype, sharding=self._sharding)
 
 

@@ -15,7 +15,8 @@ from cm3jax.abstract import batch_without_data
 from cm3jax.errors import UserError
 from cm3jax.memory import local_bytes
 from cm3jax.targets import Target
-from cm3jax.train import Learner, make_train_step
+from cm3jax.train import make_train_step
+from cm3jax.training.learner import Learner
 from cm3jax.training.mesh_checks import require_attention
 from cm3jax.training.state import plan_layout
 
@@ -84,7 +85,7 @@ def compile_step(learner: Learner, target: Target) -> Compiled:
             "--model.remat full, --optim.accumulate, or more devices (--mesh.fsdp, --mesh.tensor)."
         ) from None
     flops = learner.work.flops
-    memory, text = made.memory_analysis(), made.as_text()
+    memory, text = hlo.analysed(made)
     traffic = hlo.traffic(text)
     decodes = experiment.learner in ("decoder", "parti")
     again = _AGAIN[experiment.model.remat] if decodes else 1.0

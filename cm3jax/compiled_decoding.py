@@ -84,9 +84,9 @@ def compile_chunk(learner: DecoderLearner, target: Target, wanted: Decoding) -> 
     with jax.set_mesh(mesh):
         lowered = steps.chunk.lower(model, vocab, variables, method, False, rows, state)
         made = lowered.compile()
-    text = made.as_text()
+    memory, text = hlo.analysed(made)
     return CompiledChunk(
-        peak=made.memory_analysis().peak_memory_in_bytes,
+        peak=memory.peak_memory_in_bytes,
         read=local_bytes((read_by_steps(variables), state.cache.prefix, state.cache.suffix)),
         traffic=hlo.traffic(text),
         copies=hlo.copies(text, _LARGE),

@@ -7,6 +7,11 @@ import dataclasses
 import math
 import re
 from collections import defaultdict
+from typing import Any
+
+import jax
+
+from cm3jax.errors import UserError
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 """Collectives, as XLA names them."""
@@ -53,6 +58,15 @@ class _Instruction:
     @property
     def called(self) -> list[str]:
         return _CALLED.findall(self.text)
+
+
+def analysed(made: jax.stages.Compiled) -> tuple[Any, str]:
+    """XLA's account of a program's memory, and its text; `UserError` where its compiler keeps them
+    to itself."""
+    memory, text = made.memory_analysis(), made.as_text()
+    if memory is None or text is None:
+        raise UserError("the compiler says nothing of its programs; plan for another target.")
+    return memory, text
 
 
 def traffic(text: str) -> dict[str, Traffic]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
-from cm3jax import partition
+from cm3jax import hlo, partition
 from cm3jax.config import DecoderConfig, Experiment
 from cm3jax.data.caption_image import Pairs
 from cm3jax.errors import UserError
@@ -60,7 +60,7 @@ def abstract_batch(learner: Planned, mesh: AnyMesh) -> Batch | Pairs:
     partition.require_shares(experiment.data.batch, mesh)
     sharding = partition.batch_sharding(mesh)
 
-    def rows(length: int, dtype: Any) -> jax.ShapeDtypeStruct:
+    def rows(length: int, dtype: Any) -> Any:  # the shape of an array, in its place
         return jax.ShapeDtypeStruct((experiment.data.batch, length), dtype, sharding=sharding)
 
     if isinstance(learner, PartiLearner):
@@ -93,13 +93,13 @@ def compiled_bytes(learner: Planned, mesh: jax.sharding.Mesh) -> tuple[int, int]
     with jax.set_mesh(mesh):
         layout, batch = plan_layout(learner, mesh), abstract_batch(learner, mesh)
         step = make_train_step(learner, layout)
-        memory = step.lower(layout.abstract, batch).compile().memory_analysis()
+        memory, _ = hlo.analysed(step.lower(layout.abstract, batch).compile())
     return memory.argument_size_in_bytes, memory.temp_size_in_bytes
 
 
 def planned(experiment: Experiment) -> Planned:
     """What trains the experiment, without data; `UserError` unless it is a decoder or `parti`."""
-    learners = {"decoder": DecoderLearner, "parti": PartiLearner}
+    learners: dict[str, type[Planned]] = {"decoder": DecoderLearner, "parti": PartiLearner}
     if experiment.learner not in learners:
         raise UserError(
             f"{experiment.name} trains a {experiment.learner}; only decoders and parti can be "

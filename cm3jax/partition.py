@@ -253,6 +253,12 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def boxed_init(init: Callable[..., Any], *axes: str) -> Callable[..., Any]:
+    """An initialiser of an array with these logical axes: boxed with them only while parameters
+    are made, so that `module.param` gives back the array."""
+    return nn.with_logical_partitioning(init, axes)
+
+
 def shardings(mesh: Mesh | AbstractMesh, boxed: Any) -> Any:
     """Shardings of a variable tree as `jax.eval_shape` of a module's `init` gives it.
 

@@ -6,7 +6,7 @@ nonsense, and all code paths are the real ones.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def text_tokenizer() -> TextTokenizer:
     return TextTokenizer.train(CAPTIONS, experiment().vocab.text_pieces)
 
 
-def random_variables(init: Callable[..., dict], *inputs: Any) -> dict:
+def random_variables(init: Callable[..., Mapping[str, Any]], *inputs: Any) -> dict:
     """Variables of a module's shapes, all of them noise, as if `init(key, *inputs)` had run.
 
     Nothing is compiled, and nothing is zero, as some layers of a fresh model are: they would hide

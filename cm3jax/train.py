@@ -10,7 +10,7 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,27 +19,26 @@ from etils import epath
 
 from cm3jax import partition
 from cm3jax.checkpoint import Checkpoints, Meta
-from cm3jax.config import Experiment
 from cm3jax.data.corpus import licence_shares
 from cm3jax.data.document_probe import probes_of
-from cm3jax.data.pipeline import Described, HostBatch, Position, Stream, combine_fingerprints
+from cm3jax.data.pipeline import Described, HostBatch, Position, combine_fingerprints
 from cm3jax.errors import UserError
 from cm3jax.io.experiment_json import save_experiment, to_dict
 from cm3jax.io.files import write_atomic
 from cm3jax.io.folders import hold
 from cm3jax.model.kernels import IN_WORDS, kernel_for
 from cm3jax.report.run_page import Illustration, draw_report, is_reported
-from cm3jax.shapes import Array, Int, Key
+from cm3jax.shapes import Array, Key
 from cm3jax.training import distributed, ema
 from cm3jax.training.best import BestKept
 from cm3jax.training.clock import StepClock
 from cm3jax.training.gradients import accumulated, gradients
+from cm3jax.training.learner import Learner
 from cm3jax.training.loss import LossOutput, Mean
 from cm3jax.training.mesh_checks import require_attention, require_divisible
 from cm3jax.training.metrics import (
     MetricsLog,
     Progress,
-    StepCost,
     record_life,
     utilisation,
     validation_name,
@@ -51,40 +50,6 @@ from cm3jax.training.resume import Start, data_fingerprints, require_run_folder,
 from cm3jax.training.state import Layout, TrainState, plan_layout
 from cm3jax.training.tracker import Tracker, require_tracker
 from cm3jax.training.watchdog import Watchdog
-
-
-@runtime_checkable
-class Learner(Protocol):
-    """What can be trained: a model, its loss and its data."""
-
-    experiment: Experiment
-    fingerprints: Mapping[str, str]
-    """Fingerprints of vocabulary and tokenizers, by name; a checkpoint with others is refused."""
-    work: StepCost
-    """Tokens and floating-point operations of one global batch."""
-
-    def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:
-        """`{"params": ..., other collections}`, boxed with logical axis names; it is traced."""
-
-    def loss(
-        self,
-        params: Any,
-        extra: Any,
-        batch: Any,
-        key: Key[Array, ""],
-        step: Int[Array, ""],
-        training: bool = True,
-    ) -> LossOutput:
-        """The loss of one global batch after `step` finished updates; it is traced.
-
-        What it draws depends on the key and a row's number in the batch alone. Without `training`
-        it is measured as it stands: nothing is dropped.
-        """
-
-    def stream(self, split: Literal["train", "validation"]) -> Stream:
-        """The data; the validation stream is read from its beginning each time, and is
-        `NoRecords` where nothing is held back."""
-
 
 Illustrator = Callable[[TrainState], Sequence[Illustration]]
 """What the parameters make by now, for the run's report.
@@ -152,10 +117,9 @@ def train(
             return run.loop(preemption, watchdog, profile, tracker)
 
 
-def make_train_step(
-    learner: Learner, layout: Layout
-) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
-    """One update, compiled; the state that goes in is donated.
+def make_train_step(learner: Learner, layout: Layout) -> jax.stages.Wrapped:
+    """One update, compiled: from state and batch to state and metrics; the state that goes in is
+    donated.
 
     Its metrics are the learner's, `gradient_norm` before clipping and `parameter_norm` after the
     update.

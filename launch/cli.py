@@ -16,7 +16,8 @@ import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from types import UnionType
+from typing import Annotated, Any, NoReturn, TypeVar, overload
 
 import tyro
 
@@ -75,13 +76,27 @@ def show_overview(description: str, words: str = "EXPERIMENT") -> NoReturn:
     sys.exit(0)
 
 
+@overload
 def parse(
     options: type[Options],
     argv: Sequence[str],
     description: str,
     default: Options | None = None,
     program: str | None = None,
-) -> Options:
+) -> Options: ...
+
+
+@overload
+def parse(options: UnionType, argv: Sequence[str], description: str) -> Any: ...
+
+
+def parse(
+    options: Any,
+    argv: Sequence[str],
+    description: str,
+    default: Any = None,
+    program: str | None = None,
+) -> Any:
     """Parse `argv` into the dataclass `options` (or a union of them: one subcommand each).
 
     Fields are options, or positional arguments where they are `tyro.conf.Positional`. Raises

@@ -21,6 +21,8 @@ from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.document import Image, parse
 from cm3jax.shapes import RgbImage
 
+Font = PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont
+
 _LEAST = 112  # pixels of a picture's side on the sheet, so that a label fits below it
 _GAP = 8
 _TEXT = 190  # width of the prompt's column
@@ -69,12 +71,16 @@ def rows(
 
 def _documents(sample: Generated, line: dict[str, Any], generator: Generator) -> Iterator[Cell]:
     for document, known in zip(sample.documents, line["documents"], strict=True):
-        retrieved = isinstance(document, Retrieved)
-        ids = document.ids if retrieved else document
+        if isinstance(document, Retrieved):
+            name, text, ids = (
+                f"{document.key} {document.score:.2f}",
+                document.meta.text,
+                document.ids,
+            )
+        else:
+            name, text, ids = _base(known["path"]), "", document
         codes = [part.codes for part in parse(ids, generator.vocab) if isinstance(part, Image)]
-        picture = generator.image.decode(np.asarray(codes[:1]))[0] if codes else None
-        name = f"{document.key} {document.score:.2f}" if retrieved else _base(known["path"])
-        yield Cell(name, picture, document.meta.text if retrieved else "")
+        yield Cell(name, generator.image.decode(np.asarray(codes[:1]))[0] if codes else None, text)
 
 
 def _base(path: str) -> str:
@@ -100,7 +106,8 @@ def scored(line: dict[str, Any], by: str) -> str:
 
 def sheet(rows: Sequence[Row]) -> RgbImage:
     """The sheet, on white, tall enough for all rows."""
-    sides = [cell.picture.shape[0] for row in rows for cell in row.pictures]
+    pictures = (cell.picture for row in rows for cell in row.pictures)
+    sides = [picture.shape[0] for picture in pictures if picture is not None]
     scale = max(1, -(-_LEAST // max(sides, default=_LEAST)))
     side = scale * max(sides, default=_LEAST)
     font = PIL.ImageFont.load_default(11)
@@ -145,7 +152,7 @@ def _paint(page, draw, font, cell: Cell, corner: tuple[int, int], side: int) -> 
         draw.text((x, y + side + 1 + number * (_LINE - 2)), line, "black", font)
 
 
-def _wrapped(text: str, font: PIL.ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrapped(text: str, font: Font, width: int) -> list[str]:
     """Lines of at most `width` pixels; a longer word is cut."""
     lines = [""]
     for word in text.split():

@@ -19,6 +19,7 @@ After a kill the same command continues: `coco_fid` always; `emblems`, `emoji`, 
 """
 
 import resource
+from collections.abc import Sequence
 
 from etils import epath
 
@@ -33,6 +34,7 @@ from cm3jax.evaluate.inception_weights import load_inception
 from cm3jax.evaluate.perplexity import evaluate_perplexity
 from cm3jax.evaluate.protocol import Score, read_scores
 from cm3jax.evaluate.reconstruction import evaluate_reconstruction
+from cm3jax.evaluate.results import Figure
 from cm3jax.generation.loading import load_encoder
 from cm3jax.io.files import require_replaceable
 from cm3jax.learners import clip
@@ -64,7 +66,7 @@ _ABOUT = (
     "worst and some of the best answers are shown."
 )
 
-_Scored = Captions | VQA | Perplexity | Reconstruction | Retrieval | Tasks | Emblems
+_Scored = Captions | VQA | Perplexity | Reconstruction | Retrieval | Tasks | Emoji | Emblems
 """The options of evaluations that differ only in what they score."""
 
 
@@ -86,40 +88,38 @@ def _evaluate(options: _Scored) -> dict[str, Score]:
     """The scores, written where `out` says; with a page where answers can be shown."""
     files = ScoreFiles.named(options.out, with_page=isinstance(options, Tasks | Emblems))
     keep = files.samples if files else ""
+    figures: Sequence[Figure] = ()
     match options:
         case Captions():
             scores = score_caption_file(options.made, options.captions)
         case VQA():
             scores = score_vqa_file(options.made, options.annotations)
         case Perplexity():
-            where = (options.run, options.corpus, options.bank)
-            scores = evaluate_perplexity(*where, options.batches)
+            scores = evaluate_perplexity(options.run, options.corpus, options.bank, options.batches)
         case Reconstruction():
             weights = load_inception(options.inception) if options.inception else None
             extractor = Extractor(weights, options.resize) if weights else None
-            where = (options.run, options.split, options.count, options.source, options.lpips)
-            scores = evaluate_reconstruction(*where, extractor)
+            about = (options.split, options.count, options.source, options.lpips)
+            scores = evaluate_reconstruction(options.run, *about, extractor)
         case Retrieval():
             scores = evaluate_encoder(options.run, options.prompts)
         case Tasks():
-            which = (options.tasks, options.cases, options.seed)
-            where = (options.mesh, keep)
-            found = evaluate_tasks(options.run, options.before, *which, _say, *where)
-            scores = found.scores
+            tasks = (options.tasks, options.cases, options.seed)
+            tested = evaluate_tasks(options.run, options.before, *tasks, _say, options.mesh, keep)
+            scores, figures = tested.scores, tested.figures
         case Emoji():
             which = (options.bank, options.prompts, options.seed)
-            found = EmojiExam(options.run, *which, _say, options.mesh, keep)
-            found.take(options.documents)
-            scores = found.scores
+            exam = EmojiExam(options.run, *which, _say, options.mesh, keep)
+            exam.take(options.documents)
+            scores = exam.scores
         case Emblems():
             which = (options.bank, options.prompts, options.seed)
-            where = (options.mesh, keep)
-            found = evaluate(options.run, *which, _say, *where)
-            scores = found.scores
+            found = evaluate(options.run, *which, _say, options.mesh, keep)
+            scores, figures = found.scores, found.figures
     if files:
         page = None
         if isinstance(options, Tasks | Emblems):
-            page = page_of(f"What {options.run} does", _ABOUT, scores, found.figures)
+            page = page_of(f"What {options.run} does", _ABOUT, scores, figures)
         files.write(scores, page)
     return scores
 

@@ -176,7 +176,7 @@ class Gallery:
 
     def _write_pictures(self, line: dict[str, Any], sample: Generated) -> None:
         for part, segment in zip(line["segments"], sample.segments, strict=True):
-            if "file" in part:
+            if isinstance(segment, np.ndarray):
                 self._put(self._out / part["file"], _with_recipe(segment, line))
 
     def _write_log(self) -> None:

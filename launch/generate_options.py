@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 from etils import epath
@@ -202,7 +202,7 @@ def with_defaults(options: Options) -> Options:
         raise UserError(f"--task takes one text, in quotes; these are {len(options.words)} words.")
     inputs = (options.image, options.box, options.options, options.context)
     prompt = task_prompt(find(options.task), "".join(options.words), *inputs)
-    own = {"task": "", "image": "", "box": "", "options": "", "context": ""}
+    own: dict[str, Any] = dict.fromkeys(("task", "image", "box", "options", "context"), "")
     words = ("interleave", prompt) if options.task == "story" else (prompt,)
     return dataclasses.replace(options, words=words, **own)
 

@@ -100,7 +100,8 @@ class Options:
                 f"{'gke-tpu or tpu-vm' if tpu else 'slurm or gke-gpu'}."
             )
         chips = target.devices // kind.per_chip
-        said = {"nodes": target.hosts, "devices": chips * target.slices // target.hosts}
+        shared = chips * target.slices // target.hosts
+        said: dict[str, int | str] = {"nodes": target.hosts, "devices": shared}
         if self.cluster == "gke-tpu":
             said |= {"accelerator": _GKE[kind.name], "topology": target.topology}
         elif self.cluster == "gke-gpu":

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -21,6 +21,8 @@ from cm3jax.training.state import plan_layout
 
 TRIED = 4
 """Meshes and remat policies that `--search` compiles, at most."""
+_REMATS: tuple[Literal["none", "dots", "full"], ...] = ("none", "dots", "full")
+"""Remat policies, the cheapest first."""
 _LANES = 128
 """Elements of a parameter's axis that a TPU works on at once: gathers of parts that are smaller
 are not hidden behind products."""
@@ -184,7 +186,7 @@ def _candidates(experiment: Experiment, target: Target) -> Iterator[tuple[tuple,
             if experiment.data.batch % (data * fsdp * experiment.optim.accumulate):
                 continue
             mesh = dataclasses.replace(experiment.mesh, data=data, fsdp=fsdp, tensor=tensor)
-            for cost, remat in enumerate(("none", "dots", "full")):
+            for cost, remat in enumerate(_REMATS):
                 model = dataclasses.replace(experiment.model, remat=remat)
                 tried = dataclasses.replace(experiment, mesh=mesh, model=model)
                 narrow = _is_narrow(experiment, target, fsdp)

@@ -176,12 +176,16 @@ def _shipped(decoder: Experiment, options: Options) -> list[Stage]:
         data=dataclasses.replace(decoder.data, bank=str(bank)),
     )
     bank_job = SplitJob(experiment, "bank")
+
+    def make_bank() -> None:
+        prepare_bank(bank_job, make_tools(experiment), _say)
+
     banked = Stage(
         "bank of the shipped weights",
         20,
         str(bank),
         lambda: standing_bank(bank_job, make_tools(experiment)) is not None,
-        lambda: prepare_bank(bank_job, make_tools(experiment), _say),
+        make_bank,
     )
     return [banked, _evaluation("shipped", str(run), str(bank), options)]
 

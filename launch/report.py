@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import tyro
 from etils import epath
@@ -130,7 +131,7 @@ def trainings(row: Row, options: Options) -> list[Experiment]:
         experiment = load_experiment(name)
         home = data / epath.Path(experiment.data.corpus).parent.name
         replaced = {"raw": data / "raw", "corpus": home / "corpus", "bank": home / "bank"}
-        where = {field: str(path) for field, path in replaced.items()}
+        where: dict[str, Any] = {field: str(path) for field, path in replaced.items()}
         moved = dataclasses.replace(experiment.data, **where)
         experiments.append(dataclasses.replace(experiment, workdir=str(runs / name), data=moved))
     return experiments

@@ -78,7 +78,7 @@ def chameleon(experiment: Experiment, weights: Any) -> Any:
         },
     )
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
-    network = ChameleonForConditionalGeneration(config)
+    network: Any = ChameleonForConditionalGeneration(config)
     arrays = {name: torch.from_numpy(a) for name, a in state_dict(weights, model.width).items()}
     faults = network.load_state_dict(arrays, strict=False)
     left = [name for name in faults.missing_keys if "vqmodel" not in name]

@@ -11,8 +11,9 @@ from cm3jax import partition
 from cm3jax.config import Experiment
 from cm3jax.io.folders import hold
 from cm3jax.report.run_page import Illustration
-from cm3jax.train import Illustrator, Learner, train
+from cm3jax.train import Illustrator, train
 from cm3jax.training import distributed
+from cm3jax.training.learner import Learner
 from cm3jax.training.resume import require_run_folder
 from launch.cli import parse_experiment_and
 from launch.env import keep_freed_memory, main
@@ -102,11 +103,15 @@ def make_illustrator(learner: Learner) -> Illustrator:
         )
         return lambda state: (absent,)
     if experiment.learner == "vqgan":
+        from cm3jax.learners.vqgan import VQGANLearner
         from cm3jax.report.samples import vqgan_samples
 
+        assert isinstance(learner, VQGANLearner)
         return vqgan_samples.vqgan_illustrator(learner)
+    from cm3jax.learners.decoder import DecoderLearner
     from cm3jax.report.samples import decoder_samples
 
+    assert isinstance(learner, DecoderLearner)
     return decoder_samples.decoder_illustrator(learner)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from cm3jax.data.packing import (
 )
 from cm3jax.errors import UserError
 from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.retrieval.select import NONE
 from cm3jax.sequence.rows import Batch, Samples, build_rows, build_stream_rows
 
@@ -77,21 +78,22 @@ class CorpusRows:
         self.config = config
         self.corpus = corpus
         self.bank = bank
-        bank_lengths = np.zeros(0, np.int32) if bank is None else bank.lengths
+        if bank is None:
+            nothing = np.zeros(0, np.int32)
+            self._documents = Documents(nothing, lambda row: nothing, lambda: ())
+        else:
+            self._documents = Documents(
+                bank.lengths, bank.ids, lambda: (document.ids for document in bank.documents())
+            )
         asked = _ASKED[config.queries]
         self.table = LengthTable(
             corpus.lengths,
             corpus.neighbours[:, :, asked],
             corpus.scores[:, :, asked],
-            bank_lengths,
+            self._documents.lengths,
             corpus.answers,
         )
         self._queries = Documents(corpus.lengths, corpus.ids, corpus.all_ids)
-        self._documents = Documents(
-            bank_lengths,
-            lambda row: bank.ids(row),
-            lambda: (document.ids for document in (() if bank is None else bank.documents())),
-        )
         self._plan, self._build = _WAYS[config.rows]
         if self._build is not build_rows and corpus.answers is not None:
             raise UserError(
@@ -147,7 +149,7 @@ class CorpusRows:
         shown = (config.context, config.documents, config.cm3)
         # Each of a block's batches asks for its plan.
         return functools.lru_cache(maxsize=2)(
-            lambda *at: self._plan(self.table, config.seed, *at, *shown)
+            lambda epoch, block: self._plan(self.table, config.seed, epoch, block, *shown)
         )
 
     @functools.cached_property
@@ -170,6 +172,10 @@ class CorpusRows:
             said += f"; {lost:.0%} of those drawn do not fit a row of {context} tokens"
         return f"{said}."
 
+    def shown(self, rows: Iterable[int]) -> list[BankDocument]:
+        """The documents in these rows of the bank; -1 is none."""
+        return [] if self.bank is None else [self.bank.meta(row) for row in rows if row >= 0]
+
     def take(self, position: Position, count: int) -> tuple[Plan, Position]:
         """The next `count` rows from `position` on, and the position after them.
 
@@ -181,7 +187,8 @@ class CorpusRows:
                 f"the run goes on at {position.place}, which {self.corpus.path} does not have: it "
                 f"is not the corpus that the run was trained on. {ELSEWHERE}"
             )
-        parts, missing = [], count
+        parts: list[Plan] = []
+        missing = count
         while missing or not parts:
             plan = self.plan(epoch, block)
             stop = min(row + missing, plan.rows)

@@ -11,12 +11,12 @@ import jax
 import numpy as np
 
 from cm3jax.config import ClipConfig, DataConfig
+from cm3jax.data.ahead import ahead
 from cm3jax.data.partners import with_partners
 from cm3jax.data.pipeline import (
     HostBatch,
     Position,
     RecordStream,
-    ahead,
     marks_of_records,
     with_epochs,
 )
@@ -94,7 +94,7 @@ class CaptionedRecords:
         nothing.
         """
         numbers: dict[str, int] = {}
-        members = collections.defaultdict(list)
+        members: dict[int, list[int]] = collections.defaultdict(list)
         shape = (len(names), max(1, *map(len, names)))
         self.subjects = np.full(shape, NO_SUBJECT, np.int32)
         self._places = np.zeros(shape, np.int64)
@@ -145,7 +145,10 @@ def _captioned(record: RawRecord) -> _Captioned | None:
 
 
 def _picture(record: RawRecord, config: ClipConfig) -> UInt8[np.ndarray, "Y X 3"]:
-    return fit_picture(text_and_image(record.segments)[1], config)
+    _, image = text_and_image(record.segments)
+    if image is None:
+        raise ValueError(f"{record.key} has no picture")
+    return fit_picture(image, config)
 
 
 @dataclasses.dataclass(frozen=True)

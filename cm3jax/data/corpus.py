@@ -162,7 +162,7 @@ class CorpusWriter:
                 f"{self.path} would have no record{first}; check data.source or data.tasks, and "
                 "data.records."
             )
-        licences = sum((Counter(note["licences"]) for note in notes), Counter())
+        licences: Counter[str] = sum((Counter(note["licences"]) for note in notes), Counter())
         return {
             "licence_shares": {name: n / records for name, n in sorted(licences.items())},
             "refused": dict(item for note in notes for item in note["refused"].items()),

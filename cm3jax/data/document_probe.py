@@ -109,7 +109,7 @@ def _right(
     most, bank = rows.config.documents, rows.bank
     out = np.full((len(records), most), NONE, np.int64)
     wanted = frozenset().union(*subjects)
-    if not wanted or len(bank) > _LARGEST:
+    if bank is None or not wanted or len(bank) > _LARGEST:
         return out
     holders: dict[str, list[int]] = {name: [] for name in wanted}
     for row, document in enumerate(bank.documents()):

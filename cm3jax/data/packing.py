@@ -102,8 +102,8 @@ class Plan:
             self.places.offsets[part],
             self.places.segments[part],
         )
-        fields = (getattr(self, name)[part] for name in _BY_SAMPLE)
-        return Plan(*fields, places, stop - start, self.dropped)
+        fields = {name: getattr(self, name)[part] for name in _BY_SAMPLE}
+        return dataclasses.replace(self, **fields, places=places, rows=stop - start)
 
 
 _BY_SAMPLE = ("records", "keys", "epochs", "documents", "masks")
@@ -117,8 +117,8 @@ def join_plans(plans: list[Plan]) -> Plan:
     places = [plan.places for plan in plans]
     rows = [place.rows + np.int32(start) for place, start in zip(places, first, strict=False)]
     return Plan(
-        *(np.concatenate([getattr(plan, name) for plan in plans]) for name in _BY_SAMPLE),
-        Places(
+        **{name: np.concatenate([getattr(p, name) for p in plans]) for name in _BY_SAMPLE},
+        places=Places(
             np.concatenate(rows),
             np.concatenate([place.offsets for place in places]),
             np.concatenate([place.segments for place in places]),
@@ -186,7 +186,7 @@ def plan_block(
         records,
         np.full(len(records), epoch),
         np.where(fitted.document_lengths > 0, shown.ids, NONE)[by_row],
-        fitted.masks[by_row],
+        np.asarray(fitted.masks[by_row]),
         Places(rows_of[by_row], places.offsets[by_row], places.segments[by_row]),
         rows,
         int(((shown.lengths > 0) & (fitted.document_lengths == 0)).sum()),
@@ -264,7 +264,7 @@ def _shown(
     drawn = _drawn(table, records, seed, epoch, documents)
     if config.wrong_documents and documents:
         words = prng.bits(np, seed, epoch, records, PrngStream.WRONG_DOCUMENTS, 2)
-        others = prng.below(np, words[:, 1], len(table.lengths)).astype(np.int64)
+        others = np.asarray(prng.below(np, words[:, 1], len(table.lengths)), np.int64)
         wrong = _drawn(table, others, seed, epoch, 1).ids[:, 0]
         chosen = prng.chance(np, words[:, 0], config.wrong_documents)
         drawn = with_wrong(np, drawn, wrong, chosen)
@@ -272,7 +272,7 @@ def _shown(
     ids = np.where(np.arange(drawn.ids.shape[1]) < count[:, None], drawn.ids, NONE)
     if config.shuffle_documents:
         drawn = shuffled(np, Drawn(ids, drawn.scores), seed, epoch, records)
-        ids = drawn.ids
+        ids = np.asarray(drawn.ids)
     lengths = np.where(ids == NONE, 0, table.bank_lengths[ids]).astype(np.int32)
     return _Shown(records, ids, drawn.scores, lengths, table.lengths[records].astype(np.int32))
 

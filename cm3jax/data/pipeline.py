@@ -6,13 +6,14 @@ the number of processes, and each process materialises its own rows alone.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 import jax
 import numpy as np
 
 from cm3jax.config import DataConfig, VocabConfig
+from cm3jax.data.ahead import ahead
 from cm3jax.data.cm3_rows import CorpusRows, RowsConfig
 from cm3jax.data.corpus import Corpus, mixture_part
 from cm3jax.data.mixing import row_weights
@@ -23,8 +24,6 @@ from cm3jax.sequence import prng
 from cm3jax.sequence.rows import batch_fingerprint
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Int
-
-T, R = TypeVar("T"), TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,16 +152,6 @@ class RecordStream:
             yield HostBatch(data, Position(epoch, 0, row), mark)
 
 
-def ahead(items: Iterator[T], make: Callable[[T], R], threads: int) -> Iterator[R]:
-    """What `make` makes of each item, in order, made a few items ahead in Grain's threads."""
-    import grain
-
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    # Grain wants a sequence: a stretch of the endless one at a time.
-    while stretch := list(itertools.islice(items, 4 * threads)):
-        yield from grain.MapDataset.source(stretch).map(make).to_iter_dataset(options)
-
-
 def with_epochs(
     batches: Iterator[HostBatch], position: Position
 ) -> Iterator[tuple[HostBatch, int]]:
@@ -228,6 +217,18 @@ class CorpusStream:
                     f"{other.path} was prepared with another vocabulary or other tokenizers than "
                     f"{first.path}; prepare both with the same."
                 )
+
+    @overload
+    @staticmethod
+    def open(
+        data: DataConfig, vocab: VocabConfig, rows: RowsConfig, split: Literal["train"]
+    ) -> "CorpusStream": ...
+
+    @overload
+    @staticmethod
+    def open(
+        data: DataConfig, vocab: VocabConfig, rows: RowsConfig, split: Literal["validation"]
+    ) -> "CorpusStream | NoRecords": ...
 
     @staticmethod
     def open(

@@ -14,6 +14,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -105,8 +106,9 @@ def is_prepared(experiment: Experiment, tools: Tools) -> bool:
 def _corpus_job(job: SplitJob, tools: Tools, bank: Bank) -> SplitJob:
     """The job of a corpus with what it is to be made from."""
     # Where the encoder lies, and what of the candidates is shown later, decides nothing here.
-    settled = {"encoder": "", "documents": 1, "queries": "both", "milvus": ""}
-    rules = dataclasses.replace(job.experiment.retrieval, **settled)
+    rules = dataclasses.replace(
+        job.experiment.retrieval, encoder="", documents=1, queries="both", milvus=""
+    )
     decides = (job.vocab(tools).fingerprint, bank.fingerprint, repr((job.room, rules)))
     return _dated(_identified(job, *decides))
 
@@ -122,7 +124,8 @@ def _identified(job: SplitJob, *decides: str) -> SplitJob:
     """The job with the mark of its raw records and of what else decides its content."""
     data, seed = job.experiment.data, job.experiment.seed
     others = ("raw", "corpus", "bank", "mixture", "rows", "batch", "threads")
-    defaults = {f.name: f.default for f in dataclasses.fields(DataConfig) if f.name in others}
+    fields = dataclasses.fields(DataConfig)
+    defaults: dict[str, Any] = {f.name: f.default for f in fields if f.name in others}
     raw = dataclasses.replace(data, **defaults)
     # As a tuple of them is printed.
     made_from = digest(f"({identity(raw)}, {seed!r}, {job.split!r})", *decides)

@@ -44,8 +44,8 @@ def prepare_tasks(
     Raises `UserError` where a data set is unknown or missing, or has no usable record, and before
     any work where one of the corpora's folders is another's or another task's.
     """
-    data, seed, vocab = experiment.data, experiment.seed, experiment.vocab
-    vocab = fitting_vocab(vocab, data.image_size, text, image)
+    data, seed = experiment.data, experiment.seed
+    vocab = fitting_vocab(experiment.vocab, data.image_size, text, image)
     maker = _Maker(data, seed, experiment.model.context, vocab, text, image)
     wanted = [
         (*task, split, f"{home}/corpus/{split}")

@@ -46,6 +46,6 @@ def asking(data: DataConfig, seed: int, encoder: ClipEncoder, split: str) -> Ask
         if text is not None and image is not None:
             pairs.append((text, fit_picture(image, encoder.config)))
             subjects.append(record.subjects)
-    text = encoder.encode_texts([text for text, _ in pairs])
-    image = encoder.encode_images([image for _, image in pairs])
-    return Asking(text, image, encoder.encode_documents(pairs), subjects, pairs)
+    texts = encoder.encode_texts([text for text, _ in pairs])
+    images = encoder.encode_images([image for _, image in pairs])
+    return Asking(texts, images, encoder.encode_documents(pairs), subjects, pairs)

@@ -66,7 +66,9 @@ def scan(
 
     Raises `UserError` where too many records are broken (`usable`).
     """
-    records, kept, notes = [], [], []
+    records: list[int] = []
+    kept: list[T] = []
+    notes: list[str] = []
     held: list[np.ndarray] | None = []
 
     def read(number: int) -> tuple[T, np.ndarray] | None:

@@ -43,7 +43,7 @@ def describe_samples(rows: CorpusRows, plan: Plan) -> list[str]:
             f"({document.kind}), {plan.masks[sample]} masks drawn"
         )
         for row in plan.documents[sample].tolist():
-            if row >= 0:
+            if rows.bank is not None and row >= 0:
                 shown = rows.bank.meta(row)
                 lines.append(f"    document {row}, {shown.key}: {shown.text or '(a picture)'}")
     return lines
@@ -64,9 +64,8 @@ class Piece:
 
 def pieces(batch: Batch, vocab: Vocab) -> list[list[Piece]]:
     """The samples of a batch's first row as runs; padding is left out."""
-    segments, tokens, targets, weights = (
-        column[0] for column in (batch.segments, batch.tokens, batch.targets, batch.weights)
-    )
+    columns = (batch.segments, batch.tokens, batch.targets, batch.weights)
+    segments, tokens, targets, weights = (np.asarray(column[0]) for column in columns)
     samples = []
     for segment in range(1, int(segments.max()) + 1):
         held = segments == segment
@@ -80,7 +79,8 @@ def pieces(batch: Batch, vocab: Vocab) -> list[list[Piece]]:
 def _runs(
     ids: Int[np.ndarray, " L"], weights: Float[np.ndarray, " L"], vocab: Vocab
 ) -> list[Piece]:
-    hidden, starts = _span_lengths(ids, vocab), {}
+    hidden = _span_lengths(ids, vocab)
+    starts: dict[int, int] = {}
     runs: list[Piece] = []
     place = 0
     for id_, weight in zip(ids.tolist(), weights.tolist(), strict=True):

@@ -127,7 +127,7 @@ class MaskedSource(Source, Protocol):
 
 def open_source(
     data: DataConfig, split: str, seed: int, progress: Callable[[int, int], None] | None = None
-) -> Source:
+) -> TextSource:
     """The records of a split, `train`, `validation` or `bank`.
 
     `emblems` and `emoji` are written under `data.raw` first, unless they are there; `progress` is
@@ -146,7 +146,7 @@ def open_source(
 
 def _emblems(
     data: DataConfig, split: str, seed: int, progress: Callable[[int, int], None] | None
-) -> Source:
+) -> TextSource:
     # TFDS takes a second to import, and folders do without.
     from cm3jax.emblems.builder import EmblemsConfig, build_dataset
 
@@ -159,7 +159,7 @@ def _emblems(
 
 def _emoji(
     data: DataConfig, split: str, seed: int, progress: Callable[[int, int], None] | None
-) -> Source:
+) -> TextSource:
     from cm3jax.emoji.builder import build_emoji
 
     builder = build_emoji(data.raw, data.records, seed, data.image_size, progress)

@@ -73,11 +73,11 @@ def decode(
 
     See `decode_each`.
     """
-    found: list[list[Sample | None]] = [[None] * samples for _ in requests]
+    found: list[dict[int, Sample]] = [{} for _ in requests]
     for finished in decode_each(model, variables, vocab, requests, config, samples, seed):
         for done in finished:
-            found[done.request][done.first : done.first + len(done.samples)] = done.samples
-    return found
+            found[done.request].update(enumerate(done.samples, done.first))
+    return [[each[number] for number in range(samples)] for each in found]
 
 
 def decode_each(
@@ -224,18 +224,24 @@ class Slots:
         tokens = np.zeros((count, shape.streams, shape.width), np.int32)
         lengths = np.zeros((count, shape.streams), np.int32)
         last = np.zeros((count, shape.streams), np.int32)
-        for new, job in enumerate(jobs):
+        for number, job in enumerate(jobs):
             for stream, prefix in enumerate(job.request.prefixes):
-                lengths[new, stream], last[new, stream] = len(prefix) - 1, prefix[-1]
-                tokens[new, stream, : len(prefix) - 1] = prefix[:-1]
+                lengths[number, stream], last[number, stream] = len(prefix) - 1, prefix[-1]
+                tokens[number, stream, : len(prefix) - 1] = prefix[:-1]
         slots = np.full(count, shape.slots, np.int32)
         slots[: len(jobs)] = places
         rows = self._rows_of(jobs, count)
-        new = steps.New(*map(jnp.asarray, (tokens, lengths, last, slots)), rows)
+        new = steps.New(
+            tokens=jnp.asarray(tokens),
+            lengths=jnp.asarray(lengths),
+            last=jnp.asarray(last),
+            slots=jnp.asarray(slots),
+            rows=rows,
+        )
         # What was emitted is no part of it, so that one program is for all sizes of it.
         suffix = self._state.cache.suffix
         state = _with_suffix(self._state, ())
-        begin, known = time.perf_counter(), steps.prefill._cache_size()
+        begin, known = time.perf_counter(), steps.compiled_programs()
         with self._on_mesh():
             self._rows, state = steps.prefill(
                 self._model, self._variables, self._rows, state, new, shape.samples
@@ -243,7 +249,7 @@ class Slots:
         self._state = _with_suffix(state, suffix)
         jax.block_until_ready(self._state)
         seconds = time.perf_counter() - begin
-        if steps.prefill._cache_size() > known:
+        if steps.compiled_programs() > known:
             self._meter.compile_seconds += seconds
         else:
             self._meter.prefilled(seconds, int(lengths.sum()))
@@ -278,7 +284,7 @@ class Slots:
     def _advance(self) -> Bool[np.ndarray, " P"]:
         """Run a chunk and give each slot what its samples emitted; which slots are done."""
         self._make_room()
-        begin, known = time.perf_counter(), steps.chunk._cache_size()
+        begin, known = time.perf_counter(), steps.compiled_programs()
         greedy = all(_greedy(job.config) for job in self.jobs)
         call = (self._model, self._vocab, self._variables, self._method, greedy)
         with self._on_mesh():
@@ -293,12 +299,12 @@ class Slots:
                 slot.ids.append(ids[:, place])
                 slot.logprobs += logprobs[:, place].sum(0)
                 slot.sampled += free[:, place].sum(0)
-        if steps.chunk._cache_size() > known:
+        if steps.compiled_programs() > known:
             self._meter.compile_seconds += seconds
         else:
             count = int((ids != self._vocab.pad).sum())
             self._meter.stepped(seconds, count, CHUNK * self._read_per_step())
-        return np.asarray(done).reshape(self._shape.slots, -1).all(1)
+        return np.all(np.asarray(done).reshape(self._shape.slots, -1), axis=1)
 
     def _make_room(self) -> None:
         """Resize the suffix to what the next chunk needs."""

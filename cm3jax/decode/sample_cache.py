@@ -54,13 +54,9 @@ class Journal:
         if kept:
             yield kept
         left = [place for place in range(len(requests)) if place not in done]
-
-        def watch_left(request: int, *rest: Any) -> None:
-            watch(left[request], *rest)
-
         waiting = [requests[place] for place in left]
         call = (model, variables, vocab, waiting, config, samples, seed, meter)
-        for finished in loop.decode_each(*call, watch and watch_left):
+        for finished in loop.decode_each(*call, _renumbered(watch, left)):
             placed = [dataclasses.replace(one, request=left[one.request]) for one in finished]
             stored += map(_written, placed)
             write_json(path, stored)
@@ -71,6 +67,13 @@ class Journal:
     ) -> str:
         asked = (part for request in requests for part in _content(request))
         return digest(self.origin, repr((config, samples, seed)), *asked)
+
+
+def _renumbered(watch: loop.Watch | None, left: list[int]) -> loop.Watch | None:
+    """A watch over the requests that are `left`, which tells `watch` their places among all."""
+    if watch is None:
+        return None
+    return lambda request, sample, ids: watch(left[request], sample, ids)
 
 
 def _kept(path: epath.Path, requests: int, samples: int) -> list[Finished]:

@@ -207,7 +207,7 @@ def sample_keys(
 
     Temperatures are drawn uniformly between the two given ones; equal ones fix it.
     """
-    words = prng.bits(np, seed, prompts, samples, prng.PrngStream.SAMPLES, 3)
+    words = np.asarray(prng.bits(np, seed, prompts, samples, prng.PrngStream.SAMPLES, 3))
     low, high = temperatures
     drawn = low + (high - low) * (words[:, 2] / 2**32)
     return SampleKeys(words[:, :2], drawn.astype(np.float32))
@@ -218,7 +218,8 @@ def noise(
 ) -> Float[Array, "B V"]:
     """Gumbel noise of the next token, from the sample's key and the tokens it has emitted."""
     stream = prng.PrngStream.TOKENS
-    return gumbel(prng.bits(jnp, keys[:, 0], keys[:, 1], emitted, stream, vocab_size))
+    words = prng.bits(jnp, keys[:, 0], keys[:, 1], emitted, stream, vocab_size)
+    return gumbel(jnp.asarray(words))
 
 
 def gumbel(words: UInt32[Array, "*B"]) -> Float[Array, "*B"]:

@@ -168,6 +168,12 @@ def chunk(
     return _laid_out(state), emitted, done
 
 
+def compiled_programs() -> int:
+    """How many programs of `prefill` and `chunk` this process has compiled."""
+    # jax gives the count of a function's programs under a private name only.
+    return sum(f._cache_size() for f in (prefill, chunk))  # type: ignore[attr-defined]
+
+
 def _step(model, vocab, variables, method, greedy, rows: RowConstants, state: State, _):
     """One more id of every sample; those that are done emit `<pad>`."""
     logits, cache = _forward(model, variables, state)

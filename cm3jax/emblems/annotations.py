@@ -2,6 +2,8 @@
 
 import dataclasses
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -91,7 +93,7 @@ def _labels(scene: Scene) -> list[str]:
 def _segmentation(scene: Scene, picture: np.ndarray) -> np.ndarray:
     """Things are whole cells where the picture is not background."""
     owners = np.zeros(GRID * GRID, np.uint8)
-    things = [emblem.cells for emblem in scene.emblems]
+    things: list[Sequence[int]] = [emblem.cells for emblem in scene.emblems]
     things += [(shape.cell,) for shape in scene.shapes]
     things += [(GRID + i,) for i in range(len(scene.word or ""))]
     things += [range(GRID * GRID)] if scene.fingers is not None else []
@@ -132,9 +134,10 @@ def _questions(rng: random.Random, scene: Scene) -> tuple[Question, ...]:
         counted = ", ".join(_NUMBERS[1 : scene.fingers + 1])
         possible.append(Question("how many fingers are there?", count, f"counted: {counted}"))
     for emblem in scene.emblems:
-        place = PLACES[emblem.place]
-        known = f"the look there is that of the {emblem.name} emblem"
-        possible.append(Question(f"which emblem is at the {place}?", emblem.name, known))
+        if emblem.name is not None:
+            place = PLACES[emblem.place]
+            known = f"the look there is that of the {emblem.name} emblem"
+            possible.append(Question(f"which emblem is at the {place}?", emblem.name, known))
     for shape in scene.shapes:
         where = CELLS[shape.cell]
         known = f"{describe_shape(shape)} is there"
@@ -170,15 +173,13 @@ def _edit(rng: random.Random, scene: Scene) -> Edit:
 def _edit_shape(rng: random.Random, scene: Scene) -> Edit:
     shape = pick(rng, scene.shapes)
     name = refer(scene, shape)
-    field, values, instruction = pick(
-        rng,
-        (
-            ("cell", scene.free_cells, "move {} to {}"),
-            ("colour", tuple(COLOURS), "make {} {}"),
-            ("shape", SHAPES, "turn {} into a {}"),
-            ("size", SIZES, "make {} {}"),
-        ),
+    changes: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+        ("cell", scene.free_cells, "move {} to {}"),
+        ("colour", tuple(COLOURS), "make {} {}"),
+        ("shape", SHAPES, "turn {} into a {}"),
+        ("size", SIZES, "make {} {}"),
     )
+    field, values, instruction = pick(rng, changes)
     value = pick(rng, tuple(value for value in values if value != getattr(shape, field)))
     edited = dataclasses.replace(shape, **{field: value})
     shapes = tuple(edited if other is shape else other for other in scene.shapes)

@@ -18,7 +18,8 @@ _FIRST_LETTER = GRID  # words start at cell a2
 def patch_numbers(scene: Scene) -> Int[np.ndarray, "16"]:
     """The patch in each cell, row-major, as numbers in `patches.PATCHES`.
 
-    Raises `KeyError` for a word, colour or number of fingers that the dataset does not know.
+    Raises `KeyError` for a word, colour or number of fingers that the dataset does not know, and
+    `ValueError` for an emblem without a look.
     """
     background = scene.background
     cells = [NUMBER[Patch("empty", background)]] * (GRID * GRID)
@@ -29,6 +30,8 @@ def patch_numbers(scene: Scene) -> Int[np.ndarray, "16"]:
     for shape in scene.shapes:
         cells[shape.cell] = NUMBER[Patch(shape.shape, background, shape.colour, shape.size)]
     for emblem in scene.emblems:
+        if emblem.look is None:
+            raise ValueError(f"the {emblem.name} emblem has no look to draw")
         for cell, quarter in zip(emblem.cells, emblem.look, strict=True):
             cells[cell] = NUMBER[Patch("quarter", quarter=quarter)]
     return np.array(cells, np.int32)

@@ -16,7 +16,7 @@ from cm3jax.emblems import sample
 from cm3jax.emblems.draw import SIZE, draw_scene
 from cm3jax.emblems.looks import MEMORY_ONLY, TRAINING, Catalogue, catalogue
 from cm3jax.emblems.scene import Scene
-from cm3jax.emblems.wording import caption, step
+from cm3jax.emblems.wording import Relation, caption, step
 
 _PER_MEMORY_ONLY = 5
 _PAIRS_PER_MEMORY_ONLY = 3  # at least
@@ -59,7 +59,7 @@ class Example:
     @property
     def emblems(self) -> tuple[str, ...]:
         """Names of the emblems in it."""
-        return tuple(emblem.name for emblem in self.scene.emblems)
+        return self.scene.names
 
 
 def bank_size(training: int = TRAINING) -> int:
@@ -157,7 +157,7 @@ def _bank(rng: random.Random, index: int, emblems: Catalogue) -> tuple[str, tupl
 
 
 def _texts(rng: random.Random, kind: str, scenes: tuple[Scene, ...]) -> list[str]:
-    claims = ()
+    claims: tuple[Relation, ...] = ()
     if kind == "scene" and rng.random() >= _SHORT:
         claims = sample.claims(rng, scenes[0])
     texts = [caption(scenes[0], claims, background_first=rng.random() >= _PLAIN_ORDER)]

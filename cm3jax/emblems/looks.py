@@ -71,5 +71,6 @@ def catalogue(seed: int, training: int = TRAINING) -> Catalogue:
         names["".join(SYLLABLES[integer(rng, len(SYLLABLES))] for _ in range(3))] = None
     rng = random.Random(f"emblems {seed} looks")
     while len(looks) < MEMORY_ONLY + training:
-        looks[tuple(integer(rng, QUARTERS) for _ in range(4))] = None
+        first, second, third, last = (integer(rng, QUARTERS) for _ in range(4))
+        looks[first, second, third, last] = None
     return Catalogue(tuple(names), tuple(looks))

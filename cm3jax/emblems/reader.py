@@ -83,7 +83,7 @@ def _reading(numbers: np.ndarray, distances: np.ndarray) -> Reading:
 
 def _scene(cells: list[Patch]) -> Scene | None:
     """The only scene that could have these patches; it may yet not have them."""
-    backgrounds = {cell.background for cell in cells} - {None}
+    backgrounds = {cell.background for cell in cells if cell.background is not None}
     if len(backgrounds) != 1:
         return None
     background = backgrounds.pop()
@@ -118,7 +118,7 @@ def _emblems(cells: list[Patch]) -> tuple[Emblem, ...] | None:
         emblem = Emblem(3 * row + column)
         if not quarters.issuperset(emblem.cells):
             return None
-        look = tuple(cells[i].quarter for i in emblem.cells)
-        emblems.append(dataclasses.replace(emblem, look=look))
+        first, second, third, last = (cells[i].quarter for i in emblem.cells)
+        emblems.append(dataclasses.replace(emblem, look=(first, second, third, last)))
         quarters.difference_update(emblem.cells)
     return tuple(emblems)

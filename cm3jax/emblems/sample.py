@@ -5,12 +5,14 @@ import dataclasses
 import random
 import zlib
 from collections.abc import Callable
+from typing import TypeVar
 
 from cm3jax.emblems.looks import MEMORY_ONLY, SYLLABLES, Catalogue, integer
 from cm3jax.emblems.palette import BACKGROUNDS, COLOURS
 from cm3jax.emblems.scene import FINGERS, LONGEST_WORD, PLACES, SHAPES, SIZES, Emblem, Scene, Shape
 from cm3jax.emblems.wording import MAX_CLAUSES, Relation, caption, relations
 
+_T = TypeVar("_T")
 _BACKGROUNDS, _COLOURS = tuple(BACKGROUNDS), tuple(COLOURS)
 _BUCKETS = ("prompts", "validation", "bank", "bank", "bank")  # of 16; the rest is training's
 
@@ -32,7 +34,7 @@ def at_home(split: str, draw: Callable[[], Scene]) -> Scene:
             return scene
 
 
-def pick(rng: random.Random, values: tuple) -> object:
+def pick(rng: random.Random, values: tuple[_T, ...]) -> _T:
     """One of the values, uniformly."""
     return values[integer(rng, len(values))]
 
@@ -100,15 +102,20 @@ def palm(rng: random.Random) -> Scene:
 
 def story(rng: random.Random) -> tuple[Scene, Scene, Scene]:
     """A shape that changes in one way, then in another."""
-    scenes = [plain_scene(rng, most=1)]
-    for _ in range(2):
-        new = plain_scene(rng, most=1).shapes[0]
-        field = pick(rng, ("cell", "colour", "shape", "size"))
-        shape = dataclasses.replace(scenes[-1].shapes[0], **{field: getattr(new, field)})
-        if shape == scenes[-1].shapes[0]:
-            return story(rng)
-        scenes.append(dataclasses.replace(scenes[-1], shapes=(shape,)))
-    return tuple(scenes)
+    while True:
+        first = plain_scene(rng, most=1)
+        second = _changed(rng, first)
+        third = second and _changed(rng, second)
+        if second and third:
+            return first, second, third
+
+
+def _changed(rng: random.Random, scene: Scene) -> Scene | None:
+    """The scene with one field of its shape drawn again; None where the draw changes nothing."""
+    new = plain_scene(rng, most=1).shapes[0]
+    field = pick(rng, ("cell", "colour", "shape", "size"))
+    shape = dataclasses.replace(scene.shapes[0], **{field: getattr(new, field)})
+    return None if shape == scene.shapes[0] else dataclasses.replace(scene, shapes=(shape,))
 
 
 def claims(rng: random.Random, scene: Scene) -> tuple[Relation, ...]:

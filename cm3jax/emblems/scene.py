@@ -74,15 +74,18 @@ class Scene:
 
     def seen(self) -> "Scene":
         """The scene as a picture shows it: emblems without names."""
-        return self._emblems_with(name=None)
+        seen = tuple(dataclasses.replace(emblem, name=None) for emblem in self.emblems)
+        return dataclasses.replace(self, emblems=seen)
 
     def told(self) -> "Scene":
         """The scene as a caption tells it: emblems without looks."""
-        return self._emblems_with(look=None)
+        told = tuple(dataclasses.replace(emblem, look=None) for emblem in self.emblems)
+        return dataclasses.replace(self, emblems=told)
 
-    def _emblems_with(self, **change: None) -> "Scene":
-        changed = tuple(dataclasses.replace(emblem, **change) for emblem in self.emblems)
-        return dataclasses.replace(self, emblems=changed)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its emblems, of those that have one."""
+        return tuple(emblem.name for emblem in self.emblems if emblem.name is not None)
 
     @property
     def free_cells(self) -> tuple[int, ...]:

@@ -140,7 +140,7 @@ def _grounded(rng: random.Random, split: str, size: int) -> Made:
 
 def _words(rng: random.Random, split: str, size: int) -> Made:
     scene = sample.at_home(split, lambda: sample.word(rng))
-    return {"text": scene.word, "answer": draw_scene(scene, size)}, (scene,)
+    return {"text": scene.word or "", "answer": draw_scene(scene, size)}, (scene,)
 
 
 def _caption(rng: random.Random, split: str, size: int) -> Made:
@@ -175,7 +175,11 @@ def _vqa(rng: random.Random, split: str, size: int) -> Made:
     words = question.question
     # People begin a question with a capital letter.
     words = words[0].upper() + words[1:] if rng.random() < 0.5 else words
-    values = {"question": words, "answer": question.answer, "image": draw_scene(scene, size)}
+    values: dict[str, Value] = {
+        "question": words,
+        "answer": question.answer,
+        "image": draw_scene(scene, size),
+    }
     return values, (scene,)
 
 
@@ -190,7 +194,7 @@ def _science(rng: random.Random, split: str, size: int) -> Made:
     wrong = [option for option in pool if option != right]
     options = [right, *(wrong.pop(integer(rng, len(wrong))) for _ in range(3))]
     mixed = [options.pop(integer(rng, len(options))) for _ in range(4)]
-    values = {
+    values: dict[str, Value] = {
         "question": question.question,
         "options": ", ".join(mixed),
         "answer": explained(question.rationale, right),

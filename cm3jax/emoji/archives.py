@@ -12,6 +12,7 @@ import functools
 import json
 import tarfile
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
@@ -99,10 +100,7 @@ class Archives:
 def _read(path: epath.Path, style: str) -> IconSet:
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file) as archive:
-            icons, chars, info = (
-                json.load(archive.extractfile(f"package/{part}.json"))
-                for part in ("icons", "chars", "info")
-            )
+            icons, chars, info = (_member(archive, part) for part in ("icons", "chars", "info"))
         return IconSet(
             style=style,
             artist=f"{info['name']} by {info['author']['name']}",
@@ -116,6 +114,14 @@ def _read(path: epath.Path, style: str) -> IconSet:
             f"{path} can't be read as an archive of icons ({type(error).__name__}: {error}); "
             "remove it and get it again."
         ) from None
+
+
+def _member(archive: tarfile.TarFile, part: str) -> Any:
+    """The content of a JSON file of an archive."""
+    file = archive.extractfile(f"package/{part}.json")
+    if file is None:
+        raise ValueError(f"package/{part}.json is a folder")
+    return json.load(file)
 
 
 def _key(points: str) -> str:

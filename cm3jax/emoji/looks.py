@@ -11,6 +11,7 @@ import hashlib
 import io
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -134,7 +135,7 @@ def _draw_all(
     drawn = {word: np.stack(pictures) for word, pictures in sprites.items()}
     styles = [icon_set.style for icon_set, _, _ in icons]
     classes = _classes(styles, [kin(key) for _, key, _ in icons], drawn["small"])
-    named = {f"side_{SIDES[word]}": pictures for word, pictures in drawn.items()}
+    named: dict[str, Any] = {f"side_{SIDES[word]}": pictures for word, pictures in drawn.items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, classes=classes, **named)
     write_atomic(path, buffer.getvalue())

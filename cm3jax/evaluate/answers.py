@@ -128,10 +128,9 @@ def _rows(
 ) -> list[Mapping[str, Any]]:
     value = read_json(path, "the file of answers" if inside is None else "the annotations")
     rows = value.get(inside) if inside and isinstance(value, dict) else value
-    good = isinstance(rows, list) and all(
+    if not isinstance(rows, list) or not all(
         isinstance(row, dict) and all(field in row for field in fields) for row in rows
-    )
-    if not good:
+    ):
         where = f"a list `{inside}`" if inside else "a list"
         raise UserError(f"{path} is not {where} of objects with {' and '.join(fields)}.")
     return rows

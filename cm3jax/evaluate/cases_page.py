@@ -68,8 +68,7 @@ def figure_cell(shown: Cell) -> Html:
         more.append(join(" ", tag("span", mark, class_=class_)))
     if shown.text:
         more.append(join(tag("br"), tag("q", shown.text)))
-    about = {"picture": shown.picture, "alt": shown.text, "document": shown.document}
-    return cell(shown.label, *more, **about)
+    return cell(shown.label, *more, picture=shown.picture, alt=shown.text, document=shown.document)
 
 
 def _row(name: str, score: Score) -> tuple[str, ...]:

@@ -220,11 +220,13 @@ def from_run(
     weights = digest(tree_fingerprint(load_run(run_dir).variables), generator.image.fingerprint)
     sets = []
     for count in documents:
-        setting = _setting(generator, weights, exam, count, samples, seed)
+        setting = _setting(generator, weights, exam, count, samples, seed, encoder.fingerprint)
         drawing.draw_missing(
             generator, encoder, exam.captions.chosen, setting, exam.out, share, say
         )
-        sets += [_picture_set(generator, exam, setting, n) for n in setting.samples]
+        sets += [
+            _picture_set(generator, exam, setting, n, encoder.fingerprint) for n in setting.samples
+        ]
     return describe_training(run_dir), sets
 
 
@@ -244,6 +246,7 @@ def _setting(
     documents: int,
     samples: Sequence[int],
     seed: int,
+    reranker: str,
 ) -> Setting:
     origin = {
         "captions": exam.captions.fingerprint,
@@ -256,12 +259,12 @@ def _setting(
         settings = sampling(None, generator.retriever.config)["settings"]
         origin |= {name: str(value) for name, value in settings.items()}
     if max(samples) > 1:
-        origin["reranker"] = exam.encoder.fingerprint
+        origin["reranker"] = reranker
     return Setting(documents, tuple(sorted(set(samples))), seed, generator.decode, origin)
 
 
 def _picture_set(
-    generator: Generator, exam: CocoExam, setting: Setting, samples: int
+    generator: Generator, exam: CocoExam, setting: Setting, samples: int, reranker: str
 ) -> PictureSet:
     folder = setting.folder(exam.out, samples)
     files = tuple(folder / f"{caption.id:012d}.png" for caption in exam.captions.chosen)
@@ -278,7 +281,7 @@ def _picture_set(
         documents=how if setting.documents else "none",
         samples=samples,
         seed=setting.seed,
-        rerank=f"best CLIP cosine, encoder {exam.encoder.fingerprint}" if samples > 1 else "none",
+        rerank=f"best CLIP cosine, encoder {reranker}" if samples > 1 else "none",
     )
     return PictureSet(name, files, exam.captions.chosen, protocol)
 

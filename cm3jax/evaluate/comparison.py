@@ -53,7 +53,8 @@ def _of_protocols(left: Protocol, right: Protocol) -> Iterator[tuple[str, Any, A
         if field.name != "settings":
             yield field.name, mine, theirs
         elif mine is None or theirs is None:
-            yield field.name, *(NOT_KNOWN if one is None else "known" for one in (mine, theirs))
+            here, there = (NOT_KNOWN if one is None else "known" for one in (mine, theirs))
+            yield field.name, here, there
         else:
             for name in sorted(mine.keys() | theirs.keys()):
                 pair = mine.get(name, NOT_KNOWN), theirs.get(name, NOT_KNOWN)
@@ -76,9 +77,10 @@ def compare(left: dict[str, Score], right: dict[str, Score]) -> str:
         return "no difference: same protocols, same figures."
     lines = []
     groups: dict[tuple[str, str, str], list[str]] = {}
-    for one in found:
-        if one.of_protocol:
-            groups.setdefault((one.what, str(one.left), str(one.right)), []).append(one.score)
+    for difference in found:
+        if difference.of_protocol:
+            what, left_, right_ = difference.what, str(difference.left), str(difference.right)
+            groups.setdefault((what, left_, right_), []).append(difference.score)
     if groups:
         lines.append("protocols differ in:")
     for (what, a, b), names in groups.items():
@@ -89,10 +91,10 @@ def compare(left: dict[str, Score], right: dict[str, Score]) -> str:
     if figures:
         lines.append("figures differ:")
     for name in figures:
-        a, b = left[name], right[name]
-        apart = max(a.interval[0], b.interval[0]) > min(a.interval[1], b.interval[1])
+        one, other = left[name], right[name]
+        apart = max(one.interval[0], other.interval[0]) > min(one.interval[1], other.interval[1])
         verdict = "intervals apart" if apart else "intervals overlap"
-        lines.append(f"  {name}: {_figure(a)} | {_figure(b)}   ({verdict})")
+        lines.append(f"  {name}: {_figure(one)} | {_figure(other)}   ({verdict})")
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ from etils import epath
 from cm3jax.config import DecodeConfig
 from cm3jax.errors import UserError
 from cm3jax.evaluate.coco import Caption
-from cm3jax.generation.answers import Generated
+from cm3jax.generation.answers import Generated, image_of
 from cm3jax.generation.generator import Generator
 from cm3jax.io.files import write_atomic, write_json
 from cm3jax.io.typed_json import read_fields
@@ -66,15 +66,16 @@ class Setting:
     def claim(self, out: epath.PathLike) -> epath.Path:
         """The folder of this number of documents; `UserError` if other settings have drawn there"""
         home = self._home(out)
+        # As JSON has it: lists for tuples.
+        decode = {
+            k: list(v) if isinstance(v, tuple) else v
+            for k, v in dataclasses.asdict(self.decode).items()
+        }
         mine = {
             "samples": list(self.samples),
             "seed": self.seed,
-            "decode": dataclasses.asdict(self.decode),
+            "decode": decode,
             **self.origin,
-        }
-        # As JSON has it: lists for tuples.
-        mine["decode"] = {
-            k: list(v) if isinstance(v, tuple) else v for k, v in mine["decode"].items()
         }
         path = home / "settings.json"
         if not path.exists():
@@ -136,7 +137,9 @@ def _draw_chunk(
         alike = likeness(encoder, vector, group) if len(group) > 1 else np.zeros(1, np.float32)
         for samples in setting.samples:
             best = group[int(np.argmax(alike[:samples]))]
-            write_atomic(setting.folder(out, samples) / f"{caption.id:012d}.png", png(best.image))
+            write_atomic(
+                setting.folder(out, samples) / f"{caption.id:012d}.png", png(image_of(best))
+            )
         found = [one.meta for one in group[0].documents if isinstance(one, Retrieved)]
         notes[str(caption.id)] = {
             "documents": [document.key for document in found],
@@ -150,5 +153,5 @@ def likeness(
     encoder: ClipEncoder, vector: Float[np.ndarray, " E"], group: Sequence[Generated]
 ) -> Float[np.ndarray, " G"]:
     """Cosines of a text's vector and its samples'."""
-    pictures = [fit_picture(sample.image, encoder.config) for sample in group]
+    pictures = [fit_picture(image_of(sample), encoder.config) for sample in group]
     return encoder.encode_images(pictures) @ vector

@@ -92,6 +92,11 @@ class Given:
     """How many stand in front of a prompt, at most."""
     how: str = "none"
 
+    def retrieved_for(self, place: int) -> list[Retrieved]:
+        """The documents in front of a prompt that retrieval found."""
+        shown = () if self.documents is None else self.documents[place]
+        return [document for document in shown if isinstance(document, Retrieved)]
+
     @property
     def label(self) -> str:
         """How many, for a figure."""
@@ -182,7 +187,7 @@ class Exam:
         prefix: str = "",
     ):
         self.examinee, self.seed, self.say = examinee, seed, say
-        self.bank, self.prefix = bank, prefix
+        self._bank, self.prefix = bank, prefix
         self.scores: dict[str, Score] = {}
         self.figures: list[Figure] = []
 
@@ -191,12 +196,23 @@ class Exam:
         """The model."""
         return self.examinee.generator
 
+    @property
+    def bank(self) -> Bank:
+        """The bank that documents are found in; `ValueError` where the exam has none."""
+        if self._bank is None:
+            raise ValueError("this exam has no bank")
+        return self._bank
+
     def retrieve(self, count: int, questions: Questions, by: str = "text") -> Given:
         """The best documents for the text or, with `by="image"`, for the picture of each."""
-        if not count:
-            return NOTHING
-        query = {f"{by}s": questions.texts if by == "text" else questions.images}
-        found = self.generator.retrieve(**query, k=count)
+        return self._given(self._search(count, questions, by), by, count) if count else NOTHING
+
+    def _search(self, count: int, questions: Questions, by: str) -> list[list[Retrieved]]:
+        if by == "text":
+            return self.generator.retrieve(questions.texts, k=count)
+        return self.generator.retrieve(images=questions.images, k=count)
+
+    def _given(self, found: list[list[Retrieved]], by: str, count: int) -> Given:
         return Given(found, count, f"live retrieval by the prompt's {by}, best {count}")
 
     def draw(self, questions: Questions, given: Given = NOTHING) -> list[Generated]:
@@ -206,7 +222,7 @@ class Exam:
     def captions(self, questions: Questions, given: Given = NOTHING) -> list[str]:
         """One caption of each picture."""
         found = self.generator.caption(questions.images, given.documents, seed=self.seed)
-        return [group[0].text for group in found]
+        return [group[0].text or "" for group in found]
 
     def reconstruct(self, questions: Questions) -> UInt8[np.ndarray, "B Y X 3"]:
         """What the image tokenizer leaves of the pictures: the ceiling of what can be drawn."""
@@ -234,7 +250,7 @@ class Exam:
             self.examinee.weights,
             self.generator.decode if drawn else None,
             searched,
-            bank="none" if self.bank is None else self.bank,
+            bank="none" if self._bank is None else self._bank,
             retrieved=given.retrieved,
             documents=given.how,
             seed=self.seed,
@@ -256,12 +272,12 @@ class Exam:
         holders = Counter(s for d in self.bank.documents() if d.has_image for s in d.subjects)
         hits = [chance.of_a_hit(holders[one], len(self.bank), count) for one in subjects]
         for by in ("text", "image"):
-            given = self.retrieve(count, questions, by)
+            found = self._search(count, questions, by)
             right = [
                 any(d.meta.has_image and subject in d.meta.subjects for d in documents)
-                for subject, documents in zip(subjects, given.documents, strict=True)
+                for subject, documents in zip(subjects, found, strict=True)
             ]
-            guessed = float(np.mean(hits))
+            given, guessed = self._given(found, by, count), float(np.mean(hits))
             self.score(f"{name}.{by}", right, guessed, questions.prompts, reader, given, False)
 
     def show(

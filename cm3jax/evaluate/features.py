@@ -63,6 +63,10 @@ class Extractor:
                 batch = jax.device_put(np.pad(pixels, padding), self._rows)
                 yield np.asarray(self._apply(self._variables, batch))[: len(part)]
 
+    def all_features(self, pictures: Iterable[RgbImage]) -> Float[np.ndarray, "B D"]:
+        """Features of pictures of any size, in order and in one array."""
+        return np.concatenate(list(self.features(pictures)))
+
     def _prepare(self, picture: RgbImage) -> Float[np.ndarray, "299 299 3"]:
         return scale(resize(picture, self.mode), self.mode)
 

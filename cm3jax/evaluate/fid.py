@@ -75,7 +75,7 @@ def _real(numbers: np.ndarray) -> np.ndarray:
     """As float64; `TypeError` for complex numbers, which a cast would cut in half."""
     if np.iscomplexobj(numbers):
         raise TypeError("complex numbers")
-    return np.float64(numbers)
+    return np.asarray(numbers, np.float64)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -192,9 +192,9 @@ def kid(
     rng = np.random.RandomState(seed)  # others draw with this one
     found = []
     for _ in range(SUBSETS):
-        x = np.float64(made[np.sort(rng.choice(len(made), size, replace=False))])
-        y = np.float64(real[np.sort(rng.choice(len(real), size, replace=False))])
-        found.append(_discrepancy(x, y))
+        x = made[np.sort(rng.choice(len(made), size, replace=False))]
+        y = real[np.sort(rng.choice(len(real), size, replace=False))]
+        found.append(_discrepancy(x.astype(np.float64), y.astype(np.float64)))
     value = float(np.mean(found))
     spread = 1.96 * float(np.std(found)) * math.sqrt(size / min(len(made), len(real)))
     return value, (value - spread, value + spread)

@@ -21,6 +21,7 @@ from cm3jax.evaluate.nearest import cells, nearest_pictures
 from cm3jax.evaluate.protocol import PromptSet, Protocol, Score, stamp
 from cm3jax.evaluate.reconstruction import frechet_score, picture_figures
 from cm3jax.evaluate.results import Cell, Chosen, Figure
+from cm3jax.generation.answers import image_of
 from cm3jax.generation.prompts import picture_prompt
 from cm3jax.retrieval.bank_files import mark_of
 from cm3jax.retrieval.clip_encoder import fit_picture
@@ -120,13 +121,13 @@ class HeldOutExam(Exam):
             )
             return
         queries = {
-            "text": {"texts": [self._records[row].text for row in rows]},
-            "image": {"images": [self._records[row].picture for row in rows]},
+            "text": ([self._records[row].text for row in rows], None),
+            "image": (None, [self._records[row].picture for row in rows]),
         }
         size = len(self.bank)
-        for modality, query in queries.items():
+        for modality, (texts, images) in queries.items():
             for k in (k for k in HITS if k <= size):
-                found = self.generator.retrieve(**query, k=k, exclude=own)
+                found = self.generator.retrieve(texts, images, k, own)
                 right = [
                     bool({document.id for document in documents} & {*self._judged.right[row]})
                     for row, documents in zip(rows, found, strict=True)
@@ -146,7 +147,7 @@ class HeldOutExam(Exam):
         most = max(self._asked.documents) or 2
         every = range(len(self._records))
         have = [r for r in every if len(self._judged.right[r]) and len(self._judged.wrong[r])]
-        chosen = {
+        chosen: dict[str, tuple[Sequence[int], Shown, str]] = {
             "none": (every, [[] for _ in every], "none"),
             "retrieved": (every, self._retrieved(most), "live retrieval by the record's text"),
             "right": (have, self._drawn(have, self._judged.right, most), "of the record's subject"),
@@ -176,7 +177,7 @@ class HeldOutExam(Exam):
             pairs = zip(self._records, self._retrieved(k), strict=True)
             shown = [self._room(*pair) for pair in pairs]
             found = self.generator.text_to_image(texts, shown, seed=self.seed, decode=self._decode)
-            images = np.stack([group[0].image for group in found])
+            images = np.stack([image_of(group[0]) for group in found])
             codes = np.stack([group[0].ids for group in found]) - self.generator.vocab.first_image
             how = f"live retrieval by the record's text, best {k}" if k else "none"
             near = self._judge(f"docs_{k}", images, codes, k, how)
@@ -276,13 +277,13 @@ class HeldOutExam(Exam):
         protocol = self._protocol(k, how, reader, drawn)
         self.keep(f"identified.{name}", Score.share(right.tolist(), 1 / len(self._cells), protocol))
         if self._extractor is not None and len(images) > 1:
-            pair = [np.concatenate(list(self._extractor.features(part))) for part in (true, images)]
+            real, made = map(self._extractor.all_features, (true, images))
             protocol = dataclasses.replace(
                 self._protocol(k, how, "none", drawn),
                 resize=self._extractor.mode,
                 extractor=self._extractor.name,
             )
-            self.keep(f"fid.{name}", frechet_score(*pair, self.seed, protocol))
+            self.keep(f"fid.{name}", frechet_score(real, made, self.seed, protocol))
         return values["psnr"]
 
     def _copied(self, codes: np.ndarray, shown: Shown, k: int, how: str) -> None:

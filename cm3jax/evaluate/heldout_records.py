@@ -40,7 +40,7 @@ def held_out(
     found: dict[str, HeldOut] = {}
     for _, record in usable(source, lambda number: source[order[number]], say):
         text, picture = text_and_image(record.segments)
-        if text.strip() and picture is not None:
+        if text and text.strip() and picture is not None:
             found.setdefault(record.pictures[0], HeldOut(text, picture, record))
         if len(found) == count:
             break

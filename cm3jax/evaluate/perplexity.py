@@ -16,7 +16,6 @@ from cm3jax import partition
 from cm3jax.checkpoint import load_run
 from cm3jax.config import ONE_STAGE
 from cm3jax.data.packing import Position
-from cm3jax.data.pipeline import NoRecords
 from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import PromptSet, Protocol, Score, stamp, tree_fingerprint
 from cm3jax.io.files import digest
@@ -48,13 +47,13 @@ def evaluate_perplexity(
     experiment = dataclasses.replace(experiment, data=data, curriculum=ONE_STAGE)
     learner = DecoderLearner.from_corpus(experiment)
     learner.vocab.require(run.fingerprints["vocab"], f"the decoder {run_dir}")
-    if isinstance(learner.streams["validation"], NoRecords):
+    corpora = learner.corpora("validation")
+    if not corpora:
         raise UserError(
             f"no record of {data.corpus or data.mixture} is held back for validation; prepare more "
             "records, or set data.splits."
         )
     sums, mark = _sums(learner, run.variables, batches)
-    corpora = learner.streams["validation"].corpora
     shares = [Counter(rows.corpus.manifest["licence_shares"]) for rows in corpora]
     protocol = stamp(
         PromptSet(
@@ -107,4 +106,4 @@ def _sums(
             for name, pairs in found.items():
                 pairs.append([float(part) for part in metrics[name]])
             marks.append(host.fingerprint)
-    return {name: np.float64(pairs) for name, pairs in found.items()}, digest(*marks)
+    return {name: np.asarray(pairs, np.float64) for name, pairs in found.items()}, digest(*marks)

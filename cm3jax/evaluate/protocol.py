@@ -175,7 +175,7 @@ def sampling(
     }
 
 
-NO_SAMPLING = {"sampler": "none", "guidance": 1.0, "settings": {}}
+NO_SAMPLING: dict[str, Any] = {"sampler": "none", "guidance": 1.0, "settings": {}}
 """The same fields where nothing is drawn."""
 UNKNOWN_SAMPLING = {"sampler": NOT_KNOWN, "guidance": 1.0, "settings": None}
 """The same fields of answers that came from elsewhere."""
@@ -217,7 +217,7 @@ def stamp(
     if not isinstance(bank, str):
         licences = licences or bank.manifest["licences"]
         bank = f"{len(bank)} documents, {bank.fingerprint}"
-    usual = {"retrieved": 0, "documents": "none", "samples": 1, "seed": 0}
+    usual: dict[str, Any] = {"retrieved": 0, "documents": "none", "samples": 1, "seed": 0}
     derived = {
         "licensed_share": licensed_share(licences or {}),
         "licences": by_licence(licences or {}),
@@ -236,7 +236,7 @@ def stamp(
 
 def foreign_stamp(prompts: PromptSet, reader: str, weights: str = NOT_KNOWN) -> Protocol:
     """The protocol of answers made elsewhere: nobody knows how, and the stamp says so."""
-    unknown = dict.fromkeys(("documents", "rerank"), NOT_KNOWN)
+    unknown: dict[str, Any] = dict.fromkeys(("documents", "rerank"), NOT_KNOWN)
     return stamp(
         prompts,
         reader,

@@ -27,7 +27,7 @@ from cm3jax.learners.vqgan import VQGANLearner
 from cm3jax.shapes import Bool, Float, Int, UInt8
 from cm3jax.tokenizers.fidelity import code_usage, psnr, ssim
 from cm3jax.tokenizers.image_tokenizer import to_pixels
-from cm3jax.tokenizers.lpips import LPIPS, load_lpips
+from cm3jax.tokenizers.lpips import distances, load_lpips
 
 _BATCH = 16
 _FEWEST = 2
@@ -62,7 +62,7 @@ def evaluate_reconstruction(
     figures = picture_figures(images, remade, lpips)
     features = None
     if extractor is not None:
-        features = [np.concatenate(list(extractor.features(part))) for part in (images, remade)]
+        features = (extractor.all_features(images), extractor.all_features(remade))
     protocol = stamp(
         PromptSet.of(f"pictures of {data.source}, {data.image_size} pixels", split, [images]),
         _READERS.get(data.source, "none"),
@@ -78,8 +78,10 @@ def evaluate_reconstruction(
             scores[f"{name}.{label}"] = Score.mean(values[mine].tolist(), protocol)
         scores |= _usage(codes[mine], experiment.vqgan.codes, label, protocol)
         if features is not None and mine.sum() >= _FEWEST:
-            pair = [part[mine] for part in features]
-            scores[f"rfid.{label}"] = frechet_score(*pair, experiment.seed, protocol)
+            real, made = features
+            scores[f"rfid.{label}"] = frechet_score(
+                real[mine], made[mine], experiment.seed, protocol
+            )
         for name, reading in readings.items():
             scores[f"{name}.{label}"] = reading.score(mine, protocol)
     return dict(sorted(scores.items()))
@@ -154,7 +156,7 @@ def picture_figures(
     def measure(true, again):
         found = {"psnr": psnr(true, again), "ssim": ssim(true, again)}
         if weights is not None:
-            found["lpips"] = LPIPS().apply(weights, to_pixels(true), to_pixels(again))
+            found["lpips"] = distances(weights, to_pixels(true), to_pixels(again))
         return found
 
     parts = []

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from cm3jax.decode import loop
-from cm3jax.decode.grammar import Fixed, Words
+from cm3jax.decode.grammar import Codes, Fixed, Program, Words
 from cm3jax.generation.display import ImageArray, segments_html
+from cm3jax.generation.rendering import PictureHole
 from cm3jax.generation.requests import PromptRequest, ShownDocument
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.vocab import Modality, Vocab
@@ -74,6 +75,13 @@ class Generated:
         return segments_html(self.segments, f"{caption}; perplexity {self.perplexity:.3g}")
 
 
+def image_of(sample: Generated) -> ImageArray:
+    """The first picture of a sample that was to have one; `ValueError` where it has none."""
+    if sample.image is None:
+        raise ValueError("a sample has no picture; only decode.grammar makes sure of one")
+    return sample.image
+
+
 Answers = list[tuple[int, Generated]]
 """Samples that were done together, each with the place of its request."""
 
@@ -116,40 +124,42 @@ class AnswerReader:
         by the codes around it."""
         if request.holes is None:
             return self._document(ids)
-        return self._fillings(request, ids)
+        return self._fillings(request.program, request.holes, ids)
 
     def text(self, ids: Int[np.ndarray, " L"]) -> str:
         """The text of the pieces among these ids."""
         pieces = ids[ids >= self._vocab.first_text] - self._vocab.first_text
         return self._text.decode(pieces.tolist())
 
-    def _fillings(self, request: PromptRequest, ids: np.ndarray) -> list:
-        """What fills each slot of the request's program."""
-        out, here = [], 0
-        holes = iter(request.holes)
-        for slot in request.program:
+    def _fillings(
+        self, program: Program, holes: Sequence[PictureHole | None], ids: np.ndarray
+    ) -> list[str | BrokenImage | np.ndarray]:
+        """What fills each slot of a program that is not fixed."""
+        out: list[str | BrokenImage | np.ndarray] = []
+        here, left = 0, iter(holes)
+        for slot in program:
             if isinstance(slot, Fixed):
                 here += len(slot.ids)
-                continue
-            hole = next(holes)
-            if isinstance(slot, Words):
+            elif isinstance(slot, Words):
+                next(left)
                 stop = here + int(np.argmax(ids[here:] == self._vocab.eoss))
                 out.append(self.text(ids[here:stop]))
                 here = stop + 1
-                continue
-            codes = ids[here : here + len(slot.ids)]
-            here += len(slot.ids)
-            if hole is not None:
-                codes = np.asarray([*hole.before, *codes.tolist(), *hole.after])
-            out.append(codes - self._vocab.first_image)
+            elif isinstance(slot, Codes):
+                hole = next(left)
+                codes = ids[here : here + len(slot.ids)]
+                here += len(slot.ids)
+                if hole is not None:
+                    codes = np.asarray([*hole.before, *codes.tolist(), *hole.after])
+                out.append(codes - self._vocab.first_image)
         return out
 
-    def _document(self, ids: np.ndarray) -> list:
+    def _document(self, ids: np.ndarray) -> list[str | BrokenImage | np.ndarray]:
         """The parts between the `<break>`s up to the first `<eos>`."""
         vocab = self._vocab
         if vocab.eos in ids:
             ids = ids[: int(np.argmax(ids == vocab.eos))]
-        out: list = []
+        out: list[str | BrokenImage | np.ndarray] = []
         for part in np.split(ids, np.flatnonzero(ids == vocab.break_)):
             part = part[part != vocab.break_]
             codes = part[vocab.modality(part) == Modality.IMAGE]
@@ -163,15 +173,17 @@ class AnswerReader:
 
 
 def _pictured(
-    request: PromptRequest, parts: Sequence, images: Iterator[RgbImage]
+    request: PromptRequest,
+    parts: Sequence[str | BrokenImage | np.ndarray],
+    images: Iterator[RgbImage],
 ) -> tuple[AnswerPart, ...]:
     """Parts with pictures in place of codes; pixels outside of holes are those of before."""
-    holes = [None] * len(parts) if request.holes is None else request.holes
-    out = []
+    holes = (None,) * len(parts) if request.holes is None else request.holes
+    out: list[AnswerPart] = []
     for part, hole in zip(parts, holes, strict=True):
         if isinstance(part, np.ndarray):
             part = next(images)
             if hole is not None:
-                part = np.where(hole.shown.hole[..., None], part, hole.shown.image)
+                part = np.where(hole.mask[..., None], part, hole.image)
         out.append(part)
     return tuple(out)

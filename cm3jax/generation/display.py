@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import PurePath
+from typing import TypeGuard
 
 import numpy as np
 from etils import epath
@@ -50,7 +51,7 @@ class ImageArray(np.ndarray):
         return png(enlarged(self)) if is_picture(self) else None
 
 
-def is_picture(value: object) -> bool:
+def is_picture(value: object) -> TypeGuard[np.ndarray]:
     """Whether a value is an array of height x width x 3 bytes."""
     return (
         isinstance(value, np.ndarray)

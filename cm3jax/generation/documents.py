@@ -14,7 +14,7 @@ from cm3jax.io.texts import clean_text, decode_text, read_regular
 from cm3jax.retrieval.retriever import Found, Retrieved, Retriever
 from cm3jax.sequence.document import Image, Text, parse, render
 from cm3jax.sequence.vocab import Vocab
-from cm3jax.shapes import Int
+from cm3jax.shapes import Int, RgbImage
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, load_picture, preprocess
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
@@ -88,19 +88,24 @@ class DocumentCodec:
 
     def decode(self, shown: ShownDocument) -> Document:
         """The document of ids; of a retrieved one with what the bank knows of it."""
-        known = {}
-        if isinstance(shown, Retrieved):
-            meta = shown.meta
-            known = {"key": meta.key, "licence": meta.licence, "source": meta.source}
-            known["score"] = shown.score
-        ids = shown.ids if isinstance(shown, Retrieved) else shown
-        parts = [
+        if not isinstance(shown, Retrieved):
+            return Document(*self._segments(shown))
+        meta = shown.meta
+        return Document(
+            *self._segments(shown.ids),
+            key=meta.key,
+            score=shown.score,
+            licence=meta.licence,
+            source=meta.source,
+        )
+
+    def _segments(self, ids: Int[np.ndarray, " L"]) -> list[str | RgbImage]:
+        return [
             self._text.decode(list(segment.pieces))
             if isinstance(segment, Text)
             else self._image.decode(np.asarray([segment.codes]))[0]
             for segment in parse(ids, self._vocab)
         ]
-        return Document(*parts, **known)
 
     def _segment(self, segment: str | ImageArray) -> Text | Image:
         if isinstance(segment, str):

@@ -4,7 +4,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Literal, Unpack
+from typing import Literal, TypeVar, Unpack
 
 import jax
 import numpy as np
@@ -39,6 +39,7 @@ from cm3jax.shapes import Bool, Float, Int, RgbImage, UInt8
 
 GivenDocuments = Sequence[Sequence[ShownDocument | Document]]
 """The documents of each prompt, in the order shown."""
+_Text = TypeVar("_Text", str, str | None)
 Images = UInt8[np.ndarray, "B Y X 3"] | Sequence[RgbImage | None]
 
 
@@ -132,13 +133,13 @@ class Generator:
         Those that score below the run's `retrieval.relevance_floor` are left out. `exclude` holds
         rows of the bank that a query must not get, `weights` factors of the scores of others.
         """
-        if texts is not None:
-            texts = _listed(texts)
-        nothing = [None] * len(images if texts is None else texts)
-        queries = zip(
-            nothing if texts is None else texts, nothing if images is None else images, strict=True
-        )
-        return self.retriever.retrieve(list(queries), k, exclude, weights)
+        if texts is None:
+            if images is None:
+                raise UserError("retrieve finds documents for texts, images, or both; give some.")
+            texts = [None] * len(images)
+        shown = [None] * len(texts) if images is None else images
+        queries = list(zip(_listed(texts), shown, strict=True))
+        return self.retriever.retrieve(queries, k, exclude, weights)
 
     def text_to_image(
         self,
@@ -249,11 +250,11 @@ class Generator:
         """Samples for prompts that were read (`prompts.py`), after their documents."""
         drawn = Sampling.of(sampling, self.decode)
         requests = self.requests(prompts, documents, drawn.decode, drawn.prompt_ids)
-        out: list[list[Generated | None]] = [[None] * drawn.samples for _ in prompts]
+        found: list[dict[int, Generated]] = [{} for _ in prompts]
         for finished in self.answer(requests, drawn):
             for index, sample in finished:
-                out[index][sample.sample_id] = sample
-        return out
+                found[index][sample.sample_id] = sample
+        return [[each[number] for number in range(drawn.samples)] for each in found]
 
     def requests(
         self,
@@ -263,9 +264,8 @@ class Generator:
         prompt_ids: Sequence[int] | None = None,
     ) -> list[PromptRequest]:
         """What prompts ask of the model, in their order."""
-        if documents is not None:
-            documents = [self._shown(each) for each in documents]
-        return self._builder.build(prompts, decode or self.decode, documents, prompt_ids)
+        shown = None if documents is None else [self._shown(each) for each in documents]
+        return self._builder.build(prompts, decode or self.decode, shown, prompt_ids)
 
     def open_slots(self, shape: ProgramShape, config: DecodeConfig, meter: Meter) -> loop.Slots:
         """Slots of the decoding loop, for requests that come one by one (`cm3jax.serve`)."""
@@ -287,17 +287,20 @@ class Generator:
         """The text and the picture of a document in `sample.documents`, to look at."""
         return self._documents.decode(shown)
 
-    def _sized(self, images: Images) -> Images:
+    def _sized(self, images: Images) -> list[RgbImage]:
         """Pictures of the model's size; `UserError` for others, and for one that is in no list."""
         side = self.image.config.image_size
+        sized: list[RgbImage] = []
         for image in images:
             if not is_picture(image) or image.shape != (side, side, 3):
-                found = f"{getattr(image, 'dtype', type(image).__name__)} {np.shape(image)}"
+                kind = getattr(image, "dtype", type(image).__name__)
                 raise UserError(
                     f"pictures are a list of uint8 arrays, {side} x {side} x 3, and one here is "
-                    f"{found}; <image:PATH> in a prompt reads a file of any size."
+                    f"{kind} {np.asarray(image).shape}; <image:PATH> in a prompt reads a file of "
+                    "any size."
                 )
-        return images
+            sized.append(image)
+        return sized
 
     def _shown(self, documents: Sequence[ShownDocument | Document]) -> list[ShownDocument]:
         """Documents with those of a user as ids."""
@@ -357,15 +360,17 @@ class Generator:
 
     def describe(self, ids: Int[np.ndarray, " L"]) -> str:
         """Ids with readable names, texts in quotes."""
-        names = []
-        for is_text, part in groupby(ids.tolist(), lambda i: i >= self.vocab.first_text):
-            part = list(part)
-            words = [repr(self._reader.text(np.asarray(part)))] if is_text else []
-            names += words or map(self.vocab.name, part)
+        names: list[str] = []
+        for is_text, group in groupby(ids.tolist(), lambda i: i >= self.vocab.first_text):
+            part = list(group)
+            if is_text:
+                names.append(repr(self._reader.text(np.asarray(part))))
+            else:
+                names += map(self.vocab.name, part)
         return " ".join(names)
 
 
-def _listed(texts: Sequence[str | None]) -> Sequence[str | None]:
+def _listed(texts: Sequence[_Text]) -> Sequence[_Text]:
     """A list of texts; `UserError` for a single text, whose letters would be taken for texts."""
     if isinstance(texts, str):
         raise UserError(f"this takes a list of texts; put {texts[:40]!r} into brackets.")

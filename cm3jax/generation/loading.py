@@ -23,7 +23,7 @@ from cm3jax.training.companions import companion, encoder_fingerprint
 from cm3jax.training.exported_run import LoadedRun
 from cm3jax.training.state import plan_layout
 
-_KINDS = {
+_KINDS: dict[str, tuple[type[DecoderLearner | PartiLearner], type[RequestBuilder]]] = {
     "decoder": (DecoderLearner, RequestBuilder),
     "parti": (PartiLearner, CaptionRequestBuilder),
 }

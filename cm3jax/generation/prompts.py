@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import enum
 import io
+from typing import Literal
 
 import numpy as np
 import PIL.Image
@@ -22,7 +23,7 @@ from cm3jax.tokenizers.image_tokenizer import load_picture, preprocess
 BLANK = 128
 """Grey that hides a hole from the image tokenizer."""
 
-TextParts = tuple[str | Mark, ...]
+TextParts = tuple[str | Literal[Mark.MASK], ...]
 """A text segment: texts, and `Mark.MASK` where one is hidden."""
 
 
@@ -136,11 +137,12 @@ def load_mask(path: epath.PathLike, size: int) -> Bool[np.ndarray, "S S"]:
     colour: a brush paints on a layer of its own. Raises `UserError` as `load_picture`.
     """
     light = load_picture(path, size).mean(-1) >= 128
-    with PIL.Image.open(io.BytesIO(epath.Path(path).read_bytes())) as image:
-        if not image.has_transparency_data:
+    with PIL.Image.open(io.BytesIO(epath.Path(path).read_bytes())) as opened:
+        if not opened.has_transparency_data:
             return light
+        image: PIL.Image.Image = opened
         with contextlib.suppress(Exception):  # a broken EXIF block says nothing of the pixels
-            image = PIL.ImageOps.exif_transpose(image)
+            image = PIL.ImageOps.exif_transpose(opened)
         opacity = image.convert("RGBA").getchannel("A")
     if opacity.getextrema()[0] == 255:
         return light
@@ -165,15 +167,16 @@ def _segments(
     parts: tuple[PromptPart, ...], size: int, hole: Bool[np.ndarray, "Y X"] | None
 ) -> Segments:
     segments: list[TextParts | Shown] = []
-    in_text = False
-    for part in parts:
+    text: list[str | Literal[Mark.MASK]] = []
+    for part in (*parts, None):
+        if isinstance(part, str) or part is Mark.MASK:
+            text.append(part)
+            continue
+        if text:
+            segments.append(tuple(text))
+            text = []
         if isinstance(part, ImagePath):
             segments.append(Shown(load_picture(part.path, size), hole))
-        elif isinstance(part, str) or part is Mark.MASK:
-            segments.append((segments.pop() if in_text else ()) + (part,))
-            in_text = True
-            continue
-        in_text = False
     return tuple(segments)
 
 

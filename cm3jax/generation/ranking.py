@@ -21,10 +21,10 @@ def scores_by_clip(
 ) -> Float[np.ndarray, " B"]:
     """The cosine of each sample's picture and a text, -inf without a picture."""
     scores = np.full(len(group), -np.inf)
-    there = [place for place, sample in enumerate(group) if sample.image is not None]
-    if there:
-        images = np.stack([group[place].image for place in there])
-        scores[there] = clip_scores(encoder, text, images)
+    shown = enumerate(sample.image for sample in group)
+    images = {place: image for place, image in shown if image is not None}
+    if images:
+        scores[list(images)] = clip_scores(encoder, text, np.stack(list(images.values())))
     return scores
 
 

@@ -13,7 +13,7 @@ from cm3jax.errors import UserError
 from cm3jax.generation.prompts import Segments, Shown
 from cm3jax.sequence.document import Mark
 from cm3jax.sequence.vocab import Vocab
-from cm3jax.shapes import Bool
+from cm3jax.shapes import Bool, RgbImage
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
@@ -27,8 +27,9 @@ class PictureHole:
     before: list[int]
     """Ids of the picture before the run."""
     after: list[int]
-    shown: Shown
-    """What the pixels outside of the hole are taken from."""
+    image: RgbImage
+    mask: Bool[np.ndarray, "Y X"]
+    """The pixels to draw again; those outside are taken from `image`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +65,11 @@ def _row(segments: Segments, codes: Iterator[list[int]], text: TextTokenizer, vo
             ids.append(vocab.break_)
         if isinstance(segment, tuple):
             for part in segment:
-                masked = part is Mark.MASK
-                ids += [mark(None)] if masked else _text_ids(part, text, vocab)
+                ids += [mark(None)] if part is Mark.MASK else _text_ids(part, text, vocab)
         elif segment.hole is None:
             ids += next(codes)
         else:
-            hole = _picture_hole(segment, segment.hole, next(codes), vocab)
+            hole = _picture_hole(segment.image, segment.hole, next(codes), vocab)
             ids += [*hole.before, mark(hole), *hole.after]
     return Row(ids, holes)
 
@@ -82,12 +82,12 @@ def _text_ids(text: str, tokenizer: TextTokenizer, vocab: Vocab) -> list[int]:
 
 
 def _picture_hole(
-    shown: Shown, hole: Bool[np.ndarray, "Y X"], codes: list[int], vocab: Vocab
+    image: RgbImage, mask: Bool[np.ndarray, "Y X"], codes: list[int], vocab: Vocab
 ) -> PictureHole:
-    run = raster_run(hole, vocab.config.grid)
+    run = raster_run(mask, vocab.config.grid)
     inside = zip(codes[run.start : run.stop], run.masked, strict=True)
     known = tuple(None if masked else code for code, masked in inside)
-    return PictureHole(known, codes[: run.start], codes[run.stop :], shown)
+    return PictureHole(known, codes[: run.start], codes[run.stop :], image, mask)
 
 
 @dataclasses.dataclass(frozen=True)

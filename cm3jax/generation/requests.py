@@ -122,7 +122,7 @@ class RequestBuilder:
             case Wanted.MASKED:
                 return self._masked(front, rows[0], config)
             case Wanted.EDIT:
-                return self._edit(front, *rows, config)
+                return self._edit(front, rows, config)
             case Wanted.DOCUMENT:
                 return self._document(front, rows[0], config)
 
@@ -144,12 +144,13 @@ class RequestBuilder:
         program = (Interleaved(limit) if config.grammar else Free(limit),)
         return _Question(prefix, guides, program, None)
 
-    def _edit(self, front: list[int], row: Row, bare: Row, config: DecodeConfig) -> _Question:
+    def _edit(self, front: list[int], rows: list[Row], config: DecodeConfig) -> _Question:
         """A picture as the instruction says, asked for by the template of instruction tuning;
         guided by both, in three streams (section 4), or by none where both scales are 1.
 
         The second stream has seen all but the instruction, the third nothing.
         """
+        row, bare = rows
         streams = (self._prompt(front, bare), self._blind(front))
         guides = tuple(
             Guide(np.asarray(ids, np.int32), scale)
@@ -249,6 +250,6 @@ def _edit_segments(prompt: Prompt) -> tuple[Segments, Segments]:
     instruction = prompt.words or ""
     values = {"image": prompt.picture, "instruction": instruction, ANSWER: "the new picture"}
     parts, answer = fill(EDITING.templates[0], values)
-    before = [part for part in parts[: answer.start] if part is not Mark.BREAK]
+    before = [part for part in parts[: answer.start] if isinstance(part, str | np.ndarray)]
     whole = tuple((part,) if isinstance(part, str) else Shown(part) for part in before)
     return whole, whole[:-1]  # the instruction comes last

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from cm3jax.config import DecoderConfig
 from cm3jax.errors import UserError
@@ -19,7 +19,11 @@ _HARMLESS = {
     "image_token_id": "vocabulary_map names it, and no input of the network holds it",
 }
 _ROPE = ("rope_theta", "rope_type", "type", "partial_rotary_factor")
-_COMPUTED = {"float32": "float32", "float16": "float32", "bfloat16": "bfloat16"}
+_COMPUTED: dict[str, Literal["float32", "bfloat16"]] = {
+    "float32": "float32",
+    "float16": "float32",
+    "bfloat16": "bfloat16",
+}
 """Types of weights, and ours that holds their values and computes as exactly or more so."""
 
 
@@ -63,7 +67,7 @@ class Foreign:
         """Our config; `stored` is the type of the weights, for configs that don't say how to
         compute. `UserError` for what ours cannot be."""
         found = dataclasses.asdict(self)
-        usual = {
+        usual: dict[str, tuple] = {
             "hidden_act": ("silu", "swish"),  # two names of one function
             "rms_norm_eps": (1e-5,),
             "attention_bias": (False, None),

@@ -93,7 +93,7 @@ def _read_indexed(folder: Path) -> dict[str, safetensors_file.Tensor]:
     index = read_object(folder / _INDEX, "the index of the weights").get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
         raise UserError(f"{folder / _INDEX} has no weight_map of file names; get it again.")
-    found = {}
+    found: dict[str, safetensors_file.Tensor] = {}
     for name in sorted(set(index.values())):
         if Path(name).name != name or not name:
             raise UserError(
@@ -120,7 +120,7 @@ def write_tensors(folder: Path, outputs: Mapping[str, safetensors_file.Output]) 
     if len(groups) == 1:
         safetensors_file.write_file(folder / _SINGLE, groups[0], {"format": "pt"})
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, group in enumerate(groups, 1):
         name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         safetensors_file.write_file(folder / name, group, {"format": "pt"})

@@ -7,7 +7,7 @@ ones stand on white here, and the square is cut out while resizing instead of af
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from cm3jax.config import ClipConfig, Experiment
 from cm3jax.errors import UserError
 from cm3jax.interop import fields, folders, processors
-from cm3jax.interop.layout import Key, Place, imported, match
+from cm3jax.interop.layout import Key, Kind, Place, imported, match
 from cm3jax.io.experiment_json import build
 from cm3jax.retrieval.clip_encoder import CLIP, PIXEL_MEAN, PIXEL_STD, hf_name
 from cm3jax.tokenizers import huggingface
@@ -94,6 +94,10 @@ def convert(source: Path, out: Path) -> list[Key]:
     return report
 
 
+_KERNELS: dict[int, Kind] = {2: "matrix", 4: "convolution"}
+"""How kernels lie there, by their number of axes."""
+
+
 def clip_places(config: ClipConfig) -> list[Place]:
     """Where our arrays lie in the state dict of HF's `CLIPModel`."""
     size = config.image_size
@@ -103,8 +107,7 @@ def clip_places(config: ClipConfig) -> list[Place]:
     found = []
     for path, leaf in jax.tree.leaves_with_path(shapes["params"]):
         names = [key.key for key in path]
-        kernel = {2: "matrix", 4: "convolution"}.get(leaf.ndim, "same")
-        kind = kernel if names[-1] == "kernel" else "same"
+        kind = _KERNELS.get(leaf.ndim, "same") if names[-1] == "kernel" else "same"
         found.append(Place("/".join(["params", *names]), leaf.shape, (hf_name(names),), kind))
     return found
 
@@ -183,7 +186,7 @@ def _unless_usual(hidden: int, width: int) -> int:
     return 0 if hidden == 4 * width else hidden
 
 
-def _resize(folder: Path, size: int) -> str:
+def _resize(folder: Path, size: int) -> Literal["lanczos", "bicubic"]:
     """The filter that brings pictures to size."""
     found = processors.read_processor(folder)
     if found is None:

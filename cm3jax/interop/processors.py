@@ -3,13 +3,13 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cm3jax.errors import UserError
 from cm3jax.interop import fields, folders
 
 FILE = "preprocessor_config.json"
-FILTERS = {1: "lanczos", 3: "bicubic"}
+FILTERS: dict[int, Literal["lanczos", "bicubic"]] = {1: "lanczos", 3: "bicubic"}
 """Pillow's numbers of filters."""
 
 _HARMLESS = {
@@ -89,7 +89,7 @@ def chameleon(size: int) -> dict[str, Any]:
     }
 
 
-def check(values: Any, usual: Usual, path: Path) -> str:
+def check(values: Any, usual: Usual, path: Path) -> Literal["lanczos", "bicubic"]:
     """The name of the filter; `UserError` if the processor does anything that ours can't."""
     values = fields.select(values, _READ, _HARMLESS, str(path))
     size = usual.size

@@ -60,7 +60,7 @@ def read_map(names: Mapping[str, Any], size: int, grid: int) -> Vocabulary:
     missing = [name for name in _FIXED if name not in names]
     if missing:
         raise UserError(f"the vocabulary_map has no {missing[0]}; give a Chameleon-class config.")
-    sentinels = []
+    sentinels: list[int] = []
     while (name := f"<sentinel:{len(sentinels)}>") in names:
         sentinels.append(names[name])
     named = set(names.values())

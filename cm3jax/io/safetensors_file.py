@@ -195,6 +195,6 @@ def write_file(
         for name, tensor in tensors.items():
             written = 0
             for part in tensor.parts():
-                written += file.write(_bytes(tensor, part))
+                written += file.write(_bytes(tensor, part).data)
             if written != tensor.size:
                 raise ValueError(f"{name} has {written} bytes, not {tensor.size}")

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from etils import epath
@@ -27,7 +28,7 @@ from cm3jax.retrieval.clip_encoder import (
     normalise_pixels,
     text_length,
 )
-from cm3jax.shapes import Array, Bool, Float, Int, Key
+from cm3jax.shapes import AnyArray, Array, Bool, Float, Int, Key
 from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, TextTokenizer
 from cm3jax.training.companions import run_folder
 from cm3jax.training.loss import LossOutput, Mean
@@ -116,8 +117,11 @@ class CLIPLearner:
         rows = batch.records.shape[0]
         texts = jnp.moveaxis(batch.texts, 1, 0).reshape(2 * rows, -1)
         images = jnp.moveaxis(batch.images, 1, 0).reshape(2 * rows, *batch.images.shape[2:])
-        text, image = self.model.apply({"params": params}, texts, normalise_pixels(images))
-        scale = self.model.apply({"params": params}, method=CLIP.scale)
+        variables = {"params": params}
+        text, image = nn.apply(CLIP.__call__, self.model)(
+            variables, texts, normalise_pixels(images)
+        )
+        scale = nn.apply(CLIP.scale, self.model)(variables)
         pair = pair_loss(text, image, batch.records, scale)
         metrics = {"loss_pair": pair}
         total = config.pair_loss * _value(pair)
@@ -177,7 +181,7 @@ def contrast(
 def pair_loss(
     text: Float[Array, "B E"],
     image: Float[Array, "B E"],
-    records: Int[Array, "half 2"],
+    records: Int[AnyArray, "half 2"],
     scale: Float[Array, ""],
 ) -> Mean:
     """CLIP's loss: each text against its own picture among all of the batch, and the reverse.

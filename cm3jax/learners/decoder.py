@@ -4,19 +4,20 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from cm3jax import partition
 from cm3jax.config import DecoderConfig, Experiment
-from cm3jax.data.cm3_rows import RowsConfig
+from cm3jax.data.cm3_rows import CorpusRows, RowsConfig
 from cm3jax.data.document_probe import document_probes
 from cm3jax.data.pipeline import CorpusStream, HostBatch, Stream
 from cm3jax.data.stages import StagedStream
 from cm3jax.model.decoder import Decoder
 from cm3jax.sequence.rows import Batch
 from cm3jax.sequence.vocab import Vocab
-from cm3jax.shapes import Array, Int, Key
+from cm3jax.shapes import AnyArray, Array, Int, Key
 from cm3jax.training.loss import LossOutput, chunks_for, next_token_loss, token_losses
 from cm3jax.training.metrics import StepCost
 from cm3jax.training.precision import quantised
@@ -34,11 +35,10 @@ class DecoderLearner:
     def from_corpus(cls, experiment: Experiment) -> "DecoderLearner":
         """Rows and vocabulary of the prepared data; `UserError` as `CorpusStream.open`."""
         e, rows = experiment, RowsConfig.of(experiment)
-        train, validation = (
-            CorpusStream.open(e.data, e.vocab, rows, split) for split in ("train", "validation")
-        )
+        train = CorpusStream.open(e.data, e.vocab, rows, "train")
+        held_back = CorpusStream.open(e.data, e.vocab, rows, "validation")
         staged = StagedStream(train, e.curriculum) if e.curriculum.changes_rows else train
-        return cls(e, train.vocab, {"train": staged, "validation": validation})
+        return cls(e, train.vocab, {"train": staged, "validation": held_back})
 
     @property
     def model(self) -> Decoder:
@@ -78,10 +78,10 @@ class DecoderLearner:
         variables = {"params": params}
         drop = key if training and self.experiment.model.dropout else None
         kind = self.experiment.model.quantised if training else ""
-        model = quantised(self.model, kind)
+        model: Any = quantised(self.model, kind)
         hidden = model.apply(variables, batch.tokens, batch.positions, batch.segments, drop)
         losses = token_losses(
-            lambda part: self.model.apply(variables, part, method="logits"),
+            lambda part: nn.apply(Decoder.logits, self.model)(variables, part),
             hidden,
             batch.targets,
             chunks_here(batch.targets, self.vocab),
@@ -98,6 +98,11 @@ class DecoderLearner:
         if not isinstance(stream, CorpusStream):
             return {}
         return document_probes(stream.corpora[0], self.experiment.data.batch, stream.share)
+
+    def corpora(self, split: Literal["train", "validation"]) -> Sequence[CorpusRows]:
+        """The corpora of a split; none where nothing is held back."""
+        stream = self.streams[split]
+        return stream.corpora if isinstance(stream, CorpusStream) else ()
 
     def stream(self, split: Literal["train", "validation"]) -> Stream:
         """Rows of the corpus."""
@@ -122,7 +127,7 @@ def flops_per_token(config: DecoderConfig, vocab_size: int) -> float:
     return 6.0 * weights + 12.0 * attention
 
 
-def chunks_here(targets: Int[Array, "B L"], vocab: Vocab) -> int:
+def chunks_here(targets: Int[AnyArray, "B L"], vocab: Vocab) -> int:
     """Pieces per row (`loss.chunks_for`) for a batch on the current mesh."""
     rows, length = targets.shape
     rows = -(-rows // partition.batch_shards(jax.sharding.get_abstract_mesh()))

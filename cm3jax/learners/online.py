@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cm3jax import partition
 from cm3jax.config import ClipConfig, DataConfig, Experiment
+from cm3jax.data.ahead import ahead
 from cm3jax.data.corpus import Documents
 from cm3jax.data.pipeline import (
     Equipped,
@@ -26,7 +28,6 @@ from cm3jax.data.pipeline import (
     NoRecords,
     Position,
     RecordStream,
-    ahead,
     marks_of_records,
     with_epochs,
 )
@@ -49,7 +50,7 @@ from cm3jax.retrieval.clip_encoder import (
 )
 from cm3jax.retrieval.select import NONE
 from cm3jax.sequence.vocab import Vocab
-from cm3jax.shapes import Array, Int, Key
+from cm3jax.shapes import Array, Int, Key, UInt8
 from cm3jax.tokenizers.image_tokenizer import to_pixels
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 from cm3jax.training.loss import LossOutput
@@ -144,12 +145,8 @@ class OnlineLearner:
 
         All draws are those of the epoch in which the batch began.
         """
-        pairs = self.bridge.apply(
-            batch["tokenizer"],
-            batch["pieces"],
-            batch["lengths"],
-            to_pixels(batch["images"]),
-            method="encode_pairs",
+        pairs = nn.apply(TokenizerBridge.encode_pairs, self.bridge)(
+            batch["tokenizer"], batch["pieces"], batch["lengths"], to_pixels(batch["images"])
         )
         vectors = self.encoder.apply(
             batch["encoder"], batch["texts"], normalise_pixels(batch["seen"])
@@ -162,7 +159,8 @@ class OnlineLearner:
             batch["records"],
         )
         epoch = batch["epochs"].min()
-        return self.builder.apply({"bank": batch["bank"]}, queries, self.experiment.seed, epoch)
+        build = nn.apply(SequenceBuilder.__call__, self.builder)
+        return build({"bank": batch["bank"]}, queries, self.experiment.seed, epoch)
 
     @functools.cache  # noqa: B019 - a learner lives as long as its process
     def stream(self, split: Literal["train", "validation"]) -> Equipped | NoRecords:
@@ -179,7 +177,7 @@ class OnlineLearner:
         """The pairs of a split; None where none is held back for validation."""
         data = self.experiment.data
         source = open_source(data, split, self.experiment.seed)
-        found = scan(source, _pair, lambda record: record.segments[1])
+        found = scan(source, _pair, _picture)
         for note in found.notes:
             print(note)
         pairs = found.kept
@@ -287,9 +285,15 @@ class _Pair(NamedTuple):
 
 
 def _pair(record: RawRecord) -> _Pair | None:
-    if [isinstance(segment, str) for segment in record.segments] != [True, False]:
-        return None
-    return _Pair(record.key, record.segments[0], record.pictures[0])
+    match record.segments:
+        case (str() as text, np.ndarray()):
+            return _Pair(record.key, text, record.pictures[0])
+    return None
+
+
+def _picture(record: RawRecord) -> UInt8[np.ndarray, "Y X 3"]:
+    """The picture of a pair."""
+    return next(segment for segment in record.segments if isinstance(segment, np.ndarray))
 
 
 def _placed(

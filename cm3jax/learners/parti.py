@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax.numpy as jnp
 
 from cm3jax.config import DecoderConfig, Experiment
@@ -78,9 +79,11 @@ class PartiLearner:
         # The decoder starts from `eos` and reads each code to give the next.
         tokens = jnp.pad(batch.codes[:, :-1], ((0, 0), (1, 0)), constant_values=self.vocab.eos)
         there = batch.texts != Vocab.pad
-        hidden = self.model.apply(variables, batch.texts, there, tokens, drop)
+        model = self.model
+        forward = nn.apply(EncoderDecoder.__call__, model)
+        hidden = forward(variables, batch.texts, there, tokens, drop)
         losses = token_losses(
-            lambda part: self.model.apply(variables, part, method="logits"),
+            lambda part: nn.apply(EncoderDecoder.logits, model)(variables, part),
             hidden,
             batch.codes,
             chunks_here(batch.codes, self.vocab),

@@ -79,16 +79,17 @@ class VQGANLearner:
 
     @functools.cached_property
     def work(self) -> StepCost:
-        """The cost of one global batch: three times the tokenizer's forward pass, as XLA counts it.
+        """The cost of one global batch: three times the tokenizer's forward pass, as XLA counts it
+        (0 where it counts none).
 
         Discriminator and LPIPS are not counted.
         """
         config = self.experiment.vqgan
         variables = jax.eval_shape(self._init_tokenizer, jax.random.key(0))
         picture = jnp.zeros((1, config.image_size, config.image_size, 3))
-        forward = jax.jit(self.model.apply).lower(variables, picture).cost_analysis()["flops"]
+        cost = jax.jit(self.model.apply).lower(variables, picture).cost_analysis() or {}
         batch = self.experiment.data.batch
-        return StepCost(batch * config.grid**2, 3.0 * batch * forward)
+        return StepCost(batch * config.grid**2, 3.0 * batch * cost.get("flops", 0.0))
 
     def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:
         """Parameters and codebook, boxed with their logical axes.
@@ -177,7 +178,7 @@ class VQGANLearner:
         total = errors.mean()
         metrics = {"mse" if squared else "mae": total}
         if config.perceptual:
-            distance = lpips.LPIPS().apply(batch["lpips"], remade, pixels, weights).mean()
+            distance = lpips.distances(batch["lpips"], remade, pixels, weights).mean()
             metrics[self.perception] = distance
             total = total + config.perceptual * distance
         return total, metrics
@@ -270,7 +271,9 @@ class VQGANLearner:
         Raises `UserError` if there are none, or no masks.
         """
         source = open_source(self.experiment.data, split, self.experiment.seed)
-        images, labels, masks = [], [], []
+        images: list[np.ndarray] = []
+        labels: list[str] = []
+        masks: list[np.ndarray] = []
         for _, (record, weights) in usable(source, self._reader(source)):
             found = [segment for segment in record.segments if not isinstance(segment, str)]
             images += found

@@ -1,11 +1,9 @@
 """Tables that every model has: of ids, of positions, and the logits that they give."""
 
-from collections.abc import Callable
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 
+from cm3jax import partition
 from cm3jax.config import DecoderConfig
 from cm3jax.model.layers import truncated_normal
 from cm3jax.shapes import Array, Float
@@ -18,7 +16,7 @@ def vocabulary_tables(
 
     Both are float32, with the logical axes ("vocab", "embed").
     """
-    init = _boxed(truncated_normal(config.init_std), "vocab", "embed")
+    init = partition.boxed_init(truncated_normal(config.init_std), "vocab", "embed")
     embedding = module.param("embedding", init, (size, config.width))
     head = embedding if config.tied else module.param("head", init, (size, config.width))
     return embedding, head
@@ -30,14 +28,8 @@ def position_table(
     """The parameter of that name, of learned positions; None where positions are rotary."""
     if config.positions != "learned":
         return None
-    init = _boxed(truncated_normal(config.position_std), "positions", "embed")
+    init = partition.boxed_init(truncated_normal(config.position_std), "positions", "embed")
     return module.param(name, init, (length, config.width))
-
-
-def _boxed(init: Callable[..., Any], *axes: str) -> Callable[..., Any]:
-    """An initialiser of an array with these logical axes: boxed with them only while parameters
-    are made, so that `module.param` gives back the array."""
-    return nn.with_logical_partitioning(init, axes)
 
 
 def logits(hidden: Float[Array, "*B D"], head: Float[Array, "V D"]) -> Float[Array, "*B V"]:

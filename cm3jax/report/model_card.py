@@ -1,6 +1,6 @@
 """The card of an uploaded run: what the run itself says of its data, its scores and its making."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import huggingface_hub
 import jax
@@ -121,7 +121,7 @@ def _making(run: LoadedRun) -> str:
     )
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"

@@ -127,7 +127,7 @@ class BankWriter:
         content = {name: file for name, file in files.items() if name != f"{_SOURCE}.npy"}
         sums = [file["sha256"] for _, file in sorted(content.items())]
         totals = {
-            name: dict(sum((Counter(note[name]) for note in notes), Counter()))
+            name: dict(sum((Counter(note[name]) for note in notes), Counter[str]()))
             for name in ("sources", "licences")
         }
         return {

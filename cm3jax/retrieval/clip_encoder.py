@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 from PIL.Image import Resampling
 
+from cm3jax import partition
 from cm3jax.config import ClipConfig, identity
 from cm3jax.io.files import digest
 from cm3jax.shapes import Array, Float, Int, UInt8
@@ -36,7 +37,8 @@ def hf_name(path: Sequence[str]) -> str:
 
 def normalise_pixels(images: UInt8[Array | np.ndarray, "B Y X 3"]) -> Float[Array, "B Y X 3"]:
     """Bytes to CLIP's input: each channel in [0, 1], less CLIP's mean, over its deviation."""
-    return (jnp.asarray(images, jnp.float32) / 255 - np.float32(PIXEL_MEAN)) / np.float32(PIXEL_STD)
+    mean, deviation = np.asarray(PIXEL_MEAN, np.float32), np.asarray(PIXEL_STD, np.float32)
+    return (jnp.asarray(images, jnp.float32) / 255 - mean) / deviation
 
 
 def text_rows(
@@ -221,7 +223,7 @@ class _VisionEmbeddings(nn.Module):
         )(pixels).reshape(len(pixels), -1, width)
         first = self.param(
             "class_embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(width**-0.5), ("embed",)),
+            partition.boxed_init(nn.initializers.normal(width**-0.5), "embed"),
             (width,),
         )
         first = jnp.broadcast_to(first, (len(pixels), 1, width))
@@ -330,7 +332,7 @@ class ClipEncoder:
         lengths = np.asarray([text_length(len(pieces), self.config) for pieces in texts], np.int64)
         out = np.zeros((len(texts), self.config.width), np.float32)
         for length in np.unique(lengths).tolist():
-            members = np.flatnonzero(lengths == length)
+            members = np.flatnonzero(lengths == length).tolist()
             rows = text_rows([texts[member] for member in members], self.config, length)
             out[members] = self._run(self._text, rows)
         return out
@@ -354,10 +356,10 @@ class ClipEncoder:
     ) -> Float[np.ndarray, "B E"]:
         """Unit vectors of documents with a text, a picture or both."""
         parts = np.zeros((2, len(documents), self.config.width), np.float32)
-        encoders = (self.encode_texts, self.encode_images)
-        for column, encode in enumerate(encoders):
-            rows = [i for i, document in enumerate(documents) if document[column] is not None]
-            parts[column, rows] = encode([documents[i][column] for i in rows])
+        texts = {i: text for i, (text, _) in enumerate(documents) if text is not None}
+        images = {i: image for i, (_, image) in enumerate(documents) if image is not None}
+        parts[0, list(texts)] = self.encode_texts(list(texts.values()))
+        parts[1, list(images)] = self.encode_images(list(images.values()))
         return np.asarray(document_vectors(*jnp.asarray(parts)))
 
     def _run(self, program: Callable, inputs: np.ndarray) -> Float[np.ndarray, "B E"]:

@@ -41,8 +41,8 @@ class MilvusIndex:
                 ids[row] = [hit["id"] for hit in found]
                 scores[row] = [hit["distance"] for hit in found]
         order = np.lexsort((ids, -scores))
-        ids, scores = (np.take_along_axis(part, order, axis=1) for part in (ids, scores))
-        return Neighbours(ids, scores)
+        best = (np.take_along_axis(part, order, axis=1) for part in (ids, scores))
+        return Neighbours(*best)
 
     def close(self) -> None:
         """End the connection."""

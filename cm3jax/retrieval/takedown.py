@@ -74,7 +74,7 @@ def _require_blanked(bank: epath.PathLike, failed: Sequence[str]) -> None:
 def _marks(bank: Bank, removed: Removed) -> tuple[str, ...]:
     """Marks of the documents that are taken out; keys are looked up, rules read the whole bank."""
     if removed.sources or removed.licences:
-        rows = range(len(bank))
+        rows: Sequence[int] = range(len(bank))
     else:
         wanted = np.asarray([key_hash(key) for key in removed.keys], np.uint64)
         rows = np.flatnonzero(np.isin(bank.key_hashes, wanted)).tolist()

@@ -66,13 +66,13 @@ class Box:
         found = re.fullmatch(
             r"\s*([^:]+?)\s*:\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*", text
         )
-        left, top, right, bottom = map(int, found.groups()[1:]) if found else (0, 0, 0, 0)
-        if not (left < right < GRID and top < bottom < GRID):
+        box = cls(found[1], *map(int, found.groups()[1:])) if found else None
+        if box is None or not (box.left < box.right < GRID and box.top < box.bottom < GRID):
             raise UserError(
                 f"--box {text!r} is not a box; write LABEL:x1,y1,x2,y2 with corners from 0 to "
                 f"{GRID - 1}, the upper left one first."
             )
-        return cls(found[1], left, top, right, bottom)
+        return box
 
 
 _BOX = re.compile(r"(.+?) at \((\d+), (\d+)\) -> \((\d+), (\d+)\)(?:, |$)")
@@ -236,9 +236,10 @@ def _open_images_box(
 ) -> Box | None:
     if thing["IsGroupOf"] == "1":
         return None
-    edges = [float(thing[name]) for name in ("XMin", "YMin", "XMax", "YMax")]
-    corners = tuple(edge * size[i % 2] for i, edge in enumerate(edges))
-    return place(names[thing["LabelName"]].lower(), *turned(corners, size, turn))
+    left, top, right, bottom = (float(thing[name]) for name in ("XMin", "YMin", "XMax", "YMax"))
+    width, height = size
+    box = (left * width, top * height, right * width, bottom * height)
+    return place(names[thing["LabelName"]].lower(), *turned(box, size, turn))
 
 
 def _head(picture: epath.Path) -> tuple[tuple[int, int], int]:

@@ -13,7 +13,7 @@ import dataclasses
 import random
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from etils import epath
@@ -34,11 +34,11 @@ class Derived:
     """From uint8 pixels [Y, X, 3] to such pixels."""
 
 
-Picture = np.ndarray | epath.Path | Derived
+Picture: TypeAlias = np.ndarray | epath.Path | Derived
 """Pixels, uint8 [Y, X, 3], the file that has them, or what is computed from one."""
-Value = str | Picture | tuple[str | Picture, ...]
+Value: TypeAlias = str | Picture | tuple[str | Picture, ...]
 """The value of a field: a text, a picture, or the segments of a story."""
-Part = str | Picture | Mark
+Part: TypeAlias = str | Picture | Mark
 """A part of a filled template: text, picture or `<break>`."""
 
 _FIELD = re.compile(r"\{(\w+)\}|(<break>)")

@@ -1,5 +1,7 @@
 """How well codes reproduce pictures (PSNR, SSIM), and how much of the codebook they use."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +45,7 @@ def _blur(x: Float[Array, "B Y X 3"]) -> Float[Array, "B y x 3"]:
             float(weight) * jax.lax.slice_in_dim(x, start, start + count, axis=axis)
             for start, weight in enumerate(window)
         )
-        x = sum(parts)
+        x = functools.reduce(jnp.add, parts)
     return x
 
 

@@ -43,7 +43,7 @@ class ImageTokenizer:
             lambda variables, images: model.apply(variables, to_pixels(images), method="encode")
         )
         self._decode = jax.jit(
-            lambda variables, codes: to_bytes(model.apply(variables, codes, method="decode"))
+            lambda variables, codes: to_bytes(nn.apply(VQGAN.decode, model)(variables, codes))
         )
 
     @property

@@ -71,14 +71,24 @@ class LPIPS(nn.Module):
         return total
 
 
+def distances(
+    variables: Mapping[str, Any],
+    left: Float[Array, "B Y X 3"],
+    right: Float[Array, "B Y X 3"],
+    weights: Float[Array, "B Y X"] | None = None,
+) -> Float[Array, " B"]:
+    """What `LPIPS` gives for pairs of pictures in [-1, 1]."""
+    return nn.apply(LPIPS.__call__, LPIPS())(variables, left, right, weights)
+
+
 def load_lpips(path: epath.PathLike) -> dict[str, Any]:
     """The variables of an `LPIPS` from a file of named arrays.
 
     Raises `UserError` when it is missing, is no such file, or an array is missing, unknown or of
     another shape.
     """
-    given, found = _read(path), {}
-    numbers = _numbers()
+    given, numbers = _read(path), _numbers()
+    found: dict[tuple[str, ...], np.ndarray] = {}
     for name, array in given.items():
         if match := _CONVOLUTION.fullmatch(name):
             place = numbers.get(int(match[1]), "unknown")
@@ -93,19 +103,19 @@ def load_lpips(path: epath.PathLike) -> dict[str, Any]:
         tuple(part.key for part in path): leaf.shape
         for path, leaf in jax.tree.leaves_with_path(_shapes()["params"])
     }
-    for key in sorted(shapes.keys() | found.keys()):
-        here, there = shapes.get(key), found[key].shape if key in found else None
+    for where in sorted(shapes.keys() | found.keys()):
+        here, there = shapes.get(where), found[where].shape if where in found else None
         if here != there:
             raise UserError(
-                f"{path} is not LPIPS with VGG16: {'/'.join(key)} is {there or 'missing'} there "
+                f"{path} is not LPIPS with VGG16: {'/'.join(where)} is {there or 'missing'} there "
                 f"and {here or 'nothing'} in LPIPS; give the weights of net `vgg`."
             )
     params: dict[str, Any] = {}
-    for key, array in found.items():
+    for (*parents, name), array in found.items():
         node = params
-        for part in key[:-1]:
-            node = node.setdefault(part, {})
-        node[key[-1]] = np.asarray(array, np.float32)
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = np.asarray(array, np.float32)
     return {"params": params}
 
 

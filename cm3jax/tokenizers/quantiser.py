@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from cm3jax import partition
 from cm3jax.config import VQGANConfig
 from cm3jax.shapes import Array, Float, Int, Key
 
@@ -50,13 +51,13 @@ class VectorQuantiser(nn.Module):
         c = self.config
         if c.codebook == "gradient":
             near = nn.initializers.uniform(2.0 / c.codes)  # taming's: around 0, below 1 / codes
-            boxed = nn.with_logical_partitioning(
-                lambda *args: near(*args) - 1.0 / c.codes, ("codes", "code_width")
+            shifted = partition.boxed_init(
+                lambda *args: near(*args) - 1.0 / c.codes, "codes", "code_width"
             )
-            self.table = self.param("entries", boxed, (c.codes, c.code_width))
+            self.table = self.param("entries", shifted, (c.codes, c.code_width))
             return
-        entries = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("codes", "code_width"))
-        zeros = nn.with_logical_partitioning(jnp.zeros, ("codes",))
+        entries = partition.boxed_init(nn.initializers.normal(1.0), "codes", "code_width")
+        zeros = partition.boxed_init(jnp.zeros, "codes")
         self.entries = self.variable(
             "codebook", "entries", lambda: entries(self.make_rng("params"), (c.codes, c.code_width))
         )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from cm3jax.config import LossConfig
 from cm3jax.sequence.vocab import Modality, Vocab
-from cm3jax.shapes import Array, Float, Int
+from cm3jax.shapes import AnyArray, Array, Float, Int
 
 
 class Mean(NamedTuple):
@@ -54,7 +54,7 @@ class TokenLosses(NamedTuple):
 def token_losses(
     logits: Callable[[Float[Array, "B C D"]], Float[Array, "B C V"]],
     hidden: Float[Array, "B L D"],
-    targets: Int[Array, "B L"],
+    targets: Int[AnyArray, "B L"],
     chunks: int = 1,
 ) -> TokenLosses:
     """Negative log-likelihood of every target.
@@ -85,8 +85,8 @@ def token_losses(
 
 def next_token_loss(
     losses: TokenLosses,
-    targets: Int[Array, "B L"],
-    weights: Float[Array, "B L"],
+    targets: Int[AnyArray, "B L"],
+    weights: Float[AnyArray, "B L"],
     vocab: Vocab,
     config: LossConfig,
 ) -> tuple[Float[Array, ""], dict[str, Mean]]:
@@ -115,8 +115,8 @@ def chunks_for(rows: int, length: int, vocab: int, largest: int = 1 << 26) -> in
 
 def by_modality(
     losses: Float[Array, "B L"],
-    targets: Int[Array, "B L"],
-    weights: Float[Array, "B L"],
+    targets: Int[AnyArray, "B L"],
+    weights: Float[AnyArray, "B L"],
     vocab: Vocab,
 ) -> dict[str, Mean]:
     """`loss` over all targets, `loss_text` and `loss_image` over those of one modality.

@@ -61,7 +61,7 @@ def _measure(bench: Bench) -> Measured:
         )
         for whose in BANKS
     )
-    shown = [
+    before_and_after = [
         Figure(
             "The same prompt before and after the swap",
             every["new"][0][place].text,
@@ -70,7 +70,9 @@ def _measure(bench: Bench) -> Measured:
         for place, cells in figures.items()
     ]
     columns = ("drawn right", "with the old bank", "with the new bank")
-    return Measured(scores, tables=(Table("Two banks", columns, rows),), figures=tuple(shown))
+    return Measured(
+        scores, tables=(Table("Two banks", columns, rows),), figures=tuple(before_and_after)
+    )
 
 
 def _headline(scores: Scores) -> str:

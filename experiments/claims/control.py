@@ -36,7 +36,7 @@ def _headline(scores: Scores) -> str:
 
 
 def _within(name: str, reach: float) -> Callable[[Scores], bool]:
-    return lambda scores: scores[name].value <= scores[name].chance + reach
+    return lambda scores: scores[name].value <= (scores[name].chance or 0.0) + reach
 
 
 ROW = Row(

@@ -17,6 +17,7 @@ from cm3jax.emblems.patches import QUARTERS
 from cm3jax.emblems.scene import GRID
 from cm3jax.evaluate.protocol import Score
 from cm3jax.evaluate.results import Cell, Chosen, Figure
+from cm3jax.generation.answers import image_of
 from cm3jax.generation.prompts import BLANK
 from cm3jax.shapes import Bool, UInt8
 from experiments.claims.claim import Measured
@@ -62,7 +63,7 @@ def infill(bench: Bench) -> Measured:
             texts, filled = [prompt.text for prompt in asked], {}
             for how, documents in given.items():
                 found = bench.generator.infill(texts, images, masks, documents, seed=seed)
-                filled[how] = np.stack([group[0].image for group in found])
+                filled[how] = np.stack([image_of(group[0]) for group in found])
                 verdicts[how].append(confirms_emblems(filled[how], [p.scene for p in asked]))
             if seed == 0:
                 hidden = np.where(masks[..., None], np.uint8(BLANK), images)
@@ -79,7 +80,7 @@ def infill(bench: Bench) -> Measured:
                     )
                     figures.append(Figure(_TITLES[hole], texts[place], cells, chosen.note))
         shown = {"with": "one that shows it", "without": "none", "another": "one of another emblem"}
-        for how, found in verdicts.items():
+        for how, right_by_seed in verdicts.items():
             protocol = bench.protocol(
                 "emblems heldout",
                 content(every),
@@ -89,7 +90,7 @@ def infill(bench: Bench) -> Measured:
                 documents="none" if how == "without" else f"given by hand, {shown[how]}",
             )
             name = f"infill.{hole}.{how}"
-            scores[name] = bench.share(name, np.asarray(found), chance, protocol)
+            scores[name] = bench.share(name, np.asarray(right_by_seed), chance, protocol)
     return Measured(scores, figures=tuple(figures))
 
 
@@ -102,9 +103,11 @@ _TITLES = {
 
 def _bank_pair(prompt: ProbePrompt) -> Pair:
     """The first document of the bank that shows the prompt's emblem; such are pairs."""
-    number = catalogue(0).names.index(prompt.scene.emblems[0].name)
-    text, picture = example("bank", bank_documents(number)[0], size=len(prompt.image)).segments
-    return text, picture
+    number = catalogue(0).names.index(prompt.scene.names[0])
+    match example("bank", bank_documents(number)[0], size=len(prompt.image)).segments:
+        case (str() as text, np.ndarray() as picture):
+            return text, picture
+    raise ValueError(f"the first document of {prompt.key}'s emblem is no pair")
 
 
 def _masks(

@@ -41,7 +41,7 @@ def five_documents(bench: Bench) -> Measured:
         for prompt in asked:
             for turn in range(GIVEN):
                 look = _look(prompt, turn)
-                pairs.append(pair_with(prompt.scene.emblems[0].name, look, f"{prompt.key} {turn}"))
+                pairs.append(pair_with(prompt.scene.names[0], look, f"{prompt.key} {turn}"))
                 expected.append(_with_look(prompt.scene, look))
         texts = [prompt.text for prompt in asked for _ in range(GIVEN)]
         drawn = bench.draw(texts, [[one] for one in bench.documents(pairs)], seed)

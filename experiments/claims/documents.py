@@ -1,7 +1,9 @@
 """Retrieved documents decide what can be drawn, and how well."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +36,7 @@ _SPLIT = "memory-only emblems, in scenes that no document shows"
 _READER = "emblems.confirms: shows the exact scene"
 _CHANCE = {"one": 1 / QUARTERS**4, "two": 1 / QUARTERS**8}
 
-RULES: dict[str, tuple[str, dict[str, float | bool]]] = {
+RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "clauses": ("a document for each clause in turn, as shipped", {}),
     "clauses_off": (
         "clause by clause, the best two whatever they show",
@@ -78,11 +80,12 @@ def _counts(bench: Bench, bank: Bank) -> Measured:
     figures: list[Figure] = []
     for which, (kind, words) in KINDS.items():
         every, distance = bench.asked(kind), Distance(bench, kind)
-        drawn = {count: [] for count in COUNTS}
+        drawn: dict[int, list[np.ndarray]] = {count: [] for count in COUNTS}
         right: dict[int, list[list[bool]]] = {count: [] for count in COUNTS}
         for seed, asked in enumerate(every):
             texts = [prompt.text for prompt in asked]
-            shown = {k: bench.generator.retrieve(texts=texts, k=k) if k else None for k in COUNTS}
+            nothing: list[list[Retrieved]] = [[] for _ in texts]
+            shown = {k: bench.generator.retrieve(texts, k=k) if k else nothing for k in COUNTS}
             for count, documents in shown.items():
                 images = bench.draw(texts, documents, seed)
                 drawn[count].append(images)
@@ -293,8 +296,18 @@ def _half(document: Retrieved, kept: tuple[type, ...], vocab: Vocab) -> ShownDoc
 # ----------------------------------------------------------------------------------------- the row
 
 
-def _apart(lower: str, higher: str):
+def _apart(lower: str, higher: str) -> Callable[[Scores], bool]:
     return lambda scores: scores[lower].interval[1] < scores[higher].interval[0]
+
+
+def _falls(which: str) -> Callable[[Scores], bool]:
+    """Whether FID falls with each document."""
+    names = [f"fid.{which}.docs_{count}" for count in COUNTS]
+    return lambda scores: all(scores[a].value > scores[b].value for a, b in pairwise(names))
+
+
+def _above_chance(name: str) -> Callable[[Scores], bool]:
+    return lambda scores: scores[name].interval[0] > (scores[name].chance or 0.0)
 
 
 def _headline(scores: Scores) -> str:
@@ -343,10 +356,7 @@ ROW = Row(
         *(
             Target(
                 f"{words}: FID falls with each document",
-                lambda s, which=which: all(
-                    s[f"fid.{which}.docs_{k}"].value > s[f"fid.{which}.docs_{k + 1}"].value
-                    for k in (0, 1)
-                ),
+                _falls(which),
             )
             for which, (_, words) in KINDS.items()
         ),
@@ -361,7 +371,7 @@ ROW = Row(
         *(
             Target(
                 f"without documents training's {words} than seen in it",
-                lambda s, name=name: s[name].interval[0] > s[name].chance,
+                _above_chance(name),
             )
             for name, words in (
                 ("instead.most_frequent", "most frequent emblem is drawn more often"),

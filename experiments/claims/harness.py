@@ -19,6 +19,7 @@ from cm3jax.emblems.probe_prompts import Kind
 from cm3jax.evaluate.exam import Examinee, contents
 from cm3jax.evaluate.protocol import PromptSet, Protocol, Score, stamp, wilson
 from cm3jax.evaluate.results import Cell
+from cm3jax.generation.answers import image_of
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.requests import Documents
 from cm3jax.retrieval.bank import Bank
@@ -143,7 +144,8 @@ class Bench:
         decode: DecodeConfig | None = None,
     ) -> UInt8[np.ndarray, "B Y X 3"]:
         """A picture of each text."""
-        return np.stack([one.image for one in self._examinee.draw(texts, documents, seed, decode)])
+        drawn = self._examinee.draw(texts, documents, seed, decode)
+        return np.stack([image_of(one) for one in drawn])
 
     def cell(self, found: Retrieved) -> Cell:
         """A retrieved document in a figure."""

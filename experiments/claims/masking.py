@@ -75,7 +75,7 @@ def _whole(pieces: int, grid: int, rate: float, first: int) -> Bool[np.ndarray, 
         config=CM3Config(whole_segment=rate),
         vocab=vocab,
     )
-    return ((spans.starts == 1) & (spans.stops == 1 + pieces))[:, 0]
+    return np.asarray((spans.starts == 1) & (spans.stops == 1 + pieces))[:, 0]
 
 
 def _plot(scores: Scores) -> Plot:

@@ -17,6 +17,7 @@ from cm3jax.emblems.probe_prompts import LOWER_HALF
 from cm3jax.emblems.sample import at_home, frequent, with_emblem
 from cm3jax.evaluate.chance import of_another_answer
 from cm3jax.evaluate.protocol import Protocol, Score
+from cm3jax.generation.answers import image_of
 from cm3jax.generation.prompts import caption_prompt, infill_prompt, picture_prompt
 from cm3jax.generation.requests import Documents, PromptRequest
 from cm3jax.retrieval.retriever import Retrieved
@@ -90,10 +91,11 @@ class ModelEval:
             self._caption()
             self._infill()
 
-    def retrieved(self, asked: Sequence[ProbePrompt], count: int) -> list[list[Retrieved]] | None:
-        """The best documents for each prompt, None of none."""
-        texts = [prompt.text for prompt in asked]
-        return self.bench.generator.retrieve(texts=texts, k=count) if count else None
+    def retrieved(self, asked: Sequence[ProbePrompt], count: int) -> list[list[Retrieved]]:
+        """The best documents for each prompt."""
+        if not count:
+            return [[] for _ in asked]
+        return self.bench.generator.retrieve([prompt.text for prompt in asked], k=count)
 
     def draw(self, kind: str, count: int) -> None:
         """Pictures of texts, with so many documents: right if the emblem is or, where no emblem is
@@ -133,7 +135,7 @@ class ModelEval:
         generator, right, nats = self.bench.generator, [], []
         for seed, asked in enumerate(self.every["caption"]):
             images = np.stack([prompt.image for prompt in asked])
-            texts = [group[0].text for group in generator.caption(images, seed=seed)]
+            texts = [group[0].text or "" for group in generator.caption(images, seed=seed)]
             right.append([tells(t, p.scene) for t, p in zip(texts, asked, strict=True)])
             requests = generator.requests(list(map(caption_prompt, images)))
             first, end = generator.vocab.first_text, generator.vocab.eoss
@@ -152,7 +154,7 @@ class ModelEval:
             masks = np.zeros(images.shape[:3], bool)
             masks[:, self.bench.size // 2 :] = True
             found = generator.infill(texts, images, masks, seed=seed)
-            filled = np.stack([group[0].image for group in found])
+            filled = np.stack([image_of(group[0]) for group in found])
             right.append(confirms_batch(filled, [prompt.scene for prompt in asked]))
             holes = zip(texts, images, masks, strict=True)
             requests = generator.requests([infill_prompt(*each) for each in holes])

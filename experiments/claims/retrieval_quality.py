@@ -33,8 +33,7 @@ def _measure(bench: Bench) -> Measured:
             found.append(
                 [
                     any(
-                        document.meta.has_image
-                        and prompt.scene.emblems[0].name in document.meta.subjects
+                        document.meta.has_image and prompt.scene.names[0] in document.meta.subjects
                         for document in documents
                     )
                     for prompt, documents in zip(asked, shown, strict=True)
@@ -73,7 +72,8 @@ def _measure(bench: Bench) -> Measured:
 
 
 def _names(share: float) -> tuple[str, str]:
-    return tuple(f"{what}.dropped_{100 * share:.0f}" for what in ("recall", "accuracy"))
+    dropped = f"dropped_{100 * share:.0f}"
+    return f"recall.{dropped}", f"accuracy.{dropped}"
 
 
 def _plot(scores: Scores) -> Plot:

@@ -1,6 +1,7 @@
 """Ways to sample, against the number of samples of which CLIP chooses."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from cm3jax.emblems import confirms_batch
 from cm3jax.emblems.probe_prompts import Kind
 from cm3jax.evaluate.chance import of_another_answer
 from cm3jax.evaluate.protocol import Score
+from cm3jax.generation.answers import image_of
 from cm3jax.generation.ranking import clip_scores
 from cm3jax.report.plots import Plot, Point
 from experiments.claims.claim import Measured, Row, Scores, Target
@@ -18,7 +20,7 @@ COUNTS = (1, 2, 4, 8)
 """Samples of a prompt, of which the best by CLIP counts."""
 TEMPERATURE = 2.0
 """At 1 every scene is right at once, and nothing is left to choose."""
-METHODS: dict[str, tuple[str, dict[str, float | str]]] = {
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "temperature": ("temperature 2", {}),
     "top_p": ("top-p 0.8", {"top_p": 0.8}),
     "cfg": ("guidance 3", {"guidance_scale": 3.0}),
@@ -38,7 +40,7 @@ def _measure(bench: Bench) -> Measured:
     for method, (words, change) in METHODS.items():
         config = {"temperature": TEMPERATURE} | change
         decode = dataclasses.replace(bench.generator.decode, **config)
-        right: dict[int, list[np.ndarray]] = {count: [] for count in COUNTS}
+        right: dict[int, list[list[bool]]] = {count: [] for count in COUNTS}
         likeliest: list[list[bool]] = []
         chosen: dict[int, list[np.ndarray]] = {count: [] for count in COUNTS}
         for seed, asked in enumerate(every):
@@ -46,7 +48,7 @@ def _measure(bench: Bench) -> Measured:
             found = bench.generator.text_to_image(
                 texts, samples=COUNTS[-1], seed=seed, decode=decode
             )
-            drawn = np.stack([[sample.image for sample in group] for group in found])
+            drawn = np.asarray([[image_of(sample) for sample in group] for group in found])
             pairs = zip(texts, drawn, strict=True)
             rank = np.stack([clip_scores(bench.generator.encoder, *pair) for pair in pairs])
             nats = np.asarray([[sample.logprob for sample in group] for group in found])

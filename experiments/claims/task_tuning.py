@@ -50,7 +50,7 @@ def _measure(bench: Bench) -> Measured:
 
 def _headline(scores: Scores) -> str:
     tuned = {name: scores[f"tuned.{name}"].value for name in _LEAST}
-    worst = min(tuned, key=tuned.get)
+    worst = min(tuned, key=lambda name: tuned[name])
     reached = sum(tuned[name] >= least for name, (least, _) in _LEAST.items())
     return (
         f"one tuned model reaches {reached} of {len(tuned)} marks, its worst being {worst} with "

@@ -21,6 +21,7 @@ from cm3jax.emoji.scene import Placed, caption_names
 from cm3jax.evaluate import chance
 from cm3jax.evaluate.exam import NOTHING, Exam, Examinee, Given, Questions
 from cm3jax.evaluate.results import Cell
+from cm3jax.generation.answers import image_of
 from cm3jax.retrieval.bank import BankDocument
 
 _SPLITS: dict[Kind, str] = {
@@ -81,8 +82,8 @@ class EmojiExam(Exam):
         wanted = [held[_look_of(prompt)].key for prompt in asked.items]
         given = self.retrieve(2, asked)
         right = [
-            key in {document.key for document in documents}
-            for key, documents in zip(wanted, given.documents or (), strict=True)
+            key in {document.key for document in given.retrieved_for(place)}
+            for place, key in enumerate(wanted)
         ]
         guessed = chance.of_a_hit(1, len(held), 2)
         reader = "the bank's document of the thing, style and size"
@@ -138,7 +139,7 @@ class EmojiExam(Exam):
             side = SIDES[placed.size] * len(mask) // GRID
             mask[window(placed.corner, side, len(mask))] = True
         found = self.generator.infill(asked.texts, images, masks, given.documents, seed=self.seed)
-        filled = np.stack([group[0].image for group in found])
+        filled = np.stack([image_of(group[0]) for group in found])
         self._judge(f"{kind}.infill", filled, asked, given)
 
     def caption(self, kind: Kind) -> None:
@@ -182,7 +183,7 @@ class EmojiExam(Exam):
     def _draw(
         self, name: str, asked: Questions[EmojiPrompt], given: Given
     ) -> tuple[np.ndarray, list[bool]]:
-        images = np.stack([one.image for one in self.draw(asked, given)])
+        images = np.stack([image_of(one) for one in self.draw(asked, given)])
         return images, self._judge(name, images, asked, given)
 
     def _judge(

@@ -10,11 +10,12 @@ on with what was skipped or failed. On CPUs, which cannot tell, everything is ti
 
 import argparse
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -67,6 +68,10 @@ TINY = Sizes(
     *("miniature/decoder", "miniature/decoder", (2,), 1, (1, 256, 2, 32), 8, 16, (1, 2)),
 )
 
+Kernel = Literal["xla", "cudnn", "splash", "triton"]
+_KERNELS: dict[str, tuple[Kernel, ...]] = {"tpu": ("splash",), "gpu": ("cudnn", "triton")}
+"""Kernels by platform."""
+
 Part = Callable[[Sizes], dict[str, Any]]
 
 
@@ -89,7 +94,9 @@ def bench_accelerator(options: argparse.Namespace) -> dict[str, Any]:
     """
     begin, path = time.monotonic(), Path(options.out) / "accelerator.json"
     about = {"device": in_words(), "jax": jax.__version__}
-    found = read_fields(path, _KEPT, "earlier results") if path.exists() else {**about, "parts": {}}
+    found: dict[str, Any] = {**about, "parts": {}}
+    if path.exists():
+        found = dict(read_fields(path, _KEPT, "earlier results"))
     if any(found[name] != value for name, value in about.items()):
         raise UserError(
             f"{path} is of {found['device']} with jax {found['jax']}, not of {about['device']} "
@@ -127,13 +134,11 @@ def kernels(sizes: Sizes) -> dict[str, Any]:
     rows, length, _, _ = sizes.heads
     packed = np.repeat(np.arange(1, 5), length // 4)[None].repeat(rows, 0).astype(np.int32)
     whole = np.ones_like(packed)
-    names = {"tpu": ("splash",), "gpu": ("cudnn", "triton")}.get(
-        partition.platform(), ("splash", "triton")
-    )
+    names = _KERNELS.get(partition.platform(), ("splash", "triton"))
     keys = jax.random.split(jax.random.key(0), 4)
     arrays = [jax.random.normal(key, sizes.heads, jnp.bfloat16) for key in keys]
 
-    def run(name: str, segments: np.ndarray) -> tuple[list[np.ndarray], float]:
+    def run(name: Kernel, segments: np.ndarray) -> tuple[list[np.ndarray], float]:
         @jax.jit
         def both(queries, keys, values, slope):
             function = row_attention(jnp.asarray(segments), name)
@@ -143,7 +148,7 @@ def kernels(sizes: Sizes) -> dict[str, Any]:
         seconds = _timed(lambda: jax.block_until_ready(both(*arrays)), sizes.steps)
         return [np.asarray(x, np.float32) for x in both(*arrays)], seconds
 
-    answer = {}
+    answer: dict[str, Any] = {}
     for name in names:
         segments = whole if name == "cudnn" else packed
         (found, seconds), (plain, slower) = run(name, segments), run("xla", segments)
@@ -186,10 +191,11 @@ def train_int8(sizes: Sizes) -> dict[str, Any]:
     return _train(dataclasses.replace(config, model=model), sizes)
 
 
-def _training(sizes: Sizes, rows: str) -> Experiment:
+def _training(sizes: Sizes, rows: Literal["whole", "stream"]) -> Experiment:
     """The model on rows of this kind, on one device, with as many of them as memory holds."""
     found = load_experiment(sizes.training)
     device = of_kind(jax.devices()[0].device_kind)
+    memory = math.inf if device is None else device.memory
     for batch in sizes.rows:
         config = dataclasses.replace(
             found,
@@ -197,9 +203,9 @@ def _training(sizes: Sizes, rows: str) -> Experiment:
             mesh=MeshConfig(data=1),
             optim=dataclasses.replace(found.optim, accumulate=1),
         )
-        if device is None or _planned(config) < 0.85 * device.memory:
+        if _planned(config) < 0.85 * memory:
             return config
-    raise UserError(f"a row of {sizes.training} does not fit into {device.memory / 1e9:.0f} GB.")
+    raise UserError(f"a row of {sizes.training} does not fit into {memory / 1e9:.0f} GB.")
 
 
 def _planned(config: Experiment) -> int:

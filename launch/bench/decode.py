@@ -130,7 +130,7 @@ def _torch(
     ids = torch.from_numpy(prompts.astype(np.int64)).to(network.device)
     if options.guided:
         ids = torch.cat([ids, ids])
-    fixed = {
+    fixed: dict[str, Any] = {
         "max_new_tokens": options.new,
         "min_new_tokens": options.new,
         "do_sample": False,
@@ -162,7 +162,7 @@ def _torch(
     if options.samples > 1:
         sides["torch_repeated"] = repeated
     if options.compile_torch:
-        compiled = CompileConfig(mode="default", fullgraph=False)
+        compiled: Any = CompileConfig(mode="default", fullgraph=False)
         compiled._compile_all_devices = True  # or `generate` leaves CPUs out
         sides["torch_compiled"] = lambda: generate(
             cache_implementation="static", compile_config=compiled

@@ -69,7 +69,8 @@ def experiment(options: argparse.Namespace, length: int) -> Experiment:
             data=data,
             optim=optim,
         )
-    size, vocab = _CHAMELEON | given, VocabConfig()
+    size: dict[str, Any] = _CHAMELEON | given
+    vocab = VocabConfig()
     pieces = size["vocab"] - vocab.specials - vocab.image_codes
     if pieces < 1 or size["width"] % 64:
         raise UserError(

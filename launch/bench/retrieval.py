@@ -125,11 +125,9 @@ def bench_retrieval(options: argparse.Namespace) -> dict[str, Any]:
     built = _watched(lambda: ScannIndex.build(bank, vectors.tuning, options.recall))
     index: ScannIndex = built.made
     contenders: dict[str, Search] = {"scann": lambda queries: index.search(queries, K).ids}
-    ours = built.figures | {
-        "effort": dataclasses.asdict(index.effort),
-        "recall": _recall(contenders["scann"], scored, truth),
-    }
-    answer = {
+    recalls = _recall(contenders["scann"], scored, truth)
+    ours = built.figures | {"effort": dataclasses.asdict(index.effort), "recall": recalls}
+    answer: dict[str, Any] = {
         "documents": len(bank),
         "dimensions": DIM,
         "queries_of_each_kind": _QUERIES,
@@ -143,7 +141,7 @@ def bench_retrieval(options: argparse.Namespace) -> dict[str, Any]:
     if faiss:
         answer["versions"]["faiss-cpu"] = version("faiss-cpu")
         built = _watched(lambda: _faiss_ivfpq(bank))
-        setting = _equal(built.made, scored, truth, min(ours["recall"].values()))
+        setting = _equal(built.made, scored, truth, min(recalls.values()))
         contenders["faiss_ivfpq"] = setting.search
         recall = _recall(setting.search, scored, truth)
         about = {"nprobe": setting.probes, "k_factor": setting.factor, "recall": recall}
@@ -152,7 +150,7 @@ def bench_retrieval(options: argparse.Namespace) -> dict[str, Any]:
         answer["faiss_left_out_because"] = "faiss is not installed; the extra `bench` brings it"
 
     mixed = np.concatenate(list(scored.values()))
-    rates = {name: [] for name in contenders}
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(_ROUNDS):  # in turns, so that a busy machine is as busy for each
         for name, search in contenders.items():
             rates[name].append(len(mixed) / _seconds(search, mixed))
@@ -254,7 +252,8 @@ class _Setting:
         import faiss
 
         parameters = f"nprobe={self.probes},k_factor_rf={self.factor}"
-        faiss.ParameterSpace().set_index_parameters(self.index, parameters)
+        space: Any = faiss.ParameterSpace()  # whose types leave out that texts name parameters
+        space.set_index_parameters(self.index, parameters)
         return self.index.search(queries, K)[1]
 
 
@@ -266,7 +265,7 @@ def _equal(index: Any, scored: Queries, truth: dict[str, np.ndarray], lowest: fl
     reached = {s: min(_recall(s.search, scored, truth).values()) for s in settings}
     enough = [setting for setting in settings if reached[setting] >= lowest]
     if not enough:
-        return max(settings, key=reached.get)
+        return max(settings, key=lambda setting: reached[setting])
     return min(enough, key=lambda setting: _seconds(setting.search, mixed))
 
 

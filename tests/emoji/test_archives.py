@@ -1,3 +1,5 @@
+import tarfile
+
 import numpy as np
 import pytest
 
@@ -41,4 +43,14 @@ def test_a_torn_archive_is_named(tmp_path):
     file = folder / "iconify-json-openmoji-1.2.0.tgz"
     file.write_bytes(file.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"openmoji-1.2.0.tgz can't be read"):
+        Archives.find(folder).sets()
+
+
+def test_an_archive_with_a_folder_in_a_files_place_is_named(tmp_path):
+    folder = small.pack(tmp_path)
+    with tarfile.open(folder / "iconify-json-noto-1.2.0.tgz", "w:gz") as archive:
+        entry = tarfile.TarInfo("package/icons.json")
+        entry.type = tarfile.DIRTYPE
+        archive.addfile(entry)
+    with pytest.raises(UserError, match=r"noto-1.2.0.tgz can't be read .*icons.json is a folder"):
         Archives.find(folder).sets()

@@ -49,6 +49,14 @@ def test_nothing_held_back_is_one_sentence(tmp_path):
         held_out(data, 0, 10)
 
 
+def test_pictures_without_a_text_are_one_sentence(tmp_path):
+    for number in range(40):
+        PIL.Image.new("RGB", (8, 8), (number * 5, 0, 0)).save(tmp_path / f"{number}.png")
+    data = DataConfig(source=str(tmp_path), image_size=8)
+    with pytest.raises(UserError, match="holds back no record with a text and a picture"):
+        held_out(data, 0, 10)
+
+
 def record(key, subjects, picture):
     return HeldOut(key, picture, RawRecord(key, (key, picture), "pair", subjects, "test", ""))
 

@@ -27,6 +27,8 @@ def test_documents_come_from_the_live_index(generator):
     best, second = generator.retrieve(images=picture, k=2)[0]
     ((other,),) = generator.retrieve(images=picture, k=1, exclude=[[best.id]])
     assert other.id == second.id != best.id
+    with pytest.raises(UserError, match="texts, images, or both"):
+        generator.retrieve()
     everything = generator.retrieve(["a cat"], picture, k=99)[0]
     assert len(everything) == 12
 

@@ -31,7 +31,8 @@ def test_each_hole_is_a_sentinel_in_the_order_of_their_places():
     text, run, last = masked.holes
     assert text is last is None
     assert (run.before, run.codes, run.after) == ([blanked[0]], (None, None), [blanked[3]])
-    assert run.shown is shown
+    assert run.image is image
+    assert run.mask is hole
 
 
 def test_a_run_knows_the_codes_between_two_holes():

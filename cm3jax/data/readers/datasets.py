@@ -68,7 +68,8 @@ class TfdsSplit:
             caption = next((text for text in texts if text.strip()), "")
             if not caption:
                 raise ValueError("it has no caption")
-            given = {name: record[name] for name in ("licence", "license") if name in record}
+            names = [name for name in ("licence", "license") if name in record]
+            given: dict[str, Any] = {name: record[name] for name in names}
             source, licence = origin(given, f"tfds:{self.name}")
         except ValueError as error:
             raise BadRecord(key, str(error)) from None

@@ -49,7 +49,7 @@ class PictureFolder:
         name = self.names[place]
         subject = _folder(name)
         try:
-            parts = (join_inside(self._path, name),)
+            parts: tuple[str | epath.Path, ...] = (join_inside(self._path, name),)
             if not self._bare:
                 parts = (self._caption(name, subject), *parts)
         except ValueError as error:

@@ -185,8 +185,8 @@ class InterleavedLines:
             items = _document(line)["items"]
         except ValueError:
             items = []
-        files = [entry.get("image") for entry in items if isinstance(entry, dict)]
-        files = [file for file in files if isinstance(file, str)]
+        named = (entry.get("image") for entry in items if isinstance(entry, dict))
+        files = [file for file in named if isinstance(file, str)]
         return Made(f"{path.name} line {place + 1}", _state(line, path.parent, files))
 
     def _part(self, entry: Any) -> str | epath.Path:
@@ -214,7 +214,8 @@ def _name(field: str, value: Any) -> str:
     """A field as text; empty where tables have nothing: null, NaN, an empty text."""
     if value is None or value != value:
         return ""
-    if isinstance(value, numbers.Number) and not isinstance(value, bool):
+    is_number = isinstance(value, numbers.Number) and not isinstance(value, bool)
+    if is_number:
         # A column of integers with gaps comes as floats.
         whole = math.isfinite(value) and value == int(value)
         return str(int(value)) if whole else str(value)
@@ -228,7 +229,7 @@ def _name(field: str, value: Any) -> str:
 def subjects_of(value: dict[str, Any]) -> tuple[str, ...]:
     """What a record's fields say that it is about: a list of names or one name, in `subjects` or
     `subject`; `ValueError` for anything else there."""
-    given = next((value[name] for name in _SUBJECTS if value.get(name) is not None), [])
+    given: Any = next((value[name] for name in _SUBJECTS if value.get(name) is not None), [])
     names = [given] if isinstance(given, str) else given
     if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
         raise ValueError(f"has no list of names in {_SUBJECTS[0]!r}")

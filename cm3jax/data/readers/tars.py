@@ -143,7 +143,8 @@ def _samples(path: epath.Path, state: tuple[int, ...]) -> list[_Sample]:
         key = key if seen[key] == 1 else f"{key}#{seen[key]}"
         samples.append(_Sample(key, members, fault))
 
-    current, members = None, {}
+    current: str | None = None
+    members: dict[str, tuple[int, int]] = {}
     with path.open("rb") as file:
         for entry in _entries(file):
             if isinstance(entry, str):
@@ -171,7 +172,8 @@ def _entries(file):
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (entry := archive.next()) is not None:
-                archive.members = []  # or all of them are kept
+                # Or all of them are kept.
+                archive.members = []  # type: ignore[attr-defined]  # typeshed does not know it
                 if not entry.isdir():
                     yield entry
             end = archive.offset

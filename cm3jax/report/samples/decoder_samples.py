@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from cm3jax.data.cm3_rows import CorpusRows
-from cm3jax.data.pipeline import NoRecords
 from cm3jax.data.show import Piece, describe_samples, pieces
 from cm3jax.errors import UserError
+from cm3jax.generation.answers import image_of
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.loading import assemble
 from cm3jax.learners.decoder import DecoderLearner
@@ -38,9 +38,9 @@ def decoder_illustrator(learner: DecoderLearner) -> Callable[[TrainState], Seque
     except UserError as error:
         absent = Illustration.absent(str(error))
         return lambda state: [absent]
-    training, held_back = learner.stream("train").corpora[0], learner.stream("validation")
-    validation = training if isinstance(held_back, NoRecords) else held_back.corpora[0]
-    row = _training_row(training, generator)
+    training = learner.corpora("train")
+    validation = (learner.corpora("validation") or training)[0]
+    row = _training_row(training[0], generator)
     prompts = _prompts(validation, generator.text, experiment.train.samples)
 
     def illustrate(state: TrainState) -> Sequence[Illustration]:
@@ -64,7 +64,7 @@ def _training_row(rows: CorpusRows, generator: Generator) -> Illustration:
     who = tag("pre", "\n".join(describe_samples(rows, plan)))
     # Its documents and records, which the bank has too, run into each other, so that a takedown of
     # one blanks the row.
-    marks = [mark_of(rows.bank.meta(row)) for row in plan.documents.ravel().tolist() if row >= 0]
+    marks = [mark_of(document) for document in rows.shown(plan.documents.ravel().tolist())]
     queries = [rows.corpus.document(record) for record in plan.records.tolist()]
     marks += [mark(query.key, query.ids) for query in queries]
     body = tag("div", who, *shown, data_document=" ".join(marks))
@@ -80,6 +80,7 @@ def _pieces(sample: Sequence[Piece], generator: Generator) -> list[Html]:
 def _piece(piece: Piece, pictures, generator: Generator) -> Html:
     vocab, names = generator.vocab, ["piece", "asked" if piece.weight else ""]
     weight = [tag("small", f"weight {piece.weight:g}")] if piece.weight not in (0, 1) else []
+    inside: list[str]
     match piece.kind:
         case Modality.IMAGE:
             image = tag("img", src=png_uri(next(pictures)), alt="a picture or a part of one")
@@ -127,14 +128,13 @@ def _prompts(rows: CorpusRows, text: TextTokenizer, count: int) -> list[_Prompt]
         if len(found) == count:
             break
         ids = rows.corpus.ids(record)
-        pair = parse(ids, vocab)
         room = rows.config.context - len(ids) - 1  # `<eos>` stands in front
-        if tuple(map(type, pair)) != (Text, Image) or room < 0:
-            continue
-        caption = text.decode(pair[0].pieces)
-        if caption.strip():  # white space alone is no prompt
-            documents = [rows.bank.meta(row) for row in chosen if row >= 0]
-            found[record] = _Prompt(record, caption, pair[1], _fitting(documents, room))
+        match parse(ids, vocab):
+            case (Text() as words, Image() as picture) if room >= 0:
+                caption = text.decode(words.pieces)
+                if caption.strip():  # white space is no prompt
+                    documents = _fitting(rows.shown(chosen), room)
+                    found[record] = _Prompt(record, caption, picture, documents)
     return list(found.values())
 
 
@@ -153,10 +153,9 @@ def _drawn(prompts: Sequence[_Prompt], generator: Generator, seed: int) -> Illus
     for prompt, (sample,) in zip(prompts, samples, strict=True):
         shown = [_document(document, generator) for document in prompt.documents]
         true = cell("its own picture", picture=_uri(prompt.picture, generator))
-        figures.append(
-            figure(prompt.caption, *shown, true, cell("drawn", picture=png_uri(sample.image)))
-        )
-        pictures[f"record-{prompt.record}"] = sample.image
+        image = image_of(sample)
+        figures.append(figure(prompt.caption, *shown, true, cell("drawn", picture=png_uri(image))))
+        pictures[f"record-{prompt.record}"] = image
     why = (
         "Drawn by the parameters of this step for captions of the validation split, after the "
         "documents that their rows show; always the same prompts and the same noise."

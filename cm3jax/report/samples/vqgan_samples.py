@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -10,9 +11,10 @@ from cm3jax.learners.vqgan import VQGANLearner
 from cm3jax.report.html import Html, png_uri, table, tag
 from cm3jax.report.run_page import Illustration
 from cm3jax.shapes import Float, Int, UInt8
+from cm3jax.tokenizers import lpips
 from cm3jax.tokenizers.fidelity import psnr, ssim
 from cm3jax.tokenizers.image_tokenizer import to_bytes, to_pixels
-from cm3jax.tokenizers.lpips import LPIPS
+from cm3jax.tokenizers.vqgan_model import VQGAN
 from cm3jax.training.state import TrainState
 
 
@@ -28,12 +30,12 @@ def vqgan_illustrator(learner: VQGANLearner) -> Callable[[TrainState], Sequence[
 
     @jax.jit
     def reconstruct(variables, images, weights):
-        output = learner.model.apply(variables, to_pixels(images))
+        output = nn.apply(VQGAN.__call__, learner.model)(variables, to_pixels(images))
         remade = to_bytes(output.reconstruction)
         figures = {"psnr": psnr(images, remade), "ssim": ssim(images, remade)}
         if weights is not None:
             pair = output.reconstruction, to_pixels(images)
-            figures[learner.perception] = LPIPS().apply(weights, *pair)
+            figures[learner.perception] = lpips.distances(weights, *pair)
         return remade, output.codes, figures
 
     def illustrate(state: TrainState) -> Sequence[Illustration]:

@@ -60,6 +60,6 @@ def small(experiment: Experiment) -> Experiment:
     return dataclasses.replace(smaller, parti=encoder)
 
 
-def _resized(experiment: Experiment, size: str, model: dict[str, int]) -> Experiment:
+def _resized(experiment: Experiment, size: str, model: dict[str, Any]) -> Experiment:
     decoder = dataclasses.replace(experiment.model, **model)
     return dataclasses.replace(experiment, name=f"{experiment.name}_{size}", model=decoder)

@@ -22,7 +22,7 @@ from cm3jax.evaluate import chance
 from cm3jax.evaluate.exam import NOTHING, Exam, Examinee, Given, Questions
 from cm3jax.evaluate.protocol import code_version, tree_fingerprint
 from cm3jax.evaluate.results import Cell, Evaluation
-from cm3jax.generation.answers import Generated
+from cm3jax.generation.answers import Generated, image_of
 from cm3jax.io.files import digest
 from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.training import metrics
@@ -102,7 +102,7 @@ class _EmblemExam(Exam):
 
     def require_documents(self, kind: Kind) -> None:
         """Raise `UserError` unless the bank has a pair of text and picture of every emblem."""
-        asked = {prompt.scene.emblems[0].name for prompt in self._questions(kind).items}
+        asked = {prompt.scene.names[0] for prompt in self._questions(kind).items}
         if missing := sorted(asked - self._pairs_by_emblem().keys()):
             raise UserError(
                 f"the bank {self.bank.path} has no document of {', '.join(missing[:3])}, which the "
@@ -114,7 +114,7 @@ class _EmblemExam(Exam):
         asked = self._questions(kind)
         every = [self.retrieve(count, asked) for count in (0, 1, 2)]
         for given in every[1:]:
-            fewer = sum(len(own) < given.retrieved for own in given.documents)
+            fewer = sum(len(own) < given.retrieved for own in given.documents or ())
             if fewer:
                 floor = self.generator.retriever.config.relevance_floor
                 why = f"a floor of {floor:g} and diversity" if floor > -1 else "diversity"
@@ -128,7 +128,7 @@ class _EmblemExam(Exam):
             self._score(f"{name}.docs_{given.retrieved}", verdicts, guessed, asked, given)
 
         def cells(place: int) -> Iterator[Cell]:
-            yield from map(self.examinee.cell, every[-1].documents[place])
+            yield from map(self.examinee.cell, every[-1].retrieved_for(place))
             for given, pictures, verdicts in zip(every, drawn, right, strict=True):
                 yield Cell.of(given.label, pictures[place].image, correct=verdicts[place])
             yield Cell.of("as it should be", asked.items[place].image)
@@ -142,7 +142,7 @@ class _EmblemExam(Exam):
         shown = []
         for place, prompt in enumerate(asked.items):
             following = asked.items[(place + 1) % len(asked.items)]
-            right, wrong = (pairs[p.scene.emblems[0].name][0].ids for p in (prompt, following))
+            right, wrong = (pairs[p.scene.names[0]][0].ids for p in (prompt, following))
             shown.append([right, wrong] if place % 2 else [wrong, right])
         how = "chosen by name: one with the emblem and one with another, either first"
         given = Given(shown, 2, how)
@@ -207,7 +207,7 @@ class _EmblemExam(Exam):
     def find_emblems(self, kind: Kind, name: str) -> None:
         """Whether the two best documents hold a picture of the prompt's emblem."""
         asked = self._questions(kind)
-        emblems = [prompt.scene.emblems[0].name for prompt in asked.items]
+        emblems = [prompt.scene.names[0] for prompt in asked.items]
         self.find(name, asked, emblems, "the emblems that the bank knows its pictures to show")
 
     def read_reconstructions(self, kind: Kind, name: str) -> None:
@@ -243,7 +243,7 @@ class _EmblemExam(Exam):
         return drawn, self._judge(drawn, asked)
 
     def _judge(self, drawn: Sequence[Generated], asked: Questions[ProbePrompt]) -> list[bool]:
-        images = np.stack([picture.image for picture in drawn])
+        images = np.stack([image_of(picture) for picture in drawn])
         self.pictures.append(images)
         return confirms_batch(images, [prompt.scene for prompt in asked.items])
 

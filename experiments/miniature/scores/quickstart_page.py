@@ -122,7 +122,7 @@ def _score_row(name: str, evaluations: dict[str, Evaluation]) -> Html:
         "tr",
         tag("td", _title(name)),
         *(_score_cell(score) for score in scores),
-        tag("td", _percent(known.chance), class_="number"),
+        tag("td", "–" if known.chance is None else _percent(known.chance), class_="number"),
         tag("td", known.protocol.regime, tag("small", known.protocol.documents)),
     )
 

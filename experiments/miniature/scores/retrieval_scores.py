@@ -52,7 +52,7 @@ def evaluate_encoder(run_dir: epath.PathLike, count: int = 200) -> dict[str, Sco
         for document, (_, image) in zip(documents, parts, strict=True)
     ]
     holders = Counter(name for names in shows for name in names)
-    names = [prompt.scene.emblems[0].name for prompt in asked]
+    names = [prompt.scene.names[0] for prompt in asked]
     guessed = float(np.mean([chance.of_a_hit(holders[name], total, 2) for name in names]))
     scores = {}
     for modality, query in queries.items():
@@ -60,9 +60,10 @@ def evaluate_encoder(run_dir: epath.PathLike, count: int = 200) -> dict[str, Sco
         lists = side_by_side(found, counts[modality])
         most = max(counts[modality])
         lists = above_floor(lists, config.relevance_floor)
-        found = select_documents(lists, vectors, pair, config, cuts=False, queries=most).ids
+        chosen = select_documents(lists, vectors, pair, config, cuts=False, queries=most).ids
         right = [
-            any(name in shows[row] for row in rows) for name, rows in zip(names, found, strict=True)
+            any(name in shows[row] for row in rows)
+            for name, rows in zip(names, chosen, strict=True)
         ]
         protocol = stamp(
             PromptSet.of(

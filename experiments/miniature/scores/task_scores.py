@@ -26,12 +26,14 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate.exam import Exam, Examinee
 from cm3jax.evaluate.protocol import PromptSet, Score
 from cm3jax.evaluate.results import Cell, Figure
+from cm3jax.generation.answers import AnswerPart
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.prompts import Wanted, read_prompt
+from cm3jax.shapes import RgbImage
 from cm3jax.tasks import TASKS, grounded
 from cm3jax.tasks.task import ANSWER, prompt
 
-Answer = tuple[str | np.ndarray, ...]
+Answer = tuple[AnswerPart, ...]
 """The segments that were given: one text, one picture, or those of a story."""
 
 
@@ -45,21 +47,22 @@ class Tested:
 
 def picture_exact(case: Asked, answer: Answer) -> float:
     """Whether the picture shows the expected scene exactly."""
-    return float(confirms(answer[0], case.scenes[0]))
+    return float(confirms(_picture(answer), case.scenes[0]))
 
 
 def word_exact(case: Asked, answer: Answer) -> float:
     """Whether the picture shows the word, on any background."""
-    scene = read_scene(answer[0]).scene
+    scene = read_scene(_picture(answer)).scene
     return float(scene is not None and scene.word == case.scenes[0].word)
 
 
 def class_iou(case: Asked, answer: Answer) -> float:
     """Intersection over union of the pixels of each class, over the classes in either picture."""
-    found = read_scene(answer[0]).scene
+    picture = _picture(answer)
+    found = read_scene(picture).scene
     if found is None:
         return 0.0
-    size = len(answer[0])
+    size = len(picture)
     expected, drawn = (_class_pixels(scene, size) for scene in (case.scenes[0], found))
     none = np.zeros((size, size), bool)
     shares = []
@@ -89,7 +92,7 @@ def _has_boxes(scene: Scene) -> bool:
 def attributes(case: Asked, answer: Answer) -> float:
     """The share of right attributes: the background, and of each shape its place, form, colour and
     size; a shape too many counts as four wrong ones."""
-    found, expected = read_scene(answer[0]).scene, case.scenes[0]
+    found, expected = read_scene(_picture(answer)).scene, case.scenes[0]
     if found is None:
         return 0.0
     by_cell = {shape.cell: shape for shape in found.shapes}
@@ -105,7 +108,7 @@ def attributes(case: Asked, answer: Answer) -> float:
 def box_iou(case: Asked, answer: Answer) -> float:
     """Intersection over union of each box with the drawn box of its colour and form that fits best,
     over the boxes asked for or, if those are more, drawn."""
-    found = read_scene(answer[0]).scene
+    found = read_scene(_picture(answer)).scene
     if found is None or not _has_boxes(found) or not found.shapes:
         return 0.0
     left, shares = boxes(found), []
@@ -132,12 +135,19 @@ def long_caption_exact(case: Asked, answer: Answer) -> float:
 
 def answer_exact(case: Asked, answer: Answer) -> float:
     """Whether the answer, without the full stop behind it, is the right one."""
-    parse = case.case.task.parse
-    return float(parse(_text(answer)) == parse(case.case.values[ANSWER]))
+    parse, truth = case.case.task.parse, case.case.values[ANSWER]
+    return float(isinstance(truth, str) and parse(_text(answer)) == parse(truth))
 
 
 def _text(answer: Answer) -> str:
     return answer[0] if answer and isinstance(answer[0], str) else ""
+
+
+def _picture(answer: Answer) -> RgbImage:
+    """The picture of an answer that begins with one; `TypeError` for another."""
+    if not isinstance(answer[0], np.ndarray):
+        raise TypeError("the answer has no picture")
+    return answer[0]
 
 
 _STORY = (False, True, False, True, False)  # which segments after the first text are texts
@@ -150,12 +160,13 @@ def story_order(case: Asked, answer: Answer) -> float:
 
 def story_scenes(case: Asked, answer: Answer) -> float:
     """The share of a story's three pictures that show what its texts have told up to there."""
-    told = caption_states(case.case.values["beginning"])
+    beginning = case.case.values["beginning"]
+    told = caption_states(beginning) if isinstance(beginning, str) else None
     right, pictures = 0, 0
     for segment in answer:
         if isinstance(segment, str):
             told = caption_states(segment, told)
-        elif pictures < len(case.scenes):
+        elif isinstance(segment, np.ndarray) and pictures < len(case.scenes):
             pictures += 1
             right += told is not None and confirms(segment, told)
     return right / len(case.scenes)
@@ -254,7 +265,7 @@ def _cells(
     of_case = dict(cases[place].case.values)
     truth = of_case.pop(ANSWER)
     for one in of_case.values():
-        if not isinstance(one, str):
+        if isinstance(one, np.ndarray):
             yield Cell.of("given", one)
     for segment in given[place]:
         yield _cell(f"answer, {values[place]:.2f}", segment)
@@ -279,12 +290,12 @@ def write_prompt(case: Asked, folder: Path) -> str:
     for name, value in case.case.values.items():
         if name == ANSWER:
             continue
-        if isinstance(value, str):
+        if isinstance(value, np.ndarray):
+            path = folder / f"{case.case.key}-{name}.png"
+            PIL.Image.fromarray(value).save(path)
+            values[name] = epath.Path(path)
+        elif isinstance(value, str):
             values[name] = value
-            continue
-        path = folder / f"{case.case.key}-{name}.png"
-        PIL.Image.fromarray(value).save(path)
-        values[name] = epath.Path(path)
     return prompt(case.case.task, values)
 
 
@@ -293,7 +304,7 @@ def answers(generator: Generator, task: str, prompts: Sequence[str], seed: int) 
     if task == TASKS["story"].name:
         return _stories(generator, prompts, seed)
     found = [group[0] for group in generator.generate_samples(prompts, seed=seed)]
-    return [(s.text,) if s.image is None else (s.image,) for s in found]
+    return [((s.text or "") if s.image is None else s.image,) for s in found]
 
 
 def _stories(generator: Generator, prompts: Sequence[str], seed: int) -> list[Answer]:
