@@ -38,7 +38,7 @@ class Traffic:
     """What one device sends by the others."""
 
     def add(self, times: int, sent: int, hidden: bool) -> None:
-        """Count a collective that runs so many times and sends so many bytes each time."""
+        """Count a collective that runs `times` times and sends `sent` bytes each time."""
         if hidden:
             self.hidden += times
             self.hidden_bytes += times * sent
@@ -159,8 +159,8 @@ def _collective(one: _Instruction, programs: dict) -> tuple[str, int] | None:
 def _sent(one: _Instruction) -> int:
     """Bytes that a device sends, at most: all of the longer side but for its own part.
 
-    XLA merges collectives, whose arrays then count together. One that is started has arguments,
-    result and more as its parts; a sum has its result alone.
+    XLA merges collectives, whose arrays then count together. The start of a collective has
+    arguments, result and more as its parts; the start of a sum has only its result.
     """
     if one.opcode.endswith("-start") and one.opcode != "all-reduce-start":
         return max(map(_bytes, _parts(one.result)))

@@ -78,7 +78,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 def _placed(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
     """The devices in the mesh's shape, each axis along links of its own where there are such."""
-    # Of GPUs, jax may call every host a slice; their order alone keeps a host's together.
+    # jax may call every host of GPUs a slice; only their order keeps those of a host together.
     tpus = devices[0].platform == "tpu"
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if tpus else 1
     split: dict[str, Any] = {"devices": devices, "allow_split_physical_axes": True}
@@ -104,7 +104,7 @@ def _require_copies(sizes: tuple[int, ...], slices: int, devices: int) -> None:
 
 
 def sized(config: MeshConfig, devices: int, slices: int = 1) -> MeshConfig:
-    """The config without a -1, which becomes what the others leave of this many devices in all.
+    """The config with the size that the others leave of `devices`, of all slices, in place of -1.
 
     Raises `UserError` where it would cut parameters across slices.
     """
@@ -157,7 +157,7 @@ def batch_shards(mesh: Any) -> int:
 
 
 def require_shares(batch: int, mesh: Any) -> None:
-    """Raise `UserError` if the mesh cannot cut so many rows into equal shares."""
+    """Raise `UserError` if the mesh cannot cut `batch` rows into equal shares."""
     shards = batch_shards(mesh)
     if batch % shards:
         raise UserError(

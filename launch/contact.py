@@ -1,4 +1,4 @@
-"""A contact sheet: a row per prompt, with the documents that it was shown and what was drawn.
+"""A contact sheet: one row per prompt, with the documents shown to it and the samples drawn.
 
 a large red circle    [ document ] [ document ]    [ sample ] [ sample ]
 at b3 on sand          bank-17       bank-40        sample 0    sample 1
@@ -23,7 +23,7 @@ from cm3jax.shapes import RgbImage
 
 Font = PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont
 
-_LEAST = 112  # pixels of a picture's side on the sheet, so that a label fits below it
+_LEAST = 112  # pixels: the least side of a picture on the sheet, so that a label fits below it
 _GAP = 8
 _TEXT = 190  # width of the prompt's column
 _LINE = 14
@@ -33,7 +33,7 @@ _DOCUMENTS = (238, 242, 247)  # the ground behind documents, to tell them from s
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A picture with the lines below it; without a picture a text is in its place."""
+    """A picture with the lines below it, or a text in place of the picture."""
 
     label: str
     picture: RgbImage | None
@@ -42,7 +42,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What belongs to one prompt."""
+    """The documents and the samples of one prompt."""
 
     prompt: str
     documents: list[Cell]
@@ -55,9 +55,10 @@ def rows(
     lines: Sequence[dict[str, Any]],
     generator: Generator,
 ) -> list[Row]:
-    """A row for each prompt that has samples; these by their rank, or else by their number.
+    """A row for each prompt that has samples, in the order of their ranks or else of their numbers.
 
-    `samples` come with the place of their prompt; `lines` are theirs in `samples.jsonl`.
+    Each of `samples` comes with the index of its prompt; `lines` are their lines in
+    `samples.jsonl`.
     """
     out = []
     for place, prompt in enumerate(prompts):
@@ -98,7 +99,7 @@ def _drawn(sample: Generated, line: dict[str, Any]) -> Iterator[Cell]:
 
 
 def scored(line: dict[str, Any], by: str) -> str:
-    """What a sample was ranked by, in words."""
+    """The score that a sample was ranked by, in words."""
     if line["rank_score"] is None:
         return "no picture"
     return f"{'CLIP cosine' if by == 'clip' else 'perplexity'} {line['rank_score']:.3f}"

@@ -23,7 +23,7 @@ FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
     # with these. Hiding communication behind arithmetic is NVIDIA's own setting for its jax images;
     # add others here only with the gain that they brought.
     "gpu": {"XLA_FLAGS": ("--xla_gpu_enable_latency_hiding_scheduler=true",)},
-    # Let collectives run beside arithmetic. libtpu alone knows these flags, and heeds them also
+    # Let collectives run beside arithmetic. Only libtpu knows these flags; it obeys them also
     # when it compiles for TPUs that are not there (`launch.plan --target`). What the third and the
     # fourth bring is open: they were added for wide `mesh.fsdp`, where gathers wait, but steps
     # compiled at reduced width have as many collectives beside arithmetic without them.
@@ -114,8 +114,8 @@ def prepare() -> None:
 def keep_freed_memory() -> None:
     """Let the C library keep what is freed for what is allotted next, for the life of the process.
 
-    XLA allots the temporaries of every step anew, and on CPUs a step that has its pages mapped each
-    time takes up to a fifth longer. To be called before anything starts a backend of jax, whose
+    XLA allots the temporaries of every step again, and on CPUs mapping their pages each time makes
+    a step up to a fifth longer. To be called before anything starts a backend of jax, whose
     threads would have heaps of their own. Without glibc nothing happens; what the host of an
     accelerator gains or loses was not measured.
     """

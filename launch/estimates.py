@@ -36,7 +36,7 @@ def product_rate(repeats: int = 3) -> float:
 
 
 def training_seconds(member: Experiment, records: int, rate: float) -> int:
-    """Seconds that the training of a member takes, reading its source of so many records once."""
+    """Seconds that a member trains, including one pass over its source of `records` records."""
     if member.learner == "text_tokenizer":
         return math.ceil(1 + records * 1e-4)
     work = {
@@ -49,7 +49,7 @@ def training_seconds(member: Experiment, records: int, rate: float) -> int:
 
 
 def preparing_seconds(members: dict[str, Experiment], records: int, rate: float) -> int:
-    """Seconds to read, tokenise and embed so many records, twice: for the bank and the corpus."""
+    """Seconds to read, tokenise and embed `records` records twice: for the bank and the corpus."""
     forward = 0.0
     for part in ("vqgan", "clip"):
         member = members[part]
@@ -59,7 +59,7 @@ def preparing_seconds(members: dict[str, Experiment], records: int, rate: float)
 
 
 def drawing_seconds(decoder: Experiment, prompts: int, settings: int, rate: float) -> int:
-    """Seconds to draw a picture for each prompt in so many settings, codes one after another."""
+    """Seconds to draw a picture for each prompt in each of `settings` settings, code by code."""
     codes = prompts * settings * decoder.vocab.grid**2
     each = decoder_work(decoder.model, 1, Vocab(decoder.vocab).size)
     return math.ceil(3 * _COMPILE + codes * each.flops / each.tokens / 3 / (rate * _SHARE / 5))

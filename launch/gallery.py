@@ -1,8 +1,8 @@
-"""Where `launch.generate` puts samples: PNGs with their recipes, `samples.jsonl`, a contact sheet.
+"""The folder that `launch.generate` writes: PNGs with recipes, `samples.jsonl`, a contact sheet.
 
-Each write is atomic and comes as soon as there is something to write: whatever stops the process,
-the finished samples stay. A sample's pictures are written before its line in `samples.jsonl`, which
-so names none that is not there.
+Every write is atomic and happens as soon as there is something to write, so that finished samples
+survive whatever stops the process. The pictures of a sample are written before its line in
+`samples.jsonl`, so that every file named there exists.
 """
 
 import io
@@ -35,7 +35,7 @@ _FILES = rf"samples\.jsonl|{re.escape(SHEET)}|[a-z0-9-]+(\.partial)?\.png"
 
 
 class Gallery:
-    """A folder that fills with the samples of one call; `recipe` is what they share."""
+    """A folder that receives the samples of one call; `recipe` holds the settings they share."""
 
     def __init__(
         self,
@@ -54,8 +54,10 @@ class Gallery:
         self._previews: set[epath.Path] = set()
 
     def begin(self) -> None:
-        """Sweep what a killed call left, before anything is drawn; `UserError` if a contact sheet
-        would be written over a picture of somebody else's."""
+        """Remove what a killed call left, before anything is drawn.
+
+        Raises `UserError` if the contact sheet would replace a picture of somebody else's.
+        """
         sheet, log = self._out / SHEET, self._out / "samples.jsonl"
         if sheet.exists() and not log.exists():
             raise UserError(
@@ -65,11 +67,11 @@ class Gallery:
 
     @property
     def count(self) -> int:
-        """Samples that are on disk, with their lines."""
+        """How many samples are on disk, together with their lines."""
         return self._written
 
     def add(self, finished: Answers, show_sequence: bool) -> Iterator[str]:
-        """Write these samples; what to print about them."""
+        """Write these samples; yields the lines to print about them."""
         try:
             for index, sample in finished:
                 line = self._line(index, sample)
@@ -88,7 +90,7 @@ class Gallery:
                 yield self._told(index, part)
 
     def watch(self, request: int, sample: int, ids: np.ndarray) -> None:
-        """Write the rows of codes that a picture has so far; the rest of it is grey."""
+        """Write a picture as far as its rows of codes are decoded; the rest is grey."""
         vocab = self._generator.vocab
         holes = self._requests[request].holes or ()
         before = next((hole.before for hole in holes if hole is not None), [])
@@ -107,7 +109,7 @@ class Gallery:
         self._put(path, png(image))
 
     def close(self, rerank: Literal["", "clip", "perplexity"]) -> Iterator[str]:
-        """Rank, write the contact sheet, take partial pictures away; what to print about it."""
+        """Rank, write the contact sheet, remove partial pictures; yields the lines to print."""
         for path in self._previews:
             path.unlink(missing_ok=True)
         if rerank:
@@ -139,7 +141,7 @@ class Gallery:
                 line["rank_score"] = score if math.isfinite(score) else None
 
     def _line(self, index: int, sample: Generated) -> dict[str, Any]:
-        """Everything that made a sample, and what it is."""
+        """The line of a sample in `samples.jsonl`: how it was made, and what it is."""
         prompt = self._prompts[index]
         line = {
             **self._recipe,
@@ -180,9 +182,9 @@ class Gallery:
                 self._put(self._out / part["file"], _with_recipe(segment, line))
 
     def _write_log(self) -> None:
-        """`samples.jsonl`, with these lines in place of older ones of their name.
+        """Write `samples.jsonl`: these lines replace older ones with the same names.
 
-        Older lines stay as they are, those too that nobody can read.
+        All other lines stay as they are, even lines that cannot be read.
         """
         log = self._out / "samples.jsonl"
         if self._old is None:
@@ -204,7 +206,7 @@ class Gallery:
             ) from None
 
     def _told(self, index: int, part: dict[str, Any]) -> str:
-        """A segment in words; a text after the picture that it tells of."""
+        """A segment in words; a text is put after the name of the picture that it describes."""
         if "broken_picture_of_codes" in part:
             return f"a picture that ended after {part['broken_picture_of_codes']} codes"
         if "file" in part:
@@ -217,13 +219,13 @@ class Gallery:
 
 
 def _one_line(value: dict[str, Any]) -> str:
-    """JSON without any character at which some reader ends a line."""
+    """JSON without any character that some reader takes for the end of a line."""
     text = json.dumps(value, ensure_ascii=False)
     return re.sub("[\x7f-\x9f\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _name(line: bytes) -> str | None:
-    """The name of the sample that an older line tells of; None where it is no such line."""
+    """The name of the sample in an older line; None if the line names none."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -232,7 +234,7 @@ def _name(line: bytes) -> str | None:
 
 
 def _words(prompt: str) -> str:
-    """The texts of a prompt, without what its notation marks."""
+    """The texts of a prompt, without the marks of the notation."""
     return " ".join(part for part in parse_prompt(prompt) if isinstance(part, str))
 
 

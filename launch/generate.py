@@ -11,8 +11,8 @@
     python -m launch.generate --task vqa --image x.png "What colour is the circle?" --run RUN
     python -m launch.generate --task grounded "a circle on sand" --box circle:8,72,56,120 --run RUN
 
-Writes PNGs, each with its recipe in its metadata, and one line per sample in `samples.jsonl`, both
-as soon as a sample is done; several pictures also stand side by side in `contact.png`.
+Writes each sample as soon as it is done: its pictures as PNGs, with the recipe in their metadata,
+and one line in `samples.jsonl`. Several pictures are also shown side by side in `contact.png`.
 """
 
 import dataclasses
@@ -72,13 +72,13 @@ def hole(options: Options, size: int) -> Bool[np.ndarray, "Y X"]:
 
 
 def _numbers(text: str, count: int) -> list[int]:
-    """So many numbers with commas between; zeros for anything else."""
+    """`count` numbers separated by commas; zeros for any other text."""
     found = re.fullmatch(",".join([r"(\d+)"] * count), text.replace(" ", ""))
     return [int(number) for number in found.groups()] if found else [0] * count
 
 
 def as_prompt(options: Options, prompt: str, size: int) -> Prompt:
-    """A prompt as its mode has it."""
+    """The prompt as the mode reads it."""
     if options.mode == "text":
         return picture_prompt(prompt)
     if options.mode == "caption":
@@ -103,7 +103,7 @@ def as_prompt(options: Options, prompt: str, size: int) -> Prompt:
 def requests(
     options: Options, generator: Generator, prompts: Sequence[str], config: DecodeConfig
 ) -> list[PromptRequest]:
-    """What the prompts ask of the model, with their documents."""
+    """The requests of the prompts, with their documents."""
     _require_room_for_documents(options, generator)
     size = generator.image.config.image_size
     read = [as_prompt(options, prompt, size) for prompt in prompts]
@@ -124,7 +124,7 @@ def _require_room_for_documents(options: Options, generator: Generator) -> None:
 
 
 def command(argv: list[str]) -> None:
-    """Parse the arguments, generate, write each sample as it is done, and tell where."""
+    """Parse the arguments, generate, write each sample as it is done, and print where."""
     options = with_defaults(parse(Options, argv, "Generate pictures and texts from prompts."))
     prompts = options.asked()
     generator = loading.load(options.run, options.bank, options.mesh)
@@ -149,7 +149,7 @@ def _fill(
     options: Options,
     sampling: Sampling,
 ) -> None:
-    """Write all samples as they are done, and tell of each."""
+    """Write each sample as it is done, and print a line about it."""
     console = rich.console.Console(stderr=True)
     meter, begin = Meter(), time.perf_counter()
     with rich.progress.Progress(console=console, disable=not console.is_terminal) as bar:
@@ -171,7 +171,7 @@ def _fill(
 
 
 def documents(prompts: Sequence[str], asked: Sequence[PromptRequest]) -> Iterator[str]:
-    """For each prompt the documents that were retrieved, with their scores."""
+    """A line per prompt with the documents retrieved for it and their scores."""
     for prompt, request in zip(prompts, asked, strict=True):
         found = [d for d in request.documents if isinstance(d, Retrieved)]
         if found:
@@ -180,7 +180,7 @@ def documents(prompts: Sequence[str], asked: Sequence[PromptRequest]) -> Iterato
 
 
 def recipe(options: Options, config: DecodeConfig) -> dict:
-    """What all samples of this call share."""
+    """The settings that all samples of this call share."""
     return {
         "mode": options.mode,
         "box": options.box,
@@ -198,9 +198,9 @@ def recipe(options: Options, config: DecodeConfig) -> dict:
 
 
 def speed(meter: Meter, samples: int, seconds: float) -> str:
-    """The call's figures in a line: seconds in all, and rates of whatever ran twice or more.
+    """One line of figures: total seconds, and the rate of each program that ran at least twice.
 
-    A program's first run compiles it, and says nothing of its rate.
+    The first run of a program compiles it, so its time says nothing about the rate.
     """
     each = f" ({seconds / samples:.2g} s each)" if samples else ""
     words = [f"{samples} sample{'s' * (samples != 1)} in {seconds:.1f} s{each}"]
@@ -216,7 +216,7 @@ def speed(meter: Meter, samples: int, seconds: float) -> str:
             words.append(f"{figures[name]:,.3g} {unit}")
     share = figures["share_of_copy_rate"]
     if share is not None:
-        # What is read again and again from a cache comes faster than any copy in memory.
+        # Repeated reads from a processor's cache are faster than any copy in memory.
         cached = "more than memory gives: they come from the cache"
         words[-1] += f" ({f'{share:.0%} of the copy rate' if share <= 1 else cached})"
     return ", ".join(words)

@@ -1,4 +1,4 @@
-"""The options of `launch.generate`, which of them go together, and the settings they make."""
+"""The options of `launch.generate`, which of them go together, and the settings they give."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ from launch.shipped import SHIPPED
 from launch.tasks import find, task_prompt
 
 _TRAINED, _TUNED = str(SHIPPED / "decoder"), str(SHIPPED / "sft")
-"""The runs that are asked without a `--run`: the second for edits and tasks."""
+"""The default runs: the second one is for edits and tasks."""
 MODES = ("text", "caption", "infill", "edit", "interleave")
 MOST_SAMPLES = 100_000
 """Samples of one prompt in one call."""
@@ -29,7 +29,7 @@ _MOST_WEIGHT = 1e6
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to generate, with what, and where to."""
+    """What to generate, from what, and where to write it."""
 
     words: tyro.conf.Positional[tuple[str, ...]] = ()
     """`text`, `caption`, `infill`, `edit`, `interleave` or nothing, then prompts, each in quotes: a
@@ -174,7 +174,7 @@ def _lines(path: str) -> list[str]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"--prompts {path} is not UTF-8 text; save it as such.") from None
-    # Lines end at line feeds: splitlines would also cut a prompt at U+2028 and the like.
+    # Lines end at line feeds; `splitlines` would also cut a prompt at U+2028 and its like.
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
         raise UserError(f"--prompts {path} has no prompt in it; write one per line.")
@@ -182,7 +182,7 @@ def _lines(path: str) -> list[str]:
 
 
 def _bytes(path: str) -> bytes:
-    """The content, at most a byte more than is taken: a device has no end."""
+    """The content, at most one byte more than the limit, since a device has no end."""
     if path == "-":
         file = getattr(sys.stdin, "buffer", None)
         return sys.stdin.read().encode() if file is None else file.read(_MOST_BYTES + 1)
@@ -191,7 +191,7 @@ def _bytes(path: str) -> bytes:
 
 
 def with_defaults(options: Options) -> Options:
-    """The options with a run and a place to write, and of a task with the prompt that its template
+    """The options with `run` and `out` filled in; for a task, with the prompt that its template
     makes."""
     tuned = bool(options.task) or options.mode == "edit"
     run = options.run or (_TUNED if tuned else _TRAINED)
@@ -208,7 +208,7 @@ def with_defaults(options: Options) -> Options:
 
 
 def _samples_of(run: str) -> str:
-    """Where samples of a run go by default. Not into a checkpoint: training deletes it in time."""
+    """The default place for samples of a run: never a checkpoint, which training may delete."""
     if is_hub_id(run) or SHIPPED in Path(run).resolve().parents:
         return "runs/samples"
     home, step = run_folder(run)
@@ -227,7 +227,7 @@ def as_sampling(options: Options, usual: DecodeConfig) -> Sampling:
 
 
 def _guidance(text: str, mode: str) -> dict:
-    """The fields of `DecodeConfig` that `cfg:3` and its like stand for."""
+    """The fields of `DecodeConfig` that a text such as `cfg:3` sets."""
     kind, _, numbers = text.partition(":")
     try:
         values = [float(number) for number in numbers.split(",")]

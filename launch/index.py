@@ -88,7 +88,7 @@ def run(argv: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What single commands take in addition to the experiment."""
+    """Options of single commands, in addition to the experiment."""
 
     source: tuple[str, ...] = ()
     """`remove`: the sources whose documents go."""
@@ -140,7 +140,7 @@ class Audited:
 
 
 def audit_bank(experiment: Experiment) -> Audited:
-    """What is in the bank, what of it is found by text, by picture and by both, how fast, and which
+    """The contents of the bank, how well and how fast text, picture and both find them, and which
     cuts would fit."""
     encoder, opened = _open(experiment)
     opened.verify()
@@ -183,19 +183,19 @@ def audit_bank(experiment: Experiment) -> Audited:
 
 
 def _image_tokenizer(experiment: Experiment) -> ImageTokenizer | None:
-    """What draws the bank's pictures from their codes, where the experiment names it."""
+    """The tokenizer that draws the bank's pictures, if the experiment names one."""
     path = experiment.tokenizers.image
     return vqgan.load(path) if path else None
 
 
 def _percentiles(seconds: Float[np.ndarray, " B"]) -> str:
-    """Milliseconds of single queries."""
+    """Percentiles of the time of a single query, in milliseconds."""
     parts = [f"p{p} {1000 * np.percentile(seconds, p):.2f} ms" for p in (50, 95, 99)]
     return f"{', '.join(parts)} of {len(seconds)} single queries"
 
 
 def _found(opened: Bank, index: Index, queries, asked: Asking, config: RetrievalConfig) -> str:
-    """Recall against exact search, and what the selection makes of the neighbours."""
+    """Recall against exact search, and how many neighbours the selection drops, by rule."""
     recall = audit.recall(index, ExactIndex(opened.vectors), queries, RECALL_AT)
     pair = opened.has_text & opened.has_image
     choice = select_documents(index.search(queries, config.pool), opened.vectors, pair, config)
@@ -228,7 +228,7 @@ def query(experiment: Experiment, prompt: str) -> str:
 
 
 def remove(experiment: Experiment, removed: Removed, pages: Sequence[str] = Options.pages) -> None:
-    """Take documents out for good: `launch.prepare` and `merge` leave them out, too."""
+    """Remove documents for good: `launch.prepare` and `merge` leave them out, too."""
     _require_folders(pages)
     before = len(Bank.open(experiment.data.bank))
     smaller = remove_documents(experiment.data.bank, experiment.retrieval, removed, pages)
@@ -249,7 +249,7 @@ def _require_folders(pages: Sequence[str]) -> None:
 def merge(
     experiment: Experiment, paths: Sequence[str], pages: Sequence[str] = Options.pages
 ) -> None:
-    """Add the documents of other banks; what was taken out of any of them stays out."""
+    """Add the documents of other banks; documents removed from any of them stay out."""
     _require_folders(pages)
     before = len(Bank.open(experiment.data.bank))
     larger = merge_banks(experiment.data.bank, paths, pages)

@@ -9,7 +9,7 @@ from launch.jobs import GRACE, PORT, Job
 
 
 def jobset(job: Job) -> str:
-    """The manifest, with the commands that submit it at its head."""
+    """The manifest; comments at its head give the commands that submit it."""
     options = job.options
     tpu = options.cluster == "gke-tpu"
     resource = {"google.com/tpu" if tpu else "nvidia.com/gpu": options.devices}
@@ -73,7 +73,7 @@ def jobset(job: Job) -> str:
                 "parallelism": machines,
                 "completions": machines,
                 "completionMode": "Indexed",
-                "backoffLimit": 0,  # one lost machine ends the job, and the set starts it anew
+                "backoffLimit": 0,  # one lost machine ends the job, and the JobSet restarts it
                 "template": {"spec": pod},
             }
         },
@@ -83,7 +83,7 @@ def jobset(job: Job) -> str:
         "kind": "JobSet",
         "metadata": {
             "name": job.name,
-            # All machines of a slice in one pool of nodes, whose links join them.
+            # All machines of a slice are in one node pool, whose links connect them.
             "annotations": {
                 "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
             },
@@ -106,7 +106,7 @@ def _of_slice(first: str, slices: int) -> list[dict[str, Any]]:
 
 
 def literal(text: str) -> str:
-    """`text` for a field in which Kubernetes would put variables in the place of `$(NAME)`."""
+    """`text` for a field in which Kubernetes would replace `$(NAME)` by a variable."""
     return re.sub(r"\$(?=[$(])", "$$", text)
 
 

@@ -1,4 +1,4 @@
-"""What a training reads, and whether a job would find it where it runs."""
+"""What a training reads, and whether a job would find it on its machines."""
 
 import subprocess
 from pathlib import Path
@@ -16,7 +16,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 def inputs(experiment: Experiment) -> dict[str, list[str]]:
     """Files and folders that must be there before training, by the option that names them.
 
-    An option without any is one that must be given.
+    An option with an empty list must be given.
     """
     data, lpips = experiment.data, experiment.vqgan_loss.lpips
     if experiment.learner in ("decoder", "parti") and not data.online:
@@ -34,7 +34,7 @@ def inputs(experiment: Experiment) -> dict[str, list[str]]:
 
 
 def _raw_inputs(experiment: Experiment) -> dict[str, list[str]]:
-    """The same of a training that reads raw pairs."""
+    """The inputs of a training that reads raw pairs."""
     data, named = experiment.data, {}
     if data.source not in ("emblems", "emoji") and not data.source.startswith("tfds:"):
         named["data.source"] = data.source
@@ -50,8 +50,8 @@ def _raw_inputs(experiment: Experiment) -> dict[str, list[str]]:
 def require_inputs(experiment: Experiment, in_bucket: bool) -> None:
     """Raise `UserError` for what the experiment reads and a job would not find.
 
-    `in_bucket` says that the machines share no disk with this one: they have the commit's files
-    and the bucket. What lies in a bucket is not looked for from here.
+    `in_bucket` says that the job's machines share no disk with this one: they have the files of
+    the commit and the bucket. Paths in a bucket are not checked from here.
     """
     for option, paths in inputs(experiment).items():
         flag = f"--{option.replace('_', '-')}"
@@ -76,13 +76,13 @@ def require_inputs(experiment: Experiment, in_bucket: bool) -> None:
 
 
 def _how(experiment: Experiment, path: str, option: str) -> str:
-    """How what an option names is made."""
+    """How to make what an option names."""
     if option in ("data.source", "vqgan_loss.lpips"):
         return "get it (docs/data.md and docs/training.md say how)"
     return f"make it with {how_to_make(experiment, path, option)}"
 
 
 def _is_shipped(path: str) -> bool:
-    """Whether the path is of a file or folder of the commit, which the job brings along."""
+    """Whether the path is a file or folder of the commit, which the job ships."""
     tracked = ["git", "-C", str(_ROOT), "ls-files", "--error-unmatch", "--", path]
     return subprocess.run(tracked, capture_output=True).returncode == 0

@@ -10,11 +10,11 @@ _SYSTEMS = {
     "v6e": "v2-alpha-tpuv6e",
     "tpu7x": "v2-alpha-tpu7-ubuntu2404",
 }
-"""Google's image of the machine by the first word of its type; older ones share another."""
+"""Google's image for a machine, by the first word of its type; older types share another one."""
 
 
 def tpu_vm(job: Job) -> str:
-    """A script for the user's own machine."""
+    """The script, which runs on the user's own machine."""
     options = job.options
     system = _SYSTEMS.get(options.accelerator.partition("-")[0], "tpu-ubuntu2204-base")
     where = f"{job.name} --zone={shlex.quote(options.zone)}"
@@ -57,7 +57,7 @@ gcloud compute tpus tpu-vm ssh {where} --worker=all \
 
 
 def _worker(job: Job) -> str:
-    """What runs on every machine of the VM."""
+    """The commands for every machine of the VM."""
     return f"""\
 set -euo pipefail
 about() {{

@@ -1,4 +1,4 @@
-"""What the jobs of all clusters share: what is shipped, installed and run, quoted for a shell."""
+"""The parts that jobs of all clusters share: what to ship, install and run, quoted for a shell."""
 
 import dataclasses
 import shlex
@@ -11,7 +11,7 @@ from cm3jax.targets import GPU_SHARE, Target
 
 PORT = 8476
 GRACE = 300
-"""Seconds between the notice and the end of a job: time for one step and one save."""
+"""Seconds between the notice and the end of a job: enough for one step and one save."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Options:
             raise UserError("--nodes, --devices, --cpus and --hours must be at least 1.")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            # The jobs' comments and directives are lines, which no quotes hold together.
+            # Comments and directives in a job are single lines, which quotes cannot join.
             if isinstance(value, str) and not value.isprintable():
                 raise UserError(f"--{field.name} {value!r} has a line break or control character.")
         for name in ("partition", "account"):
@@ -92,7 +92,7 @@ class Options:
                 raise UserError(f"--{name} {getattr(self, name)!r} is no name that SLURM can have.")
 
     def _take_target(self, target: Target) -> None:
-        """Let the target say what of a machine and how many of them."""
+        """Take the kind and the number of machines from the target."""
         kind, tpu = target.accelerator, target.accelerator.platform == "tpu"
         if tpu != (self.cluster in ("gke-tpu", "tpu-vm")):
             raise UserError(
@@ -106,7 +106,7 @@ class Options:
             said |= {"accelerator": _GKE[kind.name], "topology": target.topology}
         elif self.cluster == "gke-gpu":
             said |= {"accelerator": _GKE[kind.name]}
-        elif self.cluster == "tpu-vm":  # which counts cores of v5p
+        elif self.cluster == "tpu-vm":  # its names count the cores of v5p, not the chips
             said |= {"accelerator": _TPU_VM[kind.name].format(chips, 2 * chips)}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name, value in said.items():
@@ -131,14 +131,14 @@ _GKE = {
     "h200": "nvidia-h200-141gb",
     "b200": "nvidia-b200",
 }
-"""Accelerators as Google Kubernetes Engine calls them."""
+"""Names of accelerators in Google Kubernetes Engine."""
 _TPU_VM = {"v5e": "v5litepod-{0}", "v5p": "v5p-{1}", "v6e": "v6e-{0}", "ironwood": "tpu7x-{1}"}
-"""Types of TPU VMs, with their chips or cores."""
+"""Types of TPU VMs; {0} is the number of chips, {1} of cores."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A training on a cluster. What its properties say for a shell is quoted."""
+    """A training on a cluster; its properties are quoted for a shell."""
 
     experiment: Experiment
     options: Options
@@ -147,29 +147,29 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Fit for a host name."""
+        """The name of the job, fit for a host name."""
         return self.experiment.name.replace("/", "-").replace("_", "-")
 
     @property
     def archive(self) -> str:
-        """Where the commit's files lie in the bucket."""
+        """The archive of the commit's files in the bucket."""
         return shlex.quote(f"{self.options.bucket}/checkouts/{self.revision}.tar.gz")
 
     @property
     def ship(self) -> str:
-        """Uploads the commit's files."""
+        """The command that uploads the commit's files."""
         return f"git archive --format=tar.gz {self.revision} | gcloud storage cp - {self.archive}"
 
     @property
     def install(self) -> str:
-        """Installs the checkout with what the hardware and the paths need."""
+        """The command that installs the checkout with the extras that hardware and paths need."""
         extras = ["cuda" if self.options.cluster in ("slurm", "gke-gpu") else "tpu"]
         extras += ["store"] if self.options.bucket else []
         return f"pip install --quiet --constraint requirements.lock '.[{','.join(extras)}]'"
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables of the training."""
+        """Environment variables of the training."""
         variables = {"CM3JAX_REVISION": self.revision}
         if self.options.bucket:  # else `launch.env` keeps compiled programs in the home
             variables["JAX_COMPILATION_CACHE_DIR"] = f"{self.options.bucket}/compiled"
@@ -179,19 +179,19 @@ class Job:
 
     @property
     def exports(self) -> str:
-        """Sets them."""
+        """The command that sets these variables."""
         pairs = self.environment.items()
         return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in pairs)
 
     @property
     def train(self) -> str:
-        """The training's command."""
+        """The command that trains."""
         options = overrides(self.experiment, load_experiment(self.experiment.name))
         return shlex.join(["python", "-m", "launch.train", self.experiment.name, *options])
 
     @property
     def finished(self) -> str:
-        """Succeeds when the last step is done: a run that was told to stop also ends with 0."""
+        """A command that fails unless the last step is done: a run that is stopped also exits 0."""
         program = (
             "import sys; from cm3jax.training.metrics import read_metrics; "
             "lines = read_metrics(sys.argv[1]); "
@@ -202,7 +202,7 @@ class Job:
 
     @property
     def supervised(self) -> str:
-        """Trains, passing the request to stop on, and fails unless the last step is done."""
+        """A command that trains, forwards a request to stop, and fails as `finished` does."""
         return "\n".join(
             [
                 f"{self.train} &",
@@ -235,6 +235,6 @@ def overrides(experiment: Any, default: Any, prefix: str = "") -> list[str]:
 
 
 def _flat(values: tuple) -> list[str]:
-    """The words of a tuple, nested ones one after another."""
+    """The values of a tuple as words, nested tuples flattened."""
     parts = ([*_flat(value)] if isinstance(value, tuple) else [str(value)] for value in values)
     return [word for part in parts for word in part]

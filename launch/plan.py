@@ -151,7 +151,7 @@ _COMMON = 80e9
 
 
 def _fsdp_that_fits(experiment: Experiment) -> int | None:
-    """The least power of two for `--mesh.fsdp` alone by which a step fits devices of 80 GB.
+    """The least power of two for `--mesh.fsdp`, without other cuts, by which a step fits 80 GB.
 
     None where no number of devices helps, since each must take one row at least.
     """

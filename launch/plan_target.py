@@ -99,7 +99,7 @@ def advice(experiment: Experiment, target: Target, made: Compiled) -> list[str]:
 
 
 def _is_narrow(experiment: Experiment, target: Target, fsdp: int) -> bool:
-    """Whether so many pieces of a decoder's width are too small for a TPU to gather unnoticed."""
+    """Whether `fsdp` pieces of a decoder's width are too small for a TPU to hide their gathers."""
     decodes = experiment.learner in ("decoder", "parti")
     tpu = target.accelerator.platform == "tpu"
     return decodes and tpu and experiment.model.width // fsdp < _LANES

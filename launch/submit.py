@@ -6,9 +6,9 @@
     python -m launch.submit cm3leon_7b --data.corpus gs://mine/corpus --cluster gke-tpu \\
         --bucket gs://mine --target v6e-256 --slices 2 --mesh.data 2
 
-A job runs one commit: its files are shipped as an archive that is named by the commit's hash, which
-the run keeps in `lives.jsonl`. It asks to be told before it is stopped, saves, and starts again
-until the last step is done. None of this was tried on a real cluster: manifests are checked against
+A job runs one commit: an archive named by the commit's hash ships its files, and the run keeps the
+hash in `lives.jsonl`. The job asks for a notice before it is stopped, saves, and starts again until
+the last step is done. None of this was tried on a real cluster: manifests are checked against
 JobSet's schema, scripts by a shell.
 """
 
@@ -34,7 +34,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(argv: list[str]) -> None:
-    """Render the job to standard output or to a file; `UserError` if it could not start."""
+    """Print the job or write it to a file; `UserError` if it could not start."""
     experiment, options = parse_experiment_and(Options, argv, _DESCRIPTION)
     if options.out:
         require_replaceable(options.out, _is_job, "the job")
@@ -48,7 +48,7 @@ def run(argv: list[str]) -> None:
 
 
 def _is_job(content: bytes) -> bool:
-    """Whether a file is a job that was rendered here: its head says how to submit it."""
+    """Whether a file is a job that this command wrote: its head says how to submit it."""
     return b"# From the root of the checkout" in content[:200]
 
 
@@ -76,7 +76,7 @@ def _git(*arguments: str) -> str:
 
 def render(experiment: Experiment, options: Options, revision: str) -> str:
     """The job's text: a SLURM script, a YAML manifest or shell commands."""
-    if options.target:  # the mesh that was compiled, and a start that fails on another machine
+    if options.target:  # the mesh that was compiled; another machine fails the run at its start
         target = Target.parse(options.target, options.slices)
         mesh = partition.sized(experiment.mesh, target.size, target.slices)
         mesh = dataclasses.replace(mesh, platform=target.accelerator.platform)

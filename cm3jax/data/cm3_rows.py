@@ -117,10 +117,10 @@ class CorpusRows:
         bank: epath.PathLike,
         kind: str = "",
     ) -> "CorpusRows":
-        """The rows of the corpus (of one split) at a path, whose neighbours are in that bank.
+        """The rows of the corpus (of one split) at a path, whose neighbours are in the bank `bank`.
 
-        With a `kind`, of its records of that kind alone. Raises `UserError` when corpus or bank is
-        missing or damaged, does not belong to the other, or was made with other vocabulary sizes
+        With a `kind`, only its records of that kind count. Raises `UserError` when corpus or bank
+        is missing or damaged, does not belong to the other, or was made with other vocabulary sizes
         than `vocab`, and when there is no such record.
         """
         corpus = Corpus.open(corpus, vocab)

@@ -225,7 +225,7 @@ class Corpus:
         return digest(json.dumps(self.manifest["files"], sort_keys=True), self._kept)
 
     def only(self, kind: str) -> "Corpus":
-        """Its records of one kind, numbered anew; `UserError` if there is none. Reads them all."""
+        """Its records of one kind, numbered from 0; reads all. `UserError` if there is none."""
         kinds = np.array([_decode(record).kind for record in self._records])
         part = copy.copy(self)
         part._kept = kinds == kind

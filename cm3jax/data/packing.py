@@ -166,8 +166,8 @@ def plan_block(
     """The whole-sample rows of one block of one epoch: `room` tokens each, up to `documents` per
     sample.
 
-    Which documents and how many masks a sample gets, and the order of rows, are draws of the
-    (seed, epoch, record) and (seed, epoch, block) alone. Records must fit a row without documents.
+    The documents and the number of masks of a sample depend only on (seed, epoch, record), the
+    order of rows only on (seed, epoch, block). Records must fit a row without documents.
     """
     shown = _shown(table, seed, epoch, block, documents, config)
     masks = mask_counts(np, seed, epoch, shown.records, config)

@@ -1,7 +1,7 @@
 """Streams of batches: where a run is in its data, and the batch of any position.
 
 A stream owns no state: `batches(position)` yields the same global batches from there on, whatever
-the number of processes, and each process materialises its own rows alone.
+the number of processes, and each process materialises only its own rows.
 """
 
 import dataclasses
@@ -324,7 +324,7 @@ class CorpusStream:
             yield _Share(plans, rows, after)
 
     def _choose(self, given: int) -> Int[np.ndarray, " B"]:
-        """The corpus of each row of the next batch, after so many rows."""
+        """The corpus of each row of the next batch, after `given` rows."""
         rows = given + np.arange(self.data.batch)
         words = prng.bits(np, self.seed, rows >> 32, rows, prng.PrngStream.MIXTURE, 1)
         return np.searchsorted(self._thresholds, words[:, 0], side="right")

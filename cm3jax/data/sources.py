@@ -13,7 +13,7 @@ a folder            with a `documents.jsonl` (or the path of such a file): inter
                     documents, each a list of {"text": ...} and {"image": "cats/1.png"}
 a folder            of tar shards, as webdataset and img2dataset write them
 a folder            of parquet files, with pictures in them or beside them
-a folder            of pictures alone: `a.txt` beside `a.png` is its caption, and a folder in it is
+a folder            of pictures only: `a.txt` beside `a.png` is its caption, and a folder in it is
                     named by what its pictures show
 tfds:NAME#SPLIT     a dataset of tensorflow-datasets below `data.raw`; SPLIT is train if left out
 """

@@ -1,4 +1,4 @@
-"""What may follow: a table-driven automaton that runs along with every decoded row.
+"""What may follow: a table-driven automaton that is advanced with every decoded row.
 
 A *program* says what a row emits, slot by slot: codes of a picture, a text up to its `<eoss>`,
 ids that are known beforehand, a document whose segments the model chooses. Compiled, it is a table
@@ -75,7 +75,7 @@ class Kind(enum.IntEnum):
 
 
 FREE = -1
-"""In `Table.forced`: sample."""
+"""In `GrammarTable.forced`: no id is forced, one is sampled."""
 _ALWAYS = 1 << 30
 _NEVER = -1
 
@@ -105,7 +105,7 @@ def steps(program: Program) -> int:
 
 
 def columns(program: Program, vocab: Vocab) -> int:
-    """States of a program; those of an interleaved document can be more than it emits ids."""
+    """States of a program; an interleaved document can have more states than it emits ids."""
     return len(_compiled(program, vocab))
 
 
@@ -128,7 +128,7 @@ def compile_programs(programs: Sequence[Program], vocab: Vocab, width: int) -> G
 
 @dataclasses.dataclass(frozen=True)
 class _State:
-    """One state: of each kind that may follow, until when, and where it leads."""
+    """One state: for each kind that may follow, until when it may and which state it leads to."""
 
     kinds: dict[Kind, tuple[int, int]]
     otherwise: int
@@ -158,7 +158,7 @@ def _given(id_: int | None, following: int) -> _State:
 
 
 def _words(slot: Words, first: int) -> list[_State]:
-    """A state per id: the number of pieces that are left is the place in the table."""
+    """A state per id: the place in the table tells how many pieces are left."""
     end = first + slot.limit
     out = []
     for here in range(first, end):

@@ -1,7 +1,7 @@
 """The decoding loop: prompts are prefilled into slots, then compiled chunks of one step run.
 
 Between two chunks the host takes away slots whose samples are done and admits waiting prompts in
-their place. Where the parameters lie on a mesh, slots are cut over it like the rows of a batch.
+their place. Where the parameters are on a mesh, slots are sharded over it like the rows of a batch.
 """
 
 import dataclasses
@@ -95,7 +95,7 @@ def decode_each(
 
     A sample's noise depends on (seed, prompt id, sample id, tokens emitted) only. Raises
     `UserError`, before anything is decoded, if a prompt leaves less room than what it asks for
-    needs. `variables` are as `params.as_read` gives them; decoding runs on the mesh that they lie
+    needs. `variables` are as `params.as_read` gives them; decoding runs on the mesh that they are
     on.
     """
     for request in requests:
@@ -166,7 +166,7 @@ class Slots:
         self._method = self._method_of_rows([config] * shape.slots)
         self._slots: list[_Slot | None] = [None] * shape.slots
         self._weights = bytes_per_step(variables)
-        # Slots without a prompt have programs without states: their samples are done.
+        # An empty slot has programs without states, so its samples count as done.
         self._rows = self._rows_of([], shape.slots)
         with self._on_mesh():
             if self._mesh is not None:
@@ -238,7 +238,7 @@ class Slots:
             slots=jnp.asarray(slots),
             rows=rows,
         )
-        # What was emitted is no part of it, so that one program is for all sizes of it.
+        # The suffix is left out, so that one program serves all of its sizes.
         suffix = self._state.cache.suffix
         state = _with_suffix(self._state, ())
         begin, known = time.perf_counter(), steps.compiled_programs()
@@ -282,7 +282,7 @@ class Slots:
         )
 
     def _advance(self) -> Bool[np.ndarray, " P"]:
-        """Run a chunk and give each slot what its samples emitted; which slots are done."""
+        """Run a chunk and give each slot what its samples emitted; returns which slots are done."""
         self._make_room()
         begin, known = time.perf_counter(), steps.compiled_programs()
         greedy = all(_greedy(job.config) for job in self.jobs)
@@ -315,7 +315,7 @@ class Slots:
                 self._state = steps.resized(self._state, room)
 
     def _read_per_step(self) -> int:
-        """Bytes: the weights, and keys and values of prompts and rows at their padded lengths."""
+        """Bytes that a step reads: the weights, and keys and values at their padded lengths."""
         cache = self._state.cache
         parts = (*jax.tree.leaves(cache.prefix), *jax.tree.leaves(cache.suffix))
         return self._weights + sum(part.nbytes for part in parts)

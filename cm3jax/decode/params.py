@@ -15,8 +15,8 @@ from cm3jax.shapes import Array
 def as_read(variables: dict, dtype: str) -> dict:
     """Parameters with each layer's apart, and matrices in the type that they are multiplied in.
 
-    Layers that are cut out of a stack would be copied at every step, and matrices of another type
-    cast; norms and tables that are looked up keep theirs.
+    Otherwise every step would copy each layer out of its stack and cast the matrices. Norms and
+    tables that are looked up keep their type.
     """
 
     def cast(path, leaf):
@@ -24,7 +24,7 @@ def as_read(variables: dict, dtype: str) -> dict:
         return leaf.astype(dtype) if name in ("kernel", "head") else leaf
 
     variables = jax.tree.map_with_path(cast, variables)
-    # A generator may wait for its parameters: then there are none to take apart.
+    # A generator may be made before its parameters are known: there are none to take apart then.
     params = dict(variables.get("params", {}))
     leaves, tree = jax.tree.flatten(params.pop("layers", {}))
     for number, layer in enumerate(zip(*map(_unstacked, leaves), strict=True)):
@@ -33,7 +33,7 @@ def as_read(variables: dict, dtype: str) -> dict:
 
 
 def _unstacked(stack: Any) -> Sequence[Array]:
-    """The arrays of a stack, each on the devices that its part of the stack is on."""
+    """The arrays of a stack, each on the devices of its part of the stack."""
     sharding = stack.sharding if isinstance(stack, jax.Array) else None
     if not isinstance(sharding, NamedSharding):
         return jnp.unstack(jnp.asarray(stack))
@@ -53,7 +53,7 @@ def bytes_per_step(variables: dict) -> int:
 def read_by_steps(variables: dict) -> list[Any]:
     """The parameters, or their shapes, that a step reads.
 
-    It reads next to nothing of tables that are looked up in, and nothing of what only prompts pass.
+    Tables that are looked up hardly count, and parts that only prompts pass do not count.
     """
     params = variables["params"]
     spared = [{"position"}, {"text_position"}, {"encoder"}, {"encoder_norm"}]

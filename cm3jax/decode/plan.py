@@ -13,7 +13,7 @@ from cm3jax.decode.request import Request
 from cm3jax.sequence.vocab import Vocab
 
 CHUNK = 16
-"""Tokens between two looks of the host."""
+"""Tokens that are decoded between two checks by the host."""
 
 ROOM = 128
 """Tokens by which the room for emitted tokens grows at least: each size has a program."""
@@ -47,7 +47,7 @@ class ProgramShape:
     """What programs are compiled for."""
 
     slots: int
-    """P, a multiple of the pieces that a mesh cuts rows into."""
+    """P, a multiple of the shares that the mesh cuts rows into."""
     samples: int
     """G, at least each job's samples."""
     streams: int
@@ -124,6 +124,6 @@ def plan_groups(
         slots = min(wanted, max(1, config.batch // (size * streams)))
         slots = -(-slots // shards) * shards
         longest = max(job.request.longest for job in members)
-        # Beyond it there are no positions, not even for padding.
+        # Beyond the limit there are no positions, not even for padding.
         width = min(bucket(longest - 1), longest_prompt)
         yield Group(members, ProgramShape(slots, size, streams, width, kind.capacity))

@@ -1,4 +1,4 @@
-"""Samples on disk as they are done, so that long decoding that was killed goes on where it was."""
+"""Samples are saved as they are done, so that long decoding continues where it was killed."""
 
 import dataclasses
 import logging
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 class Journal:
     """A folder with a file for every list of requests that was decoded.
 
-    Files are named after everything that samples depend on: others are never taken for them.
+    A file's name is a hash of everything that its samples depend on.
     """
 
     folder: epath.PathLike
@@ -77,9 +77,9 @@ def _renumbered(watch: loop.Watch | None, left: list[int]) -> loop.Watch | None:
 
 
 def _kept(path: epath.Path, requests: int, samples: int) -> list[Finished]:
-    """What a journal holds of requests with all their samples.
+    """The samples of those requests that a journal holds completely.
 
-    A damaged one is worth what drawing its samples again costs: it is passed over with a warning.
+    A damaged journal is passed over with a warning: its samples can be drawn again.
     """
     if not path.exists():
         return []

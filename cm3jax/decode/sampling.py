@@ -4,8 +4,8 @@
                           → `ContrastiveK`, for the samples that it draws ──────┴→ `sample_token`
 
 Stream 0 has seen everything; each next one knows less. A new method is a field of `DecodeConfig`, a
-class like `TopP`, and its line in `Method.of`. The noise belongs to a sample alone (`SampleKeys`),
-so that what else is in the batch changes nothing. Paper: section 3.1.
+class like `TopP`, and its line in `Method.of`. The noise is each sample's own (`SampleKeys`), so
+that the rest of the batch changes nothing. Paper: section 3.1.
 """
 
 import dataclasses

@@ -157,7 +157,7 @@ def _count(scene: Scene, name: str) -> Question:
 
 
 def _edit(rng: random.Random, scene: Scene) -> Edit:
-    """Change one shape, move an emblem, or change what stands alone."""
+    """Change one shape, move an emblem, or change the fingers or the background."""
     if scene.shapes and rng.random() < 0.75:
         return _edit_shape(rng, scene)
     if len(scene.emblems) == 1 and not scene.shapes:

@@ -132,7 +132,7 @@ def _in_turn(index: int, emblems: Catalogue) -> int:
 
 
 def _pair(rng: random.Random, first: int, emblems: Catalogue) -> Scene:
-    """An emblem with another one, itself drawn anew because two have few scenes in a split."""
+    """An emblem with another one, which is drawn each time: one pair has few scenes in a split."""
     while (second := sample.frequent(rng, emblems)) == first:
         continue
     return sample.with_pair(rng, (first, second), emblems)

@@ -91,7 +91,7 @@ def describe_shape(shape: Shape) -> str:
 
 
 def refer(scene: Scene, shape: Shape) -> str:
-    """The shortest of three ways that points at this shape of the scene alone."""
+    """The shortest of three wordings that refers to only this shape of the scene."""
     short = (f"the {shape.shape}", f"the {shape.colour} {shape.shape}")
     unique = (text for text in short if len(_referents(scene, text)) == 1)
     return next(unique, f"the {shape.shape} at {CELLS[shape.cell]}")

@@ -45,8 +45,8 @@ def is_flag(key: str) -> bool:
 
 
 def noun(key: str, slug: str) -> str:
-    """A set's own name of a thing as a noun phrase, without a comma or a free-standing "and": a
-    caption has those between its things alone."""
+    """A set's own name of a thing as a noun phrase, without a comma or a free-standing "and":
+    captions use those only between things."""
     if is_flag(key):
         return f"the flag of {_country(slug.removeprefix('flag-').removesuffix('-flag'))}"
     name = slug.replace("-", " ").replace(" and ", "-and-")

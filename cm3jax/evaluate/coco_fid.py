@@ -90,7 +90,7 @@ class CocoExam:
     reference: str
     """Folder of real pictures, or an `.npz` of statistics."""
     crop: int
-    """Real pictures are cut to centre squares of so many pixels; 0 leaves them."""
+    """Pixels of the centre squares that real pictures are cut to; 0 leaves them whole."""
     out: epath.Path
 
     def __post_init__(self):

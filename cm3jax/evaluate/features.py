@@ -34,7 +34,7 @@ _BATCH, _BATCH_CPU = 32, 2
 class Extractor:
     """Inception on `devices` (default: all of this process), each with its share of a batch.
 
-    Features of a picture depend on it alone, but for rounding.
+    Except for rounding, the features of a picture do not depend on the others in its batch.
     """
 
     def __init__(

@@ -87,7 +87,7 @@ class DocumentCodec:
         return render(tuple(map(self._segment, document.segments)), self._vocab)
 
     def decode(self, shown: ShownDocument) -> Document:
-        """The document of ids; of a retrieved one with what the bank knows of it."""
+        """The document of these ids; a retrieved one comes with what the bank knows of it."""
         if not isinstance(shown, Retrieved):
             return Document(*self._segments(shown))
         meta = shown.meta

@@ -32,7 +32,7 @@ from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
 ShownDocument = Retrieved | Int[np.ndarray, " _"]
-"""A document in front of a prompt: from the bank, or any other's vocabulary ids."""
+"""A document in front of a prompt: one of the bank, or the vocabulary ids of any other."""
 Documents = Sequence[Sequence[ShownDocument]]
 """The documents of each prompt, in the order shown."""
 
@@ -101,7 +101,7 @@ class RequestBuilder:
     def _rendered(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, list[Row]]]:
         """The place of each prompt and its rows: two for an edit, with its instruction and without.
 
-        Pictures of prompts that want the same are encoded together.
+        Pictures of prompts of one kind are encoded together.
         """
         groups: dict[Wanted, list[int]] = {}
         for place, prompt in enumerate(prompts):
@@ -166,7 +166,8 @@ class RequestBuilder:
         return _Question(prefix, (), self._spans(row.holes, config), tuple(row.holes))
 
     def _spans(self, holes: Sequence[PictureHole | None], config: DecodeConfig) -> Program:
-        """Each hole's ids; from the second on after the sentinel, as the tail of a training row."""
+        """The slots of all holes, as in the tail of a training row: each but the first begins with
+        its sentinel."""
         program: list = []
         for number, hole in enumerate(holes):
             if number:
@@ -190,7 +191,7 @@ class RequestBuilder:
         return [*front, *row.ids, self.vocab.break_]
 
     def _blind(self, front: list[int]) -> list[int]:
-        """The same for the unconditional stream."""
+        """What the unconditional stream has seen then."""
         return [*front, self.vocab.sentinel(0), self.vocab.break_]
 
     def _guides(self, front: list[int], config: DecodeConfig) -> tuple[Guide, ...]:

@@ -47,7 +47,7 @@ class Tensor:
     """safetensors' name of its type."""
     shape: tuple[int, ...]
     read: Callable[[Any], np.ndarray]
-    """`read(...)` is all of it; an index reads that part alone."""
+    """`read(...)` reads all of it; an index reads only that part."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _read(
     """The part `index` of a tensor whose bytes begin at `offset`."""
     count = math.prod(shape)
     if count and os.path.exists(os.fspath(path)):
-        # Mapped anew each time: pages that were read do not stay with the process.
+        # Mapped again each time: pages that were read do not stay with the process.
         flat: np.ndarray = np.memmap(os.fspath(path), dtype, "r", offset, (count,))
     else:  # in a bucket
         with path.open("rb") as file:

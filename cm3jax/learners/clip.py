@@ -233,7 +233,7 @@ def _value(mean: Mean) -> Float[Array, ""]:
 
 
 def couple_work(config: ClipConfig, documents: int, text_length: int) -> StepCost:
-    """Tokens and floating-point operations (6 per weight and token) of so many documents."""
+    """Tokens and floating-point operations (6 per weight and token) of `documents` documents."""
     patches = (config.image_size // config.patch) ** 2 + 1
     text = 12 * config.text_layers * config.text_width**2
     image = 12 * config.vision_layers * config.vision_width**2

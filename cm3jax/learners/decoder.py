@@ -73,7 +73,7 @@ class DecoderLearner:
     ) -> LossOutput:
         """Weighted mean of the targets' negative log-likelihoods over the global batch, in nats.
 
-        A z-loss is added as the config says; dropout is for training alone.
+        A z-loss is added as the config says; dropout applies only in training.
         """
         variables = {"params": params}
         drop = key if training and self.experiment.model.dropout else None

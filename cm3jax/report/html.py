@@ -103,10 +103,10 @@ def curves(
 ) -> Html:
     """Lines over training steps as inline SVG, one class (`line-0`, `line-1`, …) per series.
 
-    `series` maps a legend to its points; a line of `validation` is dashed and looks else like the
-    one of the same legend. `unit` and `over` name the axes. Of a line with many points, so many are
-    drawn as the plot is wide. `borders` are the steps after which the second stage and the later
-    ones begin.
+    `series` maps a legend to its points; a line of `validation` is dashed and otherwise looks like
+    the line of the same legend. `unit` and `over` name the axes. A line is drawn with at most as
+    many points as the plot has pixels across. `borders` are the steps after which the second stage
+    and the later ones begin.
     """
     width, height, left, right, bottom, top = 640, 260, 44, 32, 30, 12
     names = list(dict.fromkeys([*series, *(validation or {})]))

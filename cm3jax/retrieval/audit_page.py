@@ -35,7 +35,7 @@ def audit_page(
     vocab: VocabConfig,
     tokenizer: ImageTokenizer | None,
 ) -> str:
-    """The page; without a tokenizer the bank's pictures can't be drawn, captions stand alone."""
+    """The page; without a tokenizer it shows captions only, since pictures can't be drawn."""
     shown = _pictures(bank, examples, Vocab(vocab), tokenizer)
     body = [tag("h1", f"Audit of the memory bank at {bank.path}"), facts(rows)]
     for example in examples:

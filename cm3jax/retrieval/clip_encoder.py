@@ -299,8 +299,8 @@ def document_vectors(text: Float[Array, "B E"], image: Float[Array, "B E"]) -> F
 class ClipEncoder:
     """Texts, pictures and documents to unit vectors; what a bank and its queries share.
 
-    Every call runs one of a few compiled programs of a fixed batch, with texts padded to a length
-    that depends on the text alone, so that a vector does not depend on what else is encoded.
+    Every call runs one of a few compiled programs of a fixed batch. The length that a text is
+    padded to depends only on that text, so that a vector does not depend on what else is encoded.
     """
 
     batch = 64

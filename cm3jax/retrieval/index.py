@@ -36,10 +36,10 @@ def keep_index(bank: Bank, config: RetrievalConfig, ask: Ask = _no_queries) -> N
 
 
 def training_index(bank: Bank, config: RetrievalConfig, ask: Ask = _no_queries) -> Index:
-    """The index of the documents that are not held out; its ids count those alone.
+    """The index of the documents that are not held out; its ids count only those.
 
-    Training asks no server: `milvus` is as `auto` here. ScaNN's is built once and saved, so that
-    all who prepare a corpus read the same one.
+    Training asks no server, so `milvus` means `auto` here. A ScaNN index is built once and saved,
+    so that all processes that prepare a corpus read the same one.
     """
     shown = np.flatnonzero(~bank.held_out)
     vectors = bank.vectors[shown] if len(shown) < len(bank) else bank.vectors
@@ -51,7 +51,7 @@ def training_index(bank: Bank, config: RetrievalConfig, ask: Ask = _no_queries) 
 
 
 def _is_scann(size: int, kind: Kind) -> bool:
-    """Whether a bank of so many documents is searched by ScaNN."""
+    """Whether ScaNN searches a bank of `size` documents."""
     return kind == "scann" or (kind != "exact" and size > _EXACT_UP_TO)
 
 
@@ -71,7 +71,7 @@ def open_index(bank: Bank, kind: Kind = "auto", address: str = "") -> Index:
 
 
 class ShardedIndex:
-    """Indexes of consecutive parts of a bank as one: the best of what each finds."""
+    """Indexes of consecutive parts of a bank, which answer as one index of the whole."""
 
     def __init__(self, parts: Sequence[Index], sizes: Sequence[int]):
         self._parts = parts
@@ -94,7 +94,7 @@ def _keep(path: epath.Path, vectors: Float[np.ndarray, "M E"], recall: float, as
 
 
 def _stands(path: epath.Path, vectors: Float[np.ndarray, "M E"]) -> bool:
-    """Whether all parts were saved: of a build that was killed, or goes on, only some may be."""
+    """Whether all parts are saved; a build that was killed or still runs has saved only some."""
     parts = [path / name for name in _parts(vectors)]
     for part in parts:
         settle(part, saved_files)
@@ -110,6 +110,6 @@ def _load(path: epath.Path, vectors: Float[np.ndarray, "M E"]) -> Index:
 
 
 def _parts(vectors: Float[np.ndarray, "M E"]) -> dict[str, Float[np.ndarray, "_ E"]]:
-    """Consecutive parts that a machine builds an index of one after the other, by their names."""
+    """Consecutive parts of the vectors, by name; their indexes are built one after another."""
     firsts = range(0, max(len(vectors), 1), SHARD)
     return {f"{first // SHARD:05d}": vectors[first : first + SHARD] for first in firsts}

@@ -160,7 +160,7 @@ class Retriever:
         return Neighbours(ids, np.concatenate([found.scores, scores], 1))
 
     def _clauses(self, text: str | None, picture: RgbImage | None) -> list[Query]:
-        """What a query asks with: itself, or the clauses of a text alone."""
+        """The queries to search with: the query itself or, if it is only a text, its clauses."""
         if picture is not None:
             picture = fit_picture(picture, self.encoder.config)
         if text is None or picture is not None or not self.config.clauses:

@@ -1,4 +1,4 @@
-"""ScaNN (Guo et al. 2020): approximate search on one machine, of a recall that was measured.
+"""ScaNN (Guo et al. 2020): approximate search on one machine, at a measured recall.
 
 A tree of 2 sqrt(M) leaves, codes of 4 bits per 2 dimensions, exact scores for the best by code. How
 many leaves and candidates a search looks at is chosen when the index is built: the least work that
@@ -28,13 +28,13 @@ from cm3jax.shapes import Float
 _log = logging.getLogger(__name__)
 
 RECALL_AT = 10
-"""The recall that is asked for is that of so many neighbours."""
+"""Neighbours that the wanted recall is measured over."""
 _BRUTE_FORCE_BELOW = 10_000
 _TOGETHER = 256
 """Queries that one thread answers at a time."""
 _AT_LEAST = 64
-"""ScaNN answers fewer queries than that a little differently, so they are filled up: an answer must
-not depend on who else asks."""
+"""ScaNN answers smaller batches slightly differently, so they are padded to this many queries: an
+answer must not depend on the other queries."""
 _OWN_QUERIES = 1000
 _ABOUT = "index.json"
 _REMEDY = "build it with launch.index build"
@@ -182,7 +182,7 @@ class ScannIndex:
         directory may be moved afterwards."""
         with hold(path, "saving a ScaNN index"):
             complete = scratch(path, "part")
-            delete(complete, saved_files)  # of one that was killed
+            delete(complete, saved_files)  # left by a process that was killed
             complete.mkdir(parents=True, exist_ok=True)
             self._searcher.serialize(os.fspath(complete), relative_path=True)
             made = {
@@ -266,4 +266,4 @@ def _leaves(size: int) -> int:
 
 
 def _threads() -> int:
-    return len(os.sched_getaffinity(0))  # ScaNN is for Linux alone
+    return len(os.sched_getaffinity(0))  # ScaNN exists only for Linux

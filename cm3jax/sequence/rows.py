@@ -156,7 +156,7 @@ def build_rows(
     config: CM3Config,
     vocab: Vocab,
 ) -> Batch:
-    """Rotate samples and put them in their rows: `shape` rows of so many tokens.
+    """Rotate samples and put them in their rows; `shape` is rows and tokens per row.
 
     `seed` is an integer, `epoch` an integer or one per sample. Samples must fit where `places` puts
     them (`reserved` says how much room to leave) and not overlap there. Raises `UserError` when the

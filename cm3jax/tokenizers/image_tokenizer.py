@@ -147,7 +147,7 @@ def picture_size(content: bytes) -> tuple[int, int]:
 
 
 def picture_head(path: epath.Path) -> tuple[tuple[int, int], int]:
-    """Width and height of a picture file as stored, and `orientation`, from its head alone.
+    """Width and height of a picture file as stored, and `orientation`; reads only its head.
 
     Raises `ValueError` if it is not a picture, `OSError` if it can't be read.
     """

@@ -41,8 +41,8 @@ class Learner(Protocol):
     ) -> LossOutput:
         """The loss of one global batch after `step` finished updates; it is traced.
 
-        What it draws depends on the key and a row's number in the batch alone. Without `training`
-        it is measured as it stands: nothing is dropped.
+        Its random draws depend only on the key and on a row's number in the batch. Without
+        `training` nothing is dropped.
         """
 
     def stream(self, split: Literal["train", "validation"]) -> Stream:

@@ -87,7 +87,7 @@ def _unfrozen(sides: Any, params: Any) -> Any:
 
 def trained(pattern: str, rows: slice, boxed: Any) -> Any:
     """How many values of each parameter training changes: none where `pattern` (`optim.trained`)
-    is not in its name, `rows` alone where it is a table over the vocabulary."""
+    is not in its name, only `rows` where it is a table over the vocabulary."""
 
     def count(path, leaf) -> int:
         name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -45,8 +45,8 @@ class Tracker:
 
     Its project is `cm3jax`; its name, that of the run directory and some letters that are its own,
     is kept in `tracker.json`, so that a run that is resumed goes on in it.
-    Where it keeps or sends what it is told is set by its own environment variables. One that fails
-    is said once and left alone: no run ends for it.
+    The tracker's own environment variables say where it keeps or sends its data. A failure is
+    reported once and then ignored: no run ends for it.
     """
 
     def __init__(

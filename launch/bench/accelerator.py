@@ -164,7 +164,7 @@ def kernels(sizes: Sizes) -> dict[str, Any]:
 
 
 def _timed(step: Callable[[], Any], times: int) -> float:
-    """The median of so many calls after two others, in seconds."""
+    """The median of `times` calls after two others, in seconds."""
     seconds = []
     for _ in range(times + 2):
         begin = time.perf_counter()

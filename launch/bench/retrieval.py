@@ -191,7 +191,7 @@ class _Built:
 
 def _watched(make: Callable[[], Any]) -> _Built:
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     start = time.perf_counter()
     made = make()
     seconds = time.perf_counter() - start

@@ -21,7 +21,7 @@ from cm3jax.io.files import write_atomic
 _ROOT = Path(__file__).resolve().parents[2]
 
 _SPLASH = "--model.attention splash"
-# A pass over so many rows; `optim.accumulate` makes the paper's batches of them.
+# `data.batch` is one pass's rows; `optim.accumulate` makes the paper's batches of them.
 CASES = (
     f"cm3leon_350m --target v5e-8 --mesh.data 1 --mesh.fsdp 8 --data.batch 32 {_SPLASH}",
     f"cm3leon_760m --target v6e-16 --mesh.data 2 --mesh.fsdp 8 --data.batch 64 {_SPLASH}",
