@@ -215,6 +215,8 @@ def from_run(
     encoder = exam.encoder
     if encoder is None:
         raise UserError("choosing and scoring samples takes a CLIP encoder; name one with --clip.")
+    # Each answer is a picture, whatever the run's settings say.
+    generator.decode = dataclasses.replace(generator.decode, grammar=True)
     if guidance is not None:
         generator.decode = dataclasses.replace(generator.decode, guidance_scale=guidance)
     weights = digest(tree_fingerprint(load_run(run_dir).variables), generator.image.fingerprint)

@@ -128,6 +128,7 @@ class Examinee:
     ) -> "Examinee":
         """The decoder of a run; arguments as in `loading.load`.
 
+        Its answers keep to the grammar, whatever its own settings say: each is what was asked for.
         Samples are kept in the folder `keep`, and those that are there not drawn again. `retrieves`
         says whether documents are searched for, so that the encoder's weights count. Raises
         `UserError` where the run or its companions are missing or don't match, or where the run was
@@ -137,6 +138,7 @@ class Examinee:
         if source:
             require_source(run_dir, run.experiment.data, source)
         model = loading.load(run_dir, bank, mesh)
+        model.decode = dataclasses.replace(model.decode, grammar=True)
         weights = {
             "decoder": tree_fingerprint(run.variables),
             "text": model.text.fingerprint,

@@ -1,6 +1,7 @@
 """The harness of exams on tiny untrained parts: what is given, drawn, judged and stamped agrees."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -53,6 +54,15 @@ def test_weights_are_those_of_every_part(examinee):
     assert list(examinee.weights) == ["decoder", "text", "image", "clip"]
     assert examinee.weights["text"] == model.text.fingerprint
     assert examinee.weights["clip"] == model.encoder.fingerprint
+
+
+def test_a_run_without_a_grammar_draws_whole_pictures_too(tmp_path):
+    run = testing.write_chain(tmp_path)
+    config = json.loads((run / "config.json").read_text())
+    config["decode"]["grammar"] = False
+    (run / "config.json").write_text(json.dumps(config))
+    (drawn,) = Examinee.load(run).draw(["a cat"])
+    assert drawn.image.shape == testing.pictures(1)[0].shape
 
 
 def test_a_stamp_follows_from_what_was_given(exam, examinee, questions):

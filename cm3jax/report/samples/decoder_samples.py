@@ -145,10 +145,10 @@ def _fitting(documents: Sequence[BankDocument], room: int) -> tuple[BankDocument
 
 
 def _drawn(prompts: Sequence[_Prompt], generator: Generator, seed: int) -> Illustration:
-    """A sample per prompt, always with the same noise."""
+    """A picture per prompt, always with the same noise."""
     captions = [prompt.caption for prompt in prompts]
     given = [[document.ids for document in prompt.documents] for prompt in prompts]
-    samples = generator.text_to_image(captions, given, seed=seed)
+    samples = generator.text_to_image(captions, given, seed=seed, grammar=True)
     figures, pictures = [], {}
     for prompt, (sample,) in zip(prompts, samples, strict=True):
         shown = [_document(document, generator) for document in prompt.documents]
