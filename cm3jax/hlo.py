@@ -29,9 +29,9 @@ class Traffic:
     """The collectives of one kind in a step, loops being run out."""
 
     hidden: int = 0
-    """Those that run beside arithmetic."""
+    """Collectives that run beside arithmetic."""
     waiting: int = 0
-    """Those that arithmetic waits for."""
+    """Collectives that arithmetic waits for."""
     hidden_bytes: int = 0
     """What one device sends by the first."""
     waiting_bytes: int = 0

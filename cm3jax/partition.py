@@ -208,7 +208,7 @@ def shard_rows(x: Array) -> Array:
 
 
 def mesh_of(arrays: Any) -> Mesh | None:
-    """The mesh that a tree of arrays lies on; None where that is a single device."""
+    """The mesh that a tree of arrays is on; None where that is a single device."""
     sharding = jax.tree.leaves(arrays)[0].sharding
     one = not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1
     return None if one else sharding.mesh
@@ -239,7 +239,7 @@ def platform() -> str:
 
 
 def no_mesh() -> AbstractContextManager:
-    """A context without the mesh that is set: programs run wherever their arguments lie."""
+    """A context without the mesh that is set: programs run wherever their arguments are."""
     return jax.set_mesh(Mesh(np.empty((), object), ()))
 
 

@@ -14,7 +14,7 @@ from cm3jax.training.metrics import read_metrics
 from launch.stages import in_words, training
 
 _SHOWN = ("loss_valid", "psnr_valid", "hit_valid_text", "hit_valid_image")
-"""What of a member's last validation stands in the table."""
+"""The figures of a member's last validation in the table."""
 
 
 def write_chain_report(

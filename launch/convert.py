@@ -168,7 +168,7 @@ def push(options: Export) -> str:
 
 
 def summary(report: Sequence[Key], out: Path) -> str:
-    """How many tensors were used, which were not and why, and where each one stands."""
+    """How many tensors were used, which were not and why, and where each one is."""
     unused = [key for key in report if key.ours.startswith("(")]
     lines = [f"{key.key} left out {key.ours}" for key in unused]
     used = len(report) - len(unused)

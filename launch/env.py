@@ -106,7 +106,7 @@ def prepare() -> None:
     """Set the flags and the cache; what the user's environment says goes first."""
     for variables in FLAGS.values():
         for variable, flags in variables.items():
-            # Of a flag that stands twice the last one counts: the user's.
+            # If a flag occurs twice the last one counts: the user's.
             os.environ[variable] = " ".join([*flags, os.environ.get(variable, "")]).strip()
     use_program_cache()
 

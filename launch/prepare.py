@@ -72,7 +72,7 @@ def run(argv: list[str]) -> None:
 
 
 def make_engine(options: Options, tools: Tools) -> Engine:
-    """Who makes the shards; `UserError` where a runner is asked for and Beam is not installed."""
+    """The engine that makes the shards; `UserError` if it needs Beam, which is not installed."""
     if not options.runner:
         return InProcess(tools)
     given = [f"--runner={options.runner}", *(f"--{option}" for option in options.beam)]

@@ -159,7 +159,7 @@ def _evaluation(model: str, run: str, bank: str, options: Options) -> Stage:
 
 
 def _shipped(decoder: Experiment, options: Options) -> list[Stage]:
-    """The same with the shipped weights, whose tokenizers and encoder need a bank of their own."""
+    """The stages of the shipped weights, whose tokenizers and encoder need a bank of their own."""
     run = SHIPPED / "decoder"
     if not (run / "params.safetensors").exists():
         print(f"no shipped weights in {run}: only the model trained here is evaluated.")
@@ -172,7 +172,7 @@ def _shipped(decoder: Experiment, options: Options) -> list[Stage]:
             experiment.tokenizers, text=str(SHIPPED / "text"), image=str(SHIPPED / "vqgan")
         ),
         retrieval=dataclasses.replace(experiment.retrieval, encoder=str(SHIPPED / "clip")),
-        # The bank does not depend on how many training pairs lie beside it.
+        # The bank does not depend on the number of training pairs.
         data=dataclasses.replace(decoder.data, bank=str(bank)),
     )
     bank_job = SplitJob(experiment, "bank")

@@ -69,7 +69,7 @@ MINIATURE = Path(__file__).resolve().parent.parent / "experiments" / "miniature"
 RESULTS = MINIATURE.parent / "claims" / "results"
 
 MODELS = ("shipped", "trained_here")
-"""Whose results a run's report may show, in its order."""
+"""The models whose results a run's report may show, in its order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Options:
 
 
 def stored(run: epath.PathLike) -> dict[str, Evaluation]:
-    """The evaluations that lie in a run directory, by model."""
+    """The evaluations in a run directory, by model."""
     paths = {model: epath.Path(run) / "results" / f"{model}.json" for model in MODELS}
     return {model: Evaluation.load(path) for model, path in paths.items() if path.exists()}
 

@@ -37,7 +37,7 @@ class ScoreFiles:
 
     @classmethod
     def named(cls, out: str, with_page: bool = True) -> "ScoreFiles | None":
-        """Those of `--out FILE`, all under its name; None without one."""
+        """The files of `--out FILE`, all under its name; None without one."""
         if not out:
             return None
         path = epath.Path(out)
@@ -53,7 +53,7 @@ class ScoreFiles:
 
     @classmethod
     def inside(cls, folder: epath.PathLike) -> "ScoreFiles":
-        """Those of an evaluation that fills a folder."""
+        """The files of an evaluation that fills a folder."""
         folder = epath.Path(folder)
         return cls(folder / "scores.json", folder / "report.html", folder)
 

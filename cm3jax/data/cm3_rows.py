@@ -31,7 +31,7 @@ _WAYS = {"whole": (plan_block, build_rows), "stream": (plan_stream_block, build_
 
 
 _ASKED = {"both": slice(None), "text": slice(0, 1), "image": slice(1, 2)}
-"""Where in a record's neighbours the candidates of each kind of query stand."""
+"""The part of a record's neighbours with the candidates of each kind of query."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class RowsConfig:
 
     @classmethod
     def of(cls, experiment: Experiment) -> "RowsConfig":
-        """That of an experiment."""
+        """The part of an experiment."""
         return cls(
             rows=experiment.data.rows,
             context=experiment.model.context,

@@ -56,9 +56,9 @@ class Piece:
     kind: Modality
     ids: tuple[int, ...]
     weight: float
-    """With which the loss counts them as targets; 0 for what the model is given."""
+    """The loss's weight of these targets; 0 for what the model is given."""
     place: int
-    """For image codes: where in its picture the first one stands, row-major, masks undone. Of a
+    """For image codes: the place of the first one in its picture, row-major, masks undone. Of a
     picture that the beginning of a stream row cuts, where in what is left."""
 
 

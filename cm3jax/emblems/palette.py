@@ -8,7 +8,7 @@ BACKGROUNDS: dict[str, RGB] = {
     "sand": (215, 190, 145),
     "sky": (140, 195, 235),
 }
-"""What a picture stands on. No thing has one of these colours."""
+"""Backgrounds. No thing has one of these colours."""
 
 COLOURS: dict[str, RGB] = {
     "red": (205, 25, 40),

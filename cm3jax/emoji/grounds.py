@@ -1,4 +1,4 @@
-"""What things stand on: ten drawn pictures, each one colour, a gradient or a texture."""
+"""The grounds that things are drawn on: ten pictures, each one colour, a gradient or a texture."""
 
 import functools
 from collections.abc import Callable

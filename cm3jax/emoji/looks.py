@@ -24,7 +24,7 @@ from cm3jax.io.files import write_atomic
 from cm3jax.shapes import Float, Int, UInt8
 
 GRID = 8
-"""A picture's side in units; things stand at whole units and measure whole units."""
+"""A picture's side in units; places and sizes of things are whole units."""
 SIDES = {"": 6, "small": 4}
 """Units along a thing's side, by what captions say of its size."""
 
@@ -73,7 +73,7 @@ class EmojiCatalogue:
     artists: dict[str, tuple[str, str]]
     """Artist and licence of each style."""
     things: tuple[Thing, ...]
-    """Those that training shows in some style, then those that it never shows."""
+    """Things that training shows in some style, then things that it never shows."""
 
     @functools.cached_property
     def trained(self) -> tuple[Thing, ...]:

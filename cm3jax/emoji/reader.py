@@ -19,7 +19,7 @@ from cm3jax.emoji.scene import EmojiScene, Placed
 from cm3jax.shapes import Float, Int, UInt8
 
 NOTHING = -1
-"""In place of a picture's number: nothing stands there."""
+"""In place of a picture's number: there is nothing."""
 _CHUNK = 1024  # candidates compared at once
 _NEAR = 24
 """A pixel whose values are all closer than this to a ground's may be that ground."""
@@ -58,7 +58,7 @@ class EmojiReader:
         return 1 / len(np.unique(self.catalogue.classes))
 
     def grounds(self, images: UInt8[np.ndarray, "B S S 3"]) -> list[str]:
-        """The ground that each picture stands on: the one that most of its pixels are near to."""
+        """The ground of each picture: the one that most of its pixels are near to."""
         names = tuple(GROUNDS)
         known = np.stack([ground(name, self.size) for name in names]).astype(np.int32)
         errors = (np.abs(image.astype(np.int32) - known).max(-1) for image in images)

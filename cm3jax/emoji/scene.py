@@ -74,7 +74,7 @@ class EmojiScene:
 
 
 def emoji_caption(scene: EmojiScene) -> str:
-    """The scene in words; only between its things stands "and"."""
+    """The scene in words; "and" is only between its things."""
     return f"{' and '.join(map(_clause, scene.things))} {GROUNDS[scene.ground]}"
 
 

@@ -12,7 +12,7 @@ from cm3jax.report.plots import share_mark
 def cases_page(
     title: str, about: str, table: Html, figures: Sequence[Figure], scores: Mapping[str, Score]
 ) -> Html:
-    """The whole page; figures stand under their kinds."""
+    """The whole page; figures are grouped by kind."""
     parts = [tag("h1", title), tag("p", about), tag("div", table, class_="scroll")]
     for kind in dict.fromkeys(shown.kind for shown in figures):
         drawn = figures_of(figures, kind)

@@ -46,7 +46,7 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Whose pictures they are: the columns of the paper's table 1 that no picture tells."""
+    """The model that drew the pictures: columns of the paper's table 1 that no picture tells."""
 
     name: str
     retrieval: bool | None = None

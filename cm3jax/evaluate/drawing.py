@@ -57,7 +57,7 @@ class Setting:
     """Fingerprints of captions, weights, bank and code."""
 
     def folder(self, out: epath.PathLike, samples: int) -> epath.Path:
-        """Where the best of `samples` lie."""
+        """The folder of the best of `samples`."""
         return self._home(out) / f"samples_{samples}"
 
     def _home(self, out: epath.PathLike) -> epath.Path:

@@ -89,7 +89,7 @@ class Given:
 
     documents: Documents | None = None
     retrieved: int = 0
-    """How many stand in front of a prompt, at most."""
+    """How many are in front of a prompt, at most."""
     how: str = "none"
 
     def retrieved_for(self, place: int) -> list[Retrieved]:

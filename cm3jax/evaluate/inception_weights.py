@@ -140,7 +140,7 @@ def _parameters(width: int) -> dict[tuple[str, ...], tuple[int, ...]]:
 
 
 def _name(path: tuple[str, ...]) -> str:
-    """Their name of what lies at `path` of our variables, the collection first."""
+    """Their name of our variable at `path`, which begins with the collection."""
     _, *modules, leaf = path
     return ".".join([*modules, _LEAVES[leaf]])
 

@@ -176,9 +176,9 @@ def sampling(
 
 
 NO_SAMPLING: dict[str, Any] = {"sampler": "none", "guidance": 1.0, "settings": {}}
-"""The same fields where nothing is drawn."""
+"""The fields of `sampling` where nothing is drawn."""
 UNKNOWN_SAMPLING = {"sampler": NOT_KNOWN, "guidance": 1.0, "settings": None}
-"""The same fields of answers that came from elsewhere."""
+"""The fields of `sampling` for answers that came from elsewhere."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,12 +107,12 @@ class Generator:
         return self._open_retriever(self.encoder)
 
     def with_variables(self, variables: dict) -> "Generator":
-        """The same with other parameters, say those of a model in training."""
+        """This generator with other parameters, say those of a model in training."""
         opened = (self._open_encoder, self._open_retriever)
         return Generator(self.model, variables, self._builder, *opened, self.decode)
 
     def cached_in(self, folder: epath.PathLike, origin: str) -> "Generator":
-        """The same, with every sample kept in `folder`: those that lie there are not drawn again.
+        """The same, with every sample kept in `folder`: samples that are there are not drawn again.
 
         `origin` is a fingerprint of weights and code; samples of another one do not count.
         """

@@ -108,7 +108,7 @@ def _require_processor(folder: Path, size: int) -> None:
 
 
 def decoder_places(config: DecoderConfig, ids: Int[np.ndarray, " V"]) -> list[Place]:
-    """Where our decoder's arrays lie in a state dict whose vocabulary has the order `ids`."""
+    """The places of our decoder's arrays in a state dict whose vocabulary has the order `ids`."""
     n, d, a, h, k, f = (
         config.layers,
         config.width,
@@ -146,7 +146,7 @@ def decoder_places(config: DecoderConfig, ids: Int[np.ndarray, " V"]) -> list[Pl
 
 
 def convert(source: Path, out: Path, decoder: Path | None, decoder_config: Path) -> list[Key]:
-    """Import a folder; returns the report, which also stands in `out`.
+    """Import a folder; returns the report, which is also in `out`.
 
     transformers keeps no decoder of pictures: `decoder` is the VQGAN's own checkpoint, whose
     encoder must be the folder's. Without one, pictures can be read but not drawn.

@@ -95,11 +95,11 @@ def convert(source: Path, out: Path) -> list[Key]:
 
 
 _KERNELS: dict[int, Kind] = {2: "matrix", 4: "convolution"}
-"""How kernels lie there, by their number of axes."""
+"""How HF stores kernels, by their number of axes."""
 
 
 def clip_places(config: ClipConfig) -> list[Place]:
-    """Where our arrays lie in the state dict of HF's `CLIPModel`."""
+    """The places of our arrays in the state dict of HF's `CLIPModel`."""
     size = config.image_size
     ids = jax.ShapeDtypeStruct((1, 4), jnp.int32)
     pixels = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)

@@ -1,4 +1,4 @@
-"""How an array of ours lies in a foreign checkpoint, both ways, bit for bit.
+"""How an array of ours is stored in a foreign checkpoint, both ways, bit for bit.
 
 A checkpoint holds one tensor per layer where ours is stacked, and matrices that map from the right.
 """
@@ -20,7 +20,7 @@ _FLOATS = ("F32", "BF16", "F16")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Place:
-    """Where one array of ours lies there."""
+    """The place of one array of ours in a foreign checkpoint."""
 
     path: str
     """Our name, `params/layers/query/kernel`."""

@@ -119,7 +119,7 @@ def write_vqgan_config(config: VQGANConfig) -> dict[str, Any]:
 
 
 def vqgan_places(config: VQGANConfig, prefix: str = "", decoder: bool = True) -> list[Place]:
-    """Where our arrays lie in a state dict whose names begin with `prefix`.
+    """The places of our arrays in a state dict whose names begin with `prefix`.
 
     Without `decoder` only what HF keeps of it: its first convolution.
     """

@@ -29,7 +29,7 @@ _MOST_SENTINELS = 512
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """The sizes of ours, and where each of our ids lies there."""
+    """The sizes of our vocabulary, and the foreign id of each of our ids."""
 
     config: VocabConfig
     ids: Int[np.ndarray, " V"]

@@ -80,7 +80,7 @@ def hold(folder: epath.PathLike, doing: str) -> Iterator[None]:
 
 
 def real(folder: epath.PathLike) -> epath.Path:
-    """Where a folder lies, symbolic links followed."""
+    """The real path of a folder, symbolic links followed."""
     path = epath.Path(folder)
     return path if _is_bucket(path) else epath.Path(os.path.realpath(path.expanduser()))
 
@@ -95,7 +95,8 @@ def _is_first_process() -> bool:
 
 
 def _lock_path(place: epath.Path) -> epath.Path:
-    """Beside the folder, which may be swapped; in it where nothing can be written beside it."""
+    """The lock file: beside the folder, which may be swapped, or in it if nothing can be written
+    beside it."""
     if place.is_dir() and not os.access(place.parent, os.W_OK):
         return place / ".lock"
     return place.parent / f".{place.name}.lock"
@@ -165,7 +166,7 @@ def _try_flock(lock: int) -> bool:
 
 
 def _holder(path: epath.Path) -> str:
-    """Who holds a lock, in words."""
+    """The holder of a lock, in words."""
     for _ in range(20):
         if about := _about(path):
             return about

@@ -64,7 +64,7 @@ class PairTools:
     text: TextTokenizer
     bank: Bank
     variables: Mapping[str, Any]
-    """Those of the image tokenizer, the encoder and the bank, on the run's mesh."""
+    """The variables of the image tokenizer, the encoder and the bank, on the run's mesh."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

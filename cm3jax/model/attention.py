@@ -36,8 +36,9 @@ def row_attention(
 
 
 def _packed_mask(segments: Int[Array, "B L"], first: int, last: int) -> Bool[Array, "B 1 T S"]:
-    """Whom the T tokens `first .. last - 1` of packed rows see among the S up to the last: those of
-    their segment, up to themselves.
+    """Which of the S tokens up to `last` the T tokens `first .. last - 1` of packed rows see.
+
+    A token sees its segment up to itself.
 
     Padding is segment 0 and sees padding, so that no softmax is over an empty set.
     """

@@ -69,7 +69,7 @@ class Bank:
         encoder_fingerprint: str,
         vocab_fingerprint: str,
     ) -> "Bank":
-        """Write a bank of `documents`, in order, replacing what stands at `path`.
+        """Write a bank of `documents`, in order, replacing what is at `path`.
 
         `vectors` are their unit vectors. Raises `ValueError` when the counts differ, `UserError`
         on a key that occurs twice.

@@ -15,7 +15,7 @@ from cm3jax.shapes import Int
 DUPLICATES = "duplicates.npy"
 """Where in a bank's directory its copies are listed (`cm3jax.retrieval.duplicates`)."""
 SAVED = "scann"
-"""Where in a bank's directory its saved index stands."""
+"""The folder of the saved index in a bank's directory."""
 SAVED_TRAINING = f"{SAVED}-training"
 """The saved index of the documents that are not held out, where some are."""
 COLUMNS = np.dtype(

@@ -145,7 +145,7 @@ class BankWriter:
         }
 
     def _require_unique(self, hashes: np.ndarray, notes: list[Notes]) -> None:
-        """Raise `UserError` if a key stands twice; records are read where hashes are equal."""
+        """Raise `UserError` if a key occurs twice; records are read where hashes are equal."""
         values, counts = np.unique(hashes, return_counts=True)
         rows = np.flatnonzero(np.isin(hashes, values[counts > 1]))
         sizes = {note["name"]: note["records"] for note in notes}
@@ -164,7 +164,7 @@ def write_bank(
     vocab_fingerprint: str,
     facts: dict[str, Any] | None = None,
 ) -> None:
-    """Write a bank of parts, in order, in one go, replacing what stands at `path` at the end.
+    """Write a bank of parts, in order, in one go, and at the end replace what is at `path`.
 
     Raises `UserError` on a key that occurs twice, and where a folder is not a bank's.
     """

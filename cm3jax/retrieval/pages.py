@@ -26,7 +26,7 @@ from cm3jax.retrieval.bank_files import BankDocument, mark_of
 from cm3jax.retrieval.removed import Removed
 
 GONE = "taken out of the bank"
-"""What stands where a document was shown."""
+"""The text in place of a document that was shown."""
 SHEET = "contact.png"
 """The sheet of a folder with `samples.jsonl`: it shows the documents of the samples."""
 _SAMPLES = "samples.jsonl"

@@ -178,7 +178,7 @@ class ScannIndex:
         return leaves * self.size / _leaves(self.size) / 4 + 4 * candidates
 
     def save(self, path: epath.PathLike) -> None:
-        """Write the index in place of one that stands there, which is whole until then; the
+        """Write the index in place of one that is there, which stays whole until then; the
         directory may be moved afterwards."""
         with hold(path, "saving a ScaNN index"):
             complete = scratch(path, "part")

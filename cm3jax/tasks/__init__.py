@@ -60,4 +60,4 @@ READERS: dict[str, Reader] = {
     "vizwiz": questions.vizwiz,
     "science_qa": questions.science_qa,
 }
-"""Public data sets by name; each function's docstring says how its files lie."""
+"""Public data sets by name; each function's docstring says which files it reads."""

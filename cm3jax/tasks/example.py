@@ -14,7 +14,7 @@ from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
 
 class Answer(NamedTuple):
-    """Where the answer stands in a document's ids."""
+    """The place of the answer in a document's ids."""
 
     start: int
     stop: int

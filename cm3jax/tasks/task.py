@@ -53,7 +53,7 @@ class Task:
     """Text first where an answer is a text (the paper's way); a case takes one that has exactly its
     fields."""
     image_first: tuple[str, ...] = ()
-    """The same with the picture first; none where the answer is a picture."""
+    """Templates with the picture first; none where the answer is a picture."""
     parse: Callable[[str], str] = str.strip
     """The answer proper in a text that the model gave."""
 

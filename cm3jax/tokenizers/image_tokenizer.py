@@ -259,7 +259,7 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     Raises `ValueError`, with the reason, for pixels whose black and white no file defines:
     floating-point numbers, and integers outside of 16 bits.
     """
-    # A broken EXIF block says nothing about the pixels, so they are taken as they stand.
+    # A broken EXIF block says nothing about the pixels, so they are taken as they are.
     with contextlib.suppress(Exception):
         image = PIL.ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):

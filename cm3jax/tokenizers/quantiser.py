@@ -31,7 +31,7 @@ class Quantised:
     commitment: Float[Array, ""]
     """Mean squared distance of the inputs to their entries; pulls only the encoder."""
     following: Float[Array, ""]
-    """The same distance, which pulls only the entries; 0 where they follow by averages."""
+    """The same mean, whose gradient pulls only the entries; 0 where they follow by averages."""
 
 
 class VectorQuantiser(nn.Module):

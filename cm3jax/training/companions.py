@@ -28,7 +28,7 @@ def companion(
     wanted: str = "",
     fingerprint: Callable[[epath.Path], str] | None = None,
 ) -> epath.Path:
-    """Where that lies what a run's config calls `path`, wherever the run lies now.
+    """The present place of what a run's config calls `path`, wherever the run was moved to.
 
     A run finds it at `path`, at the same place seen from the run directory as when it was trained,
     or under its name in the run or beside it; exported weights, which are shipped together, in the

@@ -24,7 +24,7 @@ from cm3jax.io.verified import is_verified
 from cm3jax.training.state import TrainState
 
 Onto = Callable[[Experiment], TrainState]
-"""What an experiment's variables are and where they lie, without values."""
+"""Shapes and sharding of an experiment's variables, without values."""
 
 PARAMS_FILE = "params.safetensors"
 """The weights of an exported run."""

@@ -35,7 +35,7 @@ def accumulated(
     batch: Any,
     key: Key[Array, ""],
 ) -> tuple[Any, LossOutput]:
-    """The same from one part of the batch after another: only one part's activations are in memory.
+    """As `gradients`, part by part of the batch: only one part's activations are in memory.
 
     `parts` divides the rows of each device; `shardings` are those of the parameters. The loss must
     be a mean over the weight of `metrics["loss"]` (`LossOutput`). Parts count by that weight, since

@@ -124,7 +124,7 @@ def freezing(
 
 
 def _vocab_axis(leaf: Any) -> int | None:
-    """The axis of a parameter along which ids lie."""
+    """The axis of a parameter that counts ids."""
     names = leaf.names if _is_box(leaf) else ()
     return names.index("vocab") if "vocab" in names else None
 

@@ -346,7 +346,7 @@ _ROWS = (
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The figures as Markdown: a column that stands beside other machines' in the manual."""
+    """The figures as Markdown: a column beside those of other machines in the manual."""
     lines = [f"| | {found['device']}, jax {found['jax']} |", "|---|---|"]
     parts = found["parts"]
     known = {k: v for k, v in parts.get("kernels", {}).items() if isinstance(v, dict)}

@@ -95,7 +95,7 @@ def _piece(piece: Piece, pictures, generator: Generator) -> Html:
 def _partial_pictures(
     images: Sequence[Piece], generator: Generator
 ) -> UInt8[np.ndarray, "B Y X 3"]:
-    """Each run of codes where it stands in its picture, the rest grey."""
+    """A picture per run of codes: the run at its place, the rest grey."""
     vocab, side = generator.vocab, generator.image.config.image_size
     codes = np.zeros((len(images), vocab.image_tokens), np.int32)
     known = np.zeros(codes.shape, bool)
@@ -128,7 +128,7 @@ def _prompts(rows: CorpusRows, text: TextTokenizer, count: int) -> list[_Prompt]
         if len(found) == count:
             break
         ids = rows.corpus.ids(record)
-        room = rows.config.context - len(ids) - 1  # `<eos>` stands in front
+        room = rows.config.context - len(ids) - 1  # `<eos>` comes first
         match parse(ids, vocab):
             case (Text() as words, Image() as picture) if room >= 0:
                 caption = text.decode(words.pieces)
