@@ -38,9 +38,8 @@ def row_attention(
 def _packed_mask(segments: Int[Array, "B L"], first: int, last: int) -> Bool[Array, "B 1 T S"]:
     """Which of the S tokens up to `last` the T tokens `first .. last - 1` of packed rows see.
 
-    A token sees its segment up to itself.
-
-    Padding is segment 0 and sees padding, so that no softmax is over an empty set.
+    A token sees its segment up to itself. Padding is segment 0 and sees padding, so that no softmax
+    is over an empty set.
     """
     seen = segments[:, :last]
     places = jnp.arange(seen.shape[1])

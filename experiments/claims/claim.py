@@ -21,6 +21,11 @@ Scores = Mapping[str, Score]
 """By dotted name."""
 
 
+def above_chance(score: Score) -> bool:
+    """Whether a score's interval is above what guessing is worth, which must be known."""
+    return score.chance is not None and score.interval[0] > score.chance
+
+
 def percent(share: Score) -> str:
     """A share with its interval, for a table."""
     low, high = share.interval

@@ -20,7 +20,7 @@ from cm3jax.retrieval.retriever import Retrieved, Retriever
 from cm3jax.sequence.document import Image, Text, parse, render
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import UInt8
-from experiments.claims.claim import Measured, Row, Scores, Table, Target, percent
+from experiments.claims.claim import Measured, Row, Scores, Table, Target, above_chance, percent
 from experiments.claims.distance import Distance
 from experiments.claims.harness import EMBLEMS, Bench, content
 
@@ -307,7 +307,7 @@ def _falls(which: str) -> Callable[[Scores], bool]:
 
 
 def _above_chance(name: str) -> Callable[[Scores], bool]:
-    return lambda scores: scores[name].interval[0] > (scores[name].chance or 0.0)
+    return lambda scores: above_chance(scores[name])
 
 
 def _headline(scores: Scores) -> str:

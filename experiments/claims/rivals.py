@@ -8,7 +8,7 @@ from cm3jax.evaluate.protocol import Score
 from cm3jax.evaluate.results import Cell, Chosen, Figure
 from cm3jax.report.plots import Plot, Point
 from cm3jax.training import metrics
-from experiments.claims.claim import Measured, Row, Scores, Table, Target, percent
+from experiments.claims.claim import Measured, Row, Scores, Table, Target, above_chance, percent
 from experiments.claims.harness import Bench
 from experiments.claims.model_eval import ModelEval, questions
 
@@ -198,10 +198,7 @@ ROW = Row(
         ),
         Target(
             "it captions and fills in above chance, the intervals apart",
-            lambda s: all(
-                s[f"cm3leon.{what}"].interval[0] > s[f"cm3leon.{what}"].chance
-                for what in ("caption", "infill")
-            ),
+            lambda s: all(above_chance(s[f"cm3leon.{what}"]) for what in ("caption", "infill")),
         ),
     ),
     remark="8.2 million tokens, ten to twenty-five minutes of training each beside the time above, "

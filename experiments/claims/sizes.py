@@ -108,7 +108,7 @@ def _beside(exam: ModelEval, distance: Distance, truth: np.ndarray, drawn: str) 
 _GROUPS: dict[str, tuple[Callable[[random.Random], Scene], Callable[[Scene, int], bool]]] = {
     "word.letters": (
         lambda rng: at_home("prompts", lambda: word(rng)),
-        lambda scene, letters: len(scene.word) == letters,
+        lambda scene, letters: len(scene.word or "") == letters,
     ),
     "scene.clauses": (
         lambda rng: at_home("prompts", lambda: plain_scene(rng)),
