@@ -84,8 +84,9 @@ def _score(columns: Mapping[str, Any], names: tuple[str, ...]) -> float:
         value = columns[name]
         if isinstance(value, str):
             value = _WORDS.get(value.strip().upper(), value)
+        readable = isinstance(value, str | numbers.Number)
         try:
-            number = float(value) if isinstance(value, str | numbers.Number) else math.nan
+            number = float(value) if readable else math.nan
         except (TypeError, ValueError, OverflowError):  # words, complex numbers, huge ones
             number = math.nan
         if math.isnan(number):

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import enum
 import io
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -163,9 +164,8 @@ def outpaint(prompt: Prompt, x: int, y: int, side: int) -> Prompt:
     return dataclasses.replace(prompt, segments=segments)
 
 
-def _segments(
-    parts: tuple[PromptPart, ...], size: int, hole: Bool[np.ndarray, "Y X"] | None
-) -> Segments:
+def segments_of(parts: Iterable[str | Mark | Shown]) -> Segments:
+    """Pictures, and the texts between them with their masks; another mark only ends a text."""
     segments: list[TextParts | Shown] = []
     text: list[str | Literal[Mark.MASK]] = []
     for part in (*parts, None):
@@ -175,9 +175,18 @@ def _segments(
         if text:
             segments.append(tuple(text))
             text = []
-        if isinstance(part, ImagePath):
-            segments.append(Shown(load_picture(part.path, size), hole))
+        if isinstance(part, Shown):
+            segments.append(part)
     return tuple(segments)
+
+
+def _segments(
+    parts: tuple[PromptPart, ...], size: int, hole: Bool[np.ndarray, "Y X"] | None
+) -> Segments:
+    return segments_of(
+        Shown(load_picture(part.path, size), hole) if isinstance(part, ImagePath) else part
+        for part in parts
+    )
 
 
 def _require_sense(parts: tuple[PromptPart, ...]) -> None:

@@ -76,7 +76,8 @@ def _require_same(
     folder: epath.Path, changes: Mapping[str, tuple[Any, Any]], data: DataConfig, seed: int
 ) -> None:
     """What is there must be what is asked for: of the same options, from the same captions."""
-    before, now = {}, {}
+    before: Mapping[str, str] = {}
+    now: Mapping[str, str] = {}
     if (folder / _DATA).exists() and data.source not in GENERATED:
         before = read_as(dict[str, str], folder / _DATA, "the fingerprints of the captions")
         captions = _Captions(data, seed)

@@ -20,12 +20,12 @@ from cm3jax.generation.prompts import (
     Prompt,
     Segments,
     Shown,
-    TextParts,
     Wanted,
     caption_prompt,
     edit_prompt,
     infill_prompt,
     picture_prompt,
+    segments_of,
 )
 from cm3jax.generation.requests import PromptRequest, ShownDocument
 from cm3jax.retrieval.retriever import Retrieved
@@ -144,7 +144,7 @@ class BodyReader:
             row = retriever.row(document.key)
             return Retrieved(row, math.nan, retriever.bank.meta(row))
         self._require_short(document.text or "")
-        parts: list[Part] = [document.text] if document.text is not None else []
+        parts: list[str | RgbImage] = [document.text] if document.text is not None else []
         if document.image is not None:
             parts.append(self._from_base64(document.image, f"documents.{place}.image"))
         return self._generator.as_shown(Document(*parts))
@@ -264,7 +264,8 @@ def _task_prompt(
         raise UserError(f"the task {task.name}: {error}.") from None
     if task.name == "editing":
         return edit_prompt(values["image"], values["instruction"])
-    before, after = filled.parts[: filled.answer.start], filled.parts[filled.answer.stop :]
+    parts: list[Part] = [p for p in filled.parts if isinstance(p, str | np.ndarray | Mark)]
+    before, after = parts[: filled.answer.start], parts[filled.answer.stop :]
     if after or before[-1] is not Mark.BREAK:
         return Prompt(_segments([*before, Mark.MASK, *after]), Wanted.MASKED)
     return Prompt(_segments(before), Wanted.DOCUMENT if task.name == "story" else Wanted.PICTURE)
@@ -272,15 +273,4 @@ def _task_prompt(
 
 def _segments(parts: Sequence[Part]) -> Segments:
     """Parts as segments: texts and the masks between them are one."""
-    out: list[TextParts | Shown] = []
-    in_text = False
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            out.append(Shown(part))
-        elif isinstance(part, str) or part is Mark.MASK:
-            before = out.pop() if in_text else ()
-            out.append((*before, part))
-            in_text = True
-            continue
-        in_text = False
-    return tuple(out)
+    return segments_of(Shown(part) if isinstance(part, np.ndarray) else part for part in parts)

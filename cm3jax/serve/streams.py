@@ -116,14 +116,14 @@ async def image_events(
                 continue
             name, index, rows[number] = f"{kind}.partial_image", sent[number], now
             sent[number] += 1
-            picture = replies.base64_png(await session.partial(number))
+            unfinished = replies.base64_png(await session.partial(number))
             yield event(
                 {
                     "type": name,
                     **common,
                     "partial_image_index": index,
                     "rows": now,
-                    "b64_json": picture,
+                    "b64_json": unfinished,
                 },
                 name,
             )

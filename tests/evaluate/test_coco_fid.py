@@ -161,13 +161,13 @@ def test_pictures_of_another_retrieval_are_another_setting(home, tmp_path):
     extractor = Extractor(load_inception(home / "inception.safetensors"))
     captions = read_captions(home / "captions.json")
     exam = CocoExam(captions, extractor, None, str(home / "val"), 16, epath.Path(tmp_path))
-    one = coco_fid._setting(generator, "w", exam, 1, (1,), 0)
-    none = coco_fid._setting(generator, "w", exam, 0, (1,), 0)
+    one = coco_fid._setting(generator, "w", exam, 1, (1,), 0, "e")
+    none = coco_fid._setting(generator, "w", exam, 0, (1,), 0, "e")
     generator.retriever.config = dataclasses.replace(generator.retriever.config, pool=7)
-    other = coco_fid._setting(generator, "w", exam, 1, (1,), 0)
+    other = coco_fid._setting(generator, "w", exam, 1, (1,), 0, "e")
     changed = {name for name in other.origin if other.origin[name] != one.origin[name]}
     assert changed == {"retrieval.pool"}
-    assert coco_fid._setting(generator, "w", exam, 0, (1,), 0) == none
+    assert coco_fid._setting(generator, "w", exam, 0, (1,), 0, "e") == none
 
 
 @pytest.mark.slow
