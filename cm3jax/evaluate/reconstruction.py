@@ -27,7 +27,7 @@ from cm3jax.learners.vqgan import VQGANLearner
 from cm3jax.shapes import Bool, Float, Int, UInt8
 from cm3jax.tokenizers.fidelity import code_usage, psnr, ssim
 from cm3jax.tokenizers.image_tokenizer import to_pixels
-from cm3jax.tokenizers.lpips import distances, load_lpips
+from cm3jax.tokenizers.lpips import load_lpips, lpips_distances
 
 _BATCH = 16
 _FEWEST = 2
@@ -156,7 +156,7 @@ def picture_figures(
     def measure(true, again):
         found = {"psnr": psnr(true, again), "ssim": ssim(true, again)}
         if weights is not None:
-            found["lpips"] = distances(weights, to_pixels(true), to_pixels(again))
+            found["lpips"] = lpips_distances(weights, to_pixels(true), to_pixels(again))
         return found
 
     parts = []

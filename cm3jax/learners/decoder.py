@@ -102,7 +102,7 @@ class DecoderLearner:
     def corpora(self, split: Literal["train", "validation"]) -> Sequence[CorpusRows]:
         """The corpora of a split; none where nothing is held back."""
         stream = self.streams[split]
-        return stream.corpora if isinstance(stream, CorpusStream) else ()
+        return stream.corpora if isinstance(stream, CorpusStream | StagedStream) else ()
 
     def stream(self, split: Literal["train", "validation"]) -> Stream:
         """Rows of the corpus."""

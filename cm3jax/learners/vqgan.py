@@ -178,7 +178,7 @@ class VQGANLearner:
         total = errors.mean()
         metrics = {"mse" if squared else "mae": total}
         if config.perceptual:
-            distance = lpips.distances(batch["lpips"], remade, pixels, weights).mean()
+            distance = lpips.lpips_distances(batch["lpips"], remade, pixels, weights).mean()
             metrics[self.perception] = distance
             total = total + config.perceptual * distance
         return total, metrics

@@ -71,7 +71,7 @@ class LPIPS(nn.Module):
         return total
 
 
-def distances(
+def lpips_distances(
     variables: Mapping[str, Any],
     left: Float[Array, "B Y X 3"],
     right: Float[Array, "B Y X 3"],

@@ -96,7 +96,7 @@ def bench_accelerator(options: argparse.Namespace) -> dict[str, Any]:
     about = {"device": in_words(), "jax": jax.__version__}
     found: dict[str, Any] = {**about, "parts": {}}
     if path.exists():
-        found = dict(read_fields(path, _KEPT, "earlier results"))
+        found = read_fields(path, _KEPT, "earlier results")
     if any(found[name] != value for name, value in about.items()):
         raise UserError(
             f"{path} is of {found['device']} with jax {found['jax']}, not of {about['device']} "

@@ -35,7 +35,7 @@ def vqgan_illustrator(learner: VQGANLearner) -> Callable[[TrainState], Sequence[
         figures = {"psnr": psnr(images, remade), "ssim": ssim(images, remade)}
         if weights is not None:
             pair = output.reconstruction, to_pixels(images)
-            figures[learner.perception] = lpips.distances(weights, *pair)
+            figures[learner.perception] = lpips.lpips_distances(weights, *pair)
         return remade, output.codes, figures
 
     def illustrate(state: TrainState) -> Sequence[Illustration]:
