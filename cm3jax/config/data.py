@@ -87,9 +87,16 @@ class DataConfig:
     """Reading threads of each process."""
 
     def __post_init__(self):
-        for name in ("shard", "batch", "threads"):
+        for name in ("records", "emblems", "image_size", "shard", "batch", "threads"):
             value = getattr(self, name)
             require(value >= 1, f"data.{name}={value} must be at least 1.")
+        for name in ("min_side", "min_words", "max_words", "max_watermark", "max_unsafe"):
+            value = getattr(self, name)
+            require(value >= 0, f"data.{name}={value} must be at least 0.")  # which NaN is not
+        require(
+            self.max_aspect == 0 or self.max_aspect >= 1,
+            f"data.max_aspect={self.max_aspect} must be at least 1, or 0 to allow all.",
+        )
         for directory, weight in self.mixture:
             require(
                 weight > 0,

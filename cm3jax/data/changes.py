@@ -9,6 +9,7 @@ from etils import epath
 
 from cm3jax.io.files import digest
 from cm3jax.io.shard_writer import MANIFEST, load_column
+from cm3jax.io.texts import printable
 
 
 class Made(NamedTuple):
@@ -37,7 +38,7 @@ class SourceState:
     def of(made: Sequence[Made]) -> "SourceState":
         """The state of some records."""
         rows = [(_hash(one.name), _hash(one.state)) for one in made]
-        return SourceState(np.asarray(rows, _DTYPE), [one.name for one in made])
+        return SourceState(np.asarray(rows, _DTYPE), [printable(one.name) for one in made])
 
     @staticmethod
     def saved(folder: epath.Path) -> "SourceState | None":

@@ -35,6 +35,7 @@ from cm3jax.io.shard_writer import (
     Notes,
     ShardWriter,
     load_column,
+    manifest_has,
     read_manifest,
     shard_files,
 )
@@ -51,6 +52,11 @@ _FIELDS = {
 """What a manifest holds for certain."""
 IN_MEMORY = 1 << 28
 """Ids (1 GiB) up to which documents are held in memory; larger sets are read as needed."""
+
+
+def corpus_files(folder: epath.Path) -> list[str] | None:
+    """The files of a corpus in a folder, its manifest last; None if there is none, or a bank."""
+    return None if manifest_has(folder, "encoder") else shard_files(folder)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,7 +105,7 @@ class CorpusWriter:
 
     def __init__(self, path: epath.PathLike, made_from: str, states: Sequence[str] = ()):
         self.path = epath.Path(path)
-        self._shards = ShardWriter(path, made_from, states=states)
+        self._shards = ShardWriter(path, made_from, corpus_files, states=states)
 
     def require_ours(self) -> None:
         """Raise `UserError` where something of somebody else's would be written over."""
@@ -108,7 +114,7 @@ class CorpusWriter:
     @property
     def complete(self) -> bool:
         """Whether the corpus stands."""
-        settle(self.path, shard_files)
+        settle(self.path, corpus_files)
         return self._shards.complete
 
     def has(self, number: int) -> bool:
@@ -201,7 +207,7 @@ class Corpus:
 
         So, too, if `sizes` is given and the corpus was made with other vocabulary sizes.
         """
-        return read_whole(path, shard_files, lambda: Corpus._read(epath.Path(path), sizes))
+        return read_whole(path, corpus_files, lambda: Corpus._read(epath.Path(path), sizes))
 
     @staticmethod
     def _read(path: epath.Path, sizes: VocabConfig | None) -> "Corpus":
@@ -286,7 +292,7 @@ def licence_shares(data: DataConfig) -> dict[str, float]:
     for corpus, weight in parts or [(data.corpus, 1.0)]:
         note = epath.Path(corpus) / "train" / "manifest.json"
         if corpus:
-            settle(note.parent, shard_files)
+            settle(note.parent, corpus_files)
         if corpus and note.exists():
             fields = {"licence_shares": dict[str, float]}
             manifest = read_fields(note, fields, "the corpus manifest", _remedy(note.parent))

@@ -33,7 +33,7 @@ from cm3jax.data.shard_jobs import (
     writer_of,
 )
 from cm3jax.data.sources import ItemSource, open_source
-from cm3jax.data.summary import Timing, summarise
+from cm3jax.data.summary import Timing, report_path, summarise
 from cm3jax.data.tokenize import Tools
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
@@ -69,6 +69,7 @@ def prepare(
         if not getattr(experiment.data, name):
             raise UserError(f"data.{name} is empty; say where it goes, e.g. data/NAME/{name}.")
     engine, timings = engine or InProcess(tools), {}
+    about = report_path(experiment.data.corpus)
     bank_job, *jobs = (SplitJob(experiment, split) for split in ("bank", *SPLITS))
     with _held(bank_job, *jobs):
         bank = prepare_bank(bank_job, tools, report, engine)
@@ -76,8 +77,9 @@ def prepare(
             if corpus_writer(job).complete:
                 report(f"{job.split}: {corpus_writer(job).path} is complete")
                 continue
+            about.unlink(missing_ok=True)  # of what is replaced
             timings[job.split] = _corpus(job, tools, bank, engine, report)
-        if timings:
+        if not about.exists():
             cores, corpus = os.cpu_count() or 1, experiment.data.corpus
             for line in summarise(corpus, timings, cores, hourly_price):
                 report(line)

@@ -24,7 +24,7 @@ from cm3jax.data.tokenize import fitting_vocab
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
 from cm3jax.io.folders import hold, real
-from cm3jax.io.texts import shorten
+from cm3jax.io.texts import printable, require_unicode, shorten
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.tasks.example import Answer, TaskDocument, to_document
 from cm3jax.tasks.task import Case, Derived, Filled, Skipped, choose_template
@@ -163,7 +163,7 @@ class _Maker:
             try:
                 loaded.append((case, *self._load(case)))
             except ValueError as error:
-                refused[case.key] = shorten(str(error))
+                refused[printable(case.key)] = printable(shorten(str(error)))
         pictures = [picture for _, _, own in loaded for picture in own]
         codes = iter(self.image.encode(pictures).tolist() if pictures else ())
         documents, answers = [], []
@@ -190,6 +190,8 @@ class _Maker:
         Raises `ValueError` for one that can't be read or that a quality rule leaves out.
         """
         data = self.data
+        for name in (case.key, case.source, case.licence):
+            require_unicode(name)
         filled = choose_template(case, self.seed, data.image_first)
         pictures, sizes = [], list(case.sizes)
         for part in filled.parts:

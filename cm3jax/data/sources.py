@@ -31,7 +31,6 @@ from etils import epath
 from cm3jax.config import DataConfig
 from cm3jax.data.changes import Made
 from cm3jax.data.quality import require_quality
-from cm3jax.data.readers.folders import PictureFolder
 from cm3jax.data.readers.items import (
     BadRecord,
     RawItem,
@@ -39,19 +38,14 @@ from cm3jax.data.readers.items import (
     RefusedByRule,
     decode_item,
     decode_texts,
-    is_hidden,
 )
-from cm3jax.data.readers.lines import CaptionLines, InterleavedLines
-from cm3jax.data.readers.tars import TarShard
+from cm3jax.data.readers.opening import open_readers
 from cm3jax.data.splits import split_records
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
 from cm3jax.shapes import Int, UInt8
 from cm3jax.tokenizers.image_tokenizer import load_picture
 
-CAPTIONS = ("captions.jsonl", "metadata.jsonl")
-_TABLE = "metadata.csv"
-DOCUMENTS = "documents.jsonl"
 GENERATED = ("emblems", "emoji")
 """Sources that are functions of the options, written under `data.raw`."""
 _FIRST = 100
@@ -141,7 +135,7 @@ def open_source(
         return _emblems(data, split, seed, progress)
     if data.source == "emoji":
         return _emoji(data, split, seed, progress)
-    return ItemSource(_readers(data), data, split, seed)
+    return ItemSource(open_readers(data), data, split, seed)
 
 
 def _emblems(
@@ -333,63 +327,3 @@ class ItemSource:
         number = int(self._numbers[index])
         reader = bisect.bisect_right(self._first, number) - 1
         return self._readers[reader], number - self._first[reader]
-
-
-def _readers(data: DataConfig) -> list[Reader]:
-    """The readers of `data.source`, by what lies there; `UserError` if nothing that is known."""
-    if data.source.startswith("tfds:"):
-        from cm3jax.data.readers.datasets import TfdsSplit
-
-        name, _, split = data.source.removeprefix("tfds:").partition("#")
-        return [TfdsSplit(name, split or "train", data.raw)]
-    path = epath.Path(data.source)
-    if path.suffix == ".jsonl" and path.is_file():
-        return [InterleavedLines(path)]
-    for name in CAPTIONS:
-        if (path / name).is_file():
-            return [CaptionLines(path / name)]
-    if (path / DOCUMENTS).is_file():
-        return [InterleavedLines(path / DOCUMENTS)]
-    if tars := _files(path, ".tar"):
-        return [TarShard(file, name) for name, file in tars.items()]
-    if tables := _files(path, ".parquet"):
-        from cm3jax.data.readers.tables import TableShard
-
-        return [TableShard(file, name, path) for name, file in tables.items()]
-    for name in CAPTIONS:
-        if lists := _files(path, f"/{name}"):
-            folders = {at.removesuffix(f"/{name}"): file for at, file in lists.items()}
-            _require_listed(path, tuple(f"{folder}/" for folder in folders), name)
-            return [CaptionLines(file, folder) for folder, file in folders.items()]
-    if tables := _files(path, _TABLE):
-        raise UserError(
-            f"{path} has captions in {next(iter(tables))}, which is not read; write them as "
-            f"{CAPTIONS[1]}: one JSON object per row, with `file_name` and `text`."
-        )
-    if path.is_dir() and len(pictures := PictureFolder(path)):
-        return [pictures]
-    raise UserError(
-        f"data.source={data.source} is neither `emblems`, `emoji` nor tfds:NAME, a JSONL of "
-        f"documents, or a folder of pictures, with tar or parquet files, with a {DOCUMENTS}, or "
-        f'with a {CAPTIONS[0]} whose lines are {{"file": "a.png", "caption": "a cat"}} and may '
-        "have `subjects` (a list), `licence`, `source` and `mask`; give one."
-    )
-
-
-def _require_listed(path: epath.Path, folders: tuple[str, ...], name: str) -> None:
-    """Refuse pictures in folders that have no list of captions beside folders that have one."""
-    others = [picture for picture in PictureFolder(path).names if not picture.startswith(folders)]
-    if others:
-        raise UserError(
-            f"{path} has a {folders[0]}{name}, and {len(others)} pictures, {others[0]} the first, "
-            f"that are in no folder with one; give them a {name}, or move them away."
-        )
-
-
-def _files(folder: epath.Path, suffix: str) -> dict[str, epath.Path]:
-    """The files of a kind in a folder and the folders in it, by relative name, in order."""
-    if not folder.is_dir():
-        return {}
-    found = [*folder.glob(f"*{suffix}"), *folder.glob(f"*/*{suffix}")]
-    files = {str(file.relative_to(folder)): file for file in sorted(found)}
-    return {name: file for name, file in files.items() if not is_hidden(name)}

@@ -30,7 +30,7 @@ def summarise(
 ) -> list[str]:
     """Write the report on a corpus, and say what is in it in a few lines.
 
-    A million pairs are estimated from the records that were prepared by now, on this machine;
+    A million pairs are estimated from the records that this life prepared, on this machine;
     `hourly_price` of 0 names no price.
     """
     splits = {}
@@ -39,10 +39,37 @@ def summarise(
         names = ("records", "licence_shares", "refused", "leaks", "selection")
         splits[split] = {name: manifest[name] for name in names}
         splits[split]["reasons"] = dict(Counter(map(_kind, manifest["refused"].values())))
+    path = report_path(corpus)
+    estimate = _estimate(timings, cores, hourly_price)
+    write_json(path, {"splits": splits, **({"estimate": estimate} if estimate else {})})
+    shares = splits["train"]["licence_shares"]
+    lines = [f"licences: {', '.join(f'{share:.1%} {name}' for name, share in shares.items())}"]
+    for split, facts in splits.items():
+        for reason, count in facts["reasons"].items():
+            lines.append(f"{split}: {count} refused: {reason}")
+    about = ""
+    if estimate:
+        hours, cost = estimate["hours_per_million"], estimate["price_per_million"]
+        price = f", for {cost:.2f} at {hourly_price:g} an hour" if hourly_price else ""
+        about = (
+            f"{estimate['records']} records in {estimate['seconds']:.0f} s, "
+            f"{estimate['records_per_second']:.1f} a second on {cores} cores; "
+            f"a million pairs would take {hours:.1f} hours{price}. "
+        )
+    lines.append(f"{about}See {path}.")
+    return lines
+
+
+def _estimate(
+    timings: Mapping[str, Timing], cores: int, hourly_price: float
+) -> dict[str, int | float]:
+    """What a million pairs cost; nothing where an earlier life did the work."""
     records = sum(timing.records for timing in timings.values())
     seconds = sum(timing.seconds for timing in timings.values())
+    if not seconds:
+        return {}
     hours = seconds / max(records, 1) * 1e6 / 3600
-    estimate = {
+    return {
         "records": records,
         "seconds": seconds,
         "records_per_second": records / seconds,
@@ -50,19 +77,6 @@ def summarise(
         "hours_per_million": hours,
         "price_per_million": hours * hourly_price,
     }
-    path = report_path(corpus)
-    write_json(path, {"splits": splits, "estimate": estimate})
-    price = f", for {hours * hourly_price:.2f} at {hourly_price:g} an hour" if hourly_price else ""
-    shares = splits["train"]["licence_shares"]
-    lines = [f"licences: {', '.join(f'{share:.1%} {name}' for name, share in shares.items())}"]
-    for split, facts in splits.items():
-        for reason, count in facts["reasons"].items():
-            lines.append(f"{split}: {count} refused: {reason}")
-    lines.append(
-        f"{records} records in {seconds:.0f} s, {records / seconds:.1f} a second on {cores} cores; "
-        f"a million pairs would take {hours:.1f} hours{price}. See {path}."
-    )
-    return lines
 
 
 def _kind(reason: str) -> str:

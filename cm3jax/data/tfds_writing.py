@@ -56,14 +56,28 @@ class NumberedBuilder(tfds.core.GeneratorBasedBuilder):
 
 
 def written(make: Callable[[], NumberedBuilder], progress: Progress | None) -> NumberedBuilder:
-    """The builder that `make` gives, its files written unless they are there whole already."""
+    """The builder that `make` gives, its files written unless they are there whole already.
+
+    Of several processes that write them at once, the first one's stay.
+    """
     tfds.disable_progress_bar()
+    builder = _quiet(make)
+    builder.progress = progress
+    try:
+        builder.download_and_prepare()
+    except OSError:
+        if not builder.data_path.exists():
+            raise
+        builder = _quiet(make)  # another process's were there before ours were moved there
+        builder.download_and_prepare()
+    return builder
+
+
+def _quiet(make: Callable[[], NumberedBuilder]) -> NumberedBuilder:
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # TFDS warns of every configuration that it can't list
     builder = make()
     logging.set_verbosity(verbosity)
-    builder.progress = progress
-    builder.download_and_prepare()
     return builder
 
 

@@ -148,7 +148,10 @@ def digest(*parts: bytes | str | np.ndarray) -> str:
             state.update(f"{part.dtype}{part.shape}".encode())
             content = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data  # without a copy
         else:
-            content = memoryview(part.encode() if isinstance(part, str) else part)
+            # Names of files may hold bytes that are no UTF-8.
+            content = memoryview(
+                part.encode(errors="surrogatepass") if isinstance(part, str) else part
+            )
         state.update(len(content).to_bytes(8, "little"))
         state.update(content)
     return state.hexdigest()[:16]

@@ -66,6 +66,14 @@ def shard_files(folder: epath.Path) -> list[str] | None:
         return None
 
 
+def manifest_has(folder: epath.Path, field: str) -> bool:
+    """Whether a sound manifest is in a folder and has a field."""
+    try:
+        return field in json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def read_manifest(
     folder: epath.Path, what: str, fields: Mapping[str, Any], remedy: str
 ) -> dict[str, Any]:

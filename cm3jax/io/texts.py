@@ -60,6 +60,20 @@ def clean_text(text: str) -> str:
     return text
 
 
+def require_unicode(name: str) -> None:
+    """Raise `ValueError` for a name that is not Unicode: bytes of another encoding in a file's
+    name, or half a surrogate pair. Neither can be written or printed."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"its name {brief(printable(name))} is not UTF-8") from None
+
+
+def printable(text: str) -> str:
+    """A text with escapes for what is not Unicode in it."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def brief(value: Any, most: int = 60) -> str:
     """A value for a message: its `repr`, cut after `most` characters."""
     if isinstance(value, str | bytes) and len(value) > most:

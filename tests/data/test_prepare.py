@@ -254,6 +254,48 @@ def test_two_preparations_at_once_are_one_and_a_sentence(chain, folder, tmp_path
     prepare(config, chain, lambda line: None)
 
 
+def test_a_bank_and_a_corpus_never_replace_each_other(chain, folder, tmp_path):
+    config = experiment(folder, tmp_path)
+    with pytest.raises(
+        UserError, match=r"corpus/train is a folder of data\.corpus=.*/corpus, where"
+    ):
+        prepare(experiment(folder, tmp_path, bank=f"{config.data.corpus}/train"), chain)
+    prepare(config, chain, lambda line: None)
+    before = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "train").symlink_to(config.data.bank)
+    mixed = (
+        ({"bank": f"{config.data.corpus}/train", "corpus": f"{tmp_path}/c"}, "a memory bank"),
+        ({"bank": f"{tmp_path}/b", "corpus": f"{tmp_path}/other"}, "a corpus"),
+    )
+    for places, what in mixed:
+        with pytest.raises(UserError, match=f"is not empty and does not hold {what}; nothing was"):
+            prepare(experiment(folder, tmp_path, **places), chain, lambda line: None)
+    assert {name: Path(name).read_bytes() for name in before} == before
+
+
+def test_a_report_that_a_kill_prevented_is_written_by_the_next_life(chain, folder, tmp_path):
+    config, said = experiment(folder, tmp_path), []
+    prepare(config, chain, lambda line: None)
+    report = tmp_path / "corpus-report.json"
+    whole = json.loads(report.read_text())
+    report.unlink()
+    prepare(config, chain, said.append)
+    assert json.loads(report.read_text()) == {"splits": whole["splits"]}
+    assert said[-1] == f"See {report}."
+
+    class Killed(Exception):
+        pass
+
+    def stop(line):
+        if line.startswith("validation: ") and " records in " in line:
+            raise Killed
+
+    with pytest.raises(Killed):
+        prepare(experiment(folder, tmp_path, records=30), chain, stop)
+    assert not report.exists()  # rather than that of the corpus before
+
+
 def test_a_path_must_be_given(chain, folder, tmp_path):
     with pytest.raises(UserError, match=r"data\.corpus is empty"):
         prepare(experiment(folder, tmp_path, corpus=""), chain)

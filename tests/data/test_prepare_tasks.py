@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -296,6 +297,21 @@ def test_a_picture_that_changes_while_it_is_prepared_is_refused(tmp_path, monkey
     with pytest.raises(UserError, match="maps has changed while it was prepared"):
         prepare_anew(experiment(folder), **asked)
     assert not (tmp_path / "home" / "corpus" / "train").exists()
+
+
+def test_a_case_whose_names_are_no_unicode_is_refused(tmp_path):
+    folder, home = tmp_path / "pairs", tmp_path / "home"
+    for name in ("a", "b"):
+        for place in (0, 1):
+            write_picture(folder / name / f"7_{place}.jpg", place)
+        (folder / name / "prompt.json").write_text('{"edit": "make it red"}')
+    os.rename(folder / "b", os.path.join(os.fsencode(folder), b"\xff"))
+    (folder / "seeds.json").write_text(json.dumps([["a", [7]], ["\udcff", [7]]]))
+    asked = {"tasks": (("instruct_pix2pix", str(folder)),), "mixture": ((str(home), 1.0),)}
+    prepare_anew(experiment(folder), **asked)
+    assert documents_of(home).keys() == {"a/7"}
+    refused = Corpus.open(home / "corpus/train").manifest["refused"]
+    assert refused == {"\\udcff/7": "its name '\\\\udcff/7' is not UTF-8"}
 
 
 def test_two_tasks_never_share_a_directory(prepared, tmp_path):

@@ -1,10 +1,14 @@
+import dataclasses
 import json
+import os
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cm3jax.config import DataConfig
+from cm3jax.data.readers.items import BadRecord, RefusedByRule
 from cm3jax.data.sources import MaskedSource, open_source
 from cm3jax.emblems import builder, example
 from cm3jax.emblems.palette import BACKGROUNDS
@@ -43,6 +47,101 @@ def test_emblems_are_prepared_and_read(tmp_path, monkeypatch):
             for mask, picture, scene in zip(masks, pictures, document.scenes, strict=False):
                 background = (picture == BACKGROUNDS[scene.background]).all(-1)
                 np.testing.assert_array_equal(mask, np.where(background, 0, 255))
+
+
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        ({"licences": ("CC0-1.0",)}, "is not among data.licences"),
+        ({"max_words": 8}, "words, more than data.max_words=8"),
+        ({"min_side": 33}, "32x32 pixels, a side below data.min_side=33"),
+    ],
+)
+def test_rules_leave_generated_records_out(tmp_path, monkeypatch, rules, reason):
+    monkeypatch.setattr(builder, "bank_size", lambda training: 20)
+    data = DataConfig(records=30, emblems=90, raw=str(tmp_path))
+    every = open_source(data, "train", 5)
+    ruled = open_source(dataclasses.replace(data, **rules), "train", 5)
+    refused = 0
+    for index in range(30):
+        record = every[index]
+        words = sum(len(text.split()) for text in every.texts(index))
+        pictures = any(not isinstance(part, str) for part in record.segments)
+        fits = {
+            "licences": record.licence == "CC0-1.0",
+            "max_words": words <= 8,
+            "min_side": not pictures,
+        }[next(iter(rules))]
+        if fits:
+            assert (ruled[index].key, ruled.texts(index)) == (record.key, every.texts(index))
+            continue
+        refused += 1
+        for read in (ruled.__getitem__, ruled.texts):
+            with pytest.raises(RefusedByRule, match=re.escape(reason)):
+                read(index)
+    assert refused > 0
+
+
+@pytest.mark.parametrize(
+    "name", ["captions.jsonl", "documents.jsonl", "a.tar", "b/x.parquet", "c/metadata.jsonl"]
+)
+@pytest.mark.parametrize("what", ["pipe", "link"])
+def test_a_pipe_or_a_broken_link_is_neither_waited_for_nor_passed_over(tmp_path, name, what):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    os.mkfifo(path) if what == "pipe" else path.symlink_to(tmp_path / "nowhere")
+    reason = {"pipe": "it is a pipe, not a file", "link": "No such file or directory"}[what]
+    with pytest.raises(UserError, match=rf"{re.escape(str(path))} can't be read \({reason}\)"):
+        open_source(DataConfig(source=str(tmp_path)), "train", 0)
+
+
+def test_a_folder_may_be_called_like_an_archive(tmp_path):
+    names = ("a.tar", "b.parquet", "metadata.jsonl")
+    for name in names:
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "a.png")
+    source = open_source(DataConfig(source=str(tmp_path), splits=((".", "train"),)), "train", 0)
+    assert [source[i].subjects for i in range(3)] == [
+        ("a.tar",),
+        ("b.parquet",),
+        ("metadata.jsonl",),
+    ]
+
+
+def test_names_that_are_no_unicode_are_refused_by_record(tmp_path):
+    for name in (b"a", b"\xff"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "new.png")
+        os.rename(tmp_path / "new.png", os.path.join(os.fsencode(tmp_path), name + b".png"))
+        (tmp_path / "new.txt").write_text("a fox")
+        os.rename(tmp_path / "new.txt", os.path.join(os.fsencode(tmp_path), name + b".txt"))
+    data = DataConfig(source=str(tmp_path), splits=((".", "train"),))
+    good, bad = (lambda index=index: open_source(data, "train", 0)[index] for index in (0, 1))
+    assert good().key == "a.png"
+    with pytest.raises(
+        BadRecord, match=r"^\\udcff\.png: its name '\\\\udcff\.png' is not UTF-8"
+    ) as e:
+        bad()
+    assert str(e.value).encode()  # it can be printed
+    lines = [{"file": "a.png", "caption": "b", "subjects": ["\ud800"]}]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = open_source(data, "train", 0)
+    with pytest.raises(BadRecord, match="is not UTF-8"):
+        source[0]
+    with pytest.raises(BadRecord, match="is not UTF-8"):
+        source.texts(0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"records": 0}, {"records": -5}, {"image_size": 0}, {"emblems": 0}),
+        *({"min_side": -1}, {"min_words": -1}, {"max_words": -1}, {"max_aspect": 0.5}),
+        *({"max_unsafe": float("nan")}, {"max_watermark": -0.1}, {"max_aspect": float("nan")}),
+    ],
+)
+def test_impossible_numbers_are_refused(values):
+    with pytest.raises(UserError, match=f"data.{next(iter(values))}=.* must be at least"):
+        DataConfig(**values)
 
 
 def test_masks_of_a_folder(folder):

@@ -44,6 +44,21 @@ def test_files_are_the_same_bytes_every_time(tmp_path, small_bank):
     assert len(first) == 3
 
 
+def test_of_two_who_write_it_at_once_the_first_one_s_stays(tmp_path, small_bank):
+    config = EmblemsConfig(records=40)
+    begun = []
+
+    def say(done, total):
+        if not begun:
+            begun.append(done)
+            build_dataset(tmp_path / "both", config)  # as another process would meanwhile
+
+    both = build_dataset(tmp_path / "both", config, say)
+    assert len(both.as_data_source("train")) == 40
+    build_dataset(tmp_path / "alone", config)
+    assert _files(tmp_path / "both") == _files(tmp_path / "alone")
+
+
 def test_a_whole_dataset_is_reused_and_an_interrupted_one_written_again(tmp_path, small_bank):
     config = EmblemsConfig(records=40)
 

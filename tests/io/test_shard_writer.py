@@ -68,3 +68,37 @@ def test_shards_of_something_else_do_not_count(tmp_path):
     finish(other, 1)
     assert not ShardWriter(tmp_path / "a", "this").complete
     assert np.load(tmp_path / "a" / "lengths.npy").shape == (0, 2)
+
+
+def test_columns_of_other_settings_are_not_joined(tmp_path):
+    first = ShardWriter(tmp_path / "a", "this")
+    values = np.zeros((1, 2), np.float32)
+    first.write(0, [b"0"], {"lengths": values, "answers": values}, {"refused": 0})
+    writer = ShardWriter(tmp_path / "a", "that")
+    write(writer, 0)
+    assert not (writer.parts / "answers-00000.npy").exists()
+
+
+def test_a_shard_that_is_made_again_does_not_count_until_it_is_whole(tmp_path):
+    before, now = (ShardWriter(tmp_path / "a", "this", states=(state,)) for state in "ab")
+    write(before, 0)
+
+    def killed():
+        yield b"0-0"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        now.write(0, killed(), {"lengths": np.zeros((1, 2), np.float32)}, {"refused": 0})
+    assert not before.has(0)
+    assert not now.has(0)
+
+
+def test_shards_whose_records_changed_are_told(tmp_path):
+    before = ShardWriter(tmp_path / "a", "this", states=("a", "b", "c"))
+    for number in range(3):
+        write(before, number)
+    now = ShardWriter(tmp_path / "a", "this", states=("a", "x", "y", "z"))
+    assert [now.has(number) for number in range(4)] == [True, False, False, False]
+    (one, first), (two, second) = now.outdated("lengths")
+    assert (one, two, first[0, 0], second[0, 0]) == (1, 2, 100, 200)
+    assert not ShardWriter(tmp_path / "a", "that", states=("x", "y")).outdated("lengths")

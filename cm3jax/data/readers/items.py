@@ -26,7 +26,9 @@ from cm3jax.io.texts import (
     clean_text,
     decode_text,
     leads_out,
+    printable,
     read_regular,
+    require_unicode,
     shorten,
 )
 from cm3jax.tokenizers.image_tokenizer import Picture, decode_picture, picture_size
@@ -41,8 +43,8 @@ class BadRecord(UserError):
     """
 
     def __init__(self, key: str, reason: str):
-        self.key, self.reason = key, shorten(reason)
-        super().__init__(f"{key}: {self.reason}")
+        self.key, self.reason = printable(key), printable(shorten(reason))
+        super().__init__(f"{self.key}: {self.reason}")
 
 
 class RefusedByRule(BadRecord):
@@ -132,8 +134,10 @@ def decode_texts(item: RawItem, data: DataConfig) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _named(item: RawItem) -> Iterator[None]:
-    """Makes a `ValueError` the record's."""
+    """Makes a `ValueError` the record's; one whose names are not Unicode is refused."""
     try:
+        for name in (item.key, item.source, item.licence, *item.subjects):
+            require_unicode(name)
         yield
     except ValueError as error:
         raise BadRecord(item.key, _at(item, error)) from None

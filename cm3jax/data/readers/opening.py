@@ -1,0 +1,92 @@
+"""Which readers read a source, by what lies there."""
+
+import os
+
+from etils import epath
+
+from cm3jax.config import DataConfig
+from cm3jax.data.readers.folders import PictureFolder
+from cm3jax.data.readers.items import Reader, is_hidden
+from cm3jax.data.readers.lines import CaptionLines, InterleavedLines
+from cm3jax.data.readers.tars import TarShard
+from cm3jax.errors import UserError
+from cm3jax.io.texts import require_regular
+
+_CAPTIONS = ("captions.jsonl", "metadata.jsonl")
+_TABLE = "metadata.csv"
+_DOCUMENTS = "documents.jsonl"
+
+
+def open_readers(data: DataConfig) -> list[Reader]:
+    """The readers of `data.source`, by what lies there; `UserError` if nothing that is known."""
+    if data.source.startswith("tfds:"):
+        from cm3jax.data.readers.datasets import TfdsSplit
+
+        name, _, split = data.source.removeprefix("tfds:").partition("#")
+        return [TfdsSplit(name, split or "train", data.raw)]
+    path = epath.Path(data.source)
+    if path.suffix == ".jsonl" and _is_there(path):
+        return [InterleavedLines(path)]
+    for name in _CAPTIONS:
+        if _is_there(path / name):
+            return [CaptionLines(path / name)]
+    if _is_there(path / _DOCUMENTS):
+        return [InterleavedLines(path / _DOCUMENTS)]
+    if tars := _files(path, ".tar"):
+        return [TarShard(file, name) for name, file in tars.items()]
+    if tables := _files(path, ".parquet"):
+        from cm3jax.data.readers.tables import TableShard
+
+        return [TableShard(file, name, path) for name, file in tables.items()]
+    for name in _CAPTIONS:
+        if lists := _files(path, f"/{name}"):
+            folders = {at.removesuffix(f"/{name}"): file for at, file in lists.items()}
+            _require_listed(path, tuple(f"{folder}/" for folder in folders), name)
+            return [CaptionLines(file, folder) for folder, file in folders.items()]
+    if tables := _files(path, _TABLE):
+        raise UserError(
+            f"{path} has captions in {next(iter(tables))}, which is not read; write them as "
+            f"{_CAPTIONS[1]}: one JSON object per row, with `file_name` and `text`."
+        )
+    if path.is_dir() and len(pictures := PictureFolder(path)):
+        return [pictures]
+    raise UserError(
+        f"data.source={data.source} is neither `emblems`, `emoji` nor tfds:NAME, a JSONL of "
+        f"documents, or a folder of pictures, with tar or parquet files, with a {_DOCUMENTS}, or "
+        f'with a {_CAPTIONS[0]} whose lines are {{"file": "a.png", "caption": "a cat"}} and may '
+        "have `subjects` (a list), `licence`, `source` and `mask`; give one."
+    )
+
+
+def _require_listed(path: epath.Path, folders: tuple[str, ...], name: str) -> None:
+    """Refuse pictures in folders that have no list of captions beside folders that have one."""
+    others = [picture for picture in PictureFolder(path).names if not picture.startswith(folders)]
+    if others:
+        raise UserError(
+            f"{path} has a {folders[0]}{name}, and {len(others)} pictures, {others[0]} the first, "
+            f"that are in no folder with one; give them a {name}, or move them away."
+        )
+
+
+def _files(folder: epath.Path, suffix: str) -> dict[str, epath.Path]:
+    """The files of a kind in a folder and the folders in it, by relative name, in order."""
+    if not folder.is_dir():
+        return {}
+    last = f"{suffix[:-1]}[{suffix[-1]}]"  # by a plain name, Python passes over broken links
+    found = [*folder.glob(f"*{last}"), *folder.glob(f"*/*{last}")]
+    files = {str(file.relative_to(folder)): file for file in sorted(found)}
+    shown = {name: file for name, file in files.items() if not is_hidden(name)}
+    return {name: file for name, file in shown.items() if _is_there(file)}
+
+
+def _is_there(path: epath.Path) -> bool:
+    """Whether a path is a file; `UserError` for a pipe, which would be waited for, a device, a
+    broken link, and a file that may not be read."""
+    if path.is_dir() or not (path.exists() or os.path.islink(path)):
+        return False
+    try:
+        require_regular(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path} can't be read ({reason}); move it out of data.source.") from None
+    return True
