@@ -190,8 +190,10 @@ class ShardWriter:
         self.parts.mkdir(parents=True, exist_ok=True)
         (self.parts / MANIFEST).unlink(missing_ok=True)
         self._notes(number).unlink(missing_ok=True)  # killed now, what it was must not count
-        for left in self.parts.glob(f"*-{number:05d}.npy"):  # of other settings
-            left.unlink()
+        kept = {self._column(column, number).name for column in columns}
+        for left in self.parts.glob(f"*-{number:05d}.npy"):
+            if left.name not in kept:  # of other settings
+                left.unlink()
         name = f"documents-{number:05d}.array_record"
         half = self.parts / f".{name}.{os.getpid()}.part"
         write_records(half, records)

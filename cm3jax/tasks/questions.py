@@ -128,6 +128,8 @@ def science_qa(folder: epath.Path, split: str) -> Iterator[Read]:
         question = text_of(record, "question")
         if not record["image"]:
             raise BadCase("it has no picture")
+        if not isinstance(record["choices"], list):
+            raise BadCase("its 'choices' is not a list")
         choices = [str(choice) for choice in record["choices"]]
         if not 0 <= record["answer"] < len(choices):
             raise BadCase(f"its answer {brief(record['answer'])} is none of {len(choices)} choices")
@@ -137,7 +139,7 @@ def science_qa(folder: epath.Path, split: str) -> Iterator[Read]:
             "question": question,
             "options": ", ".join(choices),
             "answer": explained(solution, answer) if solution else answer,
-            "image": inside(folder / "images" / part / key, record["image"]),
+            "image": inside(folder / "images" / part, f"{key}/{record['image']}"),
         }
         if hint := " ".join(str(record["hint"] or "").split()):
             values["context"] = hint

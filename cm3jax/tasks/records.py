@@ -153,9 +153,11 @@ def inside(folder: epath.Path, name: Any) -> epath.Path:
 def majority(answers: Any) -> str:
     """The most frequent answer, of equally frequent ones the first.
 
-    An answer is a text, or an object with one in `answer`; null and empty ones do not count.
+    An answer is a text, or an object with one in `answer`; null and empty ones do not count. A
+    single one may stand without a list.
     """
-    texts = [one.get("answer") if isinstance(one, dict) else one for one in answers or ()]
+    every = answers if isinstance(answers, list | tuple) else [answers]
+    texts = [one.get("answer") if isinstance(one, dict) else one for one in every]
     given = [sound(text) for text in texts if isinstance(text, str) and text.strip()]
     if not given:
         raise BadCase("it has no answer")

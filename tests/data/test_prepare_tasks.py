@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ from cm3jax.data.prepare_tasks import prepare_tasks
 from cm3jax.data.show import show_row
 from cm3jax.data.task_cases import open_cases
 from cm3jax.errors import UserError
+from cm3jax.io.folders import hold
 from cm3jax.sequence.fit import answer_masks
 from cm3jax.sequence.rows import Places, Samples, build_rows
 from tests.data.corpora import corpus_stream
@@ -312,6 +314,14 @@ def test_a_case_whose_names_are_no_unicode_is_refused(tmp_path):
     assert documents_of(home).keys() == {"a/7"}
     refused = Corpus.open(home / "corpus/train").manifest["refused"]
     assert refused == {"\\udcff/7": "its name '\\\\udcff/7' is not UTF-8"}
+
+
+def test_two_preparations_at_once_are_one_and_a_sentence(prepared):
+    place = f"{prepared[0].data.mixture[1][0]}/corpus/train"
+    with ThreadPoolExecutor(1) as other, hold(place, "preparing elsewhere"):
+        second = other.submit(prepare_anew, prepared[0])
+        with pytest.raises(UserError, match=r"train is in use: preparing elsewhere \(process "):
+            second.result()
 
 
 def test_two_tasks_never_share_a_directory(prepared, tmp_path):

@@ -361,8 +361,10 @@ def test_science_qa(tmp_path):
                 "2": problem | {"image": None},
                 "3": problem | {"answer": 7},
                 "4": problem | {"hint": "A passage.", "solution": ""},
+                "../6": problem,
+                "7": problem | {"choices": "yes or no"},
             },
-            "pid_splits.json": {"train": ["1", "2", "3", "4", "5"], "val": [], "test": []},
+            "pid_splits.json": {"train": [*"12345", "../6", "7"], "val": [], "test": []},
         },
     )
     cases, skipped = read("science_qa", tmp_path)
@@ -380,6 +382,8 @@ def test_science_qa(tmp_path):
         "2": "it has no picture",
         "3": "its answer 7 is none of 2 choices",
         "5": "it is not a JSON object",
+        "../6": "'../6/image.png' is not a file name",
+        "7": "its 'choices' is not a list",
     }
 
 
@@ -550,6 +554,8 @@ def test_odd_ids_captions_and_names_of_coco(tmp_path):
         (None, None),
         ([], None),
         ([{"raw_answer": "two"}], None),
+        ("two", "two"),
+        ({"answer": "two"}, "two"),
     ],
 )
 def test_answers_of_every_form(tmp_path, answers, wanted):
