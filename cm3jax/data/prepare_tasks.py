@@ -57,8 +57,8 @@ def prepare_tasks(
     if idle := idle_rules(data):
         report(idle)
     for name, folder, split, path in wanted:
+        cases = open_cases(name, folder, split, data, seed)
         with hold(path, f"preparing {experiment.name}"):
-            cases = open_cases(name, folder, split, data, seed)
             _corpus((name, folder, split), path, cases, maker, report)
 
 

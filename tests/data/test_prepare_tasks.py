@@ -187,6 +187,13 @@ def test_unknown_names_are_said(name, folder, message):
         open_cases(name, folder, "train", DataConfig(), 0)
 
 
+def test_a_data_set_that_is_missing_leaves_nothing_behind(prepared, tmp_path):
+    tasks, mixture = (("vqa2", f"{tmp_path}/none"),), ((f"{tmp_path}/home", 1.0),)
+    with pytest.raises(UserError, match="an annotation file is missing"):
+        prepare_anew(prepared[0], tasks=tasks, mixture=mixture)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_of_somebody_else_is_refused_before_any_work(prepared, tmp_path):
     mine = tmp_path / "second" / "corpus" / "train" / "thesis.tex"
     mine.parent.mkdir(parents=True)
