@@ -56,7 +56,7 @@ IN_MEMORY = 1 << 28
 
 def corpus_files(folder: epath.Path) -> list[str] | None:
     """The files of a corpus in a folder, its manifest last; None if there is none, or a bank."""
-    return None if manifest_has(folder, "encoder") else shard_files(folder)
+    return None if manifest_has(folder, "counts") else shard_files(folder)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -37,7 +37,7 @@ from cm3jax.data.summary import Timing, report_path, summarise
 from cm3jax.data.tokenize import Tools
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
-from cm3jax.io.folders import hold, settle
+from cm3jax.io.folders import hold, real, settle
 from cm3jax.io.shard_writer import STATE, source_state
 from cm3jax.io.typed_json import read_fields
 from cm3jax.retrieval.bank import Bank
@@ -71,6 +71,12 @@ def prepare(
     engine, timings = engine or InProcess(tools), {}
     about = report_path(experiment.data.corpus)
     bank_job, *jobs = (SplitJob(experiment, split) for split in ("bank", *SPLITS))
+    data = experiment.data
+    if any(real(data.bank) == real(writer_of(job).path) for job in jobs):
+        raise UserError(
+            f"data.bank={data.bank} is a folder of data.corpus={data.corpus}, where a corpus goes; "
+            "give another data.bank."
+        )
     with _held(bank_job, *jobs):
         bank = prepare_bank(bank_job, tools, report, engine)
         for job in [_corpus_job(job, tools, bank) for job in jobs]:

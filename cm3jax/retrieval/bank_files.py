@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax.io.files import digest
-from cm3jax.io.shard_writer import MANIFEST, manifest_has, shard_files
+from cm3jax.io.shard_writer import manifest_has, shard_files
 from cm3jax.retrieval.scann import index_files
 from cm3jax.shapes import Int
 
@@ -54,7 +54,7 @@ def bank_files(folder: epath.Path) -> list[str] | None:
     """The files in a folder that are a bank's, what was derived from it included; None if none
     is."""
     found = shard_files(folder)
-    if found is None or (MANIFEST in found and not manifest_has(folder, "encoder")):
+    if found is None or manifest_has(folder, "licence_shares"):  # a corpus
         return None
     derived = [DUPLICATES] if (folder / DUPLICATES).exists() else []
     for name in (SAVED, SAVED_TRAINING):
