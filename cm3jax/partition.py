@@ -26,6 +26,7 @@ BATCH = ("data", "fsdp")
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": BATCH,
+    "copies": "data",
     "layers": None,
     "embed": "fsdp",
     "heads": "tensor",
@@ -205,6 +206,15 @@ def shard_rows(x: Array) -> Array:
     device would hold part of the width of all rows, and whole logits.
     """
     return constrain(x, "batch")
+
+
+def shard_looked_up(x: Array) -> Array:
+    """Entries [B L D] of a table that is cut along its width, cut like a batch.
+
+    By way of a cut like the table's. In one step, where both `data` and `fsdp` cut the batch, XLA
+    knows no way back but a whole copy: the table's gradient would be summed from all rows.
+    """
+    return shard_rows(constrain(x, "copies", None, "embed"))
 
 
 def mesh_of(arrays: Any) -> Mesh | None:

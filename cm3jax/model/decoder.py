@@ -18,7 +18,7 @@ from cm3jax.model.cache import Cache, KeyValues
 from cm3jax.model.embeddings import position_table, vocabulary_tables
 from cm3jax.model.kernels import kernel_for
 from cm3jax.model.layers import Norm, rotations
-from cm3jax.partition import shard_rows
+from cm3jax.partition import shard_looked_up, shard_rows
 from cm3jax.shapes import Array, Float, Int, Key
 
 
@@ -49,7 +49,7 @@ class Decoder(nn.Module):
             rotation = rotations(positions, self.config.head_width)
         else:
             x = x + jnp.take(self.position, positions, axis=0)
-        return x.astype(jnp.dtype(self.config.dtype)), rotation
+        return shard_looked_up(x.astype(jnp.dtype(self.config.dtype))), rotation
 
     def __call__(
         self,
@@ -72,7 +72,7 @@ class Decoder(nn.Module):
 
         layers = self.config.layers
         keys = layer_keys(key, layers)
-        x, _ = scan_layers(self.layers, self.config, layers, body, shard_rows(x), keys)
+        x, _ = scan_layers(self.layers, self.config, layers, body, x, keys)
         return self.final_norm(x)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -91,7 +91,6 @@ class Decoder(nn.Module):
         attend = row_attention((places < lengths[:, None]).astype(jnp.int32), "xla")
         x, rotation = self._embed(tokens, places)
 
-        x = shard_rows(x)
         found: list[KeyValues] = []
         for block in self.layer:
             x, kept = block.row(x, attend, rotation)
@@ -120,7 +119,6 @@ class Decoder(nn.Module):
         places = first[:, None] + jnp.arange(tokens.shape[1])
         x, rotation = self._embed(tokens, jnp.minimum(places, self.config.context - 1))
 
-        x = shard_rows(x)
         suffix: list[KeyValues] = []
         for block, kept in zip(self.layer, cache.layers, strict=True):
             x, grown = block.extend(x, kept, rotation)

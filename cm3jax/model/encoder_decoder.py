@@ -19,7 +19,7 @@ from cm3jax.model.cache import Cache, KeyValues
 from cm3jax.model.embeddings import position_table, vocabulary_tables
 from cm3jax.model.kernels import kernel_for
 from cm3jax.model.layers import Norm, rotations
-from cm3jax.partition import shard_rows
+from cm3jax.partition import shard_looked_up, shard_rows
 from cm3jax.shapes import Array, Bool, Float, Int, Key
 
 
@@ -55,7 +55,7 @@ class EncoderDecoder(nn.Module):
             rotation = rotations(places, self.config.head_width)
         else:
             x, rotation = x + jnp.take(table, places, axis=0), None
-        return shard_rows(x.astype(jnp.dtype(self.config.dtype))), rotation
+        return shard_looked_up(x.astype(jnp.dtype(self.config.dtype))), rotation
 
     def __call__(
         self,

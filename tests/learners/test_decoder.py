@@ -1,6 +1,10 @@
 """The decoder's loss against plain arithmetic."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -129,6 +133,47 @@ def test_dropout_is_for_training_and_the_same_on_any_mesh(setting):
         cut = jax.device_put(batch, partition.batch_sharding(mesh))
         compiled = jax.jit(lambda batch: dropping.loss(params, {}, batch, key, jnp.int32(0)).loss)
         assert float(compiled(cut)) == pytest.approx(dropped, rel=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 4, 1), (2, 2, 2)])
+def test_loss_and_gradients_are_the_same_on_any_mesh(setting, sizes):
+    ours, params, batch = setting
+
+    def loss(params, batch):
+        return ours.loss(params, {}, batch, jax.random.key(0), jnp.int32(0)).loss
+
+    mesh = partition.make_mesh(MeshConfig(*sizes))
+    cuts = partition.shardings(mesh, jax.eval_shape(ours.init, jax.random.key(0)))["params"]
+    expected = jax.value_and_grad(loss)(params, batch)
+    with jax.set_mesh(mesh):
+        cut = jax.device_put((params, batch), (cuts, partition.batch_sharding(mesh)))
+        found = jax.jit(jax.value_and_grad(loss))(*cut)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
+        found,
+        expected,
+    )
+
+
+def test_nothing_is_copied_whole_between_the_cuts_of_tables_and_batches():
+    """XLA says so while it compiles."""
+    program = (
+        "from cm3jax import partition; from cm3jax.config import MeshConfig;"
+        "from cm3jax.memory import compiled_bytes, planned; from tests.tiny import experiment;"
+        "tiny = experiment('', mesh=MeshConfig(2, 4, 1));"
+        "compiled_bytes(planned(tiny), partition.make_mesh(tiny.mesh))"
+    )
+    mine = {"JAX_ENABLE_COMPILATION_CACHE": "false", "TF_CPP_MIN_LOG_LEVEL": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | mine,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "full rematerialization" not in done.stderr
 
 
 def test_reads_rows_and_vocabulary_of_a_corpus(tmp_path):
