@@ -75,6 +75,7 @@ def traffic(text: str) -> dict[str, Traffic]:
     `text` is `jax.stages.Compiled.as_text()`. Scalars' are left out: they carry no data.
     """
     programs, entry = _computations(text)
+    started = _started(programs)
     found: dict[str, Traffic] = defaultdict(Traffic)
 
     def visit(name: str, times: int) -> None:
@@ -86,7 +87,9 @@ def traffic(text: str) -> dict[str, Traffic]:
                 # TPUs sum and scatter in a fusion of that name.
                 if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                     kind, sent = "reduce-scatter", sent // 2
-                if sent:
+                # A gather that TPUs start may go on within many a product, in loops too.
+                goes_on = name.startswith("async_collective_fusion") and _channel(one) in started
+                if sent and not goes_on:
                     hidden = _runs_beside(one, program[place + 1 :])
                     found[kind].add(times, sent, hidden)
             elif not (one.opcode.endswith("-done") or "-done" in one.name):
@@ -140,6 +143,18 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
             kind, end = (opcode[1], opcode.start(1)) if opcode else ("", 0)
             current.append(_Instruction(one[1], kind, one[2][:end], one[2]))
     return programs, entry
+
+
+def _started(programs: dict[str, list[_Instruction]]) -> set[str]:
+    """Channels of the collectives that TPUs start by a fusion of that name."""
+    starts = [o for ones in programs.values() for o in ones if "async-collective-start" in o.name]
+    inner = [each for one in starts for called in one.called for each in programs.get(called, [])]
+    return {_channel(each) for each in inner if each.opcode in KINDS}
+
+
+def _channel(one: _Instruction) -> str:
+    found = re.search(r"channel_id=(\d+)", one.text)
+    return found[1] if found else ""
 
 
 def _collective(one: _Instruction, programs: dict) -> tuple[str, int] | None:

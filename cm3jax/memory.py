@@ -145,7 +145,11 @@ def _temporaries(learner: Planned, mesh: dict[str, int]) -> int:
 
     encoder_layers = experiment.parti.encoder_layers
     layers = kept(local, encoder_layers)
-    head = _kept_by_head(model, rows, -(-vocab_size // tensor), length // chunks)
+    part = -(-vocab_size // tensor)
+    head = _kept_by_head(model, rows, part, length // chunks)
+    if chunks > 1 and mesh["fsdp"] > 1:  # the table that is gathered for all, and its gradient
+        kinds = (model.dtype, jnp.float32)
+        head += part * model.width * sum(jnp.dtype(kind).itemsize for kind in kinds)
     of_one = kept(dataclasses.replace(local, layers=1, remat="none"), 1)
     depth = model.layers + (encoder_layers if pairs else 0)
     again = of_one - layers // depth
@@ -194,12 +198,12 @@ def _kept_by_head(config: DecoderConfig, rows: int, vocab_size: int, length: int
     def losses(inputs, targets):
         table, hidden = inputs
 
-        def logits(part):
+        def logits(part, table):
             return jnp.einsum(
                 "...d,vd->...v", part, table.astype(dtype), preferred_element_type=jnp.float32
             )
 
-        return token_losses(logits, hidden, targets)
+        return token_losses(logits, table, hidden, targets)
 
     return _kept(losses, (table, hidden), targets)
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cm3jax.config import MeshConfig
 from cm3jax.errors import UserError
-from cm3jax.shapes import Array
+from cm3jax.shapes import Array, Float
 
 BATCH = ("data", "fsdp")
 """The mesh axes that cut a batch."""
@@ -215,6 +216,24 @@ def shard_looked_up(x: Array) -> Array:
     knows no way back but a whole copy: the table's gradient would be summed from all rows.
     """
     return shard_rows(constrain(x, "copies", None, "embed"))
+
+
+def copies_of_table(table: Float[Array, "V D"], shards: int) -> Float[Array, "shards V D"]:
+    """A table that is cut along its width, whole for each of the shards of a batch; 1 copies none.
+
+    Partial sums that differ by device are no array under jit: on the axis of shards a gradient
+    stays on its device until all of it is there. Then it is summed and cut along `fsdp` at once,
+    and only the parts are summed over `data`.
+    """
+    cut = constrain(table, "vocab", "embed")
+    if shards == 1:
+        return cut[None]
+    mesh = jax.sharding.get_abstract_mesh()
+    data = _pieces(mesh, RULES["copies"])
+    by_data = jnp.broadcast_to(cut, (data, *cut.shape))
+    by_data = constrain(by_data, "copies", "vocab", "embed")
+    every = jnp.broadcast_to(by_data[:, None], (data, shards // data, *cut.shape))
+    return constrain(every.reshape(shards, *cut.shape), "batch", "vocab", None)
 
 
 def mesh_of(arrays: Any) -> Mesh | None:

@@ -100,3 +100,18 @@ def test_the_end_of_another_collective_is_no_work():
 }
 """  # noqa: E501 - XLA's lines
     assert hlo.traffic(program) == {"all-gather": hlo.Traffic(0, 2, 0, 2048)}
+
+
+def test_a_gather_that_goes_on_within_products_is_one():
+    step = "fusion(%get-tuple-element.3), kind=kCustom, calls=%async_collective_fusion.2"
+    body = PROGRAM.replace("fusion(%get-tuple-element.3), kind=kOutput, calls=%fused", step)
+    assert body != PROGRAM
+    for channel, more in {9: 0, 10: 7}.items():  # the second was started by nobody
+        program = f"""{body}
+%async_collective_fusion.2 (param_0.3: bf16[8,8]) -> bf16[8,8] {{
+  %all-gather.10 = bf16[8,64]{{1,0}} all-gather(%param_0.3), channel_id={channel}, dimensions={{1}}
+  ROOT %convolution.2 = bf16[8,8]{{1,0}} convolution(%param_0.3, %param_0.3), dim_labels=bf_io->bf
+}}
+"""
+        found = hlo.traffic(program)["all-gather"]
+        assert found == hlo.Traffic(1, 1 + more, 1024, 1024 * (1 + more))

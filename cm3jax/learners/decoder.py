@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -14,6 +13,7 @@ from cm3jax.data.cm3_rows import CorpusRows, RowsConfig
 from cm3jax.data.document_probe import document_probes
 from cm3jax.data.pipeline import CorpusStream, HostBatch, Stream
 from cm3jax.data.stages import StagedStream
+from cm3jax.model import embeddings
 from cm3jax.model.decoder import Decoder
 from cm3jax.sequence.rows import Batch
 from cm3jax.sequence.vocab import Vocab
@@ -81,7 +81,8 @@ class DecoderLearner:
         model: Any = quantised(self.model, kind)
         hidden = model.apply(variables, batch.tokens, batch.positions, batch.segments, drop)
         losses = token_losses(
-            lambda part: nn.apply(Decoder.logits, self.model)(variables, part),
+            embeddings.logits,
+            embeddings.head_of(params, self.experiment.model),
             hidden,
             batch.targets,
             chunks_here(batch.targets, self.vocab),

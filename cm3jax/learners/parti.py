@@ -11,6 +11,7 @@ from cm3jax.config import DecoderConfig, Experiment
 from cm3jax.data.caption_image import CaptionImageStream, Pairs
 from cm3jax.data.pipeline import Stream
 from cm3jax.learners.decoder import chunks_here
+from cm3jax.model import embeddings
 from cm3jax.model.encoder_decoder import EncoderDecoder
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Array, Int, Key
@@ -83,7 +84,8 @@ class PartiLearner:
         forward = nn.apply(EncoderDecoder.__call__, model)
         hidden = forward(variables, batch.texts, there, tokens, drop)
         losses = token_losses(
-            lambda part: nn.apply(EncoderDecoder.logits, model)(variables, part),
+            embeddings.logits,
+            embeddings.head_of(params, self.experiment.model),
             hidden,
             batch.codes,
             chunks_here(batch.codes, self.vocab),

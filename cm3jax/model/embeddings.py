@@ -1,5 +1,8 @@
 """Tables that every model has: of ids, of positions, and the logits that they give."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -30,6 +33,11 @@ def position_table(
         return None
     init = partition.boxed_init(truncated_normal(config.position_std), "positions", "embed")
     return module.param(name, init, (length, config.width))
+
+
+def head_of(params: Mapping[str, Any], config: DecoderConfig) -> Float[Array, "V D"]:
+    """The table that gives the logits, of a model's parameters."""
+    return params["embedding" if config.tied else "head"]
 
 
 def logits(hidden: Float[Array, "*B D"], head: Float[Array, "V D"]) -> Float[Array, "*B V"]:

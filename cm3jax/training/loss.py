@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cm3jax import partition
 from cm3jax.config import LossConfig
 from cm3jax.sequence.vocab import Modality, Vocab
 from cm3jax.shapes import AnyArray, Array, Float, Int
@@ -52,20 +53,22 @@ class TokenLosses(NamedTuple):
 
 
 def token_losses(
-    logits: Callable[[Float[Array, "B C D"]], Float[Array, "B C V"]],
+    logits: Callable[[Float[Array, "B C D"], Float[Array, "V D"]], Float[Array, "B C V"]],
+    head: Float[Array, "V D"],
     hidden: Float[Array, "B L D"],
     targets: Int[AnyArray, "B L"],
     chunks: int = 1,
 ) -> TokenLosses:
-    """Negative log-likelihood of every target.
+    """Negative log-likelihood of every target, by the table `head`.
 
     With `chunks` > 1 the row is worked off in that many pieces (a divisor of L), whose logits the
     backward pass recomputes: at a vocabulary of 65,536 the `B L V` array would be the largest of
-    the whole step, and is never there.
+    the whole step, and is never there. Each shard of rows has a copy of the table for all pieces:
+    it is gathered once, and its gradient, float32, is summed over shards once.
     """
 
-    def piece(hidden, targets):
-        scores = logits(hidden).astype(jnp.float32)
+    def piece(head, hidden, targets):
+        scores = logits(hidden, head).astype(jnp.float32)
         # A comparison fuses into the reduction; a gather's gradient would be a scatter into a
         # second array of the logits' size.
         chosen = jnp.arange(scores.shape[-1]) == targets[..., None]
@@ -74,13 +77,22 @@ def token_losses(
         return TokenLosses(log_z - target, log_z)
 
     if chunks == 1:
-        return piece(hidden, targets)
+        return piece(head, hidden, targets)
 
-    def split(x):
-        return jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
+    rows, length = targets.shape
+    shards = partition.batch_shards(jax.sharding.get_abstract_mesh())
+    shards = shards if rows % shards == 0 else 1
+    copies = partition.copies_of_table(head, shards)
 
-    pieces = jax.lax.map(lambda xs: jax.checkpoint(piece)(*xs), (split(hidden), split(targets)))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(targets.shape), pieces)
+    def split(x):  # [B L ...] to [pieces, shards, rows, tokens, ...]
+        x = x.reshape(shards, rows // shards, chunks, length // chunks, *x.shape[2:])
+        return partition.constrain(jnp.moveaxis(x, 2, 0), None, "batch")
+
+    def losses(xs):
+        return jax.checkpoint(jax.vmap(piece))(copies, *xs)
+
+    pieces = jax.lax.map(losses, (split(hidden), split(targets)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(targets.shape), pieces)
 
 
 def next_token_loss(

@@ -57,12 +57,14 @@ def waiting(found: dict, kind: str) -> int:
 def test_a_step_for_tpus_hides_its_communication():
     found = compiled("--target", "v5e-4", "--model.attention", "splash")
     assert found["fits"]
-    assert found["peak_bytes"] == pytest.approx(747_516_928, rel=0.1)
+    assert found["peak_bytes"] == pytest.approx(630_100_992, rel=0.1)
     assert found["kernels"] == ["tpu_custom_call"]
-    # Gathers of a layer's parameters and sums of its gradients are windowed permutes. What waits
-    # are the vocabulary's: gathers, and sums that are scattered; none is a whole all-reduce.
+    # Gathers of a layer's parameters and sums of its gradients are windowed permutes, and the
+    # vocabulary's table is gathered beside the layers, once for all pieces of the loss. What waits
+    # is the one sum of its gradient, which is scattered, and small gathers.
     assert found["collectives"]["collective-permute"]["hidden"] >= 240
-    most = {"collective-permute": 4, "all-gather": 6, "all-to-all": 2, "reduce-scatter": 3}
+    assert found["collectives"]["all-gather"]["hidden"] == 1
+    most = {"collective-permute": 4, "all-gather": 4, "all-to-all": 2, "reduce-scatter": 1}
     assert {kind: waiting(found, kind) for kind in found["collectives"]} == most
 
 
@@ -71,10 +73,10 @@ def test_a_step_for_tpus_hides_its_communication():
 def test_a_step_for_gpus_hides_its_communication():
     found = compiled("--target", "h200-4", "--model.attention", "cudnn")
     assert found["fits"]
-    assert found["peak_bytes"] == pytest.approx(923_877_732, rel=0.1)
+    assert found["peak_bytes"] == pytest.approx(963_764_580, rel=0.1)
     assert found["kernels"] == ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
     waits = {kind: waiting(found, kind) for kind in found["collectives"]}
-    assert waits == {"all-gather": 2, "all-to-all": 0, "reduce-scatter": 0}
+    assert waits == {"all-gather": 1, "all-to-all": 0, "reduce-scatter": 0}
 
 
 @pytest.mark.slow

@@ -6,11 +6,18 @@ import numpy as np
 import optax
 import pytest
 
-from cm3jax.config import VocabConfig
+from cm3jax import hlo, partition
+from cm3jax.config import MeshConfig, VocabConfig
+from cm3jax.model import embeddings
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.training.loss import Mean, by_modality, chunks_for, token_losses
 
 VOCAB = Vocab(VocabConfig(specials=8, image_codes=6, text_pieces=5, sentinels=2, grid=2))
+
+
+def product(hidden, table):
+    """Logits."""
+    return hidden @ table.T
 
 
 @pytest.fixture
@@ -27,7 +34,7 @@ def test_pieces_give_the_loss_and_gradients_of_the_whole(head, chunks):
     hidden, table, targets = head
 
     def ours(hidden, table):
-        losses = token_losses(lambda x: x @ table.T, hidden, targets, chunks)
+        losses = token_losses(product, table, hidden, targets, chunks)
         return jnp.sum((losses.nll + losses.log_z) * jnp.arange(12.0)[None])
 
     def reference(hidden, table):
@@ -40,13 +47,52 @@ def test_pieces_give_the_loss_and_gradients_of_the_whole(head, chunks):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *both)
 
 
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 4, 1), (2, 2, 2)])
+def test_the_table_is_gathered_and_its_gradient_summed_once_for_all_pieces(sizes):
+    """And loss and gradients are those of one device."""
+    rng = np.random.default_rng(0)
+    table = jnp.asarray(rng.normal(size=(64, 32)), jnp.float32)
+    hidden = jnp.asarray(rng.normal(size=(8, 24, 32)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 64, (8, 24)), jnp.int32)
+    weights = jnp.asarray(rng.random((8, 24)), jnp.float32)
+
+    def loss(table, hidden, targets, weights, chunks):
+        losses = token_losses(embeddings.logits, table, hidden, targets, chunks)
+        return jnp.sum(weights * (losses.nll + 0.1 * losses.log_z**2))
+
+    both = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=4)
+    expected = both(table, hidden, targets, weights, 1)
+    mesh = partition.make_mesh(MeshConfig(*sizes))
+    rows = partition.batch_sharding(mesh)
+    whole = partition.sharding_of(mesh, table.shape, "vocab", "embed")
+    cut = jax.device_put((table, hidden, targets, weights), (whole, rows, rows, rows))
+
+    def collectives(chunks):
+        cuts = (None, (whole, rows))
+        step = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=4, out_shardings=cuts)
+        compiled = step.lower(*cut, chunks).compile()
+        jax.tree.map(
+            lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5),
+            compiled(*cut),
+            expected,
+        )
+        found = hlo.traffic(compiled.as_text())
+        return {kind: each.hidden + each.waiting for kind, each in found.items()}
+
+    with jax.set_mesh(mesh):
+        few, many = collectives(3), collectives(12)
+    if sizes[2] == 1:  # over `tensor` each piece sums what its scores are divided by
+        assert few == many
+        assert 0 < sum(many.values()) <= 4
+
+
 def test_pieces_never_hold_all_logits():
     rows, length, width, vocab = 2, 256, 8, 4096
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in [(rows, length, width), (vocab, width)]]
     targets = jnp.zeros((rows, length), jnp.int32)
 
     def loss(hidden, table, chunks):
-        return token_losses(lambda x: x @ table.T, hidden, targets, chunks).nll.sum()
+        return token_losses(product, table, hidden, targets, chunks).nll.sum()
 
     def temporaries(chunks):
         gradient = jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)
