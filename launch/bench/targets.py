@@ -70,7 +70,7 @@ def bench_targets(options: argparse.Namespace) -> dict[str, Any]:
 
 def _known(out: Path) -> dict[str, Any]:
     """What was compiled before, of the cases that there still are."""
-    found = read_as(dict[str, dict[str, Any]], out, "earlier results") if out.exists() else {}
+    found = read_as(dict[str, dict], out, "earlier results") if out.exists() else {}
     return {case: found[case] for case in CASES if case in found}
 
 

@@ -21,6 +21,7 @@ from cm3jax.errors import UserError
 from cm3jax.presets import load_experiment
 from cm3jax.targets import Target
 from launch import plan, plan_target
+from launch.bench import command
 from launch.bench import targets as bench_targets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,6 +141,15 @@ def test_the_table_has_a_line_for_each_case_and_says_why_one_is_empty():
     assert "| it is late |" in text
     assert text.count("\n| ") == len(bench_targets.CASES) + 1
     assert bench_targets.page(known) == (ROOT / "docs/targets.md").read_text()
+
+
+def test_the_command_goes_on_from_what_was_compiled(tmp_path):
+    kept, page = ROOT / "docs/targets.json", tmp_path / "targets.md"
+    options = ["targets", "--only", "no such case", "--out", str(kept), "--page", str(page)]
+    options = command.make_parser().parse_args(options)
+    known = json.loads(kept.read_text())
+    assert list(options.measure(options)) == [case for case in bench_targets.CASES if case in known]
+    assert page.read_text() == (ROOT / "docs/targets.md").read_text()
 
 
 def test_search_passes_over_what_cannot_be_compiled(monkeypatch):
