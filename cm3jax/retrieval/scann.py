@@ -216,7 +216,7 @@ class ScannIndex:
     def _read(cls, path: epath.Path, vectors: Float[np.ndarray, "M E"]) -> "ScannIndex":
         from scann import scann_ops_pybind
 
-        fields = {"vectors": str, "documents": int, "effort": dict[str, Any]}
+        fields: dict[str, Any] = {"vectors": str, "documents": int, "effort": dict[str, Any]}
         fields["bytes"] = dict[str, int] | None  # none in indexes of earlier versions
         made = read_fields(path / _ABOUT, fields, "the ScaNN index", _REMEDY)
         effort = build(Effort, made["effort"], f"{path / _ABOUT}", "effort")

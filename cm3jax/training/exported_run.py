@@ -111,7 +111,7 @@ def _notes(
     """Step, fingerprints, licences and data in a file's header; None where they make no sense."""
     kinds = {"fingerprints": dict[str, str], "licences": dict[str, float], "data": dict[str, str]}
     try:
-        found = {"licences": {}, "data": {}}  # earlier versions wrote neither
+        found: dict[str, Any] = {"licences": {}, "data": {}}  # earlier versions wrote neither
         found |= {name: json.loads(header[name]) for name in kinds if name in header}
         step = int(header["step"])
     except (ValueError, KeyError, RecursionError):

@@ -109,7 +109,9 @@ class OperationSums:
 
     parts: int = 0
     """Steps times devices of this process."""
-    nanoseconds: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    nanoseconds: dict[str, float] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(float)
+    )
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def add(self, trace: os.PathLike[str]) -> None:
@@ -121,9 +123,10 @@ class OperationSums:
     def operations(self) -> list[Operation]:
         """Each kind of operation, the longest first."""
         total = sum(self.nanoseconds.values())
+        longest = sorted(self.nanoseconds.items(), key=lambda one: one[1], reverse=True)
         return [
             Operation(name, spent / 1e6 / self.parts, self.counts[name] / self.parts, spent / total)
-            for name, spent in self.nanoseconds.most_common()
+            for name, spent in longest
         ]
 
 
