@@ -142,6 +142,11 @@ class _Slot:
     sampled: Int[np.ndarray, " G"]
     temperatures: Float[np.ndarray, " G"]
 
+    @property
+    def emitted(self) -> int:
+        """Steps that it has run."""
+        return sum(map(len, self.ids))
+
 
 class Slots:
     """Slots of one shape and what is in them; jobs come and go between two chunks.
@@ -198,9 +203,9 @@ class Slots:
                 [self._config if slot is None else slot.job.config for slot in self._slots]
             )
 
-    def advance(self, watch: Watch | None = None) -> list[Finished]:
-        """Run a chunk; what is done leaves its slot."""
-        done = self._advance()
+    def advance(self, watch: Watch | None = None, count: int = CHUNK) -> list[Finished]:
+        """Run a chunk of `count` steps; what is done leaves its slot."""
+        done = self._advance(count)
         if watch is not None:
             self._show(watch)
         return self._retire(done)
@@ -281,16 +286,16 @@ class Slots:
             *map(jnp.asarray, (keys, temperatures, contrasted, scales)),
         )
 
-    def _advance(self) -> Bool[np.ndarray, " P"]:
+    def _advance(self, count: int) -> Bool[np.ndarray, " P"]:
         """Run a chunk and give each slot what its samples emitted; returns which slots are done."""
-        self._make_room()
+        self._make_room(count)
         begin, known = time.perf_counter(), steps.compiled_programs()
         greedy = all(_greedy(job.config) for job in self.jobs)
         call = (self._model, self._vocab, self._variables, self._method, greedy)
         with self._on_mesh():
-            self._state, emitted, done = steps.chunk(*call, self._rows, self._state)
+            self._state, emitted, done = steps.chunk(*call, self._rows, self._state, count)
         ids, logprobs, free = (
-            np.asarray(x).reshape(CHUNK, self._shape.slots, -1)
+            np.asarray(x).reshape(count, self._shape.slots, -1)
             for x in (emitted.ids, emitted.logprobs, emitted.free)
         )
         seconds = time.perf_counter() - begin
@@ -302,14 +307,14 @@ class Slots:
         if steps.compiled_programs() > known:
             self._meter.compile_seconds += seconds
         else:
-            count = int((ids != self._vocab.pad).sum())
-            self._meter.stepped(seconds, count, CHUNK * self._read_per_step())
+            emitted_ids = int((ids != self._vocab.pad).sum())
+            self._meter.stepped(seconds, emitted_ids, count * self._read_per_step())
         return np.all(np.asarray(done).reshape(self._shape.slots, -1), axis=1)
 
-    def _make_room(self) -> None:
-        """Resize the suffix to what the next chunk needs."""
-        emitted = max(len(slot.ids) for slot in self._slots if slot is not None) * CHUNK
-        room = self._shape.room(emitted + CHUNK)
+    def _make_room(self, count: int) -> None:
+        """Resize the suffix to what the next `count` steps need."""
+        emitted = max(slot.emitted for slot in self._slots if slot is not None)
+        room = self._shape.room(emitted + count)
         if room != self._state.cache.suffix[0].keys.shape[2]:
             with self._on_mesh():
                 self._state = steps.resized(self._state, room)

@@ -155,13 +155,20 @@ def prefill(model, variables, rows: RowConstants, state: State, new: New, sample
     return rows, _laid_out(State(cache, last, put(state.states, 0, of_sample)))
 
 
-@partial(jax.jit, static_argnames=("model", "vocab", "greedy"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("model", "vocab", "greedy", "steps"), donate_argnames="state")
 def chunk(
-    model, vocab, variables, method: sampling.Method, greedy: bool, rows: RowConstants, state: State
+    model,
+    vocab,
+    variables,
+    method: sampling.Method,
+    greedy: bool,
+    rows: RowConstants,
+    state: State,
+    steps: int = CHUNK,
 ) -> tuple[State, Emitted, Bool[Array, " B"]]:
     """The state after a chunk, what was emitted, and which samples are done."""
     step = partial(_step, model, vocab, variables, method, greedy, rows)
-    state, emitted = jax.lax.scan(step, state, None, CHUNK)
+    state, emitted = jax.lax.scan(step, state, None, steps)
     done = state.states >= rows.table.lengths
     # What the host reads is whole on every device, hence in every process.
     emitted, done = jax.tree.map(partition.constrain, (emitted, done))

@@ -19,7 +19,7 @@ import numpy as np
 
 from cm3jax.config import DecodeConfig
 from cm3jax.decode import loop
-from cm3jax.decode.plan import SizeClass, SlotJob
+from cm3jax.decode.plan import CHUNK, SizeClass, SlotJob
 from cm3jax.decode.sampling import Method
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
@@ -50,6 +50,8 @@ class Drawing:
     config: DecodeConfig
     seed: int
     samples: int
+    rows: bool
+    """Whether somebody looks at its pictures row by row."""
     changed: Callable[[], None]
     """Called by the engine's thread after every chunk that brought something."""
     emitted: dict[int, Int[np.ndarray, " _"]] = dataclasses.field(default_factory=dict)
@@ -85,10 +87,11 @@ class _Pool:
         self._waiting = deque(each for each in self._waiting if each[0] is not drawing)
         self.slots.drop(drawing.number)
 
-    def step(self) -> list[loop.Finished]:
-        """Fill free slots and run a chunk."""
+    def step(self, row: int) -> list[loop.Finished]:
+        """Fill free slots and run a chunk, of `row` steps where somebody looks at each row."""
         self.slots.admit([self._next() for _ in range(min(self.slots.free, self.waiting))])
-        return self.slots.advance(self._watch)
+        watched = any(drawing.rows for drawing in self.drawings.values())
+        return self.slots.advance(self._watch, min(row, CHUNK) if watched else CHUNK)
 
     @property
     def waiting(self) -> int:
@@ -226,7 +229,7 @@ class DrawingEngine:
     def _turn(self, kind: tuple, pool: _Pool) -> None:
         """A chunk of one pool."""
         try:
-            finished = pool.step()
+            finished = pool.step(self._generator.vocab.config.grid)
         except Exception as error:  # of the device: this pool's state is lost, others go on
             del self._pools[kind]
             self._fail(list(pool.drawings.values()), error)

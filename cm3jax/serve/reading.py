@@ -48,6 +48,8 @@ class ServedRequest:
     config: DecodeConfig
     seed: int
     samples: int
+    rows: bool
+    """Whether its pictures are sent row by row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,8 @@ class BodyReader:
         shown = self._documents(prompt, body)
         (request,) = self._generator.requests([prompt], [shown], config)
         seed = random.getrandbits(32) if body.seed is None else body.seed
-        return ServedRequest(request, config, seed, body.n)
+        rows = isinstance(body, ImageBody) and bool(body.stream) and body.partial_images != 0
+        return ServedRequest(request, config, seed, body.n, rows)
 
     def _config(self, body: Options, wanted: Wanted, tokens: int | None) -> DecodeConfig:
         """The run's own settings, with what a body replaces."""

@@ -13,7 +13,7 @@ from cm3jax import partition, testing
 from cm3jax.config import DecodeConfig, DecoderConfig, MeshConfig, VocabConfig
 from cm3jax.decode import plan, steps
 from cm3jax.decode.grammar import Codes, Interleaved, Words
-from cm3jax.decode.loop import decode, decode_each
+from cm3jax.decode.loop import Slots, decode, decode_each
 from cm3jax.decode.params import as_read
 from cm3jax.decode.request import Guide, Request
 from cm3jax.decode.throughput import Meter
@@ -255,6 +255,43 @@ def test_texts_end_by_themselves_or_at_their_limit_over_several_chunks(read):
         lengths.append(len(sample.ids))
     assert max(lengths) > plan.CHUNK, "no text crossed a chunk; choose another seed"
     assert len(set(lengths)) > 1
+
+
+def test_jobs_that_join_and_leave_running_slots_are_drawn_as_by_themselves(read):
+    """Each with its own seed, sampler and guidance; chunks of any length."""
+    configs = [DecodeConfig(temperature=heat, top_p=p) for heat, p in [(2.0, 0.9), (0.5, 0.5)] * 2]
+    asked = [text_request(i, 15 + i, scale=2.0 + i) for i in range(4)]
+    kind = plan.SizeClass.of(asked[0], VOCAB)
+    shape = kind.shape(2, MODEL.longest_prompt)
+    slots = Slots(MODEL, read, VOCAB, shape, configs[0], Meter())
+    jobs = [
+        plan.SlotJob(i, request, 0, 1, config, seed=i)
+        for i, (request, config) in enumerate(zip(asked, configs, strict=True))
+    ]
+    found = {}
+
+    def run(count):
+        for one in slots.advance(count=count):
+            found[one.request] = one.samples[0].ids.tolist()
+
+    slots.admit(jobs[:1])
+    run(4)
+    slots.admit(jobs[1:2])
+    run(2)
+    assert (slots.free, found) == (0, {})
+    slots.drop(1)  # its place is for another before the next chunk
+    assert slots.free == 1
+    slots.admit(jobs[2:3])
+    run(16)
+    slots.admit(jobs[3:])
+    run(16)
+    assert slots.jobs == []
+    alone = {
+        job.index: decode(MODEL, read, VOCAB, [job.request], job.config, seed=job.seed)
+        for job in jobs
+        if job.index != 1
+    }
+    assert found == {index: one[0][0].ids.tolist() for index, one in alone.items()}
 
 
 def test_prompts_of_one_bucket_share_one_program(read, monkeypatch):

@@ -1,5 +1,6 @@
 """The routes, asked by OpenAI's own client and by plain HTTP over loopback."""
 
+import asyncio
 import base64
 import io
 import json
@@ -15,6 +16,8 @@ import pytest
 from cm3jax import testing
 from cm3jax.generation.prompts import picture_prompt
 from cm3jax.serve.limits import Limits
+from cm3jax.serve.protocol import ImageBody
+from cm3jax.serve.studio import Session
 from tests.serve.conftest import client_of, serving
 
 PROMPT = "a red fox"
@@ -86,6 +89,24 @@ def test_a_stream_ends_with_the_picture_of_a_plain_answer(client):
     events = list(client.images.generate(prompt=PROMPT, n=2, stream=True, extra_body={"seed": 3}))
     done = {event.sample: event for event in events if event.type == "image_generation.completed"}
     assert [done[number].b64_json for number in (0, 1)] == [one.b64_json for one in whole]
+
+
+def test_an_unfinished_picture_is_its_whole_rows_on_grey(server, generator):
+    body = ImageBody(prompt=PROMPT, seed=3, stream=True)
+    question = server.studio.reader.picture(body)
+    assert question.rows
+    ((sample,),) = generator.sample([picture_prompt(PROMPT)], seed=3)
+
+    async def look():
+        session = Session(server.studio, question)
+        assert session.rows(0) == 0
+        session.drawing.emitted[0] = sample.ids[:3]  # a row of two codes, and a half
+        return session.rows(0), await session.partial(0)
+
+    rows, picture = asyncio.run(look())
+    assert rows == 1
+    assert (picture[8:] == 128).all()
+    assert (picture[:8] != 128).any()
 
 
 def test_the_pixels_outside_of_a_mask_stay(client, picture):
