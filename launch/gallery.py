@@ -19,6 +19,7 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.generation.answers import Answers, BrokenImage, Generated
+from cm3jax.generation.attribution import heat_map, is_whole_picture
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.ranking import best_first
 from cm3jax.generation.requests import PromptRequest
@@ -44,7 +45,9 @@ class Gallery:
         recipe: dict[str, Any],
         prompts: Sequence[str],
         requests: Sequence[PromptRequest],
+        attribute: bool = False,
     ):
+        self._attribute = attribute
         self._out, self._generator, self._requests = out, generator, requests
         self._recipe, self._prompts = recipe, prompts
         self._old: dict[bytes, str | None] | None = None
@@ -75,6 +78,8 @@ class Gallery:
         try:
             for index, sample in finished:
                 line = self._line(index, sample)
+                if self._attribute:
+                    self._write_effects(line, sample)
                 self._write_pictures(line, sample)
                 self._lines.append(line)
                 self._samples.append((index, sample))
@@ -88,6 +93,8 @@ class Gallery:
                 yield self._generator.describe(np.concatenate([sample.prefix, sample.ids]))
             for part in line["segments"]:
                 yield self._told(index, part)
+            if self._attribute:
+                yield from map(_effect, line["documents"])
 
     def watch(self, request: int, sample: int, ids: np.ndarray) -> None:
         """Write a picture as far as its rows of codes are decoded; the rest is grey."""
@@ -181,6 +188,18 @@ class Gallery:
             if isinstance(segment, np.ndarray):
                 self._put(self._out / part["file"], _with_recipe(segment, line))
 
+    def _write_effects(self, line: dict[str, Any], sample: Generated) -> None:
+        """What each document did: figures in the line, and a map of each over the picture."""
+        vocab = self._generator.vocab
+        found = self._generator.document_effects(sample)
+        for place, (effect, known) in enumerate(zip(found, line["documents"], strict=True)):
+            gains = [round(gain, 4) for gain in effect.gains.tolist()]
+            known |= {"gain": effect.gain, "copied": effect.copied, "gains": gains}
+            if sample.image is not None and is_whole_picture(sample.ids, vocab):
+                file = self._out / f"{line['name']}-document-{place}.png"
+                heat = heat_map(np.asarray(sample.image), effect.gains, vocab.config.grid)
+                self._put(file, png(heat))
+
     def _write_log(self) -> None:
         """Write `samples.jsonl`: these lines replace older ones with the same names.
 
@@ -216,6 +235,15 @@ class Gallery:
             return f"{prompt}: {part['text']}"
         paths = [part.path for part in parse_prompt(prompt) if isinstance(part, ImagePath)]
         return f"{', '.join(paths)}: {part['text']}" if paths else part["text"]
+
+
+def _effect(document: dict[str, Any]) -> str:
+    """What a document did, in words."""
+    copied = document["copied"]
+    share = "" if copied is None else f", {copied:.0%} of the codes are its own"
+    return (
+        f"  document {document.get('key') or document['path']}: {document['gain']:+.1f} nats{share}"
+    )
 
 
 def _one_line(value: dict[str, Any]) -> str:

@@ -136,7 +136,9 @@ def command(argv: list[str]) -> None:
         print(line, flush=True)
     out = epath.Path(options.out)
     with hold(out, f"generating with {options.run}"):
-        gallery = Gallery(out, generator, recipe(options, sampling.decode), prompts, asked)
+        gallery = Gallery(
+            out, generator, recipe(options, sampling.decode), prompts, asked, options.attribute
+        )
         gallery.begin()
         _fill(gallery, generator, asked, options, sampling)
     print(f"wrote {gallery.count} to {out / 'samples.jsonl'}")

@@ -99,6 +99,10 @@ class Options:
     """`--task science`: the options, separated by commas."""
     context: str = ""
     """`--task science`: what is known besides the picture."""
+    attribute: bool = False
+    """Tell what each document did for a sample, by leaving it out: nats by which it made each id
+    likelier, and the share of codes copied from it; of a picture also as NAME-document-N.png, red
+    where it helped."""
     show_sequence: bool = False
     """Print all ids that the model saw and emitted, with their names."""
     mesh: MeshConfig = ONE_DEVICE

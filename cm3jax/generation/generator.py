@@ -19,6 +19,7 @@ from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
 from cm3jax.generation import ranking
 from cm3jax.generation.answers import AnswerReader, Answers, Generated
+from cm3jax.generation.attribution import DocumentEffect, effects, prefixes_without
 from cm3jax.generation.display import is_picture
 from cm3jax.generation.documents import Document, DocumentCodec, Say, retrieve_for
 from cm3jax.generation.likelihood import Likelihood
@@ -335,6 +336,14 @@ class Generator:
         """The log-probability of each id of each answer (`Likelihood`)."""
         prefixes = [request.prefix for request in requests]
         return self._likelihood(self._variables, prefixes, answers, self.decode.batch)
+
+    def document_effects(self, sample: Generated) -> list[DocumentEffect]:
+        """What each of a sample's documents did for it (`attribution.py`); one forward pass for
+        each, and one with all."""
+        prefixes = [sample.prefix, *prefixes_without(sample)]
+        answers = [sample.ids] * len(prefixes)
+        found = self._likelihood(self._variables, prefixes, answers, len(prefixes))
+        return effects(sample, found, self.vocab)
 
     @functools.cached_property
     def _likelihood(self) -> Likelihood:

@@ -428,3 +428,16 @@ def test_the_process_ends_with_code_2(tmp_path):
     assert done.stderr.startswith("error: ")
     assert "nowhere" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_attribution_says_what_each_document_did(call, tmp_path):
+    options = ("--retrieve", "1", "--floor", "-1", "--docs", "X.PNG", "--attribute")
+    printed, (line,) = call("text", "a red fox", *options)
+    told = [words for words in printed if words.startswith("  document ")]
+    assert len(told) == 2
+    for number, (document, words) in enumerate(zip(line["documents"], told, strict=True)):
+        assert document["gain"] == pytest.approx(sum(document["gains"]), abs=1e-3)
+        assert f"{document['gain']:+.1f} nats" in words
+        assert 0 <= document["copied"] <= 1
+        heat = PIL.Image.open(tmp_path / "out" / f"{line['name']}-document-{number}.png")
+        assert heat.size == (16, 16)
