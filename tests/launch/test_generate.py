@@ -439,5 +439,5 @@ def test_attribution_says_what_each_document_did(call, tmp_path):
         assert document["gain"] == pytest.approx(sum(document["gains"]), abs=1e-3)
         assert f"{document['gain']:+.1f} nats" in words
         assert 0 <= document["copied"] <= 1
-        heat = PIL.Image.open(tmp_path / "out" / f"{line['name']}-document-{number}.png")
-        assert heat.size == (16, 16)
+        with PIL.Image.open(tmp_path / "out" / f"{line['name']}-document-{number}.png") as heat:
+            assert heat.size == (16, 16)
