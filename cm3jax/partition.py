@@ -354,7 +354,9 @@ def _fault(mesh: Mesh | AbstractMesh, path: str, leaf: Any) -> str | None:
         return f"{path} has an axis {unknown[0]!r} without a rule; add one in partition.RULES"
     # Corrections of low rank are a hundredth of what they correct; copies of them do no harm.
     large = math.prod(nn.unbox(leaf).shape) >= LARGE and "rank" not in _axes(leaf)
-    sharding_mesh = mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
+    # The one table of learned positions has no heads to cut: `tensor` by itself leaves it whole.
+    cutting = ("fsdp",) if "positions" in _axes(leaf) else ("fsdp", "tensor")
+    sharding_mesh = any(mesh.shape[axis] > 1 for axis in cutting)
     if large and sharding_mesh and not any(_spec(mesh, leaf)):
         return f"{path} is large and would be whole on every device; choose mesh sizes dividing it"
     return None

@@ -69,6 +69,11 @@ def test_a_large_whole_parameter_is_refused_on_a_mesh_that_shards():
     partition.shardings(partition.make_mesh(MeshConfig()), tree)
     with pytest.raises(UserError, match="positions is large and would be whole"):
         partition.shardings(partition.make_mesh(MeshConfig(1, 8, 1)), tree)
+    # Heads are all that `tensor` cuts, and positions have none.
+    partition.shardings(partition.make_mesh(MeshConfig(1, 1, 8)), tree)
+    tree = {"table": box((1 << 10, (1 << 10) + 1), "embed", "embed")}
+    with pytest.raises(UserError, match="table is large and would be whole"):
+        partition.shardings(partition.make_mesh(MeshConfig(1, 1, 8)), tree)
 
 
 def test_parameters_are_born_sharded_with_the_same_bits_on_any_mesh():
