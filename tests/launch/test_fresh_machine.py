@@ -33,9 +33,10 @@ ELSEWHERE = (
     *("launch.report --rerun", "launch.bench", "launch.convert clip openai/"),
     *("launch.convert vqgan vqgan.safetensors", "launch.evaluate diff a.json"),
     *("launch.evaluate emblems", "launch.evaluate heldout", "launch.plan cm3leon_7b --target"),
+    "launch.serve",
 )
-"""Minutes, a download, a compiler for accelerators, or files of the reader's own (a chain's, too):
-other tests run these."""
+"""Minutes, a download, a compiler for accelerators, files of the reader's own (a chain's, too), or
+a server that never ends: other tests run these."""
 
 
 def is_run(command: str) -> bool:
