@@ -13,6 +13,7 @@ every route and field.
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
 
 import tyro
@@ -66,10 +67,15 @@ class Options:
         """The key that clients must send; empty for none."""
         if not self.api_key_file:
             return ""
-        lines = Path(self.api_key_file).read_text().splitlines()
-        if not lines or not lines[0].strip():
+        key = Path(self.api_key_file).read_bytes().partition(b"\n")[0].strip()
+        if not key:
             raise UserError(f"--api-key-file {self.api_key_file} is empty; write a key into it.")
-        return lines[0].strip()
+        if not (key.isascii() and key.decode("ascii").isprintable()):
+            raise UserError(
+                f"--api-key-file {self.api_key_file} holds what no client can send as a key; write "
+                "letters, digits and signs of ASCII into its first line."
+            )
+        return key.decode("ascii")
 
 
 def command(argv: list[str]) -> None:
@@ -80,16 +86,15 @@ def command(argv: list[str]) -> None:
 
         from cm3jax.serve.app import Server, make_app
     except ImportError as error:
-        raise UserError(
-            f"{error.name} is not installed; run pip install 'cm3jax[serve]'."
-        ) from None
+        raise UserError(f"{error.name} is not installed; run pip install -e '.[serve]'.") from None
     key = options.key
     generator = loading.load(options.run, options.bank, options.mesh)
     if options.bank:
         _ = generator.retriever  # what does not fit is said before anybody calls
-    name = options.name or Path(options.run).name
+    name = options.name or Path(options.run).absolute().name
     server = Server(generator, name, options.slots, options.limits)
     hosts = frozenset(_LOOPBACK) if options.host in _LOOPBACK else frozenset()
+    seconds = options.limits.seconds
     config = uvicorn.Config(
         make_app(server, key, hosts),
         host=options.host,
@@ -97,7 +102,7 @@ def command(argv: list[str]) -> None:
         log_level="warning",
         server_header=False,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=int(options.limits.seconds),
+        timeout_graceful_shutdown=None if math.isinf(seconds) else math.ceil(seconds),
     )
     logging.basicConfig(level=logging.WARNING)
     socket = _bound(config)
@@ -115,6 +120,7 @@ def _bound(config):
     out.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         out.bind((config.host, config.port))
+        out.listen(config.backlog)  # who reads the address may call at once
     except OSError as error:
         out.close()
         raise UserError(
