@@ -150,7 +150,12 @@ def test_readme_is_true_on_a_fresh_machine(tmp_path):
 
     def run(words: list[str]) -> str:
         done = subprocess.run(
-            [sys.executable, *words[1:]], cwd=clone, env=kept, capture_output=True, text=True
+            [sys.executable, *words[1:]],
+            cwd=clone,
+            env=kept,
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-2000:]}{done.stderr}"
         return done.stdout
