@@ -97,7 +97,7 @@ def read_vqgan_config(values: Mapping[str, Any], what: str) -> VQGANConfig:
 
 
 def write_vqgan_config(config: VQGANConfig) -> dict[str, Any]:
-    """The inverse of `read_config`; `UserError` for a network of another family."""
+    """The inverse of `read_vqgan_config`; `UserError` for a network of another family."""
     if config.kernel != 3 or config.patch != 1 or config.channels % 32:
         raise UserError(
             f"an image tokenizer with vqgan.kernel={config.kernel}, vqgan.patch={config.patch} and "
