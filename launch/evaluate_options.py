@@ -19,7 +19,7 @@ class _Drawing:
     """What every score of a decoder's own answers takes."""
 
     run: str
-    """Run directory of a decoder, or weights exported from one."""
+    """The decoder: a run directory, one of its checkpoints, exported weights, or hf:OWNER/NAME."""
     seed: int = 0
     """Seed of the sampling."""
     mesh: MeshConfig = ONE_DEVICE
@@ -90,7 +90,8 @@ class CocoFid:
     out: str
     """Folder for everything that is written."""
     run: str = ""
-    """The decoder that draws: a run directory, or exported weights."""
+    """The decoder that draws: a run directory, one of its checkpoints, exported weights, or
+    hf:OWNER/NAME."""
     made: str = ""
     """A folder of pictures made elsewhere, instead of --run; named by caption id or COCO's file."""
     bank: str = ""
@@ -164,7 +165,7 @@ class Perplexity:
     """Perplexity on validation rows: of all targets, of text and of picture codes."""
 
     run: str
-    """Run directory of a decoder, or weights exported from one."""
+    """The decoder: a run directory, one of its checkpoints, exported weights, or hf:OWNER/NAME."""
     corpus: str = ""
     """Prepared corpus, instead of the one in the run's config."""
     bank: str = ""

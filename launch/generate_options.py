@@ -39,8 +39,8 @@ class Options:
     prompts: str = ""
     """A file with one prompt per line; - is standard input."""
     run: str = ""
-    """The decoder: a run directory, or exported weights; by default the weights of this checkout,
-    for `edit` and for a `--task` the tuned ones."""
+    """The decoder: a run directory, one of its checkpoints, exported weights, or hf:OWNER/NAME; by
+    default the weights of this checkout, for `edit` and for a `--task` the tuned ones."""
     bank: str = ""
     """The memory bank to search instead of the run's own."""
     retrieve: int = 0

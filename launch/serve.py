@@ -33,7 +33,7 @@ class Options:
     """What to serve, where, and to whom."""
 
     run: tyro.conf.Positional[str]
-    """The decoder: a run directory, exported weights, or hf:OWNER/NAME."""
+    """The decoder: a run directory, one of its checkpoints, exported weights, or hf:OWNER/NAME."""
     bank: str = ""
     """The memory bank to search instead of the run's own."""
     host: str = "127.0.0.1"

@@ -13,10 +13,10 @@ class DataConfig:
     source: str = "emblems"
     """Raw data: `emblems`; `emoji`; a folder of pictures with a `captions.jsonl`, whose lines are
     `{"file": "a.png", "caption": "a cat"}` and may have `subjects` (a list of names), `licence`,
-    `source` and `mask`, or with a `metadata.jsonl` (`file_name`, `text`), or with `a.txt` beside
-    `a.png`, in folders named by what is shown; a folder with a `documents.jsonl` of interleaved
-    documents, or such a file; a folder of tar shards (webdataset, img2dataset) or of parquet files;
-    `tfds:NAME` for a dataset of tensorflow-datasets."""
+    `source`, `split` and `mask`, or with a `metadata.jsonl` (`file_name`, `text`), or with `a.txt`
+    beside `a.png`, in folders named by what is shown; a folder with a `documents.jsonl` of
+    interleaved documents, or such a file; a folder of tar shards (webdataset, img2dataset) or of
+    parquet files; `tfds:NAME` for a dataset of tensorflow-datasets."""
     records: int = 50_000
     """Most records to generate or to take from the source for training; a larger source is sampled
     by the seed."""

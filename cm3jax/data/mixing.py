@@ -28,7 +28,7 @@ def row_weights(
 def resampled(
     sizes: Sequence[int], shares: Sequence[float], low: float, high: float
 ) -> list[float]:
-    """How often each corpus of so many records is seen while all are seen once on average: what
+    """How often each corpus, of `sizes` records, is seen while all are seen once on average: what
     gives it its share of all records, clipped to `low` and `high`."""
     wanted = np.asarray(shares) / sum(shares) * sum(sizes) / np.asarray(sizes)
     return np.clip(wanted, low, high).tolist()

@@ -5,10 +5,11 @@ emoji               pictures of four artists, drawn under `data.raw` from archiv
 a folder            with a `captions.jsonl`, one JSON object per line, and the pictures:
                     {"file": "cats/1.png", "caption": "a cat", "subjects": ["cat"],
                     "licence": "CC0-1.0", "source": "my camera"}; all but the first two may be
-                    missing, and so may `mask`, a grey picture that is white where errors of the
-                    image tokenizer count most (`vqgan_loss.region`). It may also be called
-                    `metadata.jsonl`, with `file_name` and `text`, as the `datasets` library has
-                    it, there or in each folder below (`train`, `validation`)
+                    missing, and so may `split` (`train`, `validation` or `bank`) and `mask`, a grey
+                    picture that is white where errors of the image tokenizer count most
+                    (`vqgan_loss.region`). It may also be called `metadata.jsonl`, with `file_name`
+                    and `text`, as the `datasets` library has it, there or in each folder below
+                    (`train`, `validation`)
 a folder            with a `documents.jsonl` (or the path of such a file): interleaved
                     documents, each a list of {"text": ...} and {"image": "cats/1.png"}
 a folder            of tar shards, as webdataset and img2dataset write them
@@ -126,8 +127,7 @@ def open_source(
 
     `emblems` and `emoji` are written under `data.raw` first, unless they are there; `progress` is
     told (documents written, documents in all). What has no splits is split as
-    `cm3jax.data.splits` says. Raises
-    `UserError` if there is nothing to read.
+    `cm3jax.data.splits` says. Raises `UserError` if there is nothing to read.
     """
     if split not in ("train", "validation", "bank"):
         raise ValueError(f"no split {split!r}; there are train, validation and bank")

@@ -45,7 +45,7 @@ class HeldOutQuery:
     """What is asked of a run, and on what."""
 
     run: str
-    """Run directory of a decoder, one of its checkpoints, or exported weights."""
+    """The decoder: a run directory, one of its checkpoints, exported weights, or hf:OWNER/NAME."""
     source: str = ""
     """Another source than the run's, as `data.source`: all of its records that name no split count
     as held out."""

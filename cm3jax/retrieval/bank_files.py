@@ -43,7 +43,7 @@ class BankDocument:
     subjects: tuple[str, ...] = ()
     """Names of what it shows, for audits; retrieval never reads them."""
     held_out: bool = False
-    """Found at generation alone: training never sees it as a neighbour."""
+    """Found at generation only: training never sees it as a neighbour."""
     hash: str = ""
     """Hash of the raw record's content."""
     pictures: tuple[str, ...] = ()
