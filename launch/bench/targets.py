@@ -1,4 +1,4 @@
-"""Every experiment's training step compiled for its accelerators, none of which is needed here.
+"""Training steps of experiments compiled for accelerators, none of which is needed here.
 
 Each case is compiled by `launch.plan --target` in a process of its own and kept in `--out` when it
 is made: started again, the command compiles those that are missing, or that differ. It takes
@@ -8,6 +8,7 @@ minutes a case, needs the extras `tpu` and `cuda`, and writes the table to `--pa
 import argparse
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -99,7 +100,7 @@ def _versions() -> dict[str, str]:
 
 _HEAD = """# Training steps compiled for accelerators
 
-`python -m launch.bench targets` compiles a training step of every experiment for accelerators that
+`python -m launch.bench targets` compiles a training step of each case below for accelerators that
 are not here (`launch.plan --target`; the extras `tpu` and `cuda`, minutes a case) and writes this
 page from `targets.json`. Nothing here was measured. Memory, collectives and kernels are what XLA's
 compilers allocate and schedule. MFU is an upper bound, for arithmetic at the peak rate and the
@@ -144,9 +145,10 @@ def _line(case: str, found: dict[str, Any]) -> str:
     hidden = sum(one["hidden"] for one in each)
     ratio = target["formula_over_compiled"]
     fits = "" if target["fits"] else ", does not fit"
+    lora = re.search(r"--model\.lora-rank (\d+)", case)
     cells = [
         f"{found['experiment']}, {mesh['data']} × {mesh['fsdp']} × {mesh['tensor']}, "
-        f"{target['rows']} rows",
+        f"{target['rows']} rows" + (f", LoRA of rank {lora[1]}" if lora else ""),
         target["name"],
         f"{target['peak_bytes'] / 1e9:.1f} / {target['memory'] / 1e9:.0f}{fits}",
         f"{ratio:.2f}" if ratio else "",
