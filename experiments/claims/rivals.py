@@ -141,7 +141,7 @@ def _headline(scores: Scores) -> str:
     )
     return (
         f"after as many tokens CM3Leon / RA-CM3 draw held-out emblems from a document in "
-        f"{with_document}, nobody without one in more than {without:.1%}; nats per code of them: "
+        f"{with_document}, none without one in more than {without:.1%}; nats per code of them: "
         f"{nats} by CM3Leon / RA-CM3 / CM3 / DALL-E / Parti"
     )
 

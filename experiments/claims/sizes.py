@@ -233,7 +233,7 @@ def _hours(scores: Scores, family: str, size: str) -> float:
 
 
 def hours_at(points: Sequence[tuple[float, float]], fid: float) -> tuple[str, float]:
-    """Hours at which a family's FID falls to `fid`: about, below or above so many.
+    """Hours at which a family's FID falls to `fid`; it does so about, below or above them.
 
     `points` are hours and FID of its sizes; between neighbours both logarithms are a line.
     """
@@ -309,8 +309,8 @@ def _headline(scores: Scores) -> str:
         for bound, times, _ in [saving(scores, rival)]
     )
     return (
-        f"lowest FID {lowest} by {' / '.join(FAMILIES.values())}; for theirs the rivals need so "
-        f"many times CM3Leon's compute: {savings}"
+        f"lowest FID {lowest} by {' / '.join(FAMILIES.values())}; to reach theirs, the rivals take "
+        f"this many times CM3Leon's compute: {savings}"
     )
 
 
