@@ -70,7 +70,7 @@ def test_the_page_on_python_runs_in_order(tmp_path, monkeypatch):
     assert (tmp_path / "circle.png").exists()
     assert names["model"].caption([names["sample"].image])[0][0].text
     calls = re.findall(r"^\| `model\.(\w+)\(", PAGES["docs/python.md"], re.MULTILINE)
-    assert len(calls) == 10
+    assert len(calls) == 11
     assert all(callable(getattr(names["model"], call)) for call in calls)
 
 

@@ -57,7 +57,7 @@ class Generator:
     One prompt in the notation, one sample: `generate`. Lists of inputs, for each one a list of its
     samples: `text_to_image`, `caption`, `infill`, `edit`, and `generate_samples` for prompts in the
     notation. Documents in front of prompts: `retrieve`, `documents_for`, `as_document`. Scores:
-    `ranked`, `token_logprobs`.
+    `ranked`, `token_logprobs`, `document_effects`.
 
     Pictures are uint8 arrays, height x width x 3, of the size `model.image.config.image_size`;
     masks are boolean, height x width; ids are int32; log-probabilities are in nats. A document is a
