@@ -69,6 +69,7 @@ class StepProfile:
             self._scratch = tempfile.TemporaryDirectory()
             jax.profiler.start_trace(self._scratch.name)
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
+            self._last = None  # the step takes over what the one before gave
             out = step(*args)
         self._part.append(number)
         self._last = out
@@ -88,7 +89,8 @@ class StepProfile:
                 jax.block_until_ready(last)
             finally:
                 jax.profiler.stop_trace()
-            self._keep(Path(scratch))
+            if self._part:  # none where its first step failed
+                self._keep(Path(scratch))
 
     def _keep(self, scratch: Path) -> None:
         # A name per process, since containers often share that of their host.

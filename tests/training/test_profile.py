@@ -106,6 +106,27 @@ def test_a_trace_that_the_run_ends_early_is_kept(tmp_path):
     assert read_operations(tmp_path / "none") == []
 
 
+def test_a_step_that_fails_is_what_is_told(tmp_path):
+    """Not a trace without steps, nor a state that the step took over."""
+    step = jax.jit(lambda x: jnp.sort(x), donate_argnums=0)
+
+    def fails(x):
+        step(x)
+        raise ValueError("no memory")
+
+    def run(first):
+        with StepProfile(tmp_path, range(first, 4)) as profile:
+            profile.run(2, fails, profile.run(1, step, jnp.ones(1000)))
+
+    with pytest.raises(ValueError, match="no memory"):
+        run(2)
+    assert not (tmp_path / "profile").exists()
+    with pytest.raises(ValueError, match="no memory"):
+        run(1)
+    (folder,) = (tmp_path / "profile" / "plugins" / "profile").iterdir()
+    assert folder.name == "steps-1-1"
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
