@@ -73,18 +73,20 @@ class CorpusRows:
     Raises `UserError` for a record that does not fit a row, where rows hold whole samples.
     """
 
-    def __init__(self, config: RowsConfig, corpus: Corpus, bank: Bank | None):
-        """Without a bank no record has documents."""
+    def __init__(
+        self,
+        config: RowsConfig,
+        corpus: Corpus,
+        bank: Bank | None,
+        held: tuple[Documents, Documents] | None = None,
+    ):
+        """Without a bank no record has documents; `held` are the ids of both, if in memory."""
         self.config = config
         self.corpus = corpus
         self.bank = bank
-        if bank is None:
-            nothing = np.zeros(0, np.int32)
-            self._documents = Documents(nothing, lambda row: nothing, lambda: ())
-        else:
-            self._documents = Documents(
-                bank.lengths, bank.ids, lambda: (document.ids for document in bank.documents())
-            )
+        if held is None:
+            held = Documents(corpus.lengths, corpus.ids, corpus.all_ids), _documents_of(bank)
+        self._queries, self._documents = held
         asked = _ASKED[config.queries]
         self.table = LengthTable(
             corpus.lengths,
@@ -93,7 +95,6 @@ class CorpusRows:
             self._documents.lengths,
             corpus.answers,
         )
-        self._queries = Documents(corpus.lengths, corpus.ids, corpus.all_ids)
         self._plan, self._build = _WAYS[config.rows]
         if self._build is not build_rows and corpus.answers is not None:
             raise UserError(
@@ -133,6 +134,10 @@ class CorpusRows:
                 "run launch.prepare."
             )
         return CorpusRows(config, corpus.only(kind) if kind else corpus, bank)
+
+    def remade(self, config: RowsConfig) -> "CorpusRows":
+        """Other rows of the same corpus and bank, whose documents are not read again."""
+        return CorpusRows(config, self.corpus, self.bank, (self._queries, self._documents))
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -236,3 +241,13 @@ class CorpusRows:
             config=self.config.cm3,
             vocab=self.corpus.vocab,
         )
+
+
+def _documents_of(bank: Bank | None) -> Documents:
+    """The ids of a bank's documents; none without a bank."""
+    if bank is None:
+        nothing = np.zeros(0, np.int32)
+        return Documents(nothing, lambda row: nothing, lambda: ())
+    return Documents(
+        bank.lengths, bank.ids, lambda: (document.ids for document in bank.documents())
+    )

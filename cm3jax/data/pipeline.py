@@ -260,7 +260,7 @@ class CorpusStream:
 
     def remade(self, config: RowsConfig, shares: Sequence[float]) -> "CorpusStream":
         """The same corpora, their rows made by another config and mixed in other shares."""
-        corpora = [CorpusRows(config, rows.corpus, rows.bank) for rows in self.corpora]
+        corpora = [rows.remade(config) for rows in self.corpora]
         return CorpusStream(self.data, self.seed, corpora, *self._process, shares)
 
     @property

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from cm3jax.config import CheckpointConfig, CurriculumConfig, MeshConfig, OptimConfig, TrainConfig
+from cm3jax.data.corpus import Corpus
 from cm3jax.data.packing import Position
 from cm3jax.data.pipeline import CorpusStream, combine_fingerprints
 from cm3jax.data.stages import StagedStream
 from cm3jax.errors import UserError
 from cm3jax.learners.decoder import DecoderLearner
+from cm3jax.retrieval.bank import Bank
 from cm3jax.train import train
 from cm3jax.training.metrics import lives, read_metrics
 from tests import tiny
@@ -119,6 +121,19 @@ def test_validation_and_the_last_stage_are_as_the_experiment_says(prepared):
     assert second.startswith("stage 2 of 3, from step 7: documents 2")
     assert third.endswith("wrong_documents 0.5.")
     assert shown.startswith("in stage 3, documents in front of the samples of ")
+
+
+def test_no_stage_reads_the_documents_again(prepared, monkeypatch):
+    """They are in memory once for all stages, and for what is said of the last one."""
+    stream = staged(prepared, COPY)
+
+    def again(*_):
+        raise AssertionError("the documents are read again")
+
+    monkeypatch.setattr(Corpus, "all_ids", again)
+    monkeypatch.setattr(Bank, "documents", again)
+    assert len(take(stream, 25)) == 25
+    assert len(stream.notes) == 4
 
 
 def test_any_position_goes_on_with_the_same_batches(prepared, mixture):
