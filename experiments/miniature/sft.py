@@ -7,7 +7,7 @@
 
 Starts from the shipped decoder. The loss is on the answers alone: a model of this size has none to
 spare for predicting maps and questions. `launch.prepare show` draws a row of the first task, of
-another one with `--data.tasks --data.mixture data/miniature_sft/vqa 1`.
+another one with `--data.tasks --data.mixture data/miniature_sft/vqa 1 --curriculum.mixture`.
 
 Two stages: every task alike for 25,000 steps, then 3,000 with weights of 4 for words and 2 for
 editing, which are learnt last, at a rate that begins higher again. It was not trained to its end

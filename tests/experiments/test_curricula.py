@@ -1,6 +1,7 @@
 """Experiments that train in stages: each goes through all of its stages, scaled down."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.presets import experiment_names, load_experiment
 from cm3jax.train import train
 from cm3jax.training.metrics import read_metrics
+from experiments.miniature import sft
+from launch.cli import parse_experiment
 from tests import tiny
 from tests.data.corpora import experiment, facts, shard, write_bank
 
@@ -78,6 +81,13 @@ def test_names_bind_documents(name):
     assert preset.cm3.wrong_documents >= 0.35
     assert preset.retrieval.queries == "both"
     assert preset.retrieval.documents == 2
+
+
+def test_the_row_of_one_task_is_drawn_as_the_header_says():
+    (options,) = re.findall(r"`(--data\.tasks .*?)`", sft.__doc__)
+    one = parse_experiment(["miniature/sft", *options.split()], "It shows a row.")
+    assert one.data.mixture == (("data/miniature_sft/vqa", 1.0),)
+    assert one.curriculum.starts == sft.get_config().curriculum.starts
 
 
 @pytest.mark.parametrize("name", NAMES)
