@@ -13,8 +13,8 @@ Tokenizers and encoder are the shipped ones. A chain of one's own is trained fir
 
 and `launch.train miniature/decoder` takes the same three options. Its curriculum is what the
 shipped weights were taught, in five stages instead of thirteen phases, and names bind documents in
-it: from the third stage on two documents stand in random order, and a third of the samples are
-shown one of another record. The learning rate falls as it did over the phases.
+it: from the third stage on samples are shown none, one or two in random order, and of those with
+two a third are shown one of another record. The learning rate falls as it did over the phases.
 
 It was not trained to its end yet. The shipped weights are those of the phases, each of which
 started from the parameters of the one before (`--init-from`). On two Intel Xeon cores that other
@@ -70,7 +70,7 @@ def get_config() -> Experiment:
         curriculum={
             "starts": (0, 21_000, 25_000, 33_000, 46_500),
             "mixture": (
-                *(0.0, 0.0, 0.0, 1.0),  # everything, behind one document of the same emblem
+                *(0.0, 0.0, 0.0, 1.0),  # everything, half of it behind one document
                 *(1.0, 0.0, 0.0, 0.0),  # drawing scenes from the text only
                 *(2.0, 2.0, 1.0, 1.0),  # whose document it is
                 *(3.0, 3.0, 1.2, 0.0),
