@@ -229,7 +229,8 @@ class _Run:
         self._probes = probes_of(learner) if self._experiment.train.validate_every else {}
         self._rate = learning_rate(experiment.optim, experiment.train.steps, experiment.curriculum)
         self._clock = StepClock(start.seconds)
-        self._licences, self._data = licence_shares(self._experiment.data), data
+        weights = experiment.curriculum.mean_weights(experiment.train.steps)
+        self._licences, self._data = licence_shares(experiment.data, weights), data
         # Virtual CPU devices deadlock when steps are queued; accelerators idle when they are not.
         self._queue = 0 if jax.default_backend() == "cpu" else 1
         self._log = None

@@ -1,6 +1,7 @@
 """The curriculum: what changes between the stages of one training."""
 
 import dataclasses
+import itertools
 from typing import Any, Literal
 
 from cm3jax.config.checks import require
@@ -73,6 +74,16 @@ class CurriculumConfig:
         """The weights of a stage's corpora; empty where no stage changes them."""
         corpora = len(self.mixture) // max(len(self.starts), 1)
         return self.mixture[stage * corpora : (stage + 1) * corpora]
+
+    def mean_weights(self, steps: int) -> tuple[float, ...]:
+        """The share of each corpus in the rows of all steps; empty where no stage changes it."""
+        borders = [min(start, steps) for start in (*self.starts, steps)]
+        shares = [0.0] * len(self.weights_of(0))
+        for stage, (start, end) in enumerate(itertools.pairwise(borders)):
+            weights = self.weights_of(stage)
+            for corpus, weight in enumerate(weights):
+                shares[corpus] += (end - start) / steps * weight / sum(weights)
+        return tuple(shares)
 
     def require_mixture(self, corpora: int, resampled: bool) -> None:
         """Raise `UserError` unless every stage weighs this many corpora and reads one of them."""

@@ -284,10 +284,11 @@ class Corpus:
         return self._records[int(self._numbers[number])]
 
 
-def licence_shares(data: DataConfig) -> dict[str, float]:
+def licence_shares(data: DataConfig, weights: Sequence[float] = ()) -> dict[str, float]:
     """The share of each licence among the training records of `data.corpus`, or of `data.mixture`
-    by its weights; empty where none is prepared."""
-    parts = [(f"{mixture_part(name)[0]}/corpus", weight) for name, weight in data.mixture]
+    by its weights, or by others in their place; empty where none is prepared."""
+    homes = [f"{mixture_part(name)[0]}/corpus" for name, _ in data.mixture]
+    parts = list(zip(homes, weights or (weight for _, weight in data.mixture), strict=True))
     shares: Counter[str] = Counter()
     for corpus, weight in parts or [(data.corpus, 1.0)]:
         note = epath.Path(corpus) / "train" / "manifest.json"

@@ -71,6 +71,9 @@ def test_a_stage_replaces_what_its_columns_name():
     assert three.changes_rows
     assert ONE_STAGE.weights_of(0) == ()
     assert TWO.describe(1) == "stage 2 of 2, from step 10: documents 2, wrong_documents 0.35"
+    assert three.mean_weights(15) == pytest.approx((9 / 15, 6 / 15))
+    assert three.mean_weights(5) == (1.0, 0.0), "two stages that never begin"
+    assert ONE_STAGE.mean_weights(15) == TWO.mean_weights(15) == ()
     assert three.describe(2) == "stage 3 of 3, from step 9: mixture 2.0 1.0"
 
 

@@ -50,6 +50,7 @@ def test_licence_shares_of_a_mixture_are_those_of_its_rows(tmp_path):
     assert licence_shares(alone) == {"CC0-1.0": 0.5, "MIT": 0.5}
     mixed = DataConfig(mixture=((f"{home['a']}:pair", 3.0), (str(home["b"]), 1.0)))
     assert licence_shares(mixed) == {"CC0-1.0": 0.125, "MIT": 0.875}
+    assert licence_shares(mixed, (1.0, 3.0)) == {"CC0-1.0": 0.375, "MIT": 0.625}
     assert licence_shares(DataConfig(corpus="")) == {}
 
 
