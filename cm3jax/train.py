@@ -239,7 +239,8 @@ class _Run:
             save_experiment(run_dir / "config.json", self._experiment)
             record_life(run_dir, self._step, to_dict(self._experiment), start.changes)
             self._log = MetricsLog(run_dir, self._step)
-        self._best = BestKept(self._experiment.run_dir, checkpoints.keep_best, self._progress.say)
+        told = (checkpoints.keep_best, progress.say, experiment.curriculum.last_rows)
+        self._best = BestKept(experiment.run_dir, *told)
 
     def loop(
         self,

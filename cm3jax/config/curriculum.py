@@ -62,6 +62,11 @@ class CurriculumConfig:
         """Whether stages differ in more than the learning rate."""
         return any(getattr(self, name) for name in ("mixture", *_RETRIEVAL, *_CM3))
 
+    @property
+    def last_rows(self) -> int:
+        """Finished steps after which no stage changes the rows any more."""
+        return self.starts[-1] if self.changes_rows else 0
+
     def retrieval_of(self, stage: int) -> dict[str, Any]:
         """The fields of `RetrievalConfig` that a stage replaces."""
         return {name: getattr(self, name)[stage] for name in _RETRIEVAL if getattr(self, name)}

@@ -85,12 +85,12 @@ def write_report(
     hits = {name: curve for name, curve in points.items() if name.startswith("hit_")}
     shown = losses.keys() | documents.keys() | hits.keys()
     others = {name: curve for name, curve in points.items() if name not in shown}
-    borders = experiment.curriculum.starts[1:]
+    borders, last_rows = experiment.curriculum.starts[1:], experiment.curriculum.last_rows
     body = [tag("header", tag("h1", experiment.name), _state(experiment.train.steps, lines))]
     if losses:
         note = [tag("p", STRUCTURE)] if "loss_text" in losses else []
         plot = loss_curves(losses, "loss", borders)
-        body.append(_section("Loss", *_best(run_dir, lines), *note, plot))
+        body.append(_section("Loss", *_best(run_dir, lines, last_rows), *note, plot))
     if documents:
         series = {name.removeprefix(_DOCUMENTS): curve for name, curve in documents.items()}
         about = tag("p", _WORTH)
@@ -201,15 +201,15 @@ def _section(title: str, *body: str) -> Html:
     return tag("section", tag("h2", title), *body)
 
 
-def _best(run_dir: epath.Path, lines: Sequence[Mapping[str, Any]]) -> list[Html]:
-    """Which validation was best, and whether the run overfits since."""
+def _best(run_dir: epath.Path, lines: Sequence[Mapping[str, Any]], since: int) -> list[Html]:
+    """Which validation was best, and whether the run overfits (`since` as in `overfitting`)."""
     best = best_validation(lines)
     if best is None:
         return []
     said = f"Lowest validation loss: {best.loss:.4f} at step {best.step:,}"
     if checkpoint_of(run_dir, best):
         said += f", kept as checkpoints/{best.step}"
-    return [tag("p", f"{said}. {overfitting(lines).capitalize()}".strip())]
+    return [tag("p", f"{said}. {overfitting(lines, since).capitalize()}".strip())]
 
 
 def _time_by_operation(run_dir: epath.Path) -> list[Html]:

@@ -55,9 +55,11 @@ class BestKept:
         run_dir: epath.PathLike,
         keep: Callable[[int], None],
         say: Callable[[str], None],
+        since: int = 0,
     ):
-        """`keep` is told the step whose checkpoint is to be kept; `say` gets lines for the user."""
-        self._run_dir, self._keep, self._say = run_dir, keep, say
+        """`keep` is told the step whose checkpoint is to be kept; `say` gets lines for the user;
+        `since` is as in `overfitting`."""
+        self._run_dir, self._keep, self._say, self._since = run_dir, keep, say, since
         self._best, self._warned = best_of_run(run_dir), False
         if self._best is not None:
             keep(self._best.step)
@@ -71,7 +73,7 @@ class BestKept:
             self._best, self._warned = Best(step, loss), False
             self._keep(step)
             return True
-        if not self._warned and (said := overfitting(read_metrics(self._run_dir))):
+        if not self._warned and (said := overfitting(read_metrics(self._run_dir), self._since)):
             self._say(f"warning: {said}")
             self._warned = True
         return False
@@ -85,12 +87,14 @@ class BestKept:
             )
 
 
-def overfitting(lines: Sequence[Mapping[str, Any]]) -> str:
+def overfitting(lines: Sequence[Mapping[str, Any]], since: int = 0) -> str:
     """A sentence that says since when a run overfits; empty where it does not.
 
     It does where the last three validations at least are worse than the best, while the mean loss
-    of the training steps since is lower than that of as many logged steps before.
+    of the training steps since is lower than that of as many logged steps before. Only lines after
+    step `since` count: the earlier stages of a curriculum train on other rows than validate.
     """
+    lines = [line for line in lines if line["step"] > since]
     best = best_validation(lines)
     if best is None:
         return ""

@@ -66,6 +66,7 @@ def test_a_stage_replaces_what_its_columns_name():
     assert TWO.cm3_of(1) == {"wrong_documents": 0.35}
     assert TWO.changes_rows
     assert not dataclasses.replace(ONE_STAGE, starts=(0, 5), rate=(1.0, 0.1)).changes_rows
+    assert (TWO.last_rows, ONE_STAGE.last_rows) == (10, 0)
     three = CurriculumConfig(starts=(0, 5, 9), mixture=(1.0, 0.0, 0.0, 1.0, 2.0, 1.0))
     assert [three.weights_of(n) for n in range(3)] == [(1.0, 0.0), (0.0, 1.0), (2.0, 1.0)]
     assert three.changes_rows

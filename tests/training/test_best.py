@@ -35,6 +35,13 @@ def test_three_worse_validations_under_a_falling_loss_are_overfitting():
     assert "lowest at step 60 (2.0000) and is 2.5000 now" in said
 
 
+def test_other_rows_of_earlier_stages_say_nothing():
+    valid = [4, 3, 2, 2.1, 2.2, 2.5]
+    assert overfitting(lines(FALLING, valid), since=50)
+    assert overfitting(lines(FALLING, valid), since=60) == ""  # of the rest the first is the best
+    assert overfitting(lines(FALLING, valid), since=120) == ""
+
+
 @pytest.mark.parametrize(
     ("losses", "valid"),
     [
