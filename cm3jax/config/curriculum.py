@@ -50,8 +50,11 @@ class CurriculumConfig:
                 f"curriculum.{name}={_words(values)} has {len(values)} values for the {stages} "
                 "stages of curriculum.starts; give one for each.",
             )
-        require(min(self.rate, default=1.0) > 0, "curriculum.rate must be positive.")
-        require(min(self.mixture, default=0.0) >= 0, "curriculum.mixture must not be negative.")
+        # Neither of which NaN is.
+        require(all(rate > 0 for rate in self.rate), "curriculum.rate must be positive.")
+        require(
+            all(weight >= 0 for weight in self.mixture), "curriculum.mixture must not be negative."
+        )
         require(
             bool(stages) or not self.mixture,
             "curriculum.mixture needs curriculum.starts; give both.",

@@ -86,6 +86,7 @@ def test_a_stage_replaces_what_its_columns_name():
         (("--curriculum.starts", "0", "9", "9"), r"starts=0 9 9 must begin with 0 and rise"),
         ((*STAGES, "--curriculum.rate", "1"), r"curriculum\.rate=1\.0 has 1 values for the 2"),
         ((*STAGES, "--curriculum.rate", "1", "0"), r"curriculum\.rate must be positive"),
+        ((*STAGES, "--curriculum.rate", "1", "nan"), r"curriculum\.rate must be positive"),
         (
             (*STAGES, "--curriculum.wrong-documents", "0", "2"),
             r"cm3\.wrong_documents=2\.0 is a probability",
@@ -116,6 +117,7 @@ def test_mistakes_are_one_sentence(words, said):
     ("weights", "resample", "said"),
     [
         ((1.0, 1.0, -1.0, 1.0), None, "must not be negative"),
+        ((1.0, float("nan"), 1.0, 1.0), None, "must not be negative"),
         ((1.0, 1.0, 0.0, 0.0), None, "every corpus of a stage the weight 0"),
         ((1.0, 1.0, 0.0, 1.0), (0.3, 3.0), r"leave data\.resample out"),
     ],
