@@ -13,8 +13,9 @@ Tokenizers and encoder are the shipped ones. A chain of one's own is trained fir
 
 and `launch.train miniature/decoder` takes the same three options. Its curriculum is what the
 shipped weights were taught, in five stages instead of thirteen phases, and names bind documents in
-it: from the third stage on samples are shown none, one or two in random order, and of those with
-two a third are shown one of another record. The learning rate falls as it did over the phases.
+it: from the third stage on samples are shown two in random order, a third of them one of another
+record; the last stage shows one or none as well, as pictures are asked for. The learning rate falls
+as it did over the phases.
 
 It was not trained to its end yet. The shipped weights are those of the phases, each of which
 started from the parameters of the one before (`--init-from`). On two Intel Xeon cores that other
@@ -80,6 +81,8 @@ def get_config() -> Experiment:
             "queries": ("text", "text", "both", "both", "both"),
             "no_documents": (0.1, 1.0, 0.3, 0.1, 0.05),
             "wrong_documents": (0.0, 0.0, 0.35, 0.35, 0.35),
+            # Where the number varies, most samples lack the document that could be a wrong one.
+            "vary_documents": (False, False, False, False, True),
         },
         optim={"method": "muon", "peak_lr": 1e-2, "warmup_steps": 100, "end_lr_ratio": 0.005},
         train={"steps": 51_500},

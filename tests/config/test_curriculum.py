@@ -36,6 +36,7 @@ def test_a_command_line_gives_every_column():
         *("--curriculum.no-documents", "0", "0.1"),
         *("--curriculum.mean-masks", "0", "1.5"),
         *("--curriculum.wrong-documents", "0", "0.35"),
+        *("--curriculum.vary-documents", "False", "True"),
     )
     found = parse(*words)
     assert found.curriculum == CurriculumConfig(
@@ -47,6 +48,7 @@ def test_a_command_line_gives_every_column():
         mean_masks=(0.0, 1.5),
         no_documents=(0.0, 0.1),
         wrong_documents=(0.0, 0.35),
+        vary_documents=(False, True),
     )
     assert parse(*overrides(found, parse())) == found
     assert from_dict(to_dict(found)) == found
