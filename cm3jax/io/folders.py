@@ -180,7 +180,7 @@ def _about(path: epath.Path) -> str | None:
         return "{what} (process {pid} on {host}, since {since})".format(
             **json.loads(path.read_text())
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -10,7 +10,6 @@ nothing else is. What stood in its place is readable until then (`cm3jax.io.fold
 """
 
 import io
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ from cm3jax.io.array_records import write_records
 from cm3jax.io.checksums import file_entry
 from cm3jax.io.files import digest, naming, write_json
 from cm3jax.io.folders import Recognised, delete, hold, require_ours, scratch, swap
-from cm3jax.io.typed_json import read_fields
+from cm3jax.io.typed_json import fits, read_fields
 
 Notes = dict[str, Any]
 """What is known of one shard: `name`, `records`, `file`, and what its writer adds."""
@@ -33,7 +32,8 @@ Files = dict[str, dict[str, Any]]
 MANIFEST = "manifest.json"
 STATE = "source_state"
 """What a manifest calls the hash of the raw records that the whole is made from."""
-_WHOLE = {"files": dict[str, Any], "records": int}
+_FILES = dict[str, Any]
+_WHOLE = {"files": _FILES, "records": int}
 _SHARD = {"name": str, "records": int, "file": dict[str, Any]}
 """What a manifest and a shard's notes hold for certain."""
 _WHILE_MADE = re.compile(
@@ -57,21 +57,24 @@ def shard_files(folder: epath.Path) -> list[str] | None:
     found = [path.name for path in folder.iterdir() if _WHILE_MADE.fullmatch(path.name)]
     if not (folder / MANIFEST).exists():
         return found or None
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if not {"made_from", "encoder"} & manifest.keys():
-            return None
-        return list(dict.fromkeys([*found, *manifest["files"], MANIFEST]))
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+    manifest = _sound_manifest(folder)
+    if not {"made_from", "encoder"} & manifest.keys() or not fits(manifest.get("files"), _FILES):
         return None
+    return list(dict.fromkeys([*found, *manifest["files"], MANIFEST]))
 
 
 def manifest_has(folder: epath.Path, field: str) -> bool:
     """Whether a sound manifest is in a folder and has a field."""
+    return field in _sound_manifest(folder)
+
+
+def _sound_manifest(folder: epath.Path) -> dict[str, Any]:
+    """The manifest in a folder, empty without a sound one: whatever lies there, nothing is raised
+    or waited for."""
     try:
-        return field in json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError, TypeError):
-        return False
+        return read_fields(folder / MANIFEST, {}, "the manifest")
+    except UserError:
+        return {}
 
 
 def read_manifest(
@@ -192,7 +195,7 @@ class ShardWriter:
         self._notes(number).unlink(missing_ok=True)  # killed now, what it was must not count
         kept = {self._column(column, number).name for column in columns}
         for left in self.parts.glob(f"*-{number:05d}.npy"):
-            if left.name not in kept:  # of other settings
+            if left.name not in kept and _WHILE_MADE.fullmatch(left.name):  # of other settings
                 left.unlink()
         name = f"documents-{number:05d}.array_record"
         half = self.parts / f".{name}.{os.getpid()}.part"

@@ -179,11 +179,12 @@ def test_a_lock_that_was_removed_and_made_anew_is_not_held_by_its_old_file(tmp_p
     assert "something" in refused[0]
 
 
-def test_a_file_that_is_no_lock_is_left_alone(tmp_path):
-    (tmp_path / ".run.lock").write_text("a thesis")
+@pytest.mark.parametrize("content", ["a thesis", "[" * 100_000])
+def test_a_file_that_is_no_lock_is_left_alone(tmp_path, content):
+    (tmp_path / ".run.lock").write_text(content)
     with pytest.raises(UserError, match="but is another file"), hold(tmp_path / "run", "x"):
         pass
-    assert (tmp_path / ".run.lock").read_text() == "a thesis"
+    assert (tmp_path / ".run.lock").read_text() == content
 
 
 def test_a_place_where_nothing_can_be_written_is_one_sentence(tmp_path):

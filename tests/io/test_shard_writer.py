@@ -2,10 +2,12 @@ import os
 
 import numpy as np
 import pytest
+from etils import epath
 
+from cm3jax.errors import UserError
 from cm3jax.io.array_records import Records
 from cm3jax.io.files import read_json
-from cm3jax.io.shard_writer import ShardWriter
+from cm3jax.io.shard_writer import ShardWriter, manifest_has, shard_files
 
 
 def write(writer, number, records=5):
@@ -102,3 +104,27 @@ def test_shards_whose_records_changed_are_told(tmp_path):
     (one, first), (two, second) = now.outdated("lengths")
     assert (one, two, first[0, 0], second[0, 0]) == (1, 2, 100, 200)
     assert not ShardWriter(tmp_path / "a", "that", states=("x", "y")).outdated("lengths")
+
+
+@pytest.mark.parametrize("what", ["deep", "bytes", "pipe"])
+def test_what_is_no_manifest_is_somebody_else_s(tmp_path, what):
+    """Nothing is raised for it but the refusal, and no pipe is waited for."""
+    folder = epath.Path(tmp_path)
+    if what == "pipe":
+        os.mkfifo(tmp_path / "manifest.json")
+    else:
+        content = {"deep": b"[" * 100_000, "bytes": b"\xff"}[what]
+        (tmp_path / "manifest.json").write_bytes(content)
+    assert shard_files(folder) is None
+    assert not manifest_has(folder, "counts")
+    with pytest.raises(UserError, match="does not hold a corpus; nothing was changed there"):
+        ShardWriter(tmp_path, "this").require_ours("a corpus")
+
+
+def test_a_stranger_s_file_among_the_parts_stays(tmp_path):
+    writer = ShardWriter(tmp_path / "a", "this")
+    write(writer, 0)
+    (writer.parts / "thesis-00000.npy").write_text("words")
+    write(writer, 0)
+    finish(writer, 1)
+    assert (tmp_path / "a" / "thesis-00000.npy").read_text() == "words"
