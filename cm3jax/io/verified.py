@@ -28,10 +28,10 @@ def is_verified(
 ) -> bool:
     """Whether `checksum(path)` is `wanted`, or was when the file was last written.
 
-    Another size, time of writing or inode makes it another file, and so does another place: a copy
-    is compared for itself.
+    Another size, time or inode makes it another file, and so does another place: a copy is compared
+    for itself.
     """
-    state = file_state(path)
+    state = _state(path)
     if state[0] <= _SMALL:
         return checksum(path) == wanted
     place = os.path.realpath(path) if "://" not in os.fspath(path) else os.fspath(path)
@@ -44,6 +44,14 @@ def is_verified(
     with contextlib.suppress(OSError, UserError):  # without a cache it is compared each time
         write_json(note, known)
     return True
+
+
+def _state(path: epath.PathLike) -> tuple[int, ...]:
+    """`file_state`, and the time that nobody sets back: a copy from a backup onto the file keeps
+    the others, whatever it holds."""
+    if "://" in os.fspath(path):
+        return file_state(path)
+    return *file_state(path), os.stat(path).st_ctime_ns
 
 
 def _kept(note: Path) -> object:
