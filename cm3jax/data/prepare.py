@@ -33,10 +33,10 @@ from cm3jax.data.shard_jobs import (
     writer_of,
 )
 from cm3jax.data.sources import ItemSource, open_source
-from cm3jax.data.summary import Timing, report_path, summarise
+from cm3jax.data.summary import Timing, is_report, report_path, summarise
 from cm3jax.data.tokenize import Tools
 from cm3jax.errors import UserError
-from cm3jax.io.files import digest
+from cm3jax.io.files import digest, require_replaceable
 from cm3jax.io.folders import hold, real, settle
 from cm3jax.io.shard_writer import STATE, source_state
 from cm3jax.io.typed_json import read_fields
@@ -70,6 +70,7 @@ def prepare(
             raise UserError(f"data.{name} is empty; say where it goes, e.g. data/NAME/{name}.")
     engine, timings = engine or InProcess(tools), {}
     about = report_path(experiment.data.corpus)
+    require_replaceable(about, is_report, "the report on the corpus")
     bank_job, *jobs = (SplitJob(experiment, split) for split in ("bank", *SPLITS))
     data = experiment.data
     if any(real(data.bank) == real(writer_of(job).path) for job in jobs):

@@ -1,6 +1,7 @@
 """What a preparation did: refused and leaked records, speed, the cost of a million pairs."""
 
 import dataclasses
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -23,6 +24,15 @@ def report_path(corpus: epath.PathLike) -> epath.Path:
     """Where the report on a corpus stands: beside it, since the corpus itself knows no clock."""
     path = epath.Path(corpus)
     return path.parent / f"{path.name}-report.json"
+
+
+def is_report(content: bytes) -> bool:
+    """Whether a file is such a report."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and "splits" in found
 
 
 def summarise(

@@ -296,6 +296,15 @@ def test_a_report_that_a_kill_prevented_is_written_by_the_next_life(chain, folde
     assert not report.exists()  # rather than that of the corpus before
 
 
+def test_a_file_in_the_report_s_place_stays(chain, folder, tmp_path):
+    mine = tmp_path / "corpus-report.json"
+    mine.write_text('{"title": "What our corpora are"}')
+    with pytest.raises(UserError, match=r"-report\.json is another file, which the report on"):
+        prepare(experiment(folder, tmp_path), chain, lambda line: None)
+    assert list(tmp_path.iterdir()) == [mine]
+    assert mine.read_text() == '{"title": "What our corpora are"}'
+
+
 def test_a_path_must_be_given(chain, folder, tmp_path):
     with pytest.raises(UserError, match=r"data\.corpus is empty"):
         prepare(experiment(folder, tmp_path, corpus=""), chain)
