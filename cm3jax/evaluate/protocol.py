@@ -328,7 +328,8 @@ def _from_json(value: dict[str, Any], what: str) -> Score:
     stamp = {f.name: given[f.name] for f in dataclasses.fields(Protocol) if f.name in given}
     try:
         low, high = value["interval"]
-        return Score(value["value"], value["n"], value["chance"], (low, high), Protocol(**stamp))
+        protocol = Protocol(**stamp)
+        return Score(value["value"], value["n"], value.get("chance"), (low, high), protocol)
     except (TypeError, ValueError):
         raise UserError(f"{what} is damaged or of another version; {remedy}.") from None
 

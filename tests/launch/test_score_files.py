@@ -76,7 +76,13 @@ def test_its_own_files_are_replaced(tmp_path):
     assert ScoreFiles.named("") is None
 
 
-@pytest.mark.parametrize("content", [{}, [], {"heldout": {"docs_2": 0.9}}, {"details": 3}])
+NO_STAMP = {"value": 0.9, "n": 3, "interval": [0.8, 1], "protocol": {}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, [], {"a": {"b": 0.9}}, {"details": 3}, {"a": 0.9, "details": {"a": NO_STAMP}}],
+)
 def test_other_json_stays(tmp_path, content):
     write_json(tmp_path / "a.json", content)
     with pytest.raises(UserError, match="is another file, which the scores would replace"):
