@@ -76,9 +76,9 @@ def _estimate(
     """What a million pairs cost; nothing where an earlier life did the work."""
     records = sum(timing.records for timing in timings.values())
     seconds = sum(timing.seconds for timing in timings.values())
-    if not seconds:
+    if not records:
         return {}
-    hours = seconds / max(records, 1) * 1e6 / 3600
+    hours = seconds / records * 1e6 / 3600
     return {
         "records": records,
         "seconds": seconds,

@@ -19,6 +19,7 @@ from cm3jax.data.pipeline import NoRecords
 from cm3jax.data.prepare import is_prepared, prepare, prepare_bank, remove_documents
 from cm3jax.data.shard_jobs import SplitJob
 from cm3jax.data.show import show_row
+from cm3jax.data.summary import Timing, summarise
 from cm3jax.data.tokenize import Tools
 from cm3jax.errors import UserError
 from cm3jax.io.folders import hold
@@ -283,6 +284,8 @@ def test_a_report_that_a_kill_prevented_is_written_by_the_next_life(chain, folde
     prepare(config, chain, said.append)
     assert json.loads(report.read_text()) == {"splits": whole["splits"]}
     assert said[-1] == f"See {report}."
+    # As little is known where this life only joined the shards of another one.
+    assert summarise(config.data.corpus, {"train": Timing(0, 2.0)}, 1, 0.0) == said[3:]
 
     class Killed(Exception):
         pass
