@@ -141,7 +141,10 @@ class Method:
     @classmethod
     def of_rows(cls, configs: Sequence[DecodeConfig]) -> "Method":
         """The method of rows with a config each, which use the same filters with any numbers."""
-        return jax.tree.map(lambda *rows: jnp.stack(rows)[:, None], *map(cls.of, configs))
+        different = {id(config): config for config in configs}
+        methods = {name: cls.of(config) for name, config in different.items()}
+        rows = [methods[id(config)] for config in configs]
+        return jax.tree.map(lambda *numbers: jnp.asarray(np.stack(numbers)[:, None]), *rows)
 
     def scores(
         self,

@@ -205,6 +205,18 @@ def scores(config, rows=(False,) * ROWS, scale=3.0):
     )
 
 
+def test_the_method_of_rows_has_the_numbers_of_each_row_and_makes_each_once(monkeypatch):
+    made, of = [], Method.of
+    monkeypatch.setattr(Method, "of", lambda config: made.append(config) or of(config))
+    one, two = DecodeConfig(top_k=3, top_p=0.5), DecodeConfig(top_k=7, top_p=0.9)
+    method = Method.of_rows([one, two, one, one])
+    assert made == [one, two]
+    top_k, top_p = method.filters
+    assert (top_k.k.dtype, top_p.p.dtype) == (jnp.int32, jnp.float32)
+    assert top_k.k.tolist() == [[3], [7], [3], [3]]
+    np.testing.assert_allclose(top_p.p, [[0.5], [0.9], [0.5], [0.5]], rtol=1e-6)
+
+
 def literal_method(row, top_k, top_p, scale=3.0):
     """Guidance, temperature, top-k, top-p of one row, in this order, as loops."""
     temperature = TEMPERATURES[row] or 1.0
