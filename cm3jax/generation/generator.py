@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from cm3jax import partition
 from cm3jax.config import DecodeConfig
 from cm3jax.decode import loop
 from cm3jax.decode.params import as_read
@@ -267,6 +268,11 @@ class Generator:
         """What prompts ask of the model, in their order."""
         shown = None if documents is None else [self._shown(each) for each in documents]
         return self._builder.build(prompts, decode or self.decode, shown, prompt_ids)
+
+    def whole_slots(self, slots: int) -> int:
+        """At least `slots`, as many as the devices that share them divide evenly."""
+        shards = loop.shards_of(partition.mesh_of(self._variables))
+        return -(-slots // shards) * shards
 
     def open_slots(self, shape: ProgramShape, config: DecodeConfig, meter: Meter) -> loop.Slots:
         """Slots of the decoding loop, for requests that come one by one (`cm3jax.serve`)."""

@@ -96,7 +96,8 @@ class _Pool:
     @property
     def waiting(self) -> int:
         """Samples without a slot."""
-        return sum(drawing.samples - first for drawing, first in self._waiting)
+        # Others count too, while the engine's thread changes the queue: a copy is made at once.
+        return sum(drawing.samples - first for drawing, first in tuple(self._waiting))
 
     def _next(self) -> SlotJob:
         drawing, sample = self._waiting.popleft()
@@ -115,7 +116,8 @@ class DrawingEngine:
     def __init__(
         self, generator: Generator, slots: int, queue: int, first: Callable[[float], None]
     ):
-        self._generator, self._slots, self._queue = generator, slots, queue
+        self._generator, self._queue = generator, queue
+        self._slots = generator.whole_slots(slots)
         self._first = first
         """Gets the seconds from a request's start to its first tokens."""
         self.meter = Meter()
@@ -143,13 +145,17 @@ class DrawingEngine:
         loop.require_fit(drawing.request, self._generator.model)
         with self._news:
             if self._closing:
-                raise Closing("the server is shutting down.")
-            if len(self._open) >= self._queue:
-                raise Busy(max(1, min(60, round(self._typical))))
+                raise Closing("the server takes no more requests.")
+            self.require_room()
             drawing.number, drawing.started = next(self._numbers), time.monotonic()
             self._open[drawing.number] = drawing
             self._inbox.append(drawing)
             self._news.notify()
+
+    def require_room(self, others: int = 0) -> None:
+        """Raise `Busy` where the queue is full, or will be with `others`."""
+        if len(self._open) + others >= self._queue:
+            raise Busy(max(1, min(60, round(self._typical))))
 
     def cancel(self, drawing: Drawing, why: Exception) -> None:
         """End a drawing that nobody waits for; its slots are free before the next chunk."""
@@ -161,7 +167,9 @@ class DrawingEngine:
 
     def cancel_where(self, shows: Callable[[PromptRequest], bool], why: Exception) -> None:
         """End the drawings of requests of which `shows` is true."""
-        for drawing in list(self._open.values()):
+        with self._news:
+            drawings = list(self._open.values())
+        for drawing in drawings:
             if shows(drawing.request):
                 self.cancel(drawing, why)
 
@@ -189,9 +197,15 @@ class DrawingEngine:
         }
 
     def _work(self) -> None:
-        while self._take():
-            for kind, pool in list(self._pools.items()):
-                self._turn(kind, pool)
+        try:
+            while self._take():
+                for kind, pool in list(self._pools.items()):
+                    self._turn(kind, pool)
+        except Exception as error:  # nobody may wait for a thread that has ended
+            with self._news:
+                self._closing, drawings = True, list(self._open.values())
+            self._pools.clear()
+            self._fail(drawings, error)
 
     def _take(self) -> bool:
         """Wait for something to do and sort it in; false when there will be nothing more."""
@@ -204,14 +218,15 @@ class DrawingEngine:
                 self._sort_in(drawing)
         for drawing in gone:
             self._drop(drawing)
-        return bool(self._pools) or not self._closing
+        # In this order: what is submitted is there before the engine is told to close.
+        return not self._closing or bool(self._pools or self._inbox)
 
     def _sort_in(self, drawing: Drawing) -> None:
         """Put a drawing into the pool of its kind."""
         generator, config = self._generator, drawing.config
-        size = SizeClass.of(drawing.request, generator.vocab)
-        kind = (size, jax.tree.structure(Method.of(config)))
         try:
+            size = SizeClass.of(drawing.request, generator.vocab)
+            kind = (size, jax.tree.structure(Method.of(config)))
             if kind not in self._pools:
                 shape = size.shape(self._slots, generator.model.longest_prompt)
                 self._pools[kind] = _Pool(generator.open_slots(shape, config, self.meter))

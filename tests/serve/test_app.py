@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 
 from cm3jax import testing
+from cm3jax.decode import loop
 from cm3jax.generation.prompts import picture_prompt
 from cm3jax.serve.limits import Limits
 from cm3jax.serve.protocol import ImageBody
@@ -243,3 +244,21 @@ def test_metrics_tell_of_requests_and_slots(client, server):
         "cm3jax_first_rows_seconds_count",
     ):
         assert f"\n{line}" in text
+
+
+def test_an_engine_that_fails_leaves_nobody_waiting(generator, monkeypatch):
+    with serving(generator) as server:
+        monkeypatch.setattr(server.studio.engine, "_turn", lambda *_: 1 / 0)
+        url = f"{server.url}/v1/images/generations"
+        assert httpx.post(url, json={"prompt": PROMPT}, timeout=60).status_code == 500
+        server.studio.engine.close()
+        assert httpx.get(f"{server.url}/health", timeout=60).status_code == 503
+        refused = httpx.post(url, json={"prompt": PROMPT}, timeout=60)
+        assert (refused.status_code, refused.json()["error"]["type"]) == (503, "server_error")
+
+
+def test_slots_are_a_multiple_of_the_devices_that_share_them(generator, monkeypatch):
+    assert generator.whole_slots(6) == 6
+    monkeypatch.setattr(loop, "shards_of", lambda _: 4)
+    assert generator.whole_slots(6) == 8
+    assert generator.whole_slots(8) == 8
