@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from cm3jax.errors import UserError
@@ -102,7 +102,8 @@ def make_app(server: Server, key: str = "", hosts: frozenset[str] = frozenset())
         title="cm3jax", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
     )
     app.add_middleware(Guard, key=key, hosts=hosts, metrics=server.metrics)
-    for kind in (HTTPException, UserError, Busy, Closing, Withdrawn, Gone, TimeoutError, Exception):
+    known = (HTTPException, UserError, Busy, Closing, Withdrawn, Gone, ClientDisconnect)
+    for kind in (*known, TimeoutError, Exception):
         app.add_exception_handler(kind, failure)
     _add_answers(app, server)
     _add_state(app, server)

@@ -24,7 +24,7 @@ _OPEN = ("/", "/page.css", "/page.js", "/health")
 
 
 class Guard:
-    """Middleware: refuses foreign hosts and wrong keys, and counts what is answered.
+    """Middleware: refuses foreign hosts, pages and wrong keys, and counts what is answered.
 
     `hosts` are the names by which browsers may call (the header `Host`): a page of another site,
     whose name was pointed at this machine, has another. Empty takes any.
@@ -50,6 +50,9 @@ class Guard:
         answer: ASGIApp = self._app if refused is None else refused
         try:
             await answer(scope, receive, watched)
+        except Exception:
+            status = 500  # its answer is made further out
+            raise
         finally:
             route = scope.get("route")
             path = getattr(route, "path", "other")
@@ -60,6 +63,8 @@ class Guard:
         host = re.sub(r":\d+$", "", headers.get("host", "")).strip("[]").lower()
         if self._hosts and host not in self._hosts:
             return _reply(421, "this server answers under its own name only.", "invalid_host")
+        if scope["method"] == "POST" and headers.get("sec-fetch-site") == "cross-site":
+            return _reply(403, "pages of other sites can't ask this server.", "invalid_origin")
         if not self._key or scope["path"] in _OPEN:
             return None
         given = headers.get("authorization", "").removeprefix("Bearer ")
@@ -92,8 +97,6 @@ def _status(error: BaseException) -> tuple[int, str]:
             return error.status_code, str(error.detail)
         case UserError():
             return 400, str(error)
-        case LookupError():
-            return 404, str(error)
         case Busy():
             return 429, str(error)
         case Closing():

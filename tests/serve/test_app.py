@@ -16,6 +16,7 @@ import pytest
 from cm3jax import testing
 from cm3jax.decode import loop
 from cm3jax.generation.prompts import picture_prompt
+from cm3jax.serve.guard import described
 from cm3jax.serve.limits import Limits
 from cm3jax.serve.protocol import ImageBody
 from cm3jax.serve.studio import Session
@@ -199,6 +200,9 @@ def test_hosts_and_keys_are_checked(generator):
         assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
         foreign = httpx.get(f"{server.url}/health", headers={"host": "evil.example"})
         assert foreign.status_code == 421
+        page = {"sec-fetch-site": "cross-site", "authorization": "Bearer secret"}
+        url = f"{server.url}/v1/images/generations"
+        assert httpx.post(url, json={"prompt": PROMPT}, headers=page).status_code == 403
 
 
 def test_a_full_queue_says_when_to_come_again(generator):
@@ -255,6 +259,12 @@ def test_an_engine_that_fails_leaves_nobody_waiting(generator, monkeypatch):
         assert httpx.get(f"{server.url}/health", timeout=60).status_code == 503
         refused = httpx.post(url, json={"prompt": PROMPT}, timeout=60)
         assert (refused.status_code, refused.json()["error"]["type"]) == (503, "server_error")
+        counted = httpx.get(f"{server.url}/metrics", timeout=60).text
+        assert 'route="/v1/images/generations",status="500"} 1.0' in counted
+
+
+def test_an_error_of_the_program_is_no_missing_page():
+    assert described(KeyError("x"))["code"] == 500
 
 
 def test_slots_are_a_multiple_of_the_devices_that_share_them(generator, monkeypatch):
