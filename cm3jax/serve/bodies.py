@@ -14,11 +14,14 @@ from cm3jax.serve.protocol import refusal
 from cm3jax.serve.reading import Upload
 
 AnyBody = TypeVar("AnyBody", bound=BaseModel)
+_MOST_VALUES = 100_000
+"""Of all JSON in a body: pydantic takes a kilobyte to say of each value what is wrong with it."""
 
 
 async def read_json_body(request: Request, model: type[AnyBody], limits: Limits) -> AnyBody:
     """A body of JSON as its model; `HTTPException` with one sentence for anything else."""
     content = await _content(request, limits)
+    _require_few_values(content.count(b","))
     try:
         return model.model_validate_json(content)
     except ValidationError as error:
@@ -48,10 +51,19 @@ async def read_form(
         fields, uploads = await _sorted(form, files)
     finally:
         await form.close()
+    texts = ("".join(value) for value in fields.values())
+    _require_few_values(sum(text.count(",") for text in texts))
     try:
         return model.model_validate(fields), uploads
     except ValidationError as error:
         raise HTTPException(400, refusal(error, model)) from None
+
+
+def _require_few_values(commas: int) -> None:
+    if commas > _MOST_VALUES:
+        raise HTTPException(
+            413, f"the body has more than {_MOST_VALUES} commas; send less at once."
+        )
 
 
 async def _sorted(

@@ -15,8 +15,10 @@ class Limits:
     """Samples of one request (`n`)."""
     documents: int = 8
     """Documents of one request, given and retrieved together."""
+    pictures: int = 8
+    """Pictures of one chat."""
     characters: int = 20_000
-    """Characters of one text."""
+    """Characters of one text, or of all messages of a chat together."""
     tokens: int = 4096
     """Tokens of one sample: longer texts and documents end there."""
     upload_bytes: int = 16 << 20

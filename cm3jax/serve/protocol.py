@@ -12,6 +12,10 @@ from cm3jax.errors import nearest
 
 Text = Annotated[str, Field(max_length=1 << 20)]
 Key = Annotated[str, Field(min_length=1, max_length=1000)]
+Keys = Annotated[list[Key], Field(max_length=1000)]
+Factor = Annotated[float, Field(ge=-1e6, le=1e6)]
+"""Of float32 scores, which stay finite."""
+Factors = Annotated[dict[Key, Factor], Field(max_length=1000)]
 
 
 class Body(BaseModel):
@@ -25,7 +29,7 @@ class DocumentField(Body):
 
     key: Key | None = None
     text: Text | None = None
-    image: Text | None = None
+    image: str | None = None
     """`data:image/png;base64,…`, or the base64 text only."""
 
 
@@ -49,9 +53,9 @@ class Options(Body):
     """Leave out documents that score below this; by default the run's own floor."""
     documents: list[DocumentField] | Json[list[DocumentField]] = []
     """Documents shown before those that are retrieved."""
-    exclude: list[Key] | Json[list[Key]] = []
+    exclude: Keys | Json[Keys] = []
     """Keys that must not be retrieved."""
-    weigh: dict[Key, float] | Json[dict[Key, float]] = {}
+    weigh: Factors | Json[Factors] = {}
     """Factors of documents' scores, by key."""
 
 
@@ -81,7 +85,7 @@ class TextPart(Body):
 class ImageUrl(Body):
     """Where a picture is: in the request itself."""
 
-    url: Text
+    url: str
     """`data:image/png;base64,…`; nothing else is fetched or read."""
     detail: str | None = None
 

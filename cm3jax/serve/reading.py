@@ -88,6 +88,7 @@ class BodyReader:
     def chat(self, body: ChatBody) -> ServedRequest:
         """What the messages ask for."""
         parts = list(self._parts(body.messages))
+        self._require_short("".join(body.fields.values()))
         tokens = body.max_completion_tokens or body.max_tokens
         return self._question(_chat_prompt(parts, body), body, tokens)
 
@@ -154,15 +155,23 @@ class BodyReader:
 
     def _parts(self, messages: Sequence[Message]) -> Iterator[Part]:
         """Texts, pictures and marks of all messages, in order."""
+        characters = pictures = 0
         for place, message in enumerate(messages):
             content = message.content or []
             for number, part in enumerate([content] if isinstance(content, str) else content):
                 where = f"messages.{place}.content.{number}"
                 if isinstance(part, ImagePart):
+                    pictures += 1
+                    if pictures > self._limits.pictures:
+                        raise UserError(
+                            f"a chat has more than {self._limits.pictures} pictures, this server's "
+                            "most."
+                        )
                     yield self._from_base64(part.image_url.url, where)
                     continue
                 text = part if isinstance(part, str) else part.text
-                self._require_short(text)
+                self._require_short(text, characters)
+                characters += len(text)
                 if text.strip():
                     yield from _notation(text)
 
@@ -175,11 +184,12 @@ class BodyReader:
         if size not in (None, "auto", own):
             raise UserError(f"size={size[:40]!r} is not drawn by this model; ask for {own}.")
 
-    def _require_short(self, text: str) -> None:
-        if len(text) > self._limits.characters:
+    def _require_short(self, text: str, before: int = 0) -> None:
+        """Refuse a text that is too long, with the `before` characters of those it belongs to."""
+        count = before + len(text)
+        if count > self._limits.characters:
             raise UserError(
-                f"a text has {len(text)} characters, more than {self._limits.characters}; "
-                "shorten it."
+                f"a text has {count} characters, more than {self._limits.characters}; shorten it."
             )
 
 

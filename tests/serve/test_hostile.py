@@ -11,7 +11,9 @@ import httpx
 import pytest
 
 from cm3jax import testing
+from cm3jax.errors import UserError
 from cm3jax.serve.limits import Limits
+from cm3jax.serve.protocol import ChatBody, ImageUrl
 from tests.serve.conftest import client_of, serving
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -51,6 +53,8 @@ def bodies():
         for value in ([], {}, "x" * 100, -1, 1 << 80, [[]], {"a": {}}, [None]):
             if (name, value) not in fine:
                 yield json.dumps({"prompt": "a", name: value}).encode()
+    yield json.dumps({"prompt": "a", "exclude": ["tiny-1"] * 1001, "retrieve": 1}).encode()
+    yield json.dumps({"prompt": "a", "weigh": {"tiny-1": 1e300}, "retrieve": 1}).encode()
     for path in (
         "/etc/passwd",
         "file:///etc/passwd",
@@ -105,6 +109,30 @@ def test_bodies_that_make_no_sense(server, client):
             refused(http.request(method, path), 400, 404, 405)
     assert count > 100
     assert client.images.generate(prompt="a red fox").data[0].b64_json
+
+
+def test_a_chat_is_bounded_as_a_whole(server):
+    url = f"data:image/png;base64,{base64.b64encode(picture()).decode()}"
+    pictures = [{"type": "image_url", "image_url": {"url": url}}] * 9
+    texts = [{"type": "text", "text": "x" * 5000}] * 5
+    long = {"task": "science", "fields": {"options": "x" * 20_001}}
+    for content, more, said in (
+        (texts, {}, "a text has 25000 characters"),
+        (pictures, {}, "more than 8 pictures"),
+        ("a", long, "a text has 20001 characters"),
+    ):
+        body = ChatBody.model_validate({"messages": [{"role": "user", "content": content}], **more})
+        with pytest.raises(UserError, match=said):
+            server.studio.reader.chat(body)
+    assert len(ImageUrl(url="x" * (2 << 20)).url) == 2 << 20  # a body's bytes are its only bound
+
+
+def test_many_wrong_values_are_not_told_one_by_one(server):
+    many = json.dumps({"prompt": "a", "exclude": [0] * 200_000})
+    url = f"{server.url}/v1/images"
+    refused(httpx.post(f"{url}/generations", content=many, timeout=60), 413)
+    form = {"prompt": "a", "exclude": many}
+    refused(httpx.post(f"{url}/edits", data=form, files={"image": picture()}, timeout=60), 413)
 
 
 @pytest.mark.parametrize(
