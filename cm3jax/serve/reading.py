@@ -219,7 +219,7 @@ def _chat_prompt(parts: list[Part], body: ChatBody) -> Prompt:
     if not texts and not pictures:
         raise UserError("the messages are empty; write a text, or send a picture.")
     task = body.task or _usual_task(parts)
-    if task == "masks":
+    if task == "masks" and not body.task:
         return Prompt(_segments(parts), Wanted.MASKED)
     if any(part is Mark.MASK or part is Mark.INFILL for part in parts):
         raise UserError(f"<mask> and <infill> go with no task; leave out task={task[:40]!r}.")
@@ -264,12 +264,18 @@ def _task_prompt(
     task: Task, texts: list[str], pictures: list[RgbImage], more: dict[str, str]
 ) -> Prompt:
     """A task's template with the last text and the last picture in it, as in training."""
+    if "image" in more:
+        raise UserError(
+            "fields.image is a text; send the picture as a part of the message, of type image_url."
+        )
     values: dict = dict(more)
+    if texts:
+        template = task.templates[0]
+        left = fields(template) - {ANSWER, "image", *values}
+        first = min(left, key=lambda name: template.index(f"{{{name}}}"), default="text")
+        values[first] = texts[0]
     if pictures:
         values["image"] = pictures[0]
-    if texts:
-        left = [f for f in fields(task.templates[0]) if f not in (ANSWER, *values)]
-        values[left[0] if left else "text"] = texts[0]
     template = task.fitting(set(values))[0]
     try:
         filled = fill(template, values | {ANSWER: "answer"})

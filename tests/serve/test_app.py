@@ -15,10 +15,11 @@ import pytest
 
 from cm3jax import testing
 from cm3jax.decode import loop
+from cm3jax.errors import UserError
 from cm3jax.generation.prompts import picture_prompt
 from cm3jax.serve.guard import described
 from cm3jax.serve.limits import Limits
-from cm3jax.serve.protocol import ImageBody
+from cm3jax.serve.protocol import ChatBody, ImageBody
 from cm3jax.serve.studio import Session
 from tests.serve.conftest import client_of, serving
 
@@ -145,6 +146,24 @@ def test_chats_are_captions_questions_and_documents(client, generator, picture):
         "image_url" for _ in story.images
     ]
     assert story.parts
+
+
+def test_a_text_fills_the_first_field_of_its_task(server, picture):
+    def words(task, *content, **fields):
+        messages = [{"role": "user", "content": list(content)}]
+        body = {"messages": messages, "task": task, "fields": fields}
+        request = server.studio.reader.chat(ChatBody.model_validate(body)).request
+        return server.studio.generator.text_of(request.prefix)
+
+    why = {"type": "text", "text": "why"}
+    found = words("science", why, shown(picture), options="a, b")
+    assert "Question: why" in found
+    assert "Options: a, b" in found
+    found = words("science", why, shown(picture), options="a, b", context="dark")
+    assert found.index("Question: why") < found.index("Context: dark")
+    for task, fields in (("science", {"options": "a", "image": "/etc/passwd"}), ("masks", {})):
+        with pytest.raises(UserError, match=r"type image_url|no task 'masks'"):
+            words(task, why, **fields)
 
 
 def test_a_streamed_chat_is_the_plain_one_in_pieces(client, picture):
