@@ -155,7 +155,7 @@ async def chat_events(
             sample = await session.answer(number)
             samples.append(sample)
             whole = replies.message(sample)
-            delta = {**whole, "content": _added(told.pop(number), whole["content"])}
+            delta = {**whole, "content": _rest(told.pop(number), whole["content"])}
             yield event(replies.chat_chunk(name, model, number, delta))
             about = replies.provenance(sample, question.seed)
             yield event(
@@ -168,5 +168,9 @@ async def chat_events(
 
 
 def _added(told: str, now: str) -> str:
-    """What a text has more than was told; nothing while its end is half a character."""
-    return now[len(told) :] if now.startswith(told) and not now.endswith("\ufffd") else ""
+    """What a growing text has more than was told; nothing while its end is half a character."""
+    return "" if now.endswith("\ufffd") else _rest(told, now)
+
+
+def _rest(told: str, now: str) -> str:
+    return now[len(told) :] if now.startswith(told) else ""

@@ -7,7 +7,7 @@ drawing by the engine's. The event loop that calls waits for both and computes n
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ from cm3jax.serve.engine import Drawing, DrawingEngine
 from cm3jax.serve.limits import Limits
 from cm3jax.serve.reading import BodyReader, ServedRequest
 from cm3jax.shapes import RgbImage
+from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,6 +50,9 @@ class Studio:
         self.generator, self.limits = generator, limits
         self.reader = BodyReader(generator, limits)
         self.engine = DrawingEngine(generator, slots, limits.queue, first)
+        image = generator.image
+        self.preview = ImageTokenizer(image.config, image.variables, batch=1)
+        """For unfinished pictures, which come one by one: the generator's decodes 64 at once."""
         self._worker = ThreadPoolExecutor(1, "worker")
         self._taken: set[str] = set()
         """Keys that were taken out: a request may have been read before."""
@@ -135,16 +139,18 @@ class Session:
         """All samples, in order, when they are done."""
         while len(self.drawing.done) < self.question.samples:
             await self.news()
-        return [await self.answer(number) for number in range(self.question.samples)]
+        return await self._studio.work(self._answers, range(self.question.samples))
 
     async def answer(self, number: int) -> Generated:
         """A sample that is done."""
-        return await self._studio.work(self._answer, number)
-
-    def _answer(self, number: int) -> Generated:
-        finished = [Finished(0, number, [self.drawing.done[number]])]
-        ((_, sample),) = self._studio.generator.read([self.question.request], finished)
+        (sample,) = await self._studio.work(self._answers, [number])
         return sample
+
+    def _answers(self, numbers: Sequence[int]) -> list[Generated]:
+        """Samples that are done; their pictures are decoded together."""
+        finished = [Finished(0, number, [self.drawing.done[number]]) for number in numbers]
+        answers = self._studio.generator.read([self.question.request], finished)
+        return [sample for _, sample in answers]
 
     def rows(self, number: int) -> int:
         """Whole rows of codes that a running sample's first picture has."""
@@ -171,7 +177,7 @@ class Session:
         return codes[: vocab.image_tokens] - vocab.first_image
 
     def _partial(self, codes: np.ndarray) -> RgbImage:
-        grid, tokenizer = self._studio.generator.vocab.config.grid, self._studio.generator.image
+        grid, tokenizer = self._studio.generator.vocab.config.grid, self._studio.preview
         size, rows = tokenizer.config.image_size, len(codes) // grid
         whole = np.zeros(grid * grid, np.int32)
         whole[: rows * grid] = codes[: rows * grid]

@@ -17,6 +17,7 @@ from cm3jax import testing
 from cm3jax.decode import loop
 from cm3jax.errors import UserError
 from cm3jax.generation.prompts import picture_prompt
+from cm3jax.serve import streams
 from cm3jax.serve.guard import described
 from cm3jax.serve.limits import Limits
 from cm3jax.serve.protocol import ChatBody, ImageBody
@@ -179,6 +180,20 @@ def test_a_streamed_chat_is_the_plain_one_in_pieces(client, picture):
     assert told == whole.choices[0].message.content
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
     assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+
+
+def test_a_streamed_text_keeps_half_a_character_until_its_end():
+    assert streams._added("a f", "a fo\ufffd") == ""
+    assert streams._rest("a f", "a fo\ufffd") == "o\ufffd"
+
+
+def test_all_samples_of_a_plain_answer_are_decoded_at_once(client, generator, monkeypatch):
+    decoded, decode = [], generator.image.decode
+    monkeypatch.setattr(
+        generator.image, "decode", lambda codes: decoded.append(len(codes)) or decode(codes)
+    )
+    client.images.generate(prompt=PROMPT, n=3)
+    assert decoded == [3]
 
 
 def test_a_mistake_is_answered_with_one_sentence(client, server):
