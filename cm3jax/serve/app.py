@@ -52,7 +52,8 @@ class Server:
             raise HTTPException(
                 404, f"there is no model {body.model[:100]!r}; this server has {self.name!r}."
             )
-        question = await streams.unless_gone(request, self.studio.work(read))
+        async with asyncio.timeout(self.limits.seconds):
+            question = await streams.unless_gone(request, self.studio.read(read))
         return self.studio.open(question)
 
     async def finish(self, request: Request, session: Session) -> list[Generated]:

@@ -54,6 +54,8 @@ class Studio:
         self.preview = ImageTokenizer(image.config, image.variables, batch=1)
         """For unfinished pictures, which come one by one: the generator's decodes 64 at once."""
         self._worker = ThreadPoolExecutor(1, "worker")
+        self._reading = 0
+        """Requests that are read, or wait for it."""
         self._taken: set[str] = set()
         """Keys that were taken out: a request may have been read before."""
 
@@ -65,6 +67,15 @@ class Studio:
     async def work(self, function: Callable[..., T], *args: object) -> T:
         """Call a function on the worker."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)
+
+    async def read(self, read: Callable[[], T]) -> T:
+        """Read a request on the worker; `Busy` where it would find no place in the queue."""
+        self.engine.require_room(self._reading)
+        self._reading += 1
+        try:
+            return await self.work(read)
+        finally:
+            self._reading -= 1
 
     def open(self, question: ServedRequest) -> "Session":
         """Send a question to the engine; whoever opens the session closes it."""

@@ -18,6 +18,7 @@ from cm3jax.decode import loop
 from cm3jax.errors import UserError
 from cm3jax.generation.prompts import picture_prompt
 from cm3jax.serve import streams
+from cm3jax.serve.engine import Busy, DrawingEngine
 from cm3jax.serve.guard import described
 from cm3jax.serve.limits import Limits
 from cm3jax.serve.protocol import ChatBody, ImageBody
@@ -213,7 +214,7 @@ def test_a_mistake_is_answered_with_one_sentence(client, server):
         (400, {"prompt": "fox " * 400}),
         (400, {"prompt": PROMPT, "guidance": [1, 2]}),
     ):
-        answer = httpx.post(f"{server.url}/v1/images/generations", json=body)
+        answer = httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60)
         assert answer.status_code == status, body
         sentence = answer.json()["error"]["message"]
         assert sentence.endswith(".")
@@ -239,21 +240,54 @@ def test_hosts_and_keys_are_checked(generator):
         assert httpx.post(url, json={"prompt": PROMPT}, headers=page).status_code == 403
 
 
-def test_a_full_queue_says_when_to_come_again(generator):
+def test_a_full_queue_says_when_to_come_again(generator, monkeypatch):
+    go, closed = threading.Event(), threading.Event()
+    advance, cancel = loop.Slots.advance, DrawingEngine.cancel
+
+    def held(*args):
+        assert go.wait(60)
+        return advance(*args)
+
+    def watched(*args):
+        cancel(*args)
+        closed.set()
+
+    monkeypatch.setattr(loop.Slots, "advance", held)
+    monkeypatch.setattr(DrawingEngine, "cancel", watched)
     with serving(generator, Limits(queue=1), slots=1) as server:
         body = {"prompt": PROMPT, "n": 8, "stream": True}
         url = f"{server.url}/v1/images/generations"
-        with httpx.stream("POST", url, json=body, timeout=60) as first:
-            assert first.status_code == 200
-            refused = httpx.post(url, json=body)
-            assert refused.status_code == 429
-            assert int(refused.headers["retry-after"]) >= 1
-            assert "send the request again" in refused.json()["error"]["message"]
-        # Closing the first frees its place.
-        deadline = time.monotonic() + 30
+        try:
+            with httpx.stream("POST", url, json=body, timeout=60) as first:
+                assert first.status_code == 200
+                refused = httpx.post(url, json=body, timeout=60)
+                assert refused.status_code == 429
+                assert int(refused.headers["retry-after"]) >= 1
+                assert "send the request again" in refused.json()["error"]["message"]
+            assert closed.wait(60)
+        finally:
+            go.set()
+        # Closing the first frees its place after the chunk that ran, before any sample was done.
+        deadline = time.monotonic() + 60
         while server.studio.engine.load["open"] and time.monotonic() < deadline:
             time.sleep(0.01)
         assert server.studio.engine.load == {"open": 0, "waiting": 0, "busy": 0, "slots": 1}
+        assert server.studio.engine.tokens == 0
+
+
+def test_requests_that_are_read_count_in_the_queue(generator):
+    async def two(studio):
+        go = threading.Event()
+        first = asyncio.ensure_future(studio.read(lambda: go.wait(60)))
+        await asyncio.sleep(0)
+        with pytest.raises(Busy):
+            await studio.read(lambda: go.wait(60))
+        go.set()
+        assert await first
+        assert await studio.read(lambda: go.wait(60))
+
+    with serving(generator, Limits(queue=1)) as server:
+        asyncio.run(two(server.studio))
 
 
 def test_a_document_can_be_seen_and_taken_down_while_the_server_runs(tmp_path):
@@ -265,9 +299,9 @@ def test_a_document_can_be_seen_and_taken_down_while_the_server_runs(tmp_path):
         assert (seen["source"], seen["licence"]) == ("tiny", "CC0-1.0")
         assert pixels(seen["b64_json"]).shape == (16, 16, 3)
         assert httpx.delete(url, timeout=60).json()["deleted"] is True
-        assert httpx.get(url).status_code == 400
+        assert httpx.get(url, timeout=60).status_code == 400
         body = {"prompt": PROMPT, "documents": [{"key": "tiny-2"}]}
-        answer = httpx.post(f"{server.url}/v1/images/generations", json=body)
+        answer = httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60)
         assert "has no document 'tiny-2'" in answer.json()["error"]["message"]
 
 
