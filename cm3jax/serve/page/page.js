@@ -73,7 +73,7 @@ function number(id) {
 
 function drawBody() {
   return {
-    prompt: $("prompt").value, n: number("samples"), seed: number("seed"),
+    prompt: $("prompt").value, n: number("samples") ?? 1, seed: number("seed"),
     guidance: number("guidance"), temperature: number("temperature"),
     retrieve: number("retrieve"), stream: true,
   };
@@ -302,6 +302,7 @@ $("stop").addEventListener("click", () => running?.abort());
 $("picture").addEventListener("click", () => $("pictures").click());
 $("pictures").addEventListener("change", async () => {
   uploads.push(await read($("pictures").files[0]));
+  $("pictures").value = ""; // the same file may be chosen again
   insert(`<image:${uploads.length}>`);
 });
 document.querySelectorAll("[data-mark]").forEach((each) => each.addEventListener("click", () => insert(each.dataset.mark)));
