@@ -74,7 +74,7 @@ def test_a_full_disk_ends_the_run_at_the_save_that_fails(options, tmp_path):
     """In one sentence, steps before the next save; with room again it goes on exactly."""
     saves = ["--checkpoint.every", "60", "--train.validate-every", "0"]
     words = arguments([*options, *saves], tmp_path / "run", 1000)
-    small_disk = ("bash", "-c", 'ulimit -f 100; exec "$0" "$@"')  # no file over 100 KiB
+    small_disk = ("bash", "-c", 'ulimit -f 80; exec "$0" "$@"')  # no file over 80 KiB
     off = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # it writes files of its own
     done = call("train", *words, within=small_disk, env=off)
     require_sentence(done, "the checkpoint of step 60 cannot be written to", "make room there")
