@@ -225,12 +225,14 @@ def delete(folder: epath.PathLike, recognised: Recognised) -> None:
 
 
 def _own(folder: epath.Path, recognised: Recognised) -> list[str] | None:
-    """Our files there; a manifest that somebody wrote names none outside the folder."""
+    """Our files there; a manifest that somebody wrote names none outside the folder, and none that
+    no file can have as its name."""
     names = recognised(folder) if folder.is_dir() else None
     if names is None:
         return None
     parts = {name: epath.Path(name).parts for name in names}
-    return [n for n in names if ".." not in parts[n] and not os.path.isabs(n) and parts[n]]
+    inside = [n for n in names if ".." not in parts[n] and not os.path.isabs(n) and parts[n]]
+    return [n for n in inside if _is_bucket(folder) or os.path.lexists(folder / n)]
 
 
 def _prune(folder: epath.Path) -> None:

@@ -312,3 +312,18 @@ def test_scraps_of_dead_writers_are_swept_and_nothing_else(tmp_path):
     sweep(folder, recognised, r"\d+\.part")
     assert sorted(os.listdir(tmp_path)) == [".bank.78.part", ".bank.7x.part", "bank"]
     assert (tmp_path / ".bank.78.part" / "thesis").read_text() == "words"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "\ud800", "sub"])
+def test_a_list_with_a_name_that_no_file_of_ours_has_stops_no_swap(tmp_path, name):
+    folder = write(tmp_path / "bank", a="old")
+    (folder / "list.json").write_text(json.dumps(["a", name]))
+    (folder / "sub").mkdir()
+    (folder / "sub" / "thesis").write_text("mine")
+    swap(write(tmp_path / "next", a="new"), folder, recognised)
+    settle(folder, recognised)
+    assert tree(tmp_path) == {
+        "bank/a": "new",
+        "bank/list.json": '["a"]',
+        "bank/sub/thesis": "mine",
+    }
