@@ -10,7 +10,7 @@ from cm3jax.evaluate.protocol import read_scores
 from cm3jax.io.experiment_json import read_as
 from cm3jax.io.files import write_atomic
 from cm3jax.report.html import facts, page, tag
-from cm3jax.training.metrics import read_metrics
+from cm3jax.training.metrics import curve, read_metrics
 from launch.stages import in_words, training
 
 _SHOWN = ("loss_valid", "psnr_valid", "hit_valid_text", "hit_valid_image")
@@ -50,10 +50,10 @@ def write_chain_report(
 def _member(part: str, member: Experiment, last_life: float | None) -> list[str]:
     logged = read_metrics(member.run_dir)
     # A training that was interrupted took longer than its last life, which the stages timed.
-    took = logged[-1].get("seconds", last_life) if logged else last_life
+    spent = curve(logged[-1:], "seconds")
+    took = spent[0][1] if spent else last_life
     lines = [line for line in logged if "loss_valid" in line]
-    last = lines[-1] if lines else {}
-    said = [f"{name} {last[name]:.3f}" for name in _SHOWN if last.get(name) is not None]
+    said = [f"{name} {found[0][1]:.3f}" for name in _SHOWN if (found := curve(lines[-1:], name))]
     return [
         part,
         f"{member.train.steps:,}",

@@ -23,7 +23,7 @@ from cm3jax.generation.attribution import heat_map, is_whole_picture
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.ranking import best_first
 from cm3jax.generation.requests import PromptRequest
-from cm3jax.io.files import digest, sweep_scratch, write_atomic
+from cm3jax.io.files import digest, read_log, sweep_scratch, write_atomic
 from cm3jax.report.html import png
 from cm3jax.retrieval.pages import SHEET, noted
 from cm3jax.retrieval.retriever import Retrieved
@@ -59,9 +59,11 @@ class Gallery:
     def begin(self) -> None:
         """Remove what a killed call left, before anything is drawn.
 
-        Raises `UserError` if the contact sheet would replace a picture of somebody else's.
+        Raises `UserError` if the contact sheet would replace a picture of somebody else's, or if
+        the log cannot be read.
         """
         sheet, log = self._out / SHEET, self._out / "samples.jsonl"
+        read_log(log)
         if sheet.exists() and not log.exists():
             raise UserError(
                 f"{sheet} is not of this program and would be written over; give another --out."
@@ -207,8 +209,7 @@ class Gallery:
         """
         log = self._out / "samples.jsonl"
         if self._old is None:
-            content = log.read_bytes() if log.exists() else b""
-            self._old = {line: _name(line) for line in content.split(b"\n") if line.strip()}
+            self._old = {line: _name(line) for line in read_log(log).split(b"\n") if line.strip()}
         names = {line["name"] for line in self._lines}
         kept = [line for line, name in self._old.items() if name not in names]
         mine = [_one_line(line).encode() for line in self._lines]
@@ -258,7 +259,8 @@ def _name(line: bytes) -> str | None:
         value = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return value.get("name") if isinstance(value, dict) else None
+    name = value.get("name") if isinstance(value, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _words(prompt: str) -> str:

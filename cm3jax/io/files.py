@@ -124,11 +124,12 @@ def read_json_lines(path: epath.PathLike) -> tuple[list[dict[str, Any]], list[by
     """The objects of a JSON Lines file in order, and the lines that are none, as they are.
 
     Both are empty where there is no file. A line that was cut off by a kill is among the latter; it
-    has no newline at its end, which the others keep.
+    has no newline at its end, which the others keep. Raises `UserError` for a pipe or a device,
+    which might have no end.
     """
     path = epath.Path(path)
     objects, damaged = [], []
-    for line in io.BytesIO(path.read_bytes() if path.exists() else b""):
+    for line in io.BytesIO(read_log(path)):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
@@ -138,6 +139,16 @@ def read_json_lines(path: epath.PathLike) -> tuple[list[dict[str, Any]], list[by
         elif line.strip():
             damaged.append(line)
     return objects, damaged
+
+
+def read_log(path: epath.PathLike) -> bytes:
+    """The content of a log that grows line by line; nothing where there is no file, `UserError`
+    where something else is in its place."""
+    path = epath.Path(path)
+    try:
+        return read_regular(path, None) if path.exists() else b""
+    except ValueError as error:
+        raise UserError(f"{path} would be a log, but {error}; move it away.") from None
 
 
 def digest(*parts: bytes | str | np.ndarray) -> str:

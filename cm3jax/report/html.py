@@ -167,7 +167,10 @@ def _ticks(largest: int | float) -> list[float]:
 
 
 def page(title: str, *body: str) -> Html:
-    """A whole document; the empty icon spares the browser a request for one."""
+    """A whole document; the empty icon spares the browser a request for one.
+
+    Halves of characters, which a log or a caption may hold and no file can, become `?`.
+    """
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -176,7 +179,8 @@ def page(title: str, *body: str) -> Html:
         tag("title", title),
         tag("style", Html(_CSS)),
     )
-    return Html("<!doctype html>\n" + tag("html", head, tag("body", *body), lang="en") + "\n")
+    whole = tag("html", head, tag("body", *body), lang="en")
+    return Html(f"<!doctype html>\n{whole}\n".encode(errors="replace").decode())
 
 
 def is_titled(content: bytes, title: str) -> bool:

@@ -101,7 +101,9 @@ def overfitting(lines: Sequence[Mapping[str, Any]], since: int = 0) -> str:
     worse = [value for step, value in curve(lines, "loss_valid") if step > best.step]
     after = [value for step, value in curve(lines, "loss") if step > best.step]
     before = [value for step, value in curve(lines, "loss") if step <= best.step][-len(after) :]
-    if len(worse) < _PATIENCE or not statistics.fmean(after) < statistics.fmean(before):
+    if len(worse) < _PATIENCE or not (before and after):  # a damaged log may have lost them
+        return ""
+    if not statistics.fmean(after) < statistics.fmean(before):
         return ""
     return (
         f"overfitting: the validation loss was lowest at step {best.step} ({best.loss:.4f}) and is "

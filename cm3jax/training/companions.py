@@ -55,7 +55,7 @@ def companion(
 
 def encoder_fingerprint(run: LoadedRun) -> str:
     """Fingerprint of the encoder that chose a decoder's training documents; empty if unknown."""
-    marks = {mark for name, mark in run.data.items() if name.split()[0] == "encoder"}
+    marks = {mark for name, mark in run.data.items() if name.partition(" ")[0] == "encoder"}
     return marks.pop() if len(marks) == 1 else ""
 
 

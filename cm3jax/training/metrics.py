@@ -25,6 +25,9 @@ from cm3jax.training.hardware import a100_hours, peak_flops
 
 _log = logging.getLogger(__name__)
 
+_MOST_STEPS = 1 << 53
+"""More than any run has, and as many as a float counts."""
+
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
@@ -195,9 +198,13 @@ def read_metrics(run_dir: epath.PathLike) -> list[dict[str, Any]]:
 def _read(path: epath.Path) -> tuple[list[dict[str, Any]], list[bytes]]:
     """The lines that name their step, and the damaged ones."""
     objects, damaged = read_json_lines(path)
-    lines = [each for each in objects if type(each.get("step")) is int]
-    others = (each for each in objects if type(each.get("step")) is not int)
+    lines = [each for each in objects if _is_step(each.get("step"))]
+    others = (each for each in objects if not _is_step(each.get("step")))
     return lines, damaged + [json.dumps(each).encode() + b"\n" for each in others]
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MOST_STEPS
 
 
 def curve(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:

@@ -129,3 +129,9 @@ def test_only_what_is_ours_may_be_replaced(tmp_path):
     path.write_bytes(b"a thesis")
     with pytest.raises(UserError, match="a is another file, which the page would replace"):
         require_replaceable(path, is_ours, "the page")
+
+
+def test_a_pipe_in_the_place_of_a_log_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "log.jsonl")
+    with pytest.raises(UserError, match=r"log.jsonl would be a log, but it is a pipe, not a file"):
+        read_json_lines(tmp_path / "log.jsonl")

@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import re
 import resource
 import subprocess
@@ -102,6 +103,7 @@ def test_a_prompt_passes_the_files_that_the_map_names(call):
 def test_damaged_lines_of_the_log_stay_and_stop_nothing(chain, tmp_path):
     log = tmp_path / "out" / "samples.jsonl"
     old = [b'{"name": "mine", "x": 1}', b"\xff\xfe", b'["a"]', b"[" * 100_000, b'{"name": "to']
+    old += [b'{"name": ["a"]}', b'{"name": {}}', b'{"name": null}']
     log.parent.mkdir()
     log.write_bytes(b"\n".join(old))
     options = ["text", "a red fox", "--run", str(chain / "decoder"), "--out", str(log.parent)]
@@ -110,6 +112,13 @@ def test_damaged_lines_of_the_log_stay_and_stop_nothing(chain, tmp_path):
         *kept, new = log.read_bytes().splitlines()
         assert sorted(kept) == sorted(old)
         assert json.loads(new)["prompt"] == "a red fox"
+
+
+def test_a_pipe_in_the_place_of_the_log_is_one_sentence_before_anything_is_drawn(chain, tmp_path):
+    os.mkfifo(tmp_path / "samples.jsonl")
+    with pytest.raises(UserError, match=r"samples\.jsonl would be a log, but it is a pipe"):
+        generate.command(["text", "x", "--run", str(chain / "decoder"), "--out", str(tmp_path)])
+    assert os.listdir(tmp_path) == ["samples.jsonl"]
 
 
 def test_a_picture_of_somebody_else_is_not_written_over(chain, tmp_path):

@@ -84,3 +84,7 @@ def test_one_point_is_seen_and_the_last_tick_is_inside():
 def test_values_of_nothing_but_zero_and_less_are_drawn():
     for points in ([(1, 0.0)], [(1, -2.0), (2, -3.0)], []):
         assert "<svg" in curves({"x": points}, "nats")
+
+
+def test_half_a_character_stops_no_page():
+    assert "a?b" in page("x", tag("p", "a\ud800b")).encode().decode()

@@ -92,3 +92,12 @@ def test_a_run_that_learns_by_heart_keeps_its_best_checkpoint_and_says_so(tmp_pa
     assert (named.step, load_run(tmp_path / "run").step) == (best.step, 60)
     with pytest.raises(UserError, match=f"no checkpoint of step 59; it has {best.step}, 60"):
         load_run(tmp_path / "run/checkpoints/59")
+
+
+@pytest.mark.parametrize("kept", [{1}, {4}, set()])
+def test_a_log_that_lost_its_training_losses_says_nothing(kept):
+    lines = [{"step": step, "loss_valid": float(step)} for step in range(1, 6)]
+    assert (
+        overfitting([line | {"loss": 1.0} if line["step"] in kept else line for line in lines])
+        == ""
+    )

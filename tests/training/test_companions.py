@@ -119,3 +119,8 @@ def test_an_export_remembers_its_data(chain, tmp_path):
     run = dataclasses.replace(load_run(chain / "decoder"), data={"encoder": "abc"})
     write_run(run, tmp_path / "out")
     assert load_run(tmp_path / "out").data == {"encoder": "abc"}
+
+
+def test_data_without_a_name_is_no_encoder(tmp_path):
+    run = LoadedRun(experiment(tmp_path), {}, 0, {}, data={"": "x", "encoder of train": "mark"})
+    assert encoder_fingerprint(run) == "mark"

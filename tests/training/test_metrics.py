@@ -184,3 +184,11 @@ def test_a_log_in_a_bucket_is_written_whole(monkeypatch):
     assert read_metrics("gs://mine/run") == [{"step": 1}, {"step": 2}]
     MetricsLog("gs://mine/run", 1).write({"step": 2, "again": True})
     assert read_metrics("gs://mine/run")[1:] == [{"step": 2, "again": True}]
+
+
+def test_a_step_that_no_run_has_is_damage(tmp_path):
+    steps = (3, -1, 10**400, True, 1.0)
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(f'{{"step": {json.dumps(s)}}}\n' for s in steps)
+    )
+    assert read_metrics(tmp_path) == [{"step": 3}]
