@@ -43,6 +43,8 @@ _DOCUMENTS = (0, 1, 2)
 _RECORD = "choices.json"
 _PROCEDURAL = ("emblems", "emoji")
 """Sources that are drawn, as many records as are asked for."""
+_MOST_SCALE = 1e5
+"""The largest `--scale`: steps beyond it are more than 32 bits count."""
 _ALL = 10_000_000
 """More records than a folder has."""
 _OTHERS = ("config.json", "metrics.json", "report.html")
@@ -78,8 +80,8 @@ class Options:
     """Say what would be done, and how long it would take, and do nothing."""
 
     def __post_init__(self):
-        if self.scale <= 0:
-            raise UserError(f"--scale {self.scale} must be positive.")
+        if not 0 < self.scale <= _MOST_SCALE:
+            raise UserError(f"--scale {self.scale} must be positive, and at most {_MOST_SCALE:g}.")
         if self.prompts < 1:
             raise UserError(f"--prompts {self.prompts} must be at least 1.")
 

@@ -67,7 +67,8 @@ class Options:
         """The key that clients must send; empty for none."""
         if not self.api_key_file:
             return ""
-        key = Path(self.api_key_file).read_bytes().partition(b"\n")[0].strip()
+        with Path(self.api_key_file).open("rb") as file:
+            key = file.readline(4096).strip()  # a device has no end
         if not key:
             raise UserError(f"--api-key-file {self.api_key_file} is empty; write a key into it.")
         if not (key.isascii() and key.decode("ascii").isprintable()):

@@ -173,3 +173,19 @@ def test_five_hundred_pictures_from_elsewhere(trained):
     assert "identified.docs_0: " in said
     assert "identified.docs_1" not in said
     assert "warning" not in said  # none of the others' pictures is in the bank
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "0", "-1", "1e300"])
+def test_a_scale_that_is_none_is_one_sentence(tmp_path, scale):
+    with pytest.raises(UserError, match="must be positive, and at most 100000"):
+        chain.command([str(tmp_path), "--scale", scale])
+
+
+def test_a_damaged_log_stops_no_report_of_a_chain(tmp_path):
+    for part, line in {
+        "vqgan": '"seconds": "x"',
+        "clip": '"loss_valid": [1], "seconds": {}',
+    }.items():
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "metrics.jsonl").write_text(f'{{"step": 9, {line}}}\n')
+    write_chain_report(tmp_path, "photos", members(Options("photos", str(tmp_path))))
