@@ -5,8 +5,10 @@ A user's mistake ends a command with one sentence and code 2.
 
 import ctypes
 import errno
+import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -49,11 +51,14 @@ def main(command: Callable[[list[str]], None]) -> None:
     """Run `command` on the process's arguments; the last line of every launch module.
 
     A `UserError` ends the process with its sentence on standard error and code 2, and so do a full
-    disk, a folder that cannot be written, and a bucket without the package that reads it; Ctrl-C,
-    and a reader such as `head` that closes the pipe, end it quietly.
+    disk, a folder that cannot be written, too little memory, and a bucket without the package that
+    reads it; Ctrl-C, and a reader such as `head` that closes the pipe, end it quietly.
     """
     # What libraries recommend is not for users, and what fails in their threads is raised too.
     absl.logging.set_verbosity(absl.logging.FATAL)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a caption may have letters that it has not
+            stream.reconfigure(errors="backslashreplace")
     logging.getLogger("asyncio").setLevel(
         logging.CRITICAL
     )  # the other arrays of a failed checkpoint
@@ -70,7 +75,7 @@ def main(command: Callable[[list[str]], None]) -> None:
         sentence = user_sentence(error)
         if sentence is None:
             raise
-        print(f"error: {sentence}", file=sys.stderr)
+        print(f"error: {_printable(sentence)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -81,6 +86,11 @@ def _unraisablehook(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def _printable(sentence: str) -> str:
+    """A sentence as it can be shown: names of files in it may hold what steers a terminal."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda odd: repr(odd[0])[1:-1], sentence)
+
+
 def user_sentence(error: BaseException) -> str | None:
     """What a user can do about an error, in one sentence; None for a fault of the program."""
     if isinstance(error, UserError):
@@ -89,6 +99,9 @@ def user_sentence(error: BaseException) -> str | None:
         return f"{error.filename}: {error.strerror}; {_remedy(error)}."
     if isinstance(error, OSError) and error.errno in _FULL:
         return f"a file cannot be written ({error.strerror}); {_remedy(error)}."
+    if isinstance(error, MemoryError):
+        said = f" ({error})" if str(error) else ""
+        return f"there is not enough memory{said}; make room, or give less at once."
     if isinstance(error, ImportError) and "gcsfs" in str(error):
         return "paths on gs:// need the package gcsfs; install it, or give a local path."
     return None

@@ -75,3 +75,33 @@ def test_the_users_cache_goes_first(tmp_path):
     )
     answer = start(program, JAX_COMPILATION_CACHE_DIR=str(tmp_path))
     assert answer.stdout.strip() == str(tmp_path)
+
+
+SAYS = r"""
+import sys
+from cm3jax.errors import UserError
+from launch.env import main
+def command(argv):
+    print("a \u2013 b \U0001f600")
+    match argv[0]:
+        case "user": raise UserError("no \x1b[2J\rname.")
+        case "memory": raise MemoryError("Unable to allocate 7.28 TiB")
+main(command)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("user", r"error: no \x1b[2J\rname."),
+        (
+            "memory",
+            "error: there is not enough memory (Unable to allocate 7.28 TiB); make room, or give "
+            "less at once.",
+        ),
+    ],
+)
+def test_any_terminal_shows_what_is_said_and_no_file_name_steers_it(fault, sentence):
+    answer = start(SAYS, fault, PYTHONIOENCODING="latin-1", PYTHONUTF8="0")
+    assert (answer.returncode, answer.stderr.splitlines()[-1]) == (2, sentence), answer.stderr
+    assert answer.stdout == "a \\u2013 b \\U0001f600\n"
