@@ -16,10 +16,15 @@ from cm3jax.decode.request import Request
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest, read_json, write_json
+from cm3jax.io.typed_json import require_fields
 from cm3jax.model.language_model import LanguageModel
 from cm3jax.sequence.vocab import Vocab
 
 _log = logging.getLogger(__name__)
+
+_FINISHED = {"request": int, "first": int, "samples": list[dict[str, Any]]}
+_SAMPLE = {"ids": list[int], "logprob": float, "sampled": int, "temperature": float}
+"""What an entry of a journal and a sample in it hold."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Journal:
         """As `loop.decode_each`, but requests whose samples are in the journal come first, and
         only the others are decoded."""
         path = epath.Path(self.folder) / f"{self._name(requests, config, samples, seed)}.json"
-        kept = _kept(path, len(requests), samples)
+        kept = _kept(path, len(requests), samples, vocab.size)
         done = {one.request for one in kept}
         stored = [_written(one) for one in kept]
         if kept:
@@ -76,7 +81,7 @@ def _renumbered(watch: loop.Watch | None, left: list[int]) -> loop.Watch | None:
     return lambda request, sample, ids: watch(left[request], sample, ids)
 
 
-def _kept(path: epath.Path, requests: int, samples: int) -> list[Finished]:
+def _kept(path: epath.Path, requests: int, samples: int, ids: int) -> list[Finished]:
     """The samples of those requests that a journal holds completely.
 
     A damaged journal is passed over with a warning: its samples can be drawn again.
@@ -84,7 +89,7 @@ def _kept(path: epath.Path, requests: int, samples: int) -> list[Finished]:
     if not path.exists():
         return []
     try:
-        found = [_read(one) for one in read_json(path, "the journal of samples")]
+        found = [_read(one, ids) for one in read_json(path, "the journal of samples")]
         done = Counter(one.request for one in found for _ in one.samples)
         whole = [place for place in range(requests) if done[place] == samples]
         return [one for one in found if one.request in whole]
@@ -104,7 +109,13 @@ def _written(finished: Finished) -> dict[str, Any]:
     return vars(finished) | {"samples": samples}
 
 
-def _read(stored: dict[str, Any]) -> Finished:
+def _read(stored: Any, ids: int) -> Finished:
+    """The inverse of `_written`; `ValueError` where it is damaged, or an id is none of so many."""
+    require_fields(stored, _FINISHED, "an entry")
+    for one in stored["samples"]:
+        require_fields(one, _SAMPLE, "a sample")
+        if not all(0 <= number < ids for number in one["ids"]):
+            raise ValueError("a sample has an id that the vocabulary has not")
     samples = [
         Sample(**one | {"ids": np.asarray(one["ids"], np.int32)}) for one in stored["samples"]
     ]

@@ -9,7 +9,7 @@ several machines can share a folder: each draws every so-many-th chunk.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -60,6 +60,12 @@ class Setting:
         """The folder of the best of `samples`."""
         return self._home(out) / f"samples_{samples}"
 
+    def files(self, captions: Sequence[Caption], out: epath.PathLike) -> Iterator[epath.Path]:
+        """The pictures of these captions, of every number of samples."""
+        for samples in self.samples:
+            folder = self.folder(out, samples)
+            yield from (folder / f"{caption.id:012d}.png" for caption in captions)
+
     def _home(self, out: epath.PathLike) -> epath.Path:
         return epath.Path(out) / f"docs_{self.documents}"
 
@@ -99,7 +105,8 @@ def draw_missing(
     share: Share = ALL,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Draw what is missing of this process's share of the chunks.
+    """Draw what is missing of this process's share of the chunks: also one that was drawn, but has
+    lost a picture since.
 
     Raises `UserError` as `Setting.claim` and the generator.
     """
@@ -108,7 +115,7 @@ def draw_missing(
     mine = list(enumerate(chunks(captions)))[index::count]
     for done, (number, part) in enumerate(mine, 1):
         note = home / f"drawn-{number:05d}.json"
-        if not note.exists():
+        if not (note.exists() and all(map(epath.Path.exists, setting.files(part, out)))):
             write_json(note, _draw_chunk(generator, encoder, part, setting, out))
             say(f"{home.name}: {done} of {len(mine)} chunks of {CHUNK} captions drawn")
 

@@ -29,6 +29,7 @@ from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence import prng
 from cm3jax.sequence.document import Image, parse
 from cm3jax.shapes import Int, UInt8
+from cm3jax.tokenizers.lpips import load_lpips
 
 HITS = (1, 2, 10)
 """Numbers of best documents among which a right one is looked for."""
@@ -82,6 +83,8 @@ class HeldOutExam(Exam):
         keep: epath.PathLike = "",
         extractor: Extractor | None = None,
     ):
+        if asked.lpips:
+            load_lpips(asked.lpips)  # what is wrong with it is said before hours of drawing
         examinee = Examinee.load(asked.run, asked.bank, mesh, keep)
         experiment = examinee.experiment
         if experiment.learner != "decoder":

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib.resources
 import math
+import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -316,16 +317,20 @@ def _to_json(score: Score) -> dict[str, Any]:
 def scores_from_json(value: dict[str, Any]) -> dict[str, Score]:
     """All scores in a results file or in a `metrics.json`, by dotted name; `UserError` for one that
     is damaged."""
-    return dict(_walk(value, (), detailed=False))
+    try:
+        return dict(_walk(value, (), detailed=False))
+    except RecursionError:
+        raise UserError("the result is nested too deep; evaluate again.") from None
 
 
 def _from_json(value: dict[str, Any], what: str) -> Score:
     kinds = {"value": float, "n": int, "chance": float | None, "interval": list[float]}
     remedy = "evaluate again, or give another file"
     require_fields(value, kinds, what, remedy)
-    given = value["protocol"]
+    given, known = value["protocol"], typing.get_type_hints(Protocol)
     # What older files do not say is what a field was before it was one: its default.
-    stamp = {f.name: given[f.name] for f in dataclasses.fields(Protocol) if f.name in given}
+    stamp = {name: given[name] for name in known if name in given}
+    require_fields(stamp, {name: known[name] for name in stamp}, what, remedy)
     try:
         low, high = value["interval"]
         protocol = Protocol(**stamp)

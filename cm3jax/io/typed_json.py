@@ -36,12 +36,12 @@ def require_fields(
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value of JSON is of a type: a plain one, `Any`, `list[...]`, `dict[str, ...]` or
-    `... | None`. A float may be whole."""
+    """Whether a value of JSON is of a type: a plain one, `Any`, `list[...]`, `dict[str, ...]`,
+    `Mapping[str, ...]` or `... | None`. A float may be whole."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return True
-    if origin is dict:
+    if origin in (dict, Mapping):
         return isinstance(value, dict) and all(fits(part, args[1]) for part in value.values())
     if origin is list:
         return isinstance(value, list) and all(fits(part, args[0]) for part in value)

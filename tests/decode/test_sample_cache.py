@@ -1,6 +1,7 @@
 """Decoding that was killed goes on with the samples that it had."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -77,7 +78,15 @@ def test_only_what_is_missing_is_decoded_and_nothing_differs(variables, asked, t
         assert len(asked) == len(requests)
 
 
-@pytest.mark.parametrize("content", ["[", '[{"request": 0}]', '{"a": 1}', "[[]]", "[" * 10**5])
+SAMPLE = {"ids": [1], "logprob": 0.0, "sampled": 1, "temperature": 1.0}
+WRONG = [{"ids": [-1]}, {"ids": [2**40]}, {"ids": "1"}, {"ids": [1.5]}, {"logprob": "0"}]
+DAMAGED = [
+    *("[", '[{"request": 0}]', '{"a": 1}', "[[]]", "[" * 10**5),
+    *(json.dumps([{"request": 0, "first": 0, "samples": [SAMPLE | one]}]) for one in WRONG),
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_journal_is_decoded_again(variables, asked, tmp_path, caplog, content):
     requests = [text_request(number, 3 + number) for number in range(2)]
     call = (MODEL, variables, VOCAB, requests, FEW_ROWS)

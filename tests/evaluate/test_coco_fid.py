@@ -140,6 +140,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_pictures(home, outcome, mon
     with pytest.raises(KeyboardInterrupt):
         from_run(home, out)
     (out / "docs_0/drawn-00001.json").unlink()  # killed between pictures and note
+    next(out.glob("docs_0/samples_1/*.png")).unlink()  # somebody deletes what is noted as drawn
     monkeypatch.setattr(drawing, "_draw_chunk", real)
     from_run(home, out, "--part", "1/2")
     assert not (out / "scores.json").exists()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cm3jax.config import DecodeConfig, RetrievalConfig
+from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import (
     PromptSet,
     Protocol,
@@ -158,3 +159,23 @@ def test_only_what_is_drawn_can_be_zero_shot():
     assert dataclasses.replace(PROTOCOL, sampler="not known").regime == "not known"
     searched = sampling(None, RetrievalConfig(pool=9))["settings"]
     assert searched["retrieval.pool"] == 9
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"settings": []}, {"licences": {"x": "y"}}, {"prompts": 3}, {"retrieved": "2"}]
+)
+def test_a_stamp_of_wrong_types_is_one_sentence(wrong):
+    stored = scores_to_json({"emblem.all": score(3)})
+    stored["details"]["emblem"]["all"]["protocol"] |= wrong
+    with pytest.raises(
+        UserError, match=f"the score emblem.all is damaged .*its '{next(iter(wrong))}'"
+    ):
+        scores_from_json(stored)
+
+
+def test_scores_nested_without_end_are_one_sentence():
+    deep: dict = {}
+    for _ in range(2000):
+        deep = {"a": deep}
+    with pytest.raises(UserError, match="nested too deep"):
+        scores_from_json(deep)

@@ -1,6 +1,7 @@
 """JSON of another form is one sentence that names the file and the field."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from cm3jax.io.typed_json import fits, read_fields, require_fields
         (dict[str, int], [{}, {"a": 1}], [{"a": "1"}, {"a": None}, [], 3]),
         (dict[str, dict[str, Any]], [{"a": {"b": None}}], [{"a": 1}]),
         (float | None, [None, 1.5], ["", []]),
+        (Mapping[str, float], [{}, {"a": 1}], [{"a": "1"}, [], ""]),
+        (Mapping[str, Any] | None, [None, {"a": []}], [[], 1, "a"]),
     ],
 )
 def test_values_fit_their_types(kind, right, wrong):
