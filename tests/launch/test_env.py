@@ -1,6 +1,7 @@
 """Flags that the installed jaxlib accepts, and a cache of compiled programs that fills."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,11 @@ def test_any_terminal_shows_what_is_said_and_no_file_name_steers_it(fault, sente
     answer = start(SAYS, fault, PYTHONIOENCODING="latin-1", PYTHONUTF8="0")
     assert (answer.returncode, answer.stderr.splitlines()[-1]) == (2, sentence), answer.stderr
     assert answer.stdout == "a \\u2013 b \\U0001f600\n"
+
+
+def test_ctrl_c_is_quiet_while_modules_are_imported():
+    answer = start(
+        "import launch, signal, os; os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(9)"
+    )
+    assert (answer.returncode, answer.stderr) == (-signal.SIGINT, "")
+    assert "ValueError: x" in start("import launch; raise ValueError('x')").stderr
