@@ -20,7 +20,7 @@ from PIL import Image
 from cm3jax.emoji.archives import Archives, IconSet
 from cm3jax.emoji.names import kin, noun, private, toned
 from cm3jax.errors import UserError
-from cm3jax.io.files import write_atomic
+from cm3jax.io.files import read_arrays, write_atomic
 from cm3jax.shapes import Float, Int, UInt8
 
 GRID = 8
@@ -110,9 +110,12 @@ def draw_catalogue(
     path = epath.Path(cache) / f"sprites-{size}px-{archives.digest[:8]}.npz"
     if not path.exists():
         _draw_all(icons, size, path, progress)
-    with path.open("rb") as file, np.load(file) as arrays:
-        sprites = {word: arrays[f"side_{units}"] for word, units in SIDES.items()}
-        classes = arrays["classes"]
+    try:
+        arrays = read_arrays(path, "classes", *(f"side_{units}" for units in SIDES.values()))
+    except ValueError as error:
+        raise UserError(f"the drawn icons {path} are damaged ({error}); remove them.") from None
+    sprites = {word: arrays[f"side_{units}"] for word, units in SIDES.items()}
+    classes = arrays["classes"]
     return EmojiCatalogue(
         sprites=sprites,
         classes=classes,

@@ -7,14 +7,13 @@ squared maximum mean discrepancy under the kernel (x·y / D + 1)³.
 import dataclasses
 import io
 import math
-import zipfile
 from collections.abc import Iterable
 
 import numpy as np
 from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.io.files import write_atomic
+from cm3jax.io.files import read_arrays, write_atomic
 from cm3jax.shapes import Float
 
 RESAMPLES = 50
@@ -40,12 +39,10 @@ class Gaussian:
         """Read such a file; `UserError` when it is missing, damaged, of another form, NaN, or has a
         `sigma` that is not a covariance."""
         try:
-            with epath.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                mean, covariance = (_real(stored[name]) for name in ("mu", "sigma"))
-        except (OSError, TypeError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            mean, covariance = map(_real, read_arrays(path, "mu", "sigma").values())
+        except (TypeError, ValueError) as error:
             raise UserError(
-                f"{path} holds no statistics ({type(error).__name__}); give an .npz file with `mu` "
-                "and `sigma`."
+                f"{path} holds no statistics ({error}); give an .npz file with `mu` and `sigma`."
             ) from None
         if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
             raise UserError(

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.io.texts import decode_text, read_regular
+from cm3jax.io.texts import decode_text, read_regular, require_regular
 
 
 @contextlib.contextmanager
@@ -101,6 +101,20 @@ def write_array(path: epath.PathLike, array: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     write_atomic(path, buffer.getvalue())
+
+
+def read_arrays(path: epath.PathLike, *names: str) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file, those of these names or all.
+
+    Raises `ValueError`, which names the kind of error, if it is missing, is none, is damaged, or
+    has not all of them: zip files make their readers raise whatever their bytes lead them to.
+    """
+    try:
+        require_regular(path)
+        with epath.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names or arrays.files}
+    except Exception as error:
+        raise ValueError(type(error).__name__) from None
 
 
 def read_json(path: epath.PathLike, what: str) -> Any:

@@ -11,7 +11,6 @@ trained, measured the same way. It is a loss, not LPIPS, and must not be reporte
 """
 
 import re
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,8 @@ import numpy as np
 from etils import epath
 
 from cm3jax.errors import UserError
+from cm3jax.io.files import read_arrays
+from cm3jax.io.texts import read_regular
 from cm3jax.shapes import Array, Float
 
 LEVELS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -159,11 +160,9 @@ def _read(path: epath.PathLike) -> Mapping[str, np.ndarray]:
 
     try:
         if path.suffix == ".safetensors":
-            return safetensors.numpy.load(path.read_bytes())
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (safetensors.SafetensorError, zipfile.BadZipFile, ValueError, OSError, EOFError) as e:
+            return safetensors.numpy.load(read_regular(path, None))
+        return read_arrays(path)
+    except Exception as error:  # a type that numpy has not is a KeyError there
         raise UserError(
-            f"{path} is not a complete .safetensors or .npz file ({type(e).__name__}); write it "
-            "again."
+            f"{path} is not a complete .safetensors or .npz file ({error}); write it again."
         ) from None

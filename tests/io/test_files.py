@@ -1,4 +1,5 @@
 import concurrent.futures
+import io
 import os
 import resource
 
@@ -9,6 +10,7 @@ from etils import epath
 from cm3jax.errors import UserError
 from cm3jax.io.files import (
     digest,
+    read_arrays,
     read_json,
     read_json_lines,
     require_replaceable,
@@ -135,3 +137,31 @@ def test_a_pipe_in_the_place_of_a_log_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "log.jsonl")
     with pytest.raises(UserError, match=r"log.jsonl would be a log, but it is a pipe, not a file"):
         read_json_lines(tmp_path / "log.jsonl")
+
+
+def test_arrays_are_read_or_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, a=np.arange(5000), b=np.zeros(3))
+    assert read_arrays(path).keys() == {"a", "b"}
+    assert read_arrays(path, "b")["b"].tolist() == [0, 0, 0]
+    sound = path.read_bytes()
+    single = io.BytesIO()
+    np.save(single, np.zeros(3))
+    place = sound.index(b"a.npy") + 200  # in what is compressed
+    damaged = sound[:place] + bytes(200) + sound[place + 200 :]
+    central = sound.index(b"PK\x01\x02") + 10
+    method = sound[:central] + b"\x63\0" + sound[central + 2 :]
+    pickled = io.BytesIO()
+    np.savez(pickled, a=np.array([{}], object))
+    for content in (b"", b"x", sound[:-9], single.getvalue(), damaged, method, pickled.getvalue()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"^\w+$"):
+            read_arrays(path)
+    path.write_bytes(sound)
+    with pytest.raises(ValueError, match="KeyError"):
+        read_arrays(path, "a", "c")
+    with pytest.raises(ValueError, match="FileNotFoundError"):
+        read_arrays(tmp_path / "b.npz")
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(ValueError, match="ValueError"):
+        read_arrays(tmp_path / "pipe.npz")
