@@ -15,7 +15,7 @@ from cm3jax.serve.reading import Upload
 
 AnyBody = TypeVar("AnyBody", bound=BaseModel)
 _MOST_VALUES = 100_000
-"""Of all JSON in a body: pydantic takes a kilobyte to say of each value what is wrong with it."""
+"""Values in the JSON of a body: pydantic takes a kilobyte to say what is wrong with one."""
 
 
 async def read_json_body(request: Request, model: type[AnyBody], limits: Limits) -> AnyBody:

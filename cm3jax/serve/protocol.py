@@ -14,7 +14,7 @@ Text = Annotated[str, Field(max_length=1 << 20)]
 Key = Annotated[str, Field(min_length=1, max_length=1000)]
 Keys = Annotated[list[Key], Field(max_length=1000)]
 Factor = Annotated[float, Field(ge=-1e6, le=1e6)]
-"""Of float32 scores, which stay finite."""
+"""A factor on float32 scores, which stay finite."""
 Factors = Annotated[dict[Key, Factor], Field(max_length=1000)]
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cm3jax import memory, partition
-from cm3jax.config import DataConfig, DecodeConfig, Experiment, MeshConfig
+from cm3jax.config import ONE_STAGE, DataConfig, DecodeConfig, Experiment, MeshConfig
 from cm3jax.decode.grammar import Codes
 from cm3jax.decode.loop import decode_each
 from cm3jax.decode.params import as_read
@@ -200,6 +200,7 @@ def _training(sizes: Sizes, rows: Literal["whole", "stream"]) -> Experiment:
         config = dataclasses.replace(
             found,
             data=DataConfig(batch=batch, rows=rows),
+            curriculum=ONE_STAGE,
             mesh=MeshConfig(data=1),
             optim=dataclasses.replace(found.optim, accumulate=1),
         )
