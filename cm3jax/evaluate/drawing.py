@@ -115,7 +115,7 @@ def draw_missing(
     mine = list(enumerate(chunks(captions)))[index::count]
     for done, (number, part) in enumerate(mine, 1):
         note = home / f"drawn-{number:05d}.json"
-        if not (note.exists() and all(map(epath.Path.exists, setting.files(part, out)))):
+        if not (note.exists() and all(file.exists() for file in setting.files(part, out))):
             write_json(note, _draw_chunk(generator, encoder, part, setting, out))
             say(f"{home.name}: {done} of {len(mine)} chunks of {CHUNK} captions drawn")
 
