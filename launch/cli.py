@@ -22,6 +22,7 @@ from typing import Annotated, Any, NoReturn, TypeVar, overload
 import tyro
 
 from cm3jax.config import Experiment
+from cm3jax.config.curriculum import REPLACES
 from cm3jax.errors import UserError, nearest
 from cm3jax.io.paths import require_supported
 from cm3jax.presets import experiment_names, load_experiment
@@ -63,9 +64,23 @@ def parse_experiment_and(
         [("own", Annotated[options, bare]), ("experiment", Annotated[Experiment, bare])],
         frozen=True,
     )
-    default = both(options(), load_experiment(argv[0]))
+    given = {_option(token) for token in argv[1:]}
+    default = both(options(), _in_all_stages(load_experiment(argv[0]), given))
     parsed = parse(both, argv[1:], description, default, f"{_program()} {argv[0]}")
     return parsed.experiment, parsed.own
+
+
+def _in_all_stages(experiment: Experiment, given: set[str]) -> Experiment:
+    """The experiment without the columns of its curriculum that would overrule a given option."""
+    gone: dict[str, Any] = {}
+    for field, column in REPLACES.items():
+        part, _, name = field.replace("_", "-").partition(".")
+        spellings = {f"--{part}.{name}", f"--{part}.no-{name}"}
+        if spellings & given and _option(f"--curriculum.{column}") not in given:
+            gone[column] = ()
+    return dataclasses.replace(
+        experiment, curriculum=dataclasses.replace(experiment.curriculum, **gone)
+    )
 
 
 def show_overview(description: str, words: str = "EXPERIMENT") -> NoReturn:

@@ -131,6 +131,12 @@ _RETRIEVAL = ("documents", "queries")
 _CM3 = ("mean_masks", "no_documents", "wrong_documents", "vary_documents")
 _COLUMNS = ("rate", *_RETRIEVAL, *_CM3)
 """The fields with one value per stage."""
+REPLACES = {
+    "data.mixture": "mixture",
+    **{f"retrieval.{name}": name for name in _RETRIEVAL},
+    **{f"cm3.{name}": name for name in _CM3},
+}
+"""The column that takes the place of a field of the experiment, by the field's dotted name."""
 
 
 def _words(values: tuple[Any, ...]) -> str:

@@ -8,6 +8,7 @@ import pytest
 from cm3jax.config import ONE_STAGE, CurriculumConfig, DataConfig, Experiment
 from cm3jax.errors import UserError
 from cm3jax.io.experiment_json import from_dict, to_dict
+from cm3jax.presets import load_experiment
 from launch.cli import parse_experiment
 from launch.jobs import overrides
 from tests.tiny import experiment
@@ -135,3 +136,26 @@ def test_only_a_decoder_changes_its_rows():
     assert vqgan.curriculum.rate == (1.0, 0.1)
     with pytest.raises(UserError, match="other trainings take only"):
         experiment("", learner="vqgan", curriculum=TWO)
+
+
+@pytest.mark.parametrize(
+    ("words", "column"),
+    [
+        (("--data.mixture", "mine", "1"), "mixture"),
+        (("--retrieval.documents=0",), "documents"),
+        (("--retrieval.queries", "text"), "queries"),
+        (("--cm3.no_documents", "1"), "no_documents"),
+        (("--cm3.wrong-documents", "0"), "wrong_documents"),
+        (("--cm3.no-vary-documents",), "vary_documents"),
+    ],
+)
+def test_an_option_holds_in_all_stages(words, column):
+    """What is said on the command line is not overruled by a stage without a word."""
+    usual = load_experiment("miniature/decoder")
+    found = parse_experiment(["miniature/decoder", *words], "It trains.")
+    assert getattr(usual.curriculum, column)
+    assert found.curriculum == dataclasses.replace(usual.curriculum, **{column: ()})
+    kept = (f"--curriculum.{column}", *map(str, getattr(usual.curriculum, column)))
+    if column != "mixture":  # which must have a weight for each corpus
+        both = parse_experiment(["miniature/decoder", *words, *kept], "It trains.")
+        assert both.curriculum == usual.curriculum
