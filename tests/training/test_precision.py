@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +28,7 @@ def made(kind, **fields):
 
 def traced(tiny, training=True):
     """The loss's gradient as a program."""
-    params = jax.eval_shape(tiny.init, jax.random.key(0))["params"]
+    params = nn.unbox(jax.eval_shape(tiny.init, jax.random.key(0))["params"])
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)
     batch = jax.device_put(next(tiny.streams["train"].batches(Position())).data)
 
