@@ -155,7 +155,7 @@ def test_readme_is_true_on_a_fresh_machine(tmp_path):
             env=kept,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1200,
         )
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-2000:]}{done.stderr}"
         return done.stdout
