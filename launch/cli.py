@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, NoReturn, TypeVar, overload
@@ -70,14 +70,23 @@ def parse_experiment_and(
     return parsed.experiment, parsed.own
 
 
-def _in_all_stages(experiment: Experiment, given: set[str]) -> Experiment:
-    """The experiment without the columns of its curriculum that would overrule a given option."""
-    gone: dict[str, Any] = {}
+def overruled_columns(given: Container[str]) -> list[str]:
+    """The columns of a curriculum that give way to options on the command line.
+
+    `given` holds the names of the options, `--retrieval.documents`, as tyro spells them.
+    """
+    columns = []
     for field, column in REPLACES.items():
         part, _, name = field.replace("_", "-").partition(".")
-        spellings = {f"--{part}.{name}", f"--{part}.no-{name}"}
-        if spellings & given and _option(f"--curriculum.{column}") not in given:
-            gone[column] = ()
+        spelled = f"--{part}.{name}" in given or f"--{part}.no-{name}" in given
+        if spelled and _option(f"--curriculum.{column}") not in given:
+            columns.append(column)
+    return columns
+
+
+def _in_all_stages(experiment: Experiment, given: Container[str]) -> Experiment:
+    """The experiment without the columns of its curriculum that would overrule a given option."""
+    gone: dict[str, Any] = dict.fromkeys(overruled_columns(given), ())
     return dataclasses.replace(
         experiment, curriculum=dataclasses.replace(experiment.curriculum, **gone)
     )

@@ -8,6 +8,7 @@ from cm3jax.config import Experiment
 from cm3jax.errors import UserError
 from cm3jax.presets import load_experiment
 from cm3jax.targets import GPU_SHARE, Target
+from launch.cli import overruled_columns
 
 PORT = 8476
 GRACE = 300
@@ -186,7 +187,7 @@ class Job:
     @property
     def train(self) -> str:
         """The command that trains."""
-        options = overrides(self.experiment, load_experiment(self.experiment.name))
+        options = command_options(self.experiment, load_experiment(self.experiment.name))
         return shlex.join(["python", "-m", "launch.train", self.experiment.name, *options])
 
     @property
@@ -213,6 +214,15 @@ class Job:
                 self.finished,
             ]
         )
+
+
+def command_options(experiment: Experiment, default: Experiment) -> list[str]:
+    """The options by which a command makes `experiment` of the preset `default`."""
+    words = overrides(experiment, default)
+    for column in overruled_columns(words):  # else these options would take the column out
+        if values := getattr(experiment.curriculum, column):
+            words += [f"--curriculum.{column.replace('_', '-')}", *_flat(values)]
+    return words
 
 
 def overrides(experiment: Any, default: Any, prefix: str = "") -> list[str]:

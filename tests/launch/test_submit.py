@@ -220,6 +220,23 @@ def test_options_turn_the_default_into_the_experiment():
     assert jobs.overrides(EXPERIMENT, EXPERIMENT) == []
 
 
+def test_a_job_keeps_the_curriculum_that_the_experiment_has():
+    """An option takes its column out, unless the column is given, too."""
+    usual = presets.load_experiment("miniature/decoder")
+    mine = dataclasses.replace(
+        usual,
+        retrieval=dataclasses.replace(usual.retrieval, documents=1),
+        cm3=dataclasses.replace(usual.cm3, vary_documents=False),
+    )
+    words = jobs.command_options(mine, usual)
+    assert cli.parse_experiment(["miniature/decoder", *words], "") == mine
+    words = ["--retrieval.documents", "1", "--cm3.no-vary-documents"]
+    plain = cli.parse_experiment(["miniature/decoder", *words], "")
+    assert plain.curriculum.documents == plain.curriculum.vary_documents == ()
+    words = jobs.command_options(plain, usual)
+    assert cli.parse_experiment(["miniature/decoder", *words], "") == plain
+
+
 @pytest.fixture
 def supervised(tmp_path):
     """The script of a pod around a training of 3 steps that does `program`."""
