@@ -25,7 +25,7 @@ from cm3jax.errors import UserError
 from cm3jax.io import checksums
 from cm3jax.io.experiment_json import build, from_dict, to_dict
 from cm3jax.io.files import write_atomic
-from cm3jax.tokenizers.text_tokenizer import MODEL_FILE
+from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, read_model
 from cm3jax.training import distributed, ema
 from cm3jax.training.companions import run_folder
 from cm3jax.training.exported_run import (
@@ -316,7 +316,7 @@ def export_run(
     write_run(load_run(run_dir), out_dir, dtype)
     tokenizer = run_folder(run_dir)[0] / MODEL_FILE
     if tokenizer.exists():
-        write_atomic(epath.Path(out_dir) / MODEL_FILE, tokenizer.read_bytes())
+        write_atomic(epath.Path(out_dir) / MODEL_FILE, read_model(tokenizer.parent))
 
 
 def require_same(saved: Mapping[str, str], ours: Mapping[str, str], what: str) -> None:

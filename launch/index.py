@@ -252,7 +252,7 @@ def merge(
     """Add the documents of other banks; documents removed from any of them stay out."""
     _require_folders(pages)
     before = len(Bank.open(experiment.data.bank))
-    larger = merge_banks(experiment.data.bank, paths, pages)
+    larger = merge_banks(experiment.data.bank, experiment.retrieval, paths, pages)
     print(
         f"{larger.path}: {len(larger)} documents, {len(larger) - before} of them new; build its "
         "index and prepare the corpora again."

@@ -46,7 +46,9 @@ class SourceState:
         file = folder / f"{SOURCE}.npy"
         if not file.exists():
             return None
-        table = load_column(file, "the prepared data", f"remove {folder} and prepare it again")
+        table = load_column(
+            file, "the prepared data", f"remove {folder} and prepare it again", _DTYPE
+        )
         return SourceState(table)
 
     @property

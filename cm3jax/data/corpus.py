@@ -44,6 +44,8 @@ from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Float, Int
 
 COLUMNS = ("lengths", "neighbours", "scores")
+_KINDS = ((np.int32, 1), (np.int32, 4), (np.float32, 4))
+"""Their types, and their numbers of axes."""
 _ANSWERS = "answers"
 _FIELDS = {
     **dict.fromkeys(("text_fingerprint", "image_fingerprint", "bank"), str),
@@ -188,11 +190,14 @@ class Corpus:
         self.manifest = manifest
         remedy = _remedy(self.path)
         self.lengths, self.neighbours, self.scores = (
-            load_column(self.path / f"{column}.npy", "the corpus", remedy) for column in COLUMNS
+            load_column(self.path / f"{name}.npy", "the corpus", remedy, dtype, axes=axes)
+            for name, (dtype, axes) in zip(COLUMNS, _KINDS, strict=True)
         )
         self.answers: Int[np.ndarray, "M 3"] | None = None
         if f"{_ANSWERS}.npy" in manifest["files"]:
-            self.answers = load_column(self.path / f"{_ANSWERS}.npy", "the corpus", remedy)
+            self.answers = load_column(
+                self.path / f"{_ANSWERS}.npy", "the corpus", remedy, np.int32, axes=2
+            )
         self._records = Records(self.path, manifest["shards"], remedy)
         columns = (self.lengths, self.neighbours, self.scores)
         if any(len(column) != len(self._records) for column in columns):

@@ -47,7 +47,7 @@ from cm3jax.retrieval.duplicates import save_duplicates
 from cm3jax.retrieval.index import Ask, keep_index, training_index
 from cm3jax.retrieval.milvus import forget
 from cm3jax.retrieval.removed import Removed
-from cm3jax.retrieval.takedown import merge, remove, require_there
+from cm3jax.retrieval.takedown import merge, remove, require_alike, require_there
 
 SPLITS = ("train", "validation")
 
@@ -283,6 +283,7 @@ def remove_documents(
 
 def merge_banks(
     path: str,
+    config: RetrievalConfig,
     others: Sequence[str],
     folders: Sequence[epath.PathLike] = (),
     report: Report = print,
@@ -295,6 +296,9 @@ def merge_banks(
     with hold(path, "merging banks into it"):
         bank = Bank.open(path)
         banks = [bank, *(Bank.open(path) for path in others)]
+        require_alike(banks)
+        if config.index == "milvus":
+            forget(bank.vectors, config.milvus)  # what was removed from another one may be in it
         return merge(bank.path, banks, bank.manifest.get("made_from", ""), folders, report)
 
 

@@ -13,7 +13,7 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate import caption_scores, vqa
 from cm3jax.evaluate.protocol import NOT_KNOWN, PromptSet, Protocol, Score, foreign_stamp
 from cm3jax.io.files import read_json
-from cm3jax.io.texts import brief, shorten
+from cm3jax.io.texts import brief, read_regular, shorten
 
 _RESAMPLES = 1000
 
@@ -141,6 +141,6 @@ def _stamp(
 ) -> Protocol:
     """The protocol of a file's answers: nobody knows how they were made, and the stamp says so."""
     name = epath.Path(annotations).name
-    content = (epath.Path(annotations).read_bytes(), *map(str, answers))
+    content = (read_regular(annotations, None), *map(str, answers))
     prompts = PromptSet.of(f"{len(answers)} of {name}", name, content)
     return foreign_stamp(prompts, reader, f"{NOT_KNOWN}; answers of {epath.Path(made).name}")

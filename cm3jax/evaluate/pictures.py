@@ -109,7 +109,7 @@ class Features:
         row = 0
         for number, files in enumerate(chunks(self.files)):
             path = self._path(number, files)
-            part = load_column(path, "the evaluation", f"remove {path}")
+            part = load_column(path, "the evaluation", f"remove {path}", np.float32, axes=2)
             if part.shape != (len(files), self.extractor.width):
                 raise UserError(f"{path} is damaged (it has the shape {part.shape}); remove it.")
             out[row : row + len(files)] = part

@@ -40,7 +40,7 @@ from cm3jax.model import lora
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Int
 from cm3jax.tokenizers import huggingface
-from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, TextTokenizer
+from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, TextTokenizer, read_model
 from cm3jax.training.exported_run import LoadedRun, write_export
 
 _VQ = "model.vqmodel."
@@ -263,7 +263,7 @@ def export(run_dir: epath.PathLike, out: Path) -> int:
         write_json(
             folder / processors.FILE, processors.chameleon(images.experiment.vqgan.image_size)
         )
-        _write_tokenizer(folder, (text_dir / MODEL_FILE).read_bytes(), notes, experiment.vocab)
+        _write_tokenizer(folder, read_model(text_dir), notes, experiment.vocab)
     return len(outputs)
 
 
@@ -288,7 +288,7 @@ def _notes(text_dir: epath.Path, run: LoadedRun) -> dict[str, Any]:
         fields = {"config": dict[str, Any], "ids": list[int], "keys": dict[str, list[Any]]}
         remedy = "import the folder again"
         return read_fields(text_dir / NOTES_FILE, fields, "the notes of the import", remedy)
-    if (text_dir / MODEL_FILE).read_bytes().startswith(b"{"):
+    if read_model(text_dir).startswith(b"{"):
         raise UserError(
             f"{text_dir} holds an imported text tokenizer and no {NOTES_FILE}, which says where "
             "its ids lie in the other format; give the folder as it was imported."

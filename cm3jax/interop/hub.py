@@ -20,8 +20,9 @@ from cm3jax.errors import UserError
 from cm3jax.interop.hf_chameleon import NOTES_FILE
 from cm3jax.io.experiment_json import read_experiment, save_experiment
 from cm3jax.io.files import write_atomic
+from cm3jax.io.texts import read_regular
 from cm3jax.learners.parts import encoder_folder, image_folder, text_folder
-from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, TextTokenizer
+from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, TextTokenizer, read_model
 from cm3jax.training.exported_run import PARAMS_FILE, LoadedRun, write_run
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -53,7 +54,7 @@ def write_whole_run(run_dir: epath.PathLike, out: Path) -> LoadedRun:
     if run.experiment.retrieval.encoder:
         encoder = encoder_folder(run_dir, run)
         _write(load_run(encoder), out / "clip")
-        write_atomic(out / "clip" / MODEL_FILE, (encoder / MODEL_FILE).read_bytes())
+        write_atomic(out / "clip" / MODEL_FILE, read_model(encoder))
     return run
 
 
@@ -62,12 +63,12 @@ def _write(run: LoadedRun, out: Path) -> None:
 
 
 def _copy_text(folder: epath.Path, out: Path) -> None:
-    write_atomic(out / MODEL_FILE, (folder / MODEL_FILE).read_bytes())
+    write_atomic(out / MODEL_FILE, read_model(folder))
     if (folder / "config.json").exists():
         experiment = _without_paths(read_experiment(folder / "config.json"))
         save_experiment(out / "config.json", experiment)
     if (folder / NOTES_FILE).exists():
-        write_atomic(out / NOTES_FILE, (folder / NOTES_FILE).read_bytes())
+        write_atomic(out / NOTES_FILE, read_regular(folder / NOTES_FILE))
 
 
 def _without_paths(experiment: Experiment) -> Experiment:

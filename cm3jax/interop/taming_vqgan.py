@@ -20,6 +20,7 @@ from cm3jax.interop.layout import Key, Kind, Place, imported, match
 from cm3jax.interop.state_dicts import read_state_dict
 from cm3jax.io import safetensors_file
 from cm3jax.io.experiment_json import build
+from cm3jax.io.texts import read_regular
 from cm3jax.tokenizers.vqgan_model import VQGAN
 from cm3jax.training.exported_run import LoadedRun, write_export
 
@@ -190,7 +191,7 @@ def read_vqgan(
 def _settings(path: Path) -> dict[str, Any]:
     """HF's `vq_config` of its own JSON, of a model's, or of taming's YAML."""
     try:
-        values = yaml.safe_load(path.read_text())  # reads JSON too, and makes plain values only
+        values = yaml.safe_load(read_regular(path))  # reads JSON too, and makes plain values only
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(
             f"the config {path} can't be read ({type(error).__name__}); give the VQGAN's YAML or "

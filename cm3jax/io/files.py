@@ -117,6 +117,22 @@ def read_arrays(path: epath.PathLike, *names: str) -> dict[str, np.ndarray]:
         raise ValueError(type(error).__name__) from None
 
 
+def map_array(path: epath.PathLike) -> np.ndarray:
+    """The array of a `.npy` file, mapped into memory.
+
+    Raises `ValueError`, which names the kind of error, if it is missing, is none, or is not as long
+    as it says: a damaged header makes its readers raise whatever its bytes lead them to.
+    """
+    try:
+        require_regular(path)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:
+        raise ValueError(type(error).__name__) from None
+    if array.offset + array.nbytes != os.stat(path).st_size:
+        raise ValueError("another length than it says")
+    return array
+
+
 def read_json(path: epath.PathLike, what: str) -> Any:
     """Read a JSON file. `what` names it in the error, e.g. "the corpus manifest"."""
     path = epath.Path(path)

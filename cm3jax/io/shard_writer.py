@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.io.array_records import write_records
 from cm3jax.io.checksums import file_entry
-from cm3jax.io.files import digest, naming, write_json
+from cm3jax.io.files import digest, map_array, naming, write_json
 from cm3jax.io.folders import Recognised, delete, hold, require_ours, scratch, swap
 from cm3jax.io.typed_json import fits, read_fields
 
@@ -34,7 +35,10 @@ STATE = "source_state"
 """What a manifest calls the hash of the raw records that the whole is made from."""
 _FILES = dict[str, Any]
 _WHOLE = {"files": _FILES, "records": int}
-_SHARD = {"name": str, "records": int, "file": dict[str, Any]}
+_SHARD = {
+    **{"name": str, "records": int, "file": dict[str, Any]},
+    "columns": dict[str, int] | None,
+}
 """What a manifest and a shard's notes hold for certain."""
 _WHILE_MADE = re.compile(
     r"documents-\d{5,}\.array_record|shard-\d{5,}\.json|"
@@ -88,19 +92,30 @@ def read_manifest(
     known = {"files": dict[str, dict[str, Any]], **fields}
     manifest = read_fields(folder / MANIFEST, known, what, remedy)
     for name, file in manifest["files"].items():
-        size = (folder / name).stat().length if (folder / name).exists() else None
+        size = _size(folder / name)
         if size != file.get("bytes"):
             found = "is missing" if size is None else f"has {size} of {file.get('bytes')} bytes"
             raise UserError(f"{what}'s file {folder / name} {found}; {remedy}.")
     return manifest
 
 
-def load_column(path: epath.Path, what: str, remedy: str) -> np.ndarray:
-    """A column, mapped into memory; `UserError` if it is damaged."""
+def _size(path: epath.Path) -> int | None:
+    """Bytes of a file; None where there is none."""
+    return path.stat().length if path.exists() else None
+
+
+def load_column(
+    path: epath.Path, what: str, remedy: str, *dtypes: npt.DTypeLike, axes: int = 1
+) -> np.ndarray:
+    """A column of one of some types, with this many axes, mapped into memory; `UserError` if it is
+    damaged."""
     try:
-        return np.load(path, mmap_mode="r")
-    except (ValueError, EOFError, OSError) as error:
+        column = map_array(path)
+        if column.dtype not in map(np.dtype, dtypes) or column.ndim != axes:
+            raise ValueError(f"it holds {column.dtype} of {column.ndim} axes")
+    except ValueError as error:
         raise UserError(f"{what}'s file {path} is damaged ({error}); {remedy}.") from None
+    return column
 
 
 class ShardWriter:
@@ -166,7 +181,10 @@ class ShardWriter:
         except UserError:  # what is damaged is made again
             return False
         made = notes.get("made_from"), notes.get("state")
-        return made == (self.made_from, self._state(number))
+        # Earlier versions did not note the columns.
+        sizes = {notes["name"]: notes["file"].get("bytes"), **notes.get("columns", {})}
+        whole = all(_size(self.parts / name) == size for name, size in sizes.items())
+        return whole and made == (self.made_from, self._state(number))
 
     def outdated(self, column: str) -> list[tuple[int, np.ndarray]]:
         """The shards that were written by these settings of raw records that have changed since,
@@ -177,8 +195,8 @@ class ShardWriter:
                 notes = self._read_notes(number)
                 ours = notes.get("made_from") == self.made_from
                 if ours and notes.get("state") not in ("", self._state(number)):
-                    found.append((number, np.load(self._column(column, number))))
-            except (UserError, OSError, ValueError, EOFError):  # not there, or damaged
+                    found.append((number, np.array(map_array(self._column(column, number)))))
+            except ValueError:  # not there, or damaged
                 continue
         return found
 
@@ -201,15 +219,17 @@ class ShardWriter:
         half = self.parts / f".{name}.{os.getpid()}.part"
         write_records(half, records)
         half.replace(self.parts / name)
+        sizes = {}
         for column, values in columns.items():
             with naming(self._column(column, number)):
                 # Not into the file itself: there numpy makes a TypeError of Ctrl-C.
                 buffer = io.BytesIO()
                 np.save(buffer, values)
+                sizes[self._column(column, number).name] = len(buffer.getbuffer())
                 self._column(column, number).write_bytes(buffer.getbuffer())
         rows = len(next(iter(columns.values())))
         facts = {"name": name, "records": rows, "file": file_entry(self.parts / name)}
-        facts |= {"made_from": self.made_from, "state": self._state(number)}
+        facts |= {"made_from": self.made_from, "state": self._state(number), "columns": sizes}
         write_json(self._notes(number), {**notes, **facts})
 
     def records(self, shards: int) -> int:

@@ -14,7 +14,7 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.io.experiment_json import read_experiment
-from cm3jax.io.files import write_atomic
+from cm3jax.io.files import read_log, write_atomic
 from cm3jax.report.html import Html, Points, curves, facts, page, png, table, tag
 from cm3jax.shapes import UInt8
 from cm3jax.training import metrics
@@ -62,7 +62,7 @@ def draw_report(run_dir: epath.PathLike, step: int, drawn: Sequence[Illustration
 def is_reported(run_dir: epath.PathLike, step: int) -> bool:
     """Whether the report is that of a step of training, or a later one."""
     path = epath.Path(run_dir) / "report.html"
-    found = re.search(rb'<main data-step="(\d+)"', path.read_bytes() if path.exists() else b"")
+    found = re.search(rb'<main data-step="(\d+)"', read_log(path))
     return found is not None and int(found[1]) >= step
 
 

@@ -25,6 +25,8 @@ from cm3jax.io.checksums import file_entry
 from cm3jax.io.folders import hold, read_whole
 from cm3jax.io.shard_writer import STATE, load_column, read_manifest
 from cm3jax.retrieval.bank_files import (
+    COLUMNS,
+    EARLIER_COLUMNS,
     BankDocument,
     bank_files,
     content_hash,
@@ -54,9 +56,11 @@ class Bank:
         self.fingerprint: str = manifest["fingerprint"]
         self._records = Records(self.path, manifest["shards"], _REMEDY)
         self._records.open()  # so that a bank that is replaced can be read on
-        self._columns = load_column(self.path / "columns.npy", "the bank", _REMEDY)
+        self._columns = load_column(
+            self.path / "columns.npy", "the bank", _REMEDY, COLUMNS, EARLIER_COLUMNS
+        )
         self.vectors: Float[np.ndarray, "M E"] = load_column(
-            self.path / "vectors.npy", "the bank", _REMEDY
+            self.path / "vectors.npy", "the bank", _REMEDY, np.float32, axes=2
         )
         if not len(self._records) == len(self._columns) == len(self.vectors):
             raise UserError(f"the files of the bank {path} are of different lengths; {_REMEDY}.")
@@ -179,7 +183,7 @@ class Bank:
         """Hashes of all pictures in ascending order, uint64, and whose they are."""
         if "pictures.npy" not in self.manifest["files"]:
             return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-        hashes = load_column(self.path / "pictures.npy", "the bank", _REMEDY)
+        hashes = load_column(self.path / "pictures.npy", "the bank", _REMEDY, np.uint64)
         order = np.argsort(hashes, kind="stable")
         return hashes[order], np.repeat(np.arange(len(self)), self._columns["pictures"])[order]
 

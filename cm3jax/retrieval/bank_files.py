@@ -24,6 +24,8 @@ COLUMNS = np.dtype(
         *(("key", "<u8"), ("content", "<u8"), ("pictures", "<i4")),
     ]
 )
+EARLIER_COLUMNS = np.dtype(COLUMNS.descr[:-1])
+"""Those of earlier versions, which did not count pictures."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -83,6 +83,18 @@ def _marks(bank: Bank, removed: Removed) -> tuple[str, ...]:
     return tuple(mark_of(name) for d in gone for name in (d, before_merging(d)))
 
 
+def require_alike(banks: Sequence[Bank]) -> None:
+    """Raise `UserError` for banks that cannot be merged: of different encoders or vocabularies."""
+    first = banks[0].manifest
+    for bank in banks[1:]:
+        for what in ("encoder", "vocab"):
+            if bank.manifest[what] != first[what]:
+                raise UserError(
+                    f"the bank {bank.path} was made with {what} {bank.manifest[what]}, but "
+                    f"{banks[0].path} with {first[what]}; only banks of one {what} can be merged."
+                )
+
+
 def merge(
     path: epath.PathLike,
     banks: Sequence[Bank],
@@ -98,14 +110,7 @@ def merge(
     gets its content's hash behind it, the same whenever it is merged. Raises `UserError` for banks
     of different encoders or vocabularies, and at the end for pages that cannot be written.
     """
-    first = banks[0].manifest
-    for bank in banks[1:]:
-        for what in ("encoder", "vocab"):
-            if bank.manifest[what] != first[what]:
-                raise UserError(
-                    f"the bank {bank.path} was made with {what} {bank.manifest[what]}, but "
-                    f"{banks[0].path} with {first[what]}; only banks of one {what} can be merged."
-                )
+    require_alike(banks)
     with hold(path, "merging banks into it"):
         known = Removed.of(path)
         removed = functools.reduce(operator.or_, (Removed.of(b.path) for b in banks), known)

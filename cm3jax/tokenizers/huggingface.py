@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3jax.errors import UserError
+from cm3jax.io.texts import decode_text, read_regular
 
 
 def pack_tokenizer(tokenizer_json: str, ids: Sequence[int]) -> bytes:
@@ -25,8 +26,8 @@ def read_tokenizer(folder: Path, ids: Sequence[int]) -> bytes:
     path = folder / "tokenizer.json"
     if path.exists():
         try:
-            return pack_tokenizer(path.read_text(encoding="utf-8"), ids)
-        except (OSError, UnicodeDecodeError):
+            return pack_tokenizer(decode_text(read_regular(path, None)), ids)
+        except (OSError, ValueError):
             raise UserError(f"{path} can't be read as UTF-8; get it again.") from None
     try:
         from transformers import AutoTokenizer

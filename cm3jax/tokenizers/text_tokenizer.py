@@ -16,7 +16,7 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest, write_atomic
-from cm3jax.io.texts import brief
+from cm3jax.io.texts import brief, read_regular
 from cm3jax.tokenizers.huggingface import HuggingFaceModel
 
 MODEL_FILE = "text.model"
@@ -33,6 +33,22 @@ _ESCAPED = re.compile("\ue000[01]")
 _RESERVED = re.compile("[\u2585\0]")
 _LONGEST = 4192
 """Bytes of the longest text that SentencePiece learns from by default."""
+
+
+def read_model(directory: epath.PathLike) -> bytes:
+    """The content of `text.model` of a run; `UserError` if it is missing or no file."""
+    path = epath.Path(directory) / MODEL_FILE
+    try:
+        return read_regular(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"no text tokenizer: {path} does not exist; train one with a text_tokenizer "
+            "experiment, or correct tokenizers.text."
+        ) from None
+    except ValueError as error:
+        raise UserError(
+            f"{path} would be a text tokenizer, but {error}; train one, or correct tokenizers.text."
+        ) from None
 
 
 class TextTokenizer:
@@ -71,17 +87,12 @@ class TextTokenizer:
     @classmethod
     def load(cls, directory: epath.PathLike) -> "TextTokenizer":
         """Read `text.model` of a run; `UserError` if it is missing or damaged."""
-        path = epath.Path(directory) / MODEL_FILE
         try:
-            return cls(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(
-                f"no text tokenizer: {path} does not exist; train one with a text_tokenizer "
-                "experiment, or correct tokenizers.text."
-            ) from None
+            return cls(read_model(directory))
         except RuntimeError:
             raise UserError(
-                f"{path} is damaged or not a SentencePiece model; train the text tokenizer again."
+                f"{epath.Path(directory) / MODEL_FILE} is damaged or not a SentencePiece model; "
+                "train the text tokenizer again."
             ) from None
 
     def save(self, directory: epath.PathLike) -> None:

@@ -20,7 +20,7 @@ import rich.progress
 from etils import epath
 
 import cm3jax
-from cm3jax.io.files import naming, read_json_lines, write_atomic
+from cm3jax.io.files import naming, read_json_lines, read_log, write_atomic
 from cm3jax.training.hardware import a100_hours, peak_flops
 
 _log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def _set_aside(path: epath.Path, damaged: Sequence[bytes]) -> None:
     """Keep a log's damaged lines in a file of their own, and warn: no sound run stops for them."""
     if damaged:
         aside = path.parent / f"damaged-{path.name}"
-        before = aside.read_bytes() if aside.exists() else b""
+        before = read_log(aside)
         write_atomic(aside, before + b"".join(line.rstrip(b"\n") + b"\n" for line in damaged))
         _log.warning(
             "%s had %d damaged lines, which are now in %s; the run goes on without them.",

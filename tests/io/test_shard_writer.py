@@ -128,3 +128,24 @@ def test_a_stranger_s_file_among_the_parts_stays(tmp_path):
     write(writer, 0)
     finish(writer, 1)
     assert (tmp_path / "a" / "thesis-00000.npy").read_text() == "words"
+
+
+@pytest.mark.parametrize("name", ["lengths-00001.npy", "documents-00001.array_record"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "a folder"])
+def test_a_shard_that_lacks_a_file_is_made_again(tmp_path, name, damage):
+    writer = ShardWriter(tmp_path / "a", "this")
+    for number in range(2):
+        write(writer, number)
+    path = writer.parts / name
+    whole = path.read_bytes()
+    path.unlink()
+    if damage == "truncated":
+        path.write_bytes(whole[:-4])
+    elif damage == "a folder":
+        path.mkdir()
+    assert [writer.has(number) for number in range(2)] == [True, False]
+    if damage == "a folder":
+        path.rmdir()
+    write(writer, 1)
+    finish(writer, 2)
+    assert np.load(tmp_path / "a" / "lengths.npy")[5, 0] == 100

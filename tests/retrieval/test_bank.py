@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import json
+import random
 import resource
 
 import numpy as np
@@ -108,6 +109,33 @@ def test_a_column_with_other_bytes_is_named(bank, name, content):
     (bank.path / name).write_bytes(content + whole[len(content) :])
     with pytest.raises(UserError, match=f"{name} is damaged"):
         Bank.open(bank.path)
+
+
+@pytest.mark.parametrize("name", ["columns.npy", "vectors.npy", "pictures.npy"])
+def test_a_column_with_another_byte_in_its_header_is_a_sentence_or_reads_as_it_was(bank, name):
+    path = bank.path / name
+    whole, refused = path.read_bytes(), []
+    wanted = [array.tobytes() for array in everything(bank)]
+    draw = random.Random(name)
+    for _ in range(60):
+        content = bytearray(whole)
+        content[draw.randrange(128)] = draw.randrange(32, 127)
+        path.write_bytes(content)
+        try:
+            found = [array.tobytes() for array in everything(Bank.open(bank.path))]
+        except UserError as error:
+            refused.append(str(error))
+        else:
+            assert found == wanted
+    assert len(refused) > 20
+    assert all(f"{name} is damaged" in sentence for sentence in refused)
+
+
+def everything(bank):
+    """All that is read of columns."""
+    hashes = [*bank.key_hashes.tolist(), *bank.content.tolist()]
+    shown = bank.showing([f"{hash_:016x}" for hash_ in hashes])
+    return [np.array(bank.vectors), bank.key_hashes, bank.content, bank.lengths, shown]
 
 
 @pytest.mark.parametrize(

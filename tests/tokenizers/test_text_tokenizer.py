@@ -1,5 +1,7 @@
 """SentencePiece through the real library: nothing lost, nothing unknown, nothing controlled."""
 
+import os
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -117,6 +119,14 @@ def test_missing_and_damaged_files(tokenizer, tmp_path):
         (tmp_path / MODEL_FILE).write_bytes(content)
         with pytest.raises(UserError, match="damaged"):
             TextTokenizer.load(tmp_path)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_a_folder_in_its_place_is_one_sentence(tmp_path, make):
+    make(tmp_path / MODEL_FILE)
+    with pytest.raises(UserError, match=r"text\.model would be a text tokenizer, but it is a"):
+        TextTokenizer.load(tmp_path)
 
 
 NEW = "zyxophon quarbit wumbledor plinketty"
