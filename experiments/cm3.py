@@ -9,7 +9,8 @@ steps for one pass over the pairs.
 import dataclasses
 
 from cm3jax.config import CM3Config, Experiment, RetrievalConfig
-from cm3jax.experiments import ra_cm3
+
+from . import ra_cm3
 
 
 def get_config() -> Experiment:

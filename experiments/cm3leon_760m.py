@@ -6,7 +6,8 @@ python -m launch.train cm3leon_760m --data.corpus PATH --data.bank PATH
 import dataclasses
 
 from cm3jax.config import Experiment
-from cm3jax.experiments import cm3leon_350m
+
+from . import cm3leon_350m
 
 
 def get_config() -> Experiment:

@@ -9,7 +9,8 @@ them over all devices.
 import dataclasses
 
 from cm3jax.config import Experiment, MeshConfig
-from cm3jax.experiments import cm3leon_350m
+
+from . import cm3leon_350m
 
 
 def get_config() -> Experiment:

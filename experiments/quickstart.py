@@ -8,7 +8,8 @@ report says what came of it.
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.miniature.base import base
+
+from .miniature.base import base
 
 _HOME = "quickstart"
 

@@ -11,7 +11,8 @@ the pairs with one document each.
 import dataclasses
 
 from cm3jax.config import CM3Config, Experiment, MeshConfig, OptimConfig, RetrievalConfig
-from cm3jax.experiments import cm3leon_350m
+
+from . import cm3leon_350m
 
 
 def get_config() -> Experiment:

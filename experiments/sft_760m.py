@@ -7,8 +7,9 @@ As `sft_7b`, from a smaller model.
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments import cm3leon_760m
-from cm3jax.experiments.sft_7b import tuned
+
+from . import cm3leon_760m
+from .sft_7b import tuned
 
 
 def get_config() -> Experiment:

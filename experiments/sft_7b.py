@@ -11,7 +11,8 @@ What is not here: its 300,000 pictures with words, for which no data set is name
 import dataclasses
 
 from cm3jax.config import Experiment
-from cm3jax.experiments import cm3leon_7b
+
+from . import cm3leon_7b
 
 _DATA_SETS = (
     *("instruct_pix2pix", "coco_boxes", "open_images_boxes", "objects365_boxes"),

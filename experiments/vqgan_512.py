@@ -9,7 +9,8 @@ since the paper does not say its own. Never run.
 import dataclasses
 
 from cm3jax.config import Experiment, VQGANConfig
-from cm3jax.experiments import vqgan_256
+
+from . import vqgan_256
 
 
 def get_config() -> Experiment:

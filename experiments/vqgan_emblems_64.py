@@ -11,7 +11,8 @@ stopped by SIGTERM at 3,093, it goes on with the same losses to the bit.
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.miniature.base import base
+
+from .miniature.base import base
 
 
 def get_config() -> Experiment:

@@ -23,14 +23,14 @@ from cm3jax.config import Experiment, MeshConfig
 from cm3jax.data.prepare import is_prepared, prepare
 from cm3jax.data.sources import open_source
 from cm3jax.errors import UserError
-from cm3jax.experiments.chain import SMALL, Choices
-from cm3jax.experiments.folder.base import chain
 from cm3jax.io.files import read_json, write_json
 from cm3jax.io.folders import hold
 from cm3jax.io.typed_json import read_fields
 from cm3jax.training.best import best_validation, checkpoint_of
 from cm3jax.training.hardware import in_words as this_machine
 from cm3jax.training.metrics import read_metrics
+from experiments.chain import SMALL, Choices
+from experiments.folder.base import chain
 from launch import estimates, heldout
 from launch.chain_report import write_chain_report
 from launch.cli import parse

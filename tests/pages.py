@@ -9,9 +9,10 @@ _VOID = {"img", "meta", "link", "br"}
 class _Checker(html.parser.HTMLParser):
     def __init__(self, folder: Path | None):
         super().__init__()
-        self.open = []
+        self.open: list[str] = []
         self.folder = folder
-        self.ids, self.places = set(), set()
+        self.ids: set[str | None] = set()
+        self.places: set[str] = set()
 
     def handle_starttag(self, name, attributes):
         if name not in _VOID:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +26,9 @@ from cm3jax.sequence.vocab import Vocab
 VOCAB = Vocab(VocabConfig(specials=32, image_codes=64, text_pieces=32, sentinels=17, grid=2))
 
 
-def experiment(workdir: str, **fields) -> Experiment:
+def experiment(workdir: str, **fields: Any) -> Experiment:
     """A tiny experiment; `fields` replace those of `Experiment`."""
-    defaults = {
+    defaults: dict[str, Any] = {
         "name": "tiny",
         "workdir": str(workdir),
         "vocab": VOCAB.config,

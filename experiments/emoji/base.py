@@ -3,8 +3,9 @@
 from typing import Any
 
 from cm3jax.config import CM3Config, DecodeConfig, Experiment
-from cm3jax.experiments.chain import Choices, chain_base
-from cm3jax.experiments.delta import with_delta
+
+from ..chain import Choices, chain_base
+from ..delta import with_delta
 
 _HOME = "emoji"
 _CHOICES = Choices(side=64, codes=256, codebook=1024, pieces=1024, width=128, context=928)

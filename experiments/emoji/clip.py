@@ -7,7 +7,8 @@ copies codes, and finds them only in a document of its own style and size.
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.emoji.base import base
+
+from .base import base
 
 
 def get_config() -> Experiment:

@@ -13,7 +13,8 @@ names that training never showed:
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.emoji.base import base
+
+from .base import base
 
 
 def get_config() -> Experiment:

@@ -10,7 +10,8 @@ seconds.
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.emoji.base import base
+
+from .base import base
 
 
 def get_config() -> Experiment:

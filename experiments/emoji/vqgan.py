@@ -6,7 +6,8 @@ Needs the archives that `emoji/text` names.
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.emoji.base import base
+
+from .base import base
 
 
 def get_config() -> Experiment:

@@ -1,8 +1,9 @@
 """The members of the chain for a user's own folder, all from the same choices."""
 
 from cm3jax.config import CM3Config, DecodeConfig, Experiment, VQGANConfig
-from cm3jax.experiments.chain import SMALL, Choices, chain_base
-from cm3jax.experiments.delta import with_delta
+
+from ..chain import SMALL, Choices, chain_base
+from ..delta import with_delta
 
 _SOURCE = "pictures"
 

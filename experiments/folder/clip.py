@@ -7,7 +7,8 @@ Needs the run `folder/text`. Records without `subjects` are partners by their ca
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.folder.base import chain
+
+from .base import chain
 
 
 def get_config() -> Experiment:

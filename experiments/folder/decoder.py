@@ -8,7 +8,8 @@ of codes all members change together: `python -m launch.chain DIR --side 256`.
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.folder.base import chain
+
+from .base import chain
 
 
 def get_config() -> Experiment:

@@ -6,7 +6,8 @@ Seconds. `launch.chain DIR` trains this and all that follows.
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.folder.base import chain
+
+from .base import chain
 
 
 def get_config() -> Experiment:

@@ -6,7 +6,8 @@ On emoji, 2,500 steps of 16 took 13 minutes on two AMD cores and gave a PSNR of 
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.folder.base import chain
+
+from .base import chain
 
 
 def get_config() -> Experiment:

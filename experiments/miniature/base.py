@@ -3,8 +3,9 @@
 from typing import Any
 
 from cm3jax.config import CM3Config, DecodeConfig, Experiment
-from cm3jax.experiments.chain import Choices, chain_base
-from cm3jax.experiments.delta import with_delta
+
+from ..chain import Choices, chain_base
+from ..delta import with_delta
 
 _CHOICES = Choices(side=32, codes=16, codebook=1024, pieces=512, width=128, context=256)
 

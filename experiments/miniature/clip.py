@@ -8,7 +8,8 @@ find a picture of it among the two best of 51,000 documents.
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.miniature.base import SHIPPED, base
+
+from .base import SHIPPED, base
 
 
 def get_config() -> Experiment:

@@ -43,7 +43,8 @@ docs/evaluation.md says what it can do. Generation shows two documents of one em
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.miniature.base import SHIPPED, base
+
+from .base import SHIPPED, base
 
 
 def get_config() -> Experiment:

@@ -19,7 +19,8 @@ as it is now, with `--optim.peak-lr 2.5e-3`.
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.miniature.base import SHIPPED, base
+
+from .base import SHIPPED, base
 
 _TASKS = (
     *("words", "editing", "segmentation", "edges", "depth", "grounded"),

@@ -7,7 +7,8 @@ are one piece, made-up names are their syllables; a caption has 20 pieces on ave
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.miniature.base import base
+
+from .base import base
 
 
 def get_config() -> Experiment:

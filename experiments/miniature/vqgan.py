@@ -7,7 +7,8 @@ prompts exactly from its reconstruction.
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.miniature.base import base
+
+from .base import base
 
 
 def get_config() -> Experiment:

@@ -1,6 +1,7 @@
 """Small corpora and banks written by the real writers, from random documents."""
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 
@@ -26,6 +27,7 @@ VOCAB = Vocab(
 
 
 def experiment(path, **data) -> Experiment:
+    defaults = DataConfig(corpus=f"{path}/corpus", bank=f"{path}/bank", batch=8)
     return Experiment(
         name="tiny",
         vocab=VOCAB.config,
@@ -33,7 +35,7 @@ def experiment(path, **data) -> Experiment:
         model=DecoderConfig(layers=1, width=8, heads=1, head_width=8, ffn=8, context=64),
         retrieval=RetrievalConfig(documents=2),
         cm3=CM3Config(retrieved_weight=0.5),
-        data=DataConfig(**{"corpus": f"{path}/corpus", "bank": f"{path}/bank", "batch": 8} | data),
+        data=dataclasses.replace(defaults, **data),
     )
 
 
@@ -98,6 +100,8 @@ def facts(bank: Bank) -> dict:
     }
 
 
-def corpus_stream(config: Experiment, split: str) -> CorpusStream | NoRecords:
+def corpus_stream(
+    config: Experiment, split: Literal["train", "validation"]
+) -> CorpusStream | NoRecords:
     """The stream that a decoder of this experiment trains or is validated on."""
     return CorpusStream.open(config.data, config.vocab, RowsConfig.of(config), split)

@@ -40,9 +40,9 @@ def start(path: Path, out: Path, shard: int, *options: str) -> subprocess.Popen:
 
 
 def disturb(path: Path, out: Path, shard: int, kills: int, shards: int, seed: int = 0) -> list[int]:
-    """Prepare what `preparation.write` made, of about so many shards, and kill the process so many
-    times; the shards that each life made."""
-    draw, stood = random.Random(seed), []
+    """Prepare what `preparation.write` made, about `shards` shards, and kill the process `kills`
+    times. Returns how many shards each life made."""
+    draw, stood = random.Random(seed), list[int]()
     for place in CANARIES:
         (out / place).parent.mkdir(parents=True, exist_ok=True)
         (out / place).write_text(place)
@@ -51,6 +51,7 @@ def disturb(path: Path, out: Path, shard: int, kills: int, shards: int, seed: in
         left, later = shards - sum(stood), kills - life
         # As many shards are left to each life, on average, as this one may make, and two at least.
         target = draw.randint(1, max(1, min(2 * left // (later + 1), left - 2 * later)))
+        assert process.stdout
         for line in process.stdout:
             seen += "shards, about" in line
             if seen >= target and life < kills:
@@ -97,6 +98,7 @@ def main() -> None:
         print(f"{given.records} records in {time.perf_counter() - begun:.0f} s", flush=True)
         begun = time.perf_counter()
         whole = start(path, path / "whole", given.shard)
+        assert whole.stdout
         shards = sum("shards, about" in line for line in whole.stdout)
         assert whole.wait() == 0
         print(f"{shards} shards in {time.perf_counter() - begun:.0f} s", flush=True)

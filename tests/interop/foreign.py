@@ -46,10 +46,7 @@ def state(name: str, seed: int = 0) -> dict[str, np.ndarray]:
 
 def in_memory(weights: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """Tensors as a file would give them."""
-    return {
-        key: Tensor("F32", value.shape, lambda index, value=value: value[index])
-        for key, value in weights.items()
-    }
+    return {key: Tensor("F32", value.shape, value.__getitem__) for key, value in weights.items()}
 
 
 def read(place: Place, weights: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -76,7 +73,7 @@ def write_chameleon(folder: Path, name: str, dtype: str = "float32", shards: int
     case = cases.CASES[name]
     weights = state(f"chameleon-{name}", case.seed)
     weights = {key: value.astype(TYPES[dtype]) for key, value in weights.items()}
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(shards):
         part = dict(list(weights.items())[number::shards])
         file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"

@@ -58,7 +58,9 @@ class Routes(BaseHTTPRequestHandler):
             front = yaml.safe_load(json.loads(body)["content"].split("---")[1])
             faults = [] if front.get("library_name") else [{"message": "no library_name"}]
             return self._answer(200, {"errors": faults, "warnings": []})
-        name, action = re.fullmatch(r"/api/models/(.+/.+)/(.+)/main", self.path).groups()
+        asked = re.fullmatch(r"/api/models/(.+/.+)/(.+)/main", self.path)
+        assert asked, self.path
+        name, action = asked.groups()
         if action == "preupload":
             modes = [
                 {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
@@ -106,6 +108,7 @@ class Routes(BaseHTTPRequestHandler):
                 for one, content in sorted(files.items())
             ]
             return self._answer(200, tree)
+        assert file
         if file[3] not in files:
             return self._answer(404, {"error": "no file"}, {"X-Error-Code": "EntryNotFound"})
         content = files[file[3]]

@@ -70,6 +70,7 @@ class Watch:
         if seconds is not None:
             process.join(seconds)
             if process.exitcode is None:
+                assert process.pid
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, how)
                 process.join(20)
@@ -94,7 +95,7 @@ class Watch:
         for name in lines.keys() - self.lines.keys():
             with PIL.Image.open(self.out / lines[name]["file"]) as image:
                 image.load()
-                assert json.loads(image.text["cm3jax"]) == lines[name]
+                assert json.loads(image.info["cm3jax"]) == lines[name]
             keys = {document["key"] for document in lines[name]["documents"]}
             assert not keys & self.removed, "drawn with a removed document"
         self.lines = lines
@@ -116,7 +117,7 @@ class Watch:
 
 def disturb(home: Path, kills: int, seed: int) -> Counter:
     """Kill lives and check after each; how they ended."""
-    watch, draw, ends = Watch(home), random.Random(seed), Counter()
+    watch, draw, ends = Watch(home), random.Random(seed), Counter[str]()
     assert watch.life(0, None, signal.SIGKILL) == "done"  # it compiles what the others read
     begin = time.monotonic()
     assert watch.life(1, None, signal.SIGKILL) == "done"

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from cm3jax.training.metrics import read_metrics
 from tests.data import corpora
@@ -26,7 +27,7 @@ def options(path: Path) -> list[str]:
     mixture = [
         str(word) for home, weight in zip(homes, (3, 1), strict=True) for word in (home, weight)
     ]
-    fields = {
+    fields: dict[str, dict[str, Any]] = {
         "data": {"batch": 8},
         "vocab": {"image_codes": 64, "text_pieces": 50, "grid": 2},
         "vqgan": {"image_size": 16, "codes": 64},
@@ -55,7 +56,7 @@ def arguments(options: list[str], workdir: Path, steps: int) -> list[str]:
 def start(
     options: list[str], workdir: Path, steps: int, processes: int = 1, devices: int = 8
 ) -> list[subprocess.Popen]:
-    """A run of so many processes with so many devices each (8: as the tests' own process)."""
+    """A run of `processes` processes with `devices` devices each (8: as the tests' own process)."""
     command = [sys.executable, "-m", "launch.train", *arguments(options, workdir, steps)]
     address = f"localhost:{_free_port()}"
     started = []

@@ -135,11 +135,11 @@ class Watch:
         self.known = {f"k{i}" for i in range(DOCUMENTS)}
         self.removed: set[str] = set()
         self.blanked: set[str] = set()
-        self.canaries = {}
-        folders = [folder, folder / "corpus", folder / "others"]
-        for place in ("bank", "copy", "built", "corpus/train"):
-            folders += [folder / place, folder / place / "sub", folder / place / "scann" / "00000"]
-        for number, place in enumerate(folders):
+        self.canaries: dict[Path, str] = {}
+        places = [folder, folder / "corpus", folder / "others"]
+        for home in ("bank", "copy", "built", "corpus/train"):
+            places += [folder / home, folder / home / "sub", folder / home / "scann" / "00000"]
+        for number, place in enumerate(places):
             place.mkdir(parents=True, exist_ok=True)
             for name in ("thesis.tex", ".bank.notes", "manifest-of-mine.json"):
                 self.canaries[place / name] = f"{number} {name}"
@@ -156,6 +156,7 @@ class Watch:
             time.sleep(0.002)
         time.sleep(draw.random() * 0.15)
         wanted = draw.choice((signal.SIGKILL, signal.SIGINT))
+        assert process.pid
         with contextlib.suppress(ProcessLookupError):  # it failed, as its exit code says
             os.kill(process.pid, wanted)
         process.join(2)
@@ -226,8 +227,8 @@ def left_over(folder: Path) -> list[Path]:
 
 
 def disturb(folder: Path, kills: int, seed: int) -> Counter:
-    """Kill so many lives and check after each; what they were doing."""
-    watch, draw, done = Watch(folder), random.Random(seed), Counter()
+    """Kill this many lives and check after each; what they were doing."""
+    watch, draw, done = Watch(folder), random.Random(seed), Counter[str]()
     for _ in range(kills):
         doing = draw.choice(("remove", "merge", "build", "prepare"))
         watch.kill(doing, draw)

@@ -14,10 +14,16 @@ from cm3jax.serve.app import Server, make_app
 from cm3jax.serve.limits import Limits
 
 
+class Listening(Server):
+    """A server that knows its own address."""
+
+    url: str
+
+
 @contextlib.contextmanager
 def serving(generator, limits=None, slots=4, **guard):
     """A server of this generator, with its address in `url`."""
-    server = Server(generator, "tiny", slots, limits or Limits())
+    server = Listening(generator, "tiny", slots, limits or Limits())
     config = uvicorn.Config(
         make_app(server, **guard), port=0, log_level="error", timeout_graceful_shutdown=60
     )

@@ -4,7 +4,8 @@ python -m launch.train miniature/masking/whole
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.miniature.rivals.shared import MEDIUM, rival
+
+from ..rivals.shared import MEDIUM, rival
 
 
 def get_config() -> Experiment:

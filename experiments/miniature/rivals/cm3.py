@@ -4,7 +4,8 @@ python -m launch.train miniature/rivals/cm3
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.miniature.rivals.shared import rival
+
+from .shared import rival
 
 
 def get_config() -> Experiment:

@@ -4,7 +4,8 @@ python -m launch.train miniature/rivals/cm3leon_small
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.miniature.rivals import cm3leon, shared
+
+from . import cm3leon, shared
 
 
 def get_config() -> Experiment:

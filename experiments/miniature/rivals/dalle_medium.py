@@ -4,7 +4,8 @@ python -m launch.train miniature/rivals/dalle_medium
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.miniature.rivals import dalle, shared
+
+from . import dalle, shared
 
 
 def get_config() -> Experiment:

@@ -8,7 +8,8 @@ many tokens as a batch of theirs.
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.miniature.rivals.shared import rival
+
+from .shared import rival
 
 
 def get_config() -> Experiment:

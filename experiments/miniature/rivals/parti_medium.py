@@ -4,7 +4,8 @@ python -m launch.train miniature/rivals/parti_medium
 """
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.miniature.rivals import parti, shared
+
+from . import parti, shared
 
 
 def get_config() -> Experiment:

@@ -4,7 +4,8 @@ import dataclasses
 from typing import Any
 
 from cm3jax.config import Experiment
-from cm3jax.experiments.miniature.base import SHIPPED, base
+
+from ..base import SHIPPED, base
 
 MEDIUM = {"width": 64, "ffn": 256}
 """What `medium` makes of a model."""

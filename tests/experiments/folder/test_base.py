@@ -1,9 +1,9 @@
 import pytest
 
 from cm3jax.errors import UserError
-from cm3jax.experiments.chain import Choices
-from cm3jax.experiments.folder.base import chain
 from cm3jax.sequence.vocab import Vocab
+from experiments.chain import Choices
+from experiments.folder.base import chain
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,14 @@ import pytest
 
 from cm3jax.config import MeshConfig, TrainConfig
 from cm3jax.data.corpus import CorpusDocument, CorpusWriter, Shard
-from cm3jax.experiments.chain import Choices
-from cm3jax.experiments.folder.base import chain
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.train import train
 from cm3jax.training.metrics import read_metrics
+from experiments.chain import Choices
+from experiments.folder.base import chain
 from launch.plan import plan
 
 
