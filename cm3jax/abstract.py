@@ -24,7 +24,7 @@ from cm3jax.training.learner import Learner
 
 
 def learner_without_data(experiment: Experiment) -> Learner:
-    """Whatever trains the experiment; `UserError` for what trains without jax."""
+    """The experiment's learner, without any data; `UserError` for one that trains without jax."""
     match experiment.learner:
         case "vqgan":
             loss = experiment.vqgan_loss

@@ -156,7 +156,7 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, meta: Meta) -> None:
         """Begin to write a checkpoint; waits first for one that is still being written.
 
-        Raises `UserError` if one of both cannot be written.
+        Raises `UserError` if either cannot be written.
         """
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta.to_json())
@@ -268,12 +268,12 @@ def load_run(run_dir: epath.PathLike, onto: Onto | None = None) -> LoadedRun:
     """Parameters and other collections of a run directory, of an exported run or of a run on the
     hub (`hf:OWNER/NAME`), float32.
 
-    Of a run the newest sound checkpoint is read, or the one that `RUN/checkpoints/STEP` names,
-    without its optimiser; of parameters whose moving averages it keeps (`optim.ema`), these are
-    read. Weights that were exported as bfloat16 are widened. `onto` says for the run's experiment
-    what they are and where they lie, and every device reads its own part; without it all are read
-    onto the first device. Raises `UserError` if nothing there can be read, naming the first array
-    that `onto` does not know, or knows otherwise.
+    A run is read at its newest sound checkpoint, or at the one that `RUN/checkpoints/STEP` names,
+    without the optimiser's state; where it keeps moving averages of its parameters (`optim.ema`),
+    these are read instead. Weights exported as bfloat16 are widened. `onto` says for the run's
+    experiment what they are and where they lie, and every device reads its own part; without it all
+    are read onto the first device. Raises `UserError` if nothing there can be read, naming the
+    first array that `onto` does not know, or knows otherwise.
     """
     path, named = run_folder(run_dir)
     if (path / PARAMS_FILE).exists():

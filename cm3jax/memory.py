@@ -98,7 +98,7 @@ def compiled_bytes(learner: Planned, mesh: jax.sharding.Mesh) -> tuple[int, int]
 
 
 def planned(experiment: Experiment) -> Planned:
-    """What trains the experiment, without data; `UserError` unless it is a decoder or `parti`."""
+    """The experiment's learner, without data; `UserError` unless it is a decoder's or `parti`."""
     learners: dict[str, type[Planned]] = {"decoder": DecoderLearner, "parti": PartiLearner}
     if experiment.learner not in learners:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Training: one step and the one loop, over whatever learner.
+"""Training: one step and one loop, for any learner.
 
 A run is a function of its experiment: batches depend on (seed, position), keys on (seed, step), and
 a checkpoint holds state and position, so that a run that was killed repeats nothing differently.
@@ -69,11 +69,11 @@ def train(
 
     Starts from the run directory's newest complete checkpoint, else from the parameters of
     `init_from`, else from scratch, and says which. The report is written at validations and at the
-    end; of a run that was killed between its last checkpoint and its report, by the next life.
-    Raises `UserError` when another process trains in the run directory, when the loss stops being a
-    number (the batch is kept beside the checkpoints), when a checkpoint cannot be written, belongs
-    to another model or vocabulary or, unless `resume_with_changes`, was made with other options
-    that decide what is trained.
+    end; a run that was killed between its last checkpoint and its report gets it from its next
+    life. Raises `UserError` when another process trains in the run directory, when the loss stops
+    being a number (the batch is kept beside the checkpoints), when a checkpoint cannot be written,
+    belongs to another model or vocabulary or, unless `resume_with_changes`, was made with other
+    options that decide what is trained.
     """
     experiment = learner.experiment
     mesh = partition.make_mesh(experiment.mesh)

@@ -1,4 +1,4 @@
-"""What every chain of experiments shares: the members agree because a handful of choices decides.
+"""What every chain of experiments shares: a few choices decide all its members, so that they agree.
 
 text tokenizer -> image tokenizer -> retrieval encoder -> decoder
 """

@@ -50,13 +50,13 @@ class RowsConfig:
     seed: int
 
     def at_stage(self, stages: CurriculumConfig, number: int) -> "RowsConfig":
-        """That of a stage."""
+        """The config of one stage."""
         cm3 = dataclasses.replace(self.cm3, **stages.cm3_of(number))
         return dataclasses.replace(self, cm3=cm3, **stages.retrieval_of(number))
 
     @classmethod
     def of(cls, experiment: Experiment) -> "RowsConfig":
-        """The part of an experiment."""
+        """The part of an experiment that decides its rows."""
         return cls(
             rows=experiment.data.rows,
             context=experiment.model.context,

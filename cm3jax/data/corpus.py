@@ -115,7 +115,7 @@ class CorpusWriter:
 
     @property
     def complete(self) -> bool:
-        """Whether the corpus stands."""
+        """Whether the corpus is complete."""
         settle(self.path, corpus_files)
         return self._shards.complete
 
@@ -153,7 +153,7 @@ class CorpusWriter:
         """Join the columns of all shards, write the manifest, which also holds `facts`, and move
         the corpus to its place.
 
-        Raises `UserError` when no shard holds a record, unless that may be.
+        Raises `UserError` when no shard holds a record, unless it `may_be_empty`.
         """
         known = (*COLUMNS, _ANSWERS, SOURCE)
         columns = [n for n in known if (self._shards.parts / f"{n}-00000.npy").exists()]
@@ -236,7 +236,9 @@ class Corpus:
         return digest(json.dumps(self.manifest["files"], sort_keys=True), self._kept)
 
     def only(self, kind: str) -> "Corpus":
-        """Its records of one kind, numbered from 0; reads all. `UserError` if there is none."""
+        """A corpus of its records of one kind, numbered from 0; reads them all. `UserError` if
+        there is none.
+        """
         kinds = np.array([_decode(record).kind for record in self._records])
         part = copy.copy(self)
         part._kept = kinds == kind
@@ -291,7 +293,8 @@ class Corpus:
 
 def licence_shares(data: DataConfig, weights: Sequence[float] = ()) -> dict[str, float]:
     """The share of each licence among the training records of `data.corpus`, or of `data.mixture`
-    by its weights, or by others in their place; empty where none is prepared."""
+    by its weights, which `weights` replaces; empty where no corpus is prepared.
+    """
     homes = [f"{mixture_part(name)[0]}/corpus" for name, _ in data.mixture]
     parts = list(zip(homes, weights or (weight for _, weight in data.mixture), strict=True))
     shares: Counter[str] = Counter()
@@ -308,7 +311,7 @@ def licence_shares(data: DataConfig, weights: Sequence[float] = ()) -> dict[str,
 
 
 def corpora_of(data: DataConfig) -> list[str]:
-    """The directories of the prepared corpora that a run reads, each once; none without."""
+    """The directories of the prepared corpora that a run reads, each once; empty without any."""
     if data.mixture:
         return list(dict.fromkeys(f"{mixture_part(name)[0]}/corpus" for name, _ in data.mixture))
     return [data.corpus] if data.corpus else []

@@ -36,7 +36,7 @@ class Probed(Protocol):
 
 
 def probes_of(learner: object) -> Mapping[str, Sequence[HostBatch]]:
-    """What a learner asks; nothing of one that asks nothing."""
+    """The probes of a learner; none where it asks nothing."""
     return learner.document_probes() if isinstance(learner, Probed) else {}
 
 

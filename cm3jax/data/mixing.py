@@ -15,7 +15,7 @@ def row_weights(
 
     As the mixture says or, with `data.resample`, so that the corpora are seen in the mixture's
     shares of records, except that none is seen less or more often than it says (section 4).
-    `shares` stand in place of the mixture's weights.
+    `shares` replace the mixture's weights.
     """
     shares = list(shares or (weight for _, weight in data.mixture[: len(corpora)]))
     if data.resample is None:

@@ -55,8 +55,9 @@ class Neighbourhood:
         return chosen
 
     def leaks(self, items: list[Tokenised]) -> dict[str, str]:
-        """Keys of records that the bank holds too, or nearly, or whose picture it holds, with the
-        key of its document."""
+        """Keys of records that are in the bank too, exactly, nearly or by their picture, each with
+        the key of the bank's document.
+        """
         if not items or not len(self.bank):
             return {}
         parts = [encoder_parts(item.raw, self._encoder) for item in items]

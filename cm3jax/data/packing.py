@@ -204,8 +204,9 @@ def plan_stream_block(
 ) -> Plan:
     """The rows of `room` tokens that the samples of one block, one after another, are cut into.
 
-    A row is drawn its masks first, by (seed, epoch, row), at most as many as half of it has room
-    for; it is cut that much shorter. Documents are drawn as for whole samples; none is dropped.
+    A row's masks are drawn first, by (seed, epoch, row), at most as many as half of it has room
+    for; the row is cut that much shorter. Documents are drawn as for whole samples; none is
+    dropped.
     """
     shown = _shown(table, seed, epoch, block, documents, config)
     sizes = reserved(np, shown.lengths, shown.queries, 0 * shown.queries).astype(np.int64)

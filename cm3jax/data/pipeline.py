@@ -47,7 +47,7 @@ class Stream(Protocol):
     def fingerprints(self) -> Mapping[str, str]:
         """Fingerprints of what is read, by name; another life of a run must read the same.
 
-        Under names with `PART` in them stand those of its parts, to say what changed.
+        Names with `PART` in them are those of its parts, to say what changed.
         """
 
     def batches(self, position: Position) -> Iterator[HostBatch]:

@@ -288,8 +288,8 @@ def merge_banks(
     folders: Sequence[epath.PathLike] = (),
     report: Report = print,
 ) -> Bank:
-    """Add the documents of other banks to the bank at a path, but for what was taken out of any,
-    which goes out of the pages below `folders`, too.
+    """Add the documents of other banks to the bank at a path. What was taken out of any of them is
+    not added, and leaves the pages below `folders`, too.
 
     Raises `UserError` for banks of another encoder or vocabulary.
     """

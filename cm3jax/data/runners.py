@@ -127,7 +127,7 @@ class ShardProgress:
         self._start = time.perf_counter()
 
     def say(self, done: int) -> None:
-        """So many of the shards are done."""
+        """Report that `done` of the shards are made."""
         stand = self._total - self._count + done
         rate = done * self._job.experiment.data.shard / (time.perf_counter() - self._start)
         self._report(f"{self._job.split}: {stand}/{self._total} shards, about {rate:.0f} records/s")

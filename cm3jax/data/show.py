@@ -16,7 +16,7 @@ from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 def show_row(rows: CorpusRows, record: int, text: TextTokenizer, epoch: int = 0) -> str:
     """The row that holds a record in an epoch: its samples, then every token with its target.
 
-    Of a record that several stream rows share, the first of them. Raises `UserError` for a record
+    Where several stream rows share a record, the first of them. Raises `UserError` for a record
     that the corpus does not have.
     """
     corpus = rows.corpus

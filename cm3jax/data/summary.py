@@ -21,7 +21,7 @@ class Timing:
 
 
 def report_path(corpus: epath.PathLike) -> epath.Path:
-    """Where the report on a corpus stands: beside it, since the corpus itself knows no clock."""
+    """The path of the report on a corpus: beside it, since the corpus itself holds no times."""
     path = epath.Path(corpus)
     return path.parent / f"{path.name}-report.json"
 

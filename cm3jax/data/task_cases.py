@@ -77,9 +77,9 @@ class FileCases:
 
 
 def open_cases(name: str, folder: str, split: str, data: DataConfig, seed: int) -> Cases:
-    """The cases of a data set: `data.records` of emblems, a fiftieth of that for validation; of a
-    folder all that its files have, in training the first `data.records`. A folder
-    `tfds:NAME/CONFIG:VERSION` is a dataset of tensorflow-datasets in `data.raw`.
+    """The cases of a data set. Emblems give `data.records` of them, and a fiftieth of that for
+    validation; a folder gives all that its files have, in training the first `data.records`. A
+    folder `tfds:NAME/CONFIG:VERSION` is a dataset of tensorflow-datasets in `data.raw`.
 
     Raises `UserError` for an unknown name and for a folder without the data set's files.
     """

@@ -46,8 +46,8 @@ class ProbePrompt:
 def prompts(kind: Kind, count: int, seed: int = 0, size: int = SIZE) -> list[ProbePrompt]:
     """The first `count` prompts of a kind; `seed` is the dataset's, whose emblems they name.
 
-    Heldout prompts go round the memory-only emblems in turn, and put a single emblem at a place
-    where no document of the bank shows it.
+    Heldout prompts take the memory-only emblems in turn, and put a single emblem at a place where
+    no document of the bank shows it.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"no prompts of kind {kind!r}; there are {', '.join(get_args(Kind))}")

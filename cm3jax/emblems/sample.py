@@ -85,7 +85,7 @@ def _emblem(number: int, place: int, emblems: Catalogue) -> Emblem:
 
 
 def memory_only(index: int) -> int:
-    """The number of memory-only emblem `index`, which counts round and round."""
+    """The number of memory-only emblem `index`; after the last one comes the first again."""
     return index % MEMORY_ONLY
 
 

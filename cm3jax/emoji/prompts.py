@@ -32,8 +32,9 @@ class EmojiPrompt:
 
 
 def emoji_prompts(examples: Examples, kind: Kind, count: int) -> list[EmojiPrompt]:
-    """The first `count` prompts of a kind; they go round the kind's things in turn, and always say
-    the style. Raises `ValueError` where the catalogue has no such things."""
+    """The first `count` prompts of a kind; they take the kind's things in turn, and always say the
+    style. Raises `ValueError` where the catalogue has no such things.
+    """
     catalogue, trained = examples.catalogue, examples.catalogue.trained
     things = {
         "heldout": catalogue.unseen,

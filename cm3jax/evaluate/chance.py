@@ -17,7 +17,8 @@ def of_another_answer(answers: Sequence[Hashable]) -> float:
 
 
 def of_a_hit(relevant: int, documents: int, k: int) -> float:
-    """The chance that `k` of the `documents`, drawn blindly, hold one of the `relevant` ones; of
-    fewer than `k` all are drawn."""
+    """The chance that `k` of the `documents`, drawn blindly, hold one of the `relevant` ones; where
+    there are fewer than `k`, all are drawn.
+    """
     k = min(k, documents)
     return 1 - math.comb(documents - relevant, k) / math.comb(documents, k)

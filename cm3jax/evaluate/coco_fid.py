@@ -303,7 +303,7 @@ def from_folder(
 ) -> tuple[Model, list[PictureSet]]:
     """Pictures made elsewhere, named by a caption's id or after COCO's file, or anyhow.
 
-    Of what made them nothing is known, and the stamp says so.
+    Nothing is known of what made them, and the stamp says so.
     """
     files = pictures.files_in(folder)
     pictures.say_left_out(folder, say)

@@ -39,7 +39,7 @@ ALL: Share = (0, 1)
 
 
 def chunks(items: Sequence[Item]) -> list[Sequence[Item]]:
-    """What is worked off together, whoever does it."""
+    """The items in chunks, each of which one process draws as a whole."""
     return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
 
 

@@ -29,8 +29,7 @@ class HeldOut:
 def held_out(
     data: DataConfig, seed: int, count: int, say: Callable[[str], None] = print, choice: int = 0
 ) -> list[HeldOut]:
-    """Up to `count` records for validation with a text and a picture; of a picture with several
-    captions one.
+    """Up to `count` records for validation with a text and a picture; one caption for each picture.
 
     `seed` is the run's, by which its source was split, `choice` that of the draw. Raises
     `UserError` where there are none, or where most are broken.

@@ -74,7 +74,9 @@ def evaluate_perplexity(
 
 
 def perplexity(pairs: Float[np.ndarray, "B 2"], protocol: Protocol) -> Score:
-    """From each batch's nats and number of targets, with the bootstrap's interval over batches."""
+    """Perplexity from each batch's nats and number of targets, with a bootstrap interval over
+    batches.
+    """
     draws = np.random.default_rng(0).integers(0, len(pairs), (_RESAMPLES, len(pairs)))
     nats, targets = pairs[draws].sum(1).T
     low, high = np.quantile(np.exp(nats / np.maximum(targets, 1)), (0.025, 0.975))

@@ -208,7 +208,8 @@ def stamp(
     licences: Mapping[str, int | float] | None = None,
     **fields: Any,
 ) -> Protocol:
-    """The protocol of answers that were made here: what follows from something is derived from it.
+    """The protocol of answers that were made here: whatever follows from the arguments is derived
+    from them.
 
     `weights` is a fingerprint, or one for each part. `decode` and `retrieval` are as in `sampling`.
     `bank` is the bank or the words for it, `licences` counts or shares by licence where they are
@@ -264,7 +265,9 @@ def by_licence(counts: Mapping[str, int | float]) -> dict[str, float]:
 
 
 def licensed_share(licences: Mapping[str, int | float]) -> float:
-    """Share of documents with a known licence, from counts or shares by licence; 1 of none."""
+    """Share of documents with a known licence, from counts or shares by licence; 1 without
+    documents.
+    """
     total = sum(licences.values())
     unknown = licences.get("", 0) + licences.get("unknown", 0)  # readers write the second
     return 1.0 - unknown / total if total else 1.0

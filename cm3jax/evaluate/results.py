@@ -64,8 +64,9 @@ class Figure:
 def worst_and_best(
     values: Sequence[float | bool] | Float[np.ndarray, " B"], most: int
 ) -> tuple[list[int], list[int]]:
-    """Places of the lowest values and of the highest, the extreme first and of equal ones the
-    first: `most` each, or half of all where there are fewer."""
+    """Places of the lowest and of the highest values, extremes first, equal ones in order: `most`
+    of each, or half of all values where there are fewer.
+    """
     order = np.argsort(values, kind="stable").tolist()
     count = min(most, len(order) // 2)
     return order[:count], sorted(order[count:], key=lambda place: -values[place])[:count]

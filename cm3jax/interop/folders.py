@@ -41,7 +41,7 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
 
 
 def find(source: str) -> Path:
-    """A model's folder: `source` itself, or, of the hub's id `OWNER/NAME`, the one in the cache of
+    """A model's folder: `source` itself or, for a hub id `OWNER/NAME`, its folder in the cache of
     huggingface_hub, which downloads what is missing there.
 
     Raises `UserError` if there is neither, e.g. offline.
@@ -131,9 +131,8 @@ def write_tensors(folder: Path, outputs: Mapping[str, safetensors_file.Output]) 
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` when all went well and vanishes when not.
-
-    Of a conversion that was killed the next one to the same `out` deletes what is left.
+    """A folder to fill, which becomes `out` on success and vanishes on failure. What a killed
+    conversion left is deleted by the next one to the same `out`.
     """
     if out.exists():
         raise UserError(f"{out} exists; give another --out, or remove it first.")

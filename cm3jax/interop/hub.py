@@ -152,10 +152,10 @@ def require_pushed(name: str, private: bool) -> str | None:
 def upload(folder: Path, name: str, private: bool, onto: str | None) -> str:
     """Upload a folder's files to the hub's model repository `name`.
 
-    `onto` is what `require_pushed` returned: the commit that is followed, or None to make the
-    repository. Its main branch is changed. What an earlier run had and this one has not (scores, an
-    encoder) goes; files of other names stay. Returns the repository's address. Raises `UserError`
-    if the hub refuses, as when another commit came in between.
+    `onto` is what `require_pushed` returned: the parent commit, or None to make the repository. Its
+    main branch is changed. What an earlier run had and this one has not (scores, an encoder) goes;
+    files of other names stay. Returns the repository's address. Raises `UserError` if the hub
+    refuses, as when another commit came in between.
     """
     import huggingface_hub
 

@@ -9,11 +9,11 @@ from cm3jax.io import safetensors_file
 
 
 def read_state_dict(path: Path, what: str) -> dict[str, safetensors_file.Tensor]:
-    """The tensors of a file by name; of a torch checkpoint those of its `state_dict`.
+    """The tensors of a file by name; for a torch checkpoint, those of its `state_dict`.
 
-    Nothing but tensors is unpickled, in torch's format of today and that of before 1.6. `what`
-    names the file in the `UserError` where it is missing; others are raised for a file that is
-    damaged or holds more than tensors, and for torch's where torch is not installed.
+    Nothing but tensors is unpickled, in torch's format of today and that of before 1.6. Raises
+    `UserError` for a file that is missing (called `what`), is damaged or holds more than tensors,
+    and for torch's where torch is not installed.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; give {what}.")

@@ -17,7 +17,7 @@ CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_s
 
 def of_sentencepiece(model: bytes, ids: Sequence[int], names: Mapping[str, int]) -> str | None:
     """The `tokenizer.json` of a serialized SentencePiece model whose piece i has the id `ids[i]`;
-    None where the model is none of byte pairs.
+    None unless the model is BPE.
 
     `names` are the names of all ids; those of other tokens are in the table, and in no text.
     """

@@ -37,7 +37,7 @@ class Vocabulary:
 
     @property
     def text_ids(self) -> list[int]:
-        """Theirs of our text pieces, in order."""
+        """The foreign ids of our text pieces, in order."""
         return self.ids[self.config.specials + self.config.image_codes :].tolist()
 
 

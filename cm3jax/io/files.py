@@ -20,7 +20,7 @@ from cm3jax.io.texts import decode_text, read_regular, require_regular
 
 @contextlib.contextmanager
 def naming(path: epath.PathLike) -> Iterator[None]:
-    """Name the file in an `OSError` of writing it: that of a full disk has no `filename`."""
+    """Give an `OSError` from writing a file the file's name: a full disk's has no `filename`."""
     try:
         yield
     except OSError as error:
@@ -106,8 +106,8 @@ def write_array(path: epath.PathLike, array: np.ndarray) -> None:
 def read_arrays(path: epath.PathLike, *names: str) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` file, those of these names or all.
 
-    Raises `ValueError`, which names the kind of error, if it is missing, is none, is damaged, or
-    has not all of them: zip files make their readers raise whatever their bytes lead them to.
+    Raises `ValueError`, which names the kind of error, if it is missing, is no `.npz`, is damaged,
+    or lacks one of them: damaged zip files make their readers raise errors of any type.
     """
     try:
         require_regular(path)
@@ -120,8 +120,8 @@ def read_arrays(path: epath.PathLike, *names: str) -> dict[str, np.ndarray]:
 def map_array(path: epath.PathLike) -> np.ndarray:
     """The array of a `.npy` file, mapped into memory.
 
-    Raises `ValueError`, which names the kind of error, if it is missing, is none, or is not as long
-    as it says: a damaged header makes its readers raise whatever its bytes lead them to.
+    Raises `ValueError`, which names the kind of error, if it is missing, is no `.npy`, or is not as
+    long as it says: a damaged header makes its readers raise errors of any type.
     """
     try:
         require_regular(path)

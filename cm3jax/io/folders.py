@@ -60,10 +60,10 @@ class Held(UserError):
 def hold(folder: epath.PathLike, doing: str) -> Iterator[None]:
     """Be the only writer of a folder, which need not exist yet, until the body ends.
 
-    `doing` says what for, to whoever is refused meanwhile, e.g. "training miniature/decoder". The
-    lock goes with the process, however that ends. A thread may hold a folder that it holds already;
-    of a distributed run only process 0 holds it. Raises `Held`, naming the first writer, where
-    there is another one, and `UserError` where nothing can be written.
+    `doing` tells whoever is refused meanwhile what is going on, e.g. "training miniature/decoder".
+    The lock goes with the process, however that ends. A thread may hold a folder that it holds
+    already; of a distributed run only process 0 holds it. Raises `Held`, naming the first writer,
+    where there is another one, and `UserError` where nothing can be written.
     """
     place = real(folder)
     holding = _held.__dict__.setdefault("places", set())
@@ -299,8 +299,8 @@ def settle(folder: epath.PathLike, recognised: Recognised) -> None:
 def read_whole(folder: epath.PathLike, recognised: Recognised, read: Callable[[], T]) -> T:
     """What `read` makes of a folder's files, all of them of one version.
 
-    Settles the folder first, and reads again where it is replaced meanwhile. What keeps its files
-    open may go on with them. Raises what `read` does.
+    Settles the folder first, and reads again where it is replaced meanwhile. Readers that keep its
+    files open may go on with them. Raises what `read` does.
     """
     for _ in range(_TRIES):
         settle(folder, recognised)

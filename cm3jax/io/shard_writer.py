@@ -150,12 +150,14 @@ class ShardWriter:
 
     @property
     def complete(self) -> bool:
-        """Whether the whole stands in its place."""
+        """Whether the complete directory is in its place."""
         return self._stands(self.path)
 
     @property
     def joined(self) -> bool:
-        """Whether the whole was made and killed before it was in its place."""
+        """Whether the directory is complete, but its writer was killed before moving it to its
+        place.
+        """
         return self._stands(self.parts)
 
     def _stands(self, folder: epath.Path) -> bool:

@@ -93,8 +93,9 @@ class DecoderLearner:
         return LossOutput(loss, metrics, extra)
 
     def document_probes(self) -> Mapping[str, Sequence[HostBatch]]:
-        """Held-out records behind no, retrieved, right and wrong documents; of a mixture those of
-        its first corpus. Nothing where none are held back."""
+        """Held-out records behind no, retrieved, right and wrong documents; for a mixture, those of
+        its first corpus. Empty where none are held back.
+        """
         stream = self.streams["validation"]
         if not isinstance(stream, CorpusStream):
             return {}

@@ -81,7 +81,7 @@ class OnlineLearner:
     def from_source(cls, experiment: Experiment) -> "OnlineLearner":
         """A learner with the pairs of `data.source` and the bank `data.bank`.
 
-        Every record is read once; those but pairs of a text and a picture, and those that can't be
+        Every record is read once; those that are not a pair of a text and a picture, or can't be
         read, are left out. Raises `UserError` when tokenizers, encoder or bank are missing or do
         not belong together, and its streams raise it for a pair that does not fit a row.
         """

@@ -72,7 +72,9 @@ class VQGANLearner:
 
     @functools.cached_property
     def fingerprints(self) -> Mapping[str, str]:
-        """Fingerprint of the LPIPS weights, if the loss uses them; nothing else is built on."""
+        """Fingerprint of the LPIPS weights, if the loss uses them: the only foreign part of the
+        learner.
+        """
         if self._lpips is None:
             return {}
         return {"lpips": digest(*jax.tree.leaves(self._lpips))}

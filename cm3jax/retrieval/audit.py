@@ -52,7 +52,7 @@ def calibrate(
 def self_retrieval(bank: Bank, index: Index, sample: int = 1000) -> float:
     """Share of documents that their own vector finds first, or tied with the first.
 
-    Looks at every so-many-th document, `sample` of them at most; less than 1 means a broken index.
+    Looks at evenly spaced documents, at most `sample` of them; less than 1 means a broken index.
     """
     rows = np.arange(0, len(bank), max(1, len(bank) // sample))
     return float(np.mean(_find_themselves(bank, index, rows)))

@@ -30,7 +30,8 @@ def _no_queries() -> Queries:
 
 def keep_index(bank: Bank, config: RetrievalConfig, ask: Ask = _no_queries) -> None:
     """Build and save the bank's ScaNN index, if that is what `config` searches it with, unless one
-    for the same recall stands."""
+    for the same recall is there.
+    """
     if _is_scann(len(bank), config.index):
         _keep(bank.path / SAVED, bank.vectors, config.recall, ask)
 

@@ -201,8 +201,9 @@ class ScannIndex:
 
     @classmethod
     def stands(cls, path: epath.PathLike, vectors: Float[np.ndarray, "M E"], recall: float) -> bool:
-        """Whether a sound index of these vectors was saved there for this recall; of one that is
-        not sound, which is to be built again, a warning is given."""
+        """Whether a sound index of these vectors was saved there for this recall; one that is not
+        sound, and is to be built again, gives a warning.
+        """
         settle(path, saved_files)
         if not (epath.Path(path) / _ABOUT).exists():
             return False

@@ -20,8 +20,9 @@ from cm3jax.shapes import Array, Bool, Float, Int
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Choice:
-    """The candidates of each query, best first, `NONE` where too few passed the rules; of several
-    queries asked side by side, those of the first one first."""
+    """The candidates of each query, best first, `NONE` where too few passed the rules; for several
+    queries asked side by side, the first one's come first.
+    """
 
     ids: Int[np.ndarray, "B C"]
     """Rows of the bank, int64."""
@@ -72,7 +73,7 @@ def near(
 def side_by_side(found: Neighbours, counts: Sequence[int]) -> Neighbours:
     """Neighbours of consecutive queries, `counts` of them to a record, as one row per record.
 
-    A row has as many lists as the largest count, each of the same length; `NONE` fills up.
+    A row has as many lists as the largest count, each of the same length, padded with `NONE`.
     """
     owner = np.repeat(np.arange(len(counts)), counts)
     place = np.concatenate([np.arange(0), *(np.arange(count) for count in counts)]).astype(int)
@@ -95,12 +96,12 @@ def select_documents(
     """Pick `config.candidates` of each query's neighbours, greedily by score.
 
     `vectors` and `pair` (has both modalities) are the whole bank's; `exclude` holds ids that a
-    query must not get, `NONE` as padding. Without `cuts` nothing is too relevant, nor too
-    little: at generation `above_floor` took what is. With several `queries`, a row holds as many
-    lists of equal length (`side_by_side`): the best document of all is chosen first, and a list
-    that gave one already must beat the others by `config.clause_margin` to give another. The chosen
-    ones then stand in the order of their lists, so that a text's first clause has its document
-    first.
+    query must not get, `NONE` as padding. Without `cuts` no document is too relevant or too
+    irrelevant: at generation `above_floor` has already removed those. With several `queries`, a row
+    holds as many lists of equal length (`side_by_side`): the best document of all is chosen first,
+    and a list that gave one already must beat the others by `config.clause_margin` to give another.
+    The chosen ones then stand in the order of their lists, so that a text's first clause has its
+    document first.
     """
     if exclude is None:
         exclude = np.full((len(neighbours.ids), 1), NONE)

@@ -165,7 +165,7 @@ def majority(answers: Any) -> str:
 
 
 def held_back(records: Iterable[Any], split: str) -> list[Any]:
-    """The share of a split of records that come without one."""
+    """A split's share of records that come without splits."""
     return [
         record
         for number, record in enumerate(records, 1)

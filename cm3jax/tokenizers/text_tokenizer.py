@@ -54,8 +54,8 @@ def read_model(directory: epath.PathLike) -> bytes:
 class TextTokenizer:
     """A trained SentencePiece model, or the tokenizer of a converted checkpoint.
 
-    Of the former every text begins with a virtual space, so that a word is the same piece wherever
-    it stands, and every text survives; the latter keeps its own ways.
+    With SentencePiece every text begins with a virtual space, so that a word is the same piece
+    wherever it is, and every text survives; a converted tokenizer keeps its own rules.
     """
 
     def __init__(self, model: bytes):
@@ -69,12 +69,11 @@ class TextTokenizer:
     ) -> "TextTokenizer":
         """Learn `pieces` pieces from a stream of texts; equal streams give equal models.
 
-        Of more than `LARGEST_SAMPLE` texts, that many are drawn at random: SentencePiece holds
-        what it learns from in memory.
-        One piece is the unknown one (never produced), 256 are bytes, the rest are characters and
-        what `algorithm` joins. Where the texts yield fewer, reserved pieces that no text encodes
-        to fill the table. Raises `UserError` without texts, or if `pieces` can't hold the
-        characters.
+        From more than `LARGEST_SAMPLE` texts, that many are drawn at random: SentencePiece holds
+        what it learns from in memory. One piece is the unknown one (never produced), 256 are bytes,
+        the rest are characters and what `algorithm` joins. Where the texts yield fewer, reserved
+        pieces that no text encodes to fill the table. Raises `UserError` without texts, or if
+        `pieces` can't hold the characters.
         """
         texts = _sample(part for text in texts for part in _learnable(text))
         if not texts:

@@ -61,7 +61,7 @@ def token_losses(
 ) -> TokenLosses:
     """Negative log-likelihood of every target, by the table `head`.
 
-    With `chunks` > 1 the row is worked off in that many pieces (a divisor of L), whose logits the
+    With `chunks` > 1 the row is computed in that many pieces (a divisor of L), whose logits the
     backward pass recomputes: at a vocabulary of 65,536 the `B L V` array would be the largest of
     the whole step, and is never there. Each shard of rows has a copy of the table for all pieces:
     it is gathered once, and its gradient, float32, is summed over shards once.

@@ -79,8 +79,9 @@ class StepProfile:
         return out
 
     def pause(self) -> None:
-        """Keep what was traced by now, if anything: what comes next is no step, such as a
-        validation, and its time none of theirs. The next step begins another trace."""
+        """Keep what was traced by now, if anything: what comes next, such as a validation, is no
+        step, and its time is not counted. The next step begins another trace.
+        """
         if self._scratch is None:
             return
         with self._scratch as scratch:

@@ -280,8 +280,8 @@ def decisive_changes(
     before: Mapping[str, str],
     now: Mapping[str, str],
 ) -> dict[str, tuple[Any, Any]]:
-    """What decides the rest of a learner's run, of fields that differ and of the data's
-    fingerprints.
+    """The fields that differ, and the data's fingerprints, as far as they decide the rest of a
+    learner's run.
 
     `before` is empty where a checkpoint of an earlier version has none.
     """
@@ -320,7 +320,7 @@ def _parts(
 
 
 def describe(changes: Mapping[str, tuple[Any, Any]], most: int = 8) -> str:
-    """Changes in words, the first ones of many."""
+    """Changes in words; the first few where there are many."""
     words = [f"{name} {_shown(before)} → {_shown(now)}" for name, (before, now) in changes.items()]
     return ", ".join(words[:most] + ([f"{len(words) - most} more"] if words[most:] else []))
 

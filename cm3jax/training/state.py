@@ -110,7 +110,7 @@ class Trainable(Protocol):
 def plan_layout(learner: Trainable, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Layout:
     """Lay out what a learner trains on a mesh.
 
-    The values that `Layout.init` gives depend only on the key, bit by bit, not on the mesh. On an
+    The values that `Layout.init` gives depend only on the key, bit for bit, not on the mesh. On an
     abstract mesh there is a layout, but nothing can be given values. Raises `UserError` if
     `optim.trained` freezes everything.
     """

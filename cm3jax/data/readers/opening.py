@@ -1,4 +1,4 @@
-"""Which readers read a source, by what lies there."""
+"""Chooses the readers of a source by the files that it consists of."""
 
 import os
 
@@ -18,7 +18,7 @@ _DOCUMENTS = "documents.jsonl"
 
 
 def open_readers(data: DataConfig) -> list[Reader]:
-    """The readers of `data.source`, by what lies there; `UserError` if nothing that is known."""
+    """The readers of `data.source`; `UserError` if none of them knows the files there."""
     if data.source.startswith("tfds:"):
         from cm3jax.data.readers.datasets import TfdsSplit
 
