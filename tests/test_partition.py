@@ -100,7 +100,7 @@ def test_hardware_that_was_asked_for_must_be_there():
         partition.make_mesh(MeshConfig(platform="gpu"))
 
 
-def test_a_platform_that_jax_cannot_start_is_one_sentence():
+def test_a_platform_that_jax_cannot_start_raises_user_error():
     command = "from cm3jax import partition; partition.find_devices('')"
     environment = os.environ | {"JAX_PLATFORMS": "cuda"}
     done = subprocess.run(

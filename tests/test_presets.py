@@ -27,7 +27,7 @@ print(json.dumps([cm3jax.__file__, found]))
 """
 
 
-def test_a_mistyped_name_is_one_sentence():
+def test_a_mistyped_name_raises_user_error():
     with pytest.raises(UserError, match=r"there is no experiment 'cm3leon_7' \(did you mean cm3le"):
         cm3jax.load_experiment("cm3leon_7")
 

@@ -206,7 +206,7 @@ def test_a_batch_that_the_mesh_cannot_share_is_refused(tmp_path):
         train(learner(config))
 
 
-def test_meshes_agree(finished, tmp_path):
+def test_losses_agree_on_all_meshes(finished, tmp_path):
     config, _ = finished
     cut = dataclasses.replace(config, workdir=str(tmp_path), mesh=MeshConfig(2, 2, 2))
     train(learner(cut))

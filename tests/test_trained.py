@@ -59,7 +59,7 @@ def adapted(base, tmp_path_factory):
     return config, train(learner(config))
 
 
-def test_corrections_alone_are_trained(base, adapted):
+def test_only_corrections_are_trained(base, adapted):
     _, state = adapted
     kept = lora.strip(state.params)
     jax.tree.map(np.testing.assert_array_equal, kept, base[1].params)
@@ -82,7 +82,7 @@ def flat(tree) -> dict:
     }
 
 
-def test_the_table_stands_at_the_start(base, tmp_path, capsys):
+def test_the_table_is_printed_at_the_start(base, tmp_path, capsys):
     config = tuned(tmp_path, rank=0, trained="^embedding|feed_forward/up")
     config = dataclasses.replace(config, init_from=base[0].workdir)
     state = train(learner(config))
@@ -92,7 +92,7 @@ def test_the_table_stands_at_the_start(base, tmp_path, capsys):
     assert changed(base[1].params, state.params) == {"embedding", "layers/feed_forward/up/kernel"}
 
 
-def test_rows_of_some_ids_alone_are_trained(base, tmp_path, capsys):
+def test_only_rows_of_some_ids_are_trained(base, tmp_path, capsys):
     """As Anole did with the picture codes of an imported head; decay leaves the others too."""
     config = tuned(tmp_path, rank=0, trained="^embedding")
     optim = dataclasses.replace(config.optim, trained_ids="image", weight_decay=0.5)

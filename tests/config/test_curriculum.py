@@ -110,7 +110,7 @@ def test_a_stage_replaces_what_its_columns_name():
         ((*STAGES, "--data.online"), r"take only curriculum\.starts and curriculum\.rate"),
     ],
 )
-def test_mistakes_are_one_sentence(words, said):
+def test_mistakes_raise_user_error(words, said):
     with pytest.raises(UserError, match=said) as raised:
         parse(*words)
     assert "\n" not in str(raised.value)

@@ -64,7 +64,7 @@ def test_records_with_a_partner_are_counted(records):
     assert records.partnered == 5  # 0, 1, 3, 5 and 6; c, d and e have one record each
 
 
-def test_a_partner_depends_on_its_record_alone(records):
+def test_a_partner_depends_only_on_its_record(records):
     every = np.arange(len(SUBJECTS))
     together = records.partners(every, 3, 5)
     assert records.partners(every[6:7], 3, 5).tolist() == together[6:7].tolist()

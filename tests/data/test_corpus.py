@@ -92,7 +92,7 @@ def test_without_records_there_is_no_corpus(tmp_path, bank):
 
 @pytest.mark.parametrize("field", ["shards", "files", "vocab", "licence_shares", "bank"])
 @pytest.mark.parametrize("value", [None, 3, [{"a": None}]])
-def test_a_damaged_manifest_is_one_sentence(corpus, field, value):
+def test_a_damaged_manifest_raises_user_error(corpus, field, value):
     manifest = json.loads((corpus.path / "manifest.json").read_text())
     (corpus.path / "manifest.json").write_text(json.dumps(manifest | {field: value}))
     with pytest.raises(UserError, match=f"manifest.json is damaged .*its '{field}'"):

@@ -246,7 +246,7 @@ def test_a_stranger_s_files_survive_whatever_is_prepared(chain, folder, tmp_path
     assert not [path for path in tmp_path.rglob(".*") if path.is_dir()], "nothing hidden is left"
 
 
-def test_two_preparations_at_once_are_one_and_a_sentence(chain, folder, tmp_path):
+def test_the_second_of_two_concurrent_preparations_is_refused(chain, folder, tmp_path):
     config = experiment(folder, tmp_path)
     with ThreadPoolExecutor(1) as other, hold(config.data.bank, "preparing elsewhere"):
         second = other.submit(prepare, config, chain)

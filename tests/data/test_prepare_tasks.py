@@ -94,7 +94,7 @@ def test_a_second_preparation_finds_everything_there(prepared):
 
 
 @pytest.mark.slow
-def test_training_rows_ask_for_the_answers_alone(prepared):
+def test_training_rows_ask_only_for_the_answers(prepared):
     made, _ = prepared
     stream = corpus_stream(made, "train")
     vocab = stream.vocab
@@ -323,7 +323,7 @@ def test_a_case_whose_names_are_no_unicode_is_refused(tmp_path):
     assert refused == {"\\udcff/7": "its name '\\\\udcff/7' is not UTF-8"}
 
 
-def test_two_preparations_at_once_are_one_and_a_sentence(prepared):
+def test_the_second_of_two_concurrent_preparations_is_refused(prepared):
     place = f"{prepared[0].data.mixture[1][0]}/corpus/train"
     with ThreadPoolExecutor(1) as other, hold(place, "preparing elsewhere"):
         second = other.submit(prepare_anew, prepared[0])

@@ -50,7 +50,7 @@ def test_pictures_are_held_back_with_all_their_captions(tmp_path):
     assert _pictures(splits["bank"]) == (train, count)
 
 
-def test_of_few_pictures_the_last_one_is_held_back(tmp_path):
+def test_the_last_of_few_pictures_is_held_back(tmp_path):
     splits = _open(_write(tmp_path, 10))
     assert _pictures(splits["validation"]) == ([9], CAPTIONS)
     assert _pictures(splits["train"])[0] == list(range(9))

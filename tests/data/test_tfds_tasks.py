@@ -117,7 +117,7 @@ def test_coco_of_tfds_stops_at_the_records_asked_for_and_knows_its_splits(coco):
         ("coco_captions", "tfds:coco_captions:9.9.9", "the dataset coco_captions:9.9.9, split"),
     ],
 )
-def test_a_dataset_of_tfds_that_is_not_there_is_one_sentence(coco, name, dataset, message):
+def test_a_dataset_of_tfds_that_is_not_there_raises_user_error(coco, name, dataset, message):
     with pytest.raises(UserError, match=message):
         open_cases(name, dataset, "train", DataConfig(raw=str(coco)), 0)
 

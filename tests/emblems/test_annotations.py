@@ -88,7 +88,7 @@ def test_edits_change_the_scene_into_another_that_can_be_drawn_and_read():
 
 
 @pytest.mark.parametrize("size", [32, 64])
-def test_annotations_have_the_pictures_size_and_depend_on_the_key_alone(size):
+def test_annotations_have_the_pictures_size_and_depend_only_on_the_key(size):
     first, second = (annotate(SCENE, "k", size) for _ in range(2))
     assert first.segmentation.shape == first.edges.shape == (size, size)
     assert (first.questions, first.edit) == (second.questions, second.edit)

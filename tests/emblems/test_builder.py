@@ -44,7 +44,7 @@ def test_files_are_the_same_bytes_every_time(tmp_path, small_bank):
     assert len(first) == 3
 
 
-def test_of_two_who_write_it_at_once_the_first_one_s_stays(tmp_path, small_bank):
+def test_the_first_of_two_concurrent_writers_wins(tmp_path, small_bank):
     config = EmblemsConfig(records=40)
     begun = []
 
@@ -81,7 +81,7 @@ def test_size_records_and_seed_have_folders_of_their_own(tmp_path):
     assert len({str(builder.data_path) for builder in builders}) == 5
 
 
-def test_the_builder_stands_on_its_own(tmp_path, small_bank):
+def test_the_builder_works_as_a_plain_tfds_builder(tmp_path, small_bank):
     """As TFDS users call it, with large pictures."""
     config = EmblemsConfig(records=8, size=64)
     own = Emblems(data_dir=str(tmp_path), config=config, file_format="array_record")

@@ -45,7 +45,7 @@ def test_no_document_repeats_the_scene_of_a_prompt():
         assert told.isdisjoint(scene.told() for scene in document.scenes)
 
 
-def test_heldout_emblems_stand_where_no_document_shows_them():
+def test_heldout_emblems_are_where_no_document_shows_them():
     names = catalogue(0).names
     for prompt in prompts("heldout", 30):
         emblem = prompt.scene.emblems[0]
@@ -97,7 +97,7 @@ def test_unknown_kinds_are_refused():
         prompts("poem", 1)
 
 
-def test_an_emblem_is_confirmed_whatever_stands_beside_it():
+def test_an_emblem_is_confirmed_whatever_is_beside_it():
     first, second = prompts("heldout", 2)
     beside = dataclasses.replace(first.scene, shapes=(), background="white")
     noise = np.random.default_rng(0).integers(0, 256, first.image.shape, np.uint8)

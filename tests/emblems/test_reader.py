@@ -106,7 +106,7 @@ def test_patches_are_few_distinct_and_far_apart():
     assert np.sqrt(apart.min()) > 2 * 8 * 12
 
 
-def test_pictures_are_made_of_these_patches_alone():
+def test_pictures_consist_only_of_these_patches():
     pictures, _ = _pictures_and_scenes(documents.train()[:1000])
     numbers, distances = nearest_patches(pictures)
     assert distances.max() < 0.1

@@ -54,7 +54,7 @@ SCENE = Scene(
 )
 
 
-def test_the_caption_beside_a_map_leaves_out_what_the_map_says():
+def test_the_caption_of_a_map_leaves_out_what_the_map_says():
     assert short_caption(SCENE) == "a red circle and a blue ring on sand"
 
 

@@ -111,7 +111,7 @@ def test_every_single_word_matters():
         "<break>",
     ],
 )
-def test_what_is_no_caption_asserts_nothing(text):
+def test_texts_that_are_not_captions_assert_nothing(text):
     assert caption_states(text) is None
 
 

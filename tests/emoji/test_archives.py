@@ -26,7 +26,7 @@ def test_an_icon_that_is_not_square_is_padded(archives):
     assert abs((rows[0] + rows[-1]) / 2 - 17.5) < 1  # in the middle
 
 
-def test_a_missing_or_doubled_archive_is_one_sentence_with_the_command(tmp_path):
+def test_a_missing_or_doubled_archive_raises_user_error_with_the_command(tmp_path):
     folder = small.pack(tmp_path)
     file = folder / "iconify-json-noto-1.2.0.tgz"
     (folder / "iconify-json-noto-1.1.0.tgz").write_bytes(file.read_bytes())

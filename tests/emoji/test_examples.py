@@ -101,7 +101,7 @@ def test_licences_are_those_of_all_artists(pictures, some):
         assert example.source.split("; ") == sorted(artist for artist, _ in expected)
 
 
-def test_a_thing_stands_where_its_scene_says(pictures):
+def test_a_thing_is_where_its_scene_says(pictures):
     scene = EmojiScene("pink", (Placed("a rocket", "Twemoji", PLACES.index("bottom"), "small"),))
     picture = draw(scene, pictures, 64)
     changed = (picture != ground("pink", 64)).any(-1)

@@ -28,7 +28,7 @@ def test_twins_and_kin_are_one_thing(pictures):
     )
 
 
-def test_what_is_held_out_depends_on_names_alone(pictures):
+def test_what_is_held_out_depends_only_on_names(pictures):
     france = pictures.by_noun["the flag of France"]
     assert france.held_out == ("Twemoji", "OpenMoji")
     assert not france.shown

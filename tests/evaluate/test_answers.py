@@ -84,7 +84,7 @@ def test_answers_get_their_accuracy_by_type(tmp_path):
         ([{"image_id": 5, "caption": "x"}], "no caption of picture 5"),
     ],
 )
-def test_a_file_of_another_form_is_one_sentence(tmp_path, made, message):
+def test_a_file_of_another_form_raises_user_error(tmp_path, made, message):
     rows = [{"image_id": 1, "caption": "a cat"}]
     annotations = write(tmp_path / "a.json", {"annotations": rows})
     with pytest.raises(UserError, match=message):
@@ -120,7 +120,7 @@ def test_answers_may_be_texts_and_ids_numbers_or_texts(tmp_path):
         ([["yes"]] * 10, "which is no text"),
     ],
 )
-def test_answers_that_are_none_are_one_sentence(tmp_path, people, message):
+def test_malformed_answers_raise_user_error(tmp_path, people, message):
     with pytest.raises(UserError, match=message):
         vqa(tmp_path, people)
 

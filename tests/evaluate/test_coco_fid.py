@@ -231,7 +231,7 @@ def test_which_captions_are_asked_depends_on_the_file_and_the_seed(home):
         (("--run", "nowhere", "--inception", "none.pth"), "does not exist"),
     ],
 )
-def test_bad_input_is_one_sentence(home, tmp_path, more, message):
+def test_bad_input_raises_user_error(home, tmp_path, more, message):
     with pytest.raises(UserError, match=message):
         run(words(home, tmp_path / "out", *more))
     assert not (tmp_path / "out").exists()
@@ -247,7 +247,7 @@ def test_a_single_caption_is_refused_before_it_is_drawn(home, tmp_path):
     assert not list(tmp_path.rglob("*.png"))
 
 
-def test_a_file_of_another_form_is_one_sentence(tmp_path):
+def test_a_file_of_another_form_raises_user_error(tmp_path):
     (tmp_path / "a.json").write_text('{"images": [], "annotations": [{"id": 1}]}')
     with pytest.raises(UserError, match="is not COCO's format"):
         read_captions(tmp_path / "a.json")

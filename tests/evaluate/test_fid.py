@@ -99,13 +99,13 @@ def test_every_tensor_matters(tensors):
         ({"Conv2d_1a_3x3.conv.weight": None}, "holds no Conv2d_1a_3x3"),
     ],
 )
-def test_other_tensors_are_one_sentence(tensors, change, message):
+def test_other_tensors_raise_user_error(tensors, change, message):
     wrong = {name: value for name, value in (tensors | change).items() if value is not None}
     with pytest.raises(UserError, match=message):
         from_tensors(wrong, "weights.pth")
 
 
-def test_a_file_that_holds_no_tensors_is_one_sentence(tmp_path, monkeypatch):
+def test_a_file_that_holds_no_tensors_raises_user_error(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="does not exist"):
         load_inception(tmp_path / "none.pth")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00")
@@ -193,7 +193,7 @@ def test_the_bootstrap_s_interval_holds_what_new_pictures_give():
     assert frechet.interval(pool[:50], seed=1) == frechet.interval(pool[:50], seed=1)
 
 
-def test_statistics_that_do_not_fit_are_one_sentence(tmp_path):
+def test_statistics_that_do_not_fit_raise_user_error(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK")
     np.savez(tmp_path / "b.npz", mu=np.zeros(3), sigma=np.zeros((2, 2)))
     for name, message in (("a", "no statistics"), ("b", r"mu \(3,\)"), ("c", "no statistics")):

@@ -25,7 +25,7 @@ def line(name, caption, split="validation", **more):
     return {"file": name, "caption": caption, "split": split, **more}
 
 
-def test_of_a_picture_one_caption_counts_and_broken_records_do_not(tmp_path):
+def test_one_caption_per_picture_counts_and_broken_records_do_not(tmp_path):
     lines = [line(f"{n}.png", f"picture {n}, said {m}") for n in range(6) for m in range(5)]
     data = write(tmp_path, [*lines, line("seen.png", "seen", "train"), line("bad.png", "bad")])
     (tmp_path / "bad.png").write_bytes(b"no picture")
@@ -43,13 +43,13 @@ def test_of_a_picture_one_caption_counts_and_broken_records_do_not(tmp_path):
     assert len({tuple(r.text for r in drawn) for drawn in others}) > 1
 
 
-def test_nothing_held_back_is_one_sentence(tmp_path):
+def test_nothing_held_back_raises_user_error(tmp_path):
     data = write(tmp_path, [line("a.png", "a", "train"), line("b.png", "b", "bank")])
     with pytest.raises(UserError, match="holds back no record with a text and a picture"):
         held_out(data, 0, 10)
 
 
-def test_pictures_without_a_text_are_one_sentence(tmp_path):
+def test_pictures_without_a_text_raise_user_error(tmp_path):
     for number in range(40):
         PIL.Image.new("RGB", (8, 8), (number * 5, 0, 0)).save(tmp_path / f"{number}.png")
     data = DataConfig(source=str(tmp_path), image_size=8)

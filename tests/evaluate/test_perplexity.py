@@ -42,7 +42,7 @@ def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large(t
         evaluate_perplexity(tmp_path / "run", batches=0)
 
 
-def test_targets_count_alike_in_whatever_batch_they_stand():
+def test_targets_count_alike_in_every_batch():
     pairs = np.float64([[10.0, 10], [60.0, 20], [0.0, 0]])
     score = perplexity(pairs, PROTOCOL)
     assert score.value == pytest.approx(np.exp(70 / 30))

@@ -51,7 +51,7 @@ def test_a_score_with_documents_is_never_called_bare_zero_shot():
     assert dataclasses.replace(PROTOCOL, retrieved=0).regime == "zero-shot"
 
 
-def test_a_licence_that_is_unknown_is_none():
+def test_an_unknown_licence_does_not_count_as_licensed():
     assert licensed_share({"CC0-1.0": 6, "unknown": 1, "": 1}) == 0.75
     assert licensed_share({"CC-BY-4.0": 0.9, "unknown": 0.1}) == pytest.approx(0.9)
     assert licensed_share({}) == 1.0
@@ -164,7 +164,7 @@ def test_only_what_is_drawn_can_be_zero_shot():
 @pytest.mark.parametrize(
     "wrong", [{"settings": []}, {"licences": {"x": "y"}}, {"prompts": 3}, {"retrieved": "2"}]
 )
-def test_a_stamp_of_wrong_types_is_one_sentence(wrong):
+def test_a_stamp_of_wrong_types_raises_user_error(wrong):
     stored = scores_to_json({"emblem.all": score(3)})
     stored["details"]["emblem"]["all"]["protocol"] |= wrong
     with pytest.raises(
@@ -173,7 +173,7 @@ def test_a_stamp_of_wrong_types_is_one_sentence(wrong):
         scores_from_json(stored)
 
 
-def test_scores_nested_without_end_are_one_sentence():
+def test_scores_nested_without_end_raise_user_error():
     deep: dict = {}
     for _ in range(2000):
         deep = {"a": deep}

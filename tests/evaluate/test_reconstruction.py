@@ -118,6 +118,6 @@ def test_the_reader_judges_emblems(tokenizer, tmp_path):
     assert scores["psnr.all"].value == pytest.approx(means / counts["all"], rel=1e-6)
 
 
-def test_what_is_no_tokenizer(source, tmp_path):
+def test_a_folder_without_a_tokenizer_raises_user_error(source, tmp_path):
     with pytest.raises(UserError, match="holds no trained run"):
         evaluate_reconstruction(tmp_path, source=str(source))

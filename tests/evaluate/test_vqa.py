@@ -23,6 +23,6 @@ def test_answers_are_judged_as_the_official_script_does(case):
     assert accuracy(case["answer"], case["people"]) == pytest.approx(case["accuracy"], abs=1e-9)
 
 
-def test_nobody_s_answer_is_one_sentence():
+def test_empty_annotations_raise_user_error():
     with pytest.raises(UserError, match="without anybody"):
         accuracy("yes", [])

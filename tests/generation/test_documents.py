@@ -95,7 +95,7 @@ def test_a_document_is_given_as_a_text_and_a_picture(generator, vocab):
         ((np.zeros((4, 4), np.uint8),), r"not \(4, 4\)"),
     ],
 )
-def test_what_is_no_document_is_refused(segments, said):
+def test_values_that_are_not_documents_are_refused(segments, said):
     with pytest.raises(UserError, match=said):
         cm3jax.Document(*segments)
 

@@ -146,7 +146,7 @@ def test_marks_in_plain_texts_are_text(generator, vocab):
         generator.text_to_image([" "])
 
 
-def test_a_single_text_or_a_picture_of_another_size_is_one_sentence(generator):
+def test_a_single_text_or_a_picture_of_another_size_raises_user_error(generator):
     for call in (generator.text_to_image, generator.generate_samples, generator.retrieve):
         with pytest.raises(UserError, match="takes a list of texts; put 'a red fox' into brackets"):
             call("a red fox")

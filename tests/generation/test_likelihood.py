@@ -25,7 +25,7 @@ def test_answers_are_compared_by_their_likelihood(chain, generator):
         np.testing.assert_allclose(nats, expected, rtol=1e-5)
 
 
-def test_an_answer_that_does_not_fit_is_one_sentence(generator):
+def test_an_answer_that_does_not_fit_raises_user_error(generator):
     requests = generator.requests([picture_prompt("a red fox")])
     with pytest.raises(UserError, match=r"an answer of 96 tokens follows a prompt of .* room for"):
         generator.logprobs(requests, [np.zeros(96, np.int32)])

@@ -47,7 +47,7 @@ def test_keywords_go_before_the_config_and_this_before_the_run_s():
         ({"seed": -1}, r"seed=-1 must be a whole number from 0 to 4294967295"),
     ],
 )
-def test_a_wrong_option_is_one_sentence(generator, options, said):
+def test_a_wrong_option_raises_user_error(generator, options, said):
     with pytest.raises(UserError, match=said):
         generator.generate("a red fox", **options)
 

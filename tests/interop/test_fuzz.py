@@ -94,7 +94,7 @@ def broken(content, draw):
         ("vqgan/vqgan.yaml", read_vqgan, changed),
     ],
 )
-def test_read_or_refused_in_a_sentence(home, name, read, change):
+def test_spoilt_files_are_read_or_raise_user_error(home, name, read, change):
     draw, file = random.Random(name), home / name
     content = file.read_bytes()
     read(home)

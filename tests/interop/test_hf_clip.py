@@ -174,7 +174,7 @@ def test_a_cached_model_is_found_by_its_id(cache, tmp_path):
     assert one.fingerprint == other.fingerprint
 
 
-def test_offline_an_unknown_id_is_one_sentence(cache, tmp_path):
+def test_offline_an_unknown_id_raises_user_error(cache, tmp_path):
     with pytest.raises(UserError, match="neither the hub nor its cache gave") as error:
         folders.find("acme/other")
     assert "\n" not in str(error.value)

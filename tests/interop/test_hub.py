@@ -238,7 +238,7 @@ def test_evaluation_takes_a_run_of_the_hub(tmp_path, decoder, served, capsys):
         evaluate(["emblems", "--run", "hf:me/none"])
 
 
-def test_what_is_no_run_or_no_name_is_refused(tmp_path, decoder):
+def test_folders_without_a_run_and_malformed_names_are_refused(tmp_path, decoder):
     for name in ("hf:", "hf:name", "hf:a/b/c", "hf:a/b@"):
         with pytest.raises(UserError, match="is not an id of the hub"):
             cm3jax.load(name)

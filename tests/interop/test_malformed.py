@@ -205,7 +205,7 @@ def sound(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_sentence_and_nothing_written(sound, tmp_path, name):
+def test_a_spoilt_folder_raises_user_error_and_nothing_is_written(sound, tmp_path, name):
     spoil, match = FAULTS[name]
     source = tmp_path / "in"
     source.mkdir()
@@ -219,13 +219,13 @@ def test_a_sentence_and_nothing_written(sound, tmp_path, name):
     assert not (source / "sprung").exists()
 
 
-def test_what_stands_there_is_not_overwritten(sound, tmp_path):
+def test_an_existing_folder_is_not_overwritten(sound, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="exists"):
         hf_chameleon.convert(sound, tmp_path / "out", None, sound / "config.json")
 
 
-def test_maps_that_are_none():
+def test_spoilt_vocabulary_maps_raise_user_error():
     names = cases.vocabulary_map()
     faults = [
         (names | {"extra": names["a"]}, "one id to two"),

@@ -120,7 +120,7 @@ def test_the_run_is_an_image_tokenizer(run):
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "model: {params: {}}", "model: 3", "a: [", "\0"])
-def test_configs_that_are_none(tmp_path, text):
+def test_files_that_are_not_a_config_raise_user_error(tmp_path, text):
     source, config = foreign.write_vqgan(tmp_path / "in")
     config.write_text(text)
     with pytest.raises(UserError, match="config"):
@@ -160,7 +160,7 @@ def test_pickles_are_not_run(tmp_path):
     }
 
 
-def test_without_torch_a_sentence(tmp_path, monkeypatch):
+def test_a_torch_file_without_torch_raises_user_error(tmp_path, monkeypatch):
     _, config = foreign.write_vqgan(tmp_path / "in")
     (tmp_path / "a.ckpt").write_bytes(b"")
     real = builtins.__import__

@@ -41,7 +41,7 @@ def test_a_full_disk_is_told_with_the_file(tmp_path):
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
-def test_of_writers_at_once_one_wins_whole(tmp_path):
+def test_one_of_several_concurrent_writers_wins_as_a_whole(tmp_path):
     path, contents = tmp_path / "a", [bytes([number]) * 300_000 for number in range(8)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda content: write_atomic(path, content), contents * 20))
@@ -105,7 +105,7 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_file_is_not_replaced(tmp_path):
+def test_folders_and_devices_are_not_replaced(tmp_path):
     """As root, renaming over /dev/null would break the machine."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()

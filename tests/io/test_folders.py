@@ -152,7 +152,7 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_parent(tmp_path):
             os.kill(child, signal.SIGKILL)
 
 
-def test_a_lock_that_was_removed_and_made_anew_is_not_held_by_its_old_file(tmp_path, monkeypatch):
+def test_a_lock_that_was_removed_and_made_again_is_not_held_by_its_old_file(tmp_path, monkeypatch):
     """One waits at a file whose holder removes it, while a third makes another."""
     path, original = tmp_path / ".run.lock", folders._try_flock
 
@@ -180,14 +180,14 @@ def test_a_lock_that_was_removed_and_made_anew_is_not_held_by_its_old_file(tmp_p
 
 
 @pytest.mark.parametrize("content", ["a thesis", "[" * 100_000])
-def test_a_file_that_is_no_lock_is_left_alone(tmp_path, content):
+def test_a_file_that_is_not_a_lock_is_left_alone(tmp_path, content):
     (tmp_path / ".run.lock").write_text(content)
     with pytest.raises(UserError, match="but is another file"), hold(tmp_path / "run", "x"):
         pass
     assert (tmp_path / ".run.lock").read_text() == content
 
 
-def test_a_place_where_nothing_can_be_written_is_one_sentence(tmp_path):
+def test_a_place_where_nothing_can_be_written_raises_user_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"), hold(tmp_path / "file/run", "x"):
         pass
@@ -284,7 +284,7 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
     assert os.listdir(tmp_path / "disk") == ["v1"]
 
 
-def test_a_stranger_s_file_gives_way_in_name_and_is_kept(tmp_path):
+def test_a_stranger_s_file_is_renamed_and_kept(tmp_path):
     folder = write(tmp_path / "bank", a="old")
     (folder / "c").write_text("mine")
     swap(write(scratch(folder, "parts"), c="new"), folder, recognised)

@@ -72,7 +72,7 @@ def _header(**entry):
         (_header(dtype="F8_E4M3"), "F8_E4M3"),
     ],
 )
-def test_what_is_no_file(tmp_path, content, match):
+def test_files_that_are_not_safetensors_raise_user_error(tmp_path, content, match):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(UserError, match=match):
         safetensors_file.read_file(tmp_path / "x")

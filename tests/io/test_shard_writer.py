@@ -107,7 +107,7 @@ def test_shards_whose_records_changed_are_told(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["deep", "bytes", "pipe"])
-def test_what_is_no_manifest_is_somebody_else_s(tmp_path, what):
+def test_a_folder_without_our_manifest_is_somebody_else_s(tmp_path, what):
     """Nothing is raised for it but the refusal, and no pipe is waited for."""
     folder = epath.Path(tmp_path)
     if what == "pipe":

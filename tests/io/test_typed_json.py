@@ -50,6 +50,6 @@ def test_another_form_names_file_and_field(tmp_path, content):
     )
 
 
-def test_what_is_no_object_is_refused_without_fields():
+def test_values_that_are_not_objects_are_refused():
     with pytest.raises(UserError, match=r"^a\.json is damaged or of an earlier version; make it"):
         require_fields(json.loads("[1]"), {}, "a.json")

@@ -88,7 +88,7 @@ def test_a_machine_with_little_more_than_jax_measures_our_side():
         ),
     ],
 )
-def test_what_cannot_be_measured_is_one_sentence(argv, message):
+def test_impossible_measurements_raise_user_error(argv, message):
     with pytest.raises(UserError, match=message):
         command.run(argv)
 
@@ -105,7 +105,7 @@ def test_weights_go_to_transformers_transposed():
     np.testing.assert_array_equal(state["model.layers.0.mlp.gate_proj.weight"], gate.T)
 
 
-def test_decoding_is_timed_beside_transformers_or_alone(capsys):
+def test_decoding_is_timed_with_or_without_transformers(capsys):
     """With torch, which no environment of tests has to have, both sides give the same ids."""
     size = ("--layers", "2", "--width", "128", "--vocab", "9800", "--prompt", "20", "--new", "9")
     command.run(["decode", *size, "--batch", "2", "--samples", "2"])
@@ -123,7 +123,7 @@ def test_decoding_is_timed_beside_transformers_or_alone(capsys):
             assert figures[name]["same_ids"] == 1
 
 
-def test_an_experiment_is_decoded_alone(capsys):
+def test_an_experiment_is_decoded_without_a_rival(capsys):
     """What an accelerator runs at full size, `--experiment cm3leon_7b --guided`."""
     size = ("--batch", "1", "--guided", "--prompt", "20", "--new", "16")
     command.run(["decode", "--experiment", "miniature/decoder", *size])
@@ -201,7 +201,7 @@ def test_samples_of_a_prompt_read_one_prefix(capsys, monkeypatch, tmp_path):
     assert (tmp_path / "page.html").read_text().count("<svg") == 2
 
 
-def test_an_experiment_is_timed_alone():
+def test_an_experiment_is_timed_without_a_rival():
     argv = ["train", "--experiment", "cm3leon_350m", "--length", "128", "--batch", "2"]
     experiment = make_learner(command.make_parser().parse_args(argv)).experiment
     assert (experiment.model.layers, experiment.model.context) == (24, 128)

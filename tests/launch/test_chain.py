@@ -47,7 +47,7 @@ def test_a_source_is_one_however_it_is_typed(tmp_path, monkeypatch):
     assert [members(Options(name))["clip"].data.source for name in others] == list(others)
 
 
-def test_of_a_folder_all_records_are_read_and_of_a_drawn_source_no_more_than_usual():
+def test_all_records_of_a_folder_are_read_and_no_more_than_usual_of_a_drawn_source():
     assert members(Options("photos"))["vqgan"].data.records == 10_000_000
     assert members(Options("emblems"))["vqgan"].data.records == DataConfig().records
 
@@ -104,7 +104,7 @@ def test_a_dry_run_says_what_and_how_long_and_writes_nothing(tmp_path, monkeypat
     assert not Path("mine").exists()
 
 
-def test_what_is_no_folder_of_pictures_is_one_sentence(tmp_path):
+def test_folders_without_pictures_raise_user_error(tmp_path):
     with pytest.raises(UserError, match=r"captions\.jsonl"):
         chain.command([str(tmp_path), "--out", str(tmp_path / "mine")])
     with pytest.raises(UserError, match="none of 32, 64, 128 and 256"):
@@ -176,7 +176,7 @@ def test_five_hundred_pictures_from_elsewhere(trained):
 
 
 @pytest.mark.parametrize("scale", ["nan", "inf", "0", "-1", "1e300"])
-def test_a_scale_that_is_none_is_one_sentence(tmp_path, scale):
+def test_a_malformed_scale_raises_user_error(tmp_path, scale):
     with pytest.raises(UserError, match="must be positive, and at most 100000"):
         chain.command([str(tmp_path), "--scale", scale])
 

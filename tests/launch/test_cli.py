@@ -79,7 +79,7 @@ def test_options_of_every_kind():
         (["quickstart", "--vqgan.patch", "4"], "quickstart: vqgan gives 8x8 of 1024 codes, vocab"),
     ],
 )
-def test_a_mistake_is_one_sentence(argv, said):
+def test_a_mistake_raises_user_error(argv, said):
     with pytest.raises(UserError) as caught:
         parse(*argv)
     sentence = str(caught.value)

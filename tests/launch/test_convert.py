@@ -7,7 +7,7 @@ from launch.convert import run
 from tests.interop import foreign
 
 
-def test_in_and_out(tmp_path, capsys):
+def test_weights_are_imported_and_exported(tmp_path, capsys):
     source = foreign.write_chameleon(tmp_path / "in", "plain", "bfloat16", shards=1)
     run(["chameleon", str(source), "--out", str(tmp_path / "run")])
     said = capsys.readouterr().out

@@ -27,7 +27,7 @@ def test_diff_reads_results_and_metrics(tmp_path, capsys):
     assert "seed: 0 | 7" in capsys.readouterr().out
 
 
-def test_what_is_no_result_is_one_sentence(tmp_path):
+def test_files_that_are_not_results_raise_user_error(tmp_path):
     write_json(tmp_path / "a.json", {"loss": 3})
     with pytest.raises(UserError, match="holds no scores"):
         run(["diff", str(tmp_path / "a.json"), str(tmp_path / "a.json")])
@@ -47,7 +47,7 @@ def test_what_is_no_result_is_one_sentence(tmp_path):
         run(["diff", str(tmp_path / "no.json"), str(tmp_path / "a.json")])
 
 
-def test_a_run_that_is_not_there_is_one_sentence(tmp_path):
+def test_a_run_that_is_not_there_raises_user_error(tmp_path):
     with pytest.raises(UserError, match="holds no trained run"):
         run(["emblems", "--run", str(tmp_path)])
 

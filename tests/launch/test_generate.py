@@ -114,7 +114,7 @@ def test_damaged_lines_of_the_log_stay_and_stop_nothing(chain, tmp_path):
         assert json.loads(new)["prompt"] == "a red fox"
 
 
-def test_a_pipe_in_the_place_of_the_log_is_one_sentence_before_anything_is_drawn(chain, tmp_path):
+def test_a_pipe_in_the_place_of_the_log_raises_user_error_before_anything_is_drawn(chain, tmp_path):
     os.mkfifo(tmp_path / "samples.jsonl")
     with pytest.raises(UserError, match=r"samples\.jsonl would be a log, but it is a pipe"):
         generate.command(["text", "x", "--run", str(chain / "decoder"), "--out", str(tmp_path)])
@@ -144,7 +144,7 @@ def test_documents_are_excluded_and_weighed_by_their_keys(call):
     assert weighed[0] == second | {"score": pytest.approx(1.5 * second["score"], rel=1e-5)}
 
 
-def test_documents_by_hand_bring_the_caption_beside_them(call):
+def test_documents_by_hand_bring_the_caption_from_the_file_beside_them(call):
     printed, _ = call("a cat", "--docs", "X.PNG", "--show-sequence")
     assert printed[0].startswith("<eos> 'a red fox' <break> I")
     assert "<break> 'a cat' <break> I" in printed[0]
@@ -338,7 +338,7 @@ def test_what_is_done_is_kept_when_the_user_stops(call, monkeypatch, tmp_path, c
     assert PIL.Image.open(tmp_path / "out" / kept["file"]).text["cm3jax"] == line
 
 
-def test_a_full_disk_is_one_sentence_and_keeps_what_is_there(call, tmp_path):
+def test_a_full_disk_raises_user_error_and_keeps_what_is_there(call, tmp_path):
     """A limit on the size of files stands for the disk; jax's cache, in its way, isn't written."""
     call("a fox")
     compiled = jax.config.jax_persistent_cache_min_compile_time_secs
@@ -416,13 +416,13 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_there(call, tmp_path):
         (["a fox", "--sample", "2"], "did you mean --samples"),
     ],
 )
-def test_bad_input_is_one_sentence_and_writes_nothing(call, tmp_path, words, message):
+def test_bad_input_raises_user_error_and_writes_nothing(call, tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         call(*words)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unwritable_place_is_one_sentence(call, tmp_path):
+def test_an_unwritable_place_raises_user_error(call, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         call("a fox", out=tmp_path / "file" / "out")

@@ -139,13 +139,13 @@ def test_a_saved_index_is_used(experiment, tmp_path):
         (["audit"], "the first argument is the experiment's name"),
     ],
 )
-def test_a_mistake_is_one_sentence(argv, said):
+def test_a_mistake_raises_user_error(argv, said):
     with pytest.raises(UserError) as caught:
         index.run(argv)
     assert said in str(caught.value)
 
 
-def test_a_prompt_of_marks_alone_is_refused(experiment):
+def test_a_prompt_of_only_marks_is_refused(experiment):
     index.build(experiment)
     with pytest.raises(UserError, match="neither a text nor a picture"):
         index.query(experiment, "<mask>")

@@ -204,7 +204,7 @@ def test_a_tpu_vm_goes_when_training_fails_and_the_script_runs_again(machine):
     assert len(machine.calls("gcloud", "compute", "tpus", "tpu-vm", "create")) == 3
 
 
-def test_a_preempted_tpu_vm_is_made_anew_and_a_living_one_is_left_alone(machine):
+def test_a_preempted_tpu_vm_is_made_again_and_a_running_one_is_left_alone(machine):
     text = submit.render(EXPERIMENT, TPU_VM, REVISION)
     machine.vm.write_text("PREEMPTED")
     assert machine.run(text)[0] == 0
@@ -244,7 +244,7 @@ def test_a_tpu_vm_goes_when_the_script_is_stopped(machine, number):
     assert not machine.vm.exists()
 
 
-def test_slurm_installs_on_the_login_node_alone(machine):
+def test_slurm_installs_only_on_the_login_node(machine):
     text = submit.render(EXPERIMENT, SLURM, REVISION)
     status, said = machine.run(text, **in_job(machine))
     assert status == 2

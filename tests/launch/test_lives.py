@@ -136,7 +136,7 @@ def test_the_second_generation_into_a_folder_is_refused(tmp_path):
         ("gs://bucket/run", ("need the package gcsfs",)),
     ],
 )
-def test_a_place_that_cannot_be_written_is_one_sentence(options, tmp_path, where, words):
+def test_a_place_that_cannot_be_written_raises_user_error(options, tmp_path, where, words):
     (tmp_path / "file").write_text("mine")
     absolute = where.startswith("/") or ":" in where
     place = where if absolute else tmp_path / where
@@ -149,12 +149,12 @@ def test_a_place_that_cannot_be_written_is_one_sentence(options, tmp_path, where
 
 @pytest.mark.parametrize("option", ["--data.corpus", "--data.bank", "--tokenizers.text"])
 @pytest.mark.parametrize("path", ["s3://b/x", "file:///x", "hdfs://x"])
-def test_paths_of_other_kinds_are_one_sentence(option, path, tmp_path):
+def test_paths_of_other_kinds_raise_user_error(option, path, tmp_path):
     with pytest.raises(UserError, match=f"{option} is '{path}', but paths are"):
         prepare.run(["quickstart", option, path, "--workdir", str(tmp_path / "run")])
 
 
-def test_a_folder_without_permission_is_one_sentence(options, tmp_path):
+def test_a_folder_without_permission_raises_user_error(options, tmp_path):
     (tmp_path / "closed").mkdir(mode=0o555)
     program = """
 import os, sys

@@ -118,7 +118,7 @@ def test_answers_are_weighed_code_by_code(chain):
         (["a fox " * 30], r"tokens long .* room for 0"),
     ],
 )
-def test_what_it_cannot_do_is_one_sentence(call, tmp_path, words, message):
+def test_what_it_cannot_do_raises_user_error(call, tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         call(*words)
     assert not (tmp_path / "out").exists()

@@ -56,7 +56,7 @@ def test_the_page_of_claims_is_rebuilt_from_what_is_stored(tmp_path, capsys):
         (["runs/x", "--rerun", "control"], "--rerun measures a claim and takes no run"),
     ],
 )
-def test_a_mistake_is_one_sentence(argv, said):
+def test_a_mistake_raises_user_error(argv, said):
     with pytest.raises(UserError, match=said):
         command(argv)
 

@@ -40,7 +40,7 @@ def test_the_key_is_the_first_line(tmp_path):
         Options("run", host="0.0.0.0")
 
 
-def test_an_address_that_is_taken_is_one_sentence():
+def test_an_address_that_is_taken_raises_user_error():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = uvicorn.Config("none", port=taken.getsockname()[1])
         with pytest.raises(UserError, match=r"can't listen at 127\.0\.0\.1:\d+ \(.* in use\)"):

@@ -18,7 +18,7 @@ def stage(path: Path, log: list[str], finishes: bool = True) -> Stage:
     return Stage(path.name, 1, str(path), path.exists, run)
 
 
-def test_what_is_finished_is_reused_and_said(tmp_path, capsys):
+def test_finished_stages_are_reused_and_reported(tmp_path, capsys):
     log: list[str] = []
     three = [stage(tmp_path / name, log) for name in ("one", "two", "three")]
     (tmp_path / "one").touch()

@@ -96,6 +96,6 @@ def test_samples_of_a_checkpoint_go_into_its_run(tmp_path):
         (("a", "--image", "x.png"), "inputs of a --task"),
     ],
 )
-def test_mistakes_are_one_sentence(options, message, chain):
+def test_mistakes_raise_user_error(options, message, chain):
     with pytest.raises(UserError, match=message):
         generate.command([*options, "--run", str(chain / "decoder")])

@@ -44,7 +44,7 @@ def test_a_killed_run_goes_on_as_if_never_interrupted(options, tmp_path):
     assert theirs.step == ours.step == steps
 
 
-def test_a_missing_corpus_is_one_sentence(options, tmp_path):
+def test_a_missing_corpus_raises_user_error(options, tmp_path):
     corpus = ["--data.mixture", str(tmp_path / "absent"), "1"]
     absent = [*arguments(options, tmp_path / "run", 1), *corpus]
     with pytest.raises(UserError, match="absent"):

@@ -154,7 +154,7 @@ def _loss_and_rows(learner, params, data):
 
 
 @pytest.mark.slow
-def test_it_trains_and_saves_the_decoder_alone(home, tmp_path):
+def test_it_trains_and_saves_only_the_decoder(home, tmp_path):
     config = experiment(
         home,
         workdir=str(tmp_path / "run"),

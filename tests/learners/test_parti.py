@@ -115,7 +115,7 @@ def opened(config, split):
     return CaptionImageStream.open(config.data, config.vocab, config.parti, config.seed, split)
 
 
-def test_captions_are_dropped_by_seed_epoch_and_record_in_training_alone(path):
+def test_captions_are_dropped_by_seed_epoch_and_record_only_in_training(path):
     config = experiment(path)
     bare = [VOCAB.eos] + [0] * 12
 

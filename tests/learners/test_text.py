@@ -95,7 +95,7 @@ def test_no_picture_is_read_and_bad_records_are_left_out(config, capsys):
     assert tokenizers[0].fingerprint == tokenizers[1].fingerprint
 
 
-def test_a_source_that_is_mostly_broken_is_one_sentence(config):
+def test_a_source_that_is_mostly_broken_raises_user_error(config):
     (epath.Path(config.data.source) / "captions.jsonl").write_text("not JSON\n" * 30)
     with pytest.raises(UserError, match=r"30 of 30 records can't be read, the first one being"):
         train_text_tokenizer(_nothing_held_back(config))

@@ -130,7 +130,7 @@ def test_a_codebook_by_gradients_learns_and_resumes(config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("codebook", ["ema", "gradient"])
-def test_the_decoder_alone_can_be_trained(config, codebook, tmp_path):
+def test_training_can_be_limited_to_the_decoder(config, codebook, tmp_path):
     config = dataclasses.replace(
         config,
         vqgan=dataclasses.replace(config.vqgan, codebook=codebook),

@@ -232,7 +232,7 @@ def test_a_decoder_learns_the_same_by_splash_on_a_mesh():
     assert_near(actual, loss_and_slopes(MODEL, ROWS))
 
 
-def test_of_an_encoder_decoder_the_picture_alone_attends_by_splash():
+def test_only_the_picture_of_an_encoder_decoder_attends_by_splash():
     def kernels(config):
         model = EncoderDecoder(config, 1, VOCAB.size, 6, LENGTH)
         texts, row = jnp.zeros((2, 6), jnp.int32), jnp.zeros((2, LENGTH), jnp.int32)

@@ -50,7 +50,7 @@ def test_a_validation_is_dashed_and_has_its_lines_colour():
     assert ">b, validation</span>" in svg.replace("</i>", ">")
 
 
-def test_borders_of_stages_stand_where_the_curve_passes_them():
+def test_borders_of_stages_are_where_the_curve_passes_them():
     svg = curves({"a": [(0, 1.0), (100, 1.0)]}, "loss", borders=(50, 100, 200))
     (x,) = re.findall('<line x1="([0-9.]+)"[^>]*class="border"', svg)
     assert float(x) == (44 + 608) / 2

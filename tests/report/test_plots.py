@@ -23,7 +23,7 @@ def numbers(name: str, svg: str) -> list[float]:
     return [float(value) for value in re.findall(rf'<circle[^>]* {name}="([^"]*)"', svg)]
 
 
-def test_points_stand_where_their_values_are():
+def test_points_are_where_their_values_are():
     svg = PLOT.svg()
     first, last, middle = numbers("cx", svg)
     assert first < 60

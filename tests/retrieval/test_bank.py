@@ -88,7 +88,7 @@ def test_another_encoder_or_vocabulary_is_refused(bank):
     [("shards", 3), ("shards", {"a": "b"}), ("files", None), ("files", {"x": 1}), ("encoder", [])]
     + [(name, value) for name in ("licences", "sources", "counts") for value in (None, {"a": "b"})],
 )
-def test_a_damaged_manifest_is_one_sentence(bank, field, value):
+def test_a_damaged_manifest_raises_user_error(bank, field, value):
     manifest = json.loads((bank.path / "manifest.json").read_text())
     (bank.path / "manifest.json").write_text(json.dumps(manifest | {field: value}))
     with pytest.raises(UserError, match=f"manifest.json is damaged .*its '{field}'"):
@@ -96,7 +96,7 @@ def test_a_damaged_manifest_is_one_sentence(bank, field, value):
 
 
 @pytest.mark.parametrize("content", ["3", "[]", "null", '{"files": {}}'])
-def test_a_manifest_of_something_else_is_one_sentence(bank, content):
+def test_a_manifest_of_something_else_raises_user_error(bank, content):
     (bank.path / "manifest.json").write_text(content)
     with pytest.raises(UserError, match=r"manifest\.json is damaged or of an earlier version"):
         Bank.open(bank.path)
@@ -148,7 +148,7 @@ def test_a_damaged_list_of_removed_documents_is_never_taken_for_none(bank, conte
 
 
 @pytest.mark.parametrize("room", [100, 2_000, 8_000])
-def test_on_a_full_disk_the_bank_that_stands_stays(bank, room):
+def test_an_existing_bank_survives_a_full_disk(bank, room):
     """The first write that fails is of records, of a column or of notes."""
     before = {path.name: path.read_bytes() for path in bank.path.iterdir()}
     wide = np.full((100, 50), 50**-0.5, np.float32)

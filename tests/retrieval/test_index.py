@@ -121,7 +121,7 @@ def test_scann_spends_no_more_than_the_recall_needs(gap):
     assert min(efforts[2].recall.values()) >= 0.95
 
 
-def test_scann_answers_a_query_alike_whoever_asks_beside_it(gap):
+def test_scann_answers_a_query_alike_in_every_batch(gap):
     _, index, asked = gap
     queries = asked["text"]
     together = index.search(queries, 10)
@@ -161,7 +161,7 @@ def test_a_saved_scann_index_may_move(tmp_path):
         ScannIndex.load(tmp_path / "here", vectors)
 
 
-def test_an_index_stands_until_another_takes_its_place(tmp_path, monkeypatch):
+def test_an_index_stays_until_another_replaces_it(tmp_path, monkeypatch):
     vectors, queries = _clustered(500)
     path = tmp_path / "scann" / "00000"
     ScannIndex.build(vectors, recall=0.9).save(path)
@@ -250,7 +250,7 @@ def _changed(**fields):
         (_changed(bytes=[]), r"its 'bytes'"),
     ],
 )
-def test_a_damaged_index_is_one_sentence_and_built_again(tmp_path, damage, said):
+def test_a_damaged_index_raises_user_error_and_is_built_again(tmp_path, damage, said):
     vectors, queries = _clustered(50, 16)
     nothing = BankDocument("", np.zeros(1, np.int32), "", True, True, "s", "l")
     documents = [dataclasses.replace(nothing, key=str(i)) for i in range(50)]
@@ -274,7 +274,7 @@ def test_a_damaged_index_is_one_sentence_and_built_again(tmp_path, damage, said)
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "config"])
-def test_damaged_files_of_an_index_are_one_sentence(tmp_path, damage):
+def test_damaged_files_of_an_index_raise_user_error(tmp_path, damage):
     vectors, _ = _clustered(50, 16)
     ScannIndex.build(vectors).save(tmp_path / "index")
     data, config = (tmp_path / "index" / name for name in ("dataset.npy", "scann_config.pb"))

@@ -33,7 +33,7 @@ def best(retriever, text):
     return np.argsort(-scores)
 
 
-def test_each_clause_gets_its_document_and_they_stand_in_the_clauses_order(retriever):
+def test_each_clause_gets_its_document_in_the_clauses_order(retriever):
     asker = asking_by_clause(retriever)
     orders = (TEXTS, TEXTS[::-1])
     found = asker.retrieve([(f"{first} and {second}", None) for first, second in orders], 2)

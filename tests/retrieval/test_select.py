@@ -52,7 +52,7 @@ def test_rules():
     assert near(pool[:, 1], pool, 0.7).tolist() == [[False, True, True]]
 
 
-def test_lists_of_one_record_stand_side_by_side():
+def test_lists_of_one_record_are_side_by_side():
     found = Neighbours(
         np.array([[0, 1], [2, 3], [4, 5]]), np.array([[0.5, 0.4], [0.9, 0.1], [0.8, 0.7]], "f4")
     )
@@ -204,7 +204,7 @@ def test_the_first_view_is_clean():
     assert views[0] == sorted(views[0])
 
 
-def test_views_depend_on_their_record_alone():
+def test_views_depend_only_on_their_record():
     texts = [list(range(5)), list(range(40)), []]
     together = drop_pieces(texts, np.array([7, 8, 9]), np.array([1, 0, 2]), 0.5, seed=0)
     assert together[0] == _views(texts[0], 7, 1, 0.5)
@@ -225,7 +225,7 @@ def _table(rng, batch, views, candidates):
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5))
-def test_a_draw_is_a_set_of_one_views_candidates(seed, views, candidates, documents):
+def test_a_draw_takes_distinct_candidates_of_one_view(seed, views, candidates, documents):
     ids, scores = _table(np.random.default_rng(seed), 8, views, candidates)
     drawn = draw_documents(np, ids, scores, seed, 1, np.arange(8), documents)
     assert drawn.ids.shape == (8, min(documents, 2 * candidates))
@@ -293,7 +293,7 @@ def test_a_wrong_document_takes_the_last_place_and_is_the_first_to_go(xp):
     np.testing.assert_array_equal(np.asarray(drawn.scores)[~new], np.asarray(scores)[~new])
 
 
-def test_shuffled_documents_keep_their_scores_and_stand_first_as_often_as_last():
+def test_shuffled_documents_keep_their_scores_and_come_first_as_often_as_last():
     ids = np.tile([[3, 4, NONE]], (4000, 1))
     scores = np.tile(np.float32([[0.3, 0.4, 0.0]]), (4000, 1))
     records = np.arange(4000)

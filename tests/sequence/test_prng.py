@@ -81,7 +81,7 @@ def test_permutation_holds_every_record_once_and_differs_by_epoch():
     assert abs(np.corrcoef(first, np.arange(1000))[0, 1]) < 0.15
 
 
-def test_there_may_be_no_records():
+def test_draws_for_no_records_are_empty():
     none = np.zeros(0, np.int64)
     assert prng.bits(np, 7, 3, none, PrngStream.MASKS, 5).shape == (0, 5)
     assert prng.permutation(7, 3, 0).shape == (0,)

@@ -555,7 +555,7 @@ def test_fit_drops_the_lowest_scores_then_masks_then_gives_up():
     assert (reserved(np, left.document_lengths, query, left.masks) <= 43).all()
 
 
-def test_of_equal_scores_the_later_document_goes_first():
+def test_the_later_of_two_documents_of_equal_score_is_dropped_first():
     lengths, scores = np.asarray([[5, 5]], np.int32), np.zeros((1, 2), np.float32)
     one = np.asarray([1], np.int32)
     assert fit_samples(np, lengths, scores, one, 0 * one, 9).document_lengths.tolist() == [[5, 0]]

@@ -424,7 +424,7 @@ def test_given_maps(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_missing_data_set_is_one_sentence(tmp_path, name):
+def test_a_missing_data_set_raises_user_error(tmp_path, name):
     with pytest.raises(UserError, match=str(tmp_path)):
         list(READERS[name](epath.Path(tmp_path), "train"))
 
@@ -444,7 +444,7 @@ def test_boxes_are_text_and_back():
 @pytest.mark.parametrize(
     "text", ["circle", "circle:1,2,3", "circle:9,9,5,12", ":1,2,3,4", "a:0,0,9,256"]
 )
-def test_what_is_no_box_is_said(text):
+def test_malformed_boxes_raise_user_error(text):
     with pytest.raises(UserError, match="is not a box"):
         grounded.Box.of(text)
 

@@ -140,7 +140,7 @@ def test_a_prompt_is_the_training_row_up_to_its_answer(name, image_first, monkey
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_loss_on_the_answer_is_on_it_and_the_id_that_ends_it_alone(name):
+def test_loss_on_the_answer_covers_only_it_and_the_id_that_ends_it(name):
     filled = fill(TASKS[name].templates[0], CASES[name])
     found, batch = row(filled, "answer")
     vocab = testing.vocab()
@@ -153,7 +153,7 @@ def test_loss_on_the_answer_is_on_it_and_the_id_that_ends_it_alone(name):
     np.testing.assert_array_equal(whole.tokens, batch.tokens)
 
 
-def test_only_a_text_may_stand_in_the_middle():
+def test_only_a_text_may_be_asked_for_in_the_middle():
     filled = fill("{answer}<break>{image}", {"answer": X, "image": X})
     with pytest.raises(ValueError, match="neither a text nor the end"):
         to_document(filled, [CODES] * 2, testing.text_tokenizer(), testing.vocab())

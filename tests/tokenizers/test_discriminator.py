@@ -30,7 +30,7 @@ def test_the_adaptive_weight_makes_both_pull_alike():
     assert not jax.grad(lambda x: adaptive_weight(x, other))(wanted).any()
 
 
-def test_a_verdict_per_patch_depends_on_its_picture_alone():
+def test_a_verdict_per_patch_depends_only_on_its_picture():
     model = Discriminator(channels=8, layers=2)
     pictures = jax.random.uniform(jax.random.key(0), (3, 16, 16, 3), minval=-1.0)
     variables = random_variables(model.init, pictures)

@@ -58,7 +58,7 @@ def test_bytes_survive():
     np.testing.assert_array_equal(to_bytes(jnp.full((1, 1, 1, 3), 1.7)), [[[[255] * 3]]])
 
 
-def test_codes_do_not_depend_on_the_company(variables):
+def test_codes_do_not_depend_on_the_rest_of_the_batch(variables):
     tokenizer = ImageTokenizer(CONFIG, variables, batch=4)
     images = pictures(9)
     codes = tokenizer.encode(images)
@@ -232,7 +232,7 @@ def test_first_frame_of_an_animation(tmp_path):
     np.testing.assert_array_equal(load_picture(tmp_path / "moving.gif", 8)[0, 0], [0, 0, 255])
 
 
-def test_what_is_no_picture(tmp_path):
+def test_files_that_are_not_pictures_raise_user_error(tmp_path):
     with pytest.raises(UserError, match="can't be read"):
         load_picture(tmp_path / "missing.png", 8)
     os.mkfifo(tmp_path / "pipe.png")

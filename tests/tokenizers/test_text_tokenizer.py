@@ -70,7 +70,7 @@ def test_training_reads_a_stream_and_is_deterministic(tokenizer):
     assert again.fingerprint != TextTokenizer.train(CAPTIONS[:-1], 330).fingerprint
 
 
-def test_of_a_long_stream_a_sample_from_everywhere_is_kept(monkeypatch):
+def test_a_long_stream_is_sampled_from_all_its_parts(monkeypatch):
     monkeypatch.setattr(text, "LARGEST_SAMPLE", 1000)
     kept = []
 
@@ -123,7 +123,7 @@ def test_missing_and_damaged_files(tokenizer, tmp_path):
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_a_pipe_or_a_folder_in_its_place_is_one_sentence(tmp_path, make):
+def test_a_pipe_or_a_folder_in_its_place_raises_user_error(tmp_path, make):
     make(tmp_path / MODEL_FILE)
     with pytest.raises(UserError, match=r"text\.model would be a text tokenizer, but it is a"):
         TextTokenizer.load(tmp_path)
@@ -145,7 +145,7 @@ def test_an_endless_word_is_cut_between_characters(letters):
     assert len(tokenizer.encode("é" * 64)) < 64
 
 
-def test_halves_of_surrogate_pairs_are_one_sentence(tokenizer):
+def test_halves_of_surrogate_pairs_raise_user_error(tokenizer):
     for wrong in ("\ud800", "caf\udce9"):
         with pytest.raises(UserError, match=r"is not UTF-8: character . is half a surrogate"):
             tokenizer.encode(wrong)

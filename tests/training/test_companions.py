@@ -45,7 +45,7 @@ def test_the_path_of_the_config_goes_before_namesakes(tmp_path):
     assert find(run, run, right) == run / "text"
 
 
-def test_a_moved_run_finds_its_parts_from_where_it_lies(tmp_path, monkeypatch):
+def test_a_moved_run_finds_its_parts_from_its_new_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     moved = tmp_path / "new"
     for part in ("runs/tokenizers/text", "runs/miniature/text"):
@@ -70,7 +70,7 @@ def test_exported_weights_are_shipped_with_their_parts(tmp_path):
     assert find(run, "", elsewhere) == elsewhere
 
 
-def test_only_wrong_ones_are_one_sentence(tmp_path):
+def test_several_wrong_companions_raise_user_error(tmp_path):
     run = put(tmp_path / "run")
     put(run / "text", "one")
     put(tmp_path / "text", "two")
@@ -84,7 +84,7 @@ def chain(tmp_path):
     return tmp_path / "chain"
 
 
-def test_a_run_loads_though_others_parts_lie_beside_it(chain, tmp_path):
+def test_a_run_loads_beside_other_runs_parts(chain, tmp_path):
     """`runs/miniature/sft`, made with shipped tokenizers, beside tokenizers of one's own."""
     home = tmp_path / "runs"
     shutil.copytree(chain / "decoder", home / "sft")

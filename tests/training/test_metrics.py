@@ -23,7 +23,7 @@ from cm3jax.training.metrics import (
 )
 
 
-def test_each_step_stands_once_after_a_resume(tmp_path):
+def test_each_step_is_logged_once_after_a_resume(tmp_path):
     log = MetricsLog(tmp_path, 0)
     for step in (1, 2, 3):
         log.write({"step": step, "loss": 0.5 * step})
@@ -62,7 +62,7 @@ def test_a_torn_life_stops_no_later_one(tmp_path, caplog):
     assert (tmp_path / "damaged-lives.jsonl").read_text().startswith('{"step": 0, ')
 
 
-def test_what_is_no_finite_number_is_no_point():
+def test_values_that_are_not_finite_are_left_out_of_curves():
     values = (1, None, "x", [2], math.nan, math.inf, 10**400, 0.5)
     lines = [{"step": 1, "a": value} for value in values]
     assert metrics.curve(lines, "a") == [(1, 1.0), (1, 0.5)]

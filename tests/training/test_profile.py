@@ -37,7 +37,7 @@ def test_a_run_keeps_a_trace_and_its_report_tells_the_time_by_operation(tmp_path
     assert f"<td>{found[0].name}</td>" in page
 
 
-def test_what_comes_between_steps_is_none_of_their_time(tmp_path):
+def test_time_between_steps_does_not_count(tmp_path):
     """A validation sorts, and its sorts are in no trace."""
     step, validation = jax.jit(lambda x: x @ x), jax.jit(lambda x: jnp.sort(x, axis=0))
     matrix = jnp.ones((256, 256))
@@ -142,7 +142,7 @@ def test_numbers_are_no_part_of_a_kind(name, kind):
 
 
 @pytest.mark.parametrize("content", ['{"name": "dot"}', '[{"name": "dot"}]', '[{"x": 1}]', "[3]"])
-def test_damaged_times_are_one_sentence(tmp_path, content):
+def test_damaged_times_raise_user_error(tmp_path, content):
     (tmp_path / "profile").mkdir()
     (tmp_path / "profile" / "operations.json").write_text(content)
     with pytest.raises(UserError, match=r"operations\.json"):
@@ -150,7 +150,7 @@ def test_damaged_times_are_one_sentence(tmp_path, content):
 
 
 @pytest.mark.parametrize("steps", ["20", "0:3", "5:4", "a:b", "1:2:3", "-1:4", "1:", "²:3"])
-def test_steps_that_are_none_are_refused(steps):
+def test_malformed_ranges_of_steps_are_refused(steps):
     with pytest.raises(UserError, match=r"train\.profile=.* must be two steps such as 20:25"):
         TrainConfig(profile=steps)
     assert TrainConfig(profile="20:25").traced == range(20, 26)

@@ -31,7 +31,7 @@ def start(program, **variables):
 
 
 @pytest.mark.parametrize("name", ["XDG_CACHE_HOME", "HOME"])
-def test_the_cache_lies_in_the_users_cache(name, monkeypatch, tmp_path):
+def test_the_program_cache_is_in_the_users_cache(name, monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv(name, str(tmp_path))
     assert cache_dir().is_relative_to(tmp_path)

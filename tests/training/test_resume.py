@@ -271,7 +271,7 @@ def test_an_epoch_of_a_curriculum_begins_again():
         assert resume._epoch_again(before, 2, 50) == Position(row=50, parts=(again,))
 
 
-def test_a_position_beyond_the_records_is_one_sentence():
+def test_a_position_beyond_the_records_raises_user_error():
     stream = RecordStream({"x": np.arange(5)}, batch=2, seed=0)
     for position in (Position(1, 0, 5), Position(0, 1, 0), Position(0, 0, 1, (Position(),))):
         with pytest.raises(UserError, match=r"goes on at row .* not those that it was trained on"):

@@ -50,7 +50,7 @@ def test_a_result_survives_its_file(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"measured": 3}', '{"measured": {}}'])
-def test_a_damaged_file_is_one_sentence(content, tmp_path):
+def test_a_damaged_file_raises_user_error(content, tmp_path):
     (tmp_path / "flags.json").write_text(content)
     with pytest.raises(UserError, match=r"flags\.json"):
         Result.load(tmp_path / "flags.json")

@@ -111,7 +111,7 @@ def test_without_its_tokenizers_it_says_so(tmp_path):
     assert not absent.pictures
 
 
-def test_pieces_know_where_in_the_picture_they_stand():
+def test_pieces_know_their_place_in_the_picture():
     vocab = corpora.VOCAB
     text, code = vocab.first_text, vocab.first_image
     mask = [vocab.sentinel(number) for number in range(2)]

@@ -33,7 +33,7 @@ def learner(tmp_path):
     return VQGANLearner(config)
 
 
-def test_pictures_stand_over_what_their_codes_decode_to(learner):
+def test_pictures_are_shown_over_what_their_codes_decode_to(learner):
     variables = dict(testing.image_tokenizer().variables)
     params = variables.pop("params")
     state = TrainState(jax.numpy.int32(0), params, None, variables)

@@ -42,7 +42,7 @@ def test_results_survive_their_file(evaluation, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"figures": 3}', "[]"])
-def test_a_damaged_file_is_one_sentence(content, tmp_path):
+def test_a_damaged_file_raises_user_error(content, tmp_path):
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(UserError, match=r"result\.json"):
         Evaluation.load(tmp_path / "result.json")
@@ -75,7 +75,7 @@ def test_the_page_says_what_was_trained_here_and_what_is_absent(evaluation):
     assert "holds no shipped weights" not in both
 
 
-def test_the_page_is_rebuilt_from_json_alone(evaluation, tmp_path):
+def test_the_page_is_rebuilt_from_json_only(evaluation, tmp_path):
     evaluation.save(tmp_path / "a.json")
     again = Evaluation.load(tmp_path / "a.json")
     metrics = json.loads(json.dumps(METRICS))
