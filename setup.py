@@ -69,6 +69,7 @@ EXTRAS = {
         "python-multipart>=0.0.20",  # uploads
         "prometheus-client>=0.23",  # /metrics
         "openai>=2,<3",  # the client that it must please, unchanged
+        "playwright>=1.50,<2",  # drives its page in the machine's own Chromium
         "pytest>=9,<10",
         "pytest-timeout",  # a hanging collective fails instead of blocking CI
         "pytest-xdist",  # -n on machines with cores to spare

@@ -2,11 +2,9 @@
 
 import asyncio
 import contextlib
-import mimetypes
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -22,18 +20,10 @@ from cm3jax.serve.engine import Busy, Closing
 from cm3jax.serve.guard import Guard, described, failure
 from cm3jax.serve.limits import Limits
 from cm3jax.serve.metrics import Metrics
+from cm3jax.serve.page_files import PAGE, PAGE_HEADERS, PageFile
 from cm3jax.serve.protocol import ChatBody, ImageBody, Options
 from cm3jax.serve.reading import ServedRequest
 from cm3jax.serve.studio import Gone, Session, Studio, Withdrawn
-
-_PAGE = Path(__file__).parent / "page"
-_PAGE_HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src data: blob:; connect-src 'self' data:; form-action 'none'; base-uri 'none'; "
-    "frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
 
 
 class Server:
@@ -115,15 +105,12 @@ def make_app(server: Server, key: str = "", hosts: frozenset[str] = frozenset())
 def _add_page(app: FastAPI) -> None:
     """The page, which loads nothing from elsewhere and runs no script but its own."""
 
-    def add(path: str, file: str) -> None:
-        content = (_PAGE / file).read_text("utf-8")
-
+    def add(path: str, file: PageFile) -> None:
         @app.get(path)
         async def page() -> Response:
-            kind = mimetypes.guess_type(file)[0]
-            return Response(content, media_type=kind, headers=_PAGE_HEADERS)
+            return Response(file.content, media_type=file.kind, headers=PAGE_HEADERS)
 
-    for path, file in (("/", "index.html"), ("/page.css", "page.css"), ("/page.js", "page.js")):
+    for path, file in PAGE.items():
         add(path, file)
 
 

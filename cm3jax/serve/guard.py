@@ -16,10 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cm3jax.errors import UserError
 from cm3jax.serve.engine import Busy, Closing
 from cm3jax.serve.metrics import Metrics
+from cm3jax.serve.page_files import PAGE
 from cm3jax.serve.studio import Gone, Withdrawn
 
 _log = logging.getLogger(__name__)
-_OPEN = ("/", "/page.css", "/page.js", "/health")
+_OPEN = {*PAGE, "/health"}
 """Paths that need no key."""
 
 

@@ -1,0 +1,45 @@
+// Elements, made without HTML: every text stays a text.
+
+export const $ = (id) => document.getElementById(id);
+
+/* An element with properties (`ariaLabel` among them), and children that are nodes or texts. */
+export function make(tag, properties = {}, ...children) {
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
+}
+
+/* A button; `label` is what a screen reader says where `text` by itself would say too little. */
+export function button(text, onclick, label = text) {
+  return make("button", { type: "button", textContent: text, ariaLabel: label, onclick });
+}
+
+/* A button that asks for a file, and gives it as a data URL. */
+export function chooser(text, chosen, label = text, accept = "image/png,image/jpeg,image/webp,image/gif") {
+  const input = make("input", { type: "file", accept });
+  input.addEventListener("change", async () => {
+    const file = input.files[0];
+    input.value = ""; // the same file may be chosen again
+    if (file) chosen(await dataUrl(file), file);
+  });
+  return button(text, () => input.click(), label);
+}
+
+export function dataUrl(blob) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Error("the file can't be read."));
+    reader.readAsDataURL(blob);
+  });
+}
+
+export const png = (content) => `data:image/png;base64,${content}`;
+
+/* Text of at most this many characters. */
+export const brief = (text, most = 40) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
+
+/* Tell the page, from a node inside it. */
+export function tell(node, name, detail) {
+  node.dispatchEvent(new CustomEvent(name, { bubbles: true, detail }));
+}

@@ -1,0 +1,69 @@
+"""Makes the manual's pictures of the page again.
+
+python -m tests.serve.screenshots docs
+"""
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+import PIL.Image
+from playwright.sync_api import Browser, Page, expect
+
+from tests.serve.shipped import chromium, shipped_server
+
+PROMPT = "the zubetu emblem at the bottom left and a small red circle at d1 on sand"
+
+
+def opened(browser: Browser, url: str, width: int, height: int, scheme: str) -> Page:
+    """The page with a prompt in it."""
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page.set_default_timeout(120_000)
+    page.goto(url)
+    page.fill("#prompt", PROMPT)
+    page.fill("#seed", "5")
+    return page
+
+
+def draw(page: Page, cards: int) -> None:
+    """Draw, and wait for this many pictures and their documents."""
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.locator("article[aria-busy=false]")).to_have_count(cards, timeout=120_000)
+    page.wait_for_load_state("networkidle")
+
+
+def save(page: Page, path: Path) -> None:
+    """A screenshot in 128 colours, which is a third of the bytes."""
+    with PIL.Image.open(io.BytesIO(page.screenshot(full_page=True))) as image:
+        image.convert("RGB").quantize(128).save(path, optimize=True)
+    page.close()
+
+
+def main(folder: Path) -> None:
+    """Write `page-documents.png`, `page-compare.png` and `page-phone.png` into a folder."""
+    with tempfile.TemporaryDirectory() as bank, shipped_server(Path(bank)) as server:
+        with chromium() as browser:
+            page = opened(browser, server.url, 1080, 700, "light")
+            page.get_by_role("switch").check()
+            draw(page, 3)
+            save(page, folder / "page-compare.png")
+
+            page = opened(browser, server.url, 1080, 700, "dark")
+            page.select_option("#retrieve", "2")
+            draw(page, 1)
+            page.get_by_role("button", name="Caption").click()
+            expect(page.get_by_role("status")).to_contain_text("done", timeout=120_000)
+            save(page, folder / "page-documents.png")
+
+            page = opened(browser, server.url, 390, 800, "light")
+            page.select_option("#retrieve", "1")
+            draw(page, 1)
+            page.get_by_role("button", name="Paint over").click()
+            for key in ("Shift+ArrowDown", "Space", "Shift+ArrowRight", "Space"):
+                page.keyboard.press(key)
+            save(page, folder / "page-phone.png")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
