@@ -7,16 +7,18 @@ import io
 import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import PIL.Image
 from playwright.sync_api import Browser, Page, expect
 
 from tests.serve.shipped import chromium, shipped_server
 
+Scheme = Literal["light", "dark"]
 PROMPT = "the zubetu emblem at the bottom left and a small red circle at d1 on sand"
 
 
-def opened(browser: Browser, url: str, width: int, height: int, scheme: str) -> Page:
+def opened(browser: Browser, url: str, width: int, height: int, scheme: Scheme) -> Page:
     """The page with a prompt in it."""
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
     page.set_default_timeout(120_000)

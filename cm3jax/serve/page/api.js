@@ -49,7 +49,8 @@ async function* events(answer) {
   }
 }
 
-/* A document of the bank: `{text, image, source, licence}`, its picture as a data URL. */
+/* A document of the bank, `{text, image, source, licence}`, its picture as a data URL; `{}` where it
+can't be had. */
 export function bankDocument(key) {
   if (!known.has(key)) known.set(key, fetchDocument(key));
   return known.get(key);
@@ -59,8 +60,8 @@ async function fetchDocument(key) {
   try {
     const { b64_json: content, ...found } = await (await call(`v1/documents/${encodeURIComponent(key)}`)).json();
     return { ...found, image: content ? png(content) : "" };
-  } catch (error) {
+  } catch {
     known.delete(key);
-    return { text: "", image: "", source: "", licence: "", missing: error.message };
+    return {}; // taken out of the bank, or asked again later
   }
 }

@@ -43,26 +43,24 @@ export function showPicture(card, answer, job, model) {
   if (!answer.b64_json) return showFailure(card, "the model drew no picture.");
   card.picture.src = png(answer.b64_json);
   answer.documents.forEach((found) => { if (found.key && found.score !== null) card.scores[found.key] = found.score; });
-  card.answer = answer;
-  card.job = job;
-  card.node.card = card;
+  Object.assign(card, { answer, job, said: make("div", { role: "log", ariaLabel: "Answers" }) });
+  card.node.card = card; // where the page finds it
   card.rest.replaceChildren(
     ...(answer.documents.length ? [documentList(answer, job.body, card.scores)] : []),
-    questions(card), tools(card, model), card.said = make("div", { role: "log", ariaLabel: "Answers" }),
+    questions(card), tools(card, model), card.said,
   );
 }
 
 function tools(card, model) {
   const { answer, job } = card;
-  let node;
-  const add = (image) => tell(node, "again", {
+  const add = (image, _, node) => tell(node, "again", {
     changes: { documents: [...pinned(answer, job.body), { image }], retrieve: 0, exclude: [], weigh: {} },
     words: "with your document",
   });
   return make("div", { className: "row" },
     button("Paint over", (event) => tell(event.target, "paint")),
     button("Another seed", (event) => tell(event.target, "again", { changes: { seed: undefined }, words: "another seed" })),
-    (node = chooser("Add a document…", add, "Add a picture of yours as a document")),
+    chooser("Add a document…", add, "Add a picture of yours as a document"),
     ...saving(card, model));
 }
 

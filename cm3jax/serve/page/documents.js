@@ -2,7 +2,7 @@
 
 import { bankDocument } from "./api.js";
 import { brief, button, chooser, make, tell } from "./dom.js";
-import { heatMap } from "./heat.js";
+import { heatMap, told } from "./heat.js";
 
 /* The same documents, each by itself: what a change of one leaves as it was. */
 export function pinned(answer, body) {
@@ -48,12 +48,11 @@ function controls(place, answer, body, scores, name) {
   const kept = { retrieve: 0, exclude: [], weigh: {} };
   const rest = all.filter((_, each) => each !== place);
   const swap = (image) => all.map((one, each) => (each === place ? { image } : one));
-  let node; // the button that a file was chosen with
   const out = [
     button("Remove", again({ ...kept, documents: rest }, `without “${brief(name)}”`), `Remove ${name}`),
-    (node = chooser("Replace…", (image) => tell(node, "again", {
+    chooser("Replace…", (image, _, node) => tell(node, "again", {
       changes: { ...kept, documents: swap(image) }, words: `your picture for “${brief(name)}”`,
-    }), `Replace ${name} by a picture of yours`)),
+    }), `Replace ${name} by a picture of yours`),
   ];
   if (!found.key || found.score === null) return out;
   const exclude = [...(body.exclude || []), found.key];
@@ -80,7 +79,7 @@ function did(found, most) {
     toggle.closest("ul").querySelectorAll("[aria-pressed]").forEach((each) => { each.ariaPressed = "false"; });
     toggle.ariaPressed = String(on);
     tell(toggle, "heat", on ? { heat: found.heat, most } : null);
-  }, "Where in the picture it did that");
+  }, `Where in the picture: ${told(found.heat)}`);
   toggle.ariaPressed = "false";
   toggle.prepend(heatMap(found.heat, most));
   return [make("p", { className: "did" }, toggle, make("span", { textContent: words }))];

@@ -14,18 +14,20 @@ export function button(text, onclick, label = text) {
   return make("button", { type: "button", textContent: text, ariaLabel: label, onclick });
 }
 
-/* A button that asks for a file, and gives it as a data URL. */
-export function chooser(text, chosen, label = text, accept = "image/png,image/jpeg,image/webp,image/gif") {
-  const input = make("input", { type: "file", accept });
+const PICTURES = "image/png,image/jpeg,image/webp,image/gif";
+
+/* A button that asks for a file; `chosen` gets it as a data URL, its name, and the button. */
+export function chooser(text, chosen, label = text, accept = PICTURES) {
+  const input = make("input", { type: "file", accept }), shown = button(text, () => input.click(), label);
   input.addEventListener("change", async () => {
     const file = input.files[0];
+    if (file) chosen(await dataUrl(file), file.name, shown);
     input.value = ""; // the same file may be chosen again
-    if (file) chosen(await dataUrl(file), file);
   });
-  return button(text, () => input.click(), label);
+  return shown;
 }
 
-export function dataUrl(blob) {
+function dataUrl(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);

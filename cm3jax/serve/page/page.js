@@ -16,20 +16,20 @@ function say(text, wrong = false) {
   $("status").className = wrong ? "wrong" : "";
 }
 
-/* Does something that takes a while and can be stopped; true if it came to its end. */
+/* Does something that takes a while and can be stopped. */
 async function busy(what, work) {
-  $("stop").disabled = !(running += 1);
+  running += 1;
+  $("stop").disabled = false;
   say(`${what} …`);
   const begin = performance.now();
   try {
     await work(stopper.signal);
     say(`${what}: done in ${((performance.now() - begin) / 1000).toFixed(1)} s.`);
-    return true;
   } catch (error) {
     say(error.name === "AbortError" ? "stopped." : error.message, error.name !== "AbortError");
-    return false;
   } finally {
-    $("stop").disabled = !(running -= 1);
+    running -= 1;
+    $("stop").disabled = !running;
   }
 }
 
@@ -173,12 +173,12 @@ function insertPicture(url) {
   insert(`<image:${uploads.length}>`);
 }
 
-function openRecipe(url, file) {
+function openRecipe(url, name) {
   try {
-    const { job, answer } = readRecipe(url, file.name), card = newCard("saved");
+    const { job, answer } = readRecipe(url, name), card = newCard("saved");
     section(job.body.prompt).append(card.node);
     showPicture(card, answer, { ...job, body: { documents: [], ...job.body } }, model);
-    say(`${file.name} is open.`);
+    say(`${name} is open.`);
   } catch (error) { say(error.message, true); }
 }
 
@@ -195,7 +195,7 @@ $("results").addEventListener("again", (event) => again(cardOf(event), event.det
 $("results").addEventListener("paint", (event) => paint(cardOf(event)));
 $("results").addEventListener("ask", (event) => ask(cardOf(event), event.detail));
 $("ask").addEventListener("submit", (event) => { event.preventDefault(); drawPrompt(); });
-$("prompt").addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) drawPrompt(); });
+$("prompt").addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("ask").requestSubmit(); });
 $("document").addEventListener("click", continueDocument);
 $("stop").addEventListener("click", stop);
 $("marks").prepend(chooser("Insert picture…", insertPicture, "Insert a picture into the prompt"));
