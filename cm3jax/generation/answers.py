@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 
@@ -130,6 +131,17 @@ class AnswerReader:
         """The text of the pieces among these ids."""
         pieces = ids[ids >= self._vocab.first_text] - self._vocab.first_text
         return self._text.decode(pieces.tolist())
+
+    def describe(self, ids: Int[np.ndarray, " L"]) -> str:
+        """Ids with readable names, texts in quotes."""
+        names: list[str] = []
+        for is_text, group in groupby(ids.tolist(), lambda i: i >= self._vocab.first_text):
+            part = list(group)
+            if is_text:
+                names.append(repr(self.text(np.asarray(part))))
+            else:
+                names += map(self._vocab.name, part)
+        return " ".join(names)
 
     def _fillings(
         self, program: Program, holes: Sequence[PictureHole | None], ids: np.ndarray

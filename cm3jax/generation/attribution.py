@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cm3jax.generation.answers import Generated
 from cm3jax.generation.requests import ShownDocument
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.document import Image, parse
@@ -37,26 +36,44 @@ class DocumentEffect:
         return float(self.gains.sum())
 
 
-def prefixes_without(sample: Generated) -> list[Int[np.ndarray, " _"]]:
+def prefixes_without(
+    prefix: Int[np.ndarray, " L"], documents: Sequence[ShownDocument]
+) -> list[Int[np.ndarray, " _"]]:
     """What the model saw, without each of the documents in turn."""
     out, start = [], 1  # after the <eos> that begins the prompt
-    for shown in sample.documents:
+    for shown in documents:
         stop = start + len(_ids(shown)) + 1  # with the <break> after it
-        out.append(np.concatenate([sample.prefix[:start], sample.prefix[stop:]]))
+        out.append(np.concatenate([prefix[:start], prefix[stop:]]))
         start = stop
     return out
 
 
 def effects(
-    sample: Generated, logprobs: Sequence[Float[np.ndarray, " T"]], vocab: Vocab
+    ids: Int[np.ndarray, " T"],
+    documents: Sequence[ShownDocument],
+    logprobs: Sequence[Float[np.ndarray, " T"]],
+    vocab: Vocab,
 ) -> list[DocumentEffect]:
     """The effect of each document; `logprobs` of the answer's ids, first after all documents, then
     as `prefixes_without` orders them."""
     whole, *without = logprobs
     return [
-        DocumentEffect(whole - each, _copied(sample.ids, _ids(shown), vocab))
-        for shown, each in zip(sample.documents, without, strict=True)
+        DocumentEffect(whole - each, _copied(ids, _ids(shown), vocab))
+        for shown, each in zip(documents, without, strict=True)
     ]
+
+
+def gains_by_place(
+    ids: Int[np.ndarray, " T"], gains: Float[np.ndarray, " T"], before: int, vocab: Vocab
+) -> Float[np.ndarray, "grid grid"] | None:
+    """The gains of a picture's codes where they are in it, 0 where it was not drawn; `before` codes
+    stand before the answer's first one. None for an answer that is no such picture."""
+    pictured = bool((vocab.modality(ids) == Modality.IMAGE).all())
+    if not pictured or before + len(ids) > vocab.image_tokens:
+        return None
+    whole = np.zeros(vocab.image_tokens)
+    whole[before : before + len(ids)] = gains
+    return whole.reshape(vocab.config.grid, vocab.config.grid)
 
 
 def heat_map(image: RgbImage, gains: Float[np.ndarray, " T"], grid: int) -> RgbImage:

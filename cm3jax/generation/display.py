@@ -11,6 +11,7 @@ from etils import epath
 from cm3jax.errors import UserError
 from cm3jax.io.files import write_atomic
 from cm3jax.report.html import Html, png, png_uri, tag
+from cm3jax.shapes import RgbImage
 
 _SHOWN_SIDE = 128
 """Pictures with fewer pixels a side are enlarged to about as many, pixel by pixel."""
@@ -60,6 +61,17 @@ def is_picture(value: object) -> TypeGuard[np.ndarray]:
         and value.shape[2] == 3
         and value.size > 0
     )
+
+
+def require_sized(image: object, side: int) -> RgbImage:
+    """A value that is a picture of `side` x `side` pixels; `UserError` for any other."""
+    if not is_picture(image) or image.shape != (side, side, 3):
+        kind = getattr(image, "dtype", type(image).__name__)
+        raise UserError(
+            f"pictures are a list of uint8 arrays, {side} x {side} x 3, and one here is {kind} "
+            f"{np.asarray(image).shape}; <image:PATH> in a prompt reads a file of any size."
+        )
+    return image
 
 
 def enlarged(image: np.ndarray) -> np.ndarray:

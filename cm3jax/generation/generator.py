@@ -3,7 +3,6 @@
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
 from typing import Literal, TypeVar, Unpack
 
 import jax
@@ -21,7 +20,7 @@ from cm3jax.errors import UserError
 from cm3jax.generation import ranking
 from cm3jax.generation.answers import AnswerReader, Answers, Generated
 from cm3jax.generation.attribution import DocumentEffect, effects, prefixes_without
-from cm3jax.generation.display import is_picture
+from cm3jax.generation.display import require_sized
 from cm3jax.generation.documents import Document, DocumentCodec, Say, retrieve_for
 from cm3jax.generation.likelihood import Likelihood
 from cm3jax.generation.options import Sampling, SamplingOptions
@@ -296,18 +295,7 @@ class Generator:
 
     def _sized(self, images: Images) -> list[RgbImage]:
         """Pictures of the model's size; `UserError` for others, and for one that is in no list."""
-        side = self.image.config.image_size
-        sized: list[RgbImage] = []
-        for image in images:
-            if not is_picture(image) or image.shape != (side, side, 3):
-                kind = getattr(image, "dtype", type(image).__name__)
-                raise UserError(
-                    f"pictures are a list of uint8 arrays, {side} x {side} x 3, and one here is "
-                    f"{kind} {np.asarray(image).shape}; <image:PATH> in a prompt reads a file of "
-                    "any size."
-                )
-            sized.append(image)
-        return sized
+        return [require_sized(image, self.image.config.image_size) for image in images]
 
     def _shown(self, documents: Sequence[ShownDocument | Document]) -> list[ShownDocument]:
         """Documents with those of a user as ids."""
@@ -345,11 +333,23 @@ class Generator:
 
     def document_effects(self, sample: Generated) -> list[DocumentEffect]:
         """What each of a sample's documents did for it (`attribution.py`); one forward pass for
-        each, and one with all."""
-        prefixes = [sample.prefix, *prefixes_without(sample)]
-        answers = [sample.ids] * len(prefixes)
-        found = self._likelihood(self._variables, prefixes, answers, len(prefixes))
-        return effects(sample, found, self.vocab)
+        each, and one with all, side by side."""
+        shown = (sample.prefix, sample.documents, sample.ids)
+        found = list(self.document_logprobs(*shown, batch=1 + len(sample.documents)))
+        return effects(sample.ids, sample.documents, found, self.vocab)
+
+    def document_logprobs(
+        self,
+        prefix: Int[np.ndarray, " L"],
+        documents: Sequence[ShownDocument],
+        ids: Int[np.ndarray, " T"],
+        batch: int = 1,
+    ) -> Iterator[Float[np.ndarray, " T"]]:
+        """The log-probabilities of an answer's ids after all documents of its prefix, then without
+        each in turn: what `attribution.effects` takes. `batch` of these go through the model at
+        once, when they are asked for."""
+        prefixes = [prefix, *prefixes_without(prefix, documents)]
+        return self._likelihood.each(self._variables, prefixes, [ids] * len(prefixes), batch)
 
     @functools.cached_property
     def _likelihood(self) -> Likelihood:
@@ -375,14 +375,7 @@ class Generator:
 
     def describe(self, ids: Int[np.ndarray, " L"]) -> str:
         """Ids with readable names, texts in quotes."""
-        names: list[str] = []
-        for is_text, group in groupby(ids.tolist(), lambda i: i >= self.vocab.first_text):
-            part = list(group)
-            if is_text:
-                names.append(repr(self._reader.text(np.asarray(part))))
-            else:
-                names += map(self.vocab.name, part)
-        return " ".join(names)
+        return self._reader.describe(ids)
 
 
 def _listed(texts: Sequence[_Text]) -> Sequence[_Text]:

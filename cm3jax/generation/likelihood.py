@@ -1,6 +1,6 @@
 """How likely a model finds given answers, token by token: to compare answers, not to draw them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -33,21 +33,27 @@ class Likelihood:
         `batch` rows go through the model at once. `UserError` for a prefix and an answer that are
         together longer than the model's context.
         """
+        return list(self.each(variables, prefixes, answers, batch))
+
+    def each(
+        self,
+        variables: dict,
+        prefixes: Sequence[Int[np.ndarray, " _"]],
+        answers: Sequence[Int[np.ndarray, " _"]],
+        batch: int,
+    ) -> Iterator[Float[np.ndarray, " _"]]:
+        """As a call, but rows go through the model when their figures are asked for."""
         pairs = list(zip(prefixes, answers, strict=True))
         for prefix, answer in pairs:
             self._require_room(len(prefix), len(answer))
         longest = max((len(p) - 1 for p, _ in pairs), default=0), max(map(len, answers), default=0)
         before, after = (-(-length // _WIDTH) * _WIDTH for length in longest)
         widths = min(before, self._model.longest_prompt), after
-        out = []
         for start in range(0, len(pairs), batch):
             part = pairs[start : start + batch]
             each = np.asarray(self._measure(variables, *_rows(part, batch, widths)))
-            out += [
-                row[: len(answer)].astype(np.float64)
-                for row, (_, answer) in zip(each, part, strict=False)
-            ]
-        return out
+            for row, (_, answer) in zip(each, part, strict=False):
+                yield row[: len(answer)].astype(np.float64)
 
     def _require_room(self, before: int, new: int) -> None:
         room = self._model.room(before)

@@ -63,7 +63,9 @@ class Server:
         if body.stream:
             return self._stream(session, streams.image_events(session, kind, body, vocab))
         samples = await self.finish(request, session)
-        return JSONResponse(replies.images_reply(session.question, samples, vocab))
+        return JSONResponse(
+            replies.images_reply(session.question, samples, session.drawing.effects, vocab)
+        )
 
     async def chat(self, request: Request, body: ChatBody) -> Response:
         """An answer to messages, at once or as a stream."""

@@ -4,6 +4,7 @@ Requests of one size class (`decode.plan.SizeClass`) that sample with the same f
 *pool* of slots: a sample joins between two chunks as soon as a slot is free, whatever its prompt,
 seed, temperature, guidance scale, `top_k` or `top_p`. Pools take turns, a chunk each. Within a pool
 requests take turns, a sample each, so that one of many samples does not keep others waiting.
+Where a request wants to know what its documents did, the passes that tell are turns too.
 """
 
 import dataclasses
@@ -23,8 +24,10 @@ from cm3jax.decode.plan import CHUNK, SizeClass, SlotJob
 from cm3jax.decode.sampling import Method
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
+from cm3jax.generation.attribution import DocumentEffect
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.requests import PromptRequest
+from cm3jax.serve.attributing import Attribution
 from cm3jax.shapes import Int
 
 _log = logging.getLogger(__name__)
@@ -52,12 +55,18 @@ class Drawing:
     samples: int
     rows: bool
     """Whether somebody looks at its pictures row by row."""
+    attribute: bool
+    """Whether what each document did is measured, too."""
     changed: Callable[[], None]
     """Called by the engine's thread after every chunk that brought something."""
     emitted: dict[int, Int[np.ndarray, " _"]] = dataclasses.field(default_factory=dict)
     """The ids that each running sample has so far."""
+    drawn: dict[int, loop.Sample] = dataclasses.field(default_factory=dict)
+    """Samples that are whole, by number."""
+    effects: dict[int, list[DocumentEffect]] = dataclasses.field(default_factory=dict)
+    """What each document did for them, where it is asked for."""
     done: dict[int, loop.Sample] = dataclasses.field(default_factory=dict)
-    """Samples that are done, by number."""
+    """Samples that nothing is left to do for, by number."""
     error: Exception | None = None
     """Why there will be no more."""
     number: int = -1
@@ -124,6 +133,8 @@ class DrawingEngine:
         self.tokens = 0
         """Tokens of finished samples."""
         self._pools: dict[tuple, _Pool] = {}
+        self._passes: deque[tuple[Drawing, int, Attribution]] = deque()
+        """Samples whose documents' effects are measured."""
         self._open: dict[int, Drawing] = {}
         """Submitted and not over, by number."""
         self._inbox: list[Drawing] = []
@@ -201,16 +212,18 @@ class DrawingEngine:
             while self._take():
                 for kind, pool in list(self._pools.items()):
                     self._turn(kind, pool)
+                self._measure()
         except Exception as error:  # nobody may wait for a thread that has ended
             with self._news:
                 self._closing, drawings = True, list(self._open.values())
             self._pools.clear()
+            self._passes.clear()
             self._fail(drawings, error)
 
     def _take(self) -> bool:
         """Wait for something to do and sort it in; false when there will be nothing more."""
         with self._news:
-            self._news.wait_for(lambda: self._inbox or self._gone or self._pools or self._closing)
+            self._news.wait_for(lambda: self._inbox or self._gone or self._busy or self._closing)
             inbox, self._inbox = self._inbox, []
             gone, self._gone = self._gone, []
         for drawing in inbox:
@@ -219,7 +232,11 @@ class DrawingEngine:
         for drawing in gone:
             self._drop(drawing)
         # In this order: what is submitted is there before the engine is told to close.
-        return not self._closing or bool(self._pools or self._inbox)
+        return not self._closing or self._busy or bool(self._inbox)
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._pools or self._passes)
 
     def _sort_in(self, drawing: Drawing) -> None:
         """Put a drawing into the pool of its kind."""
@@ -239,6 +256,7 @@ class DrawingEngine:
             if drawing.number in pool.drawings:
                 pool.drop(drawing)
                 self._retire(kind, pool)
+        self._passes = deque(each for each in self._passes if each[0] is not drawing)
         self._end(drawing)
 
     def _turn(self, kind: tuple, pool: _Pool) -> None:
@@ -255,15 +273,44 @@ class DrawingEngine:
                 self._first(time.monotonic() - drawing.started)
         for done in finished:
             drawing = pool.drawings[done.request]
-            drawing.done[done.first] = done.samples[0]
-            self.tokens += len(done.samples[0].ids)
+            self._drawn(drawing, done.first, done.samples[0])
         for drawing in list(pool.drawings.values()):
-            if len(drawing.done) == drawing.samples:
+            if len(drawing.drawn) == drawing.samples:
                 del pool.drawings[drawing.number]
+            if drawing.over:
                 self._end(drawing)
             elif drawing.emitted:
                 drawing.changed()
         self._retire(kind, pool)
+
+    def _drawn(self, drawing: Drawing, number: int, sample: loop.Sample) -> None:
+        drawing.drawn[number] = sample
+        self.tokens += len(sample.ids)
+        if drawing.attribute:
+            attribution = Attribution(self._generator, drawing.request, sample)
+            self._passes.append((drawing, number, attribution))
+        else:
+            drawing.done[number] = sample
+
+    def _measure(self) -> None:
+        """One pass for one sample; samples take turns."""
+        if not self._passes:
+            return
+        drawing, number, attribution = self._passes.popleft()
+        try:
+            if not attribution.step():
+                self._passes.append((drawing, number, attribution))
+                return
+            drawing.effects[number] = attribution.effects()
+        except Exception as error:
+            self._fail([drawing], error)
+            self._drop(drawing)
+            return
+        drawing.done[number] = drawing.drawn[number]
+        if drawing.over:
+            self._end(drawing)
+        else:
+            drawing.changed()
 
     def _retire(self, kind: tuple, pool: _Pool) -> None:
         if not pool.drawings:

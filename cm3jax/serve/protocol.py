@@ -72,6 +72,8 @@ class ImageBody(Options):
     background: Literal["auto", "opaque"] | None = None
     quality: str | None = None
     style: str | None = None
+    attribute: bool = False
+    """Whether the answer says what each document did."""
     moderation: str | None = None
 
 

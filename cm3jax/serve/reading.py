@@ -50,6 +50,8 @@ class ServedRequest:
     samples: int
     rows: bool
     """Whether its pictures are sent row by row."""
+    attribute: bool
+    """Whether what each document did is measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +102,8 @@ class BodyReader:
         (request,) = self._generator.requests([prompt], [shown], config)
         seed = random.getrandbits(32) if body.seed is None else body.seed
         rows = isinstance(body, ImageBody) and bool(body.stream) and body.partial_images != 0
-        return ServedRequest(request, config, seed, body.n, rows)
+        attribute = isinstance(body, ImageBody) and body.attribute
+        return ServedRequest(request, config, seed, body.n, rows, attribute)
 
     def _config(self, body: Options, wanted: Wanted, tokens: int | None) -> DecodeConfig:
         """The run's own settings, with what a body replaces."""

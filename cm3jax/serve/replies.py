@@ -3,16 +3,18 @@
 import base64
 import math
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cm3jax.generation.answers import BrokenImage, Generated
+from cm3jax.generation.attribution import DocumentEffect, gains_by_place
 from cm3jax.report.html import png
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.vocab import Modality, Vocab
 from cm3jax.serve.reading import ServedRequest
-from cm3jax.shapes import RgbImage
+from cm3jax.shapes import Float, RgbImage
 
 Json = dict[str, Any]
 
@@ -49,25 +51,47 @@ def _document(shown: Retrieved | np.ndarray, place: int) -> Json:
     }
 
 
-def images_reply(question: ServedRequest, samples: list[Generated], vocab: Vocab) -> Json:
+Effects = Mapping[int, Sequence[DocumentEffect]]
+"""What the documents of samples did, by the samples' numbers; empty where nobody asked."""
+
+
+def images_reply(
+    question: ServedRequest, samples: list[Generated], effects: Effects, vocab: Vocab
+) -> Json:
     """The answer of `/v1/images/…`."""
     return {
         "created": int(time.time()),
-        "data": [image_object(sample, question.seed) for sample in samples],
+        "data": [image_object(question, sample, effects, vocab) for sample in samples],
         "output_format": "png",
         "background": "opaque",
         "usage": image_usage(question, samples, vocab),
     }
 
 
-def image_object(sample: Generated, seed: int) -> Json:
+def image_object(
+    question: ServedRequest, sample: Generated, effects: Effects, vocab: Vocab
+) -> Json:
     """One picture with its provenance; without one where the model, free of the grammar, drew
     none."""
-    image = sample.image
+    image, about = sample.image, provenance(sample, question.seed)
+    hole = next(iter(question.request.holes or ()), None)
+    before = 0 if hole is None else len(hole.before)
+    for known, effect in zip(about["documents"], effects.get(sample.sample_id, ()), strict=False):
+        known |= _effect(effect, gains_by_place(sample.ids, effect.gains, before, vocab))
     return {
         "b64_json": None if image is None else base64_png(image),
         "codes": sample.ids.tolist(),
-        **provenance(sample, seed),
+        **about,
+    }
+
+
+def _effect(effect: DocumentEffect, heat: Float[np.ndarray, "grid grid"] | None) -> Json:
+    """What a document did; null where an answer is no picture, or only a part of one, of which no
+    share is told."""
+    return {
+        "log_probability": effect.gain,
+        "copied_share": effect.copied,
+        "heat": None if heat is None else heat.round(4).tolist(),
     }
 
 

@@ -108,7 +108,7 @@ async def image_events(
                 sample = await session.answer(number)
                 name = f"{kind}.completed"
                 usage = replies.image_usage(question, [sample], vocab)
-                picture = replies.image_object(sample, question.seed)
+                picture = replies.image_object(question, sample, session.drawing.effects, vocab)
                 yield event({"type": name, **common, **picture, "usage": usage}, name)
                 continue
             now = session.rows(number)

@@ -128,8 +128,7 @@ class Session:
         self.question = question
         self._studio = studio
         self._loop, self._news = asyncio.get_running_loop(), asyncio.Event()
-        parts = (question.request, question.config, question.seed, question.samples, question.rows)
-        self.drawing = Drawing(*parts, self._tell)
+        self.drawing = Drawing(**vars(question), changed=self._tell)
 
     def close(self) -> None:
         """Free the slots of what is not done."""

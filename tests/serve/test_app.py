@@ -89,6 +89,45 @@ def test_an_answer_says_what_it_came_from(client, generator):
     assert 0 <= answer.data[0].seed < 2**32
 
 
+def test_an_answer_says_what_each_document_did(client, server, generator):
+    given = [{"key": "tiny-3"}, {"text": "a blue fox"}]
+    more = {"documents": given, "seed": 3}
+    plain = client.images.generate(prompt=PROMPT, n=2, extra_body=more).data
+    events = client.images.generate(
+        prompt=PROMPT, n=2, stream=True, extra_body={**more, "attribute": True}
+    )
+    done = {event.sample: event for event in events if event.type == "image_generation.completed"}
+    question = server.studio.reader.picture(
+        ImageBody(prompt=PROMPT, documents=given, seed=3)  # type: ignore[arg-type]
+    )
+    ((one, other),) = generator.sample(
+        [picture_prompt(PROMPT)], [question.request.documents], samples=2, seed=3
+    )
+    for sample, whole in ((one, plain[0]), (other, plain[1])):
+        event = done[sample.sample_id]
+        assert event.codes == whole.codes
+        for said, effect in zip(event.documents, generator.document_effects(sample), strict=True):
+            assert said["log_probability"] == pytest.approx(effect.gain, abs=1e-3)
+            assert said["copied_share"] == effect.copied
+            np.testing.assert_allclose(np.ravel(said["heat"]), effect.gains, atol=1e-3)
+    assert "heat" not in plain[0].documents[0]
+    assert server.studio.engine.load["open"] == 0
+
+
+def test_of_a_painted_picture_only_what_was_drawn_is_attributed(client, picture):
+    mask = np.full((16, 16, 4), 255, np.uint8)
+    mask[8:, :, 3] = 0
+    more = {"documents": json.dumps([{"key": "tiny-3"}]), "attribute": True}
+    files = {"image": png(picture), "mask": png(mask)}
+    found = client.images.edit(**files, prompt="a fox", extra_body=more).data[0]
+    (document,) = found.documents
+    heat = np.asarray(document["heat"])
+    assert (heat[0] == 0).all()
+    assert (heat[1] != 0).all()
+    assert document["log_probability"] == pytest.approx(heat.sum(), abs=1e-3)
+    assert document["copied_share"] is None
+
+
 def test_a_stream_ends_with_the_picture_of_a_plain_answer(client):
     whole = client.images.generate(prompt=PROMPT, n=2, extra_body={"seed": 3}).data
     events = list(client.images.generate(prompt=PROMPT, n=2, stream=True, extra_body={"seed": 3}))
