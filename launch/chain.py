@@ -55,7 +55,7 @@ _OTHERS = ("config.json", "metrics.json", "report.html")
 class Options:
     """A folder, where its chain goes, and the choices from which its members follow."""
 
-    source: tyro.conf.Positional[str]
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PICTURES")]
     """The folder of pictures with captions, or another raw source, as `data.source`: docs/data.md
     says what is read."""
     out: str = "runs/mine"
@@ -227,7 +227,11 @@ def _absolute(source: str) -> str:
 
 def command(argv: list[str]) -> None:
     """Parse the arguments, say what will be done, do what is missing, and write the report."""
-    options = parse(Options, argv, "A folder of pictures to a trained decoder and its report.")
+    options = parse(
+        Options,
+        argv,
+        "Go from a folder of images with captions to a trained decoder and its report.",
+    )
     data = members(options)["text"].data
     counts = {split: len(open_source(data, split, 0)) for split in ("train", "validation", "bank")}
     counts["bank"] -= counts["train"]  # the bank has the training records, too

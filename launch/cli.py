@@ -5,6 +5,7 @@ tyro parses and documents; what it prints about a mistake, a box of several line
 sentence here.
 """
 
+import codecs
 import contextlib
 import dataclasses
 import functools
@@ -13,6 +14,7 @@ import itertools
 import os
 import re
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ from cm3jax.config.curriculum import REPLACES
 from cm3jax.errors import UserError, nearest
 from cm3jax.io.paths import require_supported
 from cm3jax.presets import experiment_names, load_experiment
+from launch.help_text import examples, tidy
 
 Options = TypeVar("Options")
 
@@ -94,7 +97,8 @@ def _in_all_stages(experiment: Experiment, given: Container[str]) -> Experiment:
 
 def show_overview(description: str, words: str = "EXPERIMENT") -> NoReturn:
     """Print what a command does, and the experiments; `words` are those before its options."""
-    print(f"usage: {_program()} {words} [OPTIONS]\n\n{description}\n\nexperiments:")
+    print(f"usage: {_program()} {words} [OPTIONS]\n\n{textwrap.fill(description, 100)}\n")
+    print(_examples(_program()) + "experiments:")
     print("\n".join(f"  {name}" for name in experiment_names()))
     print(f"\n{_program()} {words} --help explains every option.")
     sys.exit(0)
@@ -142,7 +146,10 @@ def parse(
     if default is not None:
         call = functools.partial(call, default=default)
     if {"-h", "--help"} & set(argv):
-        return call()
+        # A field of `float | None` is shown as FLOAT.
+        words = itertools.takewhile(lambda word: not word.startswith("-"), argv)
+        shown = " ".join([program or _program(), *words])
+        _show_help(functools.partial(call, config=(tyro.conf.DisallowNone,)), shown)
     try:
         return _quietly(call)
     except _Rejected as rejected:
@@ -172,6 +179,23 @@ def _option_types(options: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from nested or [(f"--{prefix}{name}", hint)]
         if hint is bool:
             yield f"--{prefix}no-{name}", hint
+
+
+def _show_help(call: Callable[[], Any], command: str) -> NoReturn:
+    """Print the help that `call` makes, with examples of the command, and exit."""
+    # tyro draws its boxes only where the output's encoding is called utf-8.
+    page = io.TextIOWrapper(io.BytesIO(), codecs.lookup(sys.stdout.encoding).name)
+    with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
+        call()
+    page.seek(0)
+    print(f"{tidy(page.read())}\n{_examples(command)}".rstrip())
+    sys.exit(0)
+
+
+def _examples(command: str) -> str:
+    """The examples of a command in the docstring of the module that runs."""
+    shown = examples(sys.modules["__main__"].__doc__, command)
+    return f"{shown}\n" if shown else ""
 
 
 class _Rejected(Exception):

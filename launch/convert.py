@@ -38,7 +38,7 @@ from launch.env import main
 class Chameleon:
     """Import a folder of transformers' Chameleon: decoder, text tokenizer, image tokenizer."""
 
-    source: tyro.conf.Positional[str]
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
     """The folder, or its id on the hub: config.json, safetensors, tokenizer.json."""
     out: str
     """The new run directory."""
@@ -53,7 +53,7 @@ class Chameleon:
 class Vqgan:
     """Import a VQGAN of the taming family with its decoder."""
 
-    source: tyro.conf.Positional[str]
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
     """Its weights: safetensors, or a torch checkpoint (for which torch must be installed)."""
     out: str
     """The new run directory."""
@@ -65,7 +65,7 @@ class Vqgan:
 class Clip:
     """Import a folder of HF's CLIP as a retrieval encoder."""
 
-    source: tyro.conf.Positional[str]
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
     """The folder, or its id on the hub: config.json, preprocessor_config.json, safetensors or
     pytorch_model.bin (for which torch must be installed), tokenizer."""
     out: str
@@ -76,7 +76,7 @@ class Clip:
 class Inception:
     """Turn the weights of FID's Inception into safetensors."""
 
-    source: tyro.conf.Positional[str]
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
     """pytorch-fid's or torch-fidelity's file (for which torch must be installed)."""
     out: str
     """The new file, *.safetensors."""
@@ -93,7 +93,7 @@ class Export:
     ids; transformers has no unigram with these bytes and spaces.
     """
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run directory of the decoder, or exported or imported weights."""
     out: str = ""
     """The new folder of transformers."""
@@ -117,7 +117,9 @@ Options = (
 
 def run(argv: list[str]) -> None:
     """Convert, and say what became of the weights."""
-    options = parse(Options, argv, "Import and export weights.")
+    options = parse(
+        Options, argv, "Import the weights of other projects, export or upload your own."
+    )
     if isinstance(options, Export):
         print(export(options))
         return

@@ -72,7 +72,11 @@ _Scored = Captions | VQA | Perplexity | Reconstruction | Retrieval | Tasks | Emo
 
 def run(argv: list[str]) -> None:
     """Evaluate, print a table and write the JSON; or compare two."""
-    options = parse(Options, argv, "Scores with their protocols.")
+    options = parse(
+        Options,
+        argv,
+        "Score a run, captions or answers under a stated protocol, or compare two results.",
+    )
     match options:
         case Diff():
             print(compare(read_scores(options.left), read_scores(options.right)))

@@ -214,9 +214,9 @@ class Reconstruction:
 class Diff:
     """Why two results differ: protocols first, then figures."""
 
-    left: tyro.conf.Positional[str]
+    left: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="JSON")]
     """A result."""
-    right: tyro.conf.Positional[str]
+    right: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="JSON")]
     """Another one."""
 
 

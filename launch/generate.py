@@ -1,15 +1,16 @@
 """Pictures from texts, texts from pictures, pictures with a part drawn again, whole documents.
 
-    python -m launch.generate "A photo of a cat shown on a dslr" --run RUN --retrieve 2
-    python -m launch.generate text "a red fox" "a blue fox" --samples 8 --rerank clip --run RUN
-    python -m launch.generate "Image of a <mask>: <image:x.png> <infill>" --run RUN
-    python -m launch.generate caption x.png --run RUN
-    python -m launch.generate infill "a red fox <image:x.png>" --box 0,16,32,16 --run RUN
-    python -m launch.generate edit "make the fox blue <image:x.png>" --run RUN
-    python -m launch.generate interleave "a fox goes out" --run RUN
+    python -m launch.generate text "a large red circle at b3 on sand" --samples 8 --rerank clip
+    python -m launch.generate text "the zubetu emblem at the bottom right on sky" --retrieve 2
+    python -m launch.generate text "a photo of a cat" "a photo of a dog" --run RUN
     python -m launch.generate text --prompts prompts.txt --run RUN
-    python -m launch.generate --task vqa --image x.png "What colour is the circle?" --run RUN
-    python -m launch.generate --task grounded "a circle on sand" --box circle:8,72,56,120 --run RUN
+    python -m launch.generate caption experiments/scene.png
+    python -m launch.generate infill "a red circle <image:experiments/scene.png>" --box 0,16,32,16
+    python -m launch.generate edit "turn the circle into a diamond <image:experiments/scene.png>"
+    python -m launch.generate interleave "a large red circle at b3 on sand"
+    python -m launch.generate "<mask> <image:experiments/scene.png> <infill>"
+    python -m launch.generate --task vqa --image experiments/scene.png "What colour is the circle?"
+    python -m launch.generate --task grounded "a red circle on sand" --box circle:72,136,120,184
 
 Writes each sample as soon as it is done: its pictures as PNGs, with the recipe in their metadata,
 and one line in `samples.jsonl`. Several pictures are also shown side by side in `contact.png`.
@@ -125,7 +126,7 @@ def _require_room_for_documents(options: Options, generator: Generator) -> None:
 
 def command(argv: list[str]) -> None:
     """Parse the arguments, generate, write each sample as it is done, and print where."""
-    options = with_defaults(parse(Options, argv, "Generate pictures and texts from prompts."))
+    options = with_defaults(parse(Options, argv, "Generate images and texts from prompts."))
     prompts = options.asked()
     generator = loading.load(options.run, options.bank, options.mesh)
     sampling = as_sampling(options, generator.decode)

@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from etils import epath
@@ -31,7 +31,9 @@ _MOST_WEIGHT = 1e6
 class Options:
     """What to generate, from what, and where to write it."""
 
-    words: tyro.conf.Positional[tuple[str, ...]] = ()
+    words: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[PROMPT ...]")
+    ] = ()
     """`text`, `caption`, `infill`, `edit`, `interleave` or nothing, then prompts, each in quotes: a
     text or the prompt notation (<image:PATH>, <break>, <mask>, <infill>); for `caption` the path of
     a picture; for `infill` an <image:PATH> and a caption, which may have <mask>s; for `edit` an

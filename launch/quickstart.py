@@ -1,6 +1,7 @@
 """The whole path in miniature: from raw pairs to a report with pictures, in about six minutes.
 
-    bash launch/quickstart.sh
+    python -m launch.quickstart       # bash launch/quickstart.sh makes the environment first
+    python -m launch.quickstart --scale 0.02 --workdir runs/try --data data/try
 
 Trains every member of `experiments/quickstart.py` in turn, then draws, captions and infills with
 the model just trained and with the shipped weights, and writes `report.html` and `metrics.json`.
@@ -214,7 +215,7 @@ def write_metrics(workdir: epath.PathLike) -> epath.Path:
 
 def command(argv: list[str]) -> None:
     """Parse the arguments, run every stage, write metrics and report, and say what came of it."""
-    options = parse(Options, argv, "The whole path in miniature, from raw pairs to a report.")
+    options = parse(Options, argv, "Go the whole path in miniature, from raw pairs to a report.")
     start = time.perf_counter()
     require_replaceable_report(options.workdir)
     # Both models run the same programs, and so does a second run: keep also what compiles fast.

@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from etils import epath
@@ -76,7 +76,7 @@ MODELS = ("shipped", "trained_here")
 class Options:
     """What to report on."""
 
-    run: tyro.conf.Positional[str] = ""
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[RUN]")] = ""
     """Directory with `metrics.json` and `results/`, as the quickstart leaves it; without one the
     page of the paper's claims is made."""
     rerun: str = ""
@@ -189,7 +189,11 @@ def _kept(folder: epath.Path) -> list[str] | None:
 
 def command(argv: list[str]) -> None:
     """Parse the arguments and write what is asked for."""
-    options = parse(Options, argv, "The paper's claims and what was measured; or a run's report.")
+    options = parse(
+        Options,
+        argv,
+        "Make the page of the paper's claims and what was measured, or a run's report.",
+    )
     if options.run:
         print(f"wrote {write_report(options.run)}")
         return

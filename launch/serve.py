@@ -15,6 +15,7 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -32,7 +33,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 class Options:
     """What to serve, where, and to whom."""
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """The decoder: a run directory, one of its checkpoints, exported weights, or hf:OWNER/NAME."""
     bank: str = ""
     """The memory bank to search instead of the run's own."""

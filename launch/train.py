@@ -1,6 +1,8 @@
 """Train an experiment: a decoder, `parti`, a tokenizer of images or text, a retrieval encoder.
 
 python -m launch.train quickstart --train.steps 40 --workdir runs/longer
+python -m launch.train vqgan_emblems_64
+python -m launch.train folder/text --data.source PICTURES
 """
 
 import dataclasses

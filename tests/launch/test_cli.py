@@ -1,6 +1,7 @@
 """Command lines in, experiments out; each mistake is one sentence and exit code 2."""
 
 import dataclasses
+import re
 import runpy
 import subprocess
 import sys
@@ -171,6 +172,7 @@ def test_every_command_answers_help(command, monkeypatch, capsys):
     said = capsys.readouterr()
     assert not ended.value.code
     assert said.out.startswith(f"usage: python -m launch.{command}"), said.out
+    assert re.search(rf"\nexamples:\n  python -m launch\.{command} ", said.out), said.out
     assert not said.err
 
 
