@@ -24,14 +24,13 @@ from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
 from cm3jax.io import checksums
 from cm3jax.io.experiment_json import build, from_dict, to_dict
-from cm3jax.io.files import write_atomic
 from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, read_model
 from cm3jax.training import distributed, ema
 from cm3jax.training.companions import run_folder
 from cm3jax.training.exported_run import (
-    PARAMS_FILE,
     LoadedRun,
     Onto,
+    is_exported,
     read_export,
     require_shapes,
     write_run,
@@ -276,7 +275,7 @@ def load_run(run_dir: epath.PathLike, onto: Onto | None = None) -> LoadedRun:
     first array that `onto` does not know, or knows otherwise.
     """
     path, named = run_folder(run_dir)
-    if (path / PARAMS_FILE).exists():
+    if is_exported(path):
         return read_export(path, onto)
     if not (path / "checkpoints").exists():
         raise UserError(
@@ -313,10 +312,8 @@ def export_run(
 
     A text tokenizer that the run keeps beside its checkpoints goes with them.
     """
-    write_run(load_run(run_dir), out_dir, dtype)
-    tokenizer = run_folder(run_dir)[0] / MODEL_FILE
-    if tokenizer.exists():
-        write_atomic(epath.Path(out_dir) / MODEL_FILE, read_model(tokenizer.parent))
+    run, home = load_run(run_dir), run_folder(run_dir)[0]
+    write_run(run, out_dir, dtype, read_model(home) if (home / MODEL_FILE).exists() else None)
 
 
 def require_same(saved: Mapping[str, str], ours: Mapping[str, str], what: str) -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from cm3jax import partition
 from cm3jax.checkpoint import Checkpoints, Meta, export_run, load_run
@@ -16,6 +17,7 @@ from cm3jax.config import CheckpointConfig, MeshConfig
 from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
 from cm3jax.io import checksums
+from cm3jax.io.experiment_json import save_experiment
 from cm3jax.training.state import plan_layout
 from tests.tiny import experiment, learner
 
@@ -257,6 +259,61 @@ def test_an_export_takes_the_text_tokenizer_along(tmp_path, state):
     (tmp_path / "text.model").write_bytes(b"pieces")
     export_run(tmp_path, tmp_path / "out")
     assert (tmp_path / "out" / "text.model").read_bytes() == b"pieces"
+
+
+def test_an_export_over_an_older_one_is_killed_and_is_one_of_both(tmp_path, state, monkeypatch):
+    """Between the weights and their config, above all."""
+    save(tmp_path / "old", state, 5)
+    other = dataclasses.replace(META, experiment=experiment(tmp_path, seed=7))
+    with Checkpoints(tmp_path / "new", CheckpointConfig()) as checkpoints:
+        checkpoints.save(6, state, other)
+    export_run(tmp_path / "old", tmp_path / "out")
+    replaced, count = type(epath.Path(tmp_path)).replace, 0
+
+    def killed(source, target):
+        nonlocal count
+        count += 1
+        if count == 4:  # both are written, and the first is in its place
+            raise KeyboardInterrupt
+        return replaced(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(epath.Path(tmp_path)), "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export_run(tmp_path / "new", tmp_path / "out")
+    found = load_run(tmp_path / "out")
+    assert (found.step, found.experiment.seed) == (6, 7)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "config.json",
+        "params.safetensors",
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"config.json": '{"model_type": "chameleon"}'}, "does not belong to a run of this"),
+        ({"params.safetensors": "a thesis"}, "is no export of this program"),
+        ({"config.json": "{", "params.safetensors": ""}, "does not belong to a run of this"),
+    ],
+)
+def test_an_export_replaces_nothing_of_somebody_else(tmp_path, state, files, said):
+    save(tmp_path / "run", state, 5)
+    (tmp_path / "out").mkdir()
+    for name, text in files.items():
+        (tmp_path / "out" / name).write_text(text)
+    with pytest.raises(UserError, match=said):
+        export_run(tmp_path / "run", tmp_path / "out")
+    found = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert found == files
+
+
+def test_a_run_is_not_exported_onto_itself(tmp_path, state):
+    save(tmp_path / "run", state, 5)
+    save_experiment(tmp_path / "run" / "config.json", META.experiment)
+    with pytest.raises(UserError, match="is the folder of a training; give another folder"):
+        export_run(tmp_path / "run", tmp_path / "run")
+    assert load_run(tmp_path / "run").step == 5
 
 
 def test_an_export_names_no_path_of_this_machine(tmp_path, state):

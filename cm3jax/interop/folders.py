@@ -23,9 +23,9 @@ _TORCH = "pytorch_model.bin"
 """What older folders have instead."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _WRITTEN = re.compile(
-    r"((text|vqgan)/)?\.?(params\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|"
+    r"((text|vqgan)/)?\.{0,2}(params\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|"
     r"(tokenizer_|preprocessor_)?config\.json|import\.json|tokenizer\.json|text\.model|report\.txt)"
-    r"(\.[0-9a-f]+\.part)?"
+    r"(\.new)?(\.[0-9a-f]+\.part)?"
 )
 """Names of the files of a conversion, and of half a file."""
 _FILE_BYTES = 5 << 30

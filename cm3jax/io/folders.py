@@ -302,16 +302,29 @@ def read_whole(folder: epath.PathLike, recognised: Recognised, read: Callable[[]
     Settles the folder first, and reads again where it is replaced meanwhile. Readers that keep its
     files open may go on with them. Raises what `read` does.
     """
+    return read_unchanged(
+        folder, lambda: settle(folder, recognised), lambda: _version(folder), read
+    )
+
+
+def read_unchanged(
+    folder: epath.PathLike,
+    prepare: Callable[[], None],
+    version: Callable[[], object],
+    read: Callable[[], T],
+) -> T:
+    """What `read` makes of a folder, called after `prepare` until the version is the same before
+    and after; raises what both do."""
     for _ in range(_TRIES):
-        settle(folder, recognised)
-        version = _version(folder)
+        prepare()
+        before = version()
         try:
             found = read()
         except (UserError, OSError, ValueError):
-            if _version(folder) == version:
+            if version() == before:
                 raise
         else:
-            if _version(folder) == version:
+            if version() == before:
                 return found
     raise UserError(f"{folder} is replaced again and again; try later.")
 

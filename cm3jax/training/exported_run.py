@@ -5,6 +5,8 @@ It contains `config.json` and `params.safetensors` only, no optimiser and no dat
 
 import dataclasses
 import json
+import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -17,8 +19,9 @@ from cm3jax.config import Experiment
 from cm3jax.errors import UserError
 from cm3jax.io import safetensors_file
 from cm3jax.io.experiment_json import read_experiment, save_experiment
-from cm3jax.io.files import sweep_scratch
+from cm3jax.io.files import read_json, sweep_scratch, write_atomic
 from cm3jax.io.folders import hold
+from cm3jax.io.together import Write, read_together, replace_together, settle_together
 from cm3jax.io.typed_json import fits
 from cm3jax.io.verified import is_verified
 from cm3jax.training.state import TrainState
@@ -28,8 +31,10 @@ Onto = Callable[[Experiment], TrainState]
 
 PARAMS_FILE = "params.safetensors"
 """The weights of an exported run."""
-_FILES = r"params\.safetensors|config\.json|text\.model"
-"""Names of the files of an exported run."""
+EXPORTED = ("config.json", "text.model", PARAMS_FILE)
+"""The files of an exported run, which are replaced together."""
+_SCRATCH = "|".join(rf"(\.{re.escape(name)}\.new|{re.escape(name)})" for name in EXPORTED)
+"""Names of the files of which half an export leaves halves."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,37 +53,101 @@ class LoadedRun:
 
 
 def write_run(
-    run: LoadedRun, out_dir: epath.PathLike, dtype: Literal["float32", "bfloat16"] = "float32"
+    run: LoadedRun,
+    out_dir: epath.PathLike,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    text_model: bytes | None = None,
 ) -> None:
     """Write weights as `params.safetensors` (names like `params/layers/...`) and `config.json`,
-    without paths of this machine; `cm3jax.checkpoint.load_run` reads the directory."""
+    without paths of this machine, and a text tokenizer that belongs to them.
+
+    `cm3jax.checkpoint.load_run` reads the directory. Raises as `write_export` does.
+    """
     outputs = {}
     for path, leaf in jax.tree.leaves_with_path(run.variables):
         narrow = dtype == "bfloat16" and leaf.dtype == np.float32
         outputs[_name(path)] = safetensors_file.whole(leaf, "BF16" if narrow else None)
-    write_export(out_dir, run, outputs)
+    write_export(out_dir, run, outputs, text_model)
 
 
 def write_export(
-    out_dir: epath.PathLike, run: LoadedRun, outputs: Mapping[str, safetensors_file.Output]
+    out_dir: epath.PathLike,
+    run: LoadedRun,
+    outputs: Mapping[str, safetensors_file.Output],
+    text_model: bytes | None = None,
 ) -> None:
     """Write tensors by their names in the form of `write_run`, in place of `run.variables`: they
-    need not be in memory."""
+    need not be in memory.
+
+    An earlier export there is replaced as a whole, whenever this is killed. Raises `UserError`
+    where a file in the way is no export's, and for the folder of a training.
+    """
     header = {"step": str(run.step), "fingerprints": json.dumps(dict(run.fingerprints))}
     header |= {"licences": json.dumps(dict(run.licences)), "data": json.dumps(dict(run.data))}
     header["sha256"] = safetensors_file.checksum(outputs)
     portable = dataclasses.replace(run.experiment, workdir="", init_from="")
+    files: dict[str, Write] = {
+        "config.json": lambda path: save_experiment(path, portable),
+        PARAMS_FILE: lambda path: safetensors_file.write_file(path, outputs, header),
+    }
+    if text_model is not None:
+        files["text.model"] = lambda path: write_atomic(path, text_model)
     with hold(out_dir, "exporting a run"):
-        sweep_scratch(out_dir, _FILES)
-        safetensors_file.write_file(epath.Path(out_dir) / PARAMS_FILE, outputs, header)
-        save_experiment(epath.Path(out_dir) / "config.json", portable)
+        _require_replaceable(epath.Path(out_dir))
+        sweep_scratch(out_dir, _SCRATCH)
+        replace_together(out_dir, EXPORTED, files)
+
+
+def _require_replaceable(out: epath.Path) -> None:
+    config, weights = out / "config.json", out / PARAMS_FILE
+    for path in (config, weights):
+        if path.exists() and not os.path.isfile(path):
+            raise UserError(f"{path} is a folder or a device; give another folder to export to.")
+    if config.exists() and not is_run_config(config):
+        raise UserError(
+            f"{config} does not belong to a run of this program and stays as it is; give another "
+            "folder to export to."
+        )
+    if weights.exists() and not config.exists() and not _is_export(weights):
+        raise UserError(
+            f"{weights} is no export of this program and stays as it is; give another folder to "
+            "export to."
+        )
+    if (out / "checkpoints").exists() and config.exists() and not weights.exists():
+        raise UserError(f"{out} is the folder of a training; give another folder to export to.")
+
+
+def is_run_config(path: epath.Path) -> bool:
+    """Whether a file is the config of a run, of whatever version, and not another program's."""
+    try:
+        values = read_json(path, "the run's config")
+    except UserError:
+        return False
+    return isinstance(values, dict) and {"learner", "train", "data"} <= values.keys()
+
+
+def _is_export(weights: epath.Path) -> bool:
+    try:
+        return _notes(safetensors_file.read_metadata(weights)) is not None
+    except UserError:
+        return False
 
 
 def read_export(path: epath.Path, onto: Onto | None = None) -> LoadedRun:
     """Read what `write_run` or `write_export` wrote, as `cm3jax.checkpoint.load_run` says.
 
-    Earlier versions wrote no checksum.
+    Where it is replaced meanwhile it is read again. Earlier versions wrote no checksum.
     """
+    return read_together(path, EXPORTED, lambda: _read_export(path, onto))
+
+
+def is_exported(path: epath.Path) -> bool:
+    """Whether a folder holds an exported run; one whose writing was interrupted is finished."""
+    settle_together(path, EXPORTED)
+    return (path / PARAMS_FILE).exists()
+
+
+def _read_export(path: epath.Path, onto: Onto | None) -> LoadedRun:
     file = path / PARAMS_FILE
     found = safetensors_file.read_file(file)
     header = safetensors_file.read_metadata(file)

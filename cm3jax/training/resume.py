@@ -19,10 +19,10 @@ from cm3jax.data.pipeline import PART, Position, Stream
 from cm3jax.errors import UserError
 from cm3jax.io.checksums import MANIFEST
 from cm3jax.io.experiment_json import to_dict
-from cm3jax.io.files import read_json, sweep_scratch
+from cm3jax.io.files import sweep_scratch
 from cm3jax.model import lora
 from cm3jax.training import ema
-from cm3jax.training.exported_run import PARAMS_FILE
+from cm3jax.training.exported_run import PARAMS_FILE, is_run_config
 from cm3jax.training.state import Layout, TrainState
 
 # Fields by their dotted names or sections; a field that stands nowhere decides what is trained.
@@ -141,7 +141,7 @@ def require_run_folder(run_dir: epath.PathLike) -> None:
             "with --init-from to start from them."
         )
     config = folder / "config.json"
-    if _has_checkpoint(folder) or (config.exists() and _is_ours(config)):
+    if _has_checkpoint(folder) or (config.exists() and is_run_config(config)):
         return
     for name in ("config.json", "metrics.jsonl", "lives.jsonl", "report.html"):
         if (folder / name).exists():
@@ -179,14 +179,6 @@ def _has_checkpoint(folder: epath.Path) -> bool:
     checkpoints = folder / "checkpoints"
     steps = checkpoints.iterdir() if checkpoints.is_dir() else ()
     return any((step / MANIFEST).exists() for step in steps)
-
-
-def _is_ours(config: epath.Path) -> bool:
-    try:
-        values = read_json(config, "the run's config")
-    except UserError:
-        return False
-    return isinstance(values, dict) and {"learner", "train", "data"} <= values.keys()
 
 
 def data_fingerprints(
