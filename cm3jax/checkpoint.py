@@ -392,6 +392,9 @@ def _there(averages: Any) -> Any:
 
 def _brief(error: Exception) -> str:
     """What the system says, which tensorstore puts last, or else the first words."""
-    if said := re.search(r"\[OS error \d+: ([^\]]+)\]", str(error)):
-        return said[1]
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    said = re.search(r"\[OS error \d+: ([^\]]+)\]|([^:\n]+) \[os_error_code=", str(error))
+    if said:
+        return (said[1] or said[2]).strip()
     return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"

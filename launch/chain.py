@@ -23,7 +23,7 @@ from cm3jax.config import Experiment, MeshConfig
 from cm3jax.data.prepare import is_prepared, prepare
 from cm3jax.data.sources import open_source
 from cm3jax.errors import UserError
-from cm3jax.io.files import read_json, write_json
+from cm3jax.io.files import read_json, sweep_scratch, write_json
 from cm3jax.io.folders import hold
 from cm3jax.io.typed_json import read_fields
 from cm3jax.training.best import best_validation, checkpoint_of
@@ -179,16 +179,16 @@ def _say(line: str) -> None:
     print(f"  {line}", flush=True)
 
 
-def require_same_choices(options: Options) -> None:
+def require_same_choices(options: Options, dry: bool = False) -> None:
     """Refuse a folder that holds the chain of another source or of other choices; note them in a
-    new one."""
+    new one, unless it is a `dry` call."""
     chosen = dataclasses.asdict(options) | {"source": _absolute(options.source)}
     for name in ("out", "prompts", "resume_with_changes", "dry_run"):
         del chosen[name]
     path = epath.Path(options.out) / _RECORD
     if not path.exists():
         _require_free(path.parent)
-        if not options.dry_run:
+        if not dry:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, chosen)
         return
@@ -235,7 +235,7 @@ def command(argv: list[str]) -> None:
     data = members(options)["text"].data
     counts = {split: len(open_source(data, split, 0)) for split in ("train", "validation", "bank")}
     counts["bank"] -= counts["train"]  # the bank has the training records, too
-    require_same_choices(options)
+    require_same_choices(options, dry=True)
     todo = stages(options, counts, estimates.product_rate())
     print(
         f"{options.source}: {counts['train']:,} records for training, {counts['validation']:,} "
@@ -247,11 +247,15 @@ def command(argv: list[str]) -> None:
     if options.dry_run:
         return
     with hold(options.out, f"training the chain of {options.source}"):
+        require_same_choices(options)
         _run(options, todo)
 
 
 def _run(options: Options, todo: list[Stage]) -> None:
-    timings = epath.Path(options.out) / "results" / "seconds.json"
+    out = epath.Path(options.out)
+    sweep_scratch(out, r"choices\.json|report\.html")
+    sweep_scratch(out / "results", r"(seconds|asked)\.json")
+    timings = out / "results" / "seconds.json"
     timings.parent.mkdir(parents=True, exist_ok=True)
     run_stages(todo, timings)
     made = members(options)

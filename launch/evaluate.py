@@ -18,6 +18,7 @@ After a kill the same command continues: `coco_fid` always; `emblems`, `emoji`, 
 `diff` reads what `--out` wrote, `scores.json` of `coco_fid` and the quickstart's `metrics.json`.
 """
 
+import contextlib
 import resource
 from collections.abc import Sequence
 
@@ -36,7 +37,7 @@ from cm3jax.evaluate.protocol import Score, read_scores
 from cm3jax.evaluate.reconstruction import evaluate_reconstruction
 from cm3jax.evaluate.results import Figure
 from cm3jax.generation.loading import load_encoder
-from cm3jax.io.files import require_replaceable
+from cm3jax.io.files import require_replaceable, sweep_scratch
 from cm3jax.learners import clip
 from experiments.emoji.emoji_scores import EmojiExam
 from experiments.miniature.scores.emblem_scores import evaluate
@@ -66,6 +67,13 @@ _ABOUT = (
     "worst and some of the best answers are shown."
 )
 
+_HALVES = (
+    (r"\d{12}\.png", "docs_*/samples_*"),
+    (r"drawn-\d{5}\.json|settings\.json", "docs_*"),
+    (r"\d{5}-[0-9a-f]{16}\.npy", "features/*"),
+)
+"""What killed processes leave half written of a `coco_fid`, and in which of its folders."""
+
 _Scored = Captions | VQA | Perplexity | Reconstruction | Retrieval | Tasks | Emoji | Emblems
 """The options of evaluations that differ only in what they score."""
 
@@ -91,6 +99,11 @@ def run(argv: list[str]) -> None:
 def _evaluate(options: _Scored) -> dict[str, Score]:
     """The scores, written where `out` says; with a page where answers can be shown."""
     files = ScoreFiles.named(options.out, with_page=isinstance(options, Tasks | Emblems))
+    with files.held("an evaluation") if files else contextlib.nullcontext():
+        return _score(options, files)
+
+
+def _score(options: _Scored, files: ScoreFiles | None) -> dict[str, Score]:
     keep = files.samples if files else ""
     figures: Sequence[Figure] = ()
     match options:
@@ -155,6 +168,9 @@ def coco(options: CocoFid) -> None:
         _say(f"share {options.part} is done; run the others into {out}, the last one scores.")
         return
     outcome = exam.judge(model, sets, _say)
+    for names, place in _HALVES:  # all is drawn and extracted: nobody writes them now
+        for folder in out.glob(place):
+            sweep_scratch(folder, names)
     files.write(outcome.scores, report(outcome))
     print(text_table(outcome))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -24,13 +24,17 @@ from cm3jax.generation.generator import Generator
 from cm3jax.generation.ranking import best_first
 from cm3jax.generation.requests import PromptRequest
 from cm3jax.io.files import digest, read_log, sweep_scratch, write_atomic
+from cm3jax.io.texts import read_regular
 from cm3jax.report.html import png
-from cm3jax.retrieval.pages import SHEET, noted
+from cm3jax.retrieval.pages import SHEET, blank_written, noted
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.document import ImagePath, parse_prompt
 from cm3jax.sequence.vocab import Modality
 from launch import contact
 
+_PREVIEW = ".partial.png"
+_UNFINISHED = {"unfinished": True}
+"""What a picture carries in place of its recipe until all of it is decoded."""
 _FILES = rf"samples\.jsonl|{re.escape(SHEET)}|[a-z0-9-]+(\.partial)?\.png"
 """The names of a gallery's files."""
 
@@ -69,6 +73,9 @@ class Gallery:
                 f"{sheet} is not of this program and would be written over; give another --out."
             )
         sweep_scratch(self._out, _FILES)
+        for path in self._out.iterdir() if self._out.is_dir() else ():
+            if path.name.endswith(_PREVIEW) and _recipe_of(path) == _UNFINISHED:
+                path.unlink()
 
     @property
     def count(self) -> int:
@@ -113,9 +120,9 @@ class Gallery:
         whole[: rows * grid] = codes[: rows * grid]
         image = self._generator.image.decode(whole[None])[0]
         image[rows * size // grid :] = 128
-        path = self._out / f"{_slug(self._prompts[request])}-{request}-{sample}.partial.png"
+        path = self._out / f"{_slug(self._prompts[request])}-{request}-{sample}{_PREVIEW}"
         self._previews.add(path)
-        self._put(path, png(image))
+        self._put(path, _with_recipe(image, _UNFINISHED))
 
     def close(self, rerank: Literal["", "clip", "perplexity"]) -> Iterator[str]:
         """Rank, write the contact sheet, remove partial pictures; yields the lines to print."""
@@ -133,6 +140,12 @@ class Gallery:
         ):
             self._put(self._out / SHEET, png(contact.sheet(rows)))
             yield str(self._out / SHEET)
+            yield from blank_written(self._out / "samples.jsonl", self._banks())
+
+    def _banks(self) -> list[epath.Path]:
+        """The bank that documents were retrieved from, if any were."""
+        retrieved = any("key" in d for line in self._lines for d in line["documents"])
+        return [self._generator.retriever.bank.path] if retrieved else []
 
     def _rank(self, by: Literal["clip", "perplexity"]) -> None:
         for index, prompt in enumerate(self._prompts):
@@ -270,6 +283,15 @@ def _words(prompt: str) -> str:
 
 def _slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40]
+
+
+def _recipe_of(path: epath.Path) -> Any:
+    """The recipe that a picture file carries; None for what is none of ours."""
+    try:
+        with PIL.Image.open(io.BytesIO(read_regular(path))) as image:
+            return json.loads(getattr(image, "text", {})["cm3jax"])
+    except (OSError, ValueError, KeyError, SyntaxError, RecursionError):
+        return None
 
 
 def _with_recipe(image: np.ndarray, line: dict[str, Any]) -> bytes:

@@ -1,11 +1,13 @@
 """`launch.evaluate heldout`: a decoder on held-out records of any source, its table and page."""
 
+import contextlib
 from collections.abc import Callable
 
 from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.heldout import HeldOutExam
 from cm3jax.evaluate.inception_weights import load_inception
 from cm3jax.evaluate.protocol import Score
+from cm3jax.retrieval.pages import blank_written
 from launch.evaluate_options import HeldOut
 from launch.score_files import ScoreFiles, page_of
 
@@ -23,6 +25,13 @@ def evaluate(options: HeldOut, say: Callable[[str], None]) -> dict[str, Score]:
     Raises `UserError`, before any work, rather than replace what no evaluation wrote.
     """
     files = ScoreFiles.named(options.out)
+    with files.held(f"evaluating {options.run}") if files else contextlib.nullcontext():
+        return _evaluate(options, files, say)
+
+
+def _evaluate(
+    options: HeldOut, files: ScoreFiles | None, say: Callable[[str], None]
+) -> dict[str, Score]:
     weights = load_inception(options.inception) if options.inception else None
     extractor = Extractor(weights, options.resize) if weights else None
     keep = files.samples if files else ""
@@ -30,5 +39,7 @@ def evaluate(options: HeldOut, say: Callable[[str], None]) -> dict[str, Score]:
     exam.take()
     if files:
         title = f"{options.run} on held-out records"
-        files.write(exam.scores, page_of(title, _ABOUT, exam.scores, exam.figures))
+        files.write(exam.scores, page_of(title, _ABOUT, exam.scores, exam.shown))
+        if files.page is not None:
+            blank_written(files.page, [exam.bank.path])
     return exam.scores

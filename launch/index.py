@@ -21,6 +21,7 @@ from cm3jax.data.probe_queries import Asking, asking
 from cm3jax.data.shard_jobs import SplitJob
 from cm3jax.errors import UserError
 from cm3jax.io.files import require_replaceable, write_atomic
+from cm3jax.io.folders import hold
 from cm3jax.learners import clip, vqgan
 from cm3jax.retrieval import audit
 from cm3jax.retrieval.audit_page import AuditQuery, audit_page, is_audit_page
@@ -30,6 +31,7 @@ from cm3jax.retrieval.duplicates import find_duplicates
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.index import open_index
 from cm3jax.retrieval.interface import Index
+from cm3jax.retrieval.pages import blank_written
 from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.retriever import Retriever
 from cm3jax.retrieval.scann import RECALL_AT, ScannIndex
@@ -75,6 +77,7 @@ def run(argv: list[str]) -> None:
             print(audited.text)
             if options.out:
                 write_atomic(options.out, audited.page)
+                blank_written(options.out, [experiment.data.bank])
         case "query":
             print(query(experiment, words[0]))
         case "remove":
@@ -125,8 +128,10 @@ def _require_words(command: str, words: list[str], options: Options) -> None:
 
 def build(experiment: Experiment) -> None:
     """Build the bank unless it is there, and its index if that is of a kind that is saved."""
-    made = prepare_bank(SplitJob(experiment, "bank"), make_tools(experiment))
-    index = open_index(made, experiment.retrieval.index, experiment.retrieval.milvus)
+    tools, config = make_tools(experiment), experiment.retrieval
+    with hold(experiment.data.bank, "building the bank's index"):  # on a server, too
+        made = prepare_bank(SplitJob(experiment, "bank"), tools)
+        index = open_index(made, config.index, config.milvus)
     reached = f", {index.effort.describe()}" if isinstance(index, ScannIndex) else ""
     print(f"{made.path}: {len(made)} documents, {type(index).__name__}{reached}")
 

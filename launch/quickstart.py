@@ -27,7 +27,8 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import code_version, scores_to_json
 from cm3jax.evaluate.results import Evaluation
 from cm3jax.io.experiment_json import read_as
-from cm3jax.io.files import write_atomic, write_json
+from cm3jax.io.files import sweep_scratch, write_atomic, write_json
+from cm3jax.io.folders import hold
 from experiments.miniature.scores.emblem_scores import evaluate, is_current
 from experiments.quickstart import chain
 from launch.cli import parse
@@ -191,6 +192,14 @@ def _shipped(decoder: Experiment, options: Options) -> list[Stage]:
     return [banked, _evaluation("shipped", str(run), str(bank), options)]
 
 
+def _sweep(workdir: epath.Path) -> None:
+    """Delete the halves of files that a killed quickstart left."""
+    sweep_scratch(workdir, r"metrics\.json|report\.html")
+    sweep_scratch(workdir / "results", r"\w+\.json")
+    for samples in workdir.glob("results/*.samples"):
+        sweep_scratch(samples, r"[0-9a-f]{16}\.json")
+
+
 def write_metrics(workdir: epath.PathLike) -> epath.Path:
     """Write `metrics.json` from the stored evaluations and timings, and return its path."""
     root = epath.Path(workdir)
@@ -220,7 +229,9 @@ def command(argv: list[str]) -> None:
     require_replaceable_report(options.workdir)
     # Both models run the same programs, and so does a second run: keep also what compiles fast.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    run_stages(stages(options), epath.Path(options.workdir) / TIMINGS)
+    with hold(options.workdir, "the quickstart"):
+        _sweep(epath.Path(options.workdir))
+        run_stages(stages(options), epath.Path(options.workdir) / TIMINGS)
     metrics = write_metrics(options.workdir)
     page = write_report(options.workdir)
     for model, result in stored(options.workdir).items():

@@ -25,8 +25,8 @@ from cm3jax.data.prepare import is_prepared, prepare
 from cm3jax.errors import UserError
 from cm3jax.evaluate.results import Evaluation
 from cm3jax.io.experiment_json import read_as
-from cm3jax.io.files import require_replaceable, write_atomic, write_json
-from cm3jax.io.folders import delete, files_below
+from cm3jax.io.files import require_replaceable, sweep_scratch, write_atomic, write_json
+from cm3jax.io.folders import delete, files_below, hold
 from cm3jax.io.typed_json import read_fields
 from cm3jax.presets import load_experiment
 from cm3jax.report.html import is_titled
@@ -159,6 +159,14 @@ def measure(row: Row, options: Options, results: epath.PathLike = RESULTS, **siz
     What was drawn before a kill is not drawn again, and its time counts.
     """
     keep = epath.Path(options.out) / "samples" / row.name
+    with hold(keep, f"measuring the claim {row.name}"):
+        sweep_scratch(keep, r"([0-9a-f]{16}|seconds)\.json")
+        return _measure(row, options, keep, results, **size)
+
+
+def _measure(
+    row: Row, options: Options, keep: epath.Path, results: epath.PathLike, **size: int
+) -> Result:
     spent = keep / "seconds.json"
     known = read_as(dict[str, float], spent, "the time spent") if spent.exists() else {}
     before = known.get("seconds", 0.0)

@@ -3,9 +3,11 @@
 Files that no evaluation wrote stay as they are: `ScoreFiles` refuses them before any work.
 """
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 from etils import epath
 
@@ -13,7 +15,8 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate.cases_page import cases_page, is_cases_page, score_table
 from cm3jax.evaluate.protocol import Score, scores_from_json, scores_to_json
 from cm3jax.evaluate.results import Figure
-from cm3jax.io.files import require_replaceable, write_atomic, write_json
+from cm3jax.io.files import require_replaceable, sweep_scratch, write_atomic, write_json
+from cm3jax.io.folders import hold
 from cm3jax.report.html import Html
 
 _PAGE, _SAMPLES = ".html", ".samples"
@@ -56,6 +59,18 @@ class ScoreFiles:
         """The files of an evaluation that fills a folder."""
         folder = epath.Path(folder)
         return cls(folder / "scores.json", folder / "report.html", folder)
+
+    @contextlib.contextmanager
+    def held(self, doing: str) -> Iterator[None]:
+        """Be the only evaluation that writes these files; what a killed one left half is deleted.
+
+        `doing` says what for to who is refused meanwhile.
+        """
+        with hold(self.scores, doing):
+            names = [path.name for path in (self.scores, self.page) if path is not None]
+            sweep_scratch(self.scores.parent, "|".join(map(re.escape, names)))
+            sweep_scratch(self.samples, r"[0-9a-f]{16}\.json")
+            yield
 
     def write(self, scores: Mapping[str, Score], page: Html | None = None) -> None:
         """Write the page, if there is one, and last the scores: these say that all is done."""

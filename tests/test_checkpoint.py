@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cm3jax import partition
+from cm3jax import checkpoint, partition
 from cm3jax.checkpoint import Checkpoints, Meta, export_run, load_run
 from cm3jax.config import CheckpointConfig, MeshConfig
 from cm3jax.data.pipeline import Position
@@ -355,6 +355,22 @@ def test_a_run_is_read_onto_a_mesh(tmp_path, state, exported):
     more = dataclasses.replace(abstract, params=abstract.params | {"new": abstract.step})
     with pytest.raises(UserError, match="is of another model: params/new is nothing there"):
         load_run(path, lambda _: more)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device", "checksums.json"),
+        ValueError('Error writing "x": Failed [OS error 28: No space left on device]'),
+        ValueError(
+            'RESOURCE_EXHAUSTED: Error writing local file "a": Failed to write 8 bytes to file 13: '
+            "No space left on device [os_error_code='28'] [tensorstore_spec='{}']"
+        ),
+    ],
+)
+def test_what_the_system_says_of_a_save_is_said_briefly(error):
+    """tensorstore says it in one way or another, behind all that it was doing."""
+    assert checkpoint._brief(error) == "No space left on device"
 
 
 def test_meta_is_json():

@@ -4,13 +4,16 @@ sentence. It ends, it loses nothing, and it touches nothing that is not its own.
 import contextlib
 import io
 import json
+import math
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 from pathlib import Path
 
+import jax
 import pytest
 
 from cm3jax import testing
@@ -244,12 +247,21 @@ def test_spoiled_files(world, command):
         name = draw.choice(weighty if weighty and draw.random() < 0.6 else names)
         path = world.home / name
         content = spoiled(path.read_bytes(), draw)
-        match draw.randrange(12):
+        match draw.randrange(16):
             case 0:
                 path.unlink()
             case 1:
                 path.unlink()
                 path.mkdir()
+            case 2 | 3:
+                path.unlink()
+                os.mkfifo(path)
+            case 4:
+                path.unlink()
+                path.symlink_to(path.name)
+            case 5:
+                path.unlink()
+                path.symlink_to("/dev/zero")
             case _:
                 path.write_bytes(content)
         before = world.files()
@@ -262,6 +274,48 @@ def test_spoiled_files(world, command):
             faults.append(f"{number}: {name}, {content[:80]!r}: {where(error)}")
     assert not faults, "\n".join(faults)
     assert refused >= TRIALS[command] // 6, "hardly anything was damaged"
+
+
+@contextlib.contextmanager
+def full_disk(most):
+    """No file can become larger; a file that is may not be written."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    compiled = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", compiled)
+
+
+@pytest.mark.parametrize("command", ["prepare", "remove", "merge", "train", "generate"])
+def test_full_disks(world, command):
+    """Wherever the room ends, the same command does its work once there is some."""
+    draw, faults, refused = random.Random(f"full {command}"), [], 0
+    options = [*world.options, *(["--train.steps", "4"] if command == "train" else [])]
+    for number in range(MORE * 6):
+        world.restore()
+        if command == "prepare" and number % 2:  # anew, or over what stands
+            shutil.rmtree(world.home / "data" / "corpus")
+        if command == "prepare":
+            options = [*world.options, "--seed", str(number)]
+        before, most = world.files(), int(10 ** draw.uniform(0, 5))
+        try:
+            with full_disk(most):
+                sentence = world.run(command, options)
+            refused += sentence is not None
+            check(world, command, sentence, before, None)
+            again = world.run(command, options)
+            assert again is None, f"with room: {again}"
+            check(world, command, None, before, None)
+            left = [n for n in world.files() if n.name.endswith((".part", ".new", ".lock"))]
+            assert not [n for n in left if world.home / n not in world.canaries], left
+        except Exception as error:
+            faults.append(f"{number}: {most} bytes: {where(error)}")
+    assert not faults, "\n".join(faults)
+    assert refused >= 3
 
 
 @pytest.mark.parametrize("command", ["prepare", "train"])

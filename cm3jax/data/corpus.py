@@ -317,6 +317,13 @@ def corpora_of(data: DataConfig) -> list[str]:
     return [data.corpus] if data.corpus else []
 
 
+def banks_of(data: DataConfig) -> list[str]:
+    """The memory banks whose documents a run is shown, each once; none without."""
+    if data.mixture:
+        return list(dict.fromkeys(f"{mixture_part(name)[0]}/bank" for name, _ in data.mixture))
+    return [data.bank] if data.bank else []
+
+
 def mixture_part(name: str) -> tuple[str, str]:
     """The directory and the kind of records that `data.mixture` names; "" is all of them."""
     home, colon, kind = name.rpartition(":")

@@ -12,6 +12,7 @@ Work is cut into shards and saved one by one; what is finished is not done again
 import contextlib
 import dataclasses
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -36,7 +37,7 @@ from cm3jax.data.sources import ItemSource, open_source
 from cm3jax.data.summary import Timing, is_report, report_path, summarise
 from cm3jax.data.tokenize import Tools
 from cm3jax.errors import UserError
-from cm3jax.io.files import digest, require_replaceable
+from cm3jax.io.files import digest, require_replaceable, sweep_scratch
 from cm3jax.io.folders import hold, real, settle
 from cm3jax.io.shard_writer import STATE, source_state
 from cm3jax.io.typed_json import read_fields
@@ -79,6 +80,7 @@ def prepare(
             "give another data.bank."
         )
     with _held(bank_job, *jobs):
+        sweep_scratch(about.parent, re.escape(about.name))
         bank = prepare_bank(bank_job, tools, report, engine)
         for job in [_corpus_job(job, tools, bank) for job in jobs]:
             if corpus_writer(job).complete:

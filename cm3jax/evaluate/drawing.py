@@ -20,7 +20,7 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate.coco import Caption
 from cm3jax.generation.answers import Generated, image_of
 from cm3jax.generation.generator import Generator
-from cm3jax.io.files import write_atomic, write_json
+from cm3jax.io.files import write_atomic, write_first, write_json
 from cm3jax.io.typed_json import read_fields
 from cm3jax.report.html import png
 from cm3jax.retrieval.clip_encoder import ClipEncoder, fit_picture
@@ -84,8 +84,7 @@ class Setting:
             **self.origin,
         }
         path = home / "settings.json"
-        if not path.exists():
-            write_json(path, mine)
+        write_first(path, mine)
         theirs = read_fields(path, {}, "the settings of earlier pictures")
         other = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
         if other:

@@ -27,6 +27,7 @@ from cm3jax.generation.requests import Documents, ShownDocument
 from cm3jax.io.files import digest
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import mark_of
+from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.document import Image, parse
 from cm3jax.shapes import RgbImage, UInt8
@@ -192,6 +193,17 @@ class Exam:
         self._bank, self.prefix = bank, prefix
         self.scores: dict[str, Score] = {}
         self.figures: list[Figure] = []
+
+    @property
+    def shown(self) -> tuple[Figure, ...]:
+        """The figures, without what was taken out of the bank since it was opened."""
+        marks = set() if self._bank is None else set(Removed.of(self._bank.path).marks)
+        return tuple(
+            dataclasses.replace(
+                one, cells=tuple(c.blanked() if c.document in marks else c for c in one.cells)
+            )
+            for one in self.figures
+        )
 
     @property
     def generator(self) -> Generator:

@@ -6,6 +6,7 @@ Theirs carry the licence of TensorFlow's models, Apache 2.0. Nothing is download
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from cm3jax.evaluate.inception_network import SIZE, Inception
 from cm3jax.interop.layout import Key
 from cm3jax.interop.state_dicts import read_state_dict
 from cm3jax.io import safetensors_file as tensors
-from cm3jax.io.files import digest
+from cm3jax.io.files import digest, sweep_scratch
+from cm3jax.io.folders import hold
 
 _FIRST = "Conv2d_1a_3x3.conv.weight"
 _LEAVES = {
@@ -76,7 +78,9 @@ def convert_inception(source: Path, out: Path) -> list[Key]:
         raise UserError(f"{out} must be named *.safetensors, which is what is written.")
     weights = load_inception(source)
     found = {name: tensors.whole(array) for name, array in to_tensors(weights.variables).items()}
-    tensors.write_file(out, found, {"format": "pt"})
+    with hold(out, "converting weights"):
+        sweep_scratch(out.parent, re.escape(out.name))
+        tensors.write_file(out, found, {"format": "pt"})
     ours = {_name(path): "/".join(path) for path in _parameters(weights.width)}
     used = [Key(name, "F32", found[name].shape, ours[name]) for name in weights.used]
     return used + [Key(name, "", (), "(not of the features)") for name in weights.unused]

@@ -14,6 +14,7 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import Score, scores_from_json, scores_to_json
 from cm3jax.io.files import read_json, write_json
 from cm3jax.report.html import png_uri
+from cm3jax.retrieval.pages import GONE
 from cm3jax.shapes import Float, UInt8
 
 
@@ -42,6 +43,10 @@ class Cell:
     ) -> "Cell":
         """A cell from pixels."""
         return cls(label, None if image is None else png_uri(image), text, correct, document)
+
+    def blanked(self) -> "Cell":
+        """The cell of a document that is taken out of the bank."""
+        return Cell(GONE, document=self.document)
 
 
 @dataclasses.dataclass(frozen=True)

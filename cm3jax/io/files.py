@@ -93,7 +93,32 @@ def sweep_scratch(folder: epath.PathLike, names: str) -> None:
 
 def write_json(path: epath.PathLike, value: Any) -> None:
     """Write `value` as indented, key-sorted JSON, atomically."""
-    write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    write_atomic(path, _json_text(value))
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
+
+
+def write_first(path: epath.PathLike, value: Any) -> None:
+    """Write `value` as `write_json` does, unless the file is there: of several processes that
+    write it at once, the first one wins, where the file system has links."""
+    path = epath.Path(path)
+    if path.exists():
+        return
+    scratch = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with naming(path):
+            scratch.write_text(_json_text(value))
+        with contextlib.suppress(FileExistsError):
+            os.link(scratch, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        write_json(path, value)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def write_array(path: epath.PathLike, array: np.ndarray) -> None:

@@ -130,6 +130,8 @@ def _lock(place: epath.Path, doing: str) -> int:
             os.ftruncate(lock, 0)
             os.pwrite(lock, json.dumps(about).encode(), 0)
     except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink()
         os.close(lock)
         raise
     _open_locks.add(lock)

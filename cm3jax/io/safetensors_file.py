@@ -19,6 +19,7 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.io.files import replacing
+from cm3jax.io.texts import require_regular
 from cm3jax.io.typed_json import fits
 
 TYPES = {
@@ -90,6 +91,10 @@ def read_metadata(path: epath.PathLike) -> dict[str, str]:
 
 def _raw_header(path: epath.Path) -> tuple[dict[str, Any], int]:
     """The header and where the tensors begin."""
+    try:
+        require_regular(path)
+    except ValueError as error:
+        raise UserError(f"{path} would be a safetensors file, but {error}.") from None
     size = path.stat().length
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -12,7 +12,7 @@ from cm3jax.data.sources import GENERATED, TextSource, open_source
 from cm3jax.data.usable import usable
 from cm3jax.errors import UserError
 from cm3jax.io.experiment_json import read_as, read_experiment, save_experiment
-from cm3jax.io.files import write_json
+from cm3jax.io.files import sweep_scratch, write_json
 from cm3jax.report.run_page import write_report
 from cm3jax.tokenizers.text_tokenizer import MODEL_FILE, TextTokenizer
 from cm3jax.training.resume import decisive_changes, describe, differences
@@ -59,6 +59,7 @@ def train_text_tokenizer(experiment: Experiment) -> None:
         tokenizer = TextTokenizer.load(experiment.run_dir)
         print(f"{experiment.name}: finished already, {path} has {tokenizer.pieces} pieces.")
         return
+    sweep_scratch(path.parent, r"(config|data)\.json|report\.html|text\.model")
     captions = _Captions(experiment.data, experiment.seed)
     tokenizer = TextTokenizer.train(
         captions, experiment.vocab.text_pieces, experiment.tokenizers.algorithm

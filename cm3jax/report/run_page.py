@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from cm3jax.data.corpus import banks_of
 from cm3jax.errors import UserError
 from cm3jax.io.experiment_json import read_experiment
 from cm3jax.io.files import read_log, write_atomic
 from cm3jax.report.html import Html, Points, curves, facts, page, png, table, tag
+from cm3jax.retrieval.pages import blank_written
 from cm3jax.shapes import UInt8
 from cm3jax.training import metrics
 from cm3jax.training.best import best_validation, checkpoint_of, overfitting
@@ -108,7 +110,9 @@ def write_report(
     config = (run_dir / "config.json").read_text()
     body.append(_section("Experiment", _folded("config.json", tag("pre", config))))
     title = f"{experiment.name}: {experiment.learner}"
-    write_atomic(run_dir / "report.html", page(title, tag("main", *body, data_step=step)))
+    path = run_dir / "report.html"
+    write_atomic(path, page(title, tag("main", *body, data_step=step)))
+    blank_written(path, banks_of(experiment.data))
 
 
 def keep_pictures(folder: epath.PathLike, illustrations: Sequence[Illustration]) -> None:

@@ -8,13 +8,17 @@ A page of ours says which documents an element shows, a stored result which one 
 
 What shows a document that is taken out is blanked in its place, and a contact sheet is deleted;
 all else stays as it is. A sample that was drawn with the document shows none: it stays, and is
-named.
+named. Whoever opened a bank before a removal and writes a page after it looks at the list of what
+was removed when the page is written (`blank_written`).
 """
 
+import functools
 import json
+import operator
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +42,15 @@ _UNMARKED = re.compile(
     r'"label": "[^"]+, -?\d\.\d\d"'
 )
 """What earlier versions, which wrote no marks, called a document."""
+_HALF = re.compile(r"\..+\.(html|json)\.[0-9a-f]{8}\.part")
+_HALF_SHEET = re.compile(rf"\.{re.escape(SHEET)}\.[0-9a-f]{{8}}\.part")
+"""Halves of pages and sheets that a killed process left."""
+_LONGEST = 60.0
+"""Seconds after which nobody writes such a half any more: all of it is written at once."""
 _CHUNK = re.compile(r"drawn-\d{5}\.json")
 """What `launch.evaluate coco_fid` notes of the pictures that it draws."""
+_BATCH = re.compile(r"bad-batch-\d+-process-\d+\.npz")
+"""What training keeps of a batch whose loss is no number: ids, documents' among them."""
 _NAMED = 8
 _SKIPPED = {"checkpoints", "tensorboard"}
 
@@ -53,8 +64,8 @@ def blank_pages(
     do. A file that cannot be written stops no other one: those files are returned, each with the
     reason, as `PATH (reason)`. Links are not followed; what cannot be read is somebody else's.
     """
-    failed = []
-    for folder in folders:
+    failed: list[str] = []
+    for folder in folders if removed else ():
         for path in sorted(_files(Path(folder))):
             try:
                 for line in _blank(path, removed):
@@ -65,12 +76,27 @@ def blank_pages(
     return failed
 
 
+def blank_written(path: epath.PathLike, banks: Iterable[epath.PathLike]) -> list[str]:
+    """Blank in a file what was taken out of these banks; returns the lines about it.
+
+    To be called when the file is written: a removal looks through all pages once more after it has
+    saved its list, so that one of both sees the other.
+    """
+    listed = (Removed.of(bank) for bank in banks if os.fspath(bank))
+    removed = functools.reduce(operator.or_, listed, Removed())
+    return list(_blank(Path(path), removed)) if removed else []
+
+
 def _blank(path: Path, removed: Removed) -> Iterator[str]:
     """Blank one file, and yield the lines about it; raises `OSError` if it cannot be written."""
     if path.name == _SAMPLES:
         yield from _blank_samples(path, removed)
     elif _CHUNK.fullmatch(path.name):
         yield from _name_drawn(path, removed)
+    elif _HALF.fullmatch(path.name):
+        yield from _delete_half(path, removed)
+    elif _BATCH.fullmatch(path.name):
+        yield f"{path}: rows of a batch that ended a training, which may hold them; delete it"
     elif path.suffix in (".html", ".json"):
         yield from _blank_page(path, set(removed.marks))
 
@@ -101,11 +127,31 @@ def _blank_page(path: Path, marks: set[str]) -> Iterator[str]:
     if count:
         write_atomic(path, new)
         yield f"{path}: {count} {'places' if count > 1 else 'place'} blanked that showed them"
+        if any((path.parent / "samples").glob("[0-9]*/record-*.png")):
+            yield (
+                f"{path.parent / 'samples'}: what the training drew, maybe with them, and kept: "
+                "its folders of steps"
+            )
     if "data-document=" not in text and '"document":' not in text and _UNMARKED.search(text):
         yield (
             f"{path}: made by an earlier version and may show them; delete it, or draw or measure "
             "it again"
         )
+
+
+def _delete_half(path: Path, removed: Removed) -> Iterator[str]:
+    content = _content(path)
+    if any(mark.encode() in content for mark in removed.marks) and _is_left(path):
+        path.unlink(missing_ok=True)
+        yield f"{path}: deleted, half of a page that showed them, which a killed process left"
+
+
+def _is_left(path: Path) -> bool:
+    """Whether a half is a dead process's; who still writes one looks at the list afterwards."""
+    try:
+        return time.time() - path.stat().st_mtime > _LONGEST
+    except OSError:
+        return False
 
 
 def noted(document: BankDocument) -> dict[str, str]:
@@ -181,6 +227,9 @@ def _blank_samples(path: Path, removed: Removed) -> Iterator[str]:
     if not drawn:
         return
     yield _kept(path.parent, drawn)
+    for half in path.parent.iterdir():
+        if _HALF_SHEET.fullmatch(half.name) and _is_left(half):
+            half.unlink(missing_ok=True)
     if (path.parent / SHEET).exists():
         (path.parent / SHEET).unlink()
         yield f"{path.parent / SHEET}: deleted, since it showed them; launch.generate makes another"

@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
+import re
 
 from etils import epath
 
 from cm3jax.io.experiment_json import build
-from cm3jax.io.files import read_json, write_json
+from cm3jax.io.files import read_json, sweep_scratch, write_json
 from cm3jax.io.folders import real
 
 
@@ -61,8 +62,10 @@ class Removed:
         return build(Removed, value, f"{what} {path}")
 
     def save(self, bank: epath.PathLike) -> None:
-        """Remember it beside the bank, which is replaced as a whole."""
-        write_json(_file(real(bank)), dataclasses.asdict(self))
+        """Remember it beside the bank, which is replaced as a whole; for the bank's writer."""
+        path = _file(real(bank))
+        sweep_scratch(path.parent, re.escape(path.name))
+        write_json(path, dataclasses.asdict(self))
 
     def __bool__(self) -> bool:
         """Whether there is anything."""

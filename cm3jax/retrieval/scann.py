@@ -179,20 +179,34 @@ class ScannIndex:
 
     def save(self, path: epath.PathLike) -> None:
         """Write the index in place of one that is there, which stays whole until then; the
-        directory may be moved afterwards."""
+        directory may be moved afterwards. Raises `UserError` or `OSError` on a full disk."""
         with hold(path, "saving a ScaNN index"):
             complete = scratch(path, "part")
             delete(complete, saved_files)  # left by a process that was killed
-            complete.mkdir(parents=True, exist_ok=True)
-            self._searcher.serialize(os.fspath(complete), relative_path=True)
-            made = {
-                "vectors": self._fingerprint,
-                "documents": self.size,
-                "effort": dataclasses.asdict(self.effort),
-                "bytes": {file.name: file.stat().length for file in complete.iterdir()},
-            }
-            write_json(complete / _ABOUT, made)
+            try:
+                self._write(complete)
+            except BaseException:  # Ctrl-C, too
+                delete(complete, saved_files)
+                raise
             swap(complete, path, saved_files)
+
+    def _write(self, folder: epath.Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._searcher.serialize(os.fspath(folder), relative_path=True)
+        except RuntimeError as error:  # of a full disk, which it does not name
+            reason = str(error).splitlines()[0][:120]
+            raise UserError(
+                f"the ScaNN index cannot be written to {folder} ({reason}); make room there and "
+                "give the command again."
+            ) from None
+        made = {
+            "vectors": self._fingerprint,
+            "documents": self.size,
+            "effort": dataclasses.asdict(self.effort),
+            "bytes": {file.name: file.stat().length for file in folder.iterdir()},
+        }
+        write_json(folder / _ABOUT, made)
 
     @classmethod
     def load(cls, path: epath.PathLike, vectors: Float[np.ndarray, "M E"]) -> "ScannIndex":

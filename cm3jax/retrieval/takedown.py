@@ -46,18 +46,33 @@ def remove(
     First the pages below `folders` that show one of them, or one that was taken out before, are
     blanked (`blank_pages`), and `say` gets a line of each. Then the list of what is taken out is
     written: killed at any moment after that, opening the bank finishes it; killed before, removing
-    again does. Rows move, so neighbours prepared for the old bank don't fit the new one (its
-    fingerprint says so), and a saved index goes with the old bank. Raises `UserError` for what is
-    not there, and at the end for pages that cannot be written.
+    again does. At last pages that were written meanwhile are blanked. Rows move, so neighbours
+    prepared for the old bank don't fit the new one (its fingerprint says so), and a saved index
+    goes with the old bank. Raises `UserError` for what is not there, and at the end for pages that
+    cannot be written.
     """
     with hold(bank.path, "removing documents"):
         require_there(bank, removed)
         listed = Removed.of(bank.path) | removed | Removed(marks=_marks(bank, removed))
-        failed = blank_pages(listed, folders, say)
+        say = _once(say)
+        blank_pages(listed, folders, say)
         listed.save(bank.path)
         smaller = Bank.open(bank.path)
-        _require_blanked(bank.path, failed)
+        # Pages that were written since, by who had the old bank open.
+        _require_blanked(bank.path, blank_pages(listed, folders, say))
         return smaller
+
+
+def _once(say: Callable[[str], None]) -> Callable[[str], None]:
+    """`say` that passes every line on once."""
+    said: set[str] = set()
+
+    def new(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line)
+
+    return new
 
 
 def _require_blanked(bank: epath.PathLike, failed: Sequence[str]) -> None:
@@ -115,11 +130,12 @@ def merge(
         known = Removed.of(path)
         removed = functools.reduce(operator.or_, (Removed.of(b.path) for b in banks), known)
         removed |= Removed(marks=tuple(mark for bank in banks for mark in _marks(bank, removed)))
-        failed = blank_pages(removed, folders, say) if removed else []
+        say = _once(say)
+        blank_pages(removed, folders, say)
         if removed != known:
             removed.save(path)
             sweep_parts(path, "parts")
         rewrite(path, banks, removed, made_from)
         merged = Bank.open(path)
-        _require_blanked(path, failed)
+        _require_blanked(path, blank_pages(removed, folders, say))
         return merged

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,9 +10,12 @@ import pytest
 from cm3jax import testing
 from cm3jax.evaluate.exam import FIGURES, NOTHING, Exam, Examinee, Given, Questions
 from cm3jax.evaluate.protocol import code_version
-from cm3jax.evaluate.results import Cell
+from cm3jax.evaluate.results import Cell, Figure
 from cm3jax.io.files import digest
 from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import mark_of
+from cm3jax.retrieval.pages import GONE
+from cm3jax.retrieval.removed import Removed
 from cm3jax.shapes import UInt8
 
 
@@ -63,6 +67,20 @@ def test_a_run_without_a_grammar_draws_whole_pictures_too(tmp_path):
     (run / "config.json").write_text(json.dumps(config))
     (drawn,) = Examinee.load(run).draw(["a cat"])
     assert drawn.image.shape == testing.pictures(1)[0].shape
+
+
+def test_what_was_taken_out_since_is_in_no_figure(examinee, tmp_path):
+    shutil.copytree(examinee.generator.retriever.bank.path, tmp_path / "bank")
+    exam = Exam(examinee, say=lambda line: None, bank=Bank.open(tmp_path / "bank"))
+    documents = [exam.bank.meta(row) for row in range(2)]
+    cells = [Cell.of("retrieved", None, d.text, document=mark_of(d)) for d in documents]
+    exam.figures.append(Figure("a kind", "a prompt", tuple(cells)))
+    Removed((documents[0].key,), marks=(mark_of(documents[0]),)).save(exam.bank.path)
+    (shown,) = exam.shown
+    assert [(one.label, one.text) for one in shown.cells] == [
+        (GONE, ""),
+        ("retrieved", documents[1].text),
+    ]
 
 
 def test_a_stamp_follows_from_what_was_given(exam, examinee, questions):

@@ -16,6 +16,7 @@ from cm3jax.io.files import (
     require_replaceable,
     sweep_scratch,
     write_atomic,
+    write_first,
     write_json,
 )
 
@@ -39,6 +40,19 @@ def test_a_full_disk_is_told_with_the_file(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert raised.value.filename == str(tmp_path / "x")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+def test_of_several_that_write_a_file_first_all_read_the_one_that_won(tmp_path):
+    path = tmp_path / "deep" / "settings.json"
+
+    def claim(number):
+        write_first(path, {"number": number})
+        return read_json(path, "the settings")
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(claim, range(200)))
+    assert len({one["number"] for one in found}) == 1
+    assert [one.name for one in path.parent.iterdir()] == ["settings.json"]
 
 
 def test_one_of_several_concurrent_writers_wins_as_a_whole(tmp_path):

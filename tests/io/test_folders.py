@@ -81,6 +81,7 @@ def test_a_lock_that_finds_no_room_is_told_with_its_file(tmp_path):
             pass
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
     with hold(tmp_path / "run", "writing"):
         assert (tmp_path / ".run.lock").exists()
 

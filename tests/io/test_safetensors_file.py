@@ -1,6 +1,7 @@
 """Files of safetensors, against the official library."""
 
 import json
+import os
 
 import ml_dtypes
 import numpy as np
@@ -76,3 +77,12 @@ def test_files_that_are_not_safetensors_raise_user_error(tmp_path, content, matc
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(UserError, match=match):
         safetensors_file.read_file(tmp_path / "x")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_a_folder_in_its_place_is_one_sentence(tmp_path, make):
+    make(tmp_path / "x")
+    for read in (safetensors_file.read_file, safetensors_file.read_metadata):
+        with pytest.raises(UserError, match=r"x .* is a (pipe|folder)"):
+            read(tmp_path / "x")

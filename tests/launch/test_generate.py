@@ -5,6 +5,7 @@ import math
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,16 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+from etils import epath
 
 from cm3jax import testing
 from cm3jax.config import DecodeConfig
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
 from cm3jax.generation.prompts import load_mask
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.removed import Removed
+from cm3jax.retrieval.takedown import remove
 from launch import contact, gallery, generate
 
 ROOT = Path(__file__).parents[2]
@@ -222,6 +227,27 @@ def test_rows_of_the_contact_sheet_are_prompts_with_their_documents(call, tmp_pa
             np.testing.assert_array_equal(page[row + 5 : row + 117, x : x + 112], large)
 
 
+def test_a_sheet_of_a_document_that_was_taken_out_meanwhile_goes(
+    call, chain, tmp_path, monkeypatch
+):
+    shutil.copytree(chain / "bank", tmp_path / "bank")
+    draw = contact.sheet
+
+    def removed_first(rows):
+        bank = Bank.open(tmp_path / "bank")
+        remove(bank, Removed(keys=tuple(bank.rows)[1:]))
+        return draw(rows)
+
+    monkeypatch.setattr(contact, "sheet", removed_first)
+    words = ("text", "a cat", "--samples", "2", "--retrieve", "1", "--floor", "-1")
+    printed, log = call(*words, "--bank", str(tmp_path / "bank"), "--exclude", "tiny-0")
+    sheet, names = tmp_path / "out" / "contact.png", ", ".join(line["name"] for line in log)
+    assert not sheet.exists()
+    assert f"{tmp_path / 'out'}: drawn with them, and kept: {names}" in printed
+    assert any(line.startswith(f"{sheet}: deleted, since it showed them") for line in printed)
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+
+
 def test_documents_below_the_floor_are_left_out_and_that_is_said(call):
     printed, (line,) = call("text", "a cat", "--retrieve", "2", "--floor", "2")
     assert line["documents"] == []
@@ -317,6 +343,19 @@ def test_outpainting_keeps_the_picture_and_partial_ones_go_away(call, tmp_path, 
     assert np.asarray(PIL.Image.open(printed[0])).shape == (16, 16, 3)
     assert seen
     assert not list((tmp_path / "out").glob("*.partial.png"))
+
+
+def test_previews_that_a_killed_call_left_go_with_the_next(chain, tmp_path):
+    """Those and no other pictures, whatever their names are."""
+    out = tmp_path / "out"
+    out.mkdir()
+    picture = np.zeros((4, 4, 3), np.uint8)
+    ours, mine = out / "a-fox-0-1.partial.png", out / "a-fox-0-2.partial.png"
+    ours.write_bytes(gallery._with_recipe(picture, gallery._UNFINISHED))
+    PIL.Image.fromarray(picture).save(mine)
+    os.mkfifo(out / "a-fox-0-3.partial.png")
+    gallery.Gallery(epath.Path(out), None, {}, [], []).begin()
+    assert sorted(path.name for path in out.iterdir()) == [mine.name, "a-fox-0-3.partial.png"]
 
 
 def test_what_is_done_is_kept_when_the_user_stops(call, monkeypatch, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """No evaluation replaces a file that none wrote, and it says so before any work."""
 
 import os
+import threading
 
 import pytest
 
@@ -93,3 +94,32 @@ def test_a_file_in_place_of_the_samples_is_found_at_once(tmp_path):
     (tmp_path / "a.samples").touch()
     with pytest.raises(UserError, match=r"a\.samples is a file, where the samples go"):
         ScoreFiles.named(str(tmp_path / "a.json"))
+
+
+def test_two_evaluations_of_one_name_are_one_and_a_sentence(tmp_path):
+    files = ScoreFiles.named(str(tmp_path / "a.json"))
+    files.samples.mkdir()
+    halves = [
+        tmp_path / ".a.json.0123abcd.part",
+        tmp_path / ".a.html.0123abcd.part",
+        files.samples / f".{'0' * 16}.json.0123abcd.part",
+    ]
+    mine = [tmp_path / ".b.json.0123abcd.part", files.samples / ".thesis.0123abcd.part"]
+    for path in (*halves, *mine):
+        path.touch()
+    with files.held("evaluating a run"):
+        assert not [path for path in halves if path.exists()]
+        refused = []
+
+        def second():
+            try:
+                with files.held("evaluating another"):
+                    pass
+            except UserError as error:
+                refused.append(str(error))
+
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert "a.json is in use: evaluating a run (process " in refused[0]
+    assert all(path.exists() for path in mine)

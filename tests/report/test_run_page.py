@@ -4,9 +4,15 @@ import json
 
 import numpy as np
 
+from cm3jax.config import DataConfig
 from cm3jax.io.experiment_json import save_experiment
-from cm3jax.report.html import tag
+from cm3jax.report.html import cell, tag
 from cm3jax.report.run_page import Illustration, keep_pictures, loss_curves, write_report
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import BankDocument, mark_of
+from cm3jax.retrieval.pages import GONE
+from cm3jax.retrieval.removed import Removed
+from cm3jax.retrieval.takedown import remove
 from cm3jax.train import train
 from cm3jax.training import metrics
 from tests.pages import require_sound
@@ -72,6 +78,23 @@ def test_a_run_without_steps_has_a_page(tmp_path):
     require_sound(page)
     assert "There are none: nothing &lt;is&gt; there." in page
     assert "<polyline" not in page
+
+
+def test_a_document_that_was_taken_out_while_a_training_had_it_open_is_not_shown(tmp_path):
+    documents = [
+        BankDocument(key, np.array([7], np.int32), f"a text of {key}", True, True, "s", "l")
+        for key in ("fox", "owl")
+    ]
+    bank = Bank.build(tmp_path / "bank", documents, np.eye(2, dtype=np.float32), "e", "v")
+    shown = [cell("document", d.text, document=mark_of(d)) for d in bank.documents()]
+    config = experiment(tmp_path, data=DataConfig(bank=str(tmp_path / "bank"), batch=8))
+    save_experiment(tmp_path / "config.json", config)
+    remove(bank, Removed(keys=("fox",)))
+    write_report(tmp_path, [Illustration("Samples", tag("div", *shown))])
+    page = (tmp_path / "report.html").read_text()
+    assert "a text of owl" in page
+    assert "a text of fox" not in page
+    assert page.count(GONE) == 1
 
 
 def test_pictures_are_kept_beside_the_page(tmp_path):

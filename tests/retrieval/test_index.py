@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import re
+import resource
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.index import ShardedIndex, keep_index, open_index
 from cm3jax.retrieval.interface import Neighbours, found_of
 from cm3jax.retrieval.scann import ScannIndex, index_files
+from launch.env import user_sentence
 
 
 def _unit(x):
@@ -179,11 +181,29 @@ def test_an_index_stays_until_another_replaces_it(tmp_path, monkeypatch):
         assert index.effort.wanted == 0.9
         np.testing.assert_array_equal(index.search(queries, 5).ids, best)
         left = set(index_files(epath.Path(path.parent)))
-        assert any(name.startswith(".00000.part/") for name in left)
+        assert any(name.startswith(".00000.part/") for name in left) == (moment == "swap")
         assert left == files_below(epath.Path(path.parent))  # all of it goes where the bank goes
     ScannIndex.build(vectors, recall=0.8).save(path)
     assert ScannIndex.load(path, vectors).effort.wanted == 0.8
     assert [one.name for one in path.parent.iterdir()] == ["00000"]
+
+
+@pytest.mark.parametrize("room", [0, 100, 20_000])
+def test_on_a_full_disk_the_index_that_stands_stays(tmp_path, room):
+    """ScaNN's own files or ours are the first that find no room."""
+    vectors, _ = _clustered(300)
+    path = tmp_path / "00000"
+    ScannIndex.build(vectors, recall=0.9).save(path)
+    other, before = ScannIndex.build(vectors, recall=0.8), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises((UserError, OSError)) as raised:
+            other.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "00000" in user_sentence(raised.value)
+    assert ScannIndex.load(path, vectors).effort.wanted == 0.9
+    assert os.listdir(tmp_path) == ["00000"]
 
 
 def test_an_index_in_parts_finds_what_one_of_all_finds(tmp_path, monkeypatch):

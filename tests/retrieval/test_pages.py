@@ -185,3 +185,22 @@ def test_a_file_that_cannot_be_written_stops_no_other(tmp_path):
     assert [line.partition(": ")[0] for line in lines] == [
         str(tmp_path / name) for name in ("b.html", "m", "z.html")
     ]
+
+
+def test_halves_of_pages_that_killed_processes_left_go_if_they_show_it(tmp_path):
+    show = page("a run", cell("document", SECRET.text, document=mark_of(SECRET)))
+    old, others = tmp_path / ".report.html.0123abcd.part", tmp_path / ".b.html.0123abcd.part"
+    being, mine = tmp_path / ".c.html.0123abcd.part", tmp_path / ".report.html.part"
+    for path in (old, being, mine):
+        path.write_text(show[:-20])
+    others.write_text(page("a run", cell("document", OTHER.text, document=mark_of(OTHER))))
+    sheet = tmp_path / ".contact.png.0123abcd.part"
+    sheet.write_bytes(b"half a picture")
+    line = {"name": "a", "documents": [noted(SECRET)]}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(line) + "\n")
+    for path in (old, others, mine, sheet):
+        os.utime(path, (0, 0))
+    lines = blanked(REMOVED, [tmp_path])
+    assert f"{old}: deleted, half of a page that showed them, which a killed process left" in lines
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {others.name, being.name, mine.name, "samples.jsonl"}

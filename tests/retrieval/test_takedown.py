@@ -107,6 +107,40 @@ def test_a_page_that_cannot_be_written_is_named_when_all_else_is_done(tmp_path):
     assert list(remove(bank, removed, [tmp_path / "runs"], lambda line: None).rows) == ["owl"]
 
 
+def test_a_page_that_is_written_during_a_removal_is_blanked(tmp_path, monkeypatch):
+    """By who had the old bank open and looked at the list just before it was written."""
+    bank, shown, lines = small(tmp_path / "bank", "fox", "owl"), tmp_path / "runs" / "a.html", []
+    fox, opened = bank.meta(0), Bank.open
+
+    def written_first(path):
+        show(shown, fox)
+        return opened(path)
+
+    show(shown, fox)
+    with monkeypatch.context() as patch:
+        patch.setattr(Bank, "open", written_first)
+        remove(bank, Removed(keys=("fox",)), [tmp_path / "runs"], lines.append)
+    assert "its text" not in shown.read_text()
+    assert lines == [f"{shown}: 1 place blanked that showed them"]
+
+
+def test_what_a_training_left_and_may_hold_the_document_is_named(tmp_path):
+    bank, run = small(tmp_path / "bank", "fox", "owl"), tmp_path / "runs" / "decoder"
+    run.parent.mkdir()
+    show(run / "report.html", bank.meta(0))
+    (run / "samples" / "8").mkdir(parents=True)
+    (run / "samples" / "8" / "record-3.png").touch()
+    (run / "bad-batch-5-process-0.npz").touch()
+    lines = []
+    remove(bank, Removed(keys=("fox",)), [tmp_path / "runs"], lines.append)
+    assert lines == [
+        f"{run}/bad-batch-5-process-0.npz: rows of a batch that ended a training, which may hold "
+        "them; delete it",
+        f"{run}/report.html: 1 place blanked that showed them",
+        f"{run}/samples: what the training drew, maybe with them, and kept: its folders of steps",
+    ]
+
+
 def test_merging_blanks_what_it_takes_out(tmp_path):
     """Pages that show a document of the bank at hand which was taken out of another one."""
     mine, theirs = small(tmp_path / "a", "fox", "owl"), small(tmp_path / "b", "fox", "elk")

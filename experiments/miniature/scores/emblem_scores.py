@@ -73,7 +73,7 @@ def evaluate(
     return Evaluation(
         run=str(run_dir),
         scores=exam.scores,
-        figures=tuple(exam.figures),
+        figures=exam.shown,
         losses=_losses(run_dir),
         weights=exam.examinee.weights,
         pictures=digest(*exam.pictures),
