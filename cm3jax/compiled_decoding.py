@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cm3jax import hlo, partition
 from cm3jax.config import DecodeConfig, DecoderConfig
 from cm3jax.decode import grammar, sampling, steps
-from cm3jax.decode.params import read_by_steps
+from cm3jax.decode.params import as_multiplied, read_by_steps
 from cm3jax.decode.plan import CHUNK, ProgramShape, bucket
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.memory import local_bytes
@@ -115,7 +115,12 @@ def _as_read(learner: DecoderLearner, mesh: Mesh) -> dict:
 
     layer = jax.tree.map(one, params.pop("layers"))
     params |= {f"layer_{number}": layer for number in range(config.layers)}
-    return {**shapes, "params": params}
+
+    def placed(path, leaf):
+        there = as_multiplied(path, leaf) or leaf.sharding
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there)
+
+    return {**shapes, "params": jax.tree.map_with_path(placed, params)}
 
 
 def _rows(config: DecodeConfig, vocab: Vocab, shape: ProgramShape, mesh: Mesh):

@@ -110,14 +110,17 @@ def kernels(text: str) -> list[str]:
 
 
 def copies(text: str, large: int) -> int:
-    """How often arrays of `large` bytes or more are copied, loops being run out."""
+    """How often arrays of `large` bytes or more are copied, loops being run out.
+
+    An array that is only moved to a TPU's fast memory or back, as it lies, is no copy.
+    """
     programs, entry = _computations(text)
 
     def count(name: str) -> int:
         found = 0
         for one in programs.get(name, []):
             if one.opcode in ("copy", "copy-start"):
-                found += _sent(one) >= large
+                found += _sent(one) >= large and not _moved(one)
             elif one.opcode == "while":
                 found += _turns(one, programs) * sum(map(count, one.called))
             elif one.opcode in ("call", "conditional"):
@@ -125,6 +128,14 @@ def copies(text: str, large: int) -> int:
         return found
 
     return count(entry)
+
+
+def _moved(one: _Instruction) -> bool:
+    """Whether a copy changes the memory that an array is in, and not its layout."""
+    if one.opcode != "copy-start":
+        return False
+    to, source = (re.sub(r"S\(\d+\)", "", part).strip() for part in _parts(one.result)[:2])
+    return to == source
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:

@@ -115,3 +115,18 @@ def test_a_gather_that_goes_on_within_products_is_one():
 """
         found = hlo.traffic(program)["all-gather"]
         assert found == hlo.Traffic(1, 1 + more, 1024, 1024 * (1 + more))
+
+
+def test_moves_between_memories_are_no_copies():
+    moved, copied = "bf16[1024,1024]{1,0:T(8,128)(2,1)S(1)}", "bf16[1024,1024]{0,1:T(8,128)(2,1)}"
+    lying = "bf16[1024,1024]{1,0:T(8,128)(2,1)}"
+    lines = [
+        "ENTRY %main.1 (x.1: bf16[1024,1024]) -> bf16[1024,1024] {",
+        f"  %x.1 = {lying} parameter(0)",
+        f"  %copy-start.1 = ({moved}, {lying}, u32[]{{:S(2)}}) copy-start(%x.1)",
+        f"  %copy-start.2 = ({copied}, {lying}, u32[]{{:S(2)}}) copy-start(%x.1)",
+        f"  ROOT %copy.1 = {copied} copy(%x.1)",
+        "}",
+    ]
+    assert hlo.copies("\n".join(lines), large=2**20) == 2
+    assert hlo.copies("\n".join(lines), large=2**22) == 0

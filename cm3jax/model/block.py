@@ -12,7 +12,7 @@ from cm3jax.config import DecoderConfig
 from cm3jax.model.attention import Attend, attend_cached, attend_kept, seen_of_suffix
 from cm3jax.model.cache import KeyValues, LayerCache
 from cm3jax.model.layers import FeedForward, HeadNorm, Norm, Projection, apply_rope, dropout
-from cm3jax.shapes import Array, Float, Key
+from cm3jax.shapes import Array, Float, Int, Key
 
 Rotation = tuple[Float[Array, "B L 1 half"], Float[Array, "B L 1 half"]] | None
 """Rotary positions (`layers.rotations`), or None where positions are learned."""
@@ -130,20 +130,41 @@ class Block(nn.Module):
         """Queries of T more tokens, and the cache with their keys and values in its suffix."""
         entered = self.attention.enter(x)
         queries = self.attention.queries(entered, rotation)
-        rows = jnp.arange(x.shape[0])[:, None]
-        slots = cache.lengths[:, None] + jnp.arange(x.shape[1])
         new = self.attention.keys_values(entered, rotation)
-        if slots.size == 1:
-            # On CPUs, XLA writes a single entry in a way that copies the whole suffix twice: the
-            # second one here is of no row, and dropped.
-            rows, slots = jnp.append(rows, rows + 1, 1), jnp.append(slots, slots, 1)
-            new = [jnp.append(part, part, 1) for part in new]
-
         old = cache.suffix.keys, cache.suffix.values
         suffix = KeyValues(
-            *(o.at[rows, :, slots].set(n, mode="drop") for o, n in zip(old, new, strict=True))
+            *(_written(o, n.swapaxes(1, 2), cache.lengths) for o, n in zip(old, new, strict=True))
         )
         return queries, dataclasses.replace(cache, suffix=suffix)
+
+
+def _written(
+    old: Float[Array, "B K C A"], new: Float[Array, "B K T A"], lengths: Int[Array, " B"]
+) -> Float[Array, "B K C A"]:
+    """`old` with T more tokens a row, the first at the row's length; none beyond the capacity."""
+    if new.shape[2] == 1:
+        # Where a token has no room its row is done, and what stands there is never read again.
+        return jax.lax.platform_dependent(old, new, lengths, tpu=_updated, default=_scattered)
+    return _scattered(old, new, lengths)
+
+
+def _updated(old, new, lengths):
+    """A TPU writes this into the suffix as it lies; a scatter copies that twice a chunk."""
+    return jax.vmap(lambda row, more, at: jax.lax.dynamic_update_slice(row, more, (0, at, 0)))(
+        old, new, lengths
+    )
+
+
+def _scattered(old, new, lengths):
+    rows = jnp.arange(len(old))[:, None]
+    slots = lengths[:, None] + jnp.arange(new.shape[2])
+    new = new.swapaxes(1, 2)
+    if slots.size == 1:
+        # On CPUs, XLA writes a single entry in a way that copies the whole suffix twice: the
+        # second one here is of no row, and dropped.
+        rows, slots = jnp.append(rows, rows + 1, 1), jnp.append(slots, slots, 1)
+        new = jnp.append(new, new, 1)
+    return old.at[rows, :, slots].set(new, mode="drop")
 
 
 class CrossBlock(Block):
