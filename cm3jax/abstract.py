@@ -87,6 +87,7 @@ def _couples(config: ClipConfig, batch: int, mesh: Mesh) -> Couples:
     rows = _Rows(batch, mesh)
     return Couples(
         records=rows(jnp.int32, 2),
+        same=rows(jnp.int32, 2, 2),
         subjects=rows(jnp.int32, 2, 1),
         texts=rows(jnp.int32, 2, text_length(config.text_context, config)),
         images=rows(jnp.uint8, 2, config.image_size, config.image_size, 3),

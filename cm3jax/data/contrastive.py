@@ -36,7 +36,7 @@ NO_SUBJECT = -1
 @no_type_check  # shapes stand in its fields where a step is compiled without data
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["records", "subjects", "texts", "images"],
+    data_fields=["records", "same", "subjects", "texts", "images"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +46,9 @@ class Couples:
 
     records: Int[AnyArray, "B 2"]
     """Numbers of the two records, equal where no other shares the subject."""
+    same: Int[AnyArray, "B 2 2"]
+    """Numbers of their pictures and of their captions, equal for equal ones: of a picture with
+    several captions, each is as right as the others."""
     subjects: Int[AnyArray, "B 2 I"]
     """What each of them shows, as numbers; `NO_SUBJECT` as padding."""
     texts: Int[AnyArray, "B 2 L"]
@@ -82,32 +85,44 @@ class CaptionedRecords:
         self.picture_marks = [one.picture for one in found.kept]
         """Hashes of the pictures."""
         names, captions = ([getattr(one, f) for one in found.kept] for f in ("subjects", "text"))
+        numbers = [_numbered(self.picture_marks), _numbered(captions)]
+        self.same: Int[np.ndarray, "M 2"] = np.stack(numbers, axis=1)
+        """As `Couples.same`."""
         self._group(with_partners(names, captions, self.picture_marks, config.partners))
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def _group(self, names: Sequence[Sequence[str]]) -> None:
-        """Number the subjects, list the records of each, and say where in the list each stands.
+        """Number the subjects and list the records of each, those of one picture side by side.
 
+        Of each record it is known where in the list it is, how many of its picture are before it,
+        and how many there are.
         Records without a subject are grouped together: they have partners, to whom they owe
         nothing.
         """
         numbers: dict[str, int] = {}
-        members: dict[int, list[int]] = collections.defaultdict(list)
+        members: dict[int, list[tuple[int, int]]] = collections.defaultdict(list)
         shape = (len(names), max(1, *map(len, names)))
         self.subjects = np.full(shape, NO_SUBJECT, np.int32)
-        self._places = np.zeros(shape, np.int64)
         for record, subjects in enumerate(names):
             for slot, name in enumerate(subjects):
                 self.subjects[record, slot] = numbers.setdefault(name, len(numbers))
             for slot, group in enumerate(self.subjects[record, : len(subjects) or 1].tolist()):
-                self._places[record, slot] = len(members[group])
-                members[group].append(record)
+                members[group].append((record, slot))
+        self._places, self._before, self._alike = np.zeros((3, *shape), np.int64)
+        for own in members.values():
+            own.sort(key=lambda one: (self.same[one[0], 0], *one))
+            places = enumerate(own)
+            for _, run in itertools.groupby(places, lambda one: self.same[one[1][0], 0]):
+                alike = list(run)
+                for before, (place, at) in enumerate(alike):
+                    self._places[at], self._before[at] = place, before
+                    self._alike[at] = len(alike)
         groups = [members[group] for group in range(NO_SUBJECT, len(numbers))]
         self._counts = np.array([len(group) for group in groups], np.int64)
         self._starts = np.cumsum(self._counts) - self._counts
-        self._members = np.array([record for group in groups for record in group], np.int64)
+        self._members = np.array([record for group in groups for record, _ in group], np.int64)
 
     @property
     def partnered(self) -> int:
@@ -118,15 +133,26 @@ class CaptionedRecords:
     def partners(
         self, records: Int[np.ndarray, " B"], seed: int, epoch: int
     ) -> Int[np.ndarray, " B"]:
-        """Another record that shares a random subject of each; itself where there is none."""
+        """Another record that shares a random subject of each: one with another picture or, where
+        all have its own, with another caption. Itself where there is none."""
         words = prng.bits(np, seed, epoch, records, prng.PrngStream.DOCUMENTS, 2)
         owned = (self.subjects[records] != NO_SUBJECT).sum(1)
         slots = prng.below(np, words[:, 0], owned).astype(np.int64)
         groups = self.subjects[records, slots] - NO_SUBJECT
         counts, starts = self._counts[groups], self._starts[groups]
-        # One of the others in the circle; a circle of one leads back.
-        ahead = 1 + prng.below(np, words[:, 1], counts - 1).astype(np.int64)
-        return self._members[starts + (self._places[records, slots] + ahead) % counts]
+        at = records, slots
+        others = counts - self._alike[at]
+        # One of the others in the circle, behind all of its picture if there are any.
+        passed = np.where(others > 0, self._alike[at] - self._before[at], 1)
+        drawn = prng.below(np, words[:, 1], np.where(others > 0, others, counts - 1))
+        ahead = passed + drawn.astype(np.int64)
+        return self._members[starts + (self._places[at] + ahead) % counts]
+
+
+def _numbered(values: Sequence[str]) -> Int[np.ndarray, " M"]:
+    """Numbers of values from 0 in order of appearance, equal for equal ones."""
+    first: dict[str, int] = {}
+    return np.asarray([first.setdefault(value, len(first)) for value in values], np.int32)
 
 
 class _Captioned(NamedTuple):
@@ -219,6 +245,7 @@ class CoupleStream:
         images = every.pictures.take(both.reshape(-1))
         return Couples(
             records=both.astype(np.int32),
+            same=every.same[both],
             subjects=every.subjects[both],
             texts=rows.reshape(len(records), 2, length),
             images=images.reshape(*both.shape, *images.shape[1:]),

@@ -2,9 +2,11 @@
 
 COCO's caption scores are defined on the output of Stanford's PTBTokenizer (CoreNLP 3.4.1, lower
 case) less its punctuation. This gives the same words for what captions hold, emoticons, phone
-numbers, entities and markup included. Three things remain: letters that are younger than Unicode 6,
-which Java drops; markup and entities that no caption writes; and that Java, given captions as the
-lines of one file, looks into the next line for what follows a full stop.
+numbers, entities and markup included. What remains: letters that are younger than Unicode 6, which
+Java drops; markup and entities that no caption writes; `s’mores`, `ain'tcha` and `int'l`, of which
+Java makes `s 'm ores`, `ai n'tcha` and `int l'`; a fraction behind a word and a hyphen (`dog-1/2`);
+and that Java, given captions as the lines of one file, looks into the next line for what follows a
+full stop.
 """
 
 import re
@@ -56,7 +58,7 @@ _SPELLED = {
     "}": "-rcb-",
     '"': "''",
     "£": "#",
-    "€": "$",
+    **dict.fromkeys("€¤₠", "$"),
     "¢": "cents",
     "½": "1/2",
     "¼": "1/4",
@@ -68,6 +70,7 @@ _SPELLED = {
     "&nbsp;": ",",
     "&mdash;": "--",
     "&ndash;": "--",
+    "&md;": "--",
     "’": "'",
 }
 
@@ -84,51 +87,72 @@ def _ranges(table: str) -> str:
 _N = _ranges(tables.NUMERALS)
 _W = rf"(?:(?![{_N}_])[\w{_ranges(tables.MARKS)}])"
 _L = rf"(?:(?!\d){_W})"
+_U = rf"(?:{_W}|&[aeiouAEIOU](?:acute|grave|uml);)"
 _A = "['’]"
 _NT = r"[nN]['’`][tT](?!\w)"
 _LATER = r"(?=[,;:])"
 """What shows that a full stop ends no sentence, and belongs to the word before it."""
-_SMILEY = r"[<>]?[:;=]'?-?[()DPpO3@|\]\\]|\^_\^|-_-|\([-^x=~<>'][_.]?[-^x=~<>']\)"
+_ENDS = r"(?![^\W\d])"
+"""What must be behind a full stop that belongs to the word before it: no letter."""
+_SMILEY = r"[<>]?[:;=][-o*']?[()DPdpO3@|\]\[{\\]|[-^x=~<>']_[-^x=~<>']"
+_SMILEY += r"|\([-^x=~<>'][_.]?[-^x=~<>']\)"
 _PHONE = r"(?<!\w)(?:\(\d{2,3}\)\s?|\+\d{2,3}\s|\d{2,4}[\s-])(?:\d{2,4}[\s-])?\d{3,4}[\s-]?\d{3,5}"
-_JOINED = "|".join(rf"{word[:3]}(?={word[3:]}\b(?!-))" for word in tables.JOINED.split())
+_JOINED = "|".join(
+    rf"{word[:3]}(?={word[3:]}\b(?!-|{_A}\w|\.{_LATER}))" for word in tables.JOINED.split()
+)
+_URL = r"""
+    (?i:https?)://[^\s"<>|(){}]+[^\s"<>|.!?(){},-]
+    | (?:www\.(?:[^\s"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}
+        | (?:[^\s"`'<>|.!?(){},-_$]+\.)+(?:com|net|org|edu))
+      (?:/[^\s"<>|()]+[^\s"<>|.!?(){},-])?(?!\w)(?:\.(?=[,;:]))?
+"""
+# What a hyphen joins: with full stops and commas before the first one, with an initialism last.
+_HYPHENED = r"(?=[A-Za-z0-9-]*[.,])[A-Za-z0-9][A-Za-z0-9.,]*"
+_HYPHENED += rf"(?:-(?:[A-Za-z](?:\.[A-Za-z])+\.|[A-Za-z0-9]+))+(?!{_U})"
 
 _TOKEN = re.compile(
     rf"""
-      https?://[^\s<>"]*[^\s<>".,;:!?()\[\]]
+      {_URL}
     | </?[A-Za-z!?][^<>\s]*(?:\s+[^<>\s]+)*\s*/?> | <!--.*?-->       # markup
-    | &(?:\#\d+|eacute|(?i:amp|lt|gt|nbsp|mdash|ndash));
-    | [\w.+-]+@\w+(?:[.-]\w+)*(?:[!?]\w+)*[,;?!]?                        # mail
+    | &(?:\#\d+|MD|HT|TL|UR|LR|QC|QL|QR|odq|cdq|(?i:amp|lt|gt|nbsp|mdash|ndash));
+    | [A-Za-z0-9][^\s"<>|()]*@(?:[^\s"<>|().]+\.)*[^\s"<>|().]+          # mail
     | @(?=[^\W\d])\w+ | \#[^\W\d_]+
+    | [A-Z]+\$                                                       # US$
     | {_PHONE}(?!\w)
+    | {_HYPHENED}
     | (?i:{_JOINED})
     | (?i:'t)(?=(?i:is|was)(?:\b|n't\b))
     | {_A}(?:s|m|d|re|ve|ll|S|M|D|RE|VE|LL)(?!\w)
     | {_NT}
     | {_A}(?i:em|til|cause)(?!\w)
-    | {_A}\d\d(?:s(?!\w)|(?![\w"]))                                  # '90s
-    | {_A}[nN]{_A}(?=\W|[rR]oll|$) | {_A}[nN](?=\s|$)
-    | [yY]{_A}(?=[aA]ll\b) | [jJ]{_A}(?=ai\b) | j{_A}(?={_L}) | l{_A}(?=a\b)
-    | (?i:{_any(tables.APOSTROPHES.replace("'", _A))}|c'mon)(?!\w) | B{_A}day
-    | (?:[oOdDlLMJ]|[qQ]u){_A}(?={_L}){_L}{_W}*(?<!['’]s)           # o'clock, d'or
+    | {_A}[2-9]0s(?!\w) | {_A}\d\d(?=\s|$)                            # '90s
+    | {_A}[nN]{_A} | {_A}[nN](?=\s|$)
+    | [yY]{_A}(?={_L}) | j{_A}(?={_L}) | [lLdD]{_A}(?=[^\W\dsmdtSMDT](?!{_W}))
+    | (?i:{_any(tables.APOSTROPHES.replace("'", _A))}|c'mon)(?!\w) | B{_A}(?i:day)
+    | (?i:{_L}*[eo]{_A}er)(?!\w) | (?i:ol|dunkin|somethin){_A}(?!\w)
+    | (?:[oOdDlLMJnN]|{_L}*[qQ]u){_A}(?={_L}){_L}{_W}*(?<!['’]s)(?:-{_W}+)*
     | (?:{_SMILEY})(?!\w)
-    | [^\W\d_](?:\.[^\W\d_])+(?:\.?(?:-{_W}+)+|\.(?!\w)|(?!\w))        # u.s., a.m., u.s.-led
-    | (?i:ph\.d|m\.sc|b\.sc|d\.phil)\.?(?!\w)
-    | (?:(?i:{_any(tables.ABBREVIATIONS)})|{_any(tables.CAPITALISED)})\.(?!\w)
-    | [A-Za-z]\.(?!\w|\s+</?[A-Za-z!?])
-    | (?i:{_any(tables.NUMBERED)})\.(?=\s+\d)
+    | [^\W\d_](?:\.[^\W\d_])+(?:\.{_ENDS}|(?!\w))                    # u.s., a.m.
+    | (?i:ph\.d)(?:\.|(?!\w)) | (?i:m\.sc|b\.sc|d\.phil)(?:\.{_LATER})?(?!\w)
+    | (?:(?i:{_any(tables.ABBREVIATIONS)})|{_any(tables.CAPITALISED)})\.{_ENDS}
+    | [A-Za-z]\.(?![^\W\d]|\s+(?:</?[A-Za-z!?]|(?:{_any(tables.STARTERS)})(?=\s|$)))
+    | (?i:{_any(tables.NUMBERED)})\.(?=\s*\d)
     | \d+\s\d+/\d+(?![\d/])                                          # 3 1/2
-    | \d+⁄\d+ | (?<=/\d)\.\d+
-    | \d+[aApP](?=\.[mM]\b)
-    | \d+(?:[.,:]\d+)+(?=[^\W\d])                                    # 5:30pm
+    | \d+\.{_LATER} | \d+⁄\d+ | (?<=/\d)\.\d+
+    | \d+[aApP](?=\.[mM]\b) | \d+[A-Za-z](?=\.[A-Za-z]\.)
+    | (?:(?<![\w.,)])[-+])?\d*(?:[.,]\d+)*:\d+(?:[.,:]\d+)*              # 5:30pm, :30
+    | \d+(?:[.,]\d+)+(?=[^\W\d])
     | [-+]?(?<![\w.,)])\.?\d+(?:[.,:/-]\d+)*(?![^\W{_N}]|[-/&]\w)
+    | [.,]\d+(?:[.,]\d+)*
     | \d+(?:[.,:/-]\d+)*(?=['%$])
     | (?:(?!n['’`]t(?!\w)){_W})+?(?={_NT})                               # what n't is cut off
-    | [cC]\+\+ | [cCfF]\#
+    | [cC]\+\+ | [cCfF]\# | (?i:anti)-(?!\w)
     | [A-Z]+(?:&(?:amp;)?[A-Z]+)+(?:\.{_LATER})?
+    | \d+-\d+/\d+(?=-\D)
     | {_W}+(?:-{_W}+)*(?:/{_W}+(?:-{_W}+)*)+
-    | {_W}+(?:[-_.‐‑]{_W}+|(?<!\d)[!?](?!\d){_W}+)*(?:-(?=\s|$)|\.{_LATER})?(?<!-)
-    | {_W}+
-    | \.\s?\.(?:\s?\.)*
+    | {_U}+(?:[-_‐‑](?:[dDoOlL]{_A}(?={_L}{_L}))?{_W}+)+(?:\.{_LATER})?
+    | {_U}+(?:\.(?={_L}){_U}+|(?<!\d)[!?](?!\d){_U}+)*(?:\.{_LATER})?
+    | \.\s?\.(?!\d)(?:\s?\.(?!\d))*
     | [?!]+
     | -{{2,}} | \*+ | \#+ | _+ | @+
     | ``|''
@@ -136,6 +160,11 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
+# What the jar reads in two: 7:30-ish, 6:45-7:00, +1-555-555.
+_TIMED = re.compile(r"(:\d+(?:[.,:]\d+)*)-")
+_SIGNED = re.compile(r"(?<![\w.,)])[-+]\d+(?:-\d+)+")
+_PAIRS = re.compile("[\U00010000-\U0010ffff]+")
+"""Characters beyond the basic plane, whose halves the jar drops."""
 _WORD = re.compile(_W)
 _SYMBOL = re.compile(f"[{_ranges(tables.SYMBOLS)}]")
 
@@ -143,6 +172,8 @@ _SYMBOL = re.compile(f"[{_ranges(tables.SYMBOLS)}]")
 def tokens(caption: str) -> list[str]:
     """The words of one caption, lower case, punctuation left out."""
     caption = _QUOTES.sub(lambda found: '"' if found[1].lower() == "quot" else "'", caption)
+    caption = _TIMED.sub(r"\1 -", _PAIRS.sub("\ufffd", caption))
+    caption = _SIGNED.sub(lambda found: found[0][0] + found[0][1:].replace("-", " -"), caption)
     found = (_spelled(token) for token in _TOKEN.findall(caption.translate(_ALIKE)))
     return [token for token in found if token and token not in _APART]
 

@@ -122,7 +122,7 @@ class CLIPLearner:
             variables, texts, normalise_pixels(images)
         )
         scale = nn.apply(CLIP.scale, self.model)(variables)
-        pair = pair_loss(text, image, batch.records, scale)
+        pair = pair_loss(text, image, batch.same, scale)
         metrics = {"loss_pair": pair}
         total = config.pair_loss * _value(pair)
         if config.document_loss:
@@ -181,17 +181,17 @@ def contrast(
 def pair_loss(
     text: Float[Array, "B E"],
     image: Float[Array, "B E"],
-    records: Int[AnyArray, "half 2"],
+    same: Int[AnyArray, "half 2 2"],
     scale: Float[Array, ""],
 ) -> Mean:
     """CLIP's loss: each text against its own picture among all of the batch, and the reverse.
 
-    Rows are the asking documents, then their partners. A record that stands in the batch twice is
-    no negative of itself.
+    Rows are the asking documents, then their partners. `same` is that of `Couples`: a record that
+    stands in the batch twice is no negative of itself, nor is one with its picture or its caption.
     """
-    records = records.T.reshape(-1)
-    allowed = records[:, None] != records[None, :]
-    weights = jnp.ones(len(records))
+    rows = jnp.moveaxis(same, 1, 0).reshape(-1, 2)
+    allowed = _apart(rows, rows)
+    weights = jnp.ones(len(rows))
     by_text, _ = contrast(text, image, scale, allowed, weights)
     by_image, _ = contrast(image, text, scale, allowed, weights)
     return Mean(*jax.tree.map(jnp.add, by_text, by_image))
@@ -206,15 +206,17 @@ def document_loss(
     """Each text, and each picture, against the document vector of its couple's other document.
 
     Rows are the first documents of all couples, then the second. The batch's other documents are
-    negatives, unless they share a subject with who asks. A document that names two subjects counts
-    twice: it has two others to find. One without a subject, or without a partner, does not ask.
+    negatives, unless they share a subject, the picture or the caption with who asks. A document
+    that names two subjects counts twice: it has two others to find. One without a subject, or
+    without a partner, does not ask.
     Returns both losses and the shares of hits.
     """
     other = jnp.roll(jnp.arange(text.shape[0]), text.shape[0] // 2)
     documents = document_vectors(text, image)[other]
     records = couples.records.T.reshape(-1)
     subjects = jnp.moveaxis(couples.subjects, 1, 0).reshape(len(records), -1)
-    allowed = ~_share(subjects, subjects[other]) & (records[:, None] != records[None, other])
+    same = jnp.moveaxis(couples.same, 1, 0).reshape(len(records), 2)
+    allowed = ~_share(subjects, subjects[other]) & _apart(same, same[other])
     wanted = (subjects != NO_SUBJECT).sum(1)
     asks = jnp.where(records == records[other], 0, wanted).astype(jnp.float32)
     by_text, text_hits = contrast(text, documents, scale, allowed, asks)
@@ -226,6 +228,11 @@ def _share(left: Int[Array, "B I"], right: Int[Array, "C I"]) -> Bool[Array, "B 
     """Which documents have a subject in common."""
     equal = left[:, None, :, None] == right[None, :, None, :]
     return (equal & (left != NO_SUBJECT)[:, None, :, None]).any((2, 3))
+
+
+def _apart(left: Int[Array, "B 2"], right: Int[Array, "C 2"]) -> Bool[Array, "B C"]:
+    """Which documents have neither the picture nor the caption in common."""
+    return (left[:, None] != right[None]).all(2)
 
 
 def _value(mean: Mean) -> Float[Array, ""]:

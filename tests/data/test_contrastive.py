@@ -60,6 +60,40 @@ def test_partners_share_a_look_where_records_name_looks():
     assert {(row[0], row[5], row[1]) for row in drawn.values()} == {(5, 0, 1)}
 
 
+def _captions(pictures: list[int], subject: str = "a") -> CaptionedRecords:
+    """Records of one subject, each a caption of the picture of that number."""
+    images = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3)).astype(np.uint8)
+    source = [
+        RawRecord(str(i), (f"caption {i % 4}", images[picture]), "pair", (subject,), "s", "l")
+        for i, picture in enumerate(pictures)
+    ]
+    return CaptionedRecords(source, text_tokenizer(), experiment().clip)
+
+
+def test_a_partner_has_another_picture_than_the_record():
+    """As in COCO, where each picture has five captions: the own one would teach nothing."""
+    pictures = [0, 1, 0, 2, 1, 0]
+    records = _captions(pictures)
+    every = np.arange(len(pictures))
+    drawn = np.stack([records.partners(every, 0, epoch) for epoch in range(100)], axis=1)
+    for record, own in enumerate(pictures):
+        assert set(drawn[record].tolist()) == {
+            i for i, other in enumerate(pictures) if other != own
+        }
+    couples = _first(_stream(records, batch=6))
+    numbers = np.asarray(pictures)[couples.records]
+    assert (numbers[:, 0] != numbers[:, 1]).all()
+    np.testing.assert_array_equal(couples.same[..., 0], numbers)
+    np.testing.assert_array_equal(couples.same[..., 1], couples.records % 4)
+
+
+def test_of_a_single_picture_another_caption_is_the_partner():
+    records = _captions([3, 3, 3])
+    every = np.arange(3)
+    drawn = np.stack([records.partners(every, 0, epoch) for epoch in range(50)], axis=1)
+    assert [set(row.tolist()) for row in drawn] == [{1, 2}, {0, 2}, {0, 1}]
+
+
 def test_records_with_a_partner_are_counted(records):
     assert records.partnered == 5  # 0, 1, 3, 5 and 6; c, d and e have one record each
 

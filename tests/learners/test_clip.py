@@ -44,10 +44,16 @@ def test_contrast_ignores_what_is_not_allowed():
     np.testing.assert_allclose(hits.total, weights @ np.array(best))
 
 
+def _each_its_own(records) -> jax.Array:
+    """`Couples.same` of records with different pictures and captions."""
+    return jnp.stack([jnp.asarray(records)] * 2, axis=-1)
+
+
 def _couples(records, subjects) -> Couples:
     rows = len(records)
     return Couples(
         records=jnp.asarray(records),
+        same=_each_its_own(records),
         subjects=jnp.asarray(subjects),
         texts=jnp.zeros((rows, 2, 4), jnp.int32),
         images=jnp.zeros((rows, 2, 8, 8, 3), jnp.uint8),
@@ -59,13 +65,41 @@ def test_pair_loss_is_literally_clips():
     text, image = _unit(rng, 6, 8), _unit(rng, 6, 8)
     records = np.array([[0, 3], [1, 4], [2, 2]])  # record 2 has no partner: it stands there twice
     numbers = [0, 1, 2, 3, 4, 2]
-    found = pair_loss(*map(jnp.asarray, (text, image, records, np.float32(7))))
+    found = pair_loss(*map(jnp.asarray, (text, image, _each_its_own(records), np.float32(7))))
     expected = []
     for i in range(6):
         others = [j for j in range(6) if numbers[j] != numbers[i]]
         for scores in (7 * text @ image.T, 7 * image @ text.T):
             expected.append(_nll(scores[i], i, others))
     np.testing.assert_allclose(found.compute(), np.mean(expected), rtol=1e-5)
+
+
+def test_other_captions_of_a_picture_are_no_negatives():
+    """Records 0, 1 and 3 have one picture, 1 and 4 one caption: none is wrong for the other."""
+    rng = np.random.default_rng(3)
+    text, image = _unit(rng, 6, 8), _unit(rng, 6, 8)
+    pictures, captions = [7, 7, 2, 7, 4, 2], [0, 5, 2, 3, 5, 6]
+    same = np.stack([pictures, captions], -1).reshape(2, 3, 2).swapaxes(0, 1)
+    wrong = {
+        i: [j for j in range(6) if pictures[i] != pictures[j] and captions[i] != captions[j]]
+        for i in range(6)
+    }
+    assert wrong[1] == [2, 5]
+    assert wrong[4] == [0, 2, 3, 5]
+    found = pair_loss(*map(jnp.asarray, (text, image, same, np.float32(7))))
+    scores = (7 * text @ image.T, 7 * image @ text.T)
+    expected = [_nll(each[i], i, wrong[i]) for i in range(6) for each in scores]
+    np.testing.assert_allclose(found.compute(), np.mean(expected), rtol=1e-5)
+
+    subjects = [[[1], [1]], [[2], [2]], [[NO_SUBJECT], [NO_SUBJECT]]]
+    couples = _couples([[0, 3], [1, 4], [2, 5]], subjects)
+    couples = dataclasses.replace(couples, same=jnp.asarray(same))
+    by_text, _, _ = document_loss(jnp.asarray(text), jnp.asarray(image), couples, jnp.float32(3))
+    documents = np.asarray(document_vectors(jnp.asarray(text), jnp.asarray(image)))
+    # Of the others' subjects, with neither the asking record's picture nor its caption.
+    asking = {0: (3, [2, 4, 5]), 1: (4, [2, 5]), 3: (0, [2, 4, 5]), 4: (1, [0, 2, 3, 5])}
+    losses = [_nll(3 * text[i] @ documents.T, right, bad) for i, (right, bad) in asking.items()]
+    np.testing.assert_allclose(by_text.compute(), np.mean(losses), rtol=1e-5)
 
 
 def test_document_loss_masks_shared_subjects():

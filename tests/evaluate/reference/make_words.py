@@ -124,6 +124,8 @@ PHRASES = [
 POOLS = [SIGNS, TIMES, APOSTROPHES, ABBREVIATIONS, NUMBERS, MARKUP, MARKS, PHRASES, PHRASES]
 AROUND = ["{}", "a {} dog", "{} a dog", "dog {}.", "dog {}, then", "({})", '"{}"', "{}..."]
 
+MORE_AROUND = [*AROUND, "A {} Dog", "the {}!", "{}: a dog", "{}'s dog", "letter B. The {}"]
+
 
 def captions() -> list[str]:
     """Every odd word once in some surroundings, then many together."""
@@ -139,8 +141,20 @@ def captions() -> list[str]:
     return singles + mixed
 
 
+def more() -> list[str]:
+    """Every word of `odd_words.txt` in three surroundings, then many together."""
+    rng = random.Random(6)
+    words = (HERE / "odd_words.txt").read_text(encoding="utf-8").split()
+    singles = [place.format(word) for word in words for place in rng.sample(MORE_AROUND, 3)]
+    mixed = [
+        " ".join(rng.choice(words if rng.random() < 0.4 else PLAIN) for _ in range(5))
+        for _ in range(1000)
+    ]
+    return singles + mixed
+
+
 def main() -> None:
-    lines = captions()
+    lines = [*captions(), *more()]
     asked = {i: [{"caption": line}, {"caption": "z"}] for i, line in enumerate(lines)}
     found = PTBTokenizer().tokenize(asked)
     value = [[line, found[i][0]] for i, line in enumerate(lines)]
