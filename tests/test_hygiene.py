@@ -271,6 +271,13 @@ def test_docstrings_name_their_subject():
     assert not found, found
 
 
+def test_names_of_tests_begin_with_their_subject():
+    files = (ROOT / "tests").rglob("test_*.py")
+    names = [name for path in files for name in re.findall(r"def (test_\w+)", path.read_text())]
+    assert names
+    assert [name for name in names if name.startswith("test_of_")] == []
+
+
 def whole_experiments(source: str) -> list[str]:
     """The functions of a source that take an `Experiment` whole, once per parameter."""
     return [

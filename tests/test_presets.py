@@ -80,6 +80,7 @@ def test_sources_hold_every_preset(unpacked, tmp_path):
     assert every_preset(unpacked, cwd=tmp_path) == ours()
 
 
+@pytest.mark.slow
 def test_a_wheel_from_the_sources_holds_every_preset(unpacked, tmp_path):
     installed = tmp_path / "site"
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir"]

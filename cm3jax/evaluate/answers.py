@@ -141,6 +141,6 @@ def _stamp(
 ) -> Protocol:
     """The protocol of a file's answers: nobody knows how they were made, and the stamp says so."""
     name = epath.Path(annotations).name
-    content = (read_regular(annotations, None), *map(str, answers))
+    content: list[str | bytes] = [read_regular(annotations, None), *map(str, answers)]
     prompts = PromptSet.of(f"{len(answers)} of {name}", name, content)
     return foreign_stamp(prompts, reader, f"{NOT_KNOWN}; answers of {epath.Path(made).name}")

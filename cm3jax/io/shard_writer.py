@@ -111,7 +111,7 @@ def load_column(
     damaged."""
     try:
         column = map_array(path)
-        if column.dtype not in map(np.dtype, dtypes) or column.ndim != axes:
+        if column.dtype not in [np.dtype(one) for one in dtypes] or column.ndim != axes:
             raise ValueError(f"it holds {column.dtype} of {column.ndim} axes")
     except ValueError as error:
         raise UserError(f"{what}'s file {path} is damaged ({error}); {remedy}.") from None

@@ -1,5 +1,6 @@
 """What accelerators can do, to say how much of it a run uses."""
 
+import functools
 import os
 import platform
 import time
@@ -32,10 +33,11 @@ def a100_hours(flops: float) -> float:
     return flops / A100_FLOPS / 3600
 
 
+@functools.cache
 def copy_rate(repeats: int = 5) -> float:
     """Bytes per second that one device reads and writes in changing a large array, at its best.
 
-    Measured here and now: 256 MiB on CPUs, 1 GiB elsewhere.
+    Measured once per process: 256 MiB on CPUs, 1 GiB elsewhere.
     """
     size = 2**26 if jax.default_backend() == "cpu" else 2**28
     # An addition, since a bare copy might be left out; in place, since a CPU's new pages are mapped

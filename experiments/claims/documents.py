@@ -27,7 +27,7 @@ from experiments.claims.harness import EMBLEMS, Bench, content
 COUNTS = (0, 1, 2)
 """Documents at test."""
 PAPER_FID = (10.82, 5.78, 4.88)
-"""CM3Leon-7B's on MS-COCO with so many documents (table 1)."""
+"""CM3Leon-7B's on MS-COCO with each number of documents (table 1)."""
 KINDS: dict[str, tuple[Kind, str]] = {
     "one": ("heldout", "one emblem"),
     "two": ("heldout_pair", "two emblems"),
@@ -259,7 +259,7 @@ def _rules(bench: Bench, bank: Bank) -> Measured:
 
 
 def _halves(bench: Bench, bank: Bank) -> Measured:
-    """One-emblem prompts with the best document, or with its picture or its text alone."""
+    """One-emblem prompts with the best document, or with only its picture or its text."""
     every = bench.asked("heldout")
     vocab, scores = bench.generator.vocab, {}
     for name, kept in HALVES.items():

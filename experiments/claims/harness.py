@@ -38,8 +38,8 @@ class Bench:
     """The shipped model in its surroundings.
 
     `shipped` is the folder of the weights, `data` that of banks, which are made when first needed;
-    samples are kept in the folder `keep`, and those that lie there not drawn again. There are
-    `seeds` seeds of sampling, each with so many `prompts` of its own. The banks' datasets have
+    samples are kept in the folder `keep`, and those that are there not drawn again. There are
+    `seeds` seeds of sampling, each with `prompts` prompts of its own. The banks' datasets have
     `emblems` emblems for training, three documents of each. Models that a row trains lie in the
     folder `runs`. `say` gets a line per score.
     """

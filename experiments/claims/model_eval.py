@@ -98,8 +98,9 @@ class ModelEval:
         return self.bench.generator.retrieve([prompt.text for prompt in asked], k=count)
 
     def draw(self, kind: str, count: int) -> None:
-        """Pictures of texts, with so many documents: right if the emblem is or, where no emblem is
-        asked for, all of it."""
+        """Pictures of texts, with `count` documents: right if the emblem is or, where no emblem is
+        asked for, all of it.
+        """
         every, name = self.every[kind], f"{kind}.docs_{count}"
         emblems = bool(every[0][0].scene.emblems)
         confirm = confirms_emblems if emblems else confirms_batch
@@ -147,7 +148,7 @@ class ModelEval:
         self._mean("nats.caption", "caption", nats, "the caption and its end")
 
     def _infill(self) -> None:
-        """The lower half anew, from the caption and the upper half."""
+        """The lower half drawn again, from the caption and the upper half."""
         generator, right, nats = self.bench.generator, [], []
         for seed, asked in enumerate(self.every["infill"]):
             images, texts = np.stack([p.image for p in asked]), [prompt.text for prompt in asked]

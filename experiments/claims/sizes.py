@@ -27,7 +27,7 @@ from experiments.claims.model_eval import Every, ModelEval
 FAMILIES = {"cm3leon": "CM3Leon", "cm3": "CM3", "dalle": "DALL-E", "parti": "Parti"}
 """Experiments `miniature/rivals/FAMILY` and their names."""
 SIZES = {"small": "_small", "medium": "_medium", "large": ""}
-"""What stands behind a family's name."""
+"""What follows a family's name."""
 _PAPER = (
     ("CM3Leon-350M", "14.20", 0.373e9, 1.4e12),
     ("CM3Leon-760M", "6.61", 0.786e9, 1.9e12),
@@ -35,7 +35,7 @@ _PAPER = (
 )
 """FID on MS-COCO with two documents, parameters, tokens of training."""
 _OTHERS = (("CM3, 2.7B", "29.5"), ("DALL-E, 12B", "28"), ("Parti, 20B", "7.23"))
-"""Whose hours stand in figure 2 alone."""
+"""Models whose hours are only in figure 2."""
 RIVALS = tuple(FAMILIES)[1:]
 COUNTED = {
     "word.letters": ("Words by their letters", tuple(range(1, 9))),
@@ -67,8 +67,9 @@ def _measure(bench: Bench) -> Measured:
 
 
 def _documents(kind: str, family: str) -> int:
-    """How many a family retrieves: nothing in the bank is near enough to what is no emblem
-    (`retrieval.relevance_floor`), as in training."""
+    """How many documents a family retrieves: nothing in the bank is near enough to a scene without
+    emblems (`retrieval.relevance_floor`), as in training.
+    """
     return int(family == "cm3leon" and "heldout" in kind)
 
 

@@ -129,8 +129,9 @@ class EmojiExam(Exam):
         self._draw(f"{kind}.right_and_wrong", asked, Given(both, 2, how))
 
     def infill(self, kind: Kind) -> None:
-        """The thing anew in its masked place, from the caption, what stands around it, and a
-        document chosen by name."""
+        """The thing drawn again in its masked place, from the caption, what is around it, and a
+        document chosen by name.
+        """
         asked = self._questions(kind)
         given, images = self._one_of_same_style(asked), asked.images
         masks = np.zeros(images.shape[:3], bool)

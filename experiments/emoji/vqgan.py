@@ -11,7 +11,7 @@ from .base import base
 
 
 def get_config() -> Experiment:
-    """0.2 M parameters; every code depends on its own patch alone."""
+    """0.2 M parameters; every code depends only on its own patch."""
     return base(
         "emoji/vqgan",
         learner="vqgan",

@@ -11,5 +11,5 @@ from .base import chain
 
 
 def get_config() -> Experiment:
-    """A convolutional VQGAN of two levels, by squared error alone."""
+    """A convolutional VQGAN of two levels, by squared error only."""
     return chain()["vqgan"]

@@ -5,7 +5,7 @@
     python -m launch.evaluate tasks --run runs/miniature/sft \
         --before experiments/miniature/weights/decoder
 
-Starts from the shipped decoder. The loss is on the answers alone: a model of this size has none to
+Starts from the shipped decoder. The loss is only on the answers: a model of this size has none to
 spare for predicting maps and questions. `launch.prepare show` draws a row of the first task, of
 another one with `--data.tasks --data.mixture data/miniature_sft/vqa 1 --curriculum.mixture`.
 

@@ -378,7 +378,7 @@ def test_room_for_emitted_tokens_grows_by_quarters():
     assert read < 1.1 * sum(weights + entry * n for n in chunks)
 
 
-@pytest.mark.parametrize("sizes", [None, (2, 1, 2)])
+@pytest.mark.parametrize("sizes", [None, pytest.param((2, 1, 2), marks=pytest.mark.slow)])
 def test_growing_room_changes_no_sample_and_reads_less(variables, read, monkeypatch, sizes):
     """Also of prompts that are admitted beside others that have emitted more, and on a mesh."""
     if sizes:

@@ -37,6 +37,7 @@ def require_sentence(done, *words):
         assert word in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_report_gets_it(options, tmp_path):
     """SIGKILL between the last checkpoint and the report."""
     program = """
@@ -154,6 +155,7 @@ def test_paths_of_other_kinds_raise_user_error(option, path, tmp_path):
         prepare.run(["quickstart", option, path, "--workdir", str(tmp_path / "run")])
 
 
+@pytest.mark.slow
 def test_a_folder_without_permission_raises_user_error(options, tmp_path):
     (tmp_path / "closed").mkdir(mode=0o555)
     program = """

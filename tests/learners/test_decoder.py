@@ -135,7 +135,10 @@ def test_dropout_is_for_training_and_the_same_on_any_mesh(setting):
         assert float(compiled(cut)) == pytest.approx(dropped, rel=1e-5)
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "sizes",
+    [(2, 2, 2), *(pytest.param(s, marks=pytest.mark.slow) for s in [(1, 8, 1), (2, 4, 1)])],
+)
 def test_loss_and_gradients_are_the_same_on_any_mesh(setting, sizes):
     ours, params, batch = setting
 

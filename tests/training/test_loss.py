@@ -47,7 +47,10 @@ def test_pieces_give_the_loss_and_gradients_of_the_whole(head, chunks):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *both)
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "sizes",
+    [(2, 2, 2), *(pytest.param(s, marks=pytest.mark.slow) for s in [(1, 8, 1), (2, 4, 1)])],
+)
 def test_the_table_is_gathered_and_its_gradient_summed_once_for_all_pieces(sizes):
     """And loss and gradients are those of one device."""
     rng = np.random.default_rng(0)

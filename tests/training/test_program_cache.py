@@ -56,6 +56,7 @@ def test_what_the_user_says_goes_first(before, variables, shown, tmp_path, monke
     assert start(program, **variables) == shown.format(ours=cache_dir())
 
 
+@pytest.mark.slow
 def test_a_notebook_compiles_once(tmp_path):
     """Of the programs that `cm3jax.load` and its generator compile, the second process finds all
     that took longer than the threshold, also where others were compiled before."""

@@ -2,8 +2,8 @@
 
 Every answer is sampled freely, once per prompt, and judged by the emblems reader: a picture is
 right if it shows the prompt's emblems and scene exactly, a caption if it says exactly what the
-picture shows. Documents come from the live encoder and index; names choose them in one control
-alone, whose protocol says so.
+picture shows. Documents come from the live encoder and index; names choose them only in one
+control, whose protocol says so.
 """
 
 import time
@@ -182,7 +182,7 @@ class _EmblemExam(Exam):
         )
 
     def infill(self, kind: Kind, name: str) -> None:
-        """The lower half anew, from the caption and the upper half."""
+        """The lower half drawn again, from the caption and the upper half."""
         asked = self._questions(kind)
         images = asked.images
         masks = np.zeros(images.shape[:3], bool)

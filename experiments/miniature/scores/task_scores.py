@@ -73,7 +73,7 @@ def class_iou(case: Asked, answer: Answer) -> float:
 
 
 def _class_pixels(scene: Scene, size: int) -> dict[str, np.ndarray]:
-    """The pixels of each class; what is no shape is of a class of its own."""
+    """The pixels of each class; those outside of shapes have a class of their own."""
     owners = annotate(scene, "read", size).segmentation if _has_boxes(scene) else None
     if owners is None or not scene.shapes:
         return {"other": np.ones((size, size), bool)}
