@@ -87,7 +87,7 @@ def test_a_partner_has_another_picture_than_the_record():
     np.testing.assert_array_equal(couples.same[..., 1], couples.records % 4)
 
 
-def test_of_a_single_picture_another_caption_is_the_partner():
+def test_the_partner_of_a_single_picture_is_another_caption():
     records = _captions([3, 3, 3])
     every = np.arange(3)
     drawn = np.stack([records.partners(every, 0, epoch) for epoch in range(50)], axis=1)

@@ -42,7 +42,7 @@ def test_a_full_disk_is_told_with_the_file(tmp_path):
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
-def test_of_several_that_write_a_file_first_all_read_the_one_that_won(tmp_path):
+def test_all_of_several_first_writers_read_the_file_that_won(tmp_path):
     path = tmp_path / "deep" / "settings.json"
 
     def claim(number):

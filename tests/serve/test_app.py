@@ -114,7 +114,7 @@ def test_an_answer_says_what_each_document_did(client, server, generator):
     assert server.studio.engine.load["open"] == 0
 
 
-def test_of_a_painted_picture_only_what_was_drawn_is_attributed(client, picture):
+def test_only_what_was_drawn_of_a_painted_picture_is_attributed(client, picture):
     mask = np.full((16, 16, 4), 255, np.uint8)
     mask[8:, :, 3] = 0
     more = {"documents": json.dumps([{"key": "tiny-3"}]), "attribute": True}
