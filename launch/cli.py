@@ -132,6 +132,7 @@ def parse(
     does not take.
     """
     known = dict(_option_types(options))
+    _require_subcommand(options, argv, program or _program())
     for token in argv:
         name = _option(token)
         if name.startswith("--") and name not in {"--help", *known}:
@@ -154,6 +155,20 @@ def parse(
         return _quietly(call)
     except _Rejected as rejected:
         raise UserError(_sentence(str(rejected), argv, known)) from None
+
+
+def _require_subcommand(options: Any, argv: Sequence[str], program: str) -> None:
+    """Refuse a first word that names none of the subcommands, if `options` is a union of them."""
+    names = [_subcommand(member) for member in typing.get_args(options)]
+    if not names or {"-h", "--help"} & set(argv[:1]) or (argv and argv[0] in names):
+        return
+    what = f"has no {argv[0]!r}{nearest(argv[0], names)}" if argv else "needs to know what to do"
+    raise UserError(f"{program} {what}; give one of {', '.join(names)}.")
+
+
+def _subcommand(member: Any) -> str:
+    named = [note.name for note in getattr(member, "__metadata__", ()) if hasattr(note, "name")]
+    return named[0] if named else member.__name__.lower()
 
 
 def _program() -> str:
@@ -227,6 +242,16 @@ def _quietly(call: Callable[[], Options]) -> Options:
 
 def _sentence(text: str, argv: Sequence[str], types: dict[str, Any]) -> str:
     """One sentence for tyro's text: a wrong type by our words, a config's own check by its own."""
+    if missing := re.match(r"Missing from (.+?): (.+)", text):
+        needed = re.findall(r"(\S+)(?: [A-Z]+)? (\S.*?)\.? \(required\)", missing[2])
+        if needed:
+            named = " and ".join(f"{name} ({what})" for name, what in needed)
+            return f"{missing[1]} needs {named}."
+    if extra := re.match(r"Unrecognized options: (.+)", text):
+        return (
+            f"{extra[1]} belongs to no option; a text of several words needs quotes, and --help "
+            "lists all options."
+        )
     wrong = re.match(r"Error parsing (--[\w.-]+):", text)
     if wrong is None or wrong[1] not in types:
         return re.sub(r"^Error parsing [\w.]+: ", "", text)

@@ -83,7 +83,8 @@ def as_prompt(options: Options, prompt: str, size: int) -> Prompt:
     if options.mode == "text":
         return picture_prompt(prompt)
     if options.mode == "caption":
-        return caption_prompt(load_picture(prompt, size))
+        path = re.sub("^<image:(.+)>$", r"\1", prompt.strip())  # as other modes write it
+        return caption_prompt(load_picture(path, size))
     if options.mode == "edit":
         return read_edit(prompt, size)
     if options.mode == "interleave":
@@ -208,7 +209,7 @@ def speed(meter: Meter, samples: int, seconds: float) -> str:
     each = f" ({seconds / samples:.2g} s each)" if samples else ""
     words = [f"{samples} sample{'s' * (samples != 1)} in {seconds:.1f} s{each}"]
     if meter.compile_seconds:
-        words.append(f"{meter.compile_seconds:.1f} s of them compiling, in first runs")
+        words.append(f"{meter.compile_seconds:.1f} s of them compiling")
     figures = meter.report(samples, copy_rate() if meter.decode_seconds else None)
     for name, unit in (
         ("prefill_tokens_per_second", "prompt tokens/s"),

@@ -1,7 +1,9 @@
 """The options of `launch.generate`, which of them go together, and the settings they give."""
 
 import dataclasses
+import difflib
 import math
+import os.path
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from launch.tasks import find, task_prompt
 _TRAINED, _TUNED = str(SHIPPED / "decoder"), str(SHIPPED / "sft")
 """The default runs: the second one is for edits and tasks."""
 MODES = ("text", "caption", "infill", "edit", "interleave")
+_MODES = ", ".join(MODES)
 MOST_SAMPLES = 100_000
 """Samples of one prompt in one call."""
 _MOST_BYTES = 1 << 26
@@ -126,11 +129,9 @@ class Options:
         if self.image or self.options or self.context:
             raise UserError("--image, --options and --context are inputs of a --task; name it.")
         if not self.words[self.mode != "prompt" :] and not self.prompts:
-            after = "one of " + ", ".join(MODES) + " or nothing"
-            raise UserError(
-                f"give a prompt, in quotes, after {after if self.mode == 'prompt' else self.mode}, "
-                "or give --prompts FILE."
-            )
+            mode = f"one of {_MODES} or nothing" if self.mode == "prompt" else self.mode
+            raise UserError(f"give a prompt, in quotes, after {mode}, or give --prompts FILE.")
+        self._require_prompts()
         if not 1 <= self.samples <= MOST_SAMPLES:
             raise UserError(f"--samples must be at least 1 and at most {MOST_SAMPLES:,}.")
         if not 0 <= self.seed < 2**32:
@@ -143,14 +144,30 @@ class Options:
             raise UserError("--exclude and --weigh choose among documents that --retrieve finds.")
         weights(self.weigh)
         holes = [self.box, self.mask, self.outpaint]
-        if (self.mode == "infill") != any(holes) or sum(map(bool, holes)) > 1:
+        if self.mode == "infill" and sum(map(bool, holes)) != 1:
+            raise UserError("infill needs one of --box, --mask and --outpaint.")
+        if self.mode != "infill" and any(holes):
             raise UserError(
-                "infill takes one of --box, --mask and --outpaint, and nothing else takes one."
+                "--box, --mask and --outpaint are for infill; write infill before the prompt."
             )
         if self.guidance and self.mode in ("caption", "infill"):
-            raise UserError(f"--guidance is for new pictures, not for {self.mode}.")
+            raise UserError(f"--guidance is for new images, not for {self.mode}.")
         if self.rerank == "clip" and self.mode == "caption":
-            raise UserError("--rerank clip orders pictures; for captions take perplexity.")
+            raise UserError("--rerank clip orders images; for captions give --rerank perplexity.")
+
+    def _require_prompts(self) -> None:
+        """Refuse a mistyped mode, and the path of a file where a text would be drawn."""
+        first = self.words[0] if len(self.words) > 1 else ""
+        if self.mode == "prompt" and (near := difflib.get_close_matches(first, MODES, cutoff=0.75)):
+            raise UserError(
+                f"there is no {first!r} (did you mean {near[0]}?); give one of {_MODES}."
+            )
+        for prompt in self.words if self.mode in ("prompt", "text", "interleave") else ():
+            if os.path.isfile(prompt):
+                raise UserError(
+                    f"{prompt} is a file, not a text; write caption {prompt}, or <image:{prompt}> "
+                    "in a prompt."
+                )
 
 
 def weights(weigh: Sequence[str]) -> dict[str, float]:

@@ -65,7 +65,8 @@ class Task:
         templates = self.image_first if image_first and self.image_first else self.templates
         found = [template for template in templates if fields(template) == {*given, ANSWER}]
         if not found:
-            wanted = " or ".join(_names(fields(template) - {ANSWER}) for template in templates)
+            each = dict.fromkeys(_names(fields(template) - {ANSWER}) for template in templates)
+            wanted = " or ".join(each)
             raise UserError(f"the task {self.name} takes {wanted}, not {_names(given)}.")
         return found
 

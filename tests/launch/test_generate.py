@@ -198,7 +198,7 @@ def test_a_mask_without_transparent_parts_marks_by_its_light(tmp_path):
 def test_the_speed_is_said_however_short_the_call():
     assert generate.speed(Meter(), 1, 0.5) == "1 sample in 0.5 s (0.5 s each)"
     first = generate.speed(Meter(compile_seconds=2.0), 4, 3.0)
-    assert first == "4 samples in 3.0 s (0.75 s each), 2.0 s of them compiling, in first runs"
+    assert first == "4 samples in 3.0 s (0.75 s each), 2.0 s of them compiling"
     slow = Meter(decode_seconds=10.0, decode_tokens=640, decode_bytes=10)
     assert "64 new tokens/s" in generate.speed(slow, 1, 11.0)
     assert "0% of the copy rate" in generate.speed(slow, 1, 11.0)
@@ -439,10 +439,10 @@ def test_a_full_disk_raises_user_error_and_keeps_what_is_there(call, tmp_path):
         (["infill", "a fox <image:X.PNG>", "--box", "0,0,0,8"], "no part of the picture"),
         (["infill", "a fox <image:X.PNG>", "--outpaint", "0,0,-4"], "leaves nothing to draw"),
         (["infill", "a fox <image:X.PNG>", "--mask", "DARK.PNG"], "the mask covers no pixel"),
-        (["caption", "X.PNG", "--rerank", "clip"], "for captions take perplexity"),
+        (["caption", "X.PNG", "--rerank", "clip"], "for captions give --rerank perplexity"),
         (["a fox", "--top-p", "1.5"], "top_p=1.5"),
-        (["a fox", "--box", "0,0,8,8"], "one of --box, --mask"),
-        (["infill", "a fox <image:X.PNG>"], "one of --box, --mask"),
+        (["a fox", "--box", "0,0,8,8"], "write infill before the prompt"),
+        (["infill", "a fox <image:X.PNG>"], "needs one of --box, --mask"),
         (["infill", "a fox <image:X.PNG>", "--box", "0,0,8,99"], "within 16x16"),
         (["infill", "a fox", "--box", "0,0,8,8"], "one <image:PATH>"),
         (["caption", "nowhere.png"], "nowhere.png can't be read"),
@@ -453,6 +453,9 @@ def test_a_full_disk_raises_user_error_and_keeps_what_is_there(call, tmp_path):
         (["a fox", "--exclude", "tiny-1"], "choose among documents that --retrieve finds"),
         (["a fox " * 100], "tokens long"),
         (["a fox", "--sample", "2"], "did you mean --samples"),
+        (["captoin", "X.PNG"], "there is no 'captoin' .did you mean caption"),
+        (["X.PNG"], "is a file, not a text; write caption"),
+        (["text", "a fox", "X.PNG"], "is a file, not a text"),
     ],
 )
 def test_bad_input_raises_user_error_and_writes_nothing(call, tmp_path, words, message):

@@ -50,6 +50,11 @@ def open_readers(data: DataConfig) -> list[Reader]:
         )
     if path.is_dir() and len(pictures := PictureFolder(path)):
         return [pictures]
+    if not path.exists():
+        raise UserError(
+            f"data.source={data.source} does not exist; give a folder of images (docs/data.md says "
+            "how captions are written), tfds:NAME, `emblems` or `emoji`."
+        )
     raise UserError(
         f"data.source={data.source} is neither `emblems`, `emoji` nor tfds:NAME, a JSONL of "
         f"documents, or a folder of pictures, with tar or parquet files, with a {_DOCUMENTS}, or "
