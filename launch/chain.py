@@ -1,4 +1,4 @@
-"""Your own folder in one command: from pictures with captions to a trained decoder and its report.
+"""Your own folder in one command: from images with captions to a trained decoder and its report.
 
     python -m launch.chain PICTURES --out runs/mine
     python -m launch.chain PICTURES --out runs/large --side 256 --width 512
@@ -56,7 +56,7 @@ class Options:
     """A folder, where its chain goes, and the choices from which its members follow."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PICTURES")]
-    """The folder of pictures with captions, or another raw source, as `data.source`: docs/data.md
+    """The folder of images with captions, or another raw source, as `data.source`: docs/data.md
     says what is read."""
     out: str = "runs/mine"
     """Folder for everything that is made: the runs, corpus and bank, results and the report."""
@@ -169,7 +169,7 @@ def _prepare(decoder: Experiment) -> None:
 
 def best_run(run_dir: str) -> str:
     """The checkpoint of a run's best validation, which is not the last one of a run that learns
-    its pictures by heart; the run itself where it is."""
+    its images by heart; the run itself where it is."""
     best = best_validation(read_metrics(run_dir))
     path = None if best is None else checkpoint_of(run_dir, best)
     return run_dir if path is None else str(path)

@@ -54,7 +54,7 @@ class HeldOut(HeldOutQuery):
     inception: str = ""
     """Weights of FID's Inception, as pytorch-fid publishes them; without them there is no FID."""
     resize: Resize = "clean"
-    """How pictures reach Inception's size."""
+    """How images reach Inception's size."""
     mesh: MeshConfig = ONE_DEVICE
     """The devices that share the drawing; `--mesh.data -1` takes all."""
     out: str = ""
@@ -76,15 +76,15 @@ class Retrieval:
 
 @dataclasses.dataclass(frozen=True)
 class CocoFid:
-    """The paper's zero-shot MS-COCO protocol: FID, KID and CLIP score of pictures for captions.
+    """The paper's zero-shot MS-COCO protocol: FID, KID and CLIP score of images for captions.
 
-    A run that was killed goes on where it was. Writes `scores.json`, `report.html`, the pictures
+    A run that was killed goes on where it was. Writes `scores.json`, `report.html`, the images
     and `reference.npz`."""
 
     captions: str
     """Captions in COCO's format, captions_val2014.json."""
     real: str
-    """Folder of the real pictures, or an .npz with their `mu` and `sigma`."""
+    """Folder of the real images, or an .npz with their `mu` and `sigma`."""
     inception: str
     """Weights of FID's Inception, as pytorch-fid publishes them: .pth, or .safetensors."""
     out: str
@@ -93,7 +93,7 @@ class CocoFid:
     """The decoder that draws: a run directory, one of its checkpoints, exported weights, or
     hf:OWNER/NAME."""
     made: str = ""
-    """A folder of pictures made elsewhere, instead of --run; named by caption id or COCO's file."""
+    """A folder of images made elsewhere, instead of --run; named by caption id or COCO's file."""
     bank: str = ""
     """Memory bank to retrieve from, instead of the one in the run's config."""
     clip: str = ""
@@ -109,9 +109,9 @@ class CocoFid:
     guidance: float | None = None
     """Scale of classifier-free guidance, instead of the run's."""
     resize: Resize = "clean"
-    """How pictures reach Inception's size: clean-fid's way, pytorch-fid's or TensorFlow's."""
+    """How images reach Inception's size: clean-fid's way, pytorch-fid's or TensorFlow's."""
     crop: int = 256
-    """Crop real pictures to centre squares of this many pixels; 0 leaves them as they are."""
+    """Crop real images to centre squares of this many pixels; 0 leaves them as they are."""
     part: str = "1/1"
     """This process's share of the work, as 3/8: several processes may fill one --out."""
     mesh: MeshConfig = ONE_DEVICE
@@ -162,7 +162,7 @@ class VQA:
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """Perplexity on validation rows: of all targets, of text and of picture codes."""
+    """Perplexity on validation rows: of all targets, of text and of image codes."""
 
     run: str
     """The decoder: a run directory, one of its checkpoints, exported weights, or hf:OWNER/NAME."""
@@ -195,17 +195,17 @@ class Reconstruction:
     run: str
     """Run directory of an image tokenizer, or exported or imported weights."""
     source: str = ""
-    """Pictures to measure, as data.source; empty takes the run's own."""
+    """Images to measure, as data.source; empty takes the run's own."""
     split: Literal["train", "validation"] = "validation"
     """Split of the source."""
     count: int = 0
-    """How many pictures, from the first on; 0 takes all."""
+    """How many images, from the first on; 0 takes all."""
     lpips: str = ""
     """LPIPS weights, as vqgan_loss.lpips; without them there is no LPIPS."""
     inception: str = ""
     """Weights of FID's Inception, as pytorch-fid publishes them; without them there is no rFID."""
     resize: Resize = "clean"
-    """How pictures reach Inception's size."""
+    """How images reach Inception's size."""
     out: str = ""
     """JSON file for the scores and their protocols."""
 

@@ -1,4 +1,4 @@
-"""Pictures from texts, texts from pictures, pictures with a part drawn again, whole documents.
+"""Images from texts, texts from images, images with a part drawn again, whole documents.
 
     python -m launch.generate text "a large red circle at b3 on sand" --samples 8 --rerank clip
     python -m launch.generate text "the zubetu emblem at the bottom right on sky" --retrieve 2
@@ -12,8 +12,8 @@
     python -m launch.generate --task vqa --image experiments/scene.png "What colour is the circle?"
     python -m launch.generate --task grounded "a red circle on sand" --box circle:72,136,120,184
 
-Writes each sample as soon as it is done: its pictures as PNGs, with the recipe in their metadata,
-and one line in `samples.jsonl`. Several pictures are also shown side by side in `contact.png`.
+Writes each sample as soon as it is done: its images as PNGs, with the recipe in their metadata,
+and one line in `samples.jsonl`. Several images are also shown side by side in `contact.png`.
 """
 
 import dataclasses

@@ -39,7 +39,7 @@ class Options:
     ] = ()
     """`text`, `caption`, `infill`, `edit`, `interleave` or nothing, then prompts, each in quotes: a
     text or the prompt notation (<image:PATH>, <break>, <mask>, <infill>); for `caption` the path of
-    a picture; for `infill` an <image:PATH> and a caption, which may have <mask>s; for `edit` an
+    an image; for `infill` an <image:PATH> and a caption, which may have <mask>s; for `edit` an
     <image:PATH> and an instruction."""
     prompts: str = ""
     """A file with one prompt per line; - is standard input."""
@@ -58,7 +58,7 @@ class Options:
     weigh: tuple[str, ...] = ()
     """KEY=FACTOR multiplies that document's score, e.g. `bank-17=1.2`; 0.5 ranks it lower."""
     docs: tuple[str, ...] = ()
-    """Documents given by hand: paths of pictures, each with a caption from the .txt file of the
+    """Documents given by hand: paths of images, each with a caption from the .txt file of the
     same name (fox.txt for fox.png), if there is one."""
     samples: int = 1
     """Samples of each prompt."""
@@ -66,7 +66,7 @@ class Options:
     """Seed of the sampling."""
     guidance: str | None = None
     """Guidance: `cfg:3`, classifier-free; `cfg:7.5,1.5` for `edit`, by instruction and by
-    picture (`cfg:1,1` is none); `cdk:8,0.5`, CD-K with its k and alpha; `half:8,0.5`, CD-K for
+    image (`cfg:1,1` is none); `cdk:8,0.5`, CD-K with its k and alpha; `half:8,0.5`, CD-K for
     every second sample."""
     temperature: float | None = None
     """Divides the logits; 0 takes the likeliest."""
@@ -79,34 +79,34 @@ class Options:
     max_document_tokens: int | None = None
     """`interleave`: most tokens of the document; by default what the context holds."""
     grammar: bool = True
-    """Allow only ids that continue a valid document; without it a picture may end early or late,
+    """Allow only ids that continue a valid document; without it an image may end early or late,
     which is then reported."""
     rerank: Literal["", "clip", "perplexity"] = ""
-    """Order each prompt's samples: pictures by CLIP, or all by the model's own perplexity."""
+    """Order each prompt's samples: images by CLIP, or all by the model's own perplexity."""
     box: str = ""
     """`infill`: the part to redraw, as x,y,width,height in pixels. `--task grounded`: objects and
     their places, as LABEL:x1,y1,x2,y2 with corners from 0 to 255, separated by `;`."""
     mask: str = ""
-    """`infill`: a picture whose light pixels mark the part to redraw; if some of it is transparent,
+    """`infill`: an image whose light pixels mark the part to redraw; if some of it is transparent,
     its opaque pixels do: whatever a brush painted, in any colour."""
     outpaint: str = ""
-    """`infill`: shrink the picture to `side` pixels, put it at x,y and draw the rest (x,y,side)."""
+    """`infill`: shrink the image to `side` pixels, put it at x,y and draw the rest (x,y,side)."""
     partial: bool = False
-    """After each chunk, write the finished part of each picture to NAME.partial.png."""
+    """After each chunk, write the finished part of each image to NAME.partial.png."""
     out: str = ""
     """Where to write; by default `samples` in the run directory, also where `--run` names one of
     its checkpoints, or `runs/samples` for weights of the hub and those that this checkout ships."""
     task: str = ""
     """A task of instruction tuning, phrased as in training; its text replaces the prompt."""
     image: str = ""
-    """`--task`: its picture or map."""
+    """`--task`: its image or map."""
     options: str = ""
     """`--task science`: the options, separated by commas."""
     context: str = ""
-    """`--task science`: what is known besides the picture."""
+    """`--task science`: what is known besides the image."""
     attribute: bool = False
     """Tell what each document did for a sample, by leaving it out: nats by which it made each id
-    likelier, and the share of codes copied from it; of a picture also as NAME-document-N.png, red
+    likelier, and the share of codes copied from it; of an image also as NAME-document-N.png, red
     where it helped."""
     show_sequence: bool = False
     """Print all ids that the model saw and emitted, with their names."""

@@ -1,4 +1,4 @@
-"""The whole path in miniature: from raw pairs to a report with pictures, in about six minutes.
+"""The whole path in miniature: from raw pairs to a report with images, in about six minutes.
 
     python -m launch.quickstart       # bash launch/quickstart.sh makes the environment first
     python -m launch.quickstart --scale 0.02 --workdir runs/try --data data/try

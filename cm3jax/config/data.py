@@ -11,7 +11,7 @@ class DataConfig:
     """Where training rows come from."""
 
     source: str = "emblems"
-    """Raw data: `emblems`; `emoji`; a folder of pictures with a `captions.jsonl`, whose lines are
+    """Raw data: `emblems`; `emoji`; a folder of images with a `captions.jsonl`, whose lines are
     `{"file": "a.png", "caption": "a cat"}` and may have `subjects` (a list of names), `licence`,
     `source`, `split` and `mask`, or with a `metadata.jsonl` (`file_name`, `text`), or with `a.txt`
     beside `a.png`, in folders named by what is shown; a folder with a `documents.jsonl` of
@@ -27,7 +27,7 @@ class DataConfig:
     it. A record's own `split` takes precedence. Where nothing is for validation, data.hold_back
     chooses."""
     hold_back: Literal["pictures", "subjects"] = "pictures"
-    """What is held back for validation where no split decides it: every 50th picture with all of
+    """What is held back for validation where no split decides it: every 50th image with all of
     its captions, or every 50th of the records' `subjects` with all records that name it."""
     emblems: int = 3000
     """Emblems to train on, where the source is `emblems`. The more there are, the less a model can
@@ -38,10 +38,10 @@ class DataConfig:
     """Licences that a record may have, e.g. `CC0-1.0 CC-BY-4.0`. A record with another licence, or
     with none, is refused and listed; empty allows all."""
     min_side: int = 0
-    """Least pixels along a picture's shorter side, as stored in its file; smaller ones are
+    """Least pixels along an image's shorter side, as stored in its file; smaller ones are
     refused."""
     max_aspect: float = 0.0
-    """Greatest ratio of a picture's longer side to its shorter one; 0 allows all."""
+    """Greatest ratio of an image's longer side to its shorter one; 0 allows all."""
     min_words: int = 1
     """Fewest words of a record's text; a record without any text is not refused."""
     max_words: int = 0
@@ -53,7 +53,7 @@ class DataConfig:
     shard: int = 2048
     """Records that are prepared and saved at a time: the most that an interruption loses."""
     image_size: int = 32
-    """Pixels along one side that raw pictures are resized to, equal to the image tokenizer's."""
+    """Pixels along one side that raw images are resized to, equal to the image tokenizer's."""
     corpus: str = ""
     """The prepared corpus, as `launch.prepare` wrote it under `data/`."""
     bank: str = ""
@@ -64,7 +64,7 @@ class DataConfig:
     `data/emblems 3 data/words 1`; `data/emblems:pair 1` takes only its records of that kind."""
     online: bool = False
     """Make rows inside the training step from the pairs of data.source and the bank data.bank
-    (encode pictures, search, rotate; one sample per row) instead of reading data.corpus. A pair is
+    (encode images, search, rotate; one sample per row) instead of reading data.corpus. A pair is
     shown the documents nearest to its vector; of the rules in `retrieval`, only `documents`
     applies."""
     resample: tuple[float, float] | None = None
@@ -76,7 +76,7 @@ class DataConfig:
     files, or the name of a task and `emblems`, e.g. `vqa2 data/raw/vqa2 words emblems`. For COCO,
     the folder may also be `tfds:coco_captions/2014:1.1.0` or another version, in data.raw."""
     image_first: bool = False
-    """Put the picture before the text where a task's answer is a text."""
+    """Put the image before the text where a task's answer is a text."""
     rows: Literal["whole", "stream"] = "whole"
     """How samples become rows: `whole` packs whole samples, each masked by itself and unable to see
     the others; `stream` cuts one stream of samples at the rows' ends and masks and attends to each

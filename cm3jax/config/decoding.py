@@ -15,7 +15,7 @@ def _is_heat(temperature: float) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
-    """How pictures and texts are sampled (section 3.1)."""
+    """How images and texts are sampled (section 3.1)."""
 
     temperature: float = 1.0
     """Divides the logits; 0 takes the likeliest token."""
@@ -28,7 +28,7 @@ class DecodeConfig:
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 runs no unconditional stream."""
     edit_scales: tuple[float, float] = (7.5, 1.5)
-    """Guidance of edited pictures: by the instruction, and by the picture that is edited."""
+    """Guidance of edited images: by the instruction, and by the image that is edited."""
     contrast: Literal["none", "half", "all"] = "none"
     """CD-K (contrastive decoding) in place of guidance, top-k and top-p: for no sample, for every
     second one, or for all. It applies to what guidance applies to."""
@@ -40,8 +40,8 @@ class DecodeConfig:
     contrast_temperature: float = 0.5
     """CD-K: divides the unconditional logits."""
     grammar: bool = True
-    """Permit only codes inside a picture and only text inside a text, each of its right length.
-    Without it the model may end a picture early or late, which is then reported, not decoded."""
+    """Permit only codes inside an image and only text inside a text, each of its right length.
+    Without it the model may end an image early or late, which is then reported, not decoded."""
     max_text_tokens: int = 64
     """Longest text to generate, with the id that ends it."""
     max_document_tokens: int = 0

@@ -29,7 +29,7 @@ class CM3Config:
     whole_segment: float = 0.5
     """Probability that a mask is one whole segment instead of a random span."""
     picture_rows: float = 0.0
-    """Probability that a random span of a picture is widened to whole rows of its codes."""
+    """Probability that a random span of an image is widened to whole rows of its codes."""
     mask_retrieved: bool = False
     """Also mask retrieved documents (metaseq's way); always on with `data.rows=stream`."""
     no_documents: float = 0.2

@@ -15,11 +15,11 @@ class ClipConfig:
     patch: int = 32
     """Pixels along one side of a patch."""
     vision_width: int = 768
-    """Width of the picture tower."""
+    """Width of the image tower."""
     vision_layers: int = 12
-    """Layers of the picture tower."""
+    """Layers of the image tower."""
     vision_heads: int = 12
-    """Heads of the picture tower."""
+    """Heads of the image tower."""
     text_width: int = 512
     """Width of the text tower."""
     text_layers: int = 12
@@ -33,23 +33,23 @@ class ClipConfig:
     width: int = 512
     """Width of the shared space (E)."""
     vision_ffn: int = 0
-    """Width of the picture tower's feed-forward layers; 0 is four times its own."""
+    """Width of the image tower's feed-forward layers; 0 is four times its own."""
     text_ffn: int = 0
     """Width of the text tower's feed-forward layers; 0 is four times its own."""
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     """Activation of the feed-forward layers."""
     resize: Literal["lanczos", "bicubic"] = "lanczos"
-    """Filter that brings pictures to the encoder's size (CLIP's public weights: bicubic)."""
+    """Filter that brings images to the encoder's size (CLIP's public weights: bicubic)."""
     pair_loss: float = 1.0
-    """Weight of the pair loss: a text against its own picture (CLIP)."""
+    """Weight of the pair loss: a text against its own image (CLIP)."""
     document_loss: float = 1.0
-    """Weight of the document loss: the text or picture of one document against the document vector
+    """Weight of the document loss: the text or image of one document against the document vector
     of another document of the same subject; 0 trains on pairs only."""
     partners: Literal["subjects", "captions", "nearest", "pictures"] = "subjects"
     """Which documents have the same subject: those that share a name in `subjects`. For a document
     without names: none (`subjects`), those with an equal caption, ignoring case and spaces
     (`captions`), those whose captions are nearest by their rare words (`nearest`), or those with
-    the same picture under other captions (`pictures`)."""
+    the same image under other captions (`pictures`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class RetrievalConfig:
     documents: int = 2
     """Documents in front of a sample in training (K); fewer when fewer pass the rules."""
     candidates: int = 2
-    """Documents kept per query modality (two by text, two by picture)."""
+    """Documents kept per query modality (two by text, two by image)."""
     pool: int = 32
     """Neighbours looked at per query before the rules choose."""
     relevance_cut: float = 0.9
@@ -76,10 +76,10 @@ class RetrievalConfig:
     """Documents closer than this are marked as near-duplicates, and evaluation records this close
     to a document of the bank as leaked; calibrate it per encoder."""
     modality_margin: float = 0.05
-    """Margin by which a document with only a text or only a picture must outscore one with both."""
+    """Margin by which a document with only a text or only an image must outscore one with both."""
     queries: Literal["both", "text", "image"] = "both"
     """Which query's candidates training shows: those found by the record's `text` (as when a
-    picture is asked for), by its `image`, or by one of the two at random (`both`, the paper's
+    image is asked for), by its `image`, or by one of the two at random (`both`, the paper's
     way)."""
     views: int = 4
     """Query views stored per record: one clean, the others with query dropout."""
@@ -95,7 +95,7 @@ class RetrievalConfig:
     """Index kind; auto is exact up to 100,000 documents and ScaNN above. Milvus is a server for
     generation; the neighbours of training are then found as by auto."""
     recall: float = 0.95
-    """Recall@10 that a ScaNN index must reach for queries by text, by picture and by both; how much
+    """Recall@10 that a ScaNN index must reach for queries by text, by image and by both; how much
     of it each search reads is chosen when it is built."""
     milvus: str = ""
     """Address of the Milvus server, e.g. http://localhost:19530, or the path of a .db file for

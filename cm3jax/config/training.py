@@ -47,7 +47,7 @@ class OptimConfig:
     trains everything, or only the corrections where model.lora_rank is set."""
     trained_ids: Literal["all", "image", "text"] = "all"
     """Which ids' rows of the embedding and the head change, where these are trained. Anole taught
-    Chameleon to draw by training only the head's rows of picture codes (`--optim.trained ^head
+    Chameleon to draw by training only the head's rows of image codes (`--optim.trained ^head
     --optim.trained-ids image`)."""
 
     def __post_init__(self):
@@ -76,7 +76,7 @@ class TrainConfig:
     validation_batches: int = 8
     """Batches of one validation."""
     samples: int = 8
-    """Pictures that the report shows at each validation: drawn for captions (decoder), or encoded
+    """Images that the report shows at each validation: drawn for captions (decoder), or encoded
     and decoded (image tokenizer); 0 shows none. They are one small batch, drawn with the parameters
     in memory; a run of several processes draws none."""
     watchdog_seconds: int = 600

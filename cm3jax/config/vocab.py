@@ -18,7 +18,7 @@ class VocabConfig:
     sentinels: int = 512
     """Mask ids; at least as many as masks in one row."""
     grid: int = 32
-    """Codes along one side of a picture; a picture is grid x grid codes."""
+    """Codes along one side of an image; an image is grid x grid codes."""
 
     def __post_init__(self):
         require(

@@ -16,7 +16,7 @@ class Limits:
     documents: int = 8
     """Documents of one request, given and retrieved together."""
     pictures: int = 8
-    """Pictures of one chat."""
+    """Images of one chat."""
     characters: int = 20_000
     """Characters of one text, or of all messages of a chat together."""
     tokens: int = 4096
@@ -24,7 +24,7 @@ class Limits:
     upload_bytes: int = 16 << 20
     """Bytes of one request's body."""
     upload_pixels: int = 1 << 24
-    """Pixels of one uploaded picture."""
+    """Pixels of one uploaded image."""
     body_seconds: float = 30.0
     """How long a request's body may take to arrive."""
     seconds: float = 600.0
