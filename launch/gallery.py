@@ -233,9 +233,9 @@ class Gallery:
         try:
             write_atomic(path, content)
         except OSError as error:
+            kept = f", where {self.count} samples are kept" if self.count else ""
             raise UserError(
-                f"can't write to {self._out} ({error.strerror}), where {self.count} samples are "
-                "kept; choose another --out."
+                f"can't write to {self._out} ({error.strerror}){kept}; choose another --out."
             ) from None
 
     def _told(self, index: int, part: dict[str, Any]) -> str:
@@ -254,7 +254,7 @@ class Gallery:
 def _effect(document: dict[str, Any]) -> str:
     """What a document did, in words."""
     copied = document["copied"]
-    share = "" if copied is None else f", {copied:.0%} of the codes are its own"
+    share = "" if copied is None else f", {copied:.0%} of the codes are copied from it"
     return (
         f"  document {document.get('key') or document['path']}: {document['gain']:+.1f} nats{share}"
     )

@@ -186,7 +186,8 @@ def _corpus(job: SplitJob, tools: Tools, bank: Bank, engine: Engine, report: Rep
         report(f"{job.split}: no usable record, so training measures no validation loss")
     seen = max(manifest["selection"]["seen"], 1)
     share = {name: n / seen for name, n in manifest["selection"].items()}
-    leaked = f"; {len(manifest['leaks'])} stand in the bank, too" if manifest["leaks"] else ""
+    leaks = len(manifest["leaks"])
+    leaked = f"; {leaks} are also in the bank, exactly or nearly" if leaks else ""
     report(
         f"{job.split}: {manifest['records']} records in {writer.path}, {len(manifest['refused'])} "
         f"refused{leaked}; of the neighbours seen, {share['too_relevant']:.1%} were too "
