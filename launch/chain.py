@@ -25,6 +25,7 @@ from cm3jax.data.sources import open_source
 from cm3jax.errors import UserError
 from cm3jax.io.files import read_json, sweep_scratch, write_json
 from cm3jax.io.folders import hold
+from cm3jax.io.paths import require_folder
 from cm3jax.io.typed_json import read_fields
 from cm3jax.training.best import best_validation, checkpoint_of
 from cm3jax.training.hardware import in_words as this_machine
@@ -235,6 +236,7 @@ def command(argv: list[str]) -> None:
     data = members(options)["text"].data
     counts = {split: len(open_source(data, split, 0)) for split in ("train", "validation", "bank")}
     counts["bank"] -= counts["train"]  # the bank has the training records, too
+    require_folder(options.out, "the chain")
     require_same_choices(options, dry=True)
     todo = stages(options, counts, estimates.product_rate())
     print(

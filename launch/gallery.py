@@ -24,6 +24,7 @@ from cm3jax.generation.generator import Generator
 from cm3jax.generation.ranking import best_first
 from cm3jax.generation.requests import PromptRequest
 from cm3jax.io.files import digest, read_log, sweep_scratch, write_atomic
+from cm3jax.io.paths import require_folder
 from cm3jax.io.texts import read_regular
 from cm3jax.report.html import png
 from cm3jax.retrieval.pages import SHEET, blank_written, noted
@@ -66,6 +67,7 @@ class Gallery:
         Raises `UserError` if the contact sheet would replace a picture of somebody else's, or if
         the log cannot be read.
         """
+        require_folder(self._out, "the samples")
         sheet, log = self._out / SHEET, self._out / "samples.jsonl"
         read_log(log)
         if sheet.exists() and not log.exists():

@@ -29,6 +29,7 @@ from cm3jax.evaluate.results import Evaluation
 from cm3jax.io.experiment_json import read_as
 from cm3jax.io.files import sweep_scratch, write_atomic, write_json
 from cm3jax.io.folders import hold
+from cm3jax.io.paths import require_folder
 from experiments.miniature.scores.emblem_scores import evaluate, is_current
 from experiments.quickstart import chain
 from launch.cli import parse
@@ -226,6 +227,7 @@ def command(argv: list[str]) -> None:
     """Parse the arguments, run every stage, write metrics and report, and say what came of it."""
     options = parse(Options, argv, "Go the whole path in miniature, from raw pairs to a report.")
     start = time.perf_counter()
+    require_folder(options.workdir, "the quickstart")
     require_replaceable_report(options.workdir)
     # Both models run the same programs, and so does a second run: keep also what compiles fast.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -17,6 +17,7 @@ from cm3jax.evaluate.protocol import Score, scores_from_json, scores_to_json
 from cm3jax.evaluate.results import Figure
 from cm3jax.io.files import require_replaceable, sweep_scratch, write_atomic, write_json
 from cm3jax.io.folders import hold
+from cm3jax.io.paths import require_folder
 from cm3jax.report.html import Html
 
 _PAGE, _SAMPLES = ".html", ".samples"
@@ -57,6 +58,7 @@ class ScoreFiles:
     @classmethod
     def inside(cls, folder: epath.PathLike) -> "ScoreFiles":
         """The files of an evaluation that fills a folder."""
+        require_folder(folder, "the scores")
         folder = epath.Path(folder)
         return cls(folder / "scores.json", folder / "report.html", folder)
 

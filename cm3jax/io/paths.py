@@ -22,6 +22,18 @@ def require_supported(path: str, what: str) -> None:
         raise UserError(f"{what} is {path!r}, which no path can be; correct it.")
 
 
+def require_folder(path: os.PathLike[str] | str, what: str) -> None:
+    """Raise `UserError`, to be called before any work, unless a folder is missing or may be written
+    to; `what` names what goes there, e.g. "the samples"."""
+    if "://" in os.fspath(path):
+        return
+    place = os.path.realpath(path)  # a link may lead to what is to be made
+    if os.path.lexists(place) and not os.path.isdir(place):
+        raise UserError(f"{path} is not a folder; give a folder for {what}.")
+    if os.path.isdir(place) and not os.access(place, os.W_OK):
+        raise UserError(f"{path} may not be written to; give another folder for {what}.")
+
+
 def cache_home() -> Path:
     """This project's folder in the user's cache, which need not exist."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

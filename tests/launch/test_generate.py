@@ -345,6 +345,13 @@ def test_outpainting_keeps_the_picture_and_partial_ones_go_away(call, tmp_path, 
     assert not list((tmp_path / "out").glob("*.partial.png"))
 
 
+def test_a_file_in_the_place_of_the_folder_is_refused_before_anything_is_drawn(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match="out is not a folder; give a folder for the samples"):
+        gallery.Gallery(epath.Path(tmp_path / "out"), None, {}, [], []).begin()
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_previews_that_a_killed_call_left_go_with_the_next(chain, tmp_path):
     """Those and no other pictures, whatever their names are."""
     out = tmp_path / "out"

@@ -1,0 +1,30 @@
+import os
+
+import pytest
+
+from cm3jax.errors import UserError
+from cm3jax.io.paths import require_folder
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.touch(), lambda path: loop(path)])
+def test_what_is_not_a_folder_is_refused_before_any_work(tmp_path, make):
+    make(tmp_path / "out")
+    with pytest.raises(UserError, match="out is not a folder; give a folder for the samples"):
+        require_folder(tmp_path / "out", "the samples")
+
+
+def loop(path):
+    path.symlink_to(path.name)
+
+
+def test_folders_links_and_what_is_to_be_made_are_taken(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "later")
+    for name in ("", "missing", "link"):
+        require_folder(tmp_path / name, "the samples")
+    require_folder("gs://bucket/samples", "the samples")
+
+
+def test_a_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write all
+    with pytest.raises(UserError, match="may not be written to; give another folder"):
+        require_folder(tmp_path, "the samples")
