@@ -31,20 +31,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 
 from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.io.files import naming
+from cm3jax.io.unchanged import T, is_at, read_unchanged
 
 Recognised = Callable[[epath.Path], Sequence[str] | None]
 """The files in a folder that are ours, relative to it, those that show it last; None if the folder
 is not ours. It must not raise, whatever lies there."""
 _PATIENCE = 10.0
 """Seconds that a reader waits for a swap under way, which takes milliseconds."""
-_TRIES = 5
-T = TypeVar("T")
 _held = threading.local()
 _open_locks: set[int] = set()
 
@@ -112,7 +110,7 @@ def _lock(place: epath.Path, doing: str) -> int:
             if not _try_flock(lock):
                 os.close(lock)
                 raise Held(f"{place} is in use: {_holder(path)}; wait until that ends, or stop it.")
-            if _is_at(lock, path):
+            if is_at(lock, path):
                 break
             os.close(lock)  # the one who held it has just removed it
     except OSError as error:
@@ -141,19 +139,10 @@ def _lock(place: epath.Path, doing: str) -> int:
 def _unlock(place: epath.Path, lock: int) -> None:
     path = _lock_path(place)
     with contextlib.suppress(OSError):
-        if _is_at(lock, path):
+        if is_at(lock, path):
             path.unlink()
     _open_locks.discard(lock)
     os.close(lock)
-
-
-def _is_at(lock: int, path: epath.Path) -> bool:
-    """Whether an open file is still the one at its path."""
-    try:
-        there, here = os.stat(path), os.fstat(lock)
-    except FileNotFoundError:
-        return False
-    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
 
 def _try_flock(lock: int) -> bool:
@@ -304,39 +293,7 @@ def read_whole(folder: epath.PathLike, recognised: Recognised, read: Callable[[]
     Settles the folder first, and reads again where it is replaced meanwhile. Readers that keep its
     files open may go on with them. Raises what `read` does.
     """
-    return read_unchanged(
-        folder, lambda: settle(folder, recognised), lambda: _version(folder), read
-    )
-
-
-def read_unchanged(
-    folder: epath.PathLike,
-    prepare: Callable[[], None],
-    version: Callable[[], object],
-    read: Callable[[], T],
-) -> T:
-    """What `read` makes of a folder, called after `prepare` until the version is the same before
-    and after; raises what both do."""
-    for _ in range(_TRIES):
-        prepare()
-        before = version()
-        try:
-            found = read()
-        except (UserError, OSError, ValueError):
-            if version() == before:
-                raise
-        else:
-            if version() == before:
-                return found
-    raise UserError(f"{folder} is replaced again and again; try later.")
-
-
-def _version(folder: epath.PathLike) -> tuple[int, int] | None:
-    place = real(folder)
-    if _is_bucket(place) or not place.exists():
-        return None
-    there = os.stat(place)
-    return there.st_dev, there.st_ino
+    return read_unchanged([epath.Path(folder)], lambda: settle(folder, recognised), read)
 
 
 def sweep(folder: epath.PathLike, recognised: Recognised, names: str) -> None:

@@ -8,13 +8,13 @@ Whoever opens the folder next, to read or to write, first finishes a replacement
 interrupted. A whole folder is swapped instead where nothing else lies in it (`cm3jax.io.folders`).
 """
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
-from cm3jax.io.folders import Held, T, hold, read_unchanged
+from cm3jax.io.folders import Held, hold
+from cm3jax.io.unchanged import T, read_unchanged
 
 Write = Callable[[epath.Path], None]
 """Writes a file to a path, atomically."""
@@ -61,11 +61,12 @@ def settle_together(folder: epath.PathLike, names: Sequence[str]) -> None:
 def read_together(folder: epath.PathLike, names: Sequence[str], read: Callable[[], T]) -> T:
     """What `read` makes of the files `names`, all of one version; raises what `read` does."""
     place = epath.Path(folder)
+    paths = [place / name for name in names]
     return read_unchanged(
-        place,
+        paths,
         lambda: settle_together(place, names),
-        lambda: [_inode(place / name) for name in names],
         read,
+        lambda: not _new(place, names[-1]).exists(),
     )
 
 
@@ -78,10 +79,3 @@ def _finish(place: epath.Path, names: Sequence[str]) -> None:
 
 def _new(place: epath.Path, name: str) -> epath.Path:
     return place / f".{name}.new"
-
-
-def _inode(path: epath.Path) -> tuple[int, int] | None:
-    if "://" in os.fspath(path) or not path.exists():
-        return None
-    there = os.stat(path)
-    return there.st_dev, there.st_ino

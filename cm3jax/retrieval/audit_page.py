@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cm3jax.config import VocabConfig
+from cm3jax.errors import UserError
 from cm3jax.report.html import cell, facts, figure, is_titled, page, png_uri, tag
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import mark_of
@@ -71,7 +72,13 @@ def _pictures(
     found = {int(row) for example in examples for n in example.found.values() for row in n.ids[0]}
     codes = {}
     for row in sorted(found):
-        pictures = [part for part in parse(bank.ids(row), vocab) if isinstance(part, Image)]
+        try:
+            pictures = [part for part in parse(bank.ids(row), vocab) if isinstance(part, Image)]
+        except ValueError as error:
+            raise UserError(
+                f"the bank {bank.path} was made with another vocabulary than this experiment's "
+                f"({error}); give the experiment that made it."
+            ) from None
         if pictures:
             codes[row] = pictures[0].codes
     if not codes:

@@ -11,7 +11,16 @@ import pytest
 
 from cm3jax.errors import UserError
 from cm3jax.io import folders
-from cm3jax.io.folders import delete, hold, require_ours, scratch, settle, swap, sweep
+from cm3jax.io.folders import (
+    delete,
+    hold,
+    read_whole,
+    require_ours,
+    scratch,
+    settle,
+    swap,
+    sweep,
+)
 
 HOLDER = """
 import sys, time
@@ -274,6 +283,22 @@ def test_a_swap_killed_anywhere_is_finished_when_the_folder_is_opened(tmp_path, 
     else:
         assert left == {"bank/a": "new", "bank/c": "new", "bank/list.json": '["a", "c"]'}
         assert sorted(os.listdir(tmp_path)) == [".bank.notes", "bank"]
+
+
+def test_a_folder_that_is_replaced_while_it_is_read_is_read_again(tmp_path):
+    """Twice, so that the number of the folder that was opened might be that of the last one."""
+    folder, seen = write(tmp_path / "bank", a="0", b="0"), []
+
+    def read():
+        first = (folder / "a").read_text()
+        if not seen:
+            for text in "12":
+                swap(write(scratch(folder, "parts"), a=text, b=text), folder, recognised)
+        seen.append(first)
+        return first, (folder / "b").read_text()
+
+    assert read_whole(folder, recognised, read) == ("2", "2")
+    assert seen == ["0", "2"]
 
 
 def test_a_link_stays_and_its_target_is_replaced(tmp_path):

@@ -3,13 +3,17 @@ import math
 import numpy as np
 import pytest
 
+from cm3jax.errors import UserError
 from cm3jax.retrieval import audit
 from cm3jax.retrieval import bank as bank_module
+from cm3jax.retrieval.audit_page import AuditQuery, audit_page
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.interface import Neighbours
 from cm3jax.retrieval.select import NONE
+from cm3jax.testing import image_tokenizer
+from tests import tiny
 
 
 def _unit(x):
@@ -96,3 +100,12 @@ def test_without_subjects_only_relevance_is_fitted():
     fitted = audit.calibrate(vectors, vectors, vectors, [()] * 10)
     assert fitted.relevance_cut == pytest.approx(1)
     assert math.isnan(fitted.diversity_cut)
+
+
+def test_a_bank_of_another_vocabulary_is_one_sentence(tmp_path):
+    document = BankDocument("far", np.array([60_000], np.int32), "", False, True, "s", "l")
+    bank = Bank.build(tmp_path / "bank", [document], np.ones((1, 1), np.float32), "e", "v")
+    found = Neighbours(np.zeros((1, 1), np.int64), np.ones((1, 1), np.float32))
+    asked = AuditQuery("a fox", np.zeros((4, 4, 3), np.uint8), {"text": found})
+    with pytest.raises(UserError, match="was made with another vocabulary than this experiment's"):
+        audit_page(bank, [], [asked], tiny.VOCAB.config, image_tokenizer())
