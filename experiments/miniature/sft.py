@@ -15,7 +15,7 @@ yet: the shipped weights took two runs, 2.3 hours in all on two Intel Xeon cores
 shared (Python 3.11, jax 0.10.2). In the first, `--train.steps`, which sets where the rate ends, was
 40,000 up to step 4,311 and 30,000 up to step 14,939, and a text was tokenised field by field: asked
 for a word, the model did not know where it ends. Then came 3,000 steps from there (`--init-from`)
-as it is now, with `--optim.peak-lr 2.5e-3`.
+as it is now, with `--optim.peak-lr 2.5e-3`. They are stored as bfloat16.
 """
 
 from cm3jax.config import Experiment
