@@ -54,6 +54,7 @@ def main(folder: Path) -> None:
             page = opened(browser, server.url, 1080, 700, "dark")
             page.select_option("#retrieve", "2")
             draw(page, 1)
+            page.get_by_role("button", name="Where in the picture").first.click()
             page.get_by_role("button", name="Caption").click()
             expect(page.get_by_role("status")).to_contain_text("done", timeout=120_000)
             save(page, folder / "page-documents.png")

@@ -190,6 +190,30 @@ def test_documents_are_shown_removed_weighed_and_replaced(open_page, answer, tmp
     expect(replaced.locator(".documents > li").last).to_contain_text("yours")
 
 
+def test_what_each_document_did_lies_over_the_picture(open_page, answer):
+    page = open_page()
+    card = draw(page, 2)
+    known = answer(**DRAW, retrieve=2, attribute=True)["documents"]
+    most = max(abs(nats) for one in known for row in one["heat"] for nats in row)
+    for item, one in zip(card.locator(".documents > li").all(), known, strict=True):
+        word = "less likely" if one["log_probability"] < 0 else "likelier"
+        expect(item).to_contain_text(f"{abs(one['log_probability']):.1f} nats {word} with it")
+        if one["copied_share"] is not None:
+            share = round(100 * one["copied_share"])
+            expect(item).to_contain_text(f"{share} % of the codes are its own")
+        where = item.get_by_role("button", name="Where in the picture")
+        where.click()
+        expect(where).to_have_attribute("aria-pressed", "true")
+        expect(card.locator("[aria-pressed=true]")).to_have_count(1)
+        shown = card.locator(".stack canvas").evaluate(
+            "(map) => [...map.getContext('2d').getImageData(0, 0, map.width, map.height).data]"
+        )
+        heat, cover = np.array(one["heat"]), np.array(shown).reshape(4, 4, 4)[..., 3]
+        np.testing.assert_allclose(cover, 200 * np.abs(heat) / most, atol=1)
+    where.click()
+    expect(card.locator(".stack canvas")).to_have_count(0)
+
+
 def test_no_one_and_two_documents_side_by_side(open_page, answer):
     page = open_page()
     page.get_by_role("switch").check()

@@ -69,7 +69,7 @@ const documents = (count) => (count === 1 ? "1 document" : `${count || "no"} doc
 async function drawPrompt() {
   const prompt = $("prompt").value, samples = number("samples") ?? 1;
   if (MARKS.test(prompt)) return say("the prompt has marks of a document: choose “Continue or fill in”.", true);
-  const body = { prompt, n: samples, seed: number("seed") ?? Math.floor(Math.random() * 2 ** 32), guidance: number("guidance"), temperature: number("temperature") };
+  const body = { prompt, n: samples, seed: number("seed") ?? Math.floor(Math.random() * 2 ** 32), guidance: number("guidance"), temperature: number("temperature"), attribute: true };
   const counts = $("compare").checked ? [0, 1, 2] : [number("retrieve")];
   const cards = section(prompt);
   return busy("Drawing", (signal) => settled(counts.map((retrieve) => {
@@ -110,7 +110,7 @@ function edit(card, what, words, files, body) {
   const { answer, job } = card, given = pinned(answer, job.body);
   return drawAfter(card, what, words, {
     path: "v1/images/edits", sample: 0, files: { image: png(answer.b64_json), ...files },
-    body: { n: 1, seed: answer.seed, temperature: number("temperature"), documents: given, ...body },
+    body: { n: 1, seed: answer.seed, temperature: number("temperature"), documents: given, attribute: true, ...body },
   });
 }
 
