@@ -268,9 +268,11 @@ def test_a_mistake_is_answered_with_one_sentence(client, server):
 
 def test_hosts_and_keys_are_checked(generator):
     with serving(generator, key="secret", hosts=frozenset({"127.0.0.1"})) as server:
-        assert [m.id for m in client_of(server, "secret").models.list()] == ["tiny"]
-        with pytest.raises(openai.AuthenticationError, match="key is wrong or missing"):
-            client_of(server, "other").models.list()
+        with client_of(server, "secret") as client:
+            assert [m.id for m in client.models.list()] == ["tiny"]
+        with client_of(server, "other") as client:
+            with pytest.raises(openai.AuthenticationError, match="key is wrong or missing"):
+                client.models.list()
         assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
         foreign = httpx.get(f"{server.url}/health", headers={"host": "evil.example"})
         assert foreign.status_code == 421

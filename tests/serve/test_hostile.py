@@ -194,4 +194,5 @@ def test_bodies_too_slow(generator):
                 b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"
             )
             assert b"408" in slow.recv(100)
-        assert client_of(server).models.list().data
+        with client_of(server) as client:
+            assert client.models.list().data
