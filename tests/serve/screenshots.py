@@ -21,7 +21,7 @@ PROMPT = "the zubetu emblem at the bottom left and a small red circle at d1 on s
 def opened(browser: Browser, url: str, width: int, height: int, scheme: Scheme) -> Page:
     """The page with a prompt in it."""
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(300_000)
     page.goto(url)
     page.fill("#prompt", PROMPT)
     page.fill("#seed", "5")
@@ -31,7 +31,7 @@ def opened(browser: Browser, url: str, width: int, height: int, scheme: Scheme) 
 def draw(page: Page, cards: int) -> None:
     """Draw, and wait for this many pictures and their documents."""
     page.get_by_role("button", name="Draw", exact=True).click()
-    expect(page.locator("article[aria-busy=false]")).to_have_count(cards, timeout=120_000)
+    expect(page.locator("article[aria-busy=false]")).to_have_count(cards, timeout=300_000)
     page.wait_for_load_state("networkidle")
 
 
@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
             draw(page, 1)
             page.get_by_role("button", name="Where in the picture").first.click()
             page.get_by_role("button", name="Caption").click()
-            expect(page.get_by_role("status")).to_contain_text("done", timeout=120_000)
+            expect(page.get_by_role("status")).to_contain_text("done", timeout=300_000)
             save(page, folder / "page-documents.png")
 
             page = opened(browser, server.url, 390, 800, "light")

@@ -23,7 +23,7 @@ DRAW = {"prompt": PROMPT, "n": 1, "seed": SEED, "guidance": 3, "temperature": 1}
 ROLES = "button|link|textbox|spinbutton|combobox|slider|switch|img|dialog|article"
 UNNAMED = re.compile(rf"^\s*- (?:{ROLES})(?: \[|:|$)", re.MULTILINE)
 CONTRASTS = Path(__file__).parent / "contrasts.js"
-expect.set_options(timeout=60_000)
+expect.set_options(timeout=240_000)  # programs are compiled at first use
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def open_page(browser, shipped):
 
     def open_(width=1200, **options):
         context = browser.new_context(viewport={"width": width, "height": 800}, **options)
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(240_000)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
