@@ -45,8 +45,10 @@ export function showPicture(card, answer, job, model) {
   answer.documents.forEach((found) => { if (found.key && found.score !== null) card.scores[found.key] = found.score; });
   Object.assign(card, { answer, job, said: make("div", { role: "log", ariaLabel: "Answers" }) });
   card.node.card = card; // where the page finds it
+  const found = answer.documents.length, asked = (job.body.retrieve || 0) + (job.body.documents || []).length;
   card.rest.replaceChildren(
-    ...(answer.documents.length ? [documentList(answer, job.body, card.scores)] : []),
+    ...(found < asked ? [make("p", { className: "about", textContent: `${found} of ${asked} documents found: no other scores high enough` })] : []),
+    ...(found ? [documentList(answer, job.body, card.scores)] : []),
     questions(card), tools(card, model), card.said,
   );
 }

@@ -131,7 +131,7 @@ async function chat({ task, content }, shown, signal, more = {}) {
   let text = "";
   for await (const event of stream({ path: "v1/chat/completions", body }, signal)) {
     const delta = event.choices[0]?.delta || {};
-    shown.textContent = text += delta.content || "";
+    if (delta.content) shown.textContent = text += delta.content;
     if (delta.parts) shown.replaceChildren(...delta.parts.map(part));
   }
 }
