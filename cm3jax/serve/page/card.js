@@ -47,7 +47,7 @@ export function showPicture(card, answer, job, model) {
   card.node.card = card; // where the page finds it
   const found = answer.documents.length, asked = (job.body.retrieve || 0) + (job.body.documents || []).length;
   card.rest.replaceChildren(
-    ...(found < asked ? [make("p", { className: "about", textContent: `${found} of ${asked} documents found: no other scores high enough` })] : []),
+    ...(found < asked ? [make("p", { className: "about", textContent: `${found} of ${asked} documents found` })] : []),
     ...(found ? [documentList(answer, job.body, card.scores)] : []),
     questions(card), tools(card, model), card.said,
   );
