@@ -21,9 +21,9 @@ class Listening(Server):
 
 
 @contextlib.contextmanager
-def serving(generator, limits=None, slots=4, **guard):
+def serving(generator, limits=None, slots=4, name="tiny", **guard):
     """A server of this generator, with its address in `url`."""
-    server = Listening(generator, "tiny", slots, limits or Limits())
+    server = Listening(generator, name, slots, limits or Limits())
     config = uvicorn.Config(
         make_app(server, **guard), port=0, log_level="error", timeout_graceful_shutdown=60
     )

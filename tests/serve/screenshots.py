@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.serve.shipped import chromium, shipped_server
 
 Scheme = Literal["light", "dark"]
-PROMPT = "the zubetu emblem at the bottom left and a small red circle at d1 on sand"
+PROMPT = "the zubetu emblem at the top left and the kungisu emblem at the bottom right on white"
 
 
 def opened(browser: Browser, url: str, width: int, height: int, scheme: Scheme) -> Page:
@@ -35,23 +35,24 @@ def draw(page: Page, cards: int) -> None:
     page.wait_for_load_state("networkidle")
 
 
-def save(page: Page, path: Path) -> None:
-    """A screenshot in 128 colours, which is a third of the bytes."""
-    with PIL.Image.open(io.BytesIO(page.screenshot(full_page=True))) as image:
+def save(page: Page, path: Path, whole: bool = True) -> None:
+    """A screenshot in 128 colours, which is a third of the bytes; `whole` shows what is below the
+    window, too."""
+    with PIL.Image.open(io.BytesIO(page.screenshot(full_page=whole))) as image:
         image.convert("RGB").quantize(128).save(path, optimize=True)
     page.close()
 
 
 def main(folder: Path) -> None:
     """Write `page-documents.png`, `page-compare.png` and `page-phone.png` into a folder."""
-    with tempfile.TemporaryDirectory() as bank, shipped_server(Path(bank)) as server:
+    with tempfile.TemporaryDirectory() as bank, shipped_server(Path(bank), "decoder") as server:
         with chromium() as browser:
-            page = opened(browser, server.url, 1080, 700, "light")
+            page = opened(browser, server.url, 1200, 700, "light")
             page.get_by_role("switch").check()
             draw(page, 3)
             save(page, folder / "page-compare.png")
 
-            page = opened(browser, server.url, 1080, 700, "dark")
+            page = opened(browser, server.url, 1200, 700, "dark")
             page.select_option("#retrieve", "2")
             draw(page, 1)
             page.get_by_role("button", name="Where in the picture").first.click()
@@ -65,7 +66,7 @@ def main(folder: Path) -> None:
             page.get_by_role("button", name="Paint over").click()
             for key in ("Shift+ArrowDown", "Space", "Shift+ArrowRight", "Space"):
                 page.keyboard.press(key)
-            save(page, folder / "page-phone.png")
+            save(page, folder / "page-phone.png", whole=False)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,9 @@ from cm3jax.generation.documents import Document
 from cm3jax.generation.generator import Generator
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
-from cm3jax.serve.app import Server
-from tests.serve.conftest import serving
+from tests.serve.conftest import Listening, serving
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "experiments/miniature/weights/sft"
+WEIGHTS = Path(__file__).resolve().parents[2] / "experiments/miniature/weights"
 HOSTILE = '<img src="x" onerror="alert(1)">'
 """A source, a licence and a caption that must stay texts."""
 
@@ -47,11 +46,11 @@ def write_emblem_bank(path: Path, generator: Generator, emblems: int = 6) -> Non
 
 
 @contextlib.contextmanager
-def shipped_server(folder: Path) -> Iterator[Server]:
-    """A server of the shipped instruction-tuned weights, with a bank in `folder`."""
-    generator = loading.load(WEIGHTS, folder / "bank")
+def shipped_server(folder: Path, name: str) -> Iterator[Listening]:
+    """A server of the shipped weights of that name, with a bank in `folder`."""
+    generator = loading.load(WEIGHTS / name, folder / "bank")
     write_emblem_bank(folder / "bank", generator)
-    with serving(generator) as running:
+    with serving(generator, name=name) as running:
         yield running
 
 

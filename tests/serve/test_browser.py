@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow  # and needs a Chromium, which the default suite m
 
 PROMPT = "the zubetu emblem at the top left and the kungisu emblem at the bottom right on sand"
 SEED = 5
-DRAW = {"prompt": PROMPT, "n": 1, "seed": SEED, "guidance": 3, "temperature": 1}
+DRAW = {"prompt": PROMPT, "n": 1, "seed": SEED, "guidance": 3, "temperature": 0.5}
 ROLES = "button|link|textbox|spinbutton|combobox|slider|switch|img|dialog|article"
 UNNAMED = re.compile(rf"^\s*- (?:{ROLES})(?: \[|:|$)", re.MULTILINE)
 CONTRASTS = Path(__file__).parent / "contrasts.js"
@@ -34,7 +34,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
-    with shipped_server(tmp_path_factory.mktemp("emblems")) as running:
+    with shipped_server(tmp_path_factory.mktemp("emblems"), "sft") as running:  # it answers, too
         yield running
 
 
@@ -54,7 +54,8 @@ def open_page(browser, shipped):
         page.goto(shipped.url)
         expect(page.locator("#model")).to_have_text(shipped.name)
         page.fill("#prompt", PROMPT)
-        page.fill("#seed", str(SEED))
+        for name in ("seed", "guidance", "temperature"):
+            page.fill(f"#{name}", str(DRAW[name]))
         return page
 
     yield open_
@@ -255,7 +256,7 @@ def test_only_what_a_brush_painted_over_is_drawn_again(open_page, answer):
     assert hole[28, 28]
     assert not hole[:16].any()
     shown = [{"key": answer(**DRAW, retrieve=1)["documents"][0]["key"]}]
-    body = {"prompt": caption, "seed": SEED, "temperature": 1, "documents": shown}
+    body = {"prompt": caption, "seed": SEED, "temperature": 0.5, "documents": shown}
     own = answer({"image": base64.b64decode(before), "mask": mask}, **body)
     assert redrawn == own["b64_json"]
     np.testing.assert_array_equal(pixels(redrawn)[:16], pixels(before)[:16])
@@ -277,7 +278,7 @@ def test_a_picture_is_asked_about_and_captioned(open_page, shipped):
         body = {"messages": [{"role": "user", "content": parts}], "task": task}
         found = httpx.post(
             f"{shipped.url}/v1/chat/completions",
-            json={**body, "seed": SEED, "temperature": 1},
+            json={**body, "seed": SEED, "temperature": 0.5},
             timeout=300,
         ).json()
         said = found["choices"][0]["message"]["content"]
