@@ -200,7 +200,7 @@ def test_what_each_document_did_lies_over_the_picture(open_page, answer):
         expect(item).to_contain_text(f"{abs(one['log_probability']):.1f} nats {word} with it")
         if one["copied_share"] is not None:
             share = int(100 * one["copied_share"] + 0.5)
-            expect(item).to_contain_text(f"{share} % of the codes are its own")
+            expect(item).to_contain_text(f"{share} % of the codes as in its picture")
         where = item.get_by_role("button", name="Where in the picture")
         where.click()
         expect(where).to_have_attribute("aria-pressed", "true")

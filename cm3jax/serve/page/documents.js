@@ -71,7 +71,7 @@ function controls(place, answer, body, scores, name) {
 function did(found, most) {
   if (found.log_probability === undefined) return [];
   const gain = found.log_probability;
-  const copied = (found.copied_share ?? null) === null ? "" : ` · ${Math.round(100 * found.copied_share)} % of the codes are its own`;
+  const copied = (found.copied_share ?? null) === null ? "" : ` · ${Math.round(100 * found.copied_share)} % of the codes as in its picture`;
   const words = `${Math.abs(gain).toFixed(1)} nats ${gain < 0 ? "less likely" : "likelier"} with it${copied}`;
   if (!found.heat) return [make("p", { className: "did", textContent: words })];
   const toggle = button("Where", () => {
