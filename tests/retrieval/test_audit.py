@@ -103,7 +103,8 @@ def test_without_subjects_only_relevance_is_fitted():
 
 
 def test_a_bank_of_another_vocabulary_is_one_sentence(tmp_path):
-    document = BankDocument("far", np.array([60_000], np.int32), "", False, True, "s", "l")
+    ids = np.array([tiny.VOCAB.first_image], np.int32)  # no whole picture
+    document = BankDocument("a", ids, "", False, True, "s", "l")
     bank = Bank.build(tmp_path / "bank", [document], np.ones((1, 1), np.float32), "e", "v")
     found = Neighbours(np.zeros((1, 1), np.int64), np.ones((1, 1), np.float32))
     asked = AuditQuery("a fox", np.zeros((4, 4, 3), np.uint8), {"text": found})
