@@ -138,7 +138,7 @@ def _rows(config: DecodeConfig, vocab: Vocab, shape: ProgramShape, mesh: Mesh):
 
 
 def _state(config: DecoderConfig, shape: ProgramShape, mesh: Mesh) -> steps.State:
-    state = jax.eval_shape(partial(steps.start, config, shape))
+    state = jax.eval_shape(partial(steps.start, config, shape, shape.capacity))
     cache = state.cache
     halves = {
         name: _cut(getattr(cache, name), mesh, "batch", "heads") for name in ("prefix", "suffix")

@@ -223,6 +223,9 @@ def speed(meter: Meter, samples: int, seconds: float) -> str:
         # Repeated reads from a processor's cache are faster than any copy in memory.
         cached = "more than memory gives: they come from the cache"
         words[-1] += f" ({f'{share:.0%} of the copy rate' if share <= 1 else cached})"
+    if samples and meter.emitted > meter.passes:
+        words.append(f"{figures['tokens_per_pass']:.3g} new tokens in a pass")
+        words.append(f"{figures['passes_per_picture']:.3g} passes for a sample")
     return ", ".join(words)
 
 

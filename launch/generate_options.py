@@ -76,6 +76,10 @@ class Options:
     """Sample from this many of the likeliest tokens."""
     top_p: float | None = None
     """Sample from the likeliest tokens that together have this probability."""
+    speculate: int | Literal["auto"] | None = None
+    """Ids of a sample that a pass reads: the newest, and guesses of what follows, by earlier passes
+    and by the documents. The samples stay the same, and need fewer passes. 0 guesses nothing;
+    `auto` times 1, 2, 4, 8 and 16 and takes what pays. By default the run's own setting."""
     max_document_tokens: int | None = None
     """`interleave`: most tokens of the document; by default what the context holds."""
     grammar: bool = True

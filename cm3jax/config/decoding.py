@@ -9,6 +9,12 @@ _COLDEST, _HOTTEST, _STRONGEST = 1e-4, 1e4, 1e4
 """Between them float32 logits stay finite when they are divided and guided."""
 
 
+AUTO = -1
+"""In `DecodeConfig.speculate`: what pays on this machine."""
+_WIDEST = 64
+"""Ids of a sample in a pass, at most."""
+
+
 def _is_heat(temperature: float) -> bool:
     return _COLDEST <= temperature <= _HOTTEST
 
@@ -48,6 +54,10 @@ class DecodeConfig:
     """Longest interleaved document to generate; 0 goes as far as the context reaches."""
     batch: int = 64
     """Rows decoded at once, those of guidance included."""
+    speculate: int = 0
+    """Ids of a sample that a pass reads at most: the newest, and guesses of what follows it. All
+    that are right cost one pass together; samples are the same with any number. 0 guesses
+    nothing; -1 times passes on this machine, and takes what pays."""
 
     def __post_init__(self):
         require(0 < self.top_p <= 1, f"decode.top_p={self.top_p} must be in (0, 1].")
@@ -94,3 +104,13 @@ class DecodeConfig:
             "decode: max_text_tokens must be at least 2, batch at least 1, and "
             "max_document_tokens 0 or at least 2.",
         )
+        require(
+            AUTO <= self.speculate <= _WIDEST,
+            f"decode.speculate={self.speculate} must be from 0 to {_WIDEST}, or {AUTO}, which takes"
+            " what pays; 0 guesses nothing.",
+        )
+
+    @property
+    def guesses(self) -> bool:
+        """Whether passes read guesses."""
+        return self.speculate not in (0, 1)

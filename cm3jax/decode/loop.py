@@ -17,6 +17,8 @@ import numpy as np
 from cm3jax import partition
 from cm3jax.config import DecodeConfig
 from cm3jax.decode import grammar, sampling, steps
+from cm3jax.decode.drafts import Drafts
+from cm3jax.decode.pace import pace_of
 from cm3jax.decode.params import bytes_per_step
 from cm3jax.decode.plan import CHUNK, Group, ProgramShape, SlotJob, plan_groups
 from cm3jax.decode.request import Request
@@ -138,14 +140,11 @@ class _Slot:
 
     job: SlotJob
     ids: list[np.ndarray]
+    """A part [T, G] for each chunk, `<pad>` where nothing was emitted."""
+    emitted: Int[np.ndarray, " G"]
     logprobs: Float[np.ndarray, " G"]
     sampled: Int[np.ndarray, " G"]
     temperatures: Float[np.ndarray, " G"]
-
-    @property
-    def emitted(self) -> int:
-        """Steps that it has run."""
-        return sum(map(len, self.ids))
 
 
 class Slots:
@@ -176,8 +175,23 @@ class Slots:
         with self._on_mesh():
             if self._mesh is not None:
                 self._rows = jax.device_put(self._rows, partition.batch_sharding(self._mesh))
-            first = dataclasses.replace(shape, capacity=shape.room(CHUNK))
-            self._state = steps.start(model.config, first)
+            program = (model, shape, jax.tree.structure(self._method), _greedy(config))
+            self._pace = pace_of(config.speculate, program, self._trial)
+            self._state = steps.start(model.config, shape, shape.room(CHUNK))
+
+    def _trial(self, window: int) -> int:
+        """Run a chunk of samples that draw codes without end; returns its passes."""
+        shape = self._shape
+        codes = (grammar.Codes((None,) * shape.capacity),)
+        programs = [codes] * (shape.slots * shape.samples)
+        table = grammar.compile_programs(programs, self._vocab, shape.capacity)
+        rows = dataclasses.replace(self._rows, table=table)
+        state = steps.start(self._model.config, shape, shape.room(CHUNK * window))
+        call = (self._model, self._vocab, self._variables, self._method, _greedy(self._config))
+        begin = time.perf_counter()
+        passes = int(steps.chunk(*call, rows, state, CHUNK, window)[-1])
+        self._meter.compile_seconds += time.perf_counter() - begin
+        return passes
 
     def _on_mesh(self) -> AbstractContextManager:
         return nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
@@ -242,6 +256,7 @@ class Slots:
             last=jnp.asarray(last),
             slots=jnp.asarray(slots),
             rows=rows,
+            drafts=self._drafts_of(jobs, count),
         )
         # The suffix is left out, so that one program serves all of its sizes.
         suffix = self._state.cache.suffix
@@ -260,8 +275,8 @@ class Slots:
             self._meter.prefilled(seconds, int(lengths.sum()))
         temperatures = np.asarray(rows.temperatures).reshape(count, shape.samples)
         for place, job, mine in zip(places, jobs, temperatures, strict=False):
-            zeros = np.zeros(shape.samples)
-            self._slots[place] = _Slot(job, [], zeros, zeros.astype(int), mine)
+            zeros, none = np.zeros(shape.samples), np.zeros(shape.samples, int)
+            self._slots[place] = _Slot(job, [], none, zeros, none, mine)
 
     def _rows_of(self, jobs: list[SlotJob], count: int) -> steps.RowConstants:
         """The rows of `count` prompts, of which all but `jobs` are padding."""
@@ -286,34 +301,52 @@ class Slots:
             *map(jnp.asarray, (keys, temperatures, contrasted, scales)),
         )
 
+    def _drafts_of(self, jobs: list[SlotJob], count: int) -> Drafts:
+        """What the samples of `count` prompts may emit, of which all but `jobs` are padding."""
+        empty = Drafts.empty(count * self._shape.samples, *self._shape.drafts)
+        if not empty.prompt:
+            return empty
+        ids = np.array(empty.ids).reshape(count, self._shape.samples, -1)
+        for place, job in enumerate(jobs):
+            prefix = job.request.prefix
+            ids[place, :, empty.prompt - len(prefix) : empty.prompt] = prefix
+        return dataclasses.replace(empty, ids=jnp.asarray(ids.reshape(empty.ids.shape)))
+
     def _advance(self, count: int) -> Bool[np.ndarray, " P"]:
         """Run a chunk and give each slot what its samples emitted; returns which slots are done."""
-        self._make_room(count)
+        window = self._pace.window
+        self._make_room(count * window)
         begin, known = time.perf_counter(), steps.compiled_programs()
         greedy = all(_greedy(job.config) for job in self.jobs)
         call = (self._model, self._vocab, self._variables, self._method, greedy)
         with self._on_mesh():
-            self._state, emitted, done = steps.chunk(*call, self._rows, self._state, count)
+            self._state, emitted, done, taken = steps.chunk(
+                *call, self._rows, self._state, count, window
+            )
         ids, logprobs, free = (
-            np.asarray(x).reshape(count, self._shape.slots, -1)
+            np.asarray(x).reshape(count * window, self._shape.slots, -1)
             for x in (emitted.ids, emitted.logprobs, emitted.free)
         )
         seconds = time.perf_counter() - begin
+        new = ids != self._vocab.pad
         for place, slot in enumerate(self._slots):
             if slot is not None:
                 slot.ids.append(ids[:, place])
+                slot.emitted = slot.emitted + new[:, place].sum(0)
                 slot.logprobs += logprobs[:, place].sum(0)
                 slot.sampled += free[:, place].sum(0)
         if steps.compiled_programs() > known:
             self._meter.compile_seconds += seconds
         else:
-            emitted_ids = int((ids != self._vocab.pad).sum())
-            self._meter.stepped(seconds, emitted_ids, count * self._read_per_step())
+            self._meter.stepped(seconds, int(new.sum()), int(taken) * self._read_per_step())
+        by_pass = new.reshape(count, window, -1).sum(1)
+        self._meter.emitted_by(int((by_pass > 0).sum()), int(new.sum()))
+        self._pace.saw(by_pass, window)
         return np.all(np.asarray(done).reshape(self._shape.slots, -1), axis=1)
 
     def _make_room(self, count: int) -> None:
-        """Resize the suffix to what the next `count` steps need."""
-        emitted = max(slot.emitted for slot in self._slots if slot is not None)
+        """Resize the suffix to what the next `count` tokens need."""
+        emitted = max(int(slot.emitted.max()) for slot in self._slots if slot is not None)
         room = self._shape.room(emitted + count)
         if room != self._state.cache.suffix[0].keys.shape[2]:
             with self._on_mesh():

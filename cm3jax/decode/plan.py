@@ -56,6 +56,13 @@ class ProgramShape:
     """Room for a prompt."""
     capacity: int
     """Room for emitted tokens."""
+    guesses: bool = False
+    """Whether passes read guesses of what follows."""
+
+    @property
+    def drafts(self) -> tuple[int, int]:
+        """Ids of a prompt and of an answer that guesses are made from: none without guesses."""
+        return (self.width + 1, self.capacity) if self.guesses else (0, 0)
 
     def room(self, tokens: int) -> int:
         """Room for this many emitted tokens: a quarter of `capacity` after another, each of at
@@ -90,10 +97,10 @@ class SizeClass:
         scale = bucket(request.longest).bit_length() // 2
         return cls(1 + len(request.guides), capacity, scale)
 
-    def shape(self, slots: int, longest_prompt: int) -> ProgramShape:
+    def shape(self, slots: int, longest_prompt: int, guesses: bool) -> ProgramShape:
         """Slots of one sample each for every request of the class, whichever comes."""
         width = min(3 << (2 * self.scale - 1), longest_prompt)
-        return ProgramShape(slots, 1, self.streams, width, self.capacity)
+        return ProgramShape(slots, 1, self.streams, width, self.capacity, guesses)
 
 
 def plan_groups(
@@ -126,4 +133,5 @@ def plan_groups(
         longest = max(job.request.longest for job in members)
         # Beyond the limit there are no positions, not even for padding.
         width = min(bucket(longest - 1), longest_prompt)
-        yield Group(members, ProgramShape(slots, size, streams, width, kind.capacity))
+        shape = (slots, size, streams, width, kind.capacity, config.guesses)
+        yield Group(members, ProgramShape(*shape))

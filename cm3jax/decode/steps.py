@@ -1,8 +1,10 @@
-"""The programs that run on the devices: prompts into slots, and a chunk of steps.
+"""The programs that run on the devices: prompts into slots, and a chunk of passes.
 
 A slot holds a prompt and G samples that share its prefix in the cache. A guidance stream is another
 prefix with the same samples, so P slots have P * W * G rows, slot by slot and in each stream by
-stream.
+stream. A pass reads a window of ids per row: the newest, and guesses of what follows it
+(`drafts.py`). It emits what it draws as long as the guesses before it are right (`speculate.py`);
+without guesses that is one id.
 """
 
 import dataclasses
@@ -13,7 +15,8 @@ import jax.numpy as jnp
 
 from cm3jax import partition
 from cm3jax.config import DecoderConfig
-from cm3jax.decode import grammar, sampling
+from cm3jax.decode import grammar, sampling, speculate
+from cm3jax.decode.drafts import Drafts
 from cm3jax.decode.plan import CHUNK, ProgramShape
 from cm3jax.model.cache import Cache, KeyValues, start_cache
 from cm3jax.shapes import Array, Bool, Float, Int, UInt32
@@ -35,21 +38,27 @@ class RowConstants:
     scales: Float[Array, "B U"]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["cache", "last", "states"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["cache", "last", "states", "drafts"],
+    meta_fields=[],
+)
 @dataclasses.dataclass(frozen=True, eq=False)
 class State:
-    """What a step changes."""
+    """What a pass changes."""
 
     cache: Cache
     last: Int[Array, " R"]
     """The newest id of every row of every stream, not yet in the cache."""
     states: Int[Array, " B"]
     """The state of each sample's automaton."""
+    drafts: Drafts
+    """What samples may emit next."""
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["tokens", "lengths", "last", "slots", "rows"],
+    data_fields=["tokens", "lengths", "last", "slots", "rows", "drafts"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,35 +69,39 @@ class New:
     """All ids of the prompts but the last."""
     lengths: Int[Array, "new W"]
     last: Int[Array, "new W"]
-    """The last id of a prompt is fed by the first step, so that all steps are alike."""
+    """The last id of a prompt is fed by the first pass, so that all passes are alike."""
     slots: Int[Array, " new"]
     rows: RowConstants
     """The constants of their samples, prompt by prompt."""
+    drafts: Drafts
+    """What their samples may emit, likewise."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["ids", "logprobs", "free"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, eq=False)
 class Emitted:
-    """What a few steps emitted."""
+    """What a few passes emitted."""
 
     ids: Int[Array, "*T B"]
-    """`<pad>` after a sample's last."""
+    """`<pad>` where a pass emitted fewer ids than its window has."""
     logprobs: Float[Array, "*T B"]
     """0 where nothing was sampled, which probability 1 is too."""
     free: Bool[Array, "*T B"]
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def start(config: DecoderConfig, shape: ProgramShape) -> State:
-    """Slots without prompts."""
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def start(config: DecoderConfig, shape: ProgramShape, room: int) -> State:
+    """Slots without prompts, with room for `room` emitted tokens."""
     prompts = shape.slots * shape.streams
     sizes = (prompts, config.groups, shape.width, config.head_width)
     empty = [
         KeyValues(*(jnp.zeros(sizes, config.dtype) for _ in range(2))) for _ in range(config.layers)
     ]
-    cache = start_cache(empty, jnp.zeros(prompts, jnp.int32), shape.samples, shape.capacity)
+    cache = start_cache(empty, jnp.zeros(prompts, jnp.int32), shape.samples, room)
     last = jnp.zeros(prompts * shape.samples, jnp.int32)
-    return _laid_out(State(cache, last, jnp.zeros(shape.slots * shape.samples, jnp.int32)))
+    samples = shape.slots * shape.samples
+    drafts = Drafts.empty(samples, *shape.drafts)
+    return _laid_out(State(cache, last, jnp.zeros(samples, jnp.int32), drafts))
 
 
 def resized(state: State, capacity: int) -> State:
@@ -120,10 +133,11 @@ def _laid_out(state: State) -> State:
     prefix, suffix = jax.tree.map(
         lambda x: partition.constrain(x, *heads), (cache.prefix, cache.suffix)
     )
-    prefix_lengths, lengths, last, states = map(
-        partition.shard_rows, (cache.prefix_lengths, cache.lengths, state.last, state.states)
+    prefix_lengths, lengths, last, states, drafts = jax.tree.map(
+        partition.shard_rows,
+        (cache.prefix_lengths, cache.lengths, state.last, state.states, state.drafts),
     )
-    return State(Cache(prefix, prefix_lengths, suffix, lengths), last, states)
+    return State(Cache(prefix, prefix_lengths, suffix, lengths), last, states, drafts)
 
 
 @partial(jax.jit, static_argnames=("model", "samples"), donate_argnames=("rows", "state"))
@@ -149,13 +163,19 @@ def prefill(model, variables, rows: RowConstants, state: State, new: New, sample
         put(cache.lengths, 0, of_prompt),
     )
     last = put(state.last, jnp.repeat(new.last.reshape(-1), samples), of_prompt)
-    rows = jax.tree.map(
-        lambda old, more: partition.shard_rows(put(old, more, of_sample)), rows, new.rows
+    rows, drafts = jax.tree.map(
+        lambda old, more: partition.shard_rows(put(old, more, of_sample)),
+        (rows, state.drafts),
+        (new.rows, new.drafts),
     )
-    return rows, _laid_out(State(cache, last, put(state.states, 0, of_sample)))
+    return rows, _laid_out(State(cache, last, put(state.states, 0, of_sample), drafts))
 
 
-@partial(jax.jit, static_argnames=("model", "vocab", "greedy", "steps"), donate_argnames="state")
+@partial(
+    jax.jit,
+    static_argnames=("model", "vocab", "greedy", "passes", "window"),
+    donate_argnames="state",
+)
 def chunk(
     model,
     vocab,
@@ -164,15 +184,46 @@ def chunk(
     greedy: bool,
     rows: RowConstants,
     state: State,
-    steps: int = CHUNK,
-) -> tuple[State, Emitted, Bool[Array, " B"]]:
-    """The state after a chunk, what was emitted, and which samples are done."""
-    step = partial(_step, model, vocab, variables, method, greedy, rows)
-    state, emitted = jax.lax.scan(step, state, None, steps)
+    passes: int = CHUNK,
+    window: int = 1,
+) -> tuple[State, Emitted, Bool[Array, " B"], Int[Array, ""]]:
+    """The state after a chunk, what was emitted, which samples are done, and the passes it took.
+
+    Windows of several ids end the chunk as soon as all samples are done.
+    """
+    step = partial(_pass, model, vocab, variables, method, greedy, window, rows)
+    if window == 1:
+        state, emitted = jax.lax.scan(lambda state, _: step(state), state, None, passes)
+        taken = jnp.int32(passes)
+    else:
+        state, emitted, taken = _until_done(step, rows, state, vocab, passes, window)
     done = state.states >= rows.table.lengths
     # What the host reads is whole on every device, hence in every process.
-    emitted, done = jax.tree.map(partition.constrain, (emitted, done))
-    return _laid_out(state), emitted, done
+    emitted, done, taken = jax.tree.map(partition.constrain, (emitted, done, taken))
+    return _laid_out(state), emitted, done, taken
+
+
+def _until_done(step, rows: RowConstants, state: State, vocab, passes: int, window: int):
+    """As a scan of passes, but without those in which no sample has anything left to emit."""
+    shape = (passes, window, len(state.states))
+    nothing = Emitted(
+        jnp.full(shape, vocab.pad, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, bool)
+    )
+
+    def goes_on(carry):
+        state, _, taken = carry
+        return (taken < passes) & jnp.any(state.states < rows.table.lengths)
+
+    def body(carry):
+        state, emitted, taken = carry
+        state, more = step(state)
+        return (
+            state,
+            jax.tree.map(lambda all_, one: all_.at[taken].set(one), emitted, more),
+            taken + 1,
+        )
+
+    return jax.lax.while_loop(goes_on, body, (state, nothing, jnp.int32(0)))
 
 
 def compiled_programs() -> int:
@@ -181,28 +232,55 @@ def compiled_programs() -> int:
     return sum(f._cache_size() for f in (prefill, chunk))  # type: ignore[attr-defined]
 
 
-def _step(model, vocab, variables, method, greedy, rows: RowConstants, state: State, _):
-    """One more id of every sample; those that are done emit `<pad>`."""
-    logits, cache = _forward(model, variables, state)
-    logits = _by_stream(logits, state)
-    emitted = _by_stream(state.cache.lengths, state)[0]
-    kinds = grammar.kinds(vocab)
-    allowed = grammar.permitted(rows.table, state.states, emitted, kinds)
-    scores = method.scores(logits, allowed, rows.scales.T, rows.temperatures, rows.contrasted)
-    # Where no sample needs noise, drawing it would cost more than all else but the weights.
-    noise = None if greedy else sampling.noise(rows.keys, emitted, vocab.size)
-    drawn = sampling.sample_token(scores, noise, rows.temperatures == 0)
-    logprob = jax.nn.log_softmax(jnp.where(allowed, logits[0], -jnp.inf))
-    logprob = jnp.take_along_axis(logprob, drawn[:, None], axis=-1)[:, 0]
+def _pass(model, vocab, variables, method, greedy, window, rows: RowConstants, state: State):
+    """The state after one pass over a window, and what it emitted, [window, B].
 
-    done = state.states >= rows.table.lengths
-    forced = grammar.forced(rows.table, state.states)
-    free = ~done & (forced == grammar.FREE)
-    ids = jnp.where(free, drawn, jnp.where(done, vocab.pad, forced))
-    states = grammar.advance(rows.table, state.states, ids, kinds)
-    slots, streams, samples = _sizes(state)
-    last = jnp.broadcast_to(ids.reshape(slots, 1, samples), (slots, streams, samples)).reshape(-1)
-    return State(cache, last, states), Emitted(ids, jnp.where(free, logprob, 0.0), free)
+    Samples that are done emit `<pad>`.
+    """
+    kinds = grammar.kinds(vocab)
+    emitted = _by_stream(state.cache.lengths, state)[0]
+    sources = state.drafts.sources(emitted, window - 1, vocab)
+    drafts = state.drafts.chosen(sources)
+    drafts, states = speculate.follow(rows.table, state.states, drafts, kinds)
+    logits, cache = _forward(model, variables, state, drafts)
+
+    def choose(logits, states, emitted):
+        """An id of each sample in these states, its log-probability, and whether it was drawn."""
+        allowed = grammar.permitted(rows.table, states, emitted, kinds)
+        scores = method.scores(logits, allowed, rows.scales.T, rows.temperatures, rows.contrasted)
+        # Where no sample needs noise, drawing it would cost more than all else but the weights.
+        noise = None if greedy else sampling.noise(rows.keys, emitted, vocab.size)
+        drawn = sampling.sample_token(scores, noise, rows.temperatures == 0)
+        logprob = jax.nn.log_softmax(jnp.where(allowed, logits[0], -jnp.inf))
+        logprob = jnp.take_along_axis(logprob, drawn[:, None], axis=-1)[:, 0]
+        done, forced = states >= rows.table.lengths, grammar.forced(rows.table, states)
+        free = ~done & (forced == grammar.FREE)
+        ids = jnp.where(free, drawn, jnp.where(done, vocab.pad, forced))
+        return Emitted(ids, jnp.where(free, logprob, 0.0), free)
+
+    places = emitted[:, None] + jnp.arange(window)
+    found = jax.vmap(choose, in_axes=(2, 1, 1))(_by_stream(logits, state), states, places)
+    alive = rows.table.lengths > states.T
+    kept = speculate.accepted(drafts, found.ids) & alive
+    count = kept.sum(0)
+
+    guessed = state.drafts.after(emitted, found.ids, kept, sources)
+    found = Emitted(
+        jnp.where(kept, found.ids, vocab.pad),
+        jnp.where(kept, found.logprobs, 0.0),
+        kept & found.free,
+    )
+    last = jnp.maximum(count - 1, 0)
+    newest = jnp.take_along_axis(found.ids, last[None], axis=0)[0]
+    before = jnp.take_along_axis(states, last[:, None], axis=1)[:, 0]
+    cache = dataclasses.replace(cache, lengths=state.cache.lengths + _of_rows(count, state))
+    after = State(
+        cache,
+        _of_rows(newest, state),
+        jnp.where(count > 0, grammar.advance(rows.table, before, newest, kinds), state.states),
+        guessed,
+    )
+    return after, found
 
 
 def _sizes(state: State) -> tuple[int, int, int]:
@@ -222,7 +300,18 @@ def _by_stream(x: Array, state: State) -> Array:
     )
 
 
-def _forward(model, variables, state: State) -> tuple[Float[Array, "R V"], Cache]:
-    """Logits after the newest id of every row, and the cache with that id in it."""
-    hidden, cache = model.apply(variables, state.last[:, None], state.cache, method="extend")
-    return partition.shard_rows(model.apply(variables, hidden[:, 0], method="logits")), cache
+def _of_rows(x: Array, state: State) -> Array:
+    """What there is of every sample, for each of its rows: (B, ...) as (R, ...)."""
+    slots, streams, samples = _sizes(state)
+    rest = x.shape[1:]
+    wide = jnp.broadcast_to(x.reshape(slots, 1, samples, *rest), (slots, streams, samples, *rest))
+    return wide.reshape(len(state.last), *rest)
+
+
+def _forward(
+    model, variables, state: State, drafts: Int[Array, "B n"]
+) -> tuple[Float[Array, "R T V"], Cache]:
+    """Logits after the newest id of every row and after each draft, and the cache with them."""
+    window = jnp.concatenate([state.last[:, None], _of_rows(drafts, state)], axis=1)
+    hidden, cache = model.apply(variables, window, state.cache, method="extend")
+    return partition.shard_rows(model.apply(variables, hidden, method="logits")), cache

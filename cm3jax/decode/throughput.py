@@ -20,6 +20,9 @@ class Meter:
     """Ids that samples emitted."""
     decode_bytes: int = 0
     """What the steps must read: the weights, each prompt's keys and values once, and each row's."""
+    passes: int = 0
+    """Passes of samples that emitted something, and what they emitted, first runs included."""
+    emitted: int = 0
 
     def prefilled(self, seconds: float, tokens: int) -> None:
         """Count prompts."""
@@ -31,6 +34,11 @@ class Meter:
         self.decode_seconds += seconds
         self.decode_tokens += tokens
         self.decode_bytes += read
+
+    def emitted_by(self, passes: int, tokens: int) -> None:
+        """Count what samples emitted in a number of passes, one sample's passes after another's."""
+        self.passes += passes
+        self.emitted += tokens
 
     def report(self, pictures: int, copy_rate: float | None = None) -> dict[str, Any]:
         """Rates; None where nothing was measured. `copy_rate` is the memory's, in bytes/s."""
@@ -44,6 +52,8 @@ class Meter:
             "copy_gigabytes_per_second": None if copy_rate is None else copy_rate / 1e9,
             "share_of_copy_rate": None if rate is None or not copy_rate else rate / copy_rate,
             "seconds_per_picture": _ratio(seconds, pictures),
+            "passes_per_picture": _ratio(self.passes, pictures),
+            "tokens_per_pass": _ratio(self.emitted, self.passes),
         }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from cm3jax.config import DecodeConfig
+from cm3jax.config.decoding import AUTO
 from cm3jax.errors import UserError, nearest
 
 _MOST_SAMPLES = 100_000
@@ -32,6 +33,7 @@ class SamplingOptions(TypedDict, total=False):
     max_text_tokens: int
     max_document_tokens: int
     batch: int
+    speculate: int | Literal["auto"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Sampling:
         chosen = {name: value for name, value in options.items() if name in fields}
         if "temperature" in chosen:
             chosen.setdefault("temperature_range", None)  # else the run's would go before it
+        if chosen.get("speculate") == "auto":
+            chosen["speculate"] = AUTO
         try:
             for name, value in chosen.items():
                 if isinstance(getattr(usual, name), int):

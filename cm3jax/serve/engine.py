@@ -245,7 +245,8 @@ class DrawingEngine:
             size = SizeClass.of(drawing.request, generator.vocab)
             kind = (size, jax.tree.structure(Method.of(config)))
             if kind not in self._pools:
-                shape = size.shape(self._slots, generator.model.longest_prompt)
+                longest = generator.model.longest_prompt
+                shape = size.shape(self._slots, longest, config.guesses)
                 self._pools[kind] = _Pool(generator.open_slots(shape, config, self.meter))
             self._pools[kind].add(drawing)
         except Exception as error:

@@ -5,6 +5,7 @@
     python -m launch.bench decode --batch 1
     python -m launch.bench decode --batch 1 --samples 8 --prompt 600
     python -m launch.bench decode --experiment cm3leon_7b --batch 1 --guided --new 1024
+    python -m launch.bench speculate
     python -m launch.bench scaling --prompt 44 --new 256 --page scaling.html
     python -m launch.bench retrieval --documents 1000000
     python -m launch.bench data
@@ -12,11 +13,11 @@
     python -m launch.bench accelerator --out results/h200
 
 `train` times our training step, `decode` our engine, each against transformers with the same
-weights. `scaling` is the engine's seconds per picture against batch, documents and samples.
-`retrieval` searches vectors like CLIP's with our indexes, blocked NumPy and FAISS. `data` reads
-training rows. `targets` compiles training steps for machines that are not here, `accelerator`
-checks in eight minutes what only hardware can say. The module of each, `launch.bench.train` and so
-on, says how it measures.
+weights. `speculate` is the engine with guesses of what follows against without. `scaling` is its
+seconds per picture against batch, documents and samples. `retrieval` searches vectors like CLIP's
+with our indexes, blocked NumPy and FAISS. `data` reads training rows. `targets` compiles training
+steps for machines that are not here, `accelerator` checks in eight minutes what only hardware can
+say. The module of each, `launch.bench.train` and so on, says how it measures.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from launch.bench import targets as bench_targets
 from launch.bench import train as bench_train
 from launch.bench.model import positive
 from launch.env import main
+from launch.shipped import SHIPPED
 
 
 def run(argv: list[str] | None = None) -> None:
@@ -79,6 +81,12 @@ def make_parser() -> argparse.ArgumentParser:
     decode.set_defaults(measure=bench_decode.bench_decode)
     bench_decode.add_options(decode)
 
+    speculate = kinds.add_parser("speculate", help="decoding with guesses, against without")
+    speculate.set_defaults(measure=_speculate)
+    speculate.add_argument("--run", default=str(SHIPPED / "decoder"), help="a decoder of emblems")
+    speculate.add_argument("--prompts", type=positive, default=32, help="of each kind")
+    speculate.add_argument("--temperature", type=float, help="by default the run's own")
+
     scaling = kinds.add_parser("scaling", help="seconds per picture by batch, documents, samples")
     scaling.set_defaults(measure=bench_scaling.bench_scaling)
     bench_scaling.add_options(scaling)
@@ -107,6 +115,12 @@ def _retrieval(options: argparse.Namespace) -> dict[str, Any]:
     from launch.bench.retrieval import bench_retrieval  # ScaNN is no part of a bare machine
 
     return bench_retrieval(options)
+
+
+def _speculate(options: argparse.Namespace) -> dict[str, Any]:
+    from launch.bench.speculate import bench_speculate  # nor are the tokenizers
+
+    return bench_speculate(options)
 
 
 def _data(options: argparse.Namespace) -> dict[str, Any]:

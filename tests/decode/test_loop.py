@@ -205,8 +205,10 @@ def test_interleaved_documents_end_within_their_limit(read):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 4)])
-def test_any_mesh_draws_the_same(variables, read, sizes, monkeypatch):
+@pytest.mark.parametrize(
+    ("sizes", "window"), [((8, 1, 1), 0), ((1, 8, 1), 4), ((2, 2, 2), 4), ((1, 1, 4), 0)]
+)
+def test_any_mesh_draws_the_same(variables, read, sizes, window, monkeypatch):
     """With the parameters laid out as in training; the cache is cut over the mesh."""
     requests = [text_request(i, 20, scale=2.0) for i in range(8)]
     config = DecodeConfig(temperature=2.0, batch=16)
@@ -227,6 +229,7 @@ def test_any_mesh_draws_the_same(variables, read, sizes, monkeypatch):
 
     seen._cache_size = chunk._cache_size
     monkeypatch.setattr(steps, "chunk", seen)
+    config = dataclasses.replace(config, speculate=window)
     found = decode(MODEL, placed, VOCAB, requests, config)
     for (one,), (other,) in zip(expected, found, strict=True):
         assert one.ids.tolist() == other.ids.tolist()
@@ -262,7 +265,7 @@ def test_jobs_that_join_and_leave_running_slots_are_drawn_as_by_themselves(read)
     configs = [DecodeConfig(temperature=heat, top_p=p) for heat, p in [(2.0, 0.9), (0.5, 0.5)] * 2]
     asked = [text_request(i, 15 + i, scale=2.0 + i) for i in range(4)]
     kind = plan.SizeClass.of(asked[0], VOCAB)
-    shape = kind.shape(2, MODEL.longest_prompt)
+    shape = kind.shape(2, MODEL.longest_prompt, guesses=False)
     slots = Slots(MODEL, read, VOCAB, shape, configs[0], Meter())
     jobs = [
         plan.SlotJob(i, request, 0, 1, config, seed=i)
@@ -296,7 +299,7 @@ def test_jobs_that_join_and_leave_running_slots_are_drawn_as_by_themselves(read)
 
 def test_prompts_of_one_bucket_share_one_program(read, monkeypatch):
     config = dataclasses.replace(GREEDY, batch=8)
-    monkeypatch.setattr(steps, "_step", chex.assert_max_traces(steps._step, n=1))
+    monkeypatch.setattr(steps, "_pass", chex.assert_max_traces(steps._pass, n=1))
     steps.chunk.clear_cache()
 
     def run(*lengths):
@@ -312,9 +315,10 @@ def test_prompts_of_one_bucket_share_one_program(read, monkeypatch):
 
 
 @pytest.mark.slow
-def test_memory_is_flat_over_a_thousand_generations(read):
+@pytest.mark.parametrize("window", [0, 4])
+def test_memory_is_flat_over_a_thousand_generations(read, window):
     requests = [text_request(i, 20) for i in range(50)]
-    config = dataclasses.replace(GREEDY, batch=8)
+    config = dataclasses.replace(GREEDY, batch=8, speculate=window)
     held = []
     for seed in range(10):
         decode(MODEL, read, VOCAB, requests, config, samples=2, seed=seed)

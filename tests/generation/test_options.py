@@ -4,6 +4,7 @@ import typing
 import pytest
 
 from cm3jax.config import DecodeConfig
+from cm3jax.config.decoding import AUTO
 from cm3jax.errors import UserError
 from cm3jax.generation.options import Sampling, SamplingOptions
 
@@ -12,6 +13,7 @@ def test_every_setting_is_a_keyword():
     own = {field.name for field in dataclasses.fields(Sampling)}
     hints = typing.get_type_hints(SamplingOptions)
     settings = typing.get_type_hints(DecodeConfig)
+    settings["speculate"] |= typing.Literal["auto"]  # -1 in a config
     assert hints.keys() == own | settings.keys()
     assert {name: hints[name] for name in settings} == settings
 
@@ -26,6 +28,7 @@ def test_keywords_go_before_the_config_and_this_before_the_run_s():
     assert Sampling.of({"temperature": 0.8}, ranged).decode == DecodeConfig(temperature=0.8)
     found = Sampling.of({"decode": given, "temperature": 0.8}, usual)
     assert found.decode == DecodeConfig(top_k=7, temperature=0.8)
+    assert Sampling.of({"speculate": "auto"}, given).decode.speculate == AUTO
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,8 @@ def test_keywords_go_before_the_config_and_this_before_the_run_s():
         ({"temperature_range": (1.0,)}, r"another type than its field of .*: temperature_range="),
         ({"top_k": 2.5}, r"another type than its field of DecodeConfig: top_k=2\.5"),
         ({"contrast": "some"}, r"contrast='?some"),
+        ({"speculate": 65}, r"decode\.speculate=65 must be from 0 to 64, or -1"),
+        ({"speculate": "much"}, r"another type than its field of .*: speculate='much'"),
         ({"samples": 0}, r"samples=0 must be a whole number from 1 to 100000"),
         ({"samples": 1.5}, r"samples=1\.5 must be a whole number from 1"),
         ({"seed": -1}, r"seed=-1 must be a whole number from 0 to 4294967295"),

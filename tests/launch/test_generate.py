@@ -206,6 +206,9 @@ def test_the_speed_is_said_however_short_the_call():
     line = generate.speed(cached, 1, 11.0)
     assert "%" not in line
     assert "from the cache" in line
+    guessed = generate.speed(Meter(passes=24, emitted=64), 4, 3.0)
+    assert guessed.endswith(", 2.67 new tokens in a pass, 6 passes for a sample")
+    assert "pass" not in generate.speed(Meter(passes=64, emitted=64), 4, 3.0)
 
 
 def test_rows_of_the_contact_sheet_are_prompts_with_their_documents(call, tmp_path):

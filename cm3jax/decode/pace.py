@@ -1,0 +1,77 @@
+"""How many ids of a sample a pass reads, where the user leaves the choice: what pays here.
+
+A pass over more ids takes longer, by how much depends on the machine and on the rows beside; how
+many of its guesses are right depends on the model and the prompt. The first is timed once for each
+program, the second is counted all along.
+"""
+
+import time
+from collections.abc import Callable, Hashable, Mapping
+
+import numpy as np
+
+from cm3jax.config.decoding import AUTO
+from cm3jax.shapes import Int
+
+WINDOWS = (1, 2, 4, 8, 16)
+"""Those that are timed."""
+_TIMED = 3
+"""Chunks of each window that are timed."""
+_USUAL, _WEIGHT = 0.7, 20.0
+"""How often guesses are right before any was made, and the number of guesses that this weighs."""
+_KEPT = 0.9
+"""What the guesses of a chunk still count a chunk later."""
+
+
+class Pace:
+    """Chooses the window of each chunk."""
+
+    def __init__(self, seconds: Mapping[int, float]):
+        """`seconds` are those of a pass, by window."""
+        self._seconds = dict(seconds)
+        self._right = self._wrong = 0.0
+
+    @property
+    def window(self) -> int:
+        """The window that emits most ids in a second, as far as is known."""
+        return max(self._seconds, key=lambda window: self._ids(window) / self._seconds[window])
+
+    def saw(self, emitted: Int[np.ndarray, "passes B"], window: int) -> None:
+        """Count the guesses of a chunk by how many ids each pass emitted, 0 of samples that are
+        done."""
+        self._right = _KEPT * self._right + int(np.maximum(emitted - 1, 0).sum())
+        self._wrong = _KEPT * self._wrong + int(((emitted > 0) & (emitted < window)).sum())
+
+    def _ids(self, window: int) -> float:
+        """Ids that a pass emits on average, if each guess is right as often as any other."""
+        right = self._right + _USUAL * _WEIGHT
+        share = right / (right + self._wrong + (1 - _USUAL) * _WEIGHT)
+        return sum(share**place for place in range(window))
+
+
+_MEASURED: dict[Hashable, Pace] = {}
+"""By program: of this process, whose prompts are often alike."""
+
+
+def pace_of(asked: int, program: Hashable, chunk: Callable[[int], int]) -> Pace:
+    """The pace for the window that was `asked` for.
+
+    For `AUTO`, passes over each window are timed, once in a process for each `program`: `chunk`
+    runs some and returns how many.
+    """
+    if asked != AUTO:
+        return Pace({max(1, asked): 1.0})
+    if program not in _MEASURED:
+        _MEASURED[program] = Pace({window: _seconds(chunk, window) for window in WINDOWS})
+    return _MEASURED[program]
+
+
+def _seconds(chunk: Callable[[int], int], window: int) -> float:
+    """Seconds of a pass, those of the fastest chunk."""
+    chunk(window)  # compiles it
+    found = []
+    for _ in range(_TIMED):
+        begin = time.perf_counter()
+        passes = chunk(window)
+        found.append((time.perf_counter() - begin) / passes)
+    return min(found)

@@ -1,0 +1,60 @@
+import numpy as np
+
+from cm3jax.config.decoding import AUTO
+from cm3jax.decode.pace import WINDOWS, Pace, pace_of
+
+CHEAP = {1: 1.0, 2: 1.15, 4: 1.2, 8: 1.3, 16: 1.4}
+DEAR = {1: 1.0, 2: 1.9, 4: 3.5, 8: 7.0, 16: 14.0}
+
+
+def chunk(emitted, window):
+    """Passes of one sample over a window, which emit `emitted` ids in turn."""
+    return np.asarray(emitted)[:, None], window
+
+
+def test_the_window_is_what_pays():
+    assert Pace(DEAR).window == 1
+    pace = Pace(CHEAP)
+    assert pace.window >= 4
+    for _ in range(40):
+        pace.saw(*chunk([1] * 16, pace.window))
+    assert pace.window == 1, "no guess is right"
+
+
+def test_guesses_are_tried_again_after_chunks_without_any():
+    pace = Pace(CHEAP)
+    for _ in range(40):
+        pace.saw(*chunk([1] * 16, pace.window))
+        if pace.window == 1:
+            break
+    assert pace.window == 1
+    for _ in range(40):
+        pace.saw(*chunk([1] * 16, 1))
+        if pace.window > 1:
+            break
+    assert pace.window > 1
+
+
+def test_right_guesses_widen_the_window():
+    pace = Pace(CHEAP)
+    for _ in range(20):
+        pace.saw(*chunk([pace.window] * 16, pace.window))
+    assert pace.window == 16
+
+
+def test_windows_are_timed_once_for_a_program():
+    tried = []
+
+    def run(window):
+        tried.append(window)
+        return 16
+
+    assert pace_of(8, "one", run).window == 8
+    assert pace_of(0, "one", run).window == 1
+    assert not tried
+    pace = pace_of(AUTO, "one", run)
+    assert set(tried) == set(WINDOWS)
+    count = len(tried)
+    assert pace_of(AUTO, "one", run) is pace
+    assert len(tried) == count
+    assert pace_of(AUTO, "another", run) is not pace
