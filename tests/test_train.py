@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from cm3jax.checkpoint import load_run
 from cm3jax.config import CheckpointConfig, MeshConfig, OptimConfig, TrainConfig
 from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
+from cm3jax.report.run_page import is_reported
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.train import make_train_step, train
 from cm3jax.training.loss import Mean
@@ -44,10 +46,18 @@ def test_logs_what_tools_read(finished):
 
 
 def test_a_finished_run_is_not_trained_again(finished, capsys):
+    """But a report that it was killed before is written; once."""
     config, state = finished
+    report = Path(config.workdir) / "report.html"
+    assert is_reported(config.workdir, 8)
+    report.unlink()
     again = train(learner(config))
     assert "finished already, nothing to train" in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, again, state)
+    assert is_reported(config.workdir, 8)
+    written = report.stat()
+    train(learner(config))
+    assert report.stat() == written
 
 
 @pytest.mark.slow
@@ -153,7 +163,9 @@ def test_the_watchdog_shows_where_a_step_hangs(tmp_path, monkeypatch, capfd):
     assert not capfd.readouterr().err  # and the dog sleeps
 
 
-@pytest.mark.parametrize(("mesh", "parts"), [((1, 1, 1), 4), ((2, 2, 2), 2)])
+@pytest.mark.parametrize(
+    ("mesh", "parts"), [((1, 1, 1), 4), pytest.param((2, 2, 2), 2, marks=pytest.mark.slow)]
+)
 def test_accumulated_parts_make_the_same_update(mesh, parts):
     """Also where rows have very different weights, so that a mean of means would be wrong."""
     batch = next(tiny.Rows(16, 16).batches(Position())).data

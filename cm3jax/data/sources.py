@@ -23,8 +23,8 @@ import bisect
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
@@ -175,6 +175,26 @@ def _texts(record: RawRecord) -> tuple[str, ...]:
     return tuple(part for part in record.segments if isinstance(part, str))
 
 
+def _drawn_record(
+    record: Mapping[str, Any],
+    segments: tuple[str | np.ndarray, ...],
+    subjects: Iterable[bytes],
+    looks: tuple[str, ...] = (),
+) -> RawRecord:
+    """A record of a dataset that this project draws, from the features that all of them have."""
+    return RawRecord(
+        key=record["key"].decode(),
+        segments=segments,
+        hash=digest(*segments),
+        kind=record["kind"].decode(),
+        subjects=tuple(name.decode() for name in subjects),
+        source=record["source"].decode(),
+        licence=record["licence"].decode(),
+        held_out=record["kind"] == b"memory",
+        looks=looks,
+    )
+
+
 class EmblemsSource:
     """A split of the prepared `emblems`."""
 
@@ -189,17 +209,7 @@ class EmblemsSource:
         parts = {"t": iter(record["texts"]), "i": iter(record["images"])}
         segments = tuple(next(parts[mark]) for mark in record["order"].decode())
         segments = tuple(s.decode() if isinstance(s, bytes) else s for s in segments)
-        raw = RawRecord(
-            key=record["key"].decode(),
-            segments=segments,
-            hash=digest(*segments),
-            kind=record["kind"].decode(),
-            subjects=tuple(name.decode() for name in record["emblems"]),
-            source=record["source"].decode(),
-            licence=record["licence"].decode(),
-            held_out=record["kind"] == b"memory",
-        )
-        return _require_quality(raw, self._data)
+        return _require_quality(_drawn_record(record, segments, record["emblems"]), self._data)
 
     def texts(self, index: int) -> tuple[str, ...]:
         """The texts of a record, under the same rules."""
@@ -234,17 +244,8 @@ class EmojiSource:
         record = self._records[index]
         segments = (record["text"].decode(), record["image"])
         things = EmojiScene.from_json(record["scene"].decode()).things
-        raw = RawRecord(
-            key=record["key"].decode(),
-            segments=segments,
-            hash=digest(*segments),
-            kind=record["kind"].decode(),
-            subjects=tuple(noun.decode() for noun in record["subjects"]),
-            source=record["source"].decode(),
-            licence=record["licence"].decode(),
-            held_out=record["kind"] == b"memory",
-            looks=tuple(f"{one.noun}, {one.style}, {one.size}" for one in things),
-        )
+        looks = tuple(f"{one.noun}, {one.style}, {one.size}" for one in things)
+        raw = _drawn_record(record, segments, record["subjects"], looks)
         return _require_quality(raw, self._data)
 
     def texts(self, index: int) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cm3jax import partition
-from cm3jax.config import DecoderConfig, Experiment
+from cm3jax.config import DecoderConfig, Experiment, LossConfig
 from cm3jax.data.cm3_rows import CorpusRows, RowsConfig
 from cm3jax.data.document_probe import document_probes
 from cm3jax.data.pipeline import CorpusStream, HostBatch, Stream
@@ -17,8 +17,8 @@ from cm3jax.model import embeddings
 from cm3jax.model.decoder import Decoder
 from cm3jax.sequence.rows import Batch
 from cm3jax.sequence.vocab import Vocab
-from cm3jax.shapes import AnyArray, Array, Int, Key
-from cm3jax.training.loss import LossOutput, chunks_for, next_token_loss, token_losses
+from cm3jax.shapes import AnyArray, Array, Float, Int, Key
+from cm3jax.training.loss import LossOutput, Mean, chunks_for, next_token_loss, token_losses
 from cm3jax.training.metrics import StepCost
 from cm3jax.training.precision import quantised
 
@@ -75,20 +75,13 @@ class DecoderLearner:
 
         A z-loss is added as the config says; dropout applies only in training.
         """
-        variables = {"params": params}
-        drop = key if training and self.experiment.model.dropout else None
-        kind = self.experiment.model.quantised if training else ""
+        e, variables = self.experiment, {"params": params}
+        drop = key if training and e.model.dropout else None
+        kind = e.model.quantised if training else ""
         model: Any = quantised(self.model, kind)
         hidden = model.apply(variables, batch.tokens, batch.positions, batch.segments, drop)
-        losses = token_losses(
-            embeddings.logits,
-            embeddings.head_of(params, self.experiment.model),
-            hidden,
-            batch.targets,
-            chunks_here(batch.targets, self.vocab),
-        )
-        loss, metrics = next_token_loss(
-            losses, batch.targets, batch.weights, self.vocab, self.experiment.loss
+        loss, metrics = loss_of_targets(
+            params, hidden, batch.targets, batch.weights, self.vocab, e.model, e.loss
         )
         return LossOutput(loss, metrics, extra)
 
@@ -129,8 +122,22 @@ def flops_per_token(config: DecoderConfig, vocab_size: int) -> float:
     return 6.0 * weights + 12.0 * attention
 
 
-def chunks_here(targets: Int[AnyArray, "B L"], vocab: Vocab) -> int:
-    """Pieces per row (`loss.chunks_for`) for a batch on the current mesh."""
+def loss_of_targets(
+    params: Any,
+    hidden: Float[Array, "B L D"],
+    targets: Int[AnyArray, "B L"],
+    weights: Float[AnyArray, "B L"],
+    vocab: Vocab,
+    model: DecoderConfig,
+    config: LossConfig,
+) -> tuple[Float[Array, ""], Mapping[str, Mean]]:
+    """Loss and metrics of final states by the model's table, in pieces that fit the current mesh.
+
+    As `training.loss.next_token_loss`.
+    """
     rows, length = targets.shape
     rows = -(-rows // partition.batch_shards(jax.sharding.get_abstract_mesh()))
-    return chunks_for(rows, length, vocab.size)
+    chunks = chunks_for(rows, length, vocab.size)
+    table = embeddings.head_of(params, model)
+    losses = token_losses(embeddings.logits, table, hidden, targets, chunks)
+    return next_token_loss(losses, targets, weights, vocab, config)

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 from cm3jax.config import DecoderConfig, Experiment
 from cm3jax.data.caption_image import CaptionImageStream, Pairs
 from cm3jax.data.pipeline import Stream
-from cm3jax.learners.decoder import chunks_here
-from cm3jax.model import embeddings
+from cm3jax.learners.decoder import loss_of_targets
 from cm3jax.model.encoder_decoder import EncoderDecoder
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Array, Int, Key
-from cm3jax.training.loss import LossOutput, next_token_loss, token_losses
+from cm3jax.training.loss import LossOutput
 from cm3jax.training.metrics import StepCost
 
 
@@ -75,23 +74,16 @@ class PartiLearner:
 
         A z-loss is added as the config says; dropout applies only in training.
         """
-        variables = {"params": params}
-        drop = key if training and self.experiment.model.dropout else None
+        e, variables = self.experiment, {"params": params}
+        drop = key if training and e.model.dropout else None
         # The decoder starts from `eos` and reads each code to give the next.
         tokens = jnp.pad(batch.codes[:, :-1], ((0, 0), (1, 0)), constant_values=self.vocab.eos)
         there = batch.texts != Vocab.pad
         model = self.model
         forward = nn.apply(EncoderDecoder.__call__, model)
         hidden = forward(variables, batch.texts, there, tokens, drop)
-        losses = token_losses(
-            embeddings.logits,
-            embeddings.head_of(params, self.experiment.model),
-            hidden,
-            batch.codes,
-            chunks_here(batch.codes, self.vocab),
-        )
-        loss, metrics = next_token_loss(
-            losses, batch.codes, batch.weights, self.vocab, self.experiment.loss
+        loss, metrics = loss_of_targets(
+            params, hidden, batch.codes, batch.weights, self.vocab, e.model, e.loss
         )
         return LossOutput(loss, metrics, extra)
 

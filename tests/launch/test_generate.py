@@ -1,3 +1,4 @@
+import collections
 import dataclasses
 import io
 import json
@@ -6,7 +7,6 @@ import os
 import re
 import resource
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from cm3jax.generation.prompts import load_mask
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.takedown import remove
-from launch import contact, gallery, generate
+from launch import contact, env, gallery, generate
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,25 +84,44 @@ def test_pictures_carry_their_recipe_and_are_listed(call):
 
 
 def test_a_prompt_passes_the_files_that_the_map_names(call):
-    """`ARCHITECTURE.md`, "Life of a prompt": its picture is the way, its text names the rest."""
+    """`ARCHITECTURE.md`, "Life of a prompt": its picture is the way, its text names the rest.
+
+    The way is straight: few files call each of them, none of them from further in.
+    """
     folders = ("launch/g", "launch/contact", "cm3jax/generation/", "cm3jax/decode/")
-    called = set()
+    entered = collections.defaultdict(set)
+
+    def place(frame):
+        while frame:
+            path = frame.f_code.co_filename.removeprefix(f"{ROOT}/")
+            if frame.f_code.co_name == "<module>":
+                return None
+            if path.startswith(folders):
+                return path.removeprefix("cm3jax/")
+            frame = frame.f_back
 
     def note(frame, event, _):
-        if frame.f_code.co_name != "<module>":
-            called.add(frame.f_code.co_filename.removeprefix(f"{ROOT}/"))
+        path = frame.f_code.co_filename.removeprefix(f"{ROOT}/")
+        if event == "call" and path.startswith(folders):
+            entered[place(frame)].add(place(frame.f_back))
 
     sys.setprofile(note)
     try:
         call("text", "a red fox", "--samples", "2", "--retrieve", "1", "--docs", "X.PNG")
     finally:
         sys.setprofile(None)
-    passed = {path.removeprefix("cm3jax/") for path in called if path.startswith(folders)}
     life = (ROOT / "ARCHITECTURE.md").read_text().partition("## Life of a prompt")[2]
     _, way, text = life.partition("\n## ")[0].split("```")
     drawn = set(re.findall(r"(?:launch|generation|decode)/\w+\.py", way))
+    passed = entered.keys() - {None}
     assert drawn <= passed
     assert not [path for path in passed - drawn if path.rpartition("/")[2] not in text]
+    layers = ["launch", "generation", "decode"]
+    for path in passed:
+        callers = entered[path] - {path, None}
+        assert len(callers) <= 3, (path, callers)
+        depth = layers.index(path.partition("/")[0])
+        assert all(layers.index(caller.partition("/")[0]) <= depth for caller in callers), path
 
 
 def test_damaged_lines_of_the_log_stay_and_stop_nothing(chain, tmp_path):
@@ -480,15 +499,16 @@ def test_an_unwritable_place_raises_user_error(call, tmp_path):
         call("a fox", out=tmp_path / "file" / "out")
 
 
-def test_the_process_ends_with_code_2(tmp_path):
-    words = ["a fox", "--run", str(tmp_path / "nowhere")]
-    done = subprocess.run(
-        [sys.executable, "-m", "launch.generate", *words], capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert "nowhere" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_the_command_ends_with_code_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(env, "prepare", lambda: None)  # it is for processes of their own
+    monkeypatch.setattr(sys, "argv", ["generate", "a fox", "--run", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit) as ended:
+        env.main(generate.command)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "nowhere" in said
+    assert said.count("\n") == 1
 
 
 def test_attribution_says_what_each_document_did(call, tmp_path):
