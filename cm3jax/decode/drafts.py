@@ -57,7 +57,7 @@ class Drafts:
 
     def chosen(self, sources: Int[Array, "2 B n"]) -> Int[Array, "B n"]:
         """The guesses of each sample's better source."""
-        guesses = jnp.where(self.scores[:, :1] > self.scores[:, 1:], *sources)
+        guesses = jnp.where(self.scores[:, :1] > self.scores[:, 1:], sources[0], sources[1])
         return jnp.maximum(guesses, 0)  # an empty slot has nothing to guess from
 
     def after(

@@ -27,7 +27,7 @@ def write_emblem_bank(path: Path, generator: Generator, emblems: int = 6) -> Non
     found = [example("bank", row, size=32) for n in range(emblems) for row in bank_documents(n)]
     shown = [Document(*one.segments) for one in found]
     known = [(one.key, one.source, one.licence) for one in found]
-    shown.append(Document(f"the {HOSTILE} emblem", shown[0].image))
+    shown.append(Document(f"the {HOSTILE} emblem", *shown[0].segments[1:]))
     known.append(("hostile", HOSTILE, HOSTILE))
     rows = [
         BankDocument(
