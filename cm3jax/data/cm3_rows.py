@@ -22,9 +22,10 @@ from cm3jax.data.packing import (
 )
 from cm3jax.errors import UserError
 from cm3jax.retrieval.bank import Bank
-from cm3jax.retrieval.bank_files import BankDocument
+from cm3jax.retrieval.bank_files import BankDocument, content_hash
 from cm3jax.retrieval.select import NONE
 from cm3jax.sequence.rows import Batch, Samples, build_rows, build_stream_rows
+from cm3jax.shapes import Bool, Int
 
 _WAYS = {"whole": (plan_block, build_rows), "stream": (plan_stream_block, build_stream_rows)}
 """How each kind of `data.rows` is planned and built."""
@@ -67,6 +68,18 @@ class RowsConfig:
         )
 
 
+def _own(
+    corpus: Corpus, bank: Bank, records: Int[np.ndarray, " B"], documents: Int[np.ndarray, " B"]
+) -> Bool[np.ndarray, " B"]:
+    """Which of the bank's documents are their record, or have its picture."""
+    found = np.zeros(len(records), bool)
+    for place, (record, row) in enumerate(zip(records.tolist(), documents.tolist(), strict=True)):
+        one = corpus.document(record)
+        same = bank.content[row] == np.uint64(content_hash(one.ids))
+        found[place] = same or row in bank.showing(one.pictures)
+    return found
+
+
 class CorpusRows:
     """A corpus with its bank; the rows of all blocks of all epochs follow one another.
 
@@ -94,6 +107,7 @@ class CorpusRows:
             corpus.scores[:, :, asked],
             self._documents.lengths,
             corpus.answers,
+            None if bank is None else functools.partial(_own, corpus, bank),
         )
         self._plan, self._build = _WAYS[config.rows]
         if self._build is not build_rows and corpus.answers is not None:

@@ -45,9 +45,10 @@ def document_probes(rows: CorpusRows, batch: int, share: slice) -> dict[str, lis
     stands in front of them.
 
     That is `none`, `retrieved` documents (by the record's text), `wrong` ones (retrieved for a
-    record of other subjects) and, where the corpus names subjects, `right` ones (of the same
-    subject). Nothing is masked, and documents have no weight, so that `loss_image` of a batch is
-    the nats per code of the true pictures. Empty where records are shown no documents, or are cut.
+    record of other subjects with another picture) and, where the corpus names subjects, `right`
+    ones (of the same subject). Nothing is masked, and documents have no weight, so that
+    `loss_image` of a batch is the nats per code of the true pictures. Empty where records are shown
+    no documents, or are cut.
     """
     whole = rows.config.rows == "whole" and rows.corpus.answers is None
     if rows.bank is None or not whole or not rows.config.documents:
@@ -56,10 +57,11 @@ def document_probes(rows: CorpusRows, batch: int, share: slice) -> dict[str, lis
     if not records:
         return {}
     retrieved, subjects = _retrieved(rows, records), _subjects(rows, records)
+    pictures = [frozenset(rows.corpus.document(record).pictures) for record in records]
     shown = {
         "none": np.full_like(retrieved, NONE),
         "retrieved": retrieved,
-        "wrong": retrieved[_others(subjects)],
+        "wrong": retrieved[_others(subjects, pictures)],
     }
     found = {kind: _batches(rows, records, ids, batch, share) for kind, ids in shown.items()}
     right = _right(rows, records, subjects)
@@ -92,13 +94,15 @@ def _subjects(rows: CorpusRows, records: Sequence[int]) -> list[frozenset[str]]:
     return [frozenset(rows.corpus.document(record).subjects) for record in records]
 
 
-def _others(subjects: Sequence[frozenset[str]]) -> list[int]:
-    """For each record the next one that shares no subject with it, or else the next one."""
+def _others(subjects: Sequence[frozenset[str]], pictures: Sequence[frozenset[str]]) -> list[int]:
+    """For each record the next one that shares neither a subject nor a picture with it, or else the
+    next one with another picture, or else the next one."""
     count = len(subjects)
     out = []
-    for place, own in enumerate(subjects):
+    for place, (own, shown) in enumerate(zip(subjects, pictures, strict=True)):
         ahead = [(place + step) % count for step in range(1, count)] or [place]
-        out.append(next((other for other in ahead if not own & subjects[other]), ahead[0]))
+        apart = [other for other in ahead if not shown & pictures[other]] or ahead
+        out.append(next((other for other in apart if not own & subjects[other]), apart[0]))
     return out
 
 

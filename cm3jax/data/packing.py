@@ -10,6 +10,7 @@ the block's last row is not full.
 import bisect
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from cm3jax.sequence.fit import answer_masks, documents_shown, fit_samples, rese
 from cm3jax.sequence.prng import PrngStream
 from cm3jax.sequence.rows import Places
 from cm3jax.sequence.spans import mask_counts
-from cm3jax.shapes import Float, Int
+from cm3jax.shapes import Bool, Float, Int
 
 ELSEWHERE = (
     "Give the data that it was trained on, or another --workdir, or begin the epoch again by "
@@ -73,6 +74,11 @@ class LengthTable:
     """Ids of every document of the bank."""
     answers: Int[np.ndarray, "M 3"] | None = None
     """Where each record's answer stands, if they have one (`cm3jax.tasks.example.Answer`)."""
+    own: Callable[[Int[np.ndarray, " B"], Int[np.ndarray, " B"]], Bool[np.ndarray, " B"]] | None = (
+        None
+    )
+    """Which of some records would be shown themselves, or their own picture, by a document of the
+    bank each; None without a bank."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -267,7 +273,10 @@ def _shown(
         words = prng.bits(np, seed, epoch, records, PrngStream.WRONG_DOCUMENTS, 2)
         others = np.asarray(prng.below(np, words[:, 1], len(table.lengths)), np.int64)
         wrong = _drawn(table, others, seed, epoch, 1).ids[:, 0]
-        chosen = prng.chance(np, words[:, 0], config.wrong_documents)
+        chosen = np.asarray(prng.chance(np, words[:, 0], config.wrong_documents))
+        asked = np.flatnonzero(chosen & (wrong != NONE))
+        if table.own is not None and len(asked):
+            chosen[asked] = ~table.own(records[asked], wrong[asked])
         drawn = with_wrong(np, drawn, wrong, chosen)
     count = documents_shown(np, seed, epoch, records, documents, config)
     ids = np.where(np.arange(drawn.ids.shape[1]) < count[:, None], drawn.ids, NONE)

@@ -19,7 +19,8 @@ from cm3jax.data.changes import SourceState, say_why_again
 from cm3jax.data.corpus import Corpus, CorpusDocument, CorpusWriter, Shard, mixture_part
 from cm3jax.data.quality import RULES, idle_rules, require_quality
 from cm3jax.data.shard_jobs import marks
-from cm3jax.data.task_cases import Cases, DatedCases, open_cases
+from cm3jax.data.task_cases import Cases, DatedCases, FileCases, open_cases
+from cm3jax.data.tfds_tasks import TfdsCases
 from cm3jax.data.tokenize import fitting_vocab
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
@@ -27,7 +28,7 @@ from cm3jax.io.folders import hold, real
 from cm3jax.io.texts import printable, require_unicode, shorten
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.tasks.example import Answer, TaskDocument, to_document
-from cm3jax.tasks.task import Case, Derived, Filled, Skipped, choose_template
+from cm3jax.tasks.task import Case, Derived, Filled, Overlay, Skipped, choose_template
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, load_with_size
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
@@ -91,6 +92,8 @@ def _corpus(
         *(writer.path, writer.outdated(), lambda: state, size, folder),
         lambda line: report(f"{name}, {split}: {line}"),
     )
+    if isinstance(cases, FileCases | TfdsCases) and cases.note:
+        report(f"{name}, {split}: {cases.note}")
     starts = range(0, max(1, len(cases)), size)  # one shard may be empty
     spans = [range(i, min(i + size, len(cases))) for i in starts]
     for number, span in enumerate(spans):
@@ -199,6 +202,10 @@ class _Maker:
                 case Derived(path, by):
                     picture = load_with_size(path, data.image_size)
                     pictures.append(by(picture.pixels))
+                    sizes.append((picture.width, picture.height))
+                case Overlay(path, over):
+                    picture = load_with_size(path, data.image_size, over)
+                    pictures.append(picture.pixels)
                     sizes.append((picture.width, picture.height))
                 case epath.Path():
                     picture = load_with_size(part, data.image_size)

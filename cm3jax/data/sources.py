@@ -45,7 +45,7 @@ from cm3jax.data.splits import split_records
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
 from cm3jax.shapes import Int, UInt8
-from cm3jax.tokenizers.image_tokenizer import load_picture
+from cm3jax.tokenizers.image_tokenizer import load_with_size
 
 GENERATED = ("emblems", "emoji")
 """Sources that are functions of the options, written under `data.raw`."""
@@ -314,7 +314,8 @@ class ItemSource:
         if not isinstance(mask, epath.Path):
             return (np.zeros((size, size), np.uint8),)
         try:
-            return (load_picture(mask, size)[..., 0],)
+            (picture,) = (part for part in item.parts if isinstance(part, epath.Path))
+            return (load_with_size(mask, size, picture).pixels[..., 0],)
         except UserError as error:
             raise BadRecord(item.key, f"{item.where}: {error}") from None
 

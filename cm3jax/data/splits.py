@@ -1,6 +1,7 @@
 """Which records of a source without splits of its own are for training, validation and the bank.
 
-What a record or the settings say is done. Of the rest, pictures or subjects are held back for
+What a record or the settings say is done, then what its file is named for, unless all of them are
+named for validation. Of the rest, pictures or subjects are held back for
 validation, not records: whatever shares one with a record for validation is for validation, too.
 """
 
@@ -47,13 +48,17 @@ def split_records(readers: Sequence[Reader], data: DataConfig, seed: int) -> Spl
     More than `data.records` for training are cut to a sample by the seed. Raises `UserError` where
     subjects are to be held back and no record names any.
     """
-    given, pictures, subjects = array.array("b"), _Marks(), _Marks()
+    given, usual = array.array("b"), array.array("b")
+    pictures, subjects = _Marks(), _Marks()
     for facts in (facts for reader in readers for facts in reader.facts()):
         number = len(given)
         given.append(_NAMES.index(facts.split or _by_pattern(facts.key, data)))
+        usual.append(_NAMES.index(facts.usual))
         pictures.add(number, facts.pictures or (f"\0{number}",))
         subjects.add(number, facts.subjects)
-    split = np.frombuffer(given, np.int8) if given else np.zeros(0, np.int8)
+    split, named = np.asarray(given, np.int8), np.asarray(usual, np.int8)
+    if (named != _VALIDATION).any():
+        split = np.where(split == _FREE, named, split)
     held = split == _VALIDATION
     if not held.any():
         by = subjects if data.hold_back == "subjects" else pictures

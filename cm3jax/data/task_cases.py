@@ -14,8 +14,10 @@ from cm3jax.data.tfds_tasks import TfdsCases
 from cm3jax.emblems.task_cases import NAMES, asked
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
+from cm3jax.sequence import prng
+from cm3jax.shapes import Int
 from cm3jax.tasks import READERS
-from cm3jax.tasks.task import Case, Derived, Skipped, Value
+from cm3jax.tasks.task import Case, Derived, Overlay, Skipped, Value
 
 _TFDS = "tfds:"
 
@@ -64,6 +66,8 @@ class FileCases:
     """Cases as a data set's own annotation files say, with the paths of their pictures."""
 
     cases: Sequence[Case | Skipped]
+    note: str = ""
+    """What a user should know of them."""
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -78,7 +82,7 @@ class FileCases:
 
 def open_cases(name: str, folder: str, split: str, data: DataConfig, seed: int) -> Cases:
     """The cases of a data set. Emblems give `data.records` of them, and a fiftieth of that for
-    validation; a folder gives all that its files have, in training the first `data.records`. A
+    validation; a folder gives all that its files have, in training a sample of `data.records`. A
     folder `tfds:NAME/CONFIG:VERSION` is a dataset of tensorflow-datasets in `data.raw`.
 
     Raises `UserError` for an unknown name and for a folder without the data set's files.
@@ -91,11 +95,21 @@ def open_cases(name: str, folder: str, split: str, data: DataConfig, seed: int) 
     if name not in READERS:
         raise UserError(f"there is no data set {name!r}; there are {', '.join(READERS)}.")
     if folder.startswith(_TFDS):
-        most = data.records if split == "train" else None
-        dataset = folder.removeprefix(_TFDS)
-        return TfdsCases(name, dataset, split, data.raw, data.image_size, most)
+        cases = TfdsCases(name, folder.removeprefix(_TFDS), split, data.raw, data.image_size)
+        return cases.some(*_sample(len(cases), data, seed)) if split == "train" else cases
     cases = list(READERS[name](epath.Path(folder), split))
-    return FileCases(cases[: data.records] if split == "train" else cases)
+    if split != "train":
+        return FileCases(cases)
+    numbers, note = _sample(len(cases), data, seed)
+    return FileCases([cases[number] for number in numbers.tolist()], note)
+
+
+def _sample(count: int, data: DataConfig, seed: int) -> tuple[Int[np.ndarray, " M"], str]:
+    """The numbers of at most `data.records` cases, drawn by the seed, in order; and what to say."""
+    if count <= data.records:
+        return np.arange(count), ""
+    note = f"a sample of {data.records} of {count} cases; a larger data.records takes more"
+    return np.sort(prng.permutation(seed, 0, count)[: data.records]), note
 
 
 def _made(case: Case | Skipped) -> Made:
@@ -114,5 +128,5 @@ def _states(value: Value) -> Iterator[str | np.ndarray]:
                 yield from _states(part)
         case str() | np.ndarray():
             yield value
-        case Derived(path, _) | (epath.Path() as path):
+        case Derived(path, _) | Overlay(path, _) | (epath.Path() as path):
             yield f"{path.name} {file_mark(path)}"

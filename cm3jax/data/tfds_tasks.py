@@ -6,7 +6,8 @@
 codes without their names: that one is read from its own files.
 """
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from cm3jax.data.changes import Made
 from cm3jax.data.readers.datasets import TfdsSplit
 from cm3jax.data.readers.items import BadRecord, first_text
 from cm3jax.errors import UserError
-from cm3jax.shapes import UInt8
+from cm3jax.shapes import Int, UInt8
 from cm3jax.tasks import captions, grounded, structure
 from cm3jax.tasks.edges import canny, scribble
 from cm3jax.tasks.records import BadCase, sound
@@ -36,11 +37,11 @@ class TfdsCases:
     Raises `UserError` for another data set of tasks, and for a dataset that can't be read.
     """
 
-    def __init__(
-        self, name: str, dataset: str, split: str, data_dir: str, size: int, most: int | None = None
-    ):
-        """`dataset` is named with its version, as `TfdsSplit` wants it; `size` is the pictures',
-        `most` the number of cases to stop at."""
+    note = ""
+    """What a user should know of them."""
+
+    def __init__(self, name: str, dataset: str, split: str, data_dir: str, size: int):
+        """`dataset` is named with its version, as `TfdsSplit` wants it; `size` is the pictures'."""
         if name not in _MAKERS:
             raise UserError(
                 f"{name} is not read from tensorflow-datasets, which {', '.join(_MAKERS)} are; "
@@ -51,14 +52,19 @@ class TfdsCases:
         self._split = TfdsSplit(dataset, "val" if short else split, data_dir)
         self._size = size
         self._task, self._each, self._make = _MAKERS[name]
-        count = self._each * len(self._split)
-        self._count = count if most is None else min(count, most)
+        self._numbers: Sequence[int] = range(self._each * len(self._split))
+
+    def some(self, numbers: Int[np.ndarray, " M"], note: str) -> "TfdsCases":
+        """Only the cases of these numbers, with a note on why."""
+        part = copy.copy(self)
+        part._numbers, part.note = numbers.tolist(), note
+        return part
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._numbers)
 
     def __getitem__(self, index: int) -> Case | Skipped:
-        place, which = divmod(index, self._each)
+        place, which = divmod(self._numbers[index], self._each)
         key = self._key(index)
         try:
             record = self._split.record(place)
@@ -74,11 +80,12 @@ class TfdsCases:
     def made(self, span: range) -> list[Made]:
         """The state of the dataset's files."""
         return [
-            Made(self._key(index), self._split.made(index // self._each).state) for index in span
+            Made(self._key(index), self._split.made(self._numbers[index] // self._each).state)
+            for index in span
         ]
 
     def _key(self, index: int) -> str:
-        place, which = divmod(index, self._each)
+        place, which = divmod(self._numbers[index], self._each)
         return f"image-{place}-{which}" if self._each > 1 else f"image-{place}"
 
     def boxes(self, record: Mapping[str, Any]) -> list[grounded.Box]:

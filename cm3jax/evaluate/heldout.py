@@ -19,7 +19,7 @@ from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.heldout_records import HeldOut, Judged, drawn_rows, held_out
 from cm3jax.evaluate.nearest import cells, nearest_pictures
 from cm3jax.evaluate.protocol import PromptSet, Protocol, Score, stamp
-from cm3jax.evaluate.reconstruction import frechet_score, picture_figures
+from cm3jax.evaluate.reconstruction import figure_protocol, frechet_score, picture_figures
 from cm3jax.evaluate.results import Cell, Chosen, Figure
 from cm3jax.generation.answers import image_of
 from cm3jax.generation.prompts import picture_prompt
@@ -273,7 +273,9 @@ class HeldOutExam(Exam):
         seen = [fit_picture(image, encoder.config) for image in images]
         values["clip"] = (texts * encoder.encode_images(seen)).sum(1)
         for figure, each in values.items():
-            protocol = self._protocol(k, how, "none", drawn)
+            protocol = figure_protocol(
+                figure, self._protocol(k, how, "none", drawn), self._asked.lpips
+            )
             self.keep(f"{figure}.{name}", Score.mean(each.tolist(), protocol))
         reader = f"nearest of {len(self._cells)} pictures, by the mean colours of cells"
         right = nearest_pictures(images, self._cells) == self._owner

@@ -158,7 +158,7 @@ def sampling(
     `decode` is None where nothing is drawn, `retrieval` where no documents are searched for. A new
     field of a config is in every stamp by itself, unless `_NEUTRAL` names it.
     """
-    parts = {"decode": decode, "retrieval": retrieval}
+    parts = {"decode": decode and _without_idle(decode), "retrieval": retrieval}
     settings = {
         f"{part}.{name}": list(value) if isinstance(value, tuple) else value
         for part, config in parts.items()
@@ -176,6 +176,16 @@ def sampling(
     }
 
 
+def _without_idle(decode: DecodeConfig) -> DecodeConfig:
+    """The config with the usual numbers where others set them out of force, so that scores are told
+    apart only by what can change a sample."""
+    contrast = ("contrast_k", "contrast_alpha", "contrast_temperature")
+    idle = contrast if decode.contrast == "none" else ()
+    idle = (*idle, "temperature") if decode.temperature_range else idle
+    return dataclasses.replace(decode, **{name: getattr(_USUAL, name) for name in idle})
+
+
+_USUAL = DecodeConfig()
 NO_SAMPLING: dict[str, Any] = {"sampler": "none", "guidance": 1.0, "settings": {}}
 """The fields of `sampling` where nothing is drawn."""
 UNKNOWN_SAMPLING = {"sampler": NOT_KNOWN, "guidance": 1.0, "settings": None}

@@ -21,7 +21,13 @@ from cm3jax.emoji.reader import EmojiReader
 from cm3jax.evaluate import chance, fid
 from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.fid import Frechet
-from cm3jax.evaluate.protocol import PromptSet, Protocol, Score, stamp
+from cm3jax.evaluate.protocol import (
+    PromptSet,
+    Protocol,
+    Score,
+    stamp,
+    tree_fingerprint,
+)
 from cm3jax.learners import vqgan
 from cm3jax.learners.vqgan import VQGANLearner
 from cm3jax.shapes import Bool, Float, Int, UInt8
@@ -75,7 +81,8 @@ def evaluate_reconstruction(
     scores: dict[str, Score] = {}
     for label, mine in _slices(labels):
         for name, values in figures.items():
-            scores[f"{name}.{label}"] = Score.mean(values[mine].tolist(), protocol)
+            own = figure_protocol(name, protocol, lpips)
+            scores[f"{name}.{label}"] = Score.mean(values[mine].tolist(), own)
         scores |= _usage(codes[mine], experiment.vqgan.codes, label, protocol)
         if features is not None and mine.sum() >= _FEWEST:
             real, made = features
@@ -166,6 +173,14 @@ def picture_figures(
         found = measure(*(np.pad(part, fill) for part in pair))
         parts.append({name: np.asarray(value)[: len(pair[0])] for name, value in found.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def figure_protocol(name: str, protocol: Protocol, lpips: epath.PathLike) -> Protocol:
+    """The stamp of one of `picture_figures`: that of LPIPS names its network's weights."""
+    if name != "lpips":
+        return protocol
+    network = f"LPIPS of VGG16, weights {tree_fingerprint(load_lpips(lpips))}"
+    return dataclasses.replace(protocol, extractor=network)
 
 
 def _usage(

@@ -28,14 +28,12 @@ from cm3jax.tasks.records import (
     to_cases,
 )
 from cm3jax.tasks.task import Case, Task
-from cm3jax.tokenizers.image_tokenizer import picture_head
+from cm3jax.tokenizers.image_tokenizer import MIRRORED, picture_head
 
 GRID = 256
 """Places along one side of a picture."""
 MOST = 8
 """Boxes of a case; of more, the largest."""
-_MIRRORED = 4
-"""EXIF's orientations up to this keep width and height, those above exchange them."""
 _VISIBLE = 0.25  # of a box must be inside the square, or it is left out
 
 GROUNDED = Task(
@@ -134,7 +132,7 @@ def turned(
         left, right = width - right, width - left
     if orientation in (3, 4, 6, 7):
         top, bottom = height - bottom, height - top
-    if orientation > _MIRRORED:
+    if orientation > MIRRORED:
         return (top, left, bottom, right), (height, width)
     return (left, top, right, bottom), (width, height)
 
@@ -196,7 +194,7 @@ def _coco_like(
         picture = inside(pictures, image["file_name"])
         size = (image["width"], image["height"])
         stored, turn = _head(picture)
-        if size == stored[::-1] != stored and turn > _MIRRORED:
+        if size == stored[::-1] != stored and turn > MIRRORED:
             turn = 1  # measured on the picture as it is shown
         boxes = largest([box(thing, size, turn) for thing in things.get(number, [])])
         told = [text for text in captions.get(number, ()) if text.strip()]

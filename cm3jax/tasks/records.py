@@ -153,15 +153,21 @@ def inside(folder: epath.Path, name: Any) -> epath.Path:
 def majority(answers: Any) -> str:
     """The most frequent answer, of equally frequent ones the first.
 
-    An answer is a text, or an object with one in `answer`; null and empty ones do not count. A
-    single one may stand without a list.
+    An answer is a text or a number, or an object with one in `answer`; null and empty ones do not
+    count. A single one may stand without a list.
     """
     every = answers if isinstance(answers, list | tuple) else [answers]
-    texts = [one.get("answer") if isinstance(one, dict) else one for one in every]
+    found = [one.get("answer") if isinstance(one, dict) else one for one in every]
+    texts = [str(one) if _is_number(one) else one for one in found]
     given = [sound(text) for text in texts if isinstance(text, str) and text.strip()]
     if not given:
         raise BadCase("it has no answer")
     return Counter(given).most_common(1)[0][0]
+
+
+def _is_number(value: Any) -> bool:
+    finite = isinstance(value, int | float) and value - value == 0
+    return finite and not isinstance(value, bool)
 
 
 def held_back(records: Iterable[Any], split: str) -> list[Any]:

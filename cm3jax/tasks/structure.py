@@ -11,7 +11,7 @@ from etils import epath
 from cm3jax.tasks.captions import coco_captions
 from cm3jax.tasks.edges import canny, scribble
 from cm3jax.tasks.records import Read, held_back, inside, json_lines, text_of, to_cases
-from cm3jax.tasks.task import Case, Derived, Skipped, Task
+from cm3jax.tasks.task import Case, Derived, Overlay, Skipped, Task
 
 
 def _task(name: str, what: str) -> Task:
@@ -36,17 +36,21 @@ NORMALS = _task("normals", "3D norm features")
 
 def given_maps(task: Task, folder: epath.Path, split: str) -> Iterator[Read]:
     """`prompt.json`, lines of `{"source": MAP, "target": PICTURE, "prompt": CAPTION}`, and the
-    files that they name (github.com/lllyasviel/ControlNet, docs/train.md)."""
+    files that they name (github.com/lllyasviel/ControlNet, docs/train.md). All maps of a picture
+    are in one split."""
 
     def make(key: str, record: Any) -> Case:
-        values = {
-            "caption": text_of(record, "prompt"),
-            "image": inside(folder, record["source"]),
-            "answer": inside(folder, record["target"]),
-        }
+        caption = text_of(record, "prompt")
+        source, target = (inside(folder, record[name]) for name in ("source", "target"))
+        values = {"caption": caption, "image": Overlay(source, target), "answer": target}
         return Case(key, task, values)
 
-    return to_cases(held_back(json_lines(folder / "prompt.json"), split), make)
+    pictures: dict[str, list[tuple[str, Any]]] = {}
+    for key, record in json_lines(folder / "prompt.json"):
+        target = record.get("target") if isinstance(record, dict) else None
+        pictures.setdefault(target if isinstance(target, str) else key, []).append((key, record))
+    chosen = held_back(pictures.values(), split)
+    return to_cases((line for group in chosen for line in group), make)
 
 
 def _from_coco(

@@ -34,8 +34,17 @@ class Derived:
     """From uint8 pixels [Y, X, 3] to such pixels."""
 
 
-Picture: TypeAlias = np.ndarray | epath.Path | Derived
-"""Pixels, uint8 [Y, X, 3], the file that has them, or what is computed from one."""
+@dataclasses.dataclass(frozen=True)
+class Overlay:
+    """A picture that was drawn over another one, and is turned with it."""
+
+    path: epath.Path
+    over: epath.Path
+
+
+Picture: TypeAlias = np.ndarray | epath.Path | Derived | Overlay
+"""Pixels, uint8 [Y, X, 3], the file that has them, or what is computed from one or drawn over it.
+"""
 Value: TypeAlias = str | Picture | tuple[str | Picture, ...]
 """The value of a field: a text, a picture, or the segments of a story."""
 Part: TypeAlias = str | Picture | Mark

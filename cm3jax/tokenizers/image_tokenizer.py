@@ -15,7 +15,14 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 from etils import epath
-from PIL.Image import Resampling
+from PIL.Image import Resampling, Transpose
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    IMAGELENGTH,
+    IMAGEWIDTH,
+    PHOTOMETRIC_INTERPRETATION,
+    TiffImageFile,
+)
 
 from cm3jax.config import VQGANConfig, identity
 from cm3jax.errors import UserError
@@ -111,6 +118,19 @@ _UNDEFINED = {"F": "floating-point numbers", "LAB": "CIE L*a*b* colours"}
 """Modes whose black and white, or whose white point, a file does not give."""
 
 
+MIRRORED = 4
+"""EXIF's orientations up to this keep width and height, those above exchange them."""
+_TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Picture:
     """A picture file's content, ready to be encoded."""
@@ -122,16 +142,18 @@ class Picture:
     """Pixels down in the file."""
 
 
-def decode_picture(content: bytes, size: int) -> Picture:
+def decode_picture(content: bytes, size: int, over: epath.PathLike | None = None) -> Picture:
     """Decode and `preprocess` the content of a picture file of any kind that Pillow knows.
 
+    `over` is the picture that this one was drawn over, as its mask or map: it is turned with that.
     Raises `ValueError`, with the reason, if it is not a picture, is cut off, has no brightness that
     its file defines (see `to_rgb`), or has more than `MOST_PIXELS` pixels, which are not decoded
     then.
     """
     with _opened(content) as image:
-        width, height = image.size
-        return Picture(preprocess(image, size), width, height)
+        width, height = _stored_size(image)
+        shown = image if over is None else _turned_with(image, epath.Path(over))
+        return Picture(preprocess(shown, size), width, height)
 
 
 def decode_whole(content: bytes) -> UInt8[np.ndarray, "Y X 3"]:
@@ -143,7 +165,7 @@ def decode_whole(content: bytes) -> UInt8[np.ndarray, "Y X 3"]:
 def picture_size(content: bytes) -> tuple[int, int]:
     """Width and height from the head of a picture file, as stored; `ValueError` if it has none."""
     with _opened(content) as image:
-        return image.size
+        return _stored_size(image)
 
 
 def picture_head(path: epath.Path) -> tuple[tuple[int, int], int]:
@@ -153,7 +175,7 @@ def picture_head(path: epath.Path) -> tuple[tuple[int, int], int]:
     """
     require_regular(path)
     with path.open("rb") as file, _opened(file) as image:
-        return image.size, _turn(image)
+        return _stored_size(image), _turn(image)
 
 
 def orientation(content: bytes) -> int:
@@ -165,12 +187,35 @@ def orientation(content: bytes) -> int:
         return _turn(image)
 
 
+def _stored_size(image: PIL.Image.Image) -> tuple[int, int]:
+    """Width and height as stored: of a TIFF, Pillow gives those that it will have when turned."""
+    if not isinstance(image, TiffImageFile):
+        return image.size
+    return image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
+
+
 def _turn(image: PIL.Image.Image) -> int:
     try:
         found = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
     except Exception:  # a broken block says nothing, as in `to_rgb`
         return 1
     return found if found in range(1, 9) else 1
+
+
+def _turned_with(image: PIL.Image.Image, over: epath.Path) -> PIL.Image.Image:
+    """A map turned as EXIF says to turn the picture that it was drawn over.
+
+    Tools draw over the pixels of a file; what has the size of the picture as it is shown was drawn
+    over that, and what says itself how to turn it is turned so.
+    """
+    try:
+        stored, turn = picture_head(over)
+    except (OSError, ValueError):  # what is wrong with it is said where it is read
+        return image
+    shown = stored[::-1] if turn > MIRRORED else stored
+    if turn == 1 or _turn(image) != 1 or image.size == shown != stored:
+        return image
+    return image.transpose(_TURNS[turn])
 
 
 @contextlib.contextmanager
@@ -209,9 +254,9 @@ def load_picture(path: epath.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]:
     return load_with_size(path, size).pixels
 
 
-def load_with_size(path: epath.PathLike, size: int) -> Picture:
-    """`load_picture` with the size that the file has."""
-    return _load(path, lambda content: decode_picture(content, size))
+def load_with_size(path: epath.PathLike, size: int, over: epath.PathLike | None = None) -> Picture:
+    """`load_picture` with the size that the file has; `over` is as in `decode_picture`."""
+    return _load(path, lambda content: decode_picture(content, size, over))
 
 
 def load_whole(path: epath.PathLike) -> UInt8[np.ndarray, "Y X 3"]:
@@ -259,11 +304,12 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     Raises `ValueError`, with the reason, for pixels whose black and white no file defines:
     floating-point numbers, and integers outside of 16 bits.
     """
+    white, inverted = _grey_range(image)
     # A broken EXIF block says nothing about the pixels, so they are taken as they are.
     with contextlib.suppress(Exception):
         image = PIL.ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        return _from_16_bits(image)
+        return _from_16_bits(image, white, inverted)
     if image.mode in _UNDEFINED:
         raise Unfit(
             f"the picture's pixels are {_UNDEFINED[image.mode]} (mode {image.mode}), which no file "
@@ -271,13 +317,22 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         )
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = PIL.Image.new("RGBA", image.size, "white")
-        image = PIL.Image.alpha_composite(white, image)
+        ground = PIL.Image.new("RGBA", image.size, "white")
+        image = PIL.Image.alpha_composite(ground, image)
     return image.convert("RGB")
 
 
-def _from_16_bits(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Grey of 0 to 65,535, which Pillow would clip instead of scaling."""
+def _grey_range(image: PIL.Image.Image) -> tuple[int, bool]:
+    """The largest number that a picture's deep grey may have, and whether it is black: a TIFF may
+    have 12 bits, and black as its largest number, for which Pillow only cares in 8 bits."""
+    if not isinstance(image, TiffImageFile):
+        return 65535, False
+    bits = image.tag_v2.get(BITSPERSAMPLE, (16,))[0]
+    return 4095 if bits == 12 else 65535, image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
+
+
+def _from_16_bits(image: PIL.Image.Image, white: int, inverted: bool) -> PIL.Image.Image:
+    """Grey of 0 to `white`, which Pillow would clip instead of scaling."""
     values = np.asarray(image).astype(np.float64)
     low, high = values.min(), values.max()
     if low < 0 or high > 65535:
@@ -285,7 +340,8 @@ def _from_16_bits(image: PIL.Image.Image) -> PIL.Image.Image:
             f"the picture's pixels are integers from {low:.0f} to {high:.0f} (mode {image.mode}); "
             "scale them to 0..65535"
         )
-    grey = np.round(values / 257).astype(np.uint8)
+    grey = np.round(values * 255 / white).astype(np.uint8)
+    grey = 255 - grey if inverted else grey
     if isinstance(clear := image.info.get("transparency"), int):
         grey[values == clear] = 255
     return PIL.Image.fromarray(grey).convert("RGB")

@@ -93,8 +93,8 @@ def folder(path: Path, made: list[tuple[str, bytes, str]]) -> Path:
     return path
 
 
-FOLDER_LINES = 10
-"""Broken lines that `folder` adds."""
+FOLDER_LINES = 9
+"""Broken lines that `folder` adds; an empty one at the end is none."""
 
 
 def tars(path: Path, made: list[tuple[str, bytes, str]], shards: int = 2) -> Path:

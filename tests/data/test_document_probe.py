@@ -6,7 +6,7 @@ import pytest
 from cm3jax.config import RetrievalConfig
 from cm3jax.data.cm3_rows import CorpusRows, RowsConfig
 from cm3jax.data.corpus import Corpus, CorpusDocument, CorpusWriter, Shard
-from cm3jax.data.document_probe import document_probes
+from cm3jax.data.document_probe import _others, document_probes
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
 from tests.data.corpora import VOCAB, experiment, facts, pair
@@ -109,6 +109,17 @@ def test_each_kind_shows_its_documents_and_counts_the_query_only(rows):
             codes &= batch.data.targets < VOCAB.first_text
             weights = np.where(codes, batch.data.weights, 0).sum(1)
             assert weights.tolist() == [VOCAB.image_tokens] * 4
+
+
+def test_wrong_documents_are_of_another_picture():
+    """Five captions of a picture, as in COCO, share its documents even where nothing names it."""
+    pictures = [frozenset({name}) for name in "aaabb"]
+    none = [frozenset()] * 5
+    assert _others(none, pictures) == [3, 3, 3, 0, 0]
+    subjects = [frozenset({name}) for name in "xyzyx"]
+    assert _others(subjects, pictures) == [3, 4, 3, 0, 1]
+    assert _others(none[:2], pictures[:2]) == [1, 0]
+    assert _others(none[:1], pictures[:1]) == [0]
 
 
 def test_processes_share_the_rows(rows):

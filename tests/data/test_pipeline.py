@@ -13,7 +13,7 @@ import pytest
 
 from cm3jax.data import packing
 from cm3jax.data.cm3_rows import CorpusRows, RowsConfig
-from cm3jax.data.corpus import Corpus
+from cm3jax.data.corpus import Corpus, CorpusDocument, CorpusWriter, Shard
 from cm3jax.data.packing import pack_rows
 from cm3jax.data.pipeline import (
     CorpusStream,
@@ -23,8 +23,17 @@ from cm3jax.data.pipeline import (
 )
 from cm3jax.errors import UserError
 from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.sequence.rotation import restore
-from tests.data.corpora import VOCAB, corpus_stream, experiment, write_bank, write_corpus
+from tests.data.corpora import (
+    VOCAB,
+    corpus_stream,
+    experiment,
+    facts,
+    pair,
+    write_bank,
+    write_corpus,
+)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +154,44 @@ def test_wrong_documents_are_other_records_own_and_any_order_may_be(prepared):
     half = shown(wrong_documents=0.5)
     changed = np.mean([half[record] != plain[record] for record in plain])
     assert changed == pytest.approx(0.5, abs=0.12)
+
+
+def test_no_wrong_document_has_the_picture_of_its_record(tmp_path):
+    """The bank has every record's picture twice; the candidates of each are the next two pictures,
+    and so others' candidates show it its own."""
+    rng = np.random.default_rng(0)
+    documents = [
+        BankDocument(
+            f"d{n}", pair(rng), "", True, True, "t", "CC0-1.0", pictures=(f"{n % 6:016x}",)
+        )
+        for n in range(12)
+    ]
+    vectors = np.eye(12, dtype=np.float32)
+    bank = Bank.build(tmp_path / "bank", documents, vectors, "encoder", VOCAB.fingerprint)
+    records = [
+        CorpusDocument(f"r{n}", "pair", "CC0-1.0", pair(rng), pictures=(f"{n:016x}",))
+        for n in range(5)
+    ] + [CorpusDocument("copy", "pair", "CC0-1.0", documents[11].ids)]
+    found = np.asarray([[(n + 1) % 6, 6 + (n + 2) % 6] for n in range(6)], np.int32)
+    neighbours = np.tile(found[:, None, None], (1, 2, 2, 1))
+    shard = Shard(records, neighbours, np.ones(neighbours.shape, np.float32), {}, {"seen": 1})
+    writer = CorpusWriter(tmp_path / "corpus", "this")
+    writer.write(0, shard)
+    writer.finish(1, facts(bank))
+    config = experiment(tmp_path)
+    cm3 = dataclasses.replace(config.cm3, no_documents=0.0, wrong_documents=1.0)
+    rows = rows_of(dataclasses.replace(config, cm3=cm3), Corpus.open(writer.path), bank)
+    shown = {n: set() for n in range(6)}
+    for epoch in range(60):
+        plan = rows.plan(epoch, 0)
+        for record, given in zip(plan.records.tolist(), plan.documents.tolist(), strict=True):
+            shown[record] |= set(given) - {-1}
+    for record in range(5):
+        own = {record, record + 6}
+        assert not own & shown[record]
+        assert len(shown[record]) > 5
+    assert 11 not in shown[5], "its very ids"
+    assert 5 in shown[5]
 
 
 def unrotated(ids):

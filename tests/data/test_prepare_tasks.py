@@ -297,8 +297,8 @@ def test_a_picture_that_changes_while_it_is_prepared_is_refused(tmp_path, monkey
     asked = {"mixture": ((f"{tmp_path}/home", 1.0),), **write_maps(folder, 20)}
     read = prepare_tasks_module.load_with_size
 
-    def change(path, size):
-        found = read(path, size)
+    def change(path, size, over=None):
+        found = read(path, size, over)
         write_picture(folder / "0.png", 999)
         return found
 
@@ -390,3 +390,23 @@ def test_emblems_has_as_many_cases_as_asked():
 def test_impossible_settings_are_refused(tmp_path, data):
     with pytest.raises(UserError, match="data"):
         experiment(tmp_path, **data)
+
+
+def test_more_cases_than_asked_for_are_sampled_and_it_is_said(tmp_path):
+    """Not the first ones of the file: those may all be of one kind."""
+    lines = [{"source": f"s{n}.png", "target": f"t{n}.png", "prompt": "a"} for n in range(49)]
+    (tmp_path / "prompt.json").write_text("\n".join(map(json.dumps, lines)))
+
+    def opened(records, seed=0):
+        return open_cases("depth", str(tmp_path), "train", DataConfig(records=records), seed)
+
+    some = opened(10)
+    keys = [some[place].key for place in range(len(some))]
+    assert len(set(keys)) == 10
+    assert keys == sorted(keys, key=lambda key: int(key.split(":")[1]))
+    assert int(keys[-1].split(":")[1]) > 20
+    assert [some[place].key for place in range(10)] == keys
+    assert [opened(10, 1)[place].key for place in range(10)] != keys
+    assert some.note == "a sample of 10 of 49 cases; a larger data.records takes more"
+    assert len(opened(49)) == 49
+    assert not opened(49).note

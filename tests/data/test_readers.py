@@ -4,6 +4,7 @@ import base64
 import contextlib
 import dataclasses
 import decimal
+import gzip
 import io
 import json
 import os
@@ -204,6 +205,11 @@ def test_pictures_in_the_columns_that_others_write(tmp_path):
         {"images": [[{"bytes": png, "path": None}]]},
         {"path": ["file:/gone.png"], "content": [png]},
         {"image": [spark]},
+        {"image": [text.encode()]},
+        {"image": [text.replace("+", "-").replace("/", "_").rstrip("=")]},
+        {"image": [list(png)]},
+        {"image": [png], "IMAGE": [None]},
+        {"Image": [None], "image": [png]},
     ):
         record = one_row(tmp_path, caption=["a cat"], **columns)
         np.testing.assert_array_equal(record.segments[1], wanted)
@@ -231,6 +237,35 @@ def test_captions_of_every_type(tmp_path, caption, wanted):
     column = caption if isinstance(caption, list) and caption else [caption]
     found = one_row(tmp_path, caption=column, png=[encoded("PNG")])
     assert found.startswith(wanted) if isinstance(found, str) else found.segments[0] == wanted
+
+
+def test_captions_are_found_in_whatever_field_has_one(tmp_path):
+    picture, fields = dirt.jpeg(0), {}
+    fields["null"] = {"caption": None, "text": "one"}
+    fields["blank"] = {"caption": " ", "captions": ["", "two"]}
+    fields["texts"] = {"texts": [None, "three"]}
+    tar, lines = tmp_path / "tars", tmp_path / "lines"
+    tar.mkdir()
+    lines.mkdir()
+    with tarfile.open(tar / "0.tar", "w") as archive:
+        for name, row in fields.items():
+            dirt._add(archive, f"{name}.jpg", picture)
+            dirt._add(archive, f"{name}.json", json.dumps(row).encode())
+        dirt._add(archive, "empty.jpg", picture)
+        dirt._add(archive, "empty.txt", b"\n")
+        dirt._add(archive, "empty.json", b'{"caption": "four"}')
+        dirt._add(archive, "unread.heic", picture)
+        dirt._add(archive, "unread.txt", b"five")
+    rows = [json.dumps({"file": f"{name}.jpg"} | row) for name, row in fields.items()]
+    (lines / "captions.jsonl").write_text("\n".join(rows))
+    for name in fields:
+        (lines / f"{name}.jpg").write_bytes(picture)
+    good, bad = both_splits(tar)
+    assert [record.segments[0] for record in good.values()] == ["one", "two", "three", "four"]
+    assert bad == {"0.tar/unread": "it has no picture that is read, only .heic, .txt"}
+    good, bad = both_splits(lines)
+    assert [record.segments[0] for record in good.values()] == ["one", "two", "three"]
+    assert not bad
 
 
 @pytest.mark.parametrize(
@@ -430,6 +465,53 @@ def test_a_dataset_of_tfds_without_tensorflow(tmp_path):
         open_source(DataConfig(source="tfds:nowhere:1.0.0", raw=str(tmp_path)), "train", 0)
 
 
+def _laion(folder):
+    """A dataset of TFDS with LAION's columns."""
+    import tensorflow_datasets as tfds
+
+    class Laion(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = "laion"
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {"image": tfds.features.Image(), "caption": tfds.features.Text()}
+            features["nsfw"] = tfds.features.ClassLabel(names=["UNLIKELY", "NSFW", "UNTAGGED"])
+            features["pwatermark"] = tfds.features.Scalar(np.float32)
+            features["subjects"] = tfds.features.Sequence(tfds.features.Text())
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(6):
+                row = {"nsfw": i % 3, "pwatermark": i / 10, "subjects": [f"fox {i % 2}"]}
+                yield i, {"image": dirt.jpeg(i), "caption": f"fox {i}", **row}
+
+    Laion(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    return DataConfig(source="tfds:laion:1.0.0", raw=str(folder), image_size=16)
+
+
+def test_rules_and_subjects_of_a_dataset_of_tfds(tmp_path):
+    data = _laion(tmp_path)
+    safe = dataclasses.replace(data, max_unsafe=0.5, splits=(("*", "train"),))
+    good, bad = read_all(open_source(safe, "train", 0))
+    assert {record.segments[0] for record in good.values()} == {"fox 0", "fox 3"}
+    assert sorted(bad.values()) == [
+        *["its nsfw 'UNTAGGED' is not a number"] * 2,
+        *["its unsafe score 1 is above 0.5"] * 2,
+    ]
+    clear = dataclasses.replace(data, max_watermark=0.25, splits=(("*", "train"),))
+    good, bad = read_all(open_source(clear, "train", 0))
+    assert {record.segments[0] for record in good.values()} == {"fox 0", "fox 1", "fox 2"}
+    parted = dataclasses.replace(data, hold_back="subjects")
+    held = read_all(open_source(parted, "validation", 0))[0].values()
+    assert len({record.subjects for record in held}) == 1
+    assert len(held) == 3
+
+
 def test_splits_part_all_records(tmp_path):
     made = [(f"{i}", dirt.jpeg(i), f"fox {i}") for i in range(120)]
     config = DataConfig(source=str(dirt.folder(tmp_path / "x", made)), image_size=16)
@@ -549,6 +631,47 @@ def test_records_say_what_they_are_about(tmp_path):
             assert "no list of names in 'subjects'" in reason
 
 
+@pytest.mark.parametrize(
+    ("subjects", "split", "wanted"),
+    [
+        (float("nan"), float("nan"), ()),
+        ("", "", ()),
+        ([None, " ", "fox"], None, ("fox",)),
+        ([b"fox", b"owl"], b"train", ("fox", "owl")),
+        (b"fox", " Train ", ("fox",)),
+    ],
+)
+def test_what_tables_have_for_nothing_is_no_subject_and_no_split(tmp_path, subjects, split, wanted):
+    import pyarrow
+    from pyarrow import parquet
+
+    row = {"text": "a fox", "png": encoded("PNG"), "subjects": subjects, "split": split}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "0.parquet")
+    good, bad = both_splits(tmp_path)
+    assert not bad
+    assert [record.subjects for record in good.values()] == [wanted]
+
+
+def test_empty_lines_at_the_end_are_no_records(tmp_path):
+    (tmp_path / "0.jpg").write_bytes(dirt.jpeg(0))
+    line = b'{"file": "0.jpg", "caption": "a fox"}'
+    (tmp_path / "captions.jsonl").write_bytes(line + b"\r\n\r\n" + line + b"\r\n \n\n")
+    good, bad = both_splits(tmp_path)
+    assert list(good) == ["0.jpg", "0.jpg#2"]
+    assert list(bad) == ["captions.jsonl line 2"]
+
+
+def test_names_that_are_too_long_for_a_manifest_are_refused(tmp_path):
+    (tmp_path / "0.jpg").write_bytes(dirt.jpeg(0))
+    row = {"file": "0.jpg", "caption": "a fox"}
+    rows = [row | {name: "x" * 2000} for name in ("licence", "source", "subjects")]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, [row, *rows])))
+    good, bad = both_splits(tmp_path)
+    assert list(good) == ["0.jpg"]
+    assert len(bad) == 3
+    assert all("has 2000 characters, more than 1024" in reason for reason in bad.values())
+
+
 def test_a_folder_of_pictures_named_by_subject(tmp_path):
     def put(name, text=None):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -621,7 +744,25 @@ def test_pictures_outside_of_the_listed_folders_are_not_passed_over(tmp_path):
         open_source(DataConfig(source=str(tmp_path), image_size=16), "train", 0)
 
 
-@pytest.mark.parametrize("name", ["metadata.csv", "train/metadata.csv"])
+@pytest.mark.parametrize("name", ["0.tar.gz", "train/0.tgz"])
+def test_compressed_archives_are_not_passed_over(tmp_path, name):
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        dirt._add(archive, "0.jpg", dirt.jpeg(0))
+        dirt._add(archive, "0.txt", b"a fox")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(gzip.compress((tmp_path / "0.tar").read_bytes()))
+    with pytest.raises(UserError, match=f"has {name}, a compressed archive"):
+        both_splits(tmp_path)
+    (tmp_path / name).rename(tmp_path / "1.tar")
+    good, bad = both_splits(tmp_path)
+    assert list(good) == ["0.tar/0"]
+    assert bad == {"1.tar": "the archive is compressed; decompress it"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["metadata.csv", "train/metadata.csv", "captions.txt", "results.csv", "x.token", "train.jsonl"],
+)
 def test_captions_in_a_table_are_not_passed_over(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("file_name,text\n0.jpg,a fox\n")

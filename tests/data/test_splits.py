@@ -1,6 +1,7 @@
 """Which records are for training, for validation and for the bank, in every format."""
 
 import base64
+import dataclasses
 import json
 import tarfile
 
@@ -227,3 +228,80 @@ def test_interleaved_documents_are_held_back_by_their_pictures(tmp_path):
     validation = _open(tmp_path)["validation"]
     keys = [validation[i].key for i in range(len(validation))]
     assert keys == [f"documents.jsonl line {n}" for n in (4, 50, 61)]
+
+
+def _named_files(folder, kind: str, names) -> DataConfig:
+    """A record in a file of each name, whose caption is the name."""
+    import pyarrow
+    from pyarrow import parquet
+
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "parquet":
+            row = {"image": [dirt.jpeg(number)], "text": [name]}
+            parquet.write_table(pyarrow.table(row), path)
+        elif kind == "tar":
+            with tarfile.open(path, "w") as archive:
+                dirt._add(archive, "0.jpg", dirt.jpeg(number))
+                dirt._add(archive, "0.txt", name.encode())
+        else:
+            path.write_bytes(dirt.jpeg(number))
+            path.with_suffix(".txt").write_text(name)
+    return DataConfig(source=str(folder), image_size=16)
+
+
+def _texts(data: DataConfig, split: str) -> list[str]:
+    source = open_source(data, split, 0)
+    return [source.texts(i)[0] for i in range(len(source))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "trained", "held"),
+    [
+        # As the datasets library, Spark and webdataset's users name them.
+        (
+            "parquet",
+            ["data/attest-0.parquet", "data/train-00000-of-00001.parquet"],
+            ["data/test-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"],
+        ),
+        ("parquet", ["split=train/part-0.parquet"], ["split=validation/part-0.parquet"]),
+        ("tar", ["train/0.tar"], ["val/0.tar", "val/1.tar"]),
+        ("picture", ["train/a/0.png", "train/b/0.png", "train/c.png"], ["test/a/0.png"]),
+    ],
+)
+def test_files_named_for_validation_are_not_trained_on(tmp_path, kind, trained, held):
+    data = _named_files(tmp_path, kind, [*trained, *held])
+    assert _texts(data, "train") == trained
+    assert _texts(data, "validation") == held
+    told = dataclasses.replace(data, splits=((held[0].rpartition("/")[0], "bank"),))
+    if kind != "parquet":
+        assert _texts(told, "bank") == sorted([*trained, *held])
+
+
+def test_a_source_all_of_whose_files_are_named_for_validation_is_trained_on(tmp_path):
+    names = [f"test-0000{i}-of-00002.parquet" for i in range(2)]
+    assert len(_texts(_named_files(tmp_path, "parquet", names), "train")) == 1
+
+
+def test_folders_called_train_and_test_are_no_subjects(tmp_path):
+    for name in ("train/1.png", "train/cat/2.png", "test/cat/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(dirt.jpeg(int(name[-5])))
+    data = DataConfig(source=str(tmp_path), image_size=16)
+    source = open_source(data, "train", 0)
+    found = {}
+    for i in range(len(source)):
+        try:
+            record = source[i]
+            found[record.key] = (record.segments[0], record.subjects)
+        except BadRecord as bad:
+            found[bad.key] = bad.reason
+    assert found == {
+        "train/1.png": "it has no caption: there is no train/1.txt",
+        "train/cat/2.png": ("cat", ("cat",)),
+    }
+    assert open_source(data, "validation", 0)[0].subjects == ("cat",)
+    (tmp_path / "test/cat/3.png").unlink()  # pictures of trains
+    assert open_source(data, "validation", 0)[0].subjects == ("cat",)
+    assert open_source(data, "train", 0)[0].subjects == ("train",)

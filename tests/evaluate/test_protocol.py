@@ -179,3 +179,15 @@ def test_scores_nested_without_end_raise_user_error():
         deep = {"a": deep}
     with pytest.raises(UserError, match="nested too deep"):
         scores_from_json(deep)
+
+
+def test_settings_that_are_out_of_force_are_in_no_stamp():
+    plain = sampling(DecodeConfig())
+    for change in ({"contrast_k": 3}, {"contrast_alpha": 0.1}, {"contrast_temperature": 2.0}):
+        assert sampling(DecodeConfig(**change)) == plain
+        assert sampling(DecodeConfig(contrast="half", **change)) != sampling(
+            DecodeConfig(contrast="half")
+        )
+    ranged = {"temperature_range": (0.7, 1.2)}
+    assert sampling(DecodeConfig(temperature=0.5, **ranged)) == sampling(DecodeConfig(**ranged))
+    assert sampling(DecodeConfig(temperature=0.5)) != plain != sampling(DecodeConfig(**ranged))

@@ -12,7 +12,7 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.tasks import READERS, grounded
-from cm3jax.tasks.task import Case, Derived, Skipped
+from cm3jax.tasks.task import Case, Derived, Overlay, Skipped
 from cm3jax.tokenizers.image_tokenizer import load_picture
 
 
@@ -38,10 +38,13 @@ def read(name, folder, split="train"):
 
 def values(case, folder):
     """The fields, files as their names below the folder."""
-    return {
-        name: str(value).removeprefix(f"{folder}/") if isinstance(value, epath.Path) else value
-        for name, value in case.values.items()
-    }
+    found = {}
+    for name, value in case.values.items():
+        file = value.path if isinstance(value, Overlay) else value
+        found[name] = (
+            str(file).removeprefix(f"{folder}/") if isinstance(file, epath.Path) else value
+        )
+    return found
 
 
 COCO = {
@@ -420,7 +423,23 @@ def test_given_maps(tmp_path, name):
         "image": "source/0.png",
         "answer": "target/0.png",
     }
+    assert case.values["image"].over == case.values["answer"]
     assert list(skipped) == ["prompt.json:2", "prompt.json:3"]
+
+
+def test_all_maps_of_a_picture_are_in_one_split(tmp_path):
+    lines = [
+        json.dumps({"source": f"source/{n}.png", "target": f"target/{n // 3}.png", "prompt": "a"})
+        for n in range(156)
+    ]
+    put(tmp_path, {"prompt.json": "\n".join(lines)})
+    targets = {}
+    for split in ("train", "validation"):
+        cases, _ = read("depth", tmp_path, split)
+        targets[split] = [values(case, tmp_path)["answer"] for case in cases.values()]
+    assert targets["validation"] == ["target/49.png"] * 3
+    assert len(targets["train"]) == 153
+    assert "target/49.png" not in targets["train"]
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -556,6 +575,7 @@ def test_odd_ids_captions_and_names_of_coco(tmp_path):
         ([{"raw_answer": "two"}], None),
         ("two", "two"),
         ({"answer": "two"}, "two"),
+        ([2, {"answer": 2}, "3", float("nan"), True], "2"),
     ],
 )
 def test_answers_of_every_form(tmp_path, answers, wanted):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 from functools import partial
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from etils import epath
 from PIL.Image import Resampling
 
 from cm3jax.config import VQGANConfig
@@ -19,7 +21,10 @@ from cm3jax.tokenizers.image_tokenizer import (
     decode_picture,
     decode_whole,
     load_picture,
+    load_whole,
+    load_with_size,
     orientation,
+    picture_head,
     picture_size,
     preprocess,
     to_bytes,
@@ -183,6 +188,59 @@ def test_deep_grey_is_scaled_from_any_file(mode, kind):
     wanted = np.round(np.arange(8) * 9362 / 257)[:, None, None].repeat(8, 1).repeat(3, 2)
     np.testing.assert_array_equal(decode_picture(content, 8).pixels, wanted)
     np.testing.assert_array_equal(decode_whole(content), wanted)
+
+
+def grey_tiff(bits: int, photometric: int, data: bytes) -> bytes:
+    """A TIFF of 4 x 1 grey pixels, as scanners and microscopes write it."""
+    tags = {256: 4, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 122, 277: 1, 278: 1}
+    tags[279] = len(data)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + data
+
+
+def test_deep_grey_of_a_tiff_is_as_deep_as_it_says_and_may_be_inverted():
+    deep = struct.pack("<4H", 0, 257, 32896, 65535)
+    for photometric, wanted in ((1, [0, 1, 128, 255]), (0, [255, 254, 127, 0])):
+        assert decode_whole(grey_tiff(16, photometric, deep))[0, :, 0].tolist() == wanted
+    twelve = bytes.fromhex("000 00f 7ff fff".replace(" ", ""))
+    assert decode_whole(grey_tiff(12, 1, twelve))[0, :, 0].tolist() == [0, 1, 127, 255]
+    shallow = bytes([0, 1, 128, 255])
+    assert decode_whole(grey_tiff(8, 0, shallow))[0, :, 0].tolist() == [255, 254, 127, 0]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_sizes_are_those_of_the_file_however_it_is_turned(kind, tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    content = saved(red_left(), kind, exif=exif)
+    (tmp_path / "a").write_bytes(content)
+    assert picture_size(content) == (40, 20)
+    assert picture_head(epath.Path(tmp_path / "a")) == ((40, 20), 6)
+    assert decode_picture(content, 8).width == 40
+    shown = decode_whole(content)
+    assert shown.shape == (40, 20, 3)
+    assert (shown[:15, :, 1] < 90).all(), "what was left is above"
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_maps_are_turned_with_the_picture_that_they_were_drawn_over(turn, tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = turn
+    red_left().save(tmp_path / "picture.png", exif=exif)
+    shown = load_picture(tmp_path / "picture.png", 10)
+    red_left().save(tmp_path / "map.png")  # over the pixels of the file
+    found = load_with_size(tmp_path / "map.png", 10, tmp_path / "picture.png")
+    np.testing.assert_array_equal(found.pixels, shown)
+    if turn > 4:  # over the picture as it is shown, which its size tells
+        PIL.Image.fromarray(load_whole(tmp_path / "picture.png")).save(tmp_path / "map.png")
+        found = load_with_size(tmp_path / "map.png", 10, tmp_path / "picture.png")
+        np.testing.assert_array_equal(found.pixels, shown)
+    red_left().save(tmp_path / "map.png", exif=exif)  # it says so itself
+    found = load_with_size(tmp_path / "map.png", 10, tmp_path / "picture.png")
+    np.testing.assert_array_equal(found.pixels, shown)
+    red_left().save(tmp_path / "map.png")
+    found = load_with_size(tmp_path / "map.png", 10, tmp_path / "missing.png")
+    np.testing.assert_array_equal(found.pixels, preprocess(red_left(), 10))
 
 
 def test_transparent_colours_of_every_mode_are_white():

@@ -1,5 +1,7 @@
 """Image-caption datasets of tensorflow-datasets, as array_record files and without TensorFlow."""
 
+import contextlib
+import numbers
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,11 +9,19 @@ import numpy as np
 from etils import epath
 
 from cm3jax.data.changes import Made
-from cm3jax.data.readers.items import BadRecord, Facts, RawItem, file_mark, first_text
+from cm3jax.data.readers.items import (
+    CAPTIONS,
+    BadRecord,
+    Facts,
+    RawItem,
+    file_mark,
+    first_text,
+)
 from cm3jax.data.readers.lines import origin
 from cm3jax.errors import UserError
 
-_TEXTS = ("caption", "text", "captions", "texts", "title")
+_TEXTS = (*CAPTIONS, "title")
+_READ = frozenset([*_TEXTS, "image", "licence", "license", "subjects", "label"])
 
 
 class TfdsSplit:
@@ -19,11 +29,12 @@ class TfdsSplit:
 
     A record is the feature `image` and the first text of `caption`, `text`, `captions` or `title`.
     It is about its `subjects` (texts), or about the classes in its `label` or, as in COCO, of its
-    `objects`.
+    `objects`. Its other single numbers and texts are what rules may ask for (`punsafe`), those of
+    classes by name (LAION's `nsfw`). `by_subjects` lets `facts` read every record.
     Raises `UserError` if the dataset is not below `data_dir` in a format that needs no TensorFlow.
     """
 
-    def __init__(self, name: str, split: str, data_dir: str):
+    def __init__(self, name: str, split: str, data_dir: str, by_subjects: bool = False):
         import tensorflow_datasets as tfds  # a second to import
 
         try:
@@ -38,7 +49,7 @@ class TfdsSplit:
                 "prepare it there with file_format='array_record' and name its version, e.g. "
                 "tfds:coco_captions/2014:1.1.0."
             ) from None
-        self.name, self._split = name, split
+        self.name, self._split, self._by_subjects = name, split, by_subjects
         self._features = builder.info.features
         self._state = ", ".join(map(file_mark, sorted(builder.data_path.iterdir())))
 
@@ -74,11 +85,17 @@ class TfdsSplit:
         except ValueError as error:
             raise BadRecord(key, str(error)) from None
         parts, subjects = (caption, record["image"]), self._subjects(record)
-        return RawItem(key, parts, source, licence, subjects=subjects)
+        return RawItem(key, parts, source, licence, self._columns(record), subjects=subjects)
 
     def facts(self) -> Iterator[Facts]:
-        """Only the keys: a dataset has a picture per record, and splits of its own."""
-        return (Facts(self._key(place)) for place in range(self._count))
+        """Only the keys, and the subjects if they decide: a dataset has a picture per record, and
+        splits of its own."""
+        for place in range(self._count):
+            subjects: tuple[str, ...] = ()
+            if self._by_subjects:
+                with contextlib.suppress(BadRecord):
+                    subjects = self._subjects(self.record(place))
+            yield Facts(self._key(place), subjects=subjects)
 
     def made(self, place: int) -> Made:
         """The state of the dataset's files."""
@@ -96,6 +113,20 @@ class TfdsSplit:
         else:
             return ()
         return tuple(dict.fromkeys(names[int(number)] for number in classes if number >= 0))
+
+    def _columns(self, record: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name.lower(): self._single(name, value)
+            for name, value in record.items()
+            if name not in _READ and isinstance(value, bytes | numbers.Number)
+        }
+
+    def _single(self, name: str, value: Any) -> Any:
+        """A number or a text; of a class its name."""
+        names = getattr(self._features[name], "names", None)
+        if names is not None:
+            return names[int(value)] if 0 <= value < len(names) else None
+        return value.decode(errors="replace") if isinstance(value, bytes) else value
 
     def _key(self, place: int) -> str:
         return f"{self.name}/{self._split}#{place}"

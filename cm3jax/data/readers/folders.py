@@ -14,11 +14,12 @@ from cm3jax.data.readers.items import (
     is_hidden,
     join_inside,
 )
+from cm3jax.data.readers.lines import named_split
 from cm3jax.io.texts import decode_text, read_regular
 
-_KINDS = (*tars.PICTURES, "pgm", "jfif", "heic", "heif", "svg")
+_KINDS = (*tars.PICTURES, "heic", "heif", "jxl", "svg")
 PICTURES = tuple(f".{kind}" for kind in _KINDS)
-"""How the names of picture files end, in lower case. Nothing here reads the last three, so each
+"""How the names of picture files end, in lower case. Nothing here reads the last four, so each
 such file is a record that is refused by name; passed over, nobody would know of it."""
 _DEPTHS = ("*", "*/*", "*/*/*")
 
@@ -29,7 +30,8 @@ class PictureFolder:
     The caption of `flags/france.png` is the text of `flags/france.txt`. A folder in it is named by
     what its pictures show, unless its name has no letter: that is their subject, and the caption of
     one without a text file. A folder in which nothing says what any picture shows gives pictures
-    without text. What is hidden is passed over.
+    without text. Where it has both `train` and `test` (or `validation` and the like), these name no
+    subjects, and the pictures of the latter are for validation. What is hidden is passed over.
     """
 
     def __init__(self, path: epath.Path):
@@ -39,7 +41,11 @@ class PictureFolder:
         self.names = sorted(n for n in names if n.lower().endswith(PICTURES))
         """Paths of the pictures, relative to the folder."""
         self._texts = names & {_text_file(name) for name in self.names}
-        self._bare = not self._texts and not any(map(_folder, self.names))
+        tops = {_top(name) for name in self.names}
+        self._splits = {top: split for top in tops if (split := named_split(top))}
+        if len(set(self._splits.values())) < 2:
+            self._splits = {}  # pictures of trains, perhaps
+        self._bare = not self._texts and not any(map(self._subject, self.names))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,7 +53,7 @@ class PictureFolder:
     def item(self, place: int) -> RawItem:
         """The record of a picture; `BadRecord` for one without a caption where others have one."""
         name = self.names[place]
-        subject = _folder(name)
+        subject = self._subject(name)
         try:
             parts: tuple[str | epath.Path, ...] = (join_inside(self._path, name),)
             if not self._bare:
@@ -60,14 +66,18 @@ class PictureFolder:
     def facts(self) -> Iterator[Facts]:
         """Each picture's name, and the subject that its folder names."""
         for name in self.names:
-            subject = _folder(name)
-            yield Facts(name, (name,), (subject,) if subject else ())
+            subject, usual = self._subject(name), self._splits.get(_top(name), "")
+            yield Facts(name, (name,), (subject,) if subject else (), usual=usual)
 
     def made(self, place: int) -> Made:
         """The state of a picture and of its caption."""
         name = self.names[place]
         states = (file_mark(self._path / file) for file in (name, _text_file(name)))
         return Made(name, ", ".join(states))
+
+    def _subject(self, name: str) -> str:
+        folder = name.rpartition("/")[0]
+        return "" if folder in self._splits else _folder(name)
 
     def _caption(self, name: str, subject: str) -> str:
         text = _text_file(name)
@@ -85,6 +95,11 @@ class PictureFolder:
 
 def _text_file(name: str) -> str:
     return name[: name.rindex(".")] + ".txt"
+
+
+def _top(name: str) -> str:
+    """The first folder on the way to a picture; empty where there is none."""
+    return name.partition("/")[0] if "/" in name else ""
 
 
 def _folder(name: str) -> str:

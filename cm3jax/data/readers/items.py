@@ -33,6 +33,8 @@ from cm3jax.io.texts import (
 )
 from cm3jax.tokenizers.image_tokenizer import Picture, decode_picture, picture_size
 
+CAPTIONS = ("caption", "text", "captions", "texts")
+"""Fields that hold a record's text, in whatever file it is."""
 _LONGEST_NAME = 1024
 
 
@@ -78,6 +80,8 @@ class Facts(NamedTuple):
     subjects: tuple[str, ...] = ()
     split: str = ""
     """`train`, `validation` or `bank`, if it says."""
+    usual: str = ""
+    """The split that its file is named for, which counts where nothing else is said."""
 
 
 @runtime_checkable
@@ -134,10 +138,16 @@ def decode_texts(item: RawItem, data: DataConfig) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _named(item: RawItem) -> Iterator[None]:
-    """Makes a `ValueError` the record's; one whose names are not Unicode is refused."""
+    """Makes a `ValueError` the record's; one whose names are not Unicode, or no names by their
+    length, is refused: manifests keep them."""
     try:
         for name in (item.key, item.source, item.licence, *item.subjects):
             require_unicode(name)
+            if len(name) > _LONGEST_NAME and name != item.key:
+                raise ValueError(
+                    f"its source, licence or subject {brief(name)} has {len(name)} characters, "
+                    f"more than {_LONGEST_NAME}"
+                )
         yield
     except ValueError as error:
         raise BadRecord(item.key, _at(item, error)) from None
@@ -193,6 +203,8 @@ def parse_object(line: bytes) -> Any:
         raise ValueError("is not UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON ({error.msg})") from None
+    except ValueError:
+        raise ValueError("is not JSON (a number has too many digits)") from None
     except RecursionError:
         raise ValueError("is not JSON (nested too deep)") from None
 
@@ -212,6 +224,13 @@ def first_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return next((text for text in map(first_text, value) if text.strip()), "")
     return ""
+
+
+def caption_of(fields: Mapping[str, Any]) -> str:
+    """A record's caption: the first of `CAPTIONS` with a text in it (`first_text`); empty where
+    none has one."""
+    texts = (first_text(fields.get(name)) for name in CAPTIONS)
+    return next((text for text in texts if text.strip()), "")
 
 
 def clean_caption(text: str) -> str:

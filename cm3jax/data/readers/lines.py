@@ -6,6 +6,7 @@ import itertools
 import math
 import numbers
 import posixpath
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,9 +15,11 @@ from etils import epath
 
 from cm3jax.data.changes import Made
 from cm3jax.data.readers.items import (
+    CAPTIONS,
     BadRecord,
     Facts,
     RawItem,
+    caption_of,
     file_mark,
     first_text,
     join_inside,
@@ -30,15 +33,17 @@ _LONGEST_KEY = 1024
 _STRIDE = 64
 """Lines between two remembered places of a file."""
 _FILES = ("file", "file_name")
-_CAPTIONS = ("caption", "text")
 _SUBJECTS = ("subjects", "subject")
 _SPLITS = {"train": ("train", "training"), "bank": ("bank",)}
 _SPLITS |= {"validation": ("validation", "valid", "val", "dev", "test")}
-_KNOWN = {*_FILES, *_CAPTIONS, *_SUBJECTS, "split", "licence", "license", "source", "items", "key"}
+_NAMED = "|".join(_SPLITS["validation"])
+_FOR_VALIDATION = re.compile(rf"(?:.*/)?(?:split=)?(?:{_NAMED})(?:/.*|-\d+-of-\d+\..*)")
+_KNOWN = {*_FILES, *CAPTIONS, *_SUBJECTS, "split", "licence", "license", "source", "items", "key"}
 
 
 class Lines:
-    """The lines of a file by number. Of a large file, few places and no content are held.
+    """The lines of a file by number, but for empty ones at its end. Of a large file, few places and
+    no content are held.
 
     Raises `UserError` where the file was written again since it was opened: its places are stale.
     """
@@ -46,13 +51,15 @@ class Lines:
     def __init__(self, path: epath.Path):
         self.path, self._state = path, file_state(path)
         self._starts = array.array("q")
-        self._count, offset = 0, 0
+        self._count, number, offset = 0, 0, 0
         with path.open("rb") as file:
             while line := file.readline(MOST_BYTES):
-                if self._count % _STRIDE == 0:
+                if number % _STRIDE == 0:
                     self._starts.append(offset)
-                self._count += 1
+                number += 1
                 offset += len(line)
+                if line.strip():
+                    self._count = number
 
     def __len__(self) -> int:
         return self._count
@@ -68,8 +75,8 @@ class Lines:
 
     def __iter__(self):
         with self.path.open("rb") as file:
-            while line := file.readline(MOST_BYTES):
-                yield line
+            for _ in range(self._count):
+                yield file.readline(MOST_BYTES)
 
 
 class CaptionLines:
@@ -82,9 +89,8 @@ class CaptionLines:
 
     def __init__(self, path: epath.Path, name: str = ""):
         self._lines, self._folder = Lines(path), path.parent
-        self._name, self._split = name and f"{name}/", ""
-        if name.rpartition("/")[2] in _SPLITS["validation"]:
-            self._split = "validation"
+        self._name = name and f"{name}/"
+        self._usual = usual_split(self._name)
         if not len(self._lines):
             raise UserError(f"{path} is empty; write one JSON object per picture.")
         self._again = _repeated(array.array("q", map(_file_hash, self._lines)))
@@ -101,15 +107,15 @@ class CaptionLines:
             file = _file_of(value)
             key = f"{self._name}{file}"
             key = f"{key}#{self._again[place]}" if place in self._again else key
-            caption = first_text(_first(value, _CAPTIONS))
+            caption = caption_of(value)
             if not caption:
-                raise ValueError(f"has no text in {_CAPTIONS[0]!r}")
+                raise ValueError(f"has no text in {CAPTIONS[0]!r}")
             source, licence = origin(value, str(self._folder))
             subjects, _ = subjects_of(value), split_of(value)
             picture = join_inside(self._folder, file)
             columns = others(value)
-            if isinstance(columns.get("mask"), str):
-                columns["mask"] = join_inside(self._folder, columns["mask"])
+            if columns.get("mask") is not None:
+                columns["mask"] = join_inside(self._folder, _mask(columns["mask"]))
         except ValueError as error:
             raise BadRecord(key, f"{where} {error}") from None
         return RawItem(key, (caption, picture), source, licence, columns, where, subjects)
@@ -120,7 +126,7 @@ class CaptionLines:
             try:
                 value = _object(line)
                 file = f"{self._name}{_file_of(value)}"
-                yield Facts(file, (file,), subjects_of(value), split_of(value) or self._split)
+                yield Facts(file, (file,), subjects_of(value), split_of(value), self._usual)
             except ValueError:
                 yield Facts(f"{self._name}{self._lines.path.name} line {place + 1}")
 
@@ -190,6 +196,8 @@ class InterleavedLines:
         return Made(f"{path.name} line {place + 1}", _state(line, path.parent, files))
 
     def _part(self, entry: Any) -> str | epath.Path:
+        if isinstance(entry, dict):
+            entry = {name: part for name, part in entry.items() if part is not None}
         if isinstance(entry, dict) and len(entry) == 1:
             if isinstance(entry.get("text"), str):
                 return entry["text"]
@@ -228,22 +236,38 @@ def _name(field: str, value: Any) -> str:
 
 def subjects_of(value: dict[str, Any]) -> tuple[str, ...]:
     """What a record's fields say that it is about: a list of names or one name, in `subjects` or
-    `subject`; `ValueError` for anything else there."""
-    given: Any = next((value[name] for name in _SUBJECTS if value.get(name) is not None), [])
-    names = [given] if isinstance(given, str) else given
-    if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
+    `subject`; what tables have for nothing is no name. `ValueError` for anything else there."""
+    given = [value[name] for name in _SUBJECTS if value.get(name) is not None][:1]
+    names = given[0] if given and isinstance(given[0], list) else given
+    found = [name for name in names if name is not None and name == name]
+    if not all(isinstance(name, str | bytes) for name in found):
         raise ValueError(f"has no list of names in {_SUBJECTS[0]!r}")
-    return tuple(dict.fromkeys(name.strip() for name in names))
+    return tuple(dict.fromkeys(filter(None, (_name(_SUBJECTS[0], name) for name in found))))
 
 
 def split_of(value: dict[str, Any]) -> str:
     """The split that a record's fields put it in: `train`, `validation`, `bank`, or none (empty);
     `ValueError` for another one."""
     given = value.get("split")
-    for split, names in _SPLITS.items():
-        if given is None or given in names:
-            return "" if given is None else split
-    raise ValueError(f"has the split {str(given)[:60]!r}, none of {', '.join(_SPLITS)}")
+    try:
+        name = _name("split", given).lower()
+    except ValueError:
+        name = repr(given)
+    if not name or (found := named_split(name)):
+        return name and found
+    raise ValueError(f"has the split {brief(given)}, none of {', '.join(_SPLITS)}")
+
+
+def usual_split(name: str) -> str:
+    """The split that a file is named for: `validation` where a folder of its path is called
+    `validation`, `test` or the like, or it is a shard (`test-00000-of-00002.parquet`), as the
+    `datasets` library has them, or Spark (`split=test/`); else none (empty)."""
+    return "validation" if _FOR_VALIDATION.fullmatch(name) else ""
+
+
+def named_split(folder: str) -> str:
+    """The split that a folder's name is one of; none (empty) for other names."""
+    return next((split for split, names in _SPLITS.items() if folder in names), "")
 
 
 def others(value: dict[str, Any]) -> dict[str, Any]:
@@ -282,6 +306,12 @@ def _file_of(value: dict[str, Any]) -> str:
     if not isinstance(file, str) or not 0 < len(file) <= _LONGEST_KEY:
         raise ValueError(f"has no text in {_FILES[0]!r}")
     return posixpath.normpath(file)  # ./a.png is a.png
+
+
+def _mask(name: Any) -> str:
+    if not isinstance(name, str):
+        raise ValueError("has no text in 'mask'")
+    return name
 
 
 def _file_hash(line: bytes) -> int:

@@ -13,7 +13,9 @@ from cm3jax.errors import UserError
 from cm3jax.io.texts import require_regular
 
 _CAPTIONS = ("captions.jsonl", "metadata.jsonl")
-_TABLE = "metadata.csv"
+_LISTS = (".csv", ".tsv", ".token", ".jsonl", "captions.txt", "captions.json")
+"""How the names of lists of captions end that are not read."""
+_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _DOCUMENTS = "documents.jsonl"
 
 
@@ -23,7 +25,8 @@ def open_readers(data: DataConfig) -> list[Reader]:
         from cm3jax.data.readers.datasets import TfdsSplit
 
         name, _, split = data.source.removeprefix("tfds:").partition("#")
-        return [TfdsSplit(name, split or "train", data.raw)]
+        by_subjects = data.hold_back == "subjects"
+        return [TfdsSplit(name, split or "train", data.raw, by_subjects)]
     path = epath.Path(data.source)
     if path.suffix == ".jsonl" and _is_there(path):
         return [InterleavedLines(path)]
@@ -32,6 +35,12 @@ def open_readers(data: DataConfig) -> list[Reader]:
             return [CaptionLines(path / name)]
     if _is_there(path / _DOCUMENTS):
         return [InterleavedLines(path / _DOCUMENTS)]
+    for suffix in _PACKED:
+        if packed := _files(path, suffix):
+            raise UserError(
+                f"{path} has {next(iter(packed))}, a compressed archive, of which samples are not "
+                "read in place; decompress it (gunzip, unzstd), or move it away."
+            )
     if tars := _files(path, ".tar"):
         return [TarShard(file, name) for name, file in tars.items()]
     if tables := _files(path, ".parquet"):
@@ -43,11 +52,13 @@ def open_readers(data: DataConfig) -> list[Reader]:
             folders = {at.removesuffix(f"/{name}"): file for at, file in lists.items()}
             _require_listed(path, tuple(f"{folder}/" for folder in folders), name)
             return [CaptionLines(file, folder) for folder, file in folders.items()]
-    if tables := _files(path, _TABLE):
-        raise UserError(
-            f"{path} has captions in {next(iter(tables))}, which is not read; write them as "
-            f"{_CAPTIONS[1]}: one JSON object per row, with `file_name` and `text`."
-        )
+    for suffix in _LISTS:
+        if lists := _files(path, suffix):
+            raise UserError(
+                f"{path} has captions in {next(iter(lists))}, which is not read; write them as "
+                f"{_CAPTIONS[1]}: one JSON object per row, with `file_name` and `text`; or move "
+                "it away if it has none."
+            )
     if path.is_dir() and len(pictures := PictureFolder(path)):
         return [pictures]
     if not path.exists():

@@ -17,19 +17,19 @@ from cm3jax.data.readers.items import (
     BadRecord,
     Facts,
     RawItem,
+    caption_of,
     file_mark,
-    first_text,
     join_inside,
 )
-from cm3jax.data.readers.lines import origin, others, split_of, subjects_of
+from cm3jax.data.readers.lines import origin, others, split_of, subjects_of, usual_split
 from cm3jax.data.readers.tars import PICTURES
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
 from cm3jax.io.texts import file_state
 
-_CAPTIONS = ("caption", "text", "captions", "texts")
 _PATHS = ("file", "path", "file_name", "filename", "image_path")
 _PICTURES = (*PICTURES, "image", "images", "image_bytes", "bytes", "content", *_PATHS)
+_OF_URLS = str.maketrans("-_", "+/")
 _AT_ONCE = 64
 """Rows whose pictures are held while a table is looked through."""
 _HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
@@ -49,7 +49,7 @@ class TableShard:
 
     def __init__(self, path: epath.Path, name: str, folder: epath.Path):
         self._path, self._name, self._folder = path, name, folder
-        self._state = file_state(path)
+        self._state, self._usual = file_state(path), usual_split(name)
         self._fault, self._count = "", 1
         parquet = _parquet()
         try:
@@ -73,8 +73,7 @@ class TableShard:
         except Exception as error:
             raise BadRecord(key, f"the row can't be read ({type(error).__name__})") from None
         try:
-            texts = (first_text(row.get(name)) for name in _CAPTIONS)
-            caption = next((text for text in texts if text.strip()), "")
+            caption = caption_of(row)
             if not caption:
                 raise ValueError("it has no caption")
             source, licence = origin(row, str(self._folder))
@@ -92,7 +91,7 @@ class TableShard:
         for place, row in enumerate(rows):
             key = f"{self._name}#{place}"
             try:
-                yield Facts(key, _mark(row), subjects_of(row), split_of(row))
+                yield Facts(key, _mark(row), subjects_of(row), split_of(row), self._usual)
             except ValueError:
                 yield Facts(key)
 
@@ -128,24 +127,30 @@ def _mark(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _content(value: Any) -> bytes | str | None:
     """A picture's bytes, or its path, in whatever a column holds."""
+    if isinstance(value, list) and value and all(isinstance(entry, int) for entry in value):
+        value = bytes(value)
     if isinstance(value, list):
         value = next((entry for entry in value if entry), None)
     if isinstance(value, dict):
         if "nchannels" in {name.lower() for name in value}:
-            return _from_spark({name.lower(): entry for name, entry in value.items()})
+            return _from_spark(_lower(value))
         # As the `datasets` library keeps pictures.
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, str):
         return _from_base64(value) or value
-    return value if isinstance(value, bytes) else None
+    if not isinstance(value, bytes):
+        return None
+    return (value.isascii() and _from_base64(value.decode())) or value
 
 
 def _from_base64(text: str) -> bytes | None:
-    """The bytes of a picture that was written as base64, or as a data URI; None of another text."""
+    """The bytes of a picture that was written as base64, for URLs too, or as a data URI; None of
+    another text."""
     if text.startswith("data:"):
         text = text.partition(",")[2]
+    text = "".join(text.split()).translate(_OF_URLS).rstrip("=")
     try:
-        content = base64.b64decode("".join(text.split()), validate=True)
+        content = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (ValueError, binascii.Error):
         return None
     return content if content.startswith(_HEADS) else None
@@ -171,8 +176,7 @@ def _row(path: epath.Path, state: tuple[int, ...], place: int) -> dict[str, Any]
         first += counts[group]
         group += 1
     table = _group(path, state, group)
-    (row,) = table.slice(place - first, 1).to_pylist()
-    return {name.lower(): value for name, value in row.items()}
+    return _lower(*table.slice(place - first, 1).to_pylist())
 
 
 def _outline(path: epath.Path) -> Iterator[dict[str, Any]]:
@@ -186,9 +190,19 @@ def _outline(path: epath.Path) -> Iterator[dict[str, Any]]:
             with contextlib.suppress(Exception):  # `item` says what is wrong with each
                 for batch in table.iter_batches(_AT_ONCE, [group], columns) if columns else ():
                     for row in batch.to_pylist():
-                        yield {name.lower(): value for name, value in row.items()}
+                        yield _lower(row)
                         left -= 1
             yield from ({} for _ in range(left))
+
+
+def _lower(row: dict[str, Any]) -> dict[str, Any]:
+    """A row under names in lower case; of two columns that differ in case, the first with a
+    value."""
+    out: dict[str, Any] = {}
+    for name, value in row.items():
+        if out.get(name.lower()) is None:
+            out[name.lower()] = value
+    return out
 
 
 def _is_small(kind: Any) -> bool:

@@ -1,9 +1,10 @@
 """Tar shards as webdataset and img2dataset write them.
 
 Members that share a name up to the first dot of their file name are one sample: `0001.jpg`,
-`0001.txt` or the `caption` in `0001.json`, which may also have `licence`, `source`, `subjects` and
-`split`. Hidden members, those of `__MACOSX`, webdataset's `__NAME__` and names without an extension
-belong to no sample and are passed over. Nothing is ever extracted: bytes are read in place.
+`0001.txt` or the `caption` (or `text`) in `0001.json`, which may also have `licence`, `source`,
+`subjects` and `split`. Hidden members, those of `__MACOSX`, webdataset's `__NAME__` and names
+without an extension belong to no sample and are passed over. Nothing is ever extracted: bytes are
+read in place.
 """
 
 import dataclasses
@@ -20,20 +21,23 @@ from cm3jax.data.readers.items import (
     BadRecord,
     Facts,
     RawItem,
+    caption_of,
     file_mark,
     first_text,
     is_hidden,
     parse_object,
     require_inside,
 )
-from cm3jax.data.readers.lines import origin, others, split_of, subjects_of
+from cm3jax.data.readers.lines import origin, others, split_of, subjects_of, usual_split
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
 from cm3jax.io.texts import MOST_BYTES, file_state
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
+PICTURES += ("pgm", "jfif")
 """Extensions of picture files; the first that a sample has is its picture."""
 _TEXTS = ("txt", "text", "caption")
+_GZIP = b"\x1f\x8b"
 _TAIL = 1024
 """Bytes at a picture's end that, with its size, tell it from others."""
 
@@ -74,10 +78,11 @@ class TarShard:
         fields = self._fields(sample)
         picture = next((name for name in PICTURES if name in sample.members), None)
         if picture is None:
-            raise ValueError("it has no picture")
-        text = next((name for name in _TEXTS if name in sample.members), None)
-        caption = first_text(fields.get("caption") if text is None else self._member(sample, text))
-        if not caption.strip():
+            given = ", ".join(f".{name[:20]}" for name in sorted(sample.members)[:5])
+            raise ValueError(f"it has no picture that is read, only {given}")
+        beside = (first_text(self._member(sample, n)) for n in _TEXTS if n in sample.members)
+        caption = next((text for text in beside if text.strip()), "") or caption_of(fields)
+        if not caption:
             raise ValueError("it has no caption")
         source, licence = origin(fields, self._path.parent.name)
         parts = (caption, self._member(sample, picture))
@@ -92,7 +97,8 @@ class TarShard:
             try:
                 fields = self._fields(sample)
                 pictures = () if picture is None else (self._tail(sample, picture),)
-                yield Facts(key, pictures, subjects_of(fields), split_of(fields))
+                split = split_of(fields)
+                yield Facts(key, pictures, subjects_of(fields), split, usual_split(self._name))
             except ValueError:
                 yield Facts(key)
 
@@ -169,6 +175,10 @@ def _samples(path: epath.Path, state: tuple[int, ...]) -> list[_Sample]:
 
 def _entries(file):
     """The members of an archive but folders; then what is wrong with it, if anything is."""
+    if file.read(2) == _GZIP:
+        yield "the archive is compressed; decompress it"
+        return
+    file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (entry := archive.next()) is not None:
