@@ -21,6 +21,7 @@ from cm3jax.config import Experiment
 from cm3jax.errors import UserError
 from cm3jax.io.files import require_replaceable, write_atomic
 from cm3jax.targets import Target
+from cm3jax.training.mesh_checks import require_divisible
 from launch.cli import parse_experiment_and
 from launch.env import main
 from launch.job_gke import jobset
@@ -76,16 +77,7 @@ def _git(*arguments: str) -> str:
 
 def render(experiment: Experiment, options: Options, revision: str) -> str:
     """The job's text: a SLURM script, a YAML manifest or shell commands."""
-    if options.target:  # the mesh that was compiled; another machine fails the run at its start
-        target = Target.parse(options.target, options.slices)
-        mesh = partition.sized(experiment.mesh, target.size, target.slices)
-        mesh = dataclasses.replace(mesh, platform=target.accelerator.platform)
-        if mesh.data * mesh.fsdp * mesh.tensor != target.size:
-            raise UserError(
-                f"mesh data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor} does not fit "
-                f"{target.name}; choose sizes whose product is {target.size}."
-            )
-        experiment = dataclasses.replace(experiment, mesh=mesh)
+    experiment = _on_devices(experiment, options)
     if options.bucket and not experiment.workdir:
         workdir = f"{options.bucket}/{experiment.run_dir}"
         experiment = dataclasses.replace(experiment, workdir=workdir)
@@ -97,6 +89,27 @@ def render(experiment: Experiment, options: Options, revision: str) -> str:
             return tpu_vm(job)
         case _:
             return jobset(job)
+
+
+def _on_devices(experiment: Experiment, options: Options) -> Experiment:
+    """The experiment with the mesh that it has on the job's devices.
+
+    Raises `UserError` if its mesh does not fit them, or they cannot share its batch.
+    """
+    mesh, devices, machine = experiment.mesh, options.nodes * options.devices, "the job's devices"
+    if options.target:  # the mesh that was compiled; another machine fails the run at its start
+        target = Target.parse(options.target, options.slices)
+        devices, machine = target.size, target.name
+        mesh = dataclasses.replace(mesh, platform=target.accelerator.platform)
+    sized = partition.sized(mesh, devices, options.slices)
+    if sized.data * sized.fsdp * sized.tensor != devices:
+        raise UserError(
+            f"mesh data={sized.data} fsdp={sized.fsdp} tensor={sized.tensor} does not fit "
+            f"{machine}; choose sizes whose product is {devices}."
+        )
+    shards = partition.batch_shards(partition.abstract_mesh(sized))
+    require_divisible(experiment.data.batch, experiment.optim.accumulate, shards)
+    return dataclasses.replace(experiment, mesh=sized if options.target else mesh)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 
 from cm3jax.io.experiment_json import read_as
 from cm3jax.io.files import write_atomic
+from cm3jax.training.metrics import revision
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,7 +86,7 @@ def _compile(case: str, seconds: int) -> dict[str, Any]:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it failed"]
         said = [line for line in lines if line.startswith("error: ")] or lines
         return {"error": said[-1].removeprefix("error: ")}
-    return {**json.loads(done.stdout), "versions": _versions()}
+    return {**json.loads(done.stdout), "commit": revision(), "versions": _versions()}
 
 
 def _versions() -> dict[str, str]:

@@ -59,7 +59,9 @@ def check(candidate: dict) -> None:
 @pytest.mark.parametrize("options", [GKE_TPU, GKE_GPU], ids=lambda o: o.cluster)
 @pytest.mark.parametrize("name", ["cm3leon_7b", "miniature/decoder"])
 def test_manifests_follow_the_published_schema(options, name):
-    check(manifest(options, presets.load_experiment(name)))
+    experiment = presets.load_experiment(name)
+    rows = dataclasses.replace(experiment.data, batch=2048)
+    check(manifest(options, dataclasses.replace(experiment, data=rows)))
 
 
 def test_the_schema_sees_mistakes():
@@ -321,6 +323,11 @@ def test_the_command_writes_a_file(tmp_path, monkeypatch, capsys):
     assert not out.exists()
     (corpus / "train").mkdir(parents=True)
     (corpus / "train/manifest.json").write_text("{}")
-    submit.run([*words, "--train.steps", "7"])
+    with pytest.raises(UserError, match=r"data.batch=8 cannot be cut into 16 equal shares"):
+        submit.run(words)
+    with pytest.raises(UserError, match=r"does not fit the job's devices; .* product is 16"):
+        submit.run([*words, "--mesh.fsdp", "3"])
+    assert not out.exists()
+    submit.run([*words, "--data.batch", "16", "--train.steps", "7"])
     assert "launch.train quickstart --data.corpus " in out.read_text()
     assert str(out) in capsys.readouterr().out
