@@ -370,7 +370,7 @@ def test_the_keyboard_reaches_everything(open_page):
     tab_to(page, "A question")
     page.keyboard.type("what is the background?")
     page.keyboard.press("Enter")
-    expect(painted.locator("[role=log] p")).not_to_be_empty()
+    expect(painted.locator("[role=log] > div p")).not_to_be_empty()
 
 
 def test_a_screen_reader_finds_a_name_for_everything(open_page):

@@ -119,7 +119,7 @@ const picturePart = (url) => ({ type: "image_url", image_url: { url } });
 function ask(card, { task, text }) {
   if (task !== "caption" && !text) return say("write the question or the change first.", true);
   if (task === "editing") return edit(card, "Changing", `changed: ${text}`, {}, { prompt: text });
-  const shown = make("p"), title = task === "caption" ? "Caption" : text;
+  const shown = make("div"), title = task === "caption" ? "Caption" : text;
   card.said.append(make("h4", { textContent: title }), shown);
   const content = [...(text && task === "vqa" ? [{ type: "text", text }] : []), picturePart(png(card.answer.b64_json))];
   return busy(task === "caption" ? "Captioning" : "Asking", (signal) => chat({ task, content }, shown, signal));
