@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 from playwright.sync_api import expect
 
+from cm3jax.emblems.palette import BACKGROUNDS
 from tests.serve.shipped import HOSTILE, chromium, shipped_server
 
 pytestmark = pytest.mark.slow  # and needs a Chromium, which the default suite must not
@@ -285,7 +286,7 @@ def test_a_picture_is_asked_about_and_captioned(open_page, shipped):
         assert said
         heading = card.locator("[role=log] h4", has_text=title)
         expect(heading.locator("xpath=following-sibling::*[1]")).to_have_text(said)
-    assert "sand" in card.locator("[role=log]").inner_text()
+        assert task != "vqa" or said in BACKGROUNDS
 
 
 def test_a_document_with_marks_and_a_picture_goes_on(open_page, tmp_path):
