@@ -37,7 +37,12 @@ EXPERIMENTS = {
 }
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+SLOW = {"vqgan"}  # it has less than the one with its losses
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in EXPERIMENTS]
+)
 def test_the_step_of_every_learner_is_lowered_without_data(name):
     experiment = EXPERIMENTS[name]
     learner, mesh = learner_without_data(experiment), partition.make_mesh(MESH)

@@ -110,7 +110,12 @@ def test_only_rows_of_some_ids_are_trained(base, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("rank", "trained", "ids"), [(RANK, "", "all"), (0, "^embedding", "image"), (0, "up", "all")]
+    ("rank", "trained", "ids"),
+    [
+        (RANK, "", "all"),
+        (0, "^embedding", "image"),
+        pytest.param(0, "up", "all", marks=pytest.mark.slow),
+    ],
 )
 def test_muon_trains_the_rest_and_keeps_nothing_of_what_is_frozen(
     base, tmp_path, rank, trained, ids
@@ -198,7 +203,7 @@ def test_every_correction_can_be_cut(tmp_path):
     assert ours.parameters > whole.parameters
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 1, 8)])
+@pytest.mark.parametrize("sizes", [(1, 8, 1), pytest.param((1, 1, 8), marks=pytest.mark.slow)])
 def test_corrections_of_a_large_model_fit_any_mesh(sizes):
     """Where one is not cut, every device has a copy."""
     config = load_experiment("chameleon_7b")

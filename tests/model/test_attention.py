@@ -226,6 +226,7 @@ def loss_and_slopes(model, segments, sizes=(1, 1, 1)):
 ROWS = np.asarray([[1] * 30 + [2] * 60 + [0] * 38, [1] * 128] * 2, np.int32)
 
 
+@pytest.mark.slow
 def test_a_decoder_learns_the_same_by_splash_on_a_mesh():
     splash = dataclasses.replace(MODEL, attention="splash", remat="full")
     actual = loss_and_slopes(splash, ROWS, sizes=(2, 2, 2))
