@@ -195,6 +195,19 @@ def _free(here: int, limit: int) -> _State:
     )
 
 
+def cut_short(program: Program, ids: Int[np.ndarray, " T"], vocab: Vocab) -> bool:
+    """Whether a text or a document in what a program emitted ended where its limit left nothing
+    else to say."""
+    found, state = _compiled(program, vocab), 0
+    for emitted, kind in enumerate(map(Kind, np.asarray(kinds(vocab))[ids].tolist())):
+        here = found[state]
+        able = [each for each, (last, _) in here.kinds.items() if emitted <= last]
+        if able == [kind] and kind in (Kind.END, Kind.EOS):
+            return True
+        state = here.kinds[kind][1] if kind in here.kinds else here.otherwise
+    return False
+
+
 def kinds(vocab: Vocab) -> Int[Array, " V"]:
     """The `Kind` of every id."""
     ids = np.arange(vocab.size)

@@ -37,6 +37,7 @@ from cm3jax.model.language_model import LanguageModel
 from cm3jax.retrieval.clip_encoder import ClipEncoder
 from cm3jax.retrieval.retriever import Retrieved, Retriever
 from cm3jax.shapes import Bool, Float, Int, RgbImage, UInt8
+from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
 
 GivenDocuments = Sequence[Sequence[ShownDocument | Document]]
 """The documents of each prompt, in the order shown."""
@@ -111,6 +112,17 @@ class Generator:
         """This generator with other parameters, say those of a model in training."""
         opened = (self._open_encoder, self._open_retriever)
         return Generator(self.model, variables, self._builder, *opened, self.decode)
+
+    def with_picture_batch(self, pictures: int) -> "Generator":
+        """The same, whose image tokenizer works on this many pictures at once, by default 64: few
+        where requests come one by one, each of which would be padded to as many."""
+        other, image = copy.copy(self), self.image
+        other.image = ImageTokenizer(image.config, image.variables, pictures)
+        other._builder = copy.copy(self._builder)
+        other._builder.image = other.image
+        other._reader = AnswerReader(self.vocab, self.text, other.image)
+        other._documents = DocumentCodec(self.vocab, self.text, other.image)
+        return other
 
     def cached_in(self, folder: epath.PathLike, origin: str) -> "Generator":
         """The same, with every sample kept in `folder`: samples that are there are not drawn again.

@@ -70,11 +70,11 @@ class Server:
     async def chat(self, request: Request, body: ChatBody) -> Response:
         """An answer to messages, at once or as a stream."""
         session = await self.open(request, body, lambda: self.studio.reader.chat(body))
-        name = f"chatcmpl-{secrets.token_hex(12)}"
+        name, vocab = f"chatcmpl-{secrets.token_hex(12)}", self.studio.generator.vocab
         if body.stream:
-            return self._stream(session, streams.chat_events(session, name, self.name, body))
+            return self._stream(session, streams.chat_events(session, name, self.name, body, vocab))
         samples = await self.finish(request, session)
-        return JSONResponse(replies.chat_reply(name, self.name, session.question, samples))
+        return JSONResponse(replies.chat_reply(name, self.name, session.question, samples, vocab))
 
     def _stream(self, session: Session, events: AsyncIterator[bytes]) -> Response:
         return streams.EventStream(session, events, described, self.limits.seconds)

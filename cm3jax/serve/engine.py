@@ -1,13 +1,9 @@
 """One thread that draws for all requests: continuous batching over a bounded queue.
 
-Requests of one size class (`decode.plan.SizeClass`) that sample with the same filters share a
-*pool* of slots: a sample joins between two chunks as soon as a slot is free, whatever its prompt,
-seed, temperature, guidance scale, `top_k` or `top_p`. Pools take turns, a chunk each. Within a pool
-requests take turns, a sample each, so that one of many samples does not keep others waiting.
-Where a request wants to know what its documents did, the passes that tell are turns too.
+Pools (`pools.py`) take turns, a chunk each. Where a request wants to know what its documents did,
+the passes that tell are turns too.
 """
 
-import dataclasses
 import itertools
 import logging
 import threading
@@ -15,20 +11,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import jax
-import numpy as np
-
-from cm3jax.config import DecodeConfig
 from cm3jax.decode import loop
-from cm3jax.decode.plan import CHUNK, SizeClass, SlotJob
-from cm3jax.decode.sampling import Method
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
-from cm3jax.generation.attribution import DocumentEffect
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.requests import PromptRequest
 from cm3jax.serve.attributing import Attribution
-from cm3jax.shapes import Int
+from cm3jax.serve.drawing import Drawing
+from cm3jax.serve.pools import Pool, Pools
 
 _log = logging.getLogger(__name__)
 
@@ -45,85 +35,16 @@ class Closing(Exception):
     """The engine takes no more requests."""
 
 
-@dataclasses.dataclass(eq=False)
-class Drawing:
-    """Samples of one request on their way through the engine, which fills them in."""
-
-    request: PromptRequest
-    config: DecodeConfig
-    seed: int
-    samples: int
-    rows: bool
-    """Whether somebody looks at its pictures row by row."""
-    attribute: bool
-    """Whether what each document did is measured, too."""
-    changed: Callable[[], None]
-    """Called by the engine's thread after every chunk that brought something."""
-    emitted: dict[int, Int[np.ndarray, " _"]] = dataclasses.field(default_factory=dict)
-    """The ids that each running sample has so far."""
-    drawn: dict[int, loop.Sample] = dataclasses.field(default_factory=dict)
-    """Samples that are whole, by number."""
-    effects: dict[int, list[DocumentEffect]] = dataclasses.field(default_factory=dict)
-    """What each document did for them, where it is asked for."""
-    done: dict[int, loop.Sample] = dataclasses.field(default_factory=dict)
-    """Samples that nothing is left to do for, by number."""
-    error: Exception | None = None
-    """Why there will be no more."""
-    number: int = -1
-    started: float = 0.0
-    begun: bool = False
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will come."""
-        return self.error is not None or len(self.done) == self.samples
-
-
-class _Pool:
-    """Slots of one kind, and the drawings that wait for them or are in them."""
-
-    def __init__(self, slots: loop.Slots):
-        self.slots = slots
-        self.drawings: dict[int, Drawing] = {}
-        self._waiting: deque[tuple[Drawing, int]] = deque()
-
-    def add(self, drawing: Drawing) -> None:
-        self.drawings[drawing.number] = drawing
-        self._waiting.append((drawing, 0))
-
-    def drop(self, drawing: Drawing) -> None:
-        del self.drawings[drawing.number]
-        self._waiting = deque(each for each in self._waiting if each[0] is not drawing)
-        self.slots.drop(drawing.number)
-
-    def step(self, row: int) -> list[loop.Finished]:
-        """Fill free slots and run a chunk, of `row` steps where somebody looks at each row."""
-        self.slots.admit([self._next() for _ in range(min(self.slots.free, self.waiting))])
-        watched = any(drawing.rows for drawing in self.drawings.values())
-        return self.slots.advance(self._watch, min(row, CHUNK) if watched else CHUNK)
-
-    @property
-    def waiting(self) -> int:
-        """Samples without a slot."""
-        # Others count too, while the engine's thread changes the queue: a copy is made at once.
-        return sum(drawing.samples - first for drawing, first in tuple(self._waiting))
-
-    def _next(self) -> SlotJob:
-        drawing, sample = self._waiting.popleft()
-        if sample + 1 < drawing.samples:
-            self._waiting.append((drawing, sample + 1))
-        job = (drawing.number, drawing.request, sample, 1, drawing.config, drawing.seed)
-        return SlotJob(*job)
-
-    def _watch(self, number: int, sample: int, ids: Int[np.ndarray, " T"]) -> None:
-        self.drawings[number].emitted[sample] = ids
-
-
 class DrawingEngine:
     """Draws on a thread of its own until it is closed."""
 
     def __init__(
-        self, generator: Generator, slots: int, queue: int, first: Callable[[float], None]
+        self,
+        generator: Generator,
+        slots: int,
+        queue: int,
+        kinds: int,
+        first: Callable[[float], None],
     ):
         self._generator, self._queue = generator, queue
         self._slots = generator.whole_slots(slots)
@@ -132,7 +53,7 @@ class DrawingEngine:
         self.meter = Meter()
         self.tokens = 0
         """Tokens of finished samples."""
-        self._pools: dict[tuple, _Pool] = {}
+        self._pools = Pools(generator, self._slots, kinds, self.meter)
         self._passes: deque[tuple[Drawing, int, Attribution]] = deque()
         """Samples whose documents' effects are measured."""
         self._open: dict[int, Drawing] = {}
@@ -199,19 +120,18 @@ class DrawingEngine:
     @property
     def load(self) -> dict[str, int]:
         """Open requests, samples that wait, slots that are busy, and slots there are."""
-        pools = list(self._pools.values())
         return {
             "open": len(self._open),
-            "waiting": sum(pool.waiting for pool in pools),
-            "busy": sum(len(pool.slots.jobs) for pool in pools),
+            "waiting": sum(pool.waiting for pool in self._pools),
+            "busy": sum(pool.busy for pool in self._pools),
             "slots": self._slots,
         }
 
     def _work(self) -> None:
         try:
             while self._take():
-                for kind, pool in list(self._pools.items()):
-                    self._turn(kind, pool)
+                for pool in self._pools.turns():
+                    self._turn(pool)
                 self._measure()
         except Exception as error:  # nobody may wait for a thread that has ended
             with self._news:
@@ -236,36 +156,25 @@ class DrawingEngine:
 
     @property
     def _busy(self) -> bool:
-        return bool(self._pools or self._passes)
+        return self._pools.active or bool(self._passes)
 
     def _sort_in(self, drawing: Drawing) -> None:
-        """Put a drawing into the pool of its kind."""
-        generator, config = self._generator, drawing.config
         try:
-            size = SizeClass.of(drawing.request, generator.vocab)
-            kind = (size, jax.tree.structure(Method.of(config)))
-            if kind not in self._pools:
-                longest = generator.model.longest_prompt
-                shape = size.shape(self._slots, longest, config.guesses)
-                self._pools[kind] = _Pool(generator.open_slots(shape, config, self.meter))
-            self._pools[kind].add(drawing)
+            self._pools.add(drawing)
         except Exception as error:
             self._fail([drawing], error)
 
     def _drop(self, drawing: Drawing) -> None:
-        for kind, pool in list(self._pools.items()):
-            if drawing.number in pool.drawings:
-                pool.drop(drawing)
-                self._retire(kind, pool)
+        self._pools.drop(drawing)
         self._passes = deque(each for each in self._passes if each[0] is not drawing)
         self._end(drawing)
 
-    def _turn(self, kind: tuple, pool: _Pool) -> None:
+    def _turn(self, pool: Pool) -> None:
         """A chunk of one pool."""
         try:
             finished = pool.step(self._generator.vocab.config.grid)
         except Exception as error:  # of the device: this pool's state is lost, others go on
-            del self._pools[kind]
+            self._pools.lose(pool)
             self._fail(list(pool.drawings.values()), error)
             return
         for drawing in pool.drawings.values():
@@ -280,9 +189,8 @@ class DrawingEngine:
                 del pool.drawings[drawing.number]
             if drawing.over:
                 self._end(drawing)
-            elif drawing.emitted:
+            elif drawing.watched and drawing.emitted:
                 drawing.changed()
-        self._retire(kind, pool)
 
     def _drawn(self, drawing: Drawing, number: int, sample: loop.Sample) -> None:
         drawing.drawn[number] = sample
@@ -312,10 +220,6 @@ class DrawingEngine:
             self._end(drawing)
         else:
             drawing.changed()
-
-    def _retire(self, kind: tuple, pool: _Pool) -> None:
-        if not pool.drawings:
-            del self._pools[kind]
 
     def _fail(self, drawings: list[Drawing], error: Exception) -> None:
         if not isinstance(error, UserError):

@@ -11,6 +11,8 @@ class Limits:
 
     queue: int = 64
     """Requests that wait or run at once; more are refused, to be sent again (429)."""
+    kinds: int = 4
+    """Kinds of requests (docs/server.md) that are drawn at once, with slots of their own each."""
     samples: int = 8
     """Samples of one request (`n`)."""
     documents: int = 8

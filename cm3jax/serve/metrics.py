@@ -27,6 +27,10 @@ class _Gauges(Collector):
                 "Tokens that samples emitted per second of decoding",
                 rates["decode_tokens_per_second"] or 0.0,
             ),
+            "cm3jax_decode_tokens_per_pass": (
+                "Tokens that a sample emits per pass: more than 1 where guesses are right",
+                rates["tokens_per_pass"] or 0.0,
+            ),
         }
         found: list[Metric] = [
             GaugeMetricFamily(name, help_, value) for name, (help_, value) in named.items()

@@ -50,6 +50,8 @@ class ServedRequest:
     samples: int
     rows: bool
     """Whether its pictures are sent row by row."""
+    watched: bool
+    """Whether what is not done yet is sent."""
     attribute: bool
     """Whether what each document did is measured."""
 
@@ -103,7 +105,8 @@ class BodyReader:
         seed = random.getrandbits(32) if body.seed is None else body.seed
         rows = isinstance(body, ImageBody) and bool(body.stream) and body.partial_images != 0
         attribute = isinstance(body, ImageBody) and body.attribute
-        return ServedRequest(request, config, seed, body.n, rows, attribute)
+        watched = bool(body.stream)
+        return ServedRequest(request, config, seed, body.n, rows, watched, attribute)
 
     def _config(self, body: Options, wanted: Wanted, tokens: int | None) -> DecodeConfig:
         """The run's own settings, with what a body replaces."""

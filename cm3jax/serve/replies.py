@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cm3jax.decode.grammar import cut_short
 from cm3jax.generation.answers import BrokenImage, Generated
 from cm3jax.generation.attribution import DocumentEffect, gains_by_place
 from cm3jax.report.html import png
@@ -118,13 +119,20 @@ def chat_usage(question: ServedRequest, samples: list[Generated]) -> Json:
     }
 
 
-def chat_reply(name: str, model: str, question: ServedRequest, samples: list[Generated]) -> Json:
+def finish_reason(question: ServedRequest, sample: Generated, vocab: Vocab) -> str:
+    """Why a sample ended: `length` where it had to, else `stop`."""
+    return "length" if cut_short(question.request.program, sample.ids, vocab) else "stop"
+
+
+def chat_reply(
+    name: str, model: str, question: ServedRequest, samples: list[Generated], vocab: Vocab
+) -> Json:
     """The answer of `/v1/chat/completions`."""
     choices = [
         {
             "index": sample.sample_id,
             "message": {"role": "assistant", **message(sample)},
-            "finish_reason": "stop",
+            "finish_reason": finish_reason(question, sample, vocab),
             "logprobs": None,
             **provenance(sample, question.seed),
         }

@@ -135,7 +135,7 @@ def _due(share: float, sent: int, most: int | None) -> bool:
 
 
 async def chat_events(
-    session: Session, name: str, model: str, body: ChatBody
+    session: Session, name: str, model: str, body: ChatBody, vocab: Vocab
 ) -> AsyncIterator[bytes]:
     """Texts as they grow, then each sample's pictures and its end."""
     question = session.question
@@ -158,9 +158,8 @@ async def chat_events(
             delta = {**whole, "content": _rest(told.pop(number), whole["content"])}
             yield event(replies.chat_chunk(name, model, number, delta))
             about = replies.provenance(sample, question.seed)
-            yield event(
-                replies.chat_chunk(name, model, number, {}, **{"finish_reason": "stop", **about})
-            )
+            about["finish_reason"] = replies.finish_reason(question, sample, vocab)
+            yield event(replies.chat_chunk(name, model, number, {}, **about))
     if body.stream_options is not None and body.stream_options.include_usage:
         usage = replies.chat_usage(question, samples)
         yield event({**replies.chat_chunk(name, model, 0, {}), "choices": [], "usage": usage})

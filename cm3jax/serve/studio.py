@@ -23,11 +23,11 @@ from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.retriever import Retrieved, Retriever
 from cm3jax.retrieval.takedown import remove
 from cm3jax.sequence.vocab import Modality
-from cm3jax.serve.engine import Drawing, DrawingEngine
+from cm3jax.serve.drawing import Drawing
+from cm3jax.serve.engine import DrawingEngine
 from cm3jax.serve.limits import Limits
 from cm3jax.serve.reading import BodyReader, ServedRequest
 from cm3jax.shapes import RgbImage
-from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -47,12 +47,11 @@ class Studio:
     def __init__(
         self, generator: Generator, slots: int, limits: Limits, first: Callable[[float], None]
     ):
-        self.generator, self.limits = generator, limits
+        # Pictures come by few: padded to the generator's 64, each would cost as much as those.
+        self.generator, self.limits = generator.with_picture_batch(1), limits
+        generator = self.generator
         self.reader = BodyReader(generator, limits)
-        self.engine = DrawingEngine(generator, slots, limits.queue, first)
-        image = generator.image
-        self.preview = ImageTokenizer(image.config, image.variables, batch=1)
-        """For unfinished pictures, which come one by one: the generator's decodes 64 at once."""
+        self.engine = DrawingEngine(generator, slots, limits.queue, limits.kinds, first)
         self._worker = ThreadPoolExecutor(1, "worker")
         self._reading = 0
         """Requests that are read, or wait for it."""
@@ -187,7 +186,8 @@ class Session:
         return codes[: vocab.image_tokens] - vocab.first_image
 
     def _partial(self, codes: np.ndarray) -> RgbImage:
-        grid, tokenizer = self._studio.generator.vocab.config.grid, self._studio.preview
+        generator = self._studio.generator
+        grid, tokenizer = generator.vocab.config.grid, generator.image
         size, rows = tokenizer.config.image_size, len(codes) // grid
         whole = np.zeros(grid * grid, np.int32)
         whole[: rows * grid] = codes[: rows * grid]

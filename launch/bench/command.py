@@ -9,15 +9,17 @@
     python -m launch.bench scaling --prompt 44 --new 256 --page scaling.html
     python -m launch.bench retrieval --documents 1000000
     python -m launch.bench data
+    python -m launch.bench serve --clients 32 --seconds 180
     python -m launch.bench targets --only v5e
     python -m launch.bench accelerator --out results/h200
 
 `train` times our training step, `decode` our engine, each against transformers with the same
 weights. `speculate` is the engine with guesses of what follows against without. `scaling` is its
 seconds per picture against batch, documents and samples. `retrieval` searches vectors like CLIP's
-with our indexes, blocked NumPy and FAISS. `data` reads training rows. `targets` compiles training
-steps for machines that are not here, `accelerator` checks in eight minutes what only hardware can
-say. The module of each, `launch.bench.train` and so on, says how it measures.
+with our indexes, blocked NumPy and FAISS. `data` reads training rows. `serve` loads a server with
+mixed requests, beside `launch.generate` with the same ones. `targets` compiles training steps for
+machines that are not here, `accelerator` checks in eight minutes what only hardware can say. The
+module of each, `launch.bench.train` and so on, says how it measures.
 """
 
 import argparse
@@ -105,6 +107,13 @@ def make_parser() -> argparse.ArgumentParser:
     data.set_defaults(measure=_data)
     data.add_argument("--batch", type=positive, default=8, help="rows of a step")
 
+    serve = kinds.add_parser("serve", help="the server under many clients, against the engine")
+    serve.set_defaults(measure=_serve)
+    serve.add_argument("--run", default=str(SHIPPED / "decoder"), help="the decoder to serve")
+    serve.add_argument("--clients", type=positive, default=32, help="requests at once")
+    serve.add_argument("--seconds", type=positive, default=180, help="of load, all rounds together")
+    serve.add_argument("--slots", type=positive, default=16, help="as the option of launch.serve")
+
     targets = kinds.add_parser("targets", help="steps compiled for accelerators, none needed")
     targets.set_defaults(measure=bench_targets.bench_targets)
     bench_targets.add_options(targets)
@@ -127,6 +136,12 @@ def _data(options: argparse.Namespace) -> dict[str, Any]:
     from launch.bench.data import bench_data  # nor is Grain
 
     return bench_data(options)
+
+
+def _serve(options: argparse.Namespace) -> dict[str, Any]:
+    from launch.bench.serve import bench_serve  # nor is what the extra `serve` brings
+
+    return bench_serve(options)
 
 
 if __name__ == "__main__":

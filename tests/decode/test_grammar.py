@@ -76,6 +76,25 @@ def test_a_text_is_never_empty_and_ends_within_its_limit(pieces, limit):
     ]
 
 
+def test_what_ended_because_of_its_limit_is_told_from_what_ended_by_itself():
+    a, eoss, eos, break_ = TEXT, VOCAB.eoss, VOCAB.eos, VOCAB.break_
+    picture = [IMAGE] * VOCAB.image_tokens
+    for program, ids, cut in (
+        ((Words(3),), [a, eoss], False),
+        ((Words(3),), [a, a, eoss], True),
+        ((Words(3), Fixed((a,)), Words(3)), [a, eoss, a, a, eoss], False),
+        ((Words(3), Fixed((a,)), Words(3)), [a, eoss, a, a, a, eoss], True),
+        ((Codes((None, IMAGE)), Fixed((eoss,))), [IMAGE, IMAGE, eoss], False),
+        ((Interleaved(5),), [a, a, eos], False),
+        ((Interleaved(5),), [a, break_, a, a, eos], True),
+        ((Interleaved(8),), [a, break_, *picture, eos], True),
+        ((Interleaved(10),), [a, break_, *picture, eos], False),
+        ((Free(4),), [a, a, eos], False),
+        ((Free(4),), [a, a, a, eos], True),
+    ):
+        assert grammar.cut_short(program, np.asarray(ids), VOCAB) == cut, (program, ids)
+
+
 def test_slots_follow_each_other_wherever_a_text_ends():
     recall = Fixed((VOCAB.sentinel(1),))
     program = (Words(9), recall, Codes((None, None)), Fixed((VOCAB.eoss,)))

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from pathlib import Path
 
 import openai
 import pytest
@@ -12,6 +13,8 @@ from cm3jax import testing
 from cm3jax.generation import loading
 from cm3jax.serve.app import Server, make_app
 from cm3jax.serve.limits import Limits
+
+WEIGHTS = Path(__file__).resolve().parents[2] / "experiments/miniature/weights/decoder"
 
 
 class Listening(Server):
@@ -62,6 +65,12 @@ def generator(tmp_path_factory):
 def server(generator):
     with serving(generator) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    """The shipped decoder, which draws pictures of four rows."""
+    return loading.load(WEIGHTS)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from cm3jax.decode import loop
 from cm3jax.errors import UserError
 from cm3jax.generation.prompts import picture_prompt
 from cm3jax.serve import streams
+from cm3jax.serve.attributing import Attribution
 from cm3jax.serve.engine import Busy, DrawingEngine
 from cm3jax.serve.guard import described
 from cm3jax.serve.limits import Limits
@@ -128,11 +129,55 @@ def test_only_what_was_drawn_of_a_painted_picture_is_attributed(client, picture)
     assert document["copied_share"] is None
 
 
+def test_closing_ends_the_measuring_of_documents(server, monkeypatch):
+    """Between two passes, as between two chunks; others go on."""
+    go, began = threading.Event(), threading.Event()
+    step = Attribution.step
+
+    def held(self):
+        began.set()
+        assert go.wait(60)
+        return step(self)
+
+    monkeypatch.setattr(Attribution, "step", held)
+    body = {"prompt": PROMPT, "documents": [{"key": "tiny-3"}] * 2, "attribute": True}
+    url = f"{server.url}/v1/images/generations"
+    with httpx.stream("POST", url, json={**body, "stream": True}, timeout=60) as asked:
+        assert asked.status_code == 200
+        assert began.wait(60)
+    go.set()
+    deadline = time.monotonic() + 60
+    while server.studio.engine.load["open"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert server.studio.engine.load["open"] == 0
+    assert httpx.post(url, json={"prompt": PROMPT}, timeout=60).status_code == 200
+
+
 def test_a_stream_ends_with_the_picture_of_a_plain_answer(client):
     whole = client.images.generate(prompt=PROMPT, n=2, extra_body={"seed": 3}).data
     events = list(client.images.generate(prompt=PROMPT, n=2, stream=True, extra_body={"seed": 3}))
     done = {event.sample: event for event in events if event.type == "image_generation.completed"}
     assert [done[number].b64_json for number in (0, 1)] == [one.b64_json for one in whole]
+
+
+def test_rows_reach_the_client_while_the_rest_is_drawn(shipped, monkeypatch):
+    """Each chunk waits until the client has got the row before."""
+    chunks, advance = threading.Semaphore(0), loop.Slots.advance
+
+    def held(*args):
+        assert chunks.acquire(timeout=60)
+        return advance(*args)
+
+    monkeypatch.setattr(loop.Slots, "advance", held)
+    got = []
+    with serving(shipped) as server, client_of(server) as client:
+        chunks.release()
+        for event in client.images.generate(
+            prompt="a large red circle at b3 on sand", stream=True, extra_body={"seed": 1}
+        ):
+            got.append((event.type.split(".")[-1], getattr(event, "rows", None)))
+            chunks.release()
+    assert got == [("partial_image", row) for row in (1, 2, 3)] + [("completed", None)]
 
 
 def test_an_unfinished_picture_is_its_whole_rows_on_grey(server, generator):
@@ -218,7 +263,16 @@ def test_a_streamed_chat_is_the_plain_one_in_pieces(client, picture):
     chunks = list(client.chat.completions.create(**body, stream=True, stream_options=usage))
     told = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert told == whole.choices[0].message.content
-    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    reason = whole.choices[0].finish_reason
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == reason
+    shortest = client.chat.completions.create(**body, max_tokens=2)
+    assert shortest.choices[0].finish_reason == "length"
+    assert (
+        list(client.chat.completions.create(**body, max_tokens=2, stream=True))[-1]
+        .choices[0]
+        .finish_reason
+        == "length"
+    )
     assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
 
 
@@ -227,13 +281,15 @@ def test_a_streamed_text_keeps_half_a_character_until_its_end():
     assert streams._rest("a f", "a fo\ufffd") == "o\ufffd"
 
 
-def test_all_samples_of_a_plain_answer_are_decoded_at_once(client, generator, monkeypatch):
-    decoded, decode = [], generator.image.decode
+def test_pictures_are_decoded_without_padding(client, server, generator, monkeypatch):
+    """The tokenizer of a training works on 64 at once."""
+    image = server.studio.generator.image
+    shapes, decode = [], image._decode
     monkeypatch.setattr(
-        generator.image, "decode", lambda codes: decoded.append(len(codes)) or decode(codes)
+        image, "_decode", lambda *args: shapes.append(args[1].shape) or decode(*args)
     )
     client.images.generate(prompt=PROMPT, n=3)
-    assert decoded == [3]
+    assert shapes == [(1, generator.vocab.image_tokens)] * 3
 
 
 def test_a_mistake_is_answered_with_one_sentence(client, server):
@@ -354,6 +410,7 @@ def test_metrics_tell_of_requests_and_slots(client, server):
         "cm3jax_slots 4.0",
         "cm3jax_requests_open 0.0",
         "cm3jax_tokens_total",
+        "cm3jax_decode_tokens_per_pass 1.0",
         "cm3jax_first_rows_seconds_count",
     ):
         assert f"\n{line}" in text

@@ -1,34 +1,21 @@
 """Requests that no client means: each gets a 4xx with one sentence, and the server goes on."""
 
 import base64
-import io
+import functools
 import json
+import os
 import socket
-import struct
-import zlib
+import sys
+import threading
 
 import httpx
 import pytest
 
-from cm3jax import testing
 from cm3jax.errors import UserError
 from cm3jax.serve.limits import Limits
 from cm3jax.serve.protocol import ChatBody, ImageUrl
 from tests.serve.conftest import client_of, serving
-
-PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def chunk(kind, content):
-    body = kind + content
-    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
-
-
-def bomb(side):
-    """A PNG of `side` x `side` grey pixels in few bytes, large ones without their lower part."""
-    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    rows = zlib.compress(b"\0" * (side + 1) * min(side, 128))
-    return PNG + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+from tests.serve.mutator import PNG, Mutator, bomb, picture
 
 
 def refused(answer, *statuses):
@@ -154,14 +141,6 @@ def test_uploads_that_are_no_pictures_or_too_large(server, content):
     refused(httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60))
 
 
-def picture():
-    import PIL.Image
-
-    file = io.BytesIO()
-    PIL.Image.fromarray(testing.pictures(1)[0]).save(file, "PNG")
-    return file.getvalue()
-
-
 def test_forms_that_are_none(server):
     edits = f"{server.url}/v1/images/edits"
     refused(httpx.post(edits, json={"prompt": "a"}), 415)
@@ -196,3 +175,128 @@ def test_bodies_too_slow(generator):
             assert b"408" in slow.recv(100)
         with client_of(server) as client:
             assert client.models.list().data
+
+
+_OPENED: list[tuple[str, bool]] | None = None
+"""Files opened while a test looks, and whether to write."""
+
+
+def _audit(name, args):
+    if _OPENED is None:
+        return
+    if name in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"):
+        _OPENED.append((name, True))
+    elif not args or not isinstance(args[0], str | bytes):
+        return
+    elif name == "open":
+        writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+        _OPENED.append((os.fsdecode(args[0]), bool((args[2] or 0) & writes)))
+    elif name in ("os.remove", "os.rename", "os.mkdir", "os.link", "os.symlink", "os.chmod"):
+        _OPENED.append((os.fsdecode(args[0]), True))
+
+
+@functools.cache  # a hook stays for the life of the process
+def _listen():
+    sys.addaudithook(_audit)
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """What this process opens from now on."""
+    _listen()
+    found: list[tuple[str, bool]] = []
+    monkeypatch.setattr(f"{__name__}._OPENED", found)
+    return found
+
+
+def tree(folder):
+    """Everything below a folder, with sizes and times."""
+    stats = {path: path.lstat() for path in sorted(folder.rglob("*"))}
+    return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
+
+
+def fault_of(answer, secret):
+    """What is wrong with the answer to a hostile request; empty where it is as it should be."""
+    if not 400 <= answer.status_code < 500:
+        return "no 4xx"
+    if secret in answer.text:
+        return "shows a file"
+    heads = ("application/json", "nosniff")
+    if (answer.headers["content-type"], answer.headers["x-content-type-options"]) != heads:
+        return "may be taken for a page"
+    sentence = answer.json()["error"]["message"]
+    one = sentence.endswith(".") and "\n" not in sentence and len(sentence) < 600
+    return "" if one else "no sentence"
+
+
+def test_500_hostile_requests(generator, tmp_path, opened):
+    """Each is refused with a sentence, shows no file, opens and writes none outside the server's
+    folders, and leaves the server as it was."""
+    secret = "canary-8f1c0d"
+    canary = tmp_path / "canary.txt"
+    canary.write_text(secret)
+    (tmp_path / "canary.png").write_bytes(picture())
+    names = [str(canary), str(tmp_path / "canary.png"), os.path.relpath(canary)]
+    most = 1 << 20
+    draw = {"prompt": "a red fox", "seed": 1}
+    with serving(generator, Limits(upload_bytes=most), key="secret") as server:
+        headers = {"authorization": "Bearer secret"}
+        with httpx.Client(headers=headers, timeout=120) as http:
+
+            def drawn():
+                answer = http.post(f"{server.url}/v1/images/generations", json=draw)
+                assert answer.status_code == 200
+                return answer.json()["data"][0]["codes"]
+
+            before, files = drawn(), tree(tmp_path)
+            opened.clear()
+            kinds: dict[str, int] = {}
+            wrong = []
+            for asked in Mutator(7, names, most).requests(520):
+                kinds[asked.kind] = kinds.get(asked.kind, 0) + 1
+                answer = http.request(
+                    asked.method,
+                    f"{server.url}{asked.path}",
+                    content=asked.content,
+                    headers=asked.headers,
+                )
+                if fault := fault_of(answer, secret):
+                    wrong.append((fault, asked, answer.status_code, answer.text))
+            assert not wrong, "\n".join(str(each)[:600] for each in wrong[:8])
+            assert min(kinds.values()) >= 40
+            assert len(kinds) == 13
+            assert http.get(f"{server.url}/health").json() == {"status": "ok"}
+            assert drawn() == before
+            assert server.studio.engine.load["open"] == 0
+    home = str(generator.retriever.bank.path.parent)
+    written = [path for path, writes in opened if writes and not path.startswith(home)]
+    assert not [path for path in written if "__pycache__" not in path]
+    hidden = (str(tmp_path), "/etc/passwd", "/etc/shadow", "/proc/self/environ")
+    assert not [path for path, _ in opened if path.startswith(hidden)]
+    assert tree(tmp_path) == files
+
+
+def test_slow_bodies_hold_up_nobody(generator):
+    """Forty connections that send a byte now and then, while others draw."""
+    with serving(generator, Limits(body_seconds=2.0)) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        url = f"{server.url}/v1/images/generations"
+        assert httpx.post(url, json={"prompt": "a red fox"}, timeout=60).status_code == 200
+        answers: list[bytes] = []
+
+        def drip():
+            with socket.create_connection((host, int(port)), timeout=60) as slow:
+                slow.sendall(
+                    b"POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n"
+                    b"Content-Type: multipart/form-data; boundary=y\r\n\r\n-"
+                )
+                answers.append(slow.recv(4096))
+
+        threads = [threading.Thread(target=drip) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        assert httpx.post(url, json={"prompt": "a red fox"}, timeout=60).status_code == 200
+        for thread in threads:
+            thread.join()
+        assert len(answers) == 40
+        assert all(b" 408 " in answer and b"did not arrive" in answer for answer in answers)

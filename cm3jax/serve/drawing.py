@@ -1,0 +1,48 @@
+"""Samples of one request on their way through the engine."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from cm3jax.config import DecodeConfig
+from cm3jax.decode.loop import Sample
+from cm3jax.generation.attribution import DocumentEffect
+from cm3jax.generation.requests import PromptRequest
+from cm3jax.shapes import Int
+
+
+@dataclasses.dataclass(eq=False)
+class Drawing:
+    """Samples of one request; the engine fills them in."""
+
+    request: PromptRequest
+    config: DecodeConfig
+    seed: int
+    samples: int
+    rows: bool
+    """Whether somebody looks at its pictures row by row."""
+    watched: bool
+    """Whether somebody hears of it before its end."""
+    attribute: bool
+    """Whether what each document did is measured, too."""
+    changed: Callable[[], None]
+    """Called by the engine's thread at the end, and after chunks before it if it is watched."""
+    emitted: dict[int, Int[np.ndarray, " _"]] = dataclasses.field(default_factory=dict)
+    """The ids that each running sample has so far."""
+    drawn: dict[int, Sample] = dataclasses.field(default_factory=dict)
+    """Samples that are whole, by number."""
+    effects: dict[int, list[DocumentEffect]] = dataclasses.field(default_factory=dict)
+    """What each document did for them, where it is asked for."""
+    done: dict[int, Sample] = dataclasses.field(default_factory=dict)
+    """Samples that nothing is left to do for, by number."""
+    error: Exception | None = None
+    """Why there will be no more."""
+    number: int = -1
+    started: float = 0.0
+    begun: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+        return self.error is not None or len(self.done) == self.samples

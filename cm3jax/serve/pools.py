@@ -1,0 +1,168 @@
+"""Kinds of requests, and the sets of slots that they are drawn in: a bounded number at once.
+
+Requests of one size class (`decode.plan.SizeClass`) that sample with the same filters are of one
+kind, and share a *pool* of slots: a sample joins between two chunks as soon as a slot is free,
+whatever its prompt, seed, temperature, guidance scale, `top_k` or `top_p`. Within a pool requests
+take turns, a sample each, so that one of many samples does not keep others waiting.
+
+Slots take memory, and programs are compiled for each kind: both are bounded, however various the
+requests are. A kind that comes when there are `most` sets gets the place of an idle one, the one
+opened first; where all are at work, the set opened first takes no more samples, and gives up its
+place when those in it are done. What waited for it goes to the end of the line.
+"""
+
+import functools
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+
+from cm3jax.decode import loop, steps
+from cm3jax.decode.plan import CHUNK, SizeClass, SlotJob
+from cm3jax.decode.sampling import Method
+from cm3jax.decode.throughput import Meter
+from cm3jax.generation.generator import Generator
+from cm3jax.serve.drawing import Drawing
+from cm3jax.shapes import Int
+
+_PROGRAMS = 256
+"""Compiled programs that are kept; a kind needs 20 at most."""
+
+
+class Pool:
+    """The drawings of one kind, and their slots once there was a turn."""
+
+    def __init__(self, open_slots: Callable[[], loop.Slots]):
+        self._open_slots = open_slots
+        self._slots: loop.Slots | None = None
+        self.drawings: dict[int, Drawing] = {}
+        self._waiting: deque[tuple[Drawing, int]] = deque()
+        self.admits = True
+        """Whether waiting samples get free slots."""
+
+    def add(self, drawing: Drawing) -> None:
+        """Let a drawing wait for slots."""
+        self.drawings[drawing.number] = drawing
+        self._waiting.append((drawing, 0))
+
+    def drop(self, drawing: Drawing) -> None:
+        """Forget a drawing; its slots are free."""
+        del self.drawings[drawing.number]
+        self._waiting = deque(each for each in self._waiting if each[0] is not drawing)
+        if self._slots is not None:
+            self._slots.drop(drawing.number)
+
+    def step(self, row: int) -> list[loop.Finished]:
+        """Fill free slots and run a chunk, of `row` steps where somebody looks at each row."""
+        if self._slots is None:
+            self._slots = self._open_slots()
+        count = min(self._slots.free, self.waiting) if self.admits else 0
+        self._slots.admit([self._next() for _ in range(count)])
+        watched = any(drawing.rows for drawing in self.drawings.values())
+        return self._slots.advance(self._watch, min(row, CHUNK) if watched else CHUNK)
+
+    def close(self) -> None:
+        """Give up the slots, which are empty; the next step opens others."""
+        self._slots = None
+
+    @property
+    def busy(self) -> int:
+        """Slots that decode a sample."""
+        slots = self._slots
+        return 0 if slots is None else len(slots.jobs)
+
+    @property
+    def waiting(self) -> int:
+        """Samples without a slot."""
+        # Others count too, while the engine's thread changes the queue: a copy is made at once.
+        return sum(drawing.samples - first for drawing, first in tuple(self._waiting))
+
+    def _next(self) -> SlotJob:
+        drawing, sample = self._waiting.popleft()
+        if sample + 1 < drawing.samples:
+            self._waiting.append((drawing, sample + 1))
+        job = (drawing.number, drawing.request, sample, 1, drawing.config, drawing.seed)
+        return SlotJob(*job)
+
+    def _watch(self, number: int, sample: int, ids: Int[np.ndarray, " T"]) -> None:
+        self.drawings[number].emitted[sample] = ids
+
+
+class Pools:
+    """The pools of all drawings; at most `most` of them have slots, `slots` each."""
+
+    def __init__(self, generator: Generator, slots: int, most: int, meter: Meter):
+        self._generator, self._meter = generator, meter
+        self._slots, self._most = slots, most
+        self._placed: dict[tuple, Pool] = {}
+        """Those that may have slots, the oldest first."""
+        self._line: dict[tuple, Pool] = {}
+        """Those that wait for a place."""
+
+    def __iter__(self) -> Iterator[Pool]:
+        # Others look, while the engine's thread changes them: copies are made at once.
+        return itertools.chain(list(self._placed.values()), list(self._line.values()))
+
+    @property
+    def active(self) -> bool:
+        """Whether there is something to draw."""
+        return any(pool.drawings for pool in self)
+
+    def add(self, drawing: Drawing) -> None:
+        """Put a drawing into the pool of its kind."""
+        size, config = SizeClass.of(drawing.request, self._generator.vocab), drawing.config
+        kind = (size, jax.tree.structure(Method.of(config)))
+        pool = self._placed.get(kind) or self._line.get(kind)
+        if pool is None:
+            longest = self._generator.model.longest_prompt
+            shape = size.shape(self._slots, longest, config.guesses)
+            opens = functools.partial(self._generator.open_slots, shape, config, self._meter)
+            pool = self._line[kind] = Pool(opens)
+        pool.add(drawing)
+
+    def drop(self, drawing: Drawing) -> None:
+        """Forget a drawing, if a pool has it."""
+        for pool in self:
+            if drawing.number in pool.drawings:
+                pool.drop(drawing)
+
+    def lose(self, pool: Pool) -> None:
+        """Take away a pool whose slots failed."""
+        self._placed = {kind: each for kind, each in self._placed.items() if each is not pool}
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._placed, self._line = {}, {}
+
+    def turns(self) -> list[Pool]:
+        """The pools whose turn a chunk is; those in line have got what place there is."""
+        self._line = {kind: pool for kind, pool in self._line.items() if pool.drawings}
+        before = list(self._placed)
+        while self._line and (len(self._placed) < self._most or self._make_place(before)):
+            kind = next(iter(self._line))
+            self._placed[kind] = self._line.pop(kind)
+        for place, (kind, pool) in enumerate(self._placed.items()):
+            # One that has just come draws something before it goes.
+            pool.admits = place > 0 or not self._line or kind not in before
+        return [
+            pool for pool in self._placed.values() if pool.busy or (pool.admits and pool.waiting)
+        ]
+
+    def _make_place(self, before: list[tuple]) -> bool:
+        """Close the oldest idle one of the pools that had a place `before`, or else the oldest if
+        its samples are done, which puts it at the end of the line; whether there was one."""
+        idle = [kind for kind in before if not self._placed[kind].drawings]
+        free = [kind for kind in before[:1] if not self._placed[kind].busy]
+        if not idle and not free:
+            return False
+        kind = (idle or free)[0]
+        before.remove(kind)  # it may come back at once, as one that is new
+        pool = self._placed.pop(kind)
+        pool.close()
+        if pool.drawings:
+            self._line[kind] = pool
+        if steps.compiled_programs() > _PROGRAMS:
+            jax.clear_caches()
+        return True
