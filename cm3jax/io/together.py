@@ -22,7 +22,9 @@ _PATIENCE = 10.0
 """Seconds that a reader waits for files to be renamed, which takes milliseconds."""
 
 
-def replace_together(folder: epath.PathLike, names: Sequence[str], files: Mapping[str, Write]):
+def replace_together(
+    folder: epath.PathLike, names: Sequence[str], files: Mapping[str, Write]
+) -> None:
     """Write some of the files `names`, the last one among them, and replace them all at once.
 
     To be called under `hold`. Raises as the writing does, and then nothing is replaced.
@@ -36,7 +38,7 @@ def replace_together(folder: epath.PathLike, names: Sequence[str], files: Mappin
             if name in files:
                 files[name](_new(place, name))
     except BaseException:  # Ctrl-C, too
-        for name in names:
+        for name in reversed(names):  # first the one that says that all are complete
             _new(place, name).unlink(missing_ok=True)
         raise
     _finish(place, names)

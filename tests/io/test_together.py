@@ -35,7 +35,11 @@ def counted(original):
 
 for name in ("replace", "unlink"):
     setattr(path, name, counted(getattr(path, name)))
-files = {name: lambda path: write_atomic(path, "new") for name in ("config", "weights")}
+def weights(path):
+    write_atomic(path, "new")
+    if len(sys.argv) > 3:
+        raise KeyboardInterrupt
+files = {"config": lambda path: write_atomic(path, "new"), "weights": weights}
 with hold(sys.argv[1], "replacing"):
     replace_together(sys.argv[1], ("config", "text", "weights"), files)
 """
@@ -69,6 +73,16 @@ def test_a_replacement_killed_anywhere_leaves_all_files_of_one_version(tmp_path,
     assert contents(folder) == {"config": version, "text": "old", "weights": "third"}
     assert (folder / "thesis").read_text() == "mine"
     assert not [name for name in os.listdir(folder) if name.endswith(".new")]
+
+
+@pytest.mark.parametrize("at", [5, 6, 7])
+def test_one_that_is_stopped_when_all_is_complete_and_then_killed_is_no_mixture(tmp_path, at):
+    folder = made(tmp_path)
+    command = [sys.executable, "-c", KILLED, str(folder), str(at), "stopped"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == 9
+    found = read_together(folder, NAMES, lambda: contents(folder))
+    assert found["config"] == found["weights"] == ("new" if at == 5 else "old")
 
 
 def test_a_writer_that_fails_replaces_nothing(tmp_path):
