@@ -193,8 +193,8 @@ def require_same_choices(options: Options, dry: bool = False) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, chosen)
         return
-    before = read_fields(path, {}, "the chain's choices")
-    now = _plain(chosen)
+    before = _flat(read_fields(path, {}, "the chain's choices"))
+    now = _flat(_plain(chosen))
     differ = [f"{n}: {before.get(n)} → {now[n]}" for n in now if before.get(n) != now[n]]
     if differ:
         raise UserError(
@@ -217,6 +217,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(one) for name, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, tuple | list) else value
+
+
+def _flat(choices: dict[str, Any]) -> dict[str, Any]:
+    """The choices with those of the chain's sizes beside the others."""
+    sizes = choices.get("choices")
+    rest = {name: value for name, value in choices.items() if name != "choices"}
+    return rest | (sizes if isinstance(sizes, dict) else {})
 
 
 def _absolute(source: str) -> str:

@@ -778,3 +778,9 @@ def test_a_picture_under_two_spellings_of_its_name_is_one_picture(tmp_path):
     good, bad = both_splits(tmp_path)
     assert list(good) == ["0.jpg", "0.jpg#2", "0.jpg#3"]
     assert not bad
+
+
+def test_a_source_with_nothing_to_read_or_none_at_all_is_refused(tmp_path):
+    for path, said in ((tmp_path, "has nothing that is read"), (tmp_path / "x", "does not exist")):
+        with pytest.raises(UserError, match=f"{re.escape(str(path))} {said}"):
+            open_source(DataConfig(source=str(path), image_size=16), "train", 0)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -35,6 +36,9 @@ def test_a_folder_keeps_one_chain(tmp_path):
     require_same_choices(Options("photos", out, splits=(("new", "bank"),), prompts=5))
     with pytest.raises(UserError, match=r"other choices \(splits: .*; give those again"):
         require_same_choices(Options("photos", out))
+    small = dataclasses.replace(chain.SMALL, side=32)
+    with pytest.raises(UserError, match=r"other choices \(side: 64 → 32\); give those"):
+        require_same_choices(Options("photos", out, splits=(("new", "bank"),), choices=small))
     with pytest.raises(UserError, match=r"source: .*photos → .*others"):
         require_same_choices(Options("others", out, splits=(("new", "bank"),)))
 

@@ -67,10 +67,10 @@ def open_readers(data: DataConfig) -> list[Reader]:
             "how captions are written), tfds:NAME, `emblems` or `emoji`."
         )
     raise UserError(
-        f"data.source={data.source} is neither `emblems`, `emoji` nor tfds:NAME, a JSONL of "
-        f"documents, or a folder of pictures, with tar or parquet files, with a {_DOCUMENTS}, or "
-        f'with a {_CAPTIONS[0]} whose lines are {{"file": "a.png", "caption": "a cat"}} and may '
-        "have `subjects` (a list), `licence`, `source` and `mask`; give one."
+        f"data.source={data.source} has nothing that is read: no images (PNG, JPEG, …), no tar or "
+        f"parquet files, no {_DOCUMENTS}, and no {_CAPTIONS[0]} with lines such as "
+        '{"file": "a.png", "caption": "a cat"}; give such a folder, a JSONL of documents, '
+        "tfds:NAME, `emblems` or `emoji` (docs/data.md)."
     )
 
 
