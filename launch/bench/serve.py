@@ -157,7 +157,8 @@ def _kill(url: str, asked: Sequence[Asked]) -> dict[str, float]:
     answers = [client.begin(long) for client in clients]
     rows = [time.perf_counter() for line in itertools.islice(_rows(answers[0]), 2)]
     begin = time.perf_counter()
-    for client in clients:
+    for answer, client in zip(answers, clients, strict=True):
+        answer.close()  # it holds the connection, too
         client.close()
     while (
         "cm3jax_slots_busy 0.0" not in watcher.get("/metrics") and time.perf_counter() < begin + 60

@@ -21,6 +21,8 @@ from cm3jax.serve.replies import base64_png
 BODIES = 60
 """Requests that differ; clients choose among them."""
 KINDS = ("guided", "plain", "stream", "guided", "caption", "paint")
+BROKEN = 0
+"""In place of a status: the connection broke."""
 _DRAW, _EDIT, _CHAT = "/v1/images/generations", "/v1/images/edits", "/v1/chat/completions"
 _MARK = "a-part-of-the-form"
 
@@ -166,7 +168,10 @@ def load(
         rng, client = random.Random(f"{place} {begin}"), Client(url)
         while time.perf_counter() - begin < seconds:
             number = rng.randrange(len(asked))
-            one = client.ask(asked[number])
+            try:
+                one = client.ask(asked[number])
+            except (OSError, http.client.HTTPException):
+                one, client = Heard(BROKEN, 0.0, None, (), 0), Client(url)
             heard.append((number, one))
             if one.status == 429:
                 time.sleep(1)
