@@ -88,7 +88,7 @@ def _figures(heard: Sequence[tuple[int, Heard]], alone: Sequence[Heard]) -> dict
     same = [
         mine == other
         for number, one in good
-        for mine, other in zip(one.said, alone[number].said, strict=True)
+        for mine, other in itertools.zip_longest(one.said, alone[number].said)
     ]
     rows = [one.first_row for _, one in good if one.first_row is not None]
     return {
