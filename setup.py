@@ -50,7 +50,7 @@ EXTRAS = {
     "emoji": ["resvg-py>=0.5,<0.6"],  # draws the SVG of data.source=emoji
     "trackio": ["trackio>=0.43,<1"],  # train.tracker=trackio: curves of runs side by side, locally
     "wandb": ["wandb>=0.31,<1"],  # train.tracker=wandb: the same by a service
-    "quantised": ["qwix>=0.1.8,<0.2"],  # model.quantised: int8 and fp8 products in training
+    "quantised": ["qwix>=0.1.8,<0.2"],  # few bits: in training, in weights, in caches
     "serve": [
         "fastapi>=0.120,<1",  # routes of launch.serve; their bodies are checked by pydantic
         "pydantic>=2.12,<3",  # the shapes of requests and answers

@@ -29,7 +29,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cm3jax.config import Experiment
+    from cm3jax.config import CacheType, Experiment, WeightType
     from cm3jax.generation.documents import Document
     from cm3jax.generation.generator import Generator
     from cm3jax.model.bridge import TokenizerBridge
@@ -61,23 +61,33 @@ _HOMES = {
 }
 
 
-def load(run_dir: str | os.PathLike, bank: str | os.PathLike = "") -> "Generator":
+def load(
+    run_dir: str | os.PathLike,
+    bank: str | os.PathLike = "",
+    weights: "WeightType" = "",
+    cache: "CacheType" = "",
+    prefix_cache: int = 0,
+) -> "Generator":
     """The generator of a trained decoder: `cm3jax.load(run).generate("…", retrieve=2).image`.
 
     `run_dir` is a run directory (its newest sound checkpoint is read), exported weights, or
     `hf:OWNER/NAME`, a run on the hub that `launch.convert export RUN --push` uploaded, as it is
     now. The tokenizers and the retrieval encoder are those that the run was trained with, found
     beside it; `bank` is the memory bank to retrieve from, by default the run's own. The encoder and
-    the bank are opened when documents are first asked for. Compiled programs are kept for the next
-    process, unless jax was told where to keep them, or not to. Raises `cm3jax.errors.UserError` for
-    what is missing or does not belong together.
+    the bank are opened when documents are first asked for. `weights` (int8, int4, fp8) and `cache`
+    (int8) are what matrices, keys and values are kept in, instead of the run's own. `prefix_cache`
+    bytes keep what was read of prompts, so that those that begin alike, say with the same
+    documents, cost less. Compiled programs are kept for the next process, unless jax was told where
+    to keep them, or not to. Raises `cm3jax.errors.UserError` for what is missing or does not belong
+    together.
     """
     from cm3jax.generation import loading
     from cm3jax.training.hub_runs import is_hub_id, newest_snapshot
     from cm3jax.training.program_cache import use_program_cache
 
     use_program_cache()
-    return loading.load(newest_snapshot(run_dir) if is_hub_id(run_dir) else run_dir, bank)
+    where = newest_snapshot(run_dir) if is_hub_id(run_dir) else run_dir
+    return loading.load(where, bank, weights=weights, cache=cache, prefix_cache=prefix_cache)
 
 
 def __getattr__(name: str) -> Any:

@@ -122,16 +122,19 @@ def _score(options: _Scored, files: ScoreFiles | None) -> dict[str, Score]:
             scores = evaluate_encoder(options.run, options.prompts)
         case Tasks():
             tasks = (options.tasks, options.cases, options.seed)
-            tested = evaluate_tasks(options.run, options.before, *tasks, _say, options.mesh, keep)
+            how = (_say, options.mesh, keep, options.weights, options.cache)
+            tested = evaluate_tasks(options.run, options.before, *tasks, *how)
             scores, figures = tested.scores, tested.figures
         case Emoji():
             which = (options.bank, options.prompts, options.seed)
-            exam = EmojiExam(options.run, *which, _say, options.mesh, keep)
+            how = (_say, options.mesh, keep, options.weights, options.cache)
+            exam = EmojiExam(options.run, *which, *how)
             exam.take(options.documents)
             scores = exam.scores
         case Emblems():
             which = (options.bank, options.prompts, options.seed)
-            found = evaluate(options.run, *which, _say, options.mesh, keep)
+            how = (_say, options.mesh, keep, options.weights, options.cache)
+            found = evaluate(options.run, *which, *how)
             scores, figures = found.scores, found.figures
     if files:
         page = None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cm3jax.config import ONE_DEVICE, MeshConfig
+from cm3jax.config import ONE_DEVICE, CacheType, MeshConfig, WeightType
 from cm3jax.errors import UserError
 from cm3jax.evaluate.drawing import Share
 from cm3jax.evaluate.features import Resize
@@ -22,6 +22,10 @@ class _Drawing:
     """The decoder: a run directory, one of its checkpoints, exported weights, or hf:OWNER/NAME."""
     seed: int = 0
     """Seed of the sampling."""
+    weights: WeightType = ""
+    """What the layers' matrices are kept in, instead of the run's `model.weights`."""
+    cache: CacheType = ""
+    """What keys and values are kept in, instead of the run's `model.cache`."""
     mesh: MeshConfig = ONE_DEVICE
     """The devices that share the drawing; `--mesh.data -1` takes all."""
     out: str = ""

@@ -129,7 +129,14 @@ def command(argv: list[str]) -> None:
     """Parse the arguments, generate, write each sample as it is done, and print where."""
     options = with_defaults(parse(Options, argv, "Generate images and texts from prompts."))
     prompts = options.asked()
-    generator = loading.load(options.run, options.bank, options.mesh)
+    generator = loading.load(
+        options.run,
+        options.bank,
+        options.mesh,
+        options.weights,
+        options.cache,
+        options.prefix_cache << 20,
+    )
     sampling = as_sampling(options, generator.decode)
     if options.rerank == "clip":
         _ = generator.encoder  # what is missing is said before anything is drawn
@@ -139,7 +146,12 @@ def command(argv: list[str]) -> None:
     out = epath.Path(options.out)
     with hold(out, f"generating with {options.run}"):
         gallery = Gallery(
-            out, generator, recipe(options, sampling.decode), prompts, asked, options.attribute
+            out,
+            generator,
+            recipe(options, sampling.decode, generator),
+            prompts,
+            asked,
+            options.attribute,
         )
         gallery.begin()
         _fill(gallery, generator, asked, options, sampling)
@@ -183,8 +195,9 @@ def documents(prompts: Sequence[str], asked: Sequence[PromptRequest]) -> Iterato
             yield f"documents for {prompt!r}: {words}"
 
 
-def recipe(options: Options, config: DecodeConfig) -> dict:
+def recipe(options: Options, config: DecodeConfig, generator: Generator) -> dict:
     """The settings that all samples of this call share."""
+    kept = generator.model.config
     return {
         "mode": options.mode,
         "box": options.box,
@@ -197,6 +210,8 @@ def recipe(options: Options, config: DecodeConfig) -> dict:
         "floor": options.floor,
         "exclude": list(options.exclude),
         "weigh": list(options.weigh),
+        "weights": kept.weights,
+        "cache": kept.cache,
         "version": cm3jax.__version__,
     }
 
@@ -226,6 +241,10 @@ def speed(meter: Meter, samples: int, seconds: float) -> str:
     if samples and meter.emitted > meter.passes:
         words.append(f"{figures['tokens_per_pass']:.3g} new tokens in a pass")
         words.append(f"{figures['passes_per_picture']:.3g} passes for a sample")
+    if samples > 1 and figures["busy_rows"] is not None:
+        words.append(f"{figures['busy_rows']:.0%} of the rows busy")
+    if figures["prefix_hit_rate"] is not None:
+        words.append(f"{figures['prefix_hit_rate']:.0%} of the prompts' tokens known before")
     return ", ".join(words)
 
 

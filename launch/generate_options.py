@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from etils import epath
 
-from cm3jax.config import ONE_DEVICE, DecodeConfig, MeshConfig
+from cm3jax.config import ONE_DEVICE, CacheType, DecodeConfig, MeshConfig, WeightType
 from cm3jax.errors import UserError
 from cm3jax.generation.options import Sampling, SamplingOptions
 from cm3jax.training.companions import run_folder
@@ -114,6 +114,13 @@ class Options:
     where it helped."""
     show_sequence: bool = False
     """Print all ids that the model saw and emitted, with their names."""
+    weights: WeightType = ""
+    """What the layers' matrices are kept in, instead of the run's `model.weights`."""
+    cache: CacheType = ""
+    """What keys and values are kept in, instead of the run's `model.cache`."""
+    prefix_cache: int = 0
+    """MiB for what was read of prompts: those that begin alike, say with the same `--docs`, are
+    read only where they differ."""
     mesh: MeshConfig = ONE_DEVICE
     """The devices that share the work; `--mesh.data -1` takes all."""
 
@@ -140,6 +147,8 @@ class Options:
             raise UserError(f"--samples must be at least 1 and at most {MOST_SAMPLES:,}.")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed {self.seed} must be from 0 to {2**32 - 1}.")
+        if self.prefix_cache < 0:
+            raise UserError("--prefix-cache must be at least 0.")
         if self.retrieve < 0:
             raise UserError("--retrieve must be at least 0.")
         if self.floor is not None and not math.isfinite(self.floor):

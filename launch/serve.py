@@ -19,7 +19,7 @@ from typing import Annotated
 
 import tyro
 
-from cm3jax.config import ONE_DEVICE, MeshConfig
+from cm3jax.config import ONE_DEVICE, CacheType, MeshConfig, WeightType
 from cm3jax.errors import UserError
 from cm3jax.generation import loading
 from cm3jax.serve.limits import Limits
@@ -49,12 +49,21 @@ class Options:
     """Samples that are drawn side by side, of each size of prompt and answer."""
     limits: Limits = dataclasses.field(default_factory=Limits)
     """What one request, and all of them together, may take."""
+    weights: WeightType = ""
+    """What the layers' matrices are kept in, instead of the run's `model.weights`."""
+    cache: CacheType = ""
+    """What keys and values are kept in, instead of the run's `model.cache`."""
+    prefix_cache: int = 256
+    """MiB for what was read of prompts: those that begin alike, say with the same documents, are
+    read only where they differ. 0 keeps nothing."""
     mesh: MeshConfig = ONE_DEVICE
     """The devices that share the work; `--mesh.data -1` takes all."""
 
     def __post_init__(self):
         if not 0 <= self.port < 65536:
             raise UserError(f"--port {self.port} must be from 0 to 65535.")
+        if self.prefix_cache < 0:
+            raise UserError(f"--prefix-cache {self.prefix_cache} must be at least 0.")
         if self.slots < 1:
             raise UserError(f"--slots {self.slots} must be at least 1.")
         if self.host not in _LOOPBACK and not self.api_key_file:
@@ -90,7 +99,14 @@ def command(argv: list[str]) -> None:
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; run pip install -e '.[serve]'.") from None
     key = options.key
-    generator = loading.load(options.run, options.bank, options.mesh)
+    generator = loading.load(
+        options.run,
+        options.bank,
+        options.mesh,
+        options.weights,
+        options.cache,
+        options.prefix_cache << 20,
+    )
     if options.bank:
         _ = generator.retriever  # what does not fit is said before anybody calls
     name = options.name or Path(options.run).absolute().name

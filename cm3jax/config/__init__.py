@@ -8,7 +8,7 @@ from cm3jax.config.curriculum import ONE_STAGE, CurriculumConfig
 from cm3jax.config.data import DataConfig
 from cm3jax.config.decoding import DecodeConfig
 from cm3jax.config.experiment import Experiment
-from cm3jax.config.model import DecoderConfig, PartiConfig
+from cm3jax.config.model import CacheType, DecoderConfig, PartiConfig, WeightType
 from cm3jax.config.objective import CM3Config, LossConfig
 from cm3jax.config.retrieval import ClipConfig, RetrievalConfig
 from cm3jax.config.tokenizers import TokenizersConfig, VQGANConfig, VQGANLossConfig, identity
@@ -25,6 +25,7 @@ __all__ = [
     "ONE_DEVICE",
     "ONE_STAGE",
     "CM3Config",
+    "CacheType",
     "CheckpointConfig",
     "ClipConfig",
     "CurriculumConfig",
@@ -42,5 +43,6 @@ __all__ = [
     "VQGANConfig",
     "VQGANLossConfig",
     "VocabConfig",
+    "WeightType",
     "identity",
 ]

@@ -5,6 +5,10 @@ from typing import Literal
 
 from cm3jax.config.checks import require
 
+WeightType = Literal["", "int8", "int4", "fp8"]
+CacheType = Literal["", "int8"]
+"""What matrices, keys and values are kept in for generation; empty is the activations' type."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
@@ -71,7 +75,14 @@ class DecoderConfig:
     says which. Generation always uses `xla`."""
     quantised: Literal["", "int8", "fp8"] = ""
     """Type of the layers' matrix products in training, forward and backward, by qwix (the extra
-    `quantised`). Empty: they are computed in dtype, as validation and generation always do."""
+    `quantised`). Empty: they are computed in dtype, as validation always does."""
+    weights: WeightType = ""
+    """Type that the layers' matrices are kept in for generation, by qwix (the extra `quantised`):
+    int8 and fp8 with a scale per output, int4 with one per output and 32 inputs. Empty: dtype.
+    Training keeps float32."""
+    cache: CacheType = ""
+    """Type that keys and values are kept in for generation, with a scale per token and head, by
+    qwix. Empty: dtype."""
 
     def __post_init__(self):
         require(

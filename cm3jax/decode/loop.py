@@ -5,6 +5,8 @@ their place. Where the parameters are on a mesh, slots are sharded over it like 
 """
 
 import dataclasses
+import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,14 +18,15 @@ import numpy as np
 
 from cm3jax import partition
 from cm3jax.config import DecodeConfig
-from cm3jax.decode import grammar, sampling, steps
-from cm3jax.decode.drafts import Drafts
+from cm3jax.decode import grammar, prefix_cache, sampling, steps
+from cm3jax.decode.constants import drafts_of, row_constants
+from cm3jax.decode.finished import Finished, Sample
 from cm3jax.decode.pace import pace_of
 from cm3jax.decode.params import bytes_per_step
 from cm3jax.decode.plan import CHUNK, Group, ProgramShape, SlotJob, plan_groups
-from cm3jax.decode.request import Request
+from cm3jax.decode.prefix_cache import Known, PrefixCache
+from cm3jax.decode.request import Request, require_fit
 from cm3jax.decode.throughput import Meter
-from cm3jax.errors import UserError
 from cm3jax.model.cache import KeyValues
 from cm3jax.model.language_model import LanguageModel
 from cm3jax.sequence.vocab import Vocab
@@ -34,32 +37,6 @@ ADMITTED = 8
 
 Watch = Callable[[int, int, Int[np.ndarray, " T"]], None]
 """Gets request, sample and the ids that it has emitted so far, after every chunk."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sample:
-    """What one row emitted."""
-
-    ids: Int[np.ndarray, " T"]
-    """The ids, forced ones included."""
-    logprob: float
-    """Log-probability of the sampled ids, in nats: of the conditional stream, among the ids that
-    the grammar permits, at temperature 1."""
-    sampled: int
-    """How many ids were sampled, not forced."""
-    temperature: float
-    """The temperature that they were sampled at."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """Samples of one request that were done together."""
-
-    request: int
-    """Place of the request."""
-    first: int
-    """Number of the first sample."""
-    samples: list[Sample]
 
 
 def decode(
@@ -92,6 +69,7 @@ def decode_each(
     seed: int = 0,
     meter: Meter | None = None,
     watch: Watch | None = None,
+    prefixes: PrefixCache | None = None,
 ) -> Iterator[list[Finished]]:
     """Decode `samples` of every request, and give them as they are done, chunk by chunk.
 
@@ -104,34 +82,39 @@ def decode_each(
         require_fit(request, model)
     mesh = partition.mesh_of(variables)
     asked = (requests, samples, config, seed, vocab, model.longest_prompt, shards_of(mesh))
-    for group in plan_groups(*asked):
-        slots = Slots(model, variables, vocab, group.shape, config, meter or Meter())
-        yield from _run(slots, group, watch)
+    groups = deque(plan_groups(*asked))
+    while groups:
+        group = groups.popleft()
+        if not group.jobs:
+            continue
+        slots = Slots(model, variables, vocab, group.shape, config, meter or Meter(), prefixes)
+        others = [other for other in groups if group.widest.holds(other.widest)]
+        yield from _run(slots, group, others, watch)
 
 
-def _run(slots: "Slots", group: Group, watch: Watch | None) -> Iterator[list[Finished]]:
-    """Work until no job is left."""
-    waiting = deque(group.jobs)
-    while waiting or slots.jobs:
-        slots.admit([waiting.popleft() for _ in range(min(len(waiting), slots.free))])
+def _run(
+    slots: "Slots", group: Group, others: Sequence[Group], watch: Watch | None
+) -> Iterator[list[Finished]]:
+    """Work until no job of the group is left; slots that it leaves go to jobs of `others`."""
+    own = {(job.index, job.first_sample) for job in group.jobs}
+    while group.jobs or slots.jobs:
+        runs = bool(group.jobs) or any((job.index, job.first_sample) in own for job in slots.jobs)
+        sources = [group.jobs, *(other.jobs for other in others if runs)]
+        waiting = itertools.chain.from_iterable(map(_emptied, sources))
+        slots.admit(list(itertools.islice(waiting, slots.free)))
         finished = slots.advance(watch)
         if finished:
             yield finished
 
 
+def _emptied(jobs: deque[SlotJob]) -> Iterator[SlotJob]:
+    while jobs:
+        yield jobs.popleft()
+
+
 def shards_of(mesh: jax.sharding.Mesh | None) -> int:
     """The pieces that rows are cut into: slots are a multiple of them."""
     return partition.batch_shards(mesh) if mesh else 1
-
-
-def require_fit(request: Request, model: LanguageModel) -> None:
-    """Raise `UserError` for a request whose prompt leaves less room than its answer needs."""
-    new, room = grammar.steps(request.program), model.room(request.longest)
-    if new > room:
-        raise UserError(
-            f"prompt {request.prompt_id} is {request.longest} tokens long and asks for {new} more, "
-            f"but leaves the model room for {room}; show fewer documents or shorten the text."
-        )
 
 
 @dataclasses.dataclass(eq=False)
@@ -162,16 +145,20 @@ class Slots:
         shape: ProgramShape,
         config: DecodeConfig,
         meter: Meter,
+        prefixes: PrefixCache | None = None,
     ):
         self._model, self._variables, self._meter = model, variables, meter
         # Programs are compiled per vocabulary, but tokenizers do not matter to them.
         self._vocab, self._mesh = Vocab(vocab.config), partition.mesh_of(variables)
         self._shape, self._config = shape, config
+        # On a mesh, each prefix is on the devices of its slot.
+        self._prefixes = prefixes if self._mesh is None else None
         self._method = self._method_of_rows([config] * shape.slots)
         self._slots: list[_Slot | None] = [None] * shape.slots
         self._weights = bytes_per_step(variables)
+        self._chunk_seconds = 0.0
         # An empty slot has programs without states, so its samples count as done.
-        self._rows = self._rows_of([], shape.slots)
+        self._rows = row_constants([], shape.slots, shape, self._vocab)
         with self._on_mesh():
             if self._mesh is not None:
                 self._rows = jax.device_put(self._rows, partition.batch_sharding(self._mesh))
@@ -206,12 +193,27 @@ class Slots:
         """What is in the others."""
         return [slot.job for slot in self._slots if slot is not None]
 
+    @property
+    def pause(self) -> float:
+        """How many ids of prompts are read in the time of a chunk: more would keep samples that run
+        waiting. Without end where none runs, and before anything was timed."""
+        meter = self._meter
+        if not (self.jobs and self._chunk_seconds and meter.prefill_tokens):
+            return math.inf
+        return self._chunk_seconds * meter.prefill_tokens / meter.prefill_seconds
+
     def admit(self, jobs: Sequence[SlotJob]) -> None:
         """Prefill these jobs, at most `free`, into slots."""
         places = [place for place, slot in enumerate(self._slots) if slot is None]
         for first in range(0, len(jobs), ADMITTED):
-            part = list(jobs[first : first + ADMITTED])
-            self._admit(places[first : first + len(part)], part)
+            part = jobs[first : first + ADMITTED]
+            seats = [
+                (place, job, self._known(job))
+                for place, job in zip(places[first:], part, strict=False)
+            ]
+            for there in (False, True):
+                if chosen := [seat for seat in seats if bool(seat[2]) == there]:
+                    self._admit(*map(list, zip(*chosen, strict=True)))
         if jobs:
             self._method = self._method_of_rows(
                 [self._config if slot is None else slot.job.config for slot in self._slots]
@@ -236,87 +238,77 @@ class Slots:
             [config for config in configs for _ in range(self._shape.samples)]
         )
 
-    def _admit(self, places: list[int], jobs: list[SlotJob]) -> None:
-        """Prefill these jobs into these slots."""
+    def _known(self, job: SlotJob) -> list[Known]:
+        """What the cache of prefixes has for each stream of a job; nothing unless for all."""
+        if self._prefixes is None:
+            return []
+        known = self._prefixes.find_all(job.request, self._model.reads_forward)
+        asked = sum(len(prefix) - 1 for prefix in job.request.prefixes)
+        self._meter.sought(asked, sum(one.length for one in known))
+        return known
+
+    def _admit(self, places: list[int], jobs: list[SlotJob], known: list[list[Known]]) -> None:
+        """Bring these jobs into these slots; none is known and they are read, or all are."""
         shape = self._shape
         count = 1 << (len(jobs) - 1).bit_length()
-        tokens = np.zeros((count, shape.streams, shape.width), np.int32)
+        width = 0 if known[0] else shape.width
+        tokens = np.zeros((count, shape.streams, width), np.int32)
         lengths = np.zeros((count, shape.streams), np.int32)
         last = np.zeros((count, shape.streams), np.int32)
         for number, job in enumerate(jobs):
             for stream, prefix in enumerate(job.request.prefixes):
                 lengths[number, stream], last[number, stream] = len(prefix) - 1, prefix[-1]
-                tokens[number, stream, : len(prefix) - 1] = prefix[:-1]
+                if width:
+                    tokens[number, stream, : len(prefix) - 1] = prefix[:-1]
         slots = np.full(count, shape.slots, np.int32)
         slots[: len(jobs)] = places
-        rows = self._rows_of(jobs, count)
+        rows = row_constants(jobs, count, shape, self._vocab)
         new = steps.New(
             tokens=jnp.asarray(tokens),
             lengths=jnp.asarray(lengths),
             last=jnp.asarray(last),
             slots=jnp.asarray(slots),
             rows=rows,
-            drafts=self._drafts_of(jobs, count),
+            drafts=drafts_of(jobs, count, shape),
         )
         # The suffix is left out, so that one program serves all of its sizes.
         suffix = self._state.cache.suffix
         state = _with_suffix(self._state, ())
-        begin, known = time.perf_counter(), steps.compiled_programs()
+        begin, programs = time.perf_counter(), _compiled_programs()
         with self._on_mesh():
             self._rows, state = steps.prefill(
                 self._model, self._variables, self._rows, state, new, shape.samples
             )
-        self._state = _with_suffix(state, suffix)
+        self._state = self._with_prefixes(_with_suffix(state, suffix), places, jobs, known)
         jax.block_until_ready(self._state)
         seconds = time.perf_counter() - begin
-        if steps.compiled_programs() > known:
+        if _compiled_programs() > programs:
             self._meter.compile_seconds += seconds
         else:
-            self._meter.prefilled(seconds, int(lengths.sum()))
+            there = sum(one.length for each in known for one in each)
+            self._meter.prefilled(seconds, int(lengths.sum()) - there)
         temperatures = np.asarray(rows.temperatures).reshape(count, shape.samples)
         for place, job, mine in zip(places, jobs, temperatures, strict=False):
             zeros, none = np.zeros(shape.samples), np.zeros(shape.samples, int)
             self._slots[place] = _Slot(job, [], none, zeros, none, mine)
 
-    def _rows_of(self, jobs: list[SlotJob], count: int) -> steps.RowConstants:
-        """The rows of `count` prompts, of which all but `jobs` are padding."""
-        each = self._shape.samples
-        total = count * each
-        programs: list[grammar.Program] = [()] * total
-        keys, temperatures = np.zeros((total, 2), np.uint32), np.ones(total, np.float32)
-        contrasted = np.zeros(total, bool)
-        scales = np.ones((total, self._shape.streams - 1), np.float32)
-        for place, job in enumerate(jobs):
-            mine, config = slice(place * each, (place + 1) * each), job.config
-            samples = job.first_sample + np.arange(each)
-            prompts = np.full(each, job.request.prompt_id, np.int64)
-            heat = config.temperature_range or (config.temperature, config.temperature)
-            drawn = sampling.sample_keys(job.seed, prompts, samples, heat)
-            keys[mine], temperatures[mine] = drawn.keys, drawn.temperatures
-            contrasted[mine] = sampling.contrasted(config, samples)
-            programs[mine] = [job.request.program] * job.samples + [()] * (each - job.samples)
-            scales[mine] = [guide.scale for guide in job.request.guides]
-        return steps.RowConstants(
-            grammar.compile_programs(programs, self._vocab, self._shape.capacity),
-            *map(jnp.asarray, (keys, temperatures, contrasted, scales)),
-        )
-
-    def _drafts_of(self, jobs: list[SlotJob], count: int) -> Drafts:
-        """What the samples of `count` prompts may emit, of which all but `jobs` are padding."""
-        empty = Drafts.empty(count * self._shape.samples, *self._shape.drafts)
-        if not empty.prompt:
-            return empty
-        ids = np.array(empty.ids).reshape(count, self._shape.samples, -1)
-        for place, job in enumerate(jobs):
-            prefix = job.request.prefix
-            ids[place, :, empty.prompt - len(prefix) : empty.prompt] = prefix
-        return dataclasses.replace(empty, ids=jnp.asarray(ids.reshape(empty.ids.shape)))
+    def _with_prefixes(
+        self, state: steps.State, places: list[int], jobs: list[SlotJob], known: list[list[Known]]
+    ) -> steps.State:
+        """The state with the prefixes that are known, or new ones taken out of it to be kept."""
+        if self._prefixes is None:
+            return state
+        layers, reader = state.cache.prefix, (self._model, self._variables)
+        for place, job, found in zip(places, jobs, known, strict=True):
+            first = place * self._shape.streams
+            layers = self._prefixes.exchange(*reader, layers, first, job.request, found)
+        return dataclasses.replace(state, cache=dataclasses.replace(state.cache, prefix=layers))
 
     def _advance(self, count: int) -> Bool[np.ndarray, " P"]:
         """Run a chunk and give each slot what its samples emitted; returns which slots are done."""
         window = self._pace.window
         self._make_room(count * window)
-        begin, known = time.perf_counter(), steps.compiled_programs()
+        begin, programs = time.perf_counter(), _compiled_programs()
         greedy = all(_greedy(job.config) for job in self.jobs)
         call = (self._model, self._vocab, self._variables, self._method, greedy)
         with self._on_mesh():
@@ -335,12 +327,14 @@ class Slots:
                 slot.emitted = slot.emitted + new[:, place].sum(0)
                 slot.logprobs += logprobs[:, place].sum(0)
                 slot.sampled += free[:, place].sum(0)
-        if steps.compiled_programs() > known:
+        if _compiled_programs() > programs:
             self._meter.compile_seconds += seconds
         else:
             self._meter.stepped(seconds, int(new.sum()), int(taken) * self._read_per_step())
+            self._chunk_seconds = seconds
         by_pass = new.reshape(count, window, -1).sum(1)
         self._meter.emitted_by(int((by_pass > 0).sum()), int(new.sum()))
+        self._meter.occupied(int(new.any(0).sum()), new[0].size)
         self._pace.saw(by_pass, window)
         return np.all(np.asarray(done).reshape(self._shape.slots, -1), axis=1)
 
@@ -385,6 +379,10 @@ class Slots:
             ]
             out.append(Finished(slot.job.index, slot.job.first_sample, samples))
         return out
+
+
+def _compiled_programs() -> int:
+    return steps.compiled_programs() + prefix_cache.programs()
 
 
 def _greedy(config: DecodeConfig) -> bool:

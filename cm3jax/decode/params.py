@@ -10,18 +10,23 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from cm3jax.config import WeightType
+from cm3jax.model.quantised import quantise_matrix, stored_bytes
 from cm3jax.shapes import Array
 
 
-def as_read(variables: dict, dtype: str) -> dict:
+def as_read(variables: dict, dtype: str, weights: WeightType = "") -> dict:
     """Parameters with each layer's apart, and matrices in the type that they are multiplied in.
 
     Otherwise every step would copy each layer out of its stack and cast the matrices. Norms and
-    tables that are looked up keep their type. On a TPU, matrices lie as `as_multiplied` says.
+    tables that are looked up keep their type. On a TPU, matrices lie as `as_multiplied` says. With
+    `weights` the layers' matrices are quantised (`model.quantised`); the head is not.
     """
 
     def cast(path, leaf):
         name = jax.tree_util.keystr(path[-1:], simple=True)
+        if name == "kernel" and weights:
+            return quantise_matrix(path, leaf, weights, dtype)
         return leaf.astype(dtype) if name in ("kernel", "head") else leaf
 
     variables = jax.tree.map_with_path(cast, variables)
@@ -68,7 +73,7 @@ def _unstacked_onto(stack, sharding: NamedSharding):
 
 def bytes_per_step(variables: dict) -> int:
     """Bytes of parameters that a step reads."""
-    return sum(leaf.nbytes for leaf in read_by_steps(variables))
+    return sum(map(stored_bytes, read_by_steps(variables)))
 
 
 def read_by_steps(variables: dict) -> list[Any]:
@@ -82,5 +87,5 @@ def read_by_steps(variables: dict) -> list[Any]:
     return [
         leaf
         for path, leaf in jax.tree.leaves_with_path(params)
-        if not any(names <= {key.key for key in path} for names in spared)
+        if not any(names <= {getattr(key, "key", "") for key in path} for names in spared)
     ]

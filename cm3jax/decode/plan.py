@@ -5,6 +5,7 @@ so that prompts within a bucket run the same programs.
 """
 
 import dataclasses
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 from cm3jax.config import DecodeConfig
@@ -70,13 +71,39 @@ class ProgramShape:
         part = max(ROOM, self.capacity // 4)
         return min(-(-tokens // part) * part, self.capacity)
 
+    def holds(self, other: "ProgramShape") -> bool:
+        """Whether jobs of another shape fit into slots of this one."""
+        same = (self.streams, self.samples, self.guesses)
+        alike = same == (other.streams, other.samples, other.guesses)
+        return alike and other.width <= self.width and other.capacity <= self.capacity
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
     """Jobs that go through the same slots."""
 
-    jobs: list[SlotJob]
-    shape: ProgramShape
+    jobs: deque[SlotJob]
+    """Those that wait."""
+    widest: ProgramShape
+    """With the most slots that there may be."""
+    shards: int
+
+    @property
+    def shape(self) -> ProgramShape:
+        """With slots for the jobs that wait."""
+        slots = slots_for(len(self.jobs), self.widest.slots)
+        return dataclasses.replace(self.widest, slots=-(-slots // self.shards) * self.shards)
+
+
+def slots_for(jobs: int, most: int) -> int:
+    """How many slots a number of jobs gets, one of few numbers: each has a program.
+
+    Of more jobs than slots, about as many are left for the last slots as for all others.
+    """
+    if jobs <= most:
+        return min(1 << (jobs - 1).bit_length(), most)
+    even, part = -(-jobs // -(-jobs // most)), -(-most // 16)
+    return min(-(-even // part) * part, most)
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -112,7 +139,8 @@ def plan_groups(
     longest_prompt: int,
     shards: int,
 ) -> Iterator[Group]:
-    """Groups of one shape each: prompts that differ much in length don't run side by side.
+    """Groups of one shape each, the widest first: prompts that differ much in length don't run
+    side by side, except where a wider group has slots left (`Group.widest`, `ProgramShape.holds`).
 
     No prompt is given more room than `longest_prompt`, the model's limit.
     """
@@ -125,13 +153,11 @@ def plan_groups(
             count = min(size, samples - first)
             job = SlotJob(index, request, first, count, config, seed)
             jobs.setdefault((kind, size), []).append(job)
-    for (kind, size), members in sorted(jobs.items(), key=lambda item: item[0]):
+    for (kind, size), members in sorted(jobs.items(), key=lambda item: item[0], reverse=True):
         streams = kind.streams
-        wanted = 1 << (len(members) - 1).bit_length()
-        slots = min(wanted, max(1, config.batch // (size * streams)))
-        slots = -(-slots // shards) * shards
+        slots = max(1, config.batch // (size * streams))
         longest = max(job.request.longest for job in members)
         # Beyond the limit there are no positions, not even for padding.
         width = min(bucket(longest - 1), longest_prompt)
         shape = (slots, size, streams, width, kind.capacity, config.guesses)
-        yield Group(members, ProgramShape(*shape))
+        yield Group(deque(members), ProgramShape(*shape), shards)

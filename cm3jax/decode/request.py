@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 
 from cm3jax.decode import grammar
+from cm3jax.errors import UserError
+from cm3jax.model.language_model import LanguageModel
 from cm3jax.shapes import Int
 
 
@@ -40,3 +42,13 @@ class Request:
     def longest(self) -> int:
         """Ids of the longest prefix."""
         return max(map(len, self.prefixes))
+
+
+def require_fit(request: Request, model: LanguageModel) -> None:
+    """Raise `UserError` for a request whose prompt leaves less room than its answer needs."""
+    new, room = grammar.steps(request.program), model.room(request.longest)
+    if new > room:
+        raise UserError(
+            f"prompt {request.prompt_id} is {request.longest} tokens long and asks for {new} more, "
+            f"but leaves the model room for {room}; show fewer documents or shorten the text."
+        )

@@ -11,7 +11,8 @@ from etils import epath
 
 from cm3jax.config import DecodeConfig
 from cm3jax.decode import loop
-from cm3jax.decode.loop import Finished, Sample
+from cm3jax.decode.finished import Finished, Sample
+from cm3jax.decode.prefix_cache import PrefixCache
 from cm3jax.decode.request import Request
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
@@ -49,6 +50,7 @@ class Journal:
         seed: int = 0,
         meter: Meter | None = None,
         watch: loop.Watch | None = None,
+        prefixes: PrefixCache | None = None,
     ) -> Iterator[list[Finished]]:
         """As `loop.decode_each`, but requests whose samples are in the journal come first, and
         only the others are decoded."""
@@ -61,7 +63,7 @@ class Journal:
         left = [place for place in range(len(requests)) if place not in done]
         waiting = [requests[place] for place in left]
         call = (model, variables, vocab, waiting, config, samples, seed, meter)
-        for finished in loop.decode_each(*call, _renumbered(watch, left)):
+        for finished in loop.decode_each(*call, _renumbered(watch, left), prefixes):
             placed = [dataclasses.replace(one, request=left[one.request]) for one in finished]
             stored += map(_written, placed)
             write_json(path, stored)

@@ -18,7 +18,7 @@ from cm3jax.config import DecoderConfig
 from cm3jax.decode import grammar, sampling, speculate
 from cm3jax.decode.drafts import Drafts
 from cm3jax.decode.plan import CHUNK, ProgramShape
-from cm3jax.model.cache import Cache, KeyValues, start_cache
+from cm3jax.model.cache import Cache, KeyValues, empty_entries, start_cache
 from cm3jax.shapes import Array, Bool, Float, Int, UInt32
 
 
@@ -93,9 +93,9 @@ class Emitted:
 def start(config: DecoderConfig, shape: ProgramShape, room: int) -> State:
     """Slots without prompts, with room for `room` emitted tokens."""
     prompts = shape.slots * shape.streams
-    sizes = (prompts, config.groups, shape.width, config.head_width)
+    sizes = (prompts, config.groups, shape.width)
     empty = [
-        KeyValues(*(jnp.zeros(sizes, config.dtype) for _ in range(2))) for _ in range(config.layers)
+        KeyValues(*(empty_entries(sizes, config) for _ in range(2))) for _ in range(config.layers)
     ]
     cache = start_cache(empty, jnp.zeros(prompts, jnp.int32), shape.samples, room)
     last = jnp.zeros(prompts * shape.samples, jnp.int32)
@@ -112,8 +112,8 @@ def resized(state: State, capacity: int) -> State:
     suffix = []
     for layer in state.cache.suffix:
         suffix.append(_resized_layer(layer, capacity))
-        layer.keys.delete()  # one layer is there twice, not all
-        layer.values.delete()
+        for part in jax.tree.leaves(layer):  # one layer is there twice, not all
+            part.delete()
     return dataclasses.replace(state, cache=dataclasses.replace(state.cache, suffix=tuple(suffix)))
 
 
@@ -142,12 +142,12 @@ def _laid_out(state: State) -> State:
 
 @partial(jax.jit, static_argnames=("model", "samples"), donate_argnames=("rows", "state"))
 def prefill(model, variables, rows: RowConstants, state: State, new: New, samples: int):
-    """Rows and state with new prompts in their slots."""
-    streams, width = new.tokens.shape[1:]
-    tokens, lengths = new.tokens.reshape(-1, width), new.lengths.reshape(-1)
-    _, found = model.apply(variables, tokens, lengths, method="prefill")
+    """Rows and state with new prompts in their slots.
 
-    cache = state.cache
+    Without tokens no prompt is read: its keys and values are put into the state otherwise.
+    """
+    streams, width = new.tokens.shape[1:]
+    cache, lengths = state.cache, new.lengths.reshape(-1)
     # Padding goes behind the last slot, where it is dropped.
     places = (new.slots[:, None] * streams + jnp.arange(streams)).reshape(-1)
     of_prompt = (places[:, None] * samples + jnp.arange(samples)).reshape(-1)
@@ -156,8 +156,14 @@ def prefill(model, variables, rows: RowConstants, state: State, new: New, sample
     def put(old, more, at):
         return old.at[at].set(more, mode="drop")
 
+    prefix = cache.prefix
+    if width:
+        tokens = new.tokens.reshape(-1, width)
+        _, found = model.apply(variables, tokens, lengths, method="prefill")
+        found = tuple(map(KeyValues.kept_like, found, prefix))
+        prefix = jax.tree.map(lambda old, more: put(old, more, places), prefix, found)
     cache = Cache(
-        jax.tree.map(lambda old, more: put(old, more, places), cache.prefix, found),
+        prefix,
         put(cache.prefix_lengths, lengths, places),
         cache.suffix,
         put(cache.lengths, 0, of_prompt),

@@ -15,6 +15,12 @@ class Meter:
     prefill_seconds: float = 0.0
     prefill_tokens: int = 0
     """Ids of prompts, of all streams, without padding."""
+    prefix_tokens: int = 0
+    """Ids of prompts that a cache of prefixes was asked for, and those that it had."""
+    prefix_found: int = 0
+    rows: int = 0
+    """Rows of samples, chunk by chunk, first runs included; and those that had something to do."""
+    busy_rows: int = 0
     decode_seconds: float = 0.0
     decode_tokens: int = 0
     """Ids that samples emitted."""
@@ -28,6 +34,16 @@ class Meter:
         """Count prompts."""
         self.prefill_seconds += seconds
         self.prefill_tokens += tokens
+
+    def occupied(self, busy: int, rows: int) -> None:
+        """Count rows of samples in a chunk, and those of them that emitted something."""
+        self.rows += rows
+        self.busy_rows += busy
+
+    def sought(self, tokens: int, found: int) -> None:
+        """Count ids of a prompt, and those whose keys and values were there."""
+        self.prefix_tokens += tokens
+        self.prefix_found += found
 
     def stepped(self, seconds: float, tokens: int, read: int) -> None:
         """Count steps."""
@@ -47,6 +63,10 @@ class Meter:
         return {
             "compile_seconds": self.compile_seconds,
             "prefill_tokens_per_second": _ratio(self.prefill_tokens, self.prefill_seconds),
+            "busy_rows": self.busy_rows / self.rows if self.rows else None,
+            "prefix_hit_rate": self.prefix_found / self.prefix_tokens
+            if self.prefix_tokens
+            else None,
             "decode_tokens_per_second": _ratio(self.decode_tokens, self.decode_seconds),
             "decode_gigabytes_per_second": None if rate is None else rate / 1e9,
             "copy_gigabytes_per_second": None if copy_rate is None else copy_rate / 1e9,

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax.checkpoint import load_run
-from cm3jax.config import DecodeConfig, Experiment, MeshConfig
+from cm3jax.config import CacheType, DecodeConfig, Experiment, MeshConfig, WeightType
 from cm3jax.evaluate import chance
 from cm3jax.evaluate.protocol import PromptSet, Score, code_version, stamp, tree_fingerprint
 from cm3jax.evaluate.results import Cell, Chosen, Figure
@@ -126,6 +126,8 @@ class Examinee:
         keep: epath.PathLike = "",
         retrieves: bool = True,
         source: str = "",
+        weights: WeightType = "",
+        cache: CacheType = "",
     ) -> "Examinee":
         """The decoder of a run; arguments as in `loading.load`.
 
@@ -138,18 +140,23 @@ class Examinee:
         run = load_run(run_dir)
         if source:
             require_source(run_dir, run.experiment.data, source)
-        model = loading.load(run_dir, bank, mesh)
+        model = loading.load(run_dir, bank, mesh, weights, cache)
         model.decode = dataclasses.replace(model.decode, grammar=True)
-        weights = {
+        marks = {
             "decoder": tree_fingerprint(run.variables),
             "text": model.text.fingerprint,
             "image": model.image.fingerprint,
         }
+        kept = model.model.config
+        if few := ", ".join(
+            f"{kind} {name}" for name in ("weights", "cache") if (kind := getattr(kept, name))
+        ):
+            marks["decoder in memory"] = few
         if retrieves:
-            weights["clip"] = model.encoder.fingerprint
+            marks["clip"] = model.encoder.fingerprint
         if keep:
-            model = model.cached_in(keep, digest(*weights.values(), code_version()))
-        return cls(model, run.experiment, weights)
+            model = model.cached_in(keep, digest(*marks.values(), code_version()))
+        return cls(model, run.experiment, marks)
 
     def draw(
         self,

@@ -14,6 +14,7 @@ from cm3jax.config import DecodeConfig
 from cm3jax.decode import loop
 from cm3jax.decode.params import as_read
 from cm3jax.decode.plan import ProgramShape
+from cm3jax.decode.prefix_cache import PrefixCache
 from cm3jax.decode.sample_cache import Journal
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
@@ -75,8 +76,8 @@ class Generator:
     where documents are asked for and the run has no memory bank. An encoder-decoder (`parti`) reads
     one text and draws its picture; asking it for more is a `UserError` too.
 
-    `vocab`, `text` and `image` are its vocabulary and tokenizers; `encoder` and `retriever` are
-    opened when they are first used.
+    `vocab`, `text` and `image` are its vocabulary and tokenizers, `prefixes` what it keeps of
+    prompts (`prefix_cache`); `encoder` and `retriever` are opened when they are first used.
     """
 
     def __init__(
@@ -87,16 +88,17 @@ class Generator:
         open_encoder: Callable[[], ClipEncoder],
         open_retriever: Callable[[ClipEncoder], Retriever],
         decode: DecodeConfig,
+        prefix_cache: int = 0,
     ):
-        self.model = model
+        self.model, self.decode = model, decode
         self.vocab, self.text, self.image = builder.vocab, builder.text, builder.image
-        self.decode = decode
-        self._builder = builder
+        self._builder, self._decode_each = builder, loop.decode_each
         self._reader = AnswerReader(self.vocab, self.text, self.image)
         self._documents = DocumentCodec(self.vocab, self.text, self.image)
-        self._variables = jax.device_put(as_read(variables, model.config.dtype))
+        read = as_read(variables, model.config.dtype, model.config.weights)
+        self._variables = jax.device_put(read)
         self._open_encoder, self._open_retriever = open_encoder, open_retriever
-        self._decode_each = loop.decode_each
+        self.prefixes = PrefixCache(prefix_cache) if prefix_cache else None
 
     @functools.cached_property
     def encoder(self) -> ClipEncoder:
@@ -287,7 +289,8 @@ class Generator:
 
     def open_slots(self, shape: ProgramShape, config: DecodeConfig, meter: Meter) -> loop.Slots:
         """Slots of the decoding loop, for requests that come one by one (`cm3jax.serve`)."""
-        return loop.Slots(self.model, self._variables, self.vocab, shape, config, meter)
+        read = (self.model, self._variables, self.vocab)
+        return loop.Slots(*read, shape, config, meter, self.prefixes)
 
     def read(self, requests: Sequence[PromptRequest], finished: list[loop.Finished]) -> Answers:
         """What slots emitted for requests, as texts and pictures."""
@@ -324,7 +327,7 @@ class Generator:
         `loop.decode_each`. Requests bring their `prompt_ids` along."""
         own = sampling or Sampling(decode=self.decode)
         call = (self.model, self._variables, self.vocab, requests, own.decode, own.samples)
-        for finished in self._decode_each(*call, own.seed, meter, watch):
+        for finished in self._decode_each(*call, own.seed, meter, watch, self.prefixes):
             yield self.read(requests, finished)
 
     def logprobs(

@@ -6,7 +6,7 @@ from etils import epath
 
 from cm3jax import partition
 from cm3jax.checkpoint import load_run, require_same
-from cm3jax.config import Experiment, MeshConfig
+from cm3jax.config import CacheType, Experiment, MeshConfig, WeightType
 from cm3jax.errors import UserError
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.requests import CaptionRequestBuilder, RequestBuilder
@@ -14,6 +14,7 @@ from cm3jax.learners import clip, vqgan
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.learners.parti import PartiLearner
 from cm3jax.learners.parts import encoder_folder, image_folder, text_folder
+from cm3jax.model.quantised import require_qwix
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.clip_encoder import ClipEncoder
 from cm3jax.retrieval.retriever import Retriever
@@ -31,7 +32,12 @@ _KINDS: dict[str, tuple[type[DecoderLearner | PartiLearner], type[RequestBuilder
 
 
 def load(
-    run_dir: epath.PathLike, bank: epath.PathLike = "", mesh: MeshConfig | None = None
+    run_dir: epath.PathLike,
+    bank: epath.PathLike = "",
+    mesh: MeshConfig | None = None,
+    weights: WeightType = "",
+    cache: CacheType = "",
+    prefix_cache: int = 0,
 ) -> Generator:
     """The generator of a trained decoder, `parti` too: a run directory, exported weights, or the
     id of a run on the hub, `hf:OWNER/NAME` (`training.hub_runs`).
@@ -39,19 +45,27 @@ def load(
     The tokenizers are those of the run's config, found beside the run or where the config says;
     so is the encoder, which is loaded with the bank when documents are first asked for. `bank`
     replaces the config's. The devices of `mesh` share the decoder and its rows; without one it is
-    the first device. Raises `UserError` for what is missing or doesn't belong together.
+    the first device. `weights` and `cache` replace `model.weights` and `model.cache` of the run's
+    config. `prefix_cache` bytes keep what was read of prompts for the next ones that begin alike
+    (`decode.prefix_cache`; nothing is kept on several devices). Raises `UserError` for what is
+    missing or doesn't belong together.
     """
     if mesh is None:
         run = load_run(run_dir)
     else:
         devices = partition.make_mesh(mesh)
         run = load_run(run_dir, lambda own: plan_layout(_learner(run_dir, own), devices).abstract)
-    return assemble(run, run_dir, bank)
+    return assemble(run.kept_as(weights, cache), run_dir, bank, prefix_cache)
 
 
-def assemble(run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "") -> Generator:
+def assemble(
+    run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "", prefix_cache: int = 0
+) -> Generator:
     """The generator of a decoder that is in memory, with what `load` would find for `run_dir`."""
     experiment = run.experiment
+    for name in ("weights", "cache"):
+        if kind := getattr(experiment.model, name):
+            require_qwix(f"model.{name}={kind}")
     model = _learner(run_dir, experiment).model
     text = TextTokenizer.load(text_folder(run_dir, run))
     image = vqgan.load(image_folder(run_dir, run))
@@ -75,6 +89,7 @@ def assemble(run: LoadedRun, run_dir: epath.PathLike, bank: epath.PathLike = "")
         functools.partial(load_encoder, run_dir, run),
         open_retriever,
         experiment.decode,
+        prefix_cache,
     )
 
 

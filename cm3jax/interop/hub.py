@@ -15,7 +15,7 @@ from pathlib import Path
 from etils import epath
 
 from cm3jax.checkpoint import load_run
-from cm3jax.config import DataConfig, Experiment
+from cm3jax.config import CacheType, DataConfig, Experiment, WeightType
 from cm3jax.errors import UserError
 from cm3jax.interop.hf_chameleon import NOTES_FILE
 from cm3jax.io.experiment_json import read_experiment, save_experiment
@@ -37,13 +37,16 @@ _MADE_BY_THE_HUB = {".gitattributes"}
 """What is in a repository as soon as there is one."""
 
 
-def write_whole_run(run_dir: epath.PathLike, out: Path) -> LoadedRun:
+def write_whole_run(
+    run_dir: epath.PathLike, out: Path, weights: WeightType = "", cache: CacheType = ""
+) -> LoadedRun:
     """Write a decoder with its tokenizers and its encoder to the folder `out`, and return it.
 
+    `weights` and `cache` replace what its config says of its generation (`LoadedRun.kept_as`).
     Paths of this machine are left out. Raises `UserError` for another kind of run, and where one
     of these parts is missing.
     """
-    run = load_run(run_dir)
+    run = load_run(run_dir).kept_as(weights, cache)
     if run.experiment.learner not in ("decoder", "parti"):
         raise UserError(f"{run_dir} is a run of a {run.experiment.learner}; give a decoder's.")
     _write(run, out)

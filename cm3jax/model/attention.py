@@ -64,6 +64,7 @@ def attend_kept(
     queries: Float[Array, "B L H A"], kept: KeyValues, mask: Bool[Array, "B 1 #L S"]
 ) -> Float[Array, "B L H A"]:
     """`attend` to keys and values as the cache has them."""
+    kept = kept.widened(queries.dtype)
     by_key = _by_key(queries, kept.keys.shape[1])
     return _by_token(_weighted(by_key, kept.keys, kept.values, mask)[0])
 
@@ -249,7 +250,8 @@ def attend_cached(queries: Float[Array, "B T H A"], cache: LayerCache) -> Float[
     read once per prompt, not once per row. Heads are shared as in `attend`.
     """
     rows, steps, heads, width = queries.shape
-    prefix, suffix, prompts = cache.prefix, cache.suffix, len(cache.prefix_lengths)
+    prefix, suffix = (part.widened(queries.dtype) for part in (cache.prefix, cache.suffix))
+    prompts = len(cache.prefix_lengths)
     key_heads = prefix.keys.shape[1]
     # Prompt, sample, token, key head, query head of it.
     queries = queries.reshape(prompts, -1, steps, key_heads, heads // key_heads, width)

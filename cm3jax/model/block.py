@@ -131,17 +131,17 @@ class Block(nn.Module):
         entered = self.attention.enter(x)
         queries = self.attention.queries(entered, rotation)
         new = self.attention.keys_values(entered, rotation)
-        old = cache.suffix.keys, cache.suffix.values
-        suffix = KeyValues(
-            *(_written(o, n.swapaxes(1, 2), cache.lengths) for o, n in zip(old, new, strict=True))
+        suffix = jax.tree.map(
+            lambda old, more: _written(old, more, cache.lengths),
+            cache.suffix,
+            KeyValues.of_tokens(*new).kept_like(cache.suffix),
         )
         return queries, dataclasses.replace(cache, suffix=suffix)
 
 
-def _written(
-    old: Float[Array, "B K C A"], new: Float[Array, "B K T A"], lengths: Int[Array, " B"]
-) -> Float[Array, "B K C A"]:
-    """`old` with T more tokens a row, the first at the row's length; none beyond the capacity."""
+def _written(old: Array, new: Array, lengths: Int[Array, " B"]) -> Array:
+    """`old` [B K C A], or its scales, with T more tokens a row [B K T A], the first at the row's
+    length; none beyond the capacity."""
     if new.shape[2] == 1:
         # Where a token has no room its row is done, and what stands there is never read again.
         return jax.lax.platform_dependent(old, new, lengths, tpu=_updated, default=_scattered)

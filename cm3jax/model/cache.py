@@ -9,10 +9,13 @@ has arrays of its own, heads before tokens: a step multiplies them as they lie, 
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from cm3jax.config import DecoderConfig
+from cm3jax.model.quantised import FewBits, kept_like
 from cm3jax.shapes import Array, Float, Int
 
 
@@ -21,8 +24,17 @@ from cm3jax.shapes import Array, Float, Int
 class KeyValues:
     """Keys and values of a batch of token rows in one layer."""
 
-    keys: Float[Array, "P K S A"]
-    values: Float[Array, "P K S A"]
+    keys: Float[Array, "P K S A"] | FewBits
+    values: Float[Array, "P K S A"] | FewBits
+
+    def widened(self, dtype: Any) -> "KeyValues":
+        """The same with what few bits stand for."""
+        parts = (self.keys, self.values)
+        return KeyValues(*(x.widened(dtype) if isinstance(x, FewBits) else x for x in parts))
+
+    def kept_like(self, old: "KeyValues") -> "KeyValues":
+        """The same, quantised where `old` is, with a scale for each head of each token."""
+        return KeyValues(kept_like(old.keys, self.keys), kept_like(old.values, self.values))
 
     @classmethod
     def of_tokens(
@@ -85,8 +97,18 @@ def start_cache(
     """A cache for `samples` rows per prefix, each with room for `capacity` emitted tokens."""
     rows = len(prefix_lengths) * samples
 
-    def empty(part: Float[Array, "P K S A"]) -> Float[Array, "B K C A"]:
+    def empty(part: Array) -> Array:
         return jnp.zeros((rows, part.shape[1], capacity, part.shape[3]), part.dtype)
 
     suffix = tuple(jax.tree.map(empty, layer) for layer in prefix)
     return Cache(tuple(prefix), prefix_lengths, suffix, jnp.zeros(rows, jnp.int32))
+
+
+def empty_entries(
+    sizes: tuple[int, int, int], config: DecoderConfig
+) -> Float[Array, "P K S A"] | FewBits:
+    """Zeros for the keys or the values of P rows of S tokens, K heads each."""
+    if not config.cache:
+        return jnp.zeros((*sizes, config.head_width), config.dtype)
+    values = jnp.zeros((*sizes, config.head_width), config.cache)
+    return FewBits(values, jnp.zeros((*sizes, 1), jnp.float32))

@@ -98,6 +98,11 @@ class Decoder(nn.Module):
         return self.final_norm(x), tuple(found)
 
     @property
+    def reads_forward(self) -> bool:
+        """Whether tokens see earlier ones only: a prompt's keys and values begin a longer one's."""
+        return True
+
+    @property
     def longest_prompt(self) -> int:
         """Tokens that `prefill` reads at most."""
         return self.config.context

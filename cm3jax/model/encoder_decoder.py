@@ -102,6 +102,11 @@ class EncoderDecoder(nn.Module):
         return embeddings.logits(hidden, self.head)
 
     @property
+    def reads_forward(self) -> bool:
+        """Whether tokens see earlier ones only: a prompt's keys and values begin a longer one's."""
+        return False
+
+    @property
     def longest_prompt(self) -> int:
         """Tokens that `prefill` reads at most."""
         return self.text_tokens

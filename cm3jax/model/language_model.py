@@ -21,6 +21,10 @@ class LanguageModel(Protocol):
     def longest_prompt(self) -> int:
         """Tokens that `prefill` reads at most."""
 
+    @property
+    def reads_forward(self) -> bool:
+        """Whether what `prefill` finds of a prompt holds for every one that begins with it."""
+
     def room(self, prompt: int) -> int:
         """How many tokens fit after a prompt of `prompt` tokens; none or less if it is too long."""
 

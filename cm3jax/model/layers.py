@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cm3jax.model.quantised import FewBits, product
 from cm3jax.shapes import Array, Float, Int, Key
 
 
@@ -130,12 +131,14 @@ class HeadNorm(nn.Module):
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3, 4))
 def matmul(
     x: Float[Array, "..."],
-    kernel: Float[Array, "..."],
+    kernel: Float[Array, "..."] | FewBits,
     inputs: int,
     dtype: jnp.dtype,
     quantised: str,
 ) -> Float[Array, "..."]:
     """Contract the last `inputs` axes of x with the first ones of the kernel, both as `dtype`.
+
+    A kernel of few bits (`model.quantised`) is multiplied as such.
 
     `quantised` says what `training.precision` makes of the product, so that jax keeps its trace
     apart from others.
@@ -144,7 +147,10 @@ def matmul(
     size = math.prod(kernel.shape[:inputs])
     # As plain matrices: with two axes of rows, XLA's CPU backend transposes its operands in memory
     # for the gradient of the kernel, which takes longer than the product.
-    sides = x.astype(dtype).reshape(-1, size), kernel.astype(dtype).reshape(size, -1)
+    flat = x.astype(dtype).reshape(-1, size)
+    if isinstance(kernel, FewBits):
+        return product(flat, kernel.as_matrix(inputs)).reshape(rows + outputs)
+    sides = flat, kernel.astype(dtype).reshape(size, -1)
     y = jax.lax.dot_general(*sides, (((1,), (0,)), ((), ())))
     return y.reshape(rows + outputs)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cm3jax.decode.loop import Sample
+from cm3jax.decode.finished import Sample
 from cm3jax.generation.attribution import DocumentEffect, effects
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.requests import PromptRequest

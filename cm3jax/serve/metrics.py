@@ -31,6 +31,14 @@ class _Gauges(Collector):
                 "Tokens that a sample emits per pass: more than 1 where guesses are right",
                 rates["tokens_per_pass"] or 0.0,
             ),
+            "cm3jax_rows_busy": (
+                "Share of the slots that decoded a sample, while any did",
+                rates["busy_rows"] or 0.0,
+            ),
+            "cm3jax_prefix_hit_rate": (
+                "Share of the prompts' tokens whose keys and values were kept from earlier prompts",
+                rates["prefix_hit_rate"] or 0.0,
+            ),
         }
         found: list[Metric] = [
             GaugeMetricFamily(name, help_, value) for name, (help_, value) in named.items()

@@ -58,8 +58,7 @@ class Pool:
         """Fill free slots and run a chunk, of `row` steps where somebody looks at each row."""
         if self._slots is None:
             self._slots = self._open_slots()
-        count = min(self._slots.free, self.waiting) if self.admits else 0
-        self._slots.admit([self._next() for _ in range(count)])
+        self._slots.admit(self._joining(self._slots) if self.admits else [])
         watched = any(drawing.rows for drawing in self.drawings.values())
         return self._slots.advance(self._watch, min(row, CHUNK) if watched else CHUNK)
 
@@ -78,6 +77,18 @@ class Pool:
         """Samples without a slot."""
         # Others count too, while the engine's thread changes the queue: a copy is made at once.
         return sum(drawing.samples - first for drawing, first in tuple(self._waiting))
+
+    def _joining(self, slots: loop.Slots) -> list[SlotJob]:
+        """Samples that join now: those with a slot whose prompts are read in the time of a chunk,
+        so that no sample that runs is kept longer; at least one."""
+        jobs: list[SlotJob] = []
+        left = slots.pause
+        while self._waiting and len(jobs) < slots.free:
+            left -= sum(map(len, self._waiting[0][0].request.prefixes))
+            if jobs and left < 0:
+                break
+            jobs.append(self._next())
+        return jobs
 
     def _next(self) -> SlotJob:
         drawing, sample = self._waiting.popleft()

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from cm3jax.decode.loop import Finished
+from cm3jax.decode.finished import Finished
 from cm3jax.generation.answers import Generated
 from cm3jax.generation.documents import Document
 from cm3jax.generation.generator import Generator

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from cm3jax.config import Experiment
+from cm3jax.config import CacheType, Experiment, WeightType
 from cm3jax.errors import UserError
 from cm3jax.io import safetensors_file
 from cm3jax.io.experiment_json import read_experiment, save_experiment
@@ -24,6 +24,8 @@ from cm3jax.io.folders import hold
 from cm3jax.io.together import Write, read_together, replace_together, settle_together
 from cm3jax.io.typed_json import fits
 from cm3jax.io.verified import is_verified
+from cm3jax.model.quantised import require_qwix
+from cm3jax.training import quantised_file
 from cm3jax.training.state import TrainState
 
 Onto = Callable[[Experiment], TrainState]
@@ -51,6 +53,16 @@ class LoadedRun:
     data: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Fingerprints of the data that the run read, by name."""
 
+    def kept_as(self, weights: WeightType, cache: CacheType) -> "LoadedRun":
+        """The run whose config says so of its generation; an empty type leaves the run's own."""
+        model = self.experiment.model
+        model = dataclasses.replace(
+            model, weights=weights or model.weights, cache=cache or model.cache
+        )
+        return dataclasses.replace(
+            self, experiment=dataclasses.replace(self.experiment, model=model)
+        )
+
 
 def write_run(
     run: LoadedRun,
@@ -61,10 +73,18 @@ def write_run(
     """Write weights as `params.safetensors` (names like `params/layers/...`) and `config.json`,
     without paths of this machine, and a text tokenizer that belongs to them.
 
+    A decoder's layers are written as its `model.weights` says, if it does.
     `cm3jax.checkpoint.load_run` reads the directory. Raises as `write_export` does.
     """
+    draws = run.experiment.learner in ("decoder", "parti")
+    kind = run.experiment.model.weights if draws else ""
+    if kind:
+        require_qwix(f"model.weights={kind}")
     outputs = {}
     for path, leaf in jax.tree.leaves_with_path(run.variables):
+        if kind and path[-1].key == "kernel":
+            outputs |= quantised_file.outputs(_name(path), path, leaf, kind)
+            continue
         narrow = dtype == "bfloat16" and leaf.dtype == np.float32
         outputs[_name(path)] = safetensors_file.whole(leaf, "BF16" if narrow else None)
     write_export(out_dir, run, outputs, text_model)
@@ -158,6 +178,7 @@ def _read_export(path: epath.Path, onto: Onto | None) -> LoadedRun:
     if wanted is not None and not is_verified(file, wanted, safetensors_file.stored_checksum):
         raise UserError(f"{file} is damaged (its checksum differs); export the run again.")
     experiment = read_experiment(path / "config.json")
+    found = quantised_file.widened(found, experiment.model.weights, file)
     variables: dict[str, Any] = {}
     for name, tensor in found.items():
         *parents, leaf = name.split("/")

@@ -2,13 +2,12 @@
 
 import dataclasses
 import functools
-import importlib.util
 from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from cm3jax.errors import UserError
 from cm3jax.model.decoder import Decoder
+from cm3jax.model.quantised import require_qwix
 
 _LAYERS = r".*(query|key|value|out|up|gate|down)"
 """The matrices of layers by their modules' paths; attention's own products and the head stay."""
@@ -16,11 +15,8 @@ _LAYERS = r".*(query|key|value|out|up|gate|down)"
 
 def require_quantiser(kind: str) -> None:
     """Raise `UserError` unless qwix is there; an empty kind needs nothing."""
-    if kind and importlib.util.find_spec("qwix") is None:
-        raise UserError(
-            f"model.quantised={kind} needs the package qwix; install it (the extra `quantised`), "
-            "or leave the option out."
-        )
+    if kind:
+        require_qwix(f"model.quantised={kind}")
 
 
 def quantised(model: Decoder, kind: Literal["", "int8", "fp8"]) -> Decoder:

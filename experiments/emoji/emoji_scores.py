@@ -11,7 +11,7 @@ from typing import get_args
 import numpy as np
 from etils import epath
 
-from cm3jax.config import MeshConfig
+from cm3jax.config import CacheType, MeshConfig, WeightType
 from cm3jax.emoji.builder import open_examples
 from cm3jax.emoji.draw import window
 from cm3jax.emoji.looks import GRID, SIDES
@@ -53,8 +53,12 @@ class EmojiExam(Exam):
         say: Callable[[str], None] = print,
         mesh: MeshConfig | None = None,
         keep: epath.PathLike = "",
+        weights: WeightType = "",
+        cache: CacheType = "",
     ):
-        examinee = Examinee.load(run_dir, bank, mesh, keep, source="emoji")
+        examinee = Examinee.load(
+            run_dir, bank, mesh, keep, source="emoji", weights=weights, cache=cache
+        )
         super().__init__(examinee, seed, say, examinee.generator.retriever.bank)
         data = examinee.experiment.data
         self._examples = open_examples(data.raw, examinee.experiment.seed, data.image_size)

@@ -11,15 +11,17 @@
     python -m launch.bench data
     python -m launch.bench serve --clients 32 --seconds 180
     python -m launch.bench targets --only v5e
+    python -m launch.bench quantised --prompts 100 --out quantised.json
     python -m launch.bench accelerator --out results/h200
 
 `train` times our training step, `decode` our engine, each against transformers with the same
 weights. `speculate` is the engine with guesses of what follows against without. `scaling` is its
 seconds per picture against batch, documents and samples. `retrieval` searches vectors like CLIP's
 with our indexes, blocked NumPy and FAISS. `data` reads training rows. `serve` loads a server with
-mixed requests, beside `launch.generate` with the same ones. `targets` compiles training steps for
-machines that are not here, `accelerator` checks in eight minutes what only hardware can say. The
-module of each, `launch.bench.train` and so on, says how it measures.
+mixed requests, beside `launch.generate` with the same ones. `quantised` tells what matrices of 8
+and 4 bits cost and save. `targets` compiles training steps for machines that are not here,
+`accelerator` checks in eight minutes what only hardware can say. The module of each,
+`launch.bench.train` and so on, says how it measures.
 """
 
 import argparse
@@ -36,6 +38,9 @@ from launch.bench import train as bench_train
 from launch.bench.model import positive
 from launch.env import main
 from launch.shipped import SHIPPED
+
+_TYPES = ("float32", "bfloat16", "int8", "int4", "fp8")
+"""What `quantised` keeps matrices in; the first two are also the activations' type."""
 
 
 def run(argv: list[str] | None = None) -> None:
@@ -114,6 +119,16 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--seconds", type=positive, default=180, help="of load, all rounds together")
     serve.add_argument("--slots", type=positive, default=16, help="as the option of launch.serve")
 
+    quantised = kinds.add_parser("quantised", help="pictures and speed with fewer bits")
+    quantised.set_defaults(measure=_quantised)
+    add = quantised.add_argument
+    add("--run", default=str(SHIPPED / "decoder"), help="a decoder of the miniature")
+    add("--prompts", type=positive, default=600, help="pictures of each type")
+    add("--only", nargs="+", choices=_TYPES, default=_TYPES, help="measure only these")
+    add("--cache", choices=["int8"], default="", help="type of keys and values")
+    add("--out", default="docs/quantised.json", help="where results are kept")
+    add("--page", default="docs/benchmarks.md", help="where the table is replaced")
+
     targets = kinds.add_parser("targets", help="steps compiled for accelerators, none needed")
     targets.set_defaults(measure=bench_targets.bench_targets)
     bench_targets.add_options(targets)
@@ -130,6 +145,12 @@ def _speculate(options: argparse.Namespace) -> dict[str, Any]:
     from launch.bench.speculate import bench_speculate  # nor are the tokenizers
 
     return bench_speculate(options)
+
+
+def _quantised(options: argparse.Namespace) -> dict[str, Any]:
+    from launch.bench.quantised import bench_quantised  # nor are tokenizers
+
+    return bench_quantised(options)
 
 
 def _data(options: argparse.Namespace) -> dict[str, Any]:

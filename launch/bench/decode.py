@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cm3jax.config import DecodeConfig, Experiment
+from cm3jax.config import DecodeConfig, Experiment, WeightType
 from cm3jax.decode.grammar import Codes
 from cm3jax.decode.loop import decode_each
 from cm3jax.decode.params import as_read
@@ -41,6 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--new", type=positive, default=64, help="ids after each prompt")
     add("--samples", type=positive, default=1, help="of each prompt")
     add("--guided", action="store_true", help="with a second stream")
+    add("--weights", choices=["int8", "int4", "fp8"], default="", help="our matrices' type")
     add("--compile-torch", action="store_true", help="torch.compile as well")
 
 
@@ -60,6 +61,7 @@ def bench_decode(options: argparse.Namespace) -> dict[str, Any]:
     answer = {
         "device": jax.devices()[0].device_kind,
         "dtype": config.model.dtype,
+        "weights": options.weights,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(weights)),
         "prompts": options.batch,
         "samples": options.samples,
@@ -69,6 +71,8 @@ def bench_decode(options: argparse.Namespace) -> dict[str, Any]:
         "ours": {"tokens_per_second": tokens / seconds, "seconds": seconds}
         | meter.report(options.batch * options.samples, copy_rate()),
     }
+    if options.weights:
+        answer["error_of_logits"] = _error(config, weights, prompts, options.weights)
     if why := no_rival(options):
         return answer | {"torch": None, "torch_left_out_because": why}
     for name, (theirs, seconds) in _torch(config, weights, prompts, options).items():
@@ -95,7 +99,8 @@ def _ours(
     """Ids [prompts, samples, new], seconds, and what the last run counted."""
     vocab = Vocab(config.vocab)
     model = Decoder(config.model, vocab.size)
-    variables = jax.device_put(as_read({"params": weights}, config.model.dtype))
+    variables = {"params": weights}
+    variables = jax.device_put(as_read(variables, config.model.dtype, options.weights))
     blind = np.asarray([vocab.eos, vocab.sentinel(0), vocab.break_], np.int32)
     guides = (Guide(blind, 3.0),) if options.guided else ()
     program = (Codes((None,) * options.new),)
@@ -116,6 +121,23 @@ def _ours(
 
     ids, seconds = _timed(run)
     return ids, seconds, meter
+
+
+def _error(config: Experiment, weights: Any, prompts: np.ndarray, kind: WeightType) -> float:
+    """How far the logits of all prompts are off with matrices of this type, of their own norm."""
+    model = Decoder(config.model, Vocab(config.vocab).size)
+
+    @jax.jit
+    def logits(variables: dict):
+        lengths = np.full(len(prompts), prompts.shape[1], np.int32)
+        hidden, _ = model.apply(variables, prompts, lengths, method="prefill")
+        return model.apply(variables, hidden, method="logits")
+
+    exact, near = (
+        np.asarray(logits(as_read({"params": weights}, config.model.dtype, one)))
+        for one in ("", kind)
+    )
+    return float(np.linalg.norm(near - exact) / np.linalg.norm(exact))
 
 
 def _torch(

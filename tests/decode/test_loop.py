@@ -14,12 +14,13 @@ from cm3jax.config import DecodeConfig, DecoderConfig, MeshConfig, VocabConfig
 from cm3jax.decode import plan, steps
 from cm3jax.decode.grammar import Codes, Interleaved, Words
 from cm3jax.decode.loop import Slots, decode, decode_each
-from cm3jax.decode.params import as_read
+from cm3jax.decode.params import as_read, bytes_per_step
 from cm3jax.decode.request import Guide, Request
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
 from cm3jax.model.cache import start_cache
 from cm3jax.model.decoder import Decoder
+from cm3jax.model.quantised import FewBits, contracted_by, quantise
 from cm3jax.sequence.document import Image, parse
 from cm3jax.sequence.vocab import Vocab
 
@@ -94,6 +95,48 @@ def test_cached_ragged_batches_equal_one_full_forward_per_token(variables, read,
             assert sample.logprob == pytest.approx(logprob, abs=1e-4)
             assert sample.sampled == request.program[0].ids.count(None)
             assert sample.temperature == 0
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
+def test_matrices_of_few_bits_decode_as_what_they_stand_for(variables, kind, monkeypatch):
+    """The same ids and log-probabilities as a full forward per token with the widened matrices."""
+
+    def widen(path, leaf):
+        if path[-1].key != "kernel":
+            return leaf
+        return quantise(leaf, contracted_by(path), kind).widened("float32")
+
+    jax.clear_caches()
+    monkeypatch.setattr(partition, "platform", lambda: "gpu")
+    read = as_read(variables, CONFIG.dtype, kind)
+    assert isinstance(read["params"]["layer_0"]["query"]["kernel"], FewBits)
+    wide = jax.tree.map_with_path(widen, variables)
+    request = text_request(0, 12, scale=2.0)
+    ((sample,),) = decode(MODEL, read, VOCAB, [request], GREEDY)
+    ids, logprob = literal(wide, request, 2.0)
+    assert sample.ids.tolist() == ids
+    assert sample.logprob == pytest.approx(logprob, abs=1e-4)
+    jax.clear_caches()  # of what was traced for another platform
+
+
+def test_int8_changes_little_and_reads_fewer_bytes(variables, read):
+    """On CPUs rows are of int8, too; and a cache of int8 knows its tokens to a hundredth."""
+    # Eight codes are given and one is drawn, so that all see the same ids.
+    program = (Codes((*range(VOCAB.first_image, VOCAB.first_image + 8), None)),)
+    requests = [text_request(i, 10 + 9 * i, program, scale=2.0) for i in range(3)]
+    plain = decode(MODEL, read, VOCAB, requests, GREEDY)
+    small = MODEL.clone(config=dataclasses.replace(CONFIG, cache="int8"))
+    for model, weights in ((MODEL, "int8"), (small, "")):
+        found = as_read(variables, CONFIG.dtype, weights)
+        if weights:
+            assert bytes_per_step(found) < 0.6 * bytes_per_step(read)
+        made = decode(model, found, VOCAB, requests, GREEDY)
+        for (one,), (other,) in zip(plain, made, strict=True):
+            assert other.logprob != one.logprob
+            assert other.logprob == pytest.approx(one.logprob, abs=0.5)
+    kept = steps.start(small.config, plan.ProgramShape(2, 2, 1, 16, 32), 32).cache.suffix[0].keys
+    assert kept.values.dtype == jnp.int8
+    assert kept.scales.shape == (4, CONFIG.heads, 32, 1)
 
 
 def test_the_longest_prompt_that_fits(variables, read):
@@ -189,6 +232,32 @@ def test_slots_are_filled_again_as_soon_as_their_samples_are_done(read):
     assert meter.decode_tokens == emitted
     assert meter.prefill_tokens == sum(len(request.prefix) - 1 for request in requests)
     assert meter.report(6)["decode_tokens_per_second"] == emitted / meter.decode_seconds
+
+
+def test_prompts_of_mixed_lengths_keep_the_rows_busy(read):
+    """A few hundred with 0, 1 or 2 documents in front: their slots are never empty for long."""
+    lengths = np.random.default_rng(0).choice([6, 30, 60], 300)
+    requests = [text_request(i, int(n), scale=2.0) for i, n in enumerate(lengths)]
+    meter, found = Meter(), {}
+    config = DecodeConfig(temperature=2.0, batch=24)
+    for finished in decode_each(MODEL, read, VOCAB, requests, config, 1, 0, meter):
+        found.update({done.request: done.samples[0] for done in finished})
+    assert sorted(found) == list(range(300))
+    assert meter.report(300)["busy_rows"] >= 0.95
+    # Slots of the wider group were lent: the samples are those of a list of their own.
+    short = np.flatnonzero(lengths == 6)[-8:]
+    alone = decode(MODEL, read, VOCAB, [requests[i] for i in short], config)
+    assert [one.ids.tolist() for (one,) in alone] == [found[i].ids.tolist() for i in short]
+
+
+def test_slots_for_a_list_leave_few_empty_at_its_end():
+    assert [plan.slots_for(jobs, 64) for jobs in (1, 3, 40, 64)] == [1, 4, 64, 64]
+    for most in (4, 24, 64):
+        sizes = {plan.slots_for(jobs, most) for jobs in range(most + 1, 40 * most)}
+        assert len(sizes) <= 9, "each size is a program"
+        for jobs in range(most + 1, 40 * most):
+            slots = plan.slots_for(jobs, most)
+            assert -(-jobs // slots) == -(-jobs // most), "it takes no longer than with all slots"
 
 
 def test_interleaved_documents_end_within_their_limit(read):

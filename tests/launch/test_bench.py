@@ -12,7 +12,7 @@ import pytest
 
 from cm3jax.errors import UserError
 from launch import rivals
-from launch.bench import accelerator, command, data, retrieval, scaling
+from launch.bench import accelerator, command, data, quantised, retrieval, scaling
 from launch.bench.model import random_weights
 from launch.bench.train import make_learner
 
@@ -261,3 +261,15 @@ def test_the_input_pipeline_is_timed(monkeypatch, capsys):
     command.run(["data"])
     figures = json.loads(capsys.readouterr().out)
     assert figures["75"]["tokens_per_second"] == figures["75"]["rounds"][0] > 0
+
+
+@pytest.mark.slow
+def test_fewer_bits_are_measured_on_the_shipped_weights(tmp_path, capsys):
+    out, page = tmp_path / "quantised.json", tmp_path / "page.md"
+    argv = ["quantised", "--prompts", "8", "--only", "int8", "--out", str(out), "--page", str(page)]
+    command.run(argv)
+    (one,) = json.loads(capsys.readouterr().out).values()
+    assert one["exact"] >= 0.5
+    assert one["nats_per_code"] < 0.1
+    assert json.loads(out.read_text()) == {"int8": one}
+    assert page.read_text() == quantised.table({"int8": one})

@@ -1,7 +1,13 @@
 """The command: a folder in, a run that others read, a folder out."""
 
+import shutil
+
+import jax
+import numpy as np
 import pytest
 
+import cm3jax
+from cm3jax import testing
 from cm3jax.errors import UserError
 from launch.convert import run
 from tests.interop import foreign
@@ -27,11 +33,29 @@ def test_what_is_left_out_is_said(tmp_path, capsys):
 
 
 def test_wrong_models_and_folders(tmp_path):
-    from cm3jax import testing
-
     with pytest.raises(UserError, match="is no folder"):
         run(["clip", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
     decoder = testing.write_chain(tmp_path)
     with pytest.raises(UserError, match=r"no Chameleon: it has model\.positions=learned"):
         run(["export", str(decoder), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_quantised_run_draws_as_its_original_with_that_option(tmp_path, kind, capsys):
+    """Also from a copy elsewhere, since it brings its tokenizers along."""
+    decoder = testing.write_chain(tmp_path / "from")
+    out = tmp_path / "out"
+    run(["quantize", str(decoder), "--out", str(out), "--weights", kind, "--cache", "int8"])
+    assert f"a decoder of {kind}, " in capsys.readouterr().out
+    given = cm3jax.load(decoder, weights=kind, cache="int8")
+    shutil.rmtree(tmp_path / "from")
+    found = cm3jax.load(out)
+    assert (found.model.config.weights, found.model.config.cache) == (kind, "int8")
+    jax.tree.map(np.testing.assert_array_equal, given._variables, found._variables)
+    one, other = (model.generate("a fox") for model in (given, found))
+    assert one.ids.tolist() == other.ids.tolist()
+    assert one.logprob == other.logprob
+    with pytest.raises(UserError, match="holds something already; give a new folder"):
+        run(["quantize", str(out), "--out", str(out)])
+    assert cm3jax.load(out).model.config.weights == kind

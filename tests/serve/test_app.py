@@ -411,6 +411,8 @@ def test_metrics_tell_of_requests_and_slots(client, server):
         "cm3jax_requests_open 0.0",
         "cm3jax_tokens_total",
         "cm3jax_decode_tokens_per_pass 1.0",
+        "cm3jax_rows_busy 0.",
+        "cm3jax_prefix_hit_rate 0.0",
         "cm3jax_first_rows_seconds_count",
     ):
         assert f"\n{line}" in text

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax.checkpoint import load_run
-from cm3jax.config import MeshConfig
+from cm3jax.config import CacheType, MeshConfig, WeightType
 from cm3jax.emblems import ProbePrompt, Scene, confirms_batch, prompts, tells
 from cm3jax.emblems.patches import QUARTERS
 from cm3jax.emblems.probe_prompts import Kind
@@ -49,16 +49,20 @@ def evaluate(
     say: Callable[[str], None] = print,
     mesh: MeshConfig | None = None,
     keep: epath.PathLike = "",
+    weights: WeightType = "",
+    cache: CacheType = "",
 ) -> Evaluation:
     """All scores of a trained decoder over `count` prompts of each kind.
 
-    `run_dir`, `bank` and `mesh` are as in `cm3jax.load`; `seed` is the sampling's. Samples are
-    kept in the folder `keep`, and those that lie there not drawn again. `say` gets a line per
-    score. Raises `UserError` where the run, its companions or the bank are missing or don't match,
-    and for a bank that has lost the documents of an emblem in the prompts.
+    `run_dir`, `bank`, `mesh`, `weights` and `cache` are as in `loading.load`; `seed` is the
+    sampling's. Samples are kept in the folder `keep`, and those that lie there not drawn again.
+    `say` gets a line per score. Raises `UserError` where the run, its companions or the bank are
+    missing or don't match, and for a bank that has lost the documents of an emblem in the prompts.
     """
     start = time.perf_counter()
-    examinee = Examinee.load(run_dir, bank, mesh, keep, source="emblems")
+    examinee = Examinee.load(
+        run_dir, bank, mesh, keep, source="emblems", weights=weights, cache=cache
+    )
     exam = _EmblemExam(examinee, count, seed, say)
     exam.require_documents("heldout")
     exam.draw_emblems("heldout", "heldout_emblem_accuracy", LOOK_CHANCE)

@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 from etils import epath
 
-from cm3jax.config import MeshConfig
+from cm3jax.config import CacheType, MeshConfig, WeightType
 from cm3jax.emblems import confirms, read_scene, tells
 from cm3jax.emblems.annotations import annotate
 from cm3jax.emblems.scene import Scene
@@ -198,11 +198,14 @@ def evaluate_tasks(
     say: Callable[[str], None] = print,
     mesh: MeshConfig | None = None,
     keep: epath.PathLike = "",
+    weights: WeightType = "",
+    cache: CacheType = "",
 ) -> Tested:
     """Scores of the tasks, `tuned.NAME`, over `count` held-out cases each, sampled with `seed`.
 
     With `before`, a run or weights, the same of that model as `before.NAME`. The devices of `mesh`
-    share the work. Samples are kept in the folder `keep`, and those that lie there not drawn again.
+    share the work; `weights` and `cache` are as in `cm3jax.load`. Samples are kept in the folder
+    `keep`, and those that lie there not drawn again.
     `say` gets a line per score. Raises `UserError` for an unknown task and for a run that can't be
     loaded.
     """
@@ -213,7 +216,9 @@ def evaluate_tasks(
     for name, run in (("before", before), ("tuned", run_dir)):
         if not run:
             continue
-        examinee = Examinee.load(run, mesh=mesh, keep=keep, retrieves=False)
+        examinee = Examinee.load(
+            run, mesh=mesh, keep=keep, retrieves=False, weights=weights, cache=cache
+        )
         exam = _TaskExam(examinee, count, seed, say, f"{name}.")
         for task in tasks:
             exam.take(task)
