@@ -1,6 +1,7 @@
 """What a training reads, and whether a job would find it on its machines."""
 
 import subprocess
+from collections.abc import Container
 from pathlib import Path
 
 from etils import epath
@@ -47,19 +48,26 @@ def _raw_inputs(experiment: Experiment) -> dict[str, list[str]]:
     return {option: [path] if path else [] for option, path in named.items()}
 
 
+def require_named(experiment: Experiment, options: Container[str] | None = None) -> None:
+    """Raise `UserError` for what the experiment reads and does not name, of `options` or any."""
+    for option, paths in inputs(experiment).items():
+        if paths or (options is not None and option not in options):
+            continue
+        raise UserError(
+            f"{experiment.name} names no {option}; {_how(experiment, '', option)}, and give "
+            f"--{option.replace('_', '-')}."
+        )
+
+
 def require_inputs(experiment: Experiment, in_bucket: bool) -> None:
     """Raise `UserError` for what the experiment reads and a job would not find.
 
     `in_bucket` says that the job's machines share no disk with this one: they have the files of
     the commit and the bucket. Paths in a bucket are not checked from here.
     """
+    require_named(experiment)
     for option, paths in inputs(experiment).items():
         flag = f"--{option.replace('_', '-')}"
-        if not paths:
-            raise UserError(
-                f"{experiment.name} names no {option}, and the job would end at once; "
-                f"{_how(experiment, '', option)}, and give {flag}."
-            )
         for path in paths:
             if "://" in path or _is_shipped(path):
                 continue

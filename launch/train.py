@@ -19,7 +19,7 @@ from cm3jax.training.learner import Learner
 from cm3jax.training.resume import require_run_folder
 from launch.cli import parse_experiment_and
 from launch.env import keep_freed_memory, main
-from launch.job_inputs import inputs
+from launch.job_inputs import inputs, require_named
 from launch.parts import PARTS, require_made
 
 _DESCRIPTION = (
@@ -52,6 +52,7 @@ def train_experiment(experiment: Experiment, resume_with_changes: bool = False) 
         with hold(experiment.run_dir, f"training {experiment.name}"):
             train_text_tokenizer(experiment)
         return
+    require_named(experiment, ("data.corpus",))
     require_made(experiment, [option for option in inputs(experiment) if option in PARTS])
     distributed.initialize()  # before the folder is held, which process 0 does for all
     with hold(experiment.run_dir, f"training {experiment.name}"):

@@ -57,3 +57,9 @@ def test_help_names_every_learner(capsys):
         train.run(["--help"])
     assert stop.value.code == 0
     assert "quickstart" in capsys.readouterr().out
+
+
+def test_an_experiment_without_a_corpus_says_which_option_names_it(tmp_path):
+    with pytest.raises(UserError, match=r"cm3leon_350m names no data\.corpus; .*--data\.corpus\."):
+        train.run(["cm3leon_350m", "--workdir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
