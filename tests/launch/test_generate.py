@@ -86,7 +86,7 @@ def test_pictures_carry_their_recipe_and_are_listed(call):
 def test_a_prompt_passes_the_files_that_the_map_names(call):
     """`ARCHITECTURE.md`, "Life of a prompt": its picture is the way, its text names the rest.
 
-    The way is straight: few files call each of them, none of them from further in.
+    The way is straight: one or two files of a layer call into the next, none calls back.
     """
     folders = ("launch/g", "launch/contact", "cm3jax/generation/", "cm3jax/decode/")
     entered = collections.defaultdict(set)
@@ -118,10 +118,11 @@ def test_a_prompt_passes_the_files_that_the_map_names(call):
     assert not [path for path in passed - drawn if path.rpartition("/")[2] not in text]
     layers = ["launch", "generation", "decode"]
     for path in passed:
-        callers = entered[path] - {path, None}
-        assert len(callers) <= 3, (path, callers)
-        depth = layers.index(path.partition("/")[0])
-        assert all(layers.index(caller.partition("/")[0]) <= depth for caller in callers), path
+        folder = path.partition("/")[0]
+        doors = {caller for caller in entered[path] - {None} if not caller.startswith(folder)}
+        assert len(doors) <= 2, (path, doors)
+        depth = layers.index(folder)
+        assert all(layers.index(door.partition("/")[0]) < depth for door in doors), (path, doors)
 
 
 def test_damaged_lines_of_the_log_stay_and_stop_nothing(chain, tmp_path):
