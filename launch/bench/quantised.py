@@ -34,8 +34,8 @@ from cm3jax.model.quantised import contracted_by, quantise, stored_bytes
 from cm3jax.training.exported_run import LoadedRun
 
 _HEAD = (
-    "| matrices | drawn exactly | scenes | emblems | nats per code | tokens/s, 64 rows | 1 row "
-    "| MB of weights per step |\n|---|---|---|---|---|---|---|---|\n"
+    "| matrices | drawn exactly | scenes | emblems | nats per code | MB of weights per step |\n"
+    "|---|---|---|---|---|---|\n"
 )
 _SINGLE = 8
 """Prompts that are drawn one by one."""
@@ -130,12 +130,11 @@ def _bytes_per_step(variables: dict, dtype: str, weights: Any) -> int:
 
 
 def table(kept: dict[str, Any]) -> str:
-    """The results as a table of Markdown."""
+    """The results as a table of Markdown, without rates: one machine's, of one moment."""
     lines = [_HEAD]
     for name, one in kept.items():
         shares = (f"{one[part]:.1%}" for part in ("exact", "exact_scenes", "exact_emblems"))
-        rates = (f"{one[rate]:,.0f}" for rate in ("tokens_per_second", "tokens_per_second_batch_1"))
-        cells = (*shares, f"{one['nats_per_code']:.5f}", *rates)
+        cells = (*shares, f"{one['nats_per_code']:.5f}")
         megabytes = one["weight_bytes_per_step"] / 1e6
         lines.append(f"| {name} | {' | '.join(cells)} | {megabytes:.2f} |\n")
     return "".join(lines)

@@ -263,6 +263,20 @@ def test_the_input_pipeline_is_timed(monkeypatch, capsys):
     assert figures["75"]["tokens_per_second"] == figures["75"]["rounds"][0] > 0
 
 
+def test_the_table_of_fewer_bits_is_what_was_measured():
+    kept = json.loads((ROOT / "docs" / "quantised.json").read_text())
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert quantised.written_into(page, kept) == page
+    assert {one["prompts"] for one in kept.values()} == {600}
+    exact = {name: one["exact"] for name, one in kept.items()}
+    assert exact["int8"] >= exact["float32"] - 0.01
+    assert exact["int4"] >= exact["float32"] - 0.03
+    other = {"int8": kept["int8"]}
+    replaced = quantised.written_into(page, other)
+    assert quantised.table(other) in replaced
+    assert quantised.written_into(replaced, kept) == page
+
+
 @pytest.mark.slow
 def test_fewer_bits_are_measured_on_the_shipped_weights(tmp_path, capsys):
     out, page = tmp_path / "quantised.json", tmp_path / "page.md"
