@@ -1,10 +1,10 @@
 """Guesses of what samples emit next, for `speculate.py`.
 
-One source is the model: what a pass draws behind a wrong guess was drawn with the noise of its
-place, so it often is what will be drawn there (speculative Jacobi decoding, arXiv 2410.01699);
-where no pass has been yet, the code above it stands in. The other source is what was read: the
-documents of the prompt, and the sample itself, from the place on that looks most like the newest
-ids. Each sample takes the source that has been right more often of late.
+What a pass draws behind a wrong guess was drawn with the noise of its place, so it often is what
+will be drawn there (speculative Jacobi decoding, arXiv 2410.01699). Elsewhere an id is looked up:
+in the documents and the rest of the prompt, and in what the sample has emitted, where the ids
+before it and the code above it are the same. Two ways to mix both are at hand, and each sample
+takes the one that has been right more often of late.
 """
 
 import dataclasses
@@ -22,7 +22,9 @@ _KEPT = 0.9
 """What a source's successes still count an id later."""
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["ids", "scores"], meta_fields=["prompt"])
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["ids", "read", "scores"], meta_fields=["prompt"]
+)
 @dataclasses.dataclass(frozen=True, eq=False)
 class Drafts:
     """What each sample has read and emitted, and guesses of what it emits next."""
@@ -30,6 +32,8 @@ class Drafts:
     ids: Int[Array, "B L"]
     """The conditional stream's prompt, `UNKNOWN` in front, then by place what was emitted, then
     guesses or `UNKNOWN`."""
+    read: Int[Array, "B L"]
+    """What the last pass over a place has read there."""
     scores: Float[Array, "B 2"]
     """How often each source has been right of late."""
     prompt: int
@@ -39,21 +43,29 @@ class Drafts:
     def empty(cls, samples: int, prompt: int, tokens: int) -> "Drafts":
         """Room for prompts and answers; none of both where nothing is guessed."""
         ids = jnp.full((samples, prompt + tokens), UNKNOWN, jnp.int32)
-        return cls(ids, jnp.zeros((samples, 2)), prompt)
+        return cls(ids, ids, jnp.zeros((samples, 2)), prompt)
 
     def sources(self, emitted: Int[Array, " B"], count: int, vocab: Vocab) -> Int[Array, "2 B n"]:
         """Guesses of the next `count` ids, by source."""
         if not count:
             return jnp.zeros((2, len(emitted), 0), jnp.int32)
-        places = self.prompt + emitted[:, None] + jnp.arange(count)
-        grid = vocab.config.grid
-        drawn, above = self._at(places), self._at(places - grid)
-        newest = self._at(self.prompt + emitted[:, None] - 1)
-        above = jnp.where(above == UNKNOWN, newest, above)
-        drawn = jnp.where(drawn == UNKNOWN, above, drawn)
-        start = self._likest(self.prompt + emitted, vocab)[:, None]
-        read = self._at(start + jnp.arange(count))
-        return jnp.stack([drawn, jnp.where((start < 0) | (read == UNKNOWN), drawn, read)])
+
+        def guess(carry, place):
+            """The id at a place, by source: drawn ids while all that was read before them holds, or
+            behind each id that was read; others are looked up."""
+            ids, whole = carry
+            place = self.prompt + emitted + place
+            drawn = _at(self.ids, place)
+            holds = _at(self.read, place - 1) == jax.vmap(_at, (0, None))(ids, place - 1)
+            whole = whole & holds[0]
+            looked_up, sure = jax.vmap(_look_up, (0, None, None))(ids, place, vocab)
+            uses = (jnp.stack([whole, holds[1]]) | ~sure) & (drawn != UNKNOWN)
+            found = jnp.where(uses, drawn, looked_up)
+            ids = ids.at[:, jnp.arange(len(place)), place].set(found, mode="drop")
+            return (ids, whole), found
+
+        start = (jnp.stack([self.ids, self.ids]), jnp.ones(len(emitted), bool))
+        return jnp.moveaxis(jax.lax.scan(guess, start, jnp.arange(count))[1], 0, -1)
 
     def chosen(self, sources: Int[Array, "2 B n"]) -> Int[Array, "B n"]:
         """The guesses of each sample's better source."""
@@ -63,52 +75,50 @@ class Drafts:
     def after(
         self,
         emitted: Int[Array, " B"],
+        read: Int[Array, "B n"],
         drawn: Int[Array, "N B"],
         kept: Bool[Array, "N B"],
         sources: Int[Array, "2 B n"],
     ) -> "Drafts":
-        """With what a pass drew behind `emitted` ids, of which it emitted what is `kept`."""
+        """With what a pass `read` and drew behind `emitted` ids; it emitted what is `kept`."""
         if not self.prompt:
             return self
         rows = jnp.arange(len(emitted))[:, None]
         places = self.prompt + emitted[:, None] + jnp.arange(len(drawn))
         ids = self.ids.at[rows, places].set(drawn.T, mode="drop")
+        read = self.read.at[rows, places[:, :-1]].set(read, mode="drop")
         right = ((sources == drawn[:-1].T) & kept[:-1].T).sum(-1)
         scores = self.scores * _KEPT ** kept.sum(0)[:, None] + right.T
-        return Drafts(ids, scores, self.prompt)
+        return Drafts(ids, read, scores, self.prompt)
 
-    def _at(self, places: Int[Array, "B n"]) -> Int[Array, "B n"]:
-        return jnp.take_along_axis(self.ids, jnp.maximum(places, 0), axis=1, mode="clip")
 
-    def _likest(self, now: Int[Array, " B"], vocab: Vocab) -> Int[Array, " B"]:
-        """The place before `now` whose surroundings are most like those of `now`; -1: none is.
+def _at(ids: Int[Array, "B L"], places: Int[Array, " B"]) -> Int[Array, " B"]:
+    places = jnp.maximum(places, 0)[:, None]
+    return jnp.take_along_axis(ids, places, axis=1, mode="clip")[:, 0]
 
-        What counts is how many of the last three ids are the same, then in pictures the codes above
-        and the place in the picture. The last one of several.
-        """
-        ids, grid = self.ids, vocab.config.grid
-        here = jnp.arange(ids.shape[1])
-        is_code = (ids >= vocab.first_image) & (ids < vocab.first_text)
-        begun = jax.lax.cummax(jnp.where(is_code, -1, here), axis=1)
-        # The place of the id that follows, in its picture: 0 where one may begin.
-        inside = here - begun
 
-        def same(back: int) -> Bool[Array, "B L"]:
-            """Whether the id `back` places before is as that before `now`."""
-            moved = jnp.pad(ids, [(0, 0), (back, 0)], constant_values=UNKNOWN)[:, : ids.shape[1]]
-            wanted = self._at(now[:, None] - back)
-            return (moved == wanted) & (wanted != UNKNOWN)
+def _look_up(
+    ids: Int[Array, "B L"], place: Int[Array, " B"], vocab: Vocab
+) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
+    """The id at the place before `place` whose surroundings are most like those of `place`, and
+    whether at least the id before it is the same.
 
-        def aligned() -> Bool[Array, "B L"]:
-            moved = jnp.pad(inside, [(0, 0), (1, 0)], constant_values=-1)[:, : ids.shape[1]]
-            return moved == jnp.take_along_axis(inside, now[:, None] - 1, axis=1)
+    What counts is the id before it, the one before that, and in pictures the codes above and above
+    on the right: the last place of several. Without any, the newest id. Codes follow codes.
+    """
+    length, grid = ids.shape[1], vocab.config.grid
+    here = jnp.arange(length)
 
-        one = same(1)
-        two = one & same(2)
-        left = one.astype(jnp.int32) + two + (two & same(3))
-        likeness = 4 * left + is_code * (2 * same(grid).astype(jnp.int32) + aligned())
-        usable = (here < now[:, None]) & (ids != UNKNOWN)
-        likeness = jnp.where(usable, likeness, 0)
-        last = ids.shape[1] - 1 - jnp.argmax(likeness[:, ::-1], axis=1)
-        found = jnp.take_along_axis(likeness, last[:, None], axis=1)[:, 0]
-        return jnp.where(found >= 3, last, -1)
+    def same(back: int) -> Bool[Array, "B L"]:
+        moved = jnp.pad(ids, [(0, 0), (back, 0)], constant_values=UNKNOWN)[:, :length]
+        return moved == _at(ids, place - back)[:, None]
+
+    codes = (ids >= vocab.first_image) & (ids < vocab.first_text)
+    one, newest = same(1), _at(ids, place - 1)
+    drawing = ((newest >= vocab.first_image) & (newest < vocab.first_text))[:, None]
+    above = codes * (3 * same(grid) + same(max(grid - 1, 1)))
+    likeness = 6 * one + 2 * (one & same(2)) + above
+    there = (here < place[:, None]) & (ids != UNKNOWN) & (codes | ~drawing)
+    best = jnp.where(there, likeness * length + here, 0).max(axis=1)
+    found = jnp.where(best >= length, _at(ids, best % length), newest)
+    return found, best >= 6 * length

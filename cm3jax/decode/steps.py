@@ -270,7 +270,7 @@ def _pass(model, vocab, variables, method, greedy, window, rows: RowConstants, s
     kept = speculate.accepted(drafts, found.ids) & alive
     count = kept.sum(0)
 
-    guessed = state.drafts.after(emitted, found.ids, kept, sources)
+    guessed = state.drafts.after(emitted, drafts, found.ids, kept, sources)
     found = Emitted(
         jnp.where(kept, found.ids, vocab.pad),
         jnp.where(kept, found.logprobs, 0.0),

@@ -93,12 +93,16 @@ def test_what_is_copied_from_a_document_takes_few_passes(read):  # noqa: F811
     guessed = dataclasses.replace(guessed, ids=guessed.ids.at[0, : len(prefix)].set(prefix))
     first = guessed.sources(jnp.zeros(1, jnp.int32), 9, VOCAB)
     assert first[1, 0].tolist() == list(codes)
-    # Three codes on, drawn as in the document: it still is the likest place.
+    # Three codes on, of which the third was guessed wrong: so is what was drawn behind it.
     kept = jnp.arange(4)[:, None] < 3
-    drawn = jnp.asarray([*codes[:3], 0])[:, None]
-    later = guessed.after(jnp.zeros(1, jnp.int32), drawn, kept, first[:, :, :3])
-    assert later.sources(jnp.full(1, 3), 6, VOCAB)[1, 0].tolist() == list(codes[3:])
-    assert later.scores[0, 1] > later.scores[0, 0]
+    drawn = jnp.asarray([*codes[:3], VOCAB.first_image])[:, None]
+    read = jnp.asarray([[*codes[:2], VOCAB.first_image]])
+    later = guessed.after(jnp.zeros(1, jnp.int32), read, drawn, kept, first[:, :, :3])
+    assert later.sources(jnp.full(1, 3), 6, VOCAB)[:, 0].tolist() == [list(codes[3:])] * 2
+    assert (later.scores == 3).all()
+    # Had the third been right, what was drawn behind it would be believed.
+    right = dataclasses.replace(later, read=later.ids)
+    assert (right.sources(jnp.full(1, 3), 1, VOCAB) == VOCAB.first_image).all()
 
 
 def test_a_guess_counts_where_all_before_it_are_right():
