@@ -122,19 +122,29 @@ def _score(options: _Scored, files: ScoreFiles | None) -> dict[str, Score]:
             scores = evaluate_encoder(options.run, options.prompts)
         case Tasks():
             tasks = (options.tasks, options.cases, options.seed)
-            how = (_say, options.mesh, keep, options.weights, options.cache)
-            tested = evaluate_tasks(options.run, options.before, *tasks, *how)
+            tested = evaluate_tasks(
+                options.run,
+                options.before,
+                *tasks,
+                _say,
+                options.mesh,
+                keep,
+                options.weights,
+                options.cache,
+            )
             scores, figures = tested.scores, tested.figures
         case Emoji():
             which = (options.bank, options.prompts, options.seed)
-            how = (_say, options.mesh, keep, options.weights, options.cache)
-            exam = EmojiExam(options.run, *which, *how)
+            exam = EmojiExam(
+                options.run, *which, _say, options.mesh, keep, options.weights, options.cache
+            )
             exam.take(options.documents)
             scores = exam.scores
         case Emblems():
             which = (options.bank, options.prompts, options.seed)
-            how = (_say, options.mesh, keep, options.weights, options.cache)
-            found = evaluate(options.run, *which, *how)
+            found = evaluate(
+                options.run, *which, _say, options.mesh, keep, options.weights, options.cache
+            )
             scores, figures = found.scores, found.figures
     if files:
         page = None

@@ -95,8 +95,8 @@ def open_cases(name: str, folder: str, split: str, data: DataConfig, seed: int) 
     if name not in READERS:
         raise UserError(f"there is no data set {name!r}; there are {', '.join(READERS)}.")
     if folder.startswith(_TFDS):
-        cases = TfdsCases(name, folder.removeprefix(_TFDS), split, data.raw, data.image_size)
-        return cases.some(*_sample(len(cases), data, seed)) if split == "train" else cases
+        found = TfdsCases(name, folder.removeprefix(_TFDS), split, data.raw, data.image_size)
+        return found.some(*_sample(len(found), data, seed)) if split == "train" else found
     cases = list(READERS[name](epath.Path(folder), split))
     if split != "train":
         return FileCases(cases)

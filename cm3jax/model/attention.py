@@ -255,7 +255,8 @@ def attend_cached(queries: Float[Array, "B T H A"], cache: LayerCache) -> Float[
     key_heads = prefix.keys.shape[1]
     # Prompt, sample, token, key head, query head of it.
     queries = queries.reshape(prompts, -1, steps, key_heads, heads // key_heads, width)
-    keys, values = (x.reshape(prompts, -1, *x.shape[1:]) for x in (suffix.keys, suffix.values))
+    emitted: tuple[Any, Any] = (suffix.keys, suffix.values)
+    keys, values = (x.reshape(prompts, -1, *x.shape[1:]) for x in emitted)
     wide = {"preferred_element_type": jnp.float32}
 
     known = jnp.arange(prefix.keys.shape[2]) < cache.prefix_lengths[:, None]

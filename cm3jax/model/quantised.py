@@ -143,6 +143,6 @@ def product(rows: Float[Array, "B I"], matrix: FewBits) -> Float[Array, "B O"]:
     return qwix.dot_general(few, kept, sides)[:count]
 
 
-def kept_like(old: Any, new: Float[Array, "*B A"]) -> Any:
+def kept_like(old: Any, new: Any) -> Any:
     """Keys or values as the cache keeps its own: quantised where `old` is, with a scale each."""
     return quantise(new, (-1,), "int8") if isinstance(old, FewBits) else new

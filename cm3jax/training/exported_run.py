@@ -80,7 +80,7 @@ def write_run(
     kind = run.experiment.model.weights if draws else ""
     if kind:
         require_qwix(f"model.weights={kind}")
-    outputs = {}
+    outputs: dict[str, safetensors_file.Output] = {}
     for path, leaf in jax.tree.leaves_with_path(run.variables):
         if kind and path[-1].key == "kernel":
             outputs |= quantised_file.outputs(_name(path), path, leaf, kind)

@@ -58,8 +58,9 @@ def bench_quantised(options: argparse.Namespace) -> dict[str, Any]:
 def _measure(run: LoadedRun, where: str, name: str, cache: Any, count: int) -> dict[str, Any]:
     model = run.experiment.model
     plain = name in ("float32", "bfloat16")
-    model = dataclasses.replace(model, dtype=name if plain else "float32", cache=cache)
-    model = dataclasses.replace(model, weights="" if plain else name)
+    dtype: Any = name if plain else "float32"
+    weights: Any = "" if plain else name
+    model = dataclasses.replace(model, dtype=dtype, weights=weights, cache=cache)
     experiment = dataclasses.replace(run.experiment, model=model)
     generator = loading.assemble(dataclasses.replace(run, experiment=experiment), where)
     asked, scenes, truth = _questions(generator, count)
