@@ -33,7 +33,8 @@ from cm3jax.errors import UserError
 from cm3jax.io.files import digest
 from cm3jax.io.texts import MOST_BYTES, file_state
 
-PICTURES = tuple("jpg jpeg png webp gif bmp tif tiff avif jp2 ppm pgm jfif".split())
+_COMMON = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+PICTURES = (*_COMMON, "avif", "jp2", "ppm", "pgm", "jfif")
 """Extensions of picture files; the first that a sample has is its picture."""
 _TEXTS = ("txt", "text", "caption")
 _GZIP = b"\x1f\x8b"
