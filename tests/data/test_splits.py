@@ -284,6 +284,32 @@ def test_a_source_all_of_whose_files_are_named_for_validation_is_trained_on(tmp_
     assert len(_texts(_named_files(tmp_path, "parquet", names), "train")) == 1
 
 
+def test_a_broken_record_does_not_make_all_others_of_such_a_source_validate(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    tables, tars, lines = (tmp_path / name for name in ("tables", "tars", "lines"))
+    rows = [{"image": dirt.jpeg(i), "text": f"fox {i}", "split": ""} for i in range(3)]
+    rows[2]["split"] = "some"
+    tables.mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tables / "test-00000-of-00001.parquet")
+    (tars / "test").mkdir(parents=True)
+    (lines / "test").mkdir(parents=True)
+    with tarfile.open(tars / "test/0.tar", "w") as archive:
+        for i in range(3):
+            dirt._add(archive, f"{i}.jpg", dirt.jpeg(i))
+            dirt._add(archive, f"{i}.txt", f"fox {i}".encode())
+        dirt._add(archive, "2.json", b"[]")
+    listed = [json.dumps({"file_name": f"{i}.jpg", "text": f"fox {i}"}) for i in range(2)]
+    (lines / "test/metadata.jsonl").write_text("\n".join([*listed, "{"]))
+    for folder in (tables, tars, lines):
+        splits = {
+            split: open_source(DataConfig(source=str(folder), image_size=16), split, 0)
+            for split in ("train", "validation")
+        }
+        assert [len(splits["train"]), len(splits["validation"])] == [2, 1], folder
+
+
 def test_folders_called_train_and_test_are_no_subjects(tmp_path):
     for name in ("train/1.png", "train/cat/2.png", "test/cat/3.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -128,7 +128,8 @@ class CaptionLines:
                 file = f"{self._name}{_file_of(value)}"
                 yield Facts(file, (file,), subjects_of(value), split_of(value), self._usual)
             except ValueError:
-                yield Facts(f"{self._name}{self._lines.path.name} line {place + 1}")
+                key = f"{self._name}{self._lines.path.name} line {place + 1}"
+                yield Facts(key, usual=self._usual)
 
     def made(self, place: int) -> Made:
         """The line, and the state of its picture and its mask."""

@@ -93,7 +93,7 @@ class TableShard:
             try:
                 yield Facts(key, _mark(row), subjects_of(row), split_of(row), self._usual)
             except ValueError:
-                yield Facts(key)
+                yield Facts(key, usual=self._usual)
 
     def made(self, place: int) -> Made:
         """The state of the table, and of a picture beside it."""

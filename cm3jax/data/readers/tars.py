@@ -91,16 +91,16 @@ class TarShard:
 
     def facts(self) -> Iterator[Facts]:
         """Each sample's picture by its size and its last bytes, and what its .json says."""
+        usual = usual_split(self._name)
         for sample in _samples(self._path, self._state):
             key = f"{self._name}/{sample.key}"
             picture = next((name for name in PICTURES if name in sample.members), None)
             try:
                 fields = self._fields(sample)
                 pictures = () if picture is None else (self._tail(sample, picture),)
-                split = split_of(fields)
-                yield Facts(key, pictures, subjects_of(fields), split, usual_split(self._name))
+                yield Facts(key, pictures, subjects_of(fields), split_of(fields), usual)
             except ValueError:
-                yield Facts(key)
+                yield Facts(key, usual=usual)
 
     def made(self, place: int) -> Made:
         """The state of the archive."""
