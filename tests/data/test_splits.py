@@ -331,3 +331,7 @@ def test_folders_called_train_and_test_are_no_subjects(tmp_path):
     (tmp_path / "test/cat/3.png").unlink()  # pictures of trains
     assert open_source(data, "validation", 0)[0].subjects == ("cat",)
     assert open_source(data, "train", 0)[0].subjects == ("train",)
+    (tmp_path / "bank").mkdir()
+    (tmp_path / "bank/4.png").write_bytes(dirt.jpeg(4))
+    bank = open_source(data, "bank", 0)
+    assert {bank[i].subjects for i in range(len(bank))} >= {("bank",), ("train",)}

@@ -43,8 +43,8 @@ class PictureFolder:
         self._texts = names & {_text_file(name) for name in self.names}
         tops = {_top(name) for name in self.names}
         self._splits = {top: split for top in tops if (split := named_split(top))}
-        if len(set(self._splits.values())) < 2:
-            self._splits = {}  # pictures of trains, perhaps
+        if not {"train", "validation"} <= set(self._splits.values()):
+            self._splits = {}  # pictures of trains and banks, perhaps
         self._bare = not self._texts and not any(map(self._subject, self.names))
 
     def __len__(self) -> int:
