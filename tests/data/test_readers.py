@@ -759,6 +759,26 @@ def test_compressed_archives_are_not_passed_over(tmp_path, name):
     assert bad == {"1.tar": "the archive is compressed; decompress it"}
 
 
+def test_what_pictures_were_unpacked_from_may_stay_beside_them(tmp_path):
+    (tmp_path / "images.tar.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(UserError, match=r"has images\.tar\.gz, a compressed archive"):
+        both_splits(tmp_path)
+    (tmp_path / "0.jpg").write_bytes(dirt.jpeg(0))
+    assert list(both_splits(tmp_path)[0]) == ["0.jpg"]
+
+
+def test_a_table_beside_pictures_with_captions_of_their_own_stops_nothing(tmp_path):
+    for name in ("classes.csv", "samples.jsonl"):
+        (tmp_path / name).write_text("0,fox\n")
+    (tmp_path / "0.jpg").write_bytes(dirt.jpeg(0))
+    with pytest.raises(UserError, match=r"has captions in classes\.csv, which is not read"):
+        both_splits(tmp_path)
+    (tmp_path / "0.txt").write_text("a fox")
+    good, bad = both_splits(tmp_path)
+    assert [record.segments[0] for record in good.values()] == ["a fox"]
+    assert not bad
+
+
 @pytest.mark.parametrize(
     "name",
     ["metadata.csv", "train/metadata.csv", "captions.txt", "results.csv", "x.token", "train.jsonl"],

@@ -41,6 +41,8 @@ class PictureFolder:
         self.names = sorted(n for n in names if n.lower().endswith(PICTURES))
         """Paths of the pictures, relative to the folder."""
         self._texts = names & {_text_file(name) for name in self.names}
+        self.captioned = bool(self._texts)
+        """Whether a picture has its caption in a file beside it."""
         tops = {_top(name) for name in self.names}
         self._splits = {top: split for top in tops if (split := named_split(top))}
         if not {"train", "validation"} <= set(self._splits.values()):

@@ -35,31 +35,31 @@ def open_readers(data: DataConfig) -> list[Reader]:
             return [CaptionLines(path / name)]
     if _is_there(path / _DOCUMENTS):
         return [InterleavedLines(path / _DOCUMENTS)]
-    for suffix in _PACKED:
-        if packed := _files(path, suffix):
-            raise UserError(
-                f"{path} has {next(iter(packed))}, a compressed archive, of which samples are not "
-                "read in place; decompress it (gunzip, unzstd), or move it away."
-            )
-    if tars := _files(path, ".tar"):
+    tars, packed = _files(path, ".tar"), _files(path, *_PACKED)
+    if tars and packed:
+        raise _unread(path, packed)
+    if tars:
         return [TarShard(file, name) for name, file in tars.items()]
     if tables := _files(path, ".parquet"):
         from cm3jax.data.readers.tables import TableShard
 
         return [TableShard(file, name, path) for name, file in tables.items()]
     for name in _CAPTIONS:
-        if lists := _files(path, f"/{name}"):
+        if lists := _files(path, f"/{name}", within="*/"):
             folders = {at.removesuffix(f"/{name}"): file for at, file in lists.items()}
             _require_listed(path, tuple(f"{folder}/" for folder in folders), name)
             return [CaptionLines(file, folder) for folder, file in folders.items()]
-    for suffix in _LISTS:
-        if lists := _files(path, suffix):
-            raise UserError(
-                f"{path} has captions in {next(iter(lists))}, which is not read; write them as "
-                f"{_CAPTIONS[1]}: one JSON object per row, with `file_name` and `text`; or move "
-                "it away if it has none."
-            )
-    if path.is_dir() and len(pictures := PictureFolder(path)):
+    pictures = PictureFolder(path) if path.is_dir() else None
+    if packed and not pictures:  # beside pictures, it is what they were unpacked from
+        raise _unread(path, packed)
+    lists = _files(path, *_LISTS)
+    if lists and not (pictures and pictures.captioned):
+        raise UserError(
+            f"{path} has captions in {next(iter(lists))}, which is not read; write them as "
+            f"{_CAPTIONS[1]}: one JSON object per row, with `file_name` and `text`; or move "
+            "it away if it has none."
+        )
+    if pictures:
         return [pictures]
     if not path.exists():
         raise UserError(
@@ -74,6 +74,13 @@ def open_readers(data: DataConfig) -> list[Reader]:
     )
 
 
+def _unread(path: epath.Path, packed: dict[str, epath.Path]) -> UserError:
+    return UserError(
+        f"{path} has {next(iter(packed))}, a compressed archive, of which samples are not read in "
+        "place; decompress it (gunzip, unzstd), or move it away."
+    )
+
+
 def _require_listed(path: epath.Path, folders: tuple[str, ...], name: str) -> None:
     """Refuse pictures in folders that have no list of captions beside folders that have one."""
     others = [picture for picture in PictureFolder(path).names if not picture.startswith(folders)]
@@ -84,12 +91,14 @@ def _require_listed(path: epath.Path, folders: tuple[str, ...], name: str) -> No
         )
 
 
-def _files(folder: epath.Path, suffix: str) -> dict[str, epath.Path]:
-    """The files of a kind in a folder and the folders in it, by relative name, in order."""
+def _files(folder: epath.Path, *ends: str, within: str = "") -> dict[str, epath.Path]:
+    """The files whose paths end so in a folder, or in what `within` matches in it, and in the
+    folders there, by relative name, in order."""
     if not folder.is_dir():
         return {}
-    last = f"{suffix[:-1]}[{suffix[-1]}]"  # by a plain name, Python passes over broken links
-    found = [*folder.glob(f"*{last}"), *folder.glob(f"*/*{last}")]
+    # All of them, since Python passes over broken links by a plain name.
+    every = (file for depth in ("*", "*/*") for file in folder.glob(within + depth))
+    found = [file for file in every if os.fspath(file).endswith(ends)]
     files = {str(file.relative_to(folder)): file for file in sorted(found)}
     shown = {name: file for name, file in files.items() if not is_hidden(name)}
     return {name: file for name, file in shown.items() if _is_there(file)}
