@@ -23,6 +23,7 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import glob
 import json
 import os
 import re
@@ -341,6 +342,12 @@ def _clear(old: epath.Path, place: epath.Path, recognised: Recognised) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         (old / name).rename(target)
     delete(old, recognised)
+
+
+def matching(folder: epath.PathLike, pattern: str) -> list[epath.Path]:
+    """What a pattern matches in a folder, in no order. `epath.Path.glob` would take brackets in the
+    folder's own name for a pattern."""
+    return list(epath.Path(glob.escape(os.fspath(folder))).glob(pattern))
 
 
 def files_below(root: epath.Path) -> set[str]:

@@ -23,7 +23,7 @@ from cm3jax.errors import UserError
 from cm3jax.io.array_records import write_records
 from cm3jax.io.checksums import file_entry
 from cm3jax.io.files import digest, map_array, naming, write_json
-from cm3jax.io.folders import Recognised, delete, hold, require_ours, scratch, swap
+from cm3jax.io.folders import Recognised, delete, hold, matching, require_ours, scratch, swap
 from cm3jax.io.typed_json import fits, read_fields
 
 Notes = dict[str, Any]
@@ -214,7 +214,7 @@ class ShardWriter:
         (self.parts / MANIFEST).unlink(missing_ok=True)
         self._notes(number).unlink(missing_ok=True)  # killed now, what it was must not count
         kept = {self._column(column, number).name for column in columns}
-        for left in self.parts.glob(f"*-{number:05d}.npy"):
+        for left in matching(self.parts, f"*-{number:05d}.npy"):
             if left.name not in kept and _WHILE_MADE.fullmatch(left.name):  # of other settings
                 left.unlink()
         name = f"documents-{number:05d}.array_record"

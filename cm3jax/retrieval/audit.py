@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 
+from cm3jax.io.folders import matching
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.index import SAVED
@@ -99,7 +100,7 @@ def index_bytes(bank: Bank, index: Index) -> int:
     saved = bank.path / SAVED
     if isinstance(index, ExactIndex) or not saved.exists():
         return int(bank.vectors.size) * 4
-    return sum(file.stat().length for file in saved.glob("*/*"))
+    return sum(file.stat().length for file in matching(saved, "*/*"))
 
 
 def recall(index: Index, reference: Index, queries: Float[np.ndarray, "B E"], k: int) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 from etils import epath
 
 from cm3jax.errors import UserError
+from cm3jax.io.folders import matching
 from cm3jax.io.texts import shorten
 from cm3jax.tasks.records import (
     BadCase,
@@ -115,7 +116,7 @@ def localized_narratives(folder: epath.Path, split: str) -> Iterator[Read]:
     """`*SPLIT*_localized_narratives*.jsonl` and `images/ID.jpg` (google.github.io/localized-
     narratives, "file formats"); a COCO picture has the file name that COCO gives it."""
     word = "val" if split == "validation" else "train"
-    files = sorted(folder.glob(f"*{word}*localized_narratives*.jsonl"))
+    files = sorted(matching(folder, f"*{word}*localized_narratives*.jsonl"))
     if not files:
         raise UserError(f"{folder} has no *{word}*localized_narratives*.jsonl; put it there.")
 

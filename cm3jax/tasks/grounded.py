@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from cm3jax.errors import UserError
+from cm3jax.io.folders import matching
 from cm3jax.io.texts import shorten
 from cm3jax.tasks.captions import coco_licence, coco_split
 from cm3jax.tasks.records import (
@@ -210,7 +211,7 @@ def open_images_boxes(folder: epath.Path, split: str) -> Iterator[Read]:
     """`oidv6-train-annotations-bbox.csv` (or `train-…`), `class-descriptions-boxable.csv` and
     `train/ID.jpg` (storage.googleapis.com/openimages, "data formats"); captions are made of labels.
     """
-    found = sorted(folder.glob(f"*{split}-annotations-bbox.csv"))
+    found = sorted(matching(folder, f"*{split}-annotations-bbox.csv"))
     if not found:
         raise UserError(f"{folder} has no *{split}-annotations-bbox.csv; put it there.")
     classes = csv_rows(folder / "class-descriptions-boxable.csv")

@@ -759,6 +759,23 @@ def test_compressed_archives_are_not_passed_over(tmp_path, name):
     assert bad == {"1.tar": "the archive is compressed; decompress it"}
 
 
+@pytest.mark.parametrize("kind", ["pictures", "tars", "lists"])
+def test_the_name_of_a_source_may_have_brackets(tmp_path, kind):
+    folder = tmp_path / "photos [2019]*"
+    (folder / "a").mkdir(parents=True)
+    if kind == "tars":
+        with tarfile.open(folder / "a/0.tar", "w") as archive:
+            dirt._add(archive, "0.jpg", dirt.jpeg(0))
+            dirt._add(archive, "0.txt", b"a")
+    else:
+        (folder / "a/0.jpg").write_bytes(dirt.jpeg(0))
+    if kind == "lists":
+        (folder / "a/metadata.jsonl").write_text('{"file_name": "0.jpg", "text": "a"}')
+    good, bad = both_splits(folder)
+    assert [record.segments[0] for record in good.values()] == ["a"]
+    assert not bad
+
+
 def test_what_pictures_were_unpacked_from_may_stay_beside_them(tmp_path):
     (tmp_path / "images.tar.gz").write_bytes(gzip.compress(b""))
     with pytest.raises(UserError, match=r"has images\.tar\.gz, a compressed archive"):

@@ -15,6 +15,7 @@ from cm3jax.data.readers.items import (
     join_inside,
 )
 from cm3jax.data.readers.lines import named_split
+from cm3jax.io.folders import matching
 from cm3jax.io.texts import decode_text, read_regular
 
 _KINDS = (*tars.PICTURES, "heic", "heif", "jxl", "svg")
@@ -36,7 +37,7 @@ class PictureFolder:
 
     def __init__(self, path: epath.Path):
         self._path = path
-        found = (file for depth in _DEPTHS for file in path.glob(depth))
+        found = (file for depth in _DEPTHS for file in matching(path, depth))
         names = {name for f in found if not is_hidden(name := str(f.relative_to(path)))}
         self.names = sorted(n for n in names if n.lower().endswith(PICTURES))
         """Paths of the pictures, relative to the folder."""

@@ -10,6 +10,7 @@ from cm3jax.data.readers.items import Reader, is_hidden
 from cm3jax.data.readers.lines import CaptionLines, InterleavedLines
 from cm3jax.data.readers.tars import TarShard
 from cm3jax.errors import UserError
+from cm3jax.io.folders import matching
 from cm3jax.io.texts import require_regular
 
 _CAPTIONS = ("captions.jsonl", "metadata.jsonl")
@@ -97,7 +98,7 @@ def _files(folder: epath.Path, *ends: str, within: str = "") -> dict[str, epath.
     if not folder.is_dir():
         return {}
     # All of them, since Python passes over broken links by a plain name.
-    every = (file for depth in ("*", "*/*") for file in folder.glob(within + depth))
+    every = (file for depth in ("*", "*/*") for file in matching(folder, within + depth))
     found = [file for file in every if os.fspath(file).endswith(ends)]
     files = {str(file.relative_to(folder)): file for file in sorted(found)}
     shown = {name: file for name, file in files.items() if not is_hidden(name)}
