@@ -150,7 +150,7 @@ def map_array(path: epath.PathLike) -> np.ndarray:
     """
     try:
         require_regular(path)
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(os.fspath(path), mode="r")  # `np.load` reads zips, too
     except Exception as error:
         raise ValueError(type(error).__name__) from None
     if array.offset + array.nbytes != os.stat(path).st_size:

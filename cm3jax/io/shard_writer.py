@@ -184,7 +184,7 @@ class ShardWriter:
             return False
         made = notes.get("made_from"), notes.get("state")
         # Earlier versions did not note the columns.
-        sizes = {notes["name"]: notes["file"].get("bytes"), **notes.get("columns", {})}
+        sizes = {notes["name"]: notes["file"].get("bytes"), **(notes.get("columns") or {})}
         whole = all(_size(self.parts / name) == size for name, size in sizes.items())
         return whole and made == (self.made_from, self._state(number))
 

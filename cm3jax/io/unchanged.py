@@ -44,7 +44,10 @@ def _held_open(path: epath.Path, opened: contextlib.ExitStack) -> int | None:
     """What is at a path, opened so that nothing new gets its number; None where nothing is."""
     if "://" in os.fspath(path) or not path.exists():
         return None
-    number = os.open(path, getattr(os, "O_PATH", os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        number = os.open(path, getattr(os, "O_PATH", os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:  # moved aside since
+        return None
     opened.callback(os.close, number)
     return number
 

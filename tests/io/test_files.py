@@ -10,6 +10,7 @@ from etils import epath
 from cm3jax.errors import UserError
 from cm3jax.io.files import (
     digest,
+    map_array,
     read_arrays,
     read_json,
     read_json_lines,
@@ -53,6 +54,14 @@ def test_all_of_several_first_writers_read_the_file_that_won(tmp_path):
         found = list(pool.map(claim, range(200)))
     assert len({one["number"] for one in found}) == 1
     assert [one.name for one in path.parent.iterdir()] == ["settings.json"]
+
+
+def test_an_archive_of_arrays_is_no_array(tmp_path):
+    np.savez(tmp_path / "a.npz", np.zeros(3))
+    np.save(tmp_path / "b.npy", np.zeros((0, 3), np.int32))
+    with pytest.raises(ValueError, match="ValueError"):
+        map_array(tmp_path / "a.npz")
+    assert map_array(tmp_path / "b.npy").shape == (0, 3)
 
 
 def test_one_of_several_concurrent_writers_wins_as_a_whole(tmp_path):

@@ -301,6 +301,18 @@ def test_a_folder_that_is_replaced_while_it_is_read_is_read_again(tmp_path):
     assert seen == ["0", "2"]
 
 
+def test_a_folder_that_is_moved_aside_while_it_is_opened_is_read_again(tmp_path, monkeypatch):
+    folder = write(tmp_path / "bank", a="0")
+
+    def replaced_first(path, flags, *rest):
+        monkeypatch.undo()
+        swap(write(scratch(folder, "parts"), a="1"), folder, recognised)
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr("cm3jax.io.unchanged.os.open", replaced_first)
+    assert read_whole(folder, recognised, (folder / "a").read_text) == "1"
+
+
 def test_a_link_stays_and_its_target_is_replaced(tmp_path):
     write(tmp_path / "disk" / "v1", a="old")
     (tmp_path / "bank").symlink_to(tmp_path / "disk" / "v1")

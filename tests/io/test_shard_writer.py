@@ -1,3 +1,4 @@
+import json
 import os
 
 import numpy as np
@@ -149,3 +150,15 @@ def test_a_shard_that_lacks_a_file_is_made_again(tmp_path, name, damage):
     write(writer, 1)
     finish(writer, 2)
     assert np.load(tmp_path / "a" / "lengths.npy")[5, 0] == 100
+
+
+def test_notes_that_name_no_columns_are_of_an_earlier_version(tmp_path):
+    writer = ShardWriter(tmp_path / "a", "this")
+    write(writer, 0)
+    path = writer.parts / "shard-00000.json"
+    notes = read_json(path, "notes")
+    for fields in ({"columns": None}, {}):
+        del notes["columns"]
+        notes |= fields
+        path.write_text(json.dumps(notes))
+        assert writer.has(0)
