@@ -175,7 +175,8 @@ class Options:
             raise UserError(
                 f"there is no {first!r} (did you mean {near[0]}?); give one of {_MODES}."
             )
-        for prompt in self.words if self.mode in ("prompt", "text", "interleave") else ():
+        prompts = self.words[self.mode != "prompt" :]
+        for prompt in prompts if self.mode in ("prompt", "text", "interleave") else ():
             if os.path.isfile(prompt):
                 raise UserError(
                     f"{prompt} is a file, not a text; write caption {prompt}, or <image:{prompt}> "

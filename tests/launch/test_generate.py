@@ -494,6 +494,12 @@ def test_bad_input_raises_user_error_and_writes_nothing(call, tmp_path, words, m
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_that_is_called_as_a_mode_does_not_matter(tmp_path, monkeypatch):
+    (tmp_path / "text").touch()
+    monkeypatch.chdir(tmp_path)
+    assert generate.Options(("text", "a fox")).asked() == ["a fox"]
+
+
 def test_an_unwritable_place_raises_user_error(call, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
