@@ -183,9 +183,8 @@ def export(options: Export) -> str:
 def quantize(options: Quantize) -> str:
     """Write the run; returns what came of it."""
     out = Path(options.out)
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out {out} holds something already; give a new folder.")
-    hub.write_whole_run(options.run, out, options.weights, options.cache)
+    with folders.new_folder(out) as folder:
+        hub.write_whole_run(options.run, folder, options.weights, options.cache)
     size = (out / PARAMS_FILE).stat().st_size / 1e6
     return f"a decoder of {options.weights}, {size:,.1f} MB, in {out}"
 

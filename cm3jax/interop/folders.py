@@ -23,7 +23,8 @@ _TORCH = "pytorch_model.bin"
 """What older folders have instead."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _WRITTEN = re.compile(
-    r"((text|vqgan)/)?\.{0,2}(params\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|"
+    r"((text|vqgan|clip)/)?\.{0,2}"
+    r"(params\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|"
     r"(tokenizer_|preprocessor_)?config\.json|import\.json|tokenizer\.json|text\.model|report\.txt)"
     r"(\.new)?(\.[0-9a-f]+\.part)?"
 )

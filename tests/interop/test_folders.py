@@ -9,9 +9,11 @@ from cm3jax.interop.folders import new_folder
 def test_what_a_killed_conversion_left_is_deleted_by_the_next(tmp_path):
     out = tmp_path / "run"
     left, theirs = tmp_path / ".run.123.part", tmp_path / ".run.77.part"
-    for folder in (left / "text", left / "vqgan", theirs, tmp_path / ".other.5.part"):
-        folder.mkdir(parents=True)
-    for name in ("params.safetensors", "text/text.model", "vqgan/.params.safetensors.9.part"):
+    for folder in (theirs, tmp_path / ".other.5.part"):
+        folder.mkdir()
+    halves = ("params.safetensors", "text/text.model", "vqgan/.params.safetensors.9.part")
+    for name in (*halves, "clip/config.json"):
+        (left / name).parent.mkdir(parents=True, exist_ok=True)
         (left / name).write_text("half")
     (tmp_path / ".other.5.part" / "config.json").write_text("of another conversion")
     (theirs / "thesis.tex").write_text("mine")

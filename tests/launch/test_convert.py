@@ -56,6 +56,14 @@ def test_a_quantised_run_draws_as_its_original_with_that_option(tmp_path, kind, 
     one, other = (model.generate("a fox") for model in (given, found))
     assert one.ids.tolist() == other.ids.tolist()
     assert one.logprob == other.logprob
-    with pytest.raises(UserError, match="holds something already; give a new folder"):
+    with pytest.raises(UserError, match="exists; give another --out, or remove it first"):
         run(["quantize", str(out), "--out", str(out)])
     assert cm3jax.load(out).model.config.weights == kind
+
+
+def test_a_quantisation_that_fails_leaves_nothing(tmp_path):
+    decoder = testing.write_chain(tmp_path / "from")
+    shutil.rmtree(tmp_path / "from" / "vqgan")
+    with pytest.raises(UserError, match="vqgan"):
+        run(["quantize", str(decoder), "--out", str(tmp_path / "out")])
+    assert [path.name for path in tmp_path.iterdir()] == ["from"]
