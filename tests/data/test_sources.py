@@ -149,13 +149,14 @@ def test_masks_of_a_folder(folder):
     half[:, 20:] = 255
     Image.fromarray(half).save(folder / "mask.png")
     lines = (folder / "captions.jsonl").read_text().splitlines()
-    for number, file in ((1, "mask.png"), (2, "no.png")):
+    for number, file in ((1, "mask.png"), (2, "no.png"), (3, float("nan"))):
         lines[number] = json.dumps(json.loads(lines[number]) | {"mask": file})
     (folder / "captions.jsonl").write_text("\n".join(lines))
     source = open_source(DataConfig(source=str(folder), image_size=16), "train", 0)
     assert isinstance(source, MaskedSource)
     (none,), (mask,) = source.masks(0), source.masks(1)
     assert not none.any()
+    assert not source.masks(3)[0].any(), "tables have NaN for nothing"
     assert none.shape == mask.shape == (16, 16)
     assert (mask[:, :7] < 10).all()
     assert (mask[:, 9:] > 245).all()

@@ -114,8 +114,9 @@ class CaptionLines:
             subjects, _ = subjects_of(value), split_of(value)
             picture = join_inside(self._folder, file)
             columns = others(value)
-            if columns.get("mask") is not None:
-                columns["mask"] = join_inside(self._folder, _mask(columns["mask"]))
+            mask = columns.get("mask")
+            if mask is not None and mask == mask:  # nor NaN, as tables have nothing
+                columns["mask"] = join_inside(self._folder, _mask(mask))
         except ValueError as error:
             raise BadRecord(key, f"{where} {error}") from None
         return RawItem(key, (caption, picture), source, licence, columns, where, subjects)
