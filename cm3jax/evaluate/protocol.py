@@ -135,7 +135,9 @@ class Score:
 
 
 _NEUTRAL = {
-    "decode.batch",  # how many rows are decoded at once
+    # How many rows are decoded at once, and ids of each: samples are the same.
+    "decode.batch",
+    "decode.speculate",
     # Where things are: the stamp has fingerprints of the encoder and of the bank.
     "retrieval.encoder",
     "retrieval.milvus",

@@ -54,18 +54,20 @@ CHANGES = {
     "max_text_tokens": 32,
     "max_document_tokens": 48,
 }
-"""Another value for every setting of sampling but `batch`, which changes no sample."""
+"""Another value for every setting of sampling but those that change no sample."""
+SAME = {"batch": 3, "speculate": 8}
 
 
-def test_every_setting_of_sampling_but_the_batch_is_in_the_stamp():
+def test_every_setting_that_changes_samples_is_in_the_stamp():
     fields = {field.name for field in dataclasses.fields(DecodeConfig)}
-    assert fields == CHANGES.keys() | {"batch"}
-    plain = drawn(DecodeConfig())
+    assert fields == CHANGES.keys() | SAME.keys()
     for name, value in CHANGES.items():
-        other = drawn(DecodeConfig(**{name: value}))
-        named = {d.what for d in score_differences(plain, other)} - {"sampler", "guidance"}
-        assert named == {f"decode.{name}"}
-    assert score_differences(plain, drawn(DecodeConfig(batch=3))) == []
+        # What contrasts has no force without any.
+        usual = DecodeConfig(contrast="half" if name.startswith("contrast_") else "none")
+        other = dataclasses.replace(usual, **{name: value})
+        found = {d.what for d in score_differences(drawn(usual), drawn(other))}
+        assert found - {"sampler", "guidance"} == {f"decode.{name}"}
+    assert score_differences(drawn(DecodeConfig()), drawn(DecodeConfig(**SAME))) == []
 
 
 def test_top_k_and_contrastive_decoding_are_told_apart():

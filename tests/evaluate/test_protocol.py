@@ -183,6 +183,7 @@ def test_scores_nested_without_end_raise_user_error():
 
 def test_settings_that_are_out_of_force_are_in_no_stamp():
     plain = sampling(DecodeConfig())
+    assert sampling(DecodeConfig(batch=3, speculate=8)) == plain
     for change in ({"contrast_k": 3}, {"contrast_alpha": 0.1}, {"contrast_temperature": 2.0}):
         assert sampling(DecodeConfig(**change)) == plain
         assert sampling(DecodeConfig(contrast="half", **change)) != sampling(
