@@ -106,6 +106,9 @@ def write_first(path: epath.PathLike, value: Any) -> None:
     path = epath.Path(path)
     if path.exists():
         return
+    if "://" in os.fspath(path):  # a bucket has no links
+        write_json(path, value)
+        return
     scratch = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -8,6 +8,7 @@ import pytest
 from etils import epath
 
 from cm3jax.errors import UserError
+from cm3jax.io import files
 from cm3jax.io.files import (
     digest,
     map_array,
@@ -54,6 +55,14 @@ def test_all_of_several_first_writers_read_the_file_that_won(tmp_path):
         found = list(pool.map(claim, range(200)))
     assert len({one["number"] for one in found}) == 1
     assert [one.name for one in path.parent.iterdir()] == ["settings.json"]
+
+
+def test_in_a_bucket_the_first_file_is_written_as_any(monkeypatch):
+    path, written = epath.Path("gs://bucket/settings.json"), []
+    monkeypatch.setattr(type(path), "exists", lambda _: False)
+    monkeypatch.setattr(files, "write_json", lambda *what: written.append(what))
+    write_first(path, {"number": 1})
+    assert written == [(path, {"number": 1})]
 
 
 def test_an_archive_of_arrays_is_no_array(tmp_path):
