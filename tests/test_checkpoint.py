@@ -18,6 +18,7 @@ from cm3jax.data.pipeline import Position
 from cm3jax.errors import UserError
 from cm3jax.io import checksums
 from cm3jax.io.experiment_json import save_experiment
+from cm3jax.training import exported_run
 from cm3jax.training.state import plan_layout
 from tests.tiny import experiment, learner
 
@@ -306,6 +307,15 @@ def test_an_export_replaces_nothing_of_somebody_else(tmp_path, state, files, sai
         export_run(tmp_path / "run", tmp_path / "out")
     found = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
     assert found == files
+
+
+def test_an_export_in_a_bucket_is_replaced(monkeypatch):
+    """Where `os.path` finds neither files nor folders."""
+    out = epath.Path("gs://bucket/run")
+    there = {out / "config.json", out / "params.safetensors"}
+    monkeypatch.setattr(type(out), "exists", lambda path: path in there)
+    monkeypatch.setattr(exported_run, "is_run_config", lambda path: True)
+    exported_run._require_replaceable(out)
 
 
 def test_a_run_is_not_exported_onto_itself(tmp_path, state):

@@ -121,7 +121,7 @@ def write_export(
 def _require_replaceable(out: epath.Path) -> None:
     config, weights = out / "config.json", out / PARAMS_FILE
     for path in (config, weights):
-        if path.exists() and not os.path.isfile(path):
+        if os.path.exists(path) and not os.path.isfile(path):  # in a bucket, neither
             raise UserError(f"{path} is a folder or a device; give another folder to export to.")
     if config.exists() and not is_run_config(config):
         raise UserError(
