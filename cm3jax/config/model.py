@@ -118,6 +118,12 @@ class DecoderConfig:
         return self.lora_rank, self.lora_alpha / max(self.lora_rank, 1)
 
     @property
+    def few_bits(self) -> str:
+        """What generation keeps in few bits, in words; empty where nothing is."""
+        kinds = {"weights": self.weights, "cache": self.cache}
+        return ", ".join(f"{kind} {name}" for name, kind in kinds.items() if kind)
+
+    @property
     def layer_weights(self) -> int:
         """Weights of the matrices of one layer."""
         attention = 2 * (self.heads + self.groups) * self.head_width

@@ -219,7 +219,10 @@ def from_run(
     generator.decode = dataclasses.replace(generator.decode, grammar=True)
     if guidance is not None:
         generator.decode = dataclasses.replace(generator.decode, guidance_scale=guidance)
-    weights = digest(tree_fingerprint(load_run(run_dir).variables), generator.image.fingerprint)
+    parts = [tree_fingerprint(load_run(run_dir).variables), generator.image.fingerprint]
+    if few := generator.model.config.few_bits:
+        parts.append(few)
+    weights = digest(*parts)
     sets = []
     for count in documents:
         setting = _setting(generator, weights, exam, count, samples, seed, encoder.fingerprint)

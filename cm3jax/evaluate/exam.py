@@ -147,10 +147,7 @@ class Examinee:
             "text": model.text.fingerprint,
             "image": model.image.fingerprint,
         }
-        kept = model.model.config
-        if few := ", ".join(
-            f"{kind} {name}" for name in ("weights", "cache") if (kind := getattr(kept, name))
-        ):
+        if few := model.model.config.few_bits:
             marks["decoder in memory"] = few
         if retrieves:
             marks["clip"] = model.encoder.fingerprint

@@ -105,6 +105,12 @@ def test_two_numbers_of_four_bits_share_a_byte():
     assert stored_bytes(found.scales) == 2 * 24 * 4
 
 
+def test_stamps_name_what_is_kept_in_few_bits():
+    assert DecoderConfig().few_bits == ""
+    assert DecoderConfig(cache="int8").few_bits == "int8 cache"
+    assert DecoderConfig(weights="int4", cache="int8").few_bits == "int4 weights, int8 cache"
+
+
 def test_keys_and_values_are_kept_as_the_cache_has_them():
     config = DecoderConfig(heads=4, head_width=16, dtype="float32", cache="int8")
     old = KeyValues(*(empty_entries((2, 4, 6), config) for _ in range(2)))
