@@ -101,6 +101,11 @@ class PrefixCache:
             _, old = self._kept.popitem(last=False)
             self.bytes -= _bytes(old)
 
+    def clear(self) -> None:
+        """Forget everything: what was read may not be kept for ever."""
+        self._kept.clear()
+        self.bytes = 0
+
     def __len__(self) -> int:
         return len(self._kept)
 

@@ -60,6 +60,8 @@ class DrawingEngine:
         """Submitted and not over, by number."""
         self._inbox: list[Drawing] = []
         self._gone: list[Drawing] = []
+        self._forgets = False
+        """Whether what is kept of prompts is to go."""
         self._numbers = itertools.count()
         self._typical = 1.0
         """Seconds that a request took of late."""
@@ -105,6 +107,13 @@ class DrawingEngine:
             if shows(drawing.request):
                 self.cancel(drawing, why)
 
+    def forget_prompts(self) -> None:
+        """Drop all that is kept of prompts (`Generator.prefixes`), after what is cancelled by now
+        and before the next chunk."""
+        with self._news:
+            self._forgets = True
+            self._news.notify()
+
     def close(self) -> None:
         """Take no more requests, finish those that are open, and end the thread."""
         with self._news:
@@ -143,14 +152,19 @@ class DrawingEngine:
     def _take(self) -> bool:
         """Wait for something to do and sort it in; false when there will be nothing more."""
         with self._news:
-            self._news.wait_for(lambda: self._inbox or self._gone or self._busy or self._closing)
+            self._news.wait_for(
+                lambda: self._inbox or self._gone or self._forgets or self._busy or self._closing
+            )
             inbox, self._inbox = self._inbox, []
             gone, self._gone = self._gone, []
+            forgets, self._forgets = self._forgets, False
         for drawing in inbox:
             if drawing.error is None:
                 self._sort_in(drawing)
         for drawing in gone:
             self._drop(drawing)
+        if forgets and self._generator.prefixes is not None:
+            self._generator.prefixes.clear()
         # In this order: what is submitted is there before the engine is told to close.
         return not self._closing or self._busy or bool(self._inbox)
 

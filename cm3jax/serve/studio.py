@@ -82,6 +82,7 @@ class Studio:
         self.engine.submit(session.drawing)
         if taken := self._taken & set(keys_of(question.request)):
             session.close()
+            self.engine.forget_prompts()  # its prompt may have been read by now
             raise _withdrawn(min(taken))
         return session
 
@@ -109,6 +110,7 @@ class Studio:
         self.generator.retriever = Retriever(old.encoder, bank, old.config)
         self._taken.add(key)
         self.engine.cancel_where(lambda request: key in keys_of(request), _withdrawn(key))
+        self.engine.forget_prompts()
 
 
 def _withdrawn(key: str) -> Withdrawn:

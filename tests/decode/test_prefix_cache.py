@@ -122,6 +122,9 @@ def test_what_was_used_longest_ago_goes_first():
     assert [one is not None for one in there] == [True, False, True]
     cache.keep(known([9] * 3, size=30))  # more than the limit by itself: nothing goes for it
     assert (len(cache), cache.bytes) == (2, 2 * each)
+    cache.clear()
+    assert (len(cache), cache.bytes) == (0, 0)
+    assert cache.find(np.asarray(first, np.int32), False) is None
 
 
 def test_a_beginning_helps_if_it_is_half_of_a_prompt():

@@ -15,6 +15,7 @@ import pytest
 
 from cm3jax import testing
 from cm3jax.decode import loop
+from cm3jax.decode.prefix_cache import Known
 from cm3jax.errors import UserError
 from cm3jax.generation.prompts import picture_prompt
 from cm3jax.serve import streams
@@ -390,12 +391,19 @@ def test_requests_that_are_read_count_in_the_queue(generator):
 def test_a_document_can_be_seen_and_taken_down_while_the_server_runs(tmp_path):
     from cm3jax.generation import loading
 
-    with serving(loading.load(testing.write_chain(tmp_path))) as server:
+    generator = loading.load(testing.write_chain(tmp_path), prefix_cache=1 << 20)
+    generator.prefixes.keep(Known(np.zeros(3, np.int32), (), 3))
+    with serving(generator) as server:
         url = f"{server.url}/v1/documents/tiny-2"
         seen = httpx.get(url, timeout=60).json()
         assert (seen["source"], seen["licence"]) == ("tiny", "CC0-1.0")
         assert pixels(seen["b64_json"]).shape == (16, 16, 3)
+        assert len(generator.prefixes) == 1
         assert httpx.delete(url, timeout=60).json()["deleted"] is True
+        deadline = time.monotonic() + 60
+        while len(generator.prefixes):  # the engine's thread forgets what it has read
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         assert httpx.get(url, timeout=60).status_code == 400
         body = {"prompt": PROMPT, "documents": [{"key": "tiny-2"}]}
         answer = httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60)
