@@ -5,7 +5,6 @@ many of its guesses are right depends on the model and the prompt. The first is 
 program, the second is counted all along.
 """
 
-import time
 from collections.abc import Callable, Hashable, Mapping
 
 import numpy as np
@@ -53,25 +52,20 @@ _MEASURED: dict[Hashable, Pace] = {}
 """By program: of this process, whose prompts are often alike."""
 
 
-def pace_of(asked: int, program: Hashable, chunk: Callable[[int], int]) -> Pace:
+def pace_of(asked: int, program: Hashable, timed: Callable[[int], float]) -> Pace:
     """The pace for the window that was `asked` for.
 
-    For `AUTO`, passes over each window are timed, once in a process for each `program`: `chunk`
-    runs some and returns how many.
+    For `AUTO`, passes over each window are timed, once in a process for each `program`: `timed`
+    runs some and returns the seconds of one.
     """
     if asked != AUTO:
         return Pace({max(1, asked): 1.0})
     if program not in _MEASURED:
-        _MEASURED[program] = Pace({window: _seconds(chunk, window) for window in WINDOWS})
+        _MEASURED[program] = Pace({window: _seconds(timed, window) for window in WINDOWS})
     return _MEASURED[program]
 
 
-def _seconds(chunk: Callable[[int], int], window: int) -> float:
+def _seconds(timed: Callable[[int], float], window: int) -> float:
     """Seconds of a pass, those of the fastest chunk."""
-    chunk(window)  # compiles it
-    found = []
-    for _ in range(_TIMED):
-        begin = time.perf_counter()
-        passes = chunk(window)
-        found.append((time.perf_counter() - begin) / passes)
-    return min(found)
+    timed(window)  # compiles it
+    return min(timed(window) for _ in range(_TIMED))
