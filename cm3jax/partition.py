@@ -242,6 +242,11 @@ def mesh_of(arrays: Any) -> Mesh | None:
     return None if one else sharding.mesh
 
 
+def processes(mesh: Mesh | None) -> int:
+    """How many processes the devices of a mesh belong to; 1 without one."""
+    return 1 if mesh is None else len({device.process_index for device in mesh.devices.flat})
+
+
 def on_each_device(
     function: Callable[..., Array],
     inputs: Sequence[tuple[str | None, ...]],

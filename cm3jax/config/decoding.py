@@ -57,7 +57,8 @@ class DecodeConfig:
     speculate: int = 0
     """Ids of a sample that a pass reads at most: the newest, and guesses of what follows it. All
     that are right cost one pass together; samples are the same with any number. 0 guesses
-    nothing; -1 times passes on this machine, and takes what pays."""
+    nothing; -1 times passes on this machine, and takes what pays (where several processes share
+    the rows, it guesses nothing)."""
 
     def __post_init__(self):
         require(0 < self.top_p <= 1, f"decode.top_p={self.top_p} must be in (0, 1].")

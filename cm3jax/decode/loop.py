@@ -162,8 +162,10 @@ class Slots:
         with self._on_mesh():
             if self._mesh is not None:
                 self._rows = jax.device_put(self._rows, partition.batch_sharding(self._mesh))
-            program = (model, shape, jax.tree.structure(self._method), _greedy(config))
-            self._pace = pace_of(config.speculate, program, self._trial)
+            method = jax.tree.structure(self._method)
+            program = (model, self._mesh, shape, method, _greedy(config))
+            shared = partition.processes(self._mesh) > 1
+            self._pace = pace_of(config.speculate, program, self._trial, shared)
             self._state = steps.start(model.config, shape, shape.room(CHUNK))
 
     def _trial(self, window: int) -> float:

@@ -52,13 +52,16 @@ _MEASURED: dict[Hashable, Pace] = {}
 """By program: of this process, whose prompts are often alike."""
 
 
-def pace_of(asked: int, program: Hashable, timed: Callable[[int], float]) -> Pace:
+def pace_of(
+    asked: int, program: Hashable, timed: Callable[[int], float], shared: bool = False
+) -> Pace:
     """The pace for the window that was `asked` for.
 
     For `AUTO`, passes over each window are timed, once in a process for each `program`: `timed`
-    runs some and returns the seconds of one.
+    runs some and returns the seconds of one. Processes that have `shared` out the rows must run
+    the same programs, and what each would time differs: `AUTO` guesses nothing there.
     """
-    if asked != AUTO:
+    if asked != AUTO or shared:
         return Pace({max(1, asked): 1.0})
     if program not in _MEASURED:
         _MEASURED[program] = Pace({window: _seconds(timed, window) for window in WINDOWS})

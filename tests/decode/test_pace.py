@@ -62,3 +62,6 @@ def test_windows_are_timed_once_for_a_program():
     assert pace_of(AUTO, "one", run) is pace
     assert len(tried) == count
     assert pace_of(AUTO, "another", dear).window == 1
+    assert pace_of(AUTO, "a third", run, shared=True).window == 1
+    assert pace_of(8, "a third", run, shared=True).window == 8
+    assert len(tried) == count

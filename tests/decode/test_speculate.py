@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from cm3jax import testing
-from cm3jax.config import DecodeConfig, DecoderConfig, VocabConfig
+from cm3jax import partition, testing
+from cm3jax.config import DecodeConfig, DecoderConfig, MeshConfig, VocabConfig
+from cm3jax.config.decoding import AUTO
 from cm3jax.decode import speculate, steps
 from cm3jax.decode.drafts import Drafts
 from cm3jax.decode.grammar import Codes, Fixed, Interleaved, Words
-from cm3jax.decode.loop import decode, decode_each
+from cm3jax.decode.loop import Slots, decode, decode_each
 from cm3jax.decode.params import as_read
+from cm3jax.decode.plan import SizeClass
 from cm3jax.decode.request import Guide, Request
 from cm3jax.decode.throughput import Meter
 from cm3jax.model.decoder import Decoder
@@ -103,6 +105,30 @@ def test_what_is_copied_from_a_document_takes_few_passes(read):  # noqa: F811
     # Had the third been right, what was drawn behind it would be believed.
     right = dataclasses.replace(later, read=later.ids)
     assert (right.sources(jnp.full(1, 3), 1, VOCAB) == VOCAB.first_image).all()
+
+
+def test_processes_that_share_rows_time_nothing(read, monkeypatch):  # noqa: F811
+    """Each would choose a window of its own, and wait for the others in another program."""
+    mesh = partition.make_mesh(MeshConfig(data=2))
+    shared = jax.device_put(read, partition.replicated(mesh))
+    config = dataclasses.replace(GREEDY, speculate=AUTO)
+    shape = SizeClass.of(text_request(0, 5), VOCAB).shape(2, MODEL.longest_prompt, config.guesses)
+
+    def window(processes):
+        monkeypatch.setattr(partition, "processes", lambda mesh: processes)
+        return Slots(MODEL, shared, VOCAB, shape, config, Meter())._pace.window
+
+    timed = []
+
+    def trial(slots, window):
+        timed.append(window)
+        return 1.0
+
+    monkeypatch.setattr(Slots, "_trial", trial)
+    assert window(2) == 1
+    assert not timed
+    assert window(1) == 16
+    assert timed
 
 
 def test_a_guess_counts_where_all_before_it_are_right():
