@@ -11,7 +11,7 @@
     python -m launch.bench data
     python -m launch.bench serve --clients 32 --seconds 180
     python -m launch.bench targets --only v5e
-    python -m launch.bench quantised --prompts 100 --out quantised.json
+    python -m launch.bench quantised --prompts 100 --out quantised.json --page quantised.md
     python -m launch.bench accelerator --out results/h200
 
 `train` times our training step, `decode` our engine, each against transformers with the same
