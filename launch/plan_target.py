@@ -231,7 +231,13 @@ def as_text(answer: dict[str, Any]) -> str:
 
 
 def decoding_for_target(experiment: Experiment, target: Target, wanted: Decoding) -> dict[str, Any]:
-    """The compiled figures of a chunk of drawing; `UserError` as `compile_chunk`."""
+    """The compiled figures of a chunk of drawing; `UserError` as `compile_chunk`, and for matrices
+    of few bits."""
+    if kind := experiment.model.weights:
+        raise UserError(
+            "--decode plans with matrices of model.dtype, and would not tell what "
+            f"model.weights={kind} saves; leave one of them out."
+        )
     experiment = on_target(experiment, target)
     if experiment.learner != "decoder":
         raise UserError(

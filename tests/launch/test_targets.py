@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cm3jax.compiled import Bounds, Compiled
+from cm3jax.compiled_decoding import Decoding
 from cm3jax.config import MeshConfig
 from cm3jax.errors import UserError
 from cm3jax.presets import load_experiment
@@ -192,6 +193,13 @@ def test_options_that_do_nothing_together_are_refused():
     }.items():
         with pytest.raises(UserError, match=said):
             plan.run(["cm3leon_350m", *words])
+
+
+def test_a_plan_of_drawing_says_that_it_knows_no_matrices_of_few_bits():
+    config = load_experiment("cm3leon_350m")
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, weights="int8"))
+    with pytest.raises(UserError, match=r"would not tell what model\.weights=int8 saves"):
+        plan_target.decoding_for_target(config, Target.parse("v5e-8"), Decoding())
 
 
 def test_slices_and_search_want_a_target():
