@@ -9,6 +9,7 @@ import pytest
 
 from cm3jax.config import DecoderConfig
 from cm3jax.decode.params import as_read
+from cm3jax.model import block
 from cm3jax.model.cache import start_cache
 from cm3jax.model.decoder import Decoder
 from cm3jax.model.layers import apply_rope, dropout, rotations
@@ -141,6 +142,19 @@ def test_decoding_equals_the_full_forward(model, variables, steps):
         expected = run(model, variables, whole)[0]
         np.testing.assert_allclose(hidden[prompt, :length], expected[:length], atol=1e-5)
         np.testing.assert_allclose(decoded[row], expected[length:], atol=1e-5)
+
+
+def test_a_token_is_written_where_it_is_on_cpus_as_tpus_write_it():
+    """One without room, of a row that is done, changes nothing but its own row's last entry."""
+    old = jax.random.normal(jax.random.key(0), (3, 2, 5, 4))
+    new = jax.random.normal(jax.random.key(1), (3, 2, 1, 4))
+    lengths = jnp.asarray([0, 4, 5])
+    there, here = (write(old, new, lengths) for write in (block._updated, block._scattered))
+    np.testing.assert_array_equal(there[:2], here[:2])
+    for row in (0, 1):
+        np.testing.assert_array_equal(there[row, :, lengths[row]], new[row, :, 0])
+    np.testing.assert_array_equal(here[2], old[2])
+    np.testing.assert_array_equal(there[2, :, :4], old[2, :, :4])
 
 
 def test_dropout_by_the_definition():
