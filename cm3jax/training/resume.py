@@ -39,6 +39,8 @@ _FREE = {
     "model.remat",
     "model.unroll",
     "model.attention",
+    "model.weights",
+    "model.cache",
 }
 """What changes no batch, draw or update (but for rounding)."""
 

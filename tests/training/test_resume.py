@@ -154,6 +154,13 @@ def test_every_field_is_free_or_judged():
         assert table <= names | sections
 
 
+def test_what_only_generation_reads_decides_no_step():
+    changes = {"model.weights": ("", "int8"), "model.cache": ("", "int8"), "decode.top_k": (0, 8)}
+    assert resume.decisive_changes("decoder", changes, {}, {}) == {}
+    quantised = {"model.quantised": ("", "int8")}
+    assert resume.decisive_changes("decoder", quantised, {}, {}) == quantised
+
+
 def test_a_new_field_of_data_is_judged_on_purpose():
     """What decides the records is compared by their fingerprints, wherever they come from."""
     names = {name for name in resume._flat(resume.to_dict(experiment(""))) if name[:5] == "data."}
