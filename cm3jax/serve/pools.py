@@ -28,7 +28,7 @@ from cm3jax.serve.drawing import Drawing
 from cm3jax.shapes import Int
 
 _PROGRAMS = 256
-"""Compiled programs that are kept; a kind needs 20 at most."""
+"""Compiled programs that are kept; a kind needs 20 at most, 50 where `auto` tries windows."""
 
 
 class Pool:
