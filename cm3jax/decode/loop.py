@@ -157,6 +157,7 @@ class Slots:
         self._slots: list[_Slot | None] = [None] * shape.slots
         self._weights = bytes_per_step(variables)
         self._chunk_seconds = 0.0
+        """How long `CHUNK` passes took of late."""
         # An empty slot has programs without states, so its samples count as done.
         self._rows = row_constants([], shape.slots, shape, self._vocab)
         with self._on_mesh():
@@ -199,12 +200,12 @@ class Slots:
 
     @property
     def pause(self) -> float:
-        """How many ids of prompts are read in the time of a chunk: more would keep samples that run
-        waiting. Without end where none runs, and before anything was timed."""
+        """How many ids of prompts join in the time of a whole chunk: more would keep samples that
+        run waiting. Without end where none runs, and before anything was timed."""
         meter = self._meter
-        if not (self.jobs and self._chunk_seconds and meter.prefill_tokens):
+        if not (self.jobs and self._chunk_seconds and meter.joined_tokens):
             return math.inf
-        return self._chunk_seconds * meter.prefill_tokens / meter.prefill_seconds
+        return self._chunk_seconds * meter.joined_tokens / meter.prefill_seconds
 
     def admit(self, jobs: Sequence[SlotJob]) -> None:
         """Prefill these jobs, at most `free`, into slots."""
@@ -290,7 +291,7 @@ class Slots:
             self._meter.compile_seconds += seconds
         else:
             there = sum(one.length for each in known for one in each)
-            self._meter.prefilled(seconds, int(lengths.sum()) - there)
+            self._meter.prefilled(seconds, int(lengths.sum()) - there, there)
         temperatures = np.asarray(rows.temperatures).reshape(count, shape.samples)
         for place, job, mine in zip(places, jobs, temperatures, strict=False):
             zeros, none = np.zeros(shape.samples), np.zeros(shape.samples, int)
@@ -335,7 +336,7 @@ class Slots:
             self._meter.compile_seconds += seconds
         else:
             self._meter.stepped(seconds, int(new.sum()), int(taken) * self._read_per_step())
-            self._chunk_seconds = seconds
+            self._chunk_seconds = seconds * CHUNK / count
         by_pass = new.reshape(count, window, -1).sum(1)
         self._meter.emitted_by(int((by_pass > 0).sum()), int(new.sum()))
         self._meter.occupied(int(new.any(0).sum()), new[0].size)

@@ -14,7 +14,9 @@ class Meter:
     compile_seconds: float = 0.0
     prefill_seconds: float = 0.0
     prefill_tokens: int = 0
-    """Ids of prompts, of all streams, without padding."""
+    """Ids of prompts that were read, of all streams, without padding."""
+    joined_tokens: int = 0
+    """Ids of the prompts that joined in that time, those that were known among them."""
     prefix_tokens: int = 0
     """Ids of prompts that a cache of prefixes was asked for, and those that it had."""
     prefix_found: int = 0
@@ -30,10 +32,11 @@ class Meter:
     """Passes of samples that emitted something, and what they emitted, first runs included."""
     emitted: int = 0
 
-    def prefilled(self, seconds: float, tokens: int) -> None:
-        """Count prompts."""
+    def prefilled(self, seconds: float, tokens: int, known: int = 0) -> None:
+        """Count prompts: ids that were read, and those that were known."""
         self.prefill_seconds += seconds
         self.prefill_tokens += tokens
+        self.joined_tokens += tokens + known
 
     def occupied(self, busy: int, rows: int) -> None:
         """Count rows of samples in a chunk, and those of them that emitted something."""

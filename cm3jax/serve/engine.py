@@ -1,7 +1,7 @@
 """One thread that draws for all requests: continuous batching over a bounded queue.
 
-Pools (`pools.py`) take turns, a chunk each. Where a request wants to know what its documents did,
-the passes that tell are turns too.
+Pools (`pools.py`) take turns, of as many passes each. Where a request wants to know what its
+documents did, the passes that tell are turns too.
 """
 
 import itertools
@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from cm3jax.decode import loop
+from cm3jax.decode.plan import CHUNK
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
 from cm3jax.generation.generator import Generator
@@ -184,13 +185,22 @@ class DrawingEngine:
         self._end(drawing)
 
     def _turn(self, pool: Pool) -> None:
-        """A chunk of one pool."""
+        """A chunk of one pool, or as many short ones as make up a whole one: where somebody looks
+        at each row, a turn is not shorter for it. Ends early where somebody has gone."""
+        left = CHUNK
+        while self._step(pool):
+            left -= pool.passes
+            if left <= 0 or self._gone or not pool.ready:
+                return
+
+    def _step(self, pool: Pool) -> bool:
+        """A chunk of one pool; false where its state is lost."""
         try:
             finished = pool.step(self._generator.vocab.config.grid)
         except Exception as error:  # of the device: this pool's state is lost, others go on
             self._pools.lose(pool)
             self._fail(list(pool.drawings.values()), error)
-            return
+            return False
         for drawing in pool.drawings.values():
             if drawing.emitted and not drawing.begun:
                 drawing.begun = True
@@ -205,6 +215,7 @@ class DrawingEngine:
                 self._end(drawing)
             elif drawing.watched and drawing.emitted:
                 drawing.changed()
+        return True
 
     def _drawn(self, drawing: Drawing, number: int, sample: loop.Sample) -> None:
         drawing.drawn[number] = sample
@@ -220,6 +231,8 @@ class DrawingEngine:
         if not self._passes:
             return
         drawing, number, attribution = self._passes.popleft()
+        if drawing.error is not None:  # another of its samples failed
+            return
         try:
             if not attribution.step():
                 self._passes.append((drawing, number, attribution))

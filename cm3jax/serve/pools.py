@@ -41,6 +41,8 @@ class Pool:
         self._waiting: deque[tuple[Drawing, int]] = deque()
         self.admits = True
         """Whether waiting samples get free slots."""
+        self.passes = CHUNK
+        """How many the last chunk ran."""
 
     def add(self, drawing: Drawing) -> None:
         """Let a drawing wait for slots."""
@@ -55,16 +57,22 @@ class Pool:
             self._slots.drop(drawing.number)
 
     def step(self, row: int) -> list[loop.Finished]:
-        """Fill free slots and run a chunk, of `row` steps where somebody looks at each row."""
-        if self._slots is None:
-            self._slots = self._open_slots()
-        self._slots.admit(self._joining(self._slots) if self.admits else [])
-        watched = any(drawing.rows for drawing in self.drawings.values())
-        return self._slots.advance(self._watch, min(row, CHUNK) if watched else CHUNK)
+        """Fill free slots and run a chunk, of `row` passes where somebody looks at each row of a
+        sample that runs."""
+        slots = self._slots = self._slots or self._open_slots()
+        slots.admit(self._joining(slots) if self.admits else [])
+        watched = any(self.drawings[job.index].rows for job in slots.jobs)
+        self.passes = min(row, CHUNK) if watched else CHUNK
+        return slots.advance(self._watch, self.passes)
 
     def close(self) -> None:
         """Give up the slots, which are empty; the next step opens others."""
         self._slots = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a chunk would draw something."""
+        return bool(self.busy or (self.admits and self.waiting))
 
     @property
     def busy(self) -> int:
@@ -157,9 +165,7 @@ class Pools:
         for place, (kind, pool) in enumerate(self._placed.items()):
             # One that has just come draws something before it goes.
             pool.admits = place > 0 or not self._line or kind not in before
-        return [
-            pool for pool in self._placed.values() if pool.busy or (pool.admits and pool.waiting)
-        ]
+        return [pool for pool in self._placed.values() if pool.ready]
 
     def _make_place(self, before: list[tuple]) -> bool:
         """Close the oldest idle one of the pools that had a place `before`, or else the oldest if

@@ -1,11 +1,15 @@
-"""Who joins between two chunks."""
+"""Who joins between two chunks, and whose turn it is."""
 
 import math
+import types
+
+import pytest
 
 from cm3jax.decode.plan import SizeClass
 from cm3jax.decode.throughput import Meter
 from cm3jax.generation.prompts import picture_prompt
 from cm3jax.serve.drawing import Drawing
+from cm3jax.serve.engine import DrawingEngine
 from cm3jax.serve.pools import Pool
 
 
@@ -32,9 +36,42 @@ def test_nobody_waits_longer_than_a_chunk_for_prompts_of_others(generator):
         pool.add(drawing)
     slots.admit([pool._next()])
     assert slots.pause == math.inf, "nothing was timed"
-    meter.prefill_tokens, meter.prefill_seconds = 1000, 1.0
+    # Of prompts that are known nothing is read: that makes them no slower.
+    meter.prefill_tokens, meter.joined_tokens, meter.prefill_seconds = 0, 1000, 1.0
     slots._chunk_seconds = 2.5 * ids / 1000
     assert slots.pause == 2.5 * ids
     assert [job.index for job in pool._joining(slots)] == [1, 2]
     slots._chunk_seconds = 0.5 * ids / 1000
     assert [job.index for job in pool._joining(slots)] == [3], "or it would never come"
+
+
+def test_prompts_that_are_known_count_among_those_that_join():
+    meter = Meter()
+    meter.prefilled(1.0, 100)
+    meter.prefilled(1.0, 0, known=900)
+    assert (meter.prefill_tokens, meter.joined_tokens, meter.prefill_seconds) == (100, 1000, 2.0)
+
+
+class Rows:
+    """In place of a pool: chunks of a row."""
+
+    passes, ready = 4, True
+
+    def __init__(self, chunks=100):
+        self.drawings, self.left, self.steps = {}, chunks, 0
+
+    def step(self, row):
+        assert row == 4
+        self.steps += 1
+        self.ready = self.steps < self.left
+        return []
+
+
+@pytest.mark.parametrize(("chunks", "gone", "steps"), [(100, [], 4), (2, [], 2), (100, [None], 1)])
+def test_a_turn_is_a_whole_chunk_however_short_its_chunks_are(chunks, gone, steps):
+    engine = object.__new__(DrawingEngine)
+    config = types.SimpleNamespace(grid=4)
+    engine._generator = types.SimpleNamespace(vocab=types.SimpleNamespace(config=config))
+    engine._gone, pool = gone, Rows(chunks)
+    engine._turn(pool)
+    assert pool.steps == steps
