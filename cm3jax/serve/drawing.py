@@ -38,6 +38,8 @@ class Drawing:
     """Samples that nothing is left to do for, by number."""
     error: Exception | None = None
     """Why there will be no more."""
+    guest: bool = False
+    """Whether it is drawn in slots of a wider class than its own."""
     number: int = -1
     started: float = 0.0
     begun: bool = False

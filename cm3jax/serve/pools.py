@@ -3,7 +3,9 @@
 Requests of one size class (`decode.plan.SizeClass`) that sample with the same filters are of one
 kind, and share a *pool* of slots: a sample joins between two chunks as soon as a slot is free,
 whatever its prompt, seed, temperature, guidance scale, `top_k` or `top_p`. Within a pool requests
-take turns, a sample each, so that one of many samples does not keep others waiting.
+take turns, a sample each, so that one of many samples does not keep others waiting. A chunk costs
+as much with empty slots: while a pool draws for its own kind and has slots to spare, requests of
+narrower classes are drawn there, too, as its guests.
 
 Slots take memory, and programs are compiled for each kind: both are bounded, however various the
 requests are. A kind that comes when there are `most` sets gets the place of an idle one, the one
@@ -19,8 +21,9 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
+from cm3jax.config import DecodeConfig
 from cm3jax.decode import loop, steps
-from cm3jax.decode.plan import CHUNK, SizeClass, SlotJob
+from cm3jax.decode.plan import CHUNK, ProgramShape, SizeClass, SlotJob
 from cm3jax.decode.sampling import Method
 from cm3jax.decode.throughput import Meter
 from cm3jax.generation.generator import Generator
@@ -48,6 +51,11 @@ class Pool:
         """Let a drawing wait for slots."""
         self.drawings[drawing.number] = drawing
         self._waiting.append((drawing, 0))
+
+    @property
+    def hosts(self) -> bool:
+        """Whether it draws for its own kind, so that others may join."""
+        return self.admits and any(not drawing.guest for drawing in self.drawings.values())
 
     def drop(self, drawing: Drawing) -> None:
         """Forget a drawing; its slots are free."""
@@ -130,16 +138,38 @@ class Pools:
         return any(pool.drawings for pool in self)
 
     def add(self, drawing: Drawing) -> None:
-        """Put a drawing into the pool of its kind."""
+        """Put a drawing into the pool of its kind, or of a wider one that has slots to spare."""
         size, config = SizeClass.of(drawing.request, self._generator.vocab), drawing.config
         kind = (size, jax.tree.structure(Method.of(config)))
+        host = self._host(kind, drawing)
+        if host is not None:
+            drawing.guest = host != kind
+            self._placed[host].add(drawing)
+            return
         pool = self._placed.get(kind) or self._line.get(kind)
         if pool is None:
-            longest = self._generator.model.longest_prompt
-            shape = size.shape(self._slots, longest, config.guesses)
+            shape = self._shape(size, config)
             opens = functools.partial(self._generator.open_slots, shape, config, self._meter)
             pool = self._line[kind] = Pool(opens)
         pool.add(drawing)
+
+    def _shape(self, size: SizeClass, config: DecodeConfig) -> ProgramShape:
+        return size.shape(self._slots, self._generator.model.longest_prompt, config.guesses)
+
+    def _host(self, kind: tuple, drawing: Drawing) -> tuple | None:
+        """The widest kind that has slots to spare for a drawing while it draws for its own."""
+        (size, method), config = kind, drawing.config
+        shape = self._shape(size, config)
+        able = [
+            (wide, other)
+            for (wide, other), pool in self._placed.items()
+            if other == method
+            and pool.hosts
+            and wide.scale <= size.scale + 1  # prompts are read at the width of their slots
+            and self._shape(wide, config).holds(shape)
+            and pool.busy + pool.waiting + drawing.samples <= self._slots
+        ]
+        return max(able, key=lambda each: each[0], default=None)
 
     def drop(self, drawing: Drawing) -> None:
         """Forget a drawing, if a pool has it."""

@@ -1,5 +1,7 @@
 """Who joins between two chunks, and whose turn it is."""
 
+import dataclasses
+import itertools
 import math
 import types
 
@@ -7,10 +9,15 @@ import pytest
 
 from cm3jax.decode.plan import SizeClass
 from cm3jax.decode.throughput import Meter
-from cm3jax.generation.prompts import picture_prompt
+from cm3jax.generation.prompts import Wanted, picture_prompt
 from cm3jax.serve.drawing import Drawing
 from cm3jax.serve.engine import DrawingEngine
-from cm3jax.serve.pools import Pool
+from cm3jax.serve.pools import Pool, Pools
+
+
+def drawn(request, config, number, samples=1):
+    options = {"rows": False, "watched": False, "attribute": False, "changed": lambda: None}
+    return Drawing(request, config, seed=0, samples=samples, number=number, **options)
 
 
 def test_nobody_waits_longer_than_a_chunk_for_prompts_of_others(generator):
@@ -22,18 +29,7 @@ def test_nobody_waits_longer_than_a_chunk_for_prompts_of_others(generator):
     slots = generator.open_slots(shape, generator.decode, meter)
     pool = Pool(lambda: slots)
     for number, request in enumerate(requests):
-        drawing = Drawing(
-            request,
-            generator.decode,
-            seed=0,
-            samples=1,
-            rows=False,
-            watched=False,
-            attribute=False,
-            changed=lambda: None,
-        )
-        drawing.number = number
-        pool.add(drawing)
+        pool.add(drawn(request, generator.decode, number))
     slots.admit([pool._next()])
     assert slots.pause == math.inf, "nothing was timed"
     # Of prompts that are known nothing is read: that makes them no slower.
@@ -75,3 +71,31 @@ def test_a_turn_is_a_whole_chunk_however_short_its_chunks_are(chunks, gone, step
     engine._gone, pool = gone, Rows(chunks)
     engine._turn(pool)
     assert pool.steps == steps
+
+
+def test_a_request_of_a_narrower_class_joins_slots_to_spare(generator):
+    """As long as they are open for their own kind; one by itself gets its own."""
+    pools = Pools(generator, 4, 4, Meter())
+    numbers = itertools.count()
+
+    def add(samples=1, room=8):
+        config = dataclasses.replace(generator.decode, max_document_tokens=room)
+        prompt = picture_prompt("a fox")
+        wanted = Wanted.PICTURE if room == 8 else Wanted.DOCUMENT
+        (request,) = generator.requests([dataclasses.replace(prompt, wanted=wanted)], None, config)
+        drawing = drawn(request, config, next(numbers), samples)
+        pools.add(drawing)
+        return drawing
+
+    narrow = add()
+    wide = add(room=40)
+    assert pools._host(next(iter(pools._line)), narrow) is None, "those in line have no slots yet"
+    own, other = pools.turns()
+    assert (own.drawings, other.drawings) == ({0: narrow}, {1: wide})
+    guest = add()
+    assert (guest.guest, other.drawings[2]) == (True, guest)
+    add(samples=3)
+    assert list(own.drawings) == [0, 3], "the wide set has no slots for three more"
+    pools.drop(wide)
+    add()
+    assert list(own.drawings) == [0, 3, 4], "the wide set draws only for guests now"
