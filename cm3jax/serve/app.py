@@ -46,11 +46,13 @@ class Server:
             question = await streams.unless_gone(request, self.studio.read(read))
         return self.studio.open(question)
 
-    async def finish(self, request: Request, session: Session) -> list[Generated]:
-        """A session's samples, as long as the client waits."""
+    async def finish(
+        self, request: Request, session: Session, pack: Callable[[list[Generated]], replies.Json]
+    ) -> Response:
+        """The reply that `pack` makes of a session's samples, as long as the client waits."""
         try:
             async with asyncio.timeout(self.limits.seconds):
-                return await streams.unless_gone(request, session.finish())
+                return JSONResponse(await streams.unless_gone(request, session.finish(pack)))
         finally:
             session.close()
 
@@ -62,9 +64,9 @@ class Server:
         vocab = self.studio.generator.vocab
         if body.stream:
             return self._stream(session, streams.image_events(session, kind, body, vocab))
-        samples = await self.finish(request, session)
-        return JSONResponse(
-            replies.images_reply(session.question, samples, session.drawing.effects, vocab)
+        effects = session.drawing.effects
+        return await self.finish(
+            request, session, lambda s: replies.images_reply(session.question, s, effects, vocab)
         )
 
     async def chat(self, request: Request, body: ChatBody) -> Response:
@@ -73,8 +75,8 @@ class Server:
         name, vocab = f"chatcmpl-{secrets.token_hex(12)}", self.studio.generator.vocab
         if body.stream:
             return self._stream(session, streams.chat_events(session, name, self.name, body, vocab))
-        samples = await self.finish(request, session)
-        return JSONResponse(replies.chat_reply(name, self.name, session.question, samples, vocab))
+        what = (name, self.name, session.question)
+        return await self.finish(request, session, lambda s: replies.chat_reply(*what, s, vocab))
 
     def _stream(self, session: Session, events: AsyncIterator[bytes]) -> Response:
         return streams.EventStream(session, events, described, self.limits.seconds)
@@ -160,11 +162,14 @@ def _add_state(app: FastAPI, server: Server) -> None:
     @app.get("/v1/documents/{key:path}")
     async def document(key: str) -> Response:
         meta, shown = await studio.document(key)
+        image = shown.image
         return JSONResponse(
             {
                 "key": meta.key,
                 "text": shown.text,
-                "b64_json": None if shown.image is None else replies.base64_png(shown.image),
+                "b64_json": image
+                if image is None
+                else await studio.work(replies.base64_png, image),
                 "source": meta.source,
                 "licence": meta.licence,
             }

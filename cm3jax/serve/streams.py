@@ -108,7 +108,8 @@ async def image_events(
                 sample = await session.answer(number)
                 name = f"{kind}.completed"
                 usage = replies.image_usage(question, [sample], vocab)
-                picture = replies.image_object(question, sample, session.drawing.effects, vocab)
+                what = (question, sample, session.drawing.effects, vocab)
+                picture = await session.work(replies.image_object, *what)
                 yield event({"type": name, **common, **picture, "usage": usage}, name)
                 continue
             now = session.rows(number)
@@ -116,7 +117,7 @@ async def image_events(
                 continue
             name, index, rows[number] = f"{kind}.partial_image", sent[number], now
             sent[number] += 1
-            unfinished = replies.base64_png(await session.partial(number))
+            unfinished = await session.work(replies.base64_png, await session.partial(number))
             yield event(
                 {
                     "type": name,
@@ -154,7 +155,7 @@ async def chat_events(
                 continue
             sample = await session.answer(number)
             samples.append(sample)
-            whole = replies.message(sample)
+            whole = await session.work(replies.message, sample)
             delta = {**whole, "content": _rest(told.pop(number), whole["content"])}
             yield event(replies.chat_chunk(name, model, number, delta))
             about = replies.provenance(sample, question.seed)

@@ -1,7 +1,8 @@
 """One generator at the service of many requests: reading, drawing, answering, taking documents out.
 
-What runs the model's small parts (tokenizers, retrieval) is done by one worker thread, in turn;
-drawing by the engine's. The event loop that calls waits for both and computes nothing.
+What runs the model's small parts (tokenizers, retrieval) is done by one worker thread, in turn, and
+so is the packing of pictures as PNG; drawing by the engine's. The event loop that calls waits for
+both and computes nothing.
 """
 
 import asyncio
@@ -135,6 +136,10 @@ class Session:
         """Free the slots of what is not done."""
         self._studio.engine.cancel(self.drawing, Gone())
 
+    async def work(self, function: Callable[..., T], *args: object) -> T:
+        """Call a function on the studio's worker."""
+        return await self._studio.work(function, *args)
+
     def _tell(self) -> None:
         with contextlib.suppress(RuntimeError):  # a loop that has ended
             self._loop.call_soon_threadsafe(self._news.set)
@@ -146,11 +151,11 @@ class Session:
         if self.drawing.error is not None:
             raise self.drawing.error
 
-    async def finish(self) -> list[Generated]:
-        """All samples, in order, when they are done."""
+    async def finish(self, pack: Callable[[list[Generated]], T]) -> T:
+        """What `pack` makes of all samples, in order, when they are done."""
         while len(self.drawing.done) < self.question.samples:
             await self.news()
-        return await self._studio.work(self._answers, range(self.question.samples))
+        return await self.work(lambda: pack(self._answers(range(self.question.samples))))
 
     async def answer(self, number: int) -> Generated:
         """A sample that is done."""

@@ -18,7 +18,7 @@ from cm3jax.decode import loop
 from cm3jax.decode.prefix_cache import Known
 from cm3jax.errors import UserError
 from cm3jax.generation.prompts import picture_prompt
-from cm3jax.serve import streams
+from cm3jax.serve import replies, streams
 from cm3jax.serve.attributing import Attribution
 from cm3jax.serve.engine import Busy, DrawingEngine
 from cm3jax.serve.guard import described
@@ -448,3 +448,20 @@ def test_slots_are_a_multiple_of_the_devices_that_share_them(generator, monkeypa
     monkeypatch.setattr(loop, "shards_of", lambda _: 4)
     assert generator.whole_slots(6) == 8
     assert generator.whole_slots(8) == 8
+
+
+def test_the_event_loop_packs_no_pictures(client, monkeypatch):
+    """A large one takes a while, in which all others would stand still."""
+    threads, pack = set(), replies.base64_png
+
+    def watched(image):
+        threads.add(threading.current_thread().name.split("_")[0])
+        return pack(image)
+
+    monkeypatch.setattr(replies, "base64_png", watched)
+    client.images.generate(prompt=PROMPT)
+    assert list(client.images.generate(prompt=PROMPT, stream=True))
+    message = {"role": "user", "content": "a fox"}
+    client.chat.completions.create(model="tiny", messages=[message])
+    assert list(client.chat.completions.create(model="tiny", messages=[message], stream=True))
+    assert threads == {"worker"}
