@@ -8,6 +8,7 @@ both and computes nothing.
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -15,10 +16,12 @@ from typing import TypeVar
 import numpy as np
 
 from cm3jax.decode.finished import Finished
+from cm3jax.errors import UserError
 from cm3jax.generation.answers import Generated
 from cm3jax.generation.documents import Document
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.requests import PromptRequest
+from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.retriever import Retrieved, Retriever
@@ -30,6 +33,8 @@ from cm3jax.serve.limits import Limits
 from cm3jax.serve.reading import BodyReader, ServedRequest
 from cm3jax.shapes import RgbImage
 
+LOOK_SECONDS = 1.0
+"""How often, at most, a studio looks for what other processes took out of the bank."""
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -56,8 +61,11 @@ class Studio:
         self._worker = ThreadPoolExecutor(1, "worker")
         self._reading = 0
         """Requests that are read, or wait for it."""
-        self._taken: set[str] = set()
-        """Keys that were taken out: a request may have been read before."""
+        self._removed = Removed()
+        """What was taken out of the bank, by anybody: a request may have been read before."""
+        self._current = self._removed
+        """What was taken out when the open bank was last compared with it."""
+        self._next_look = 0.0
 
     def close(self) -> None:
         """Finish what is open and end both threads."""
@@ -73,27 +81,34 @@ class Studio:
         self.engine.require_room(self._reading)
         self._reading += 1
         try:
-            return await self.work(read)
+            return await self.work(self._read, read)
         finally:
             self._reading -= 1
+
+    def _read(self, read: Callable[[], T]) -> T:
+        self._look()
+        return read()
 
     def open(self, question: ServedRequest) -> "Session":
         """Send a question to the engine; whoever opens the session closes it."""
         session = Session(self, question)
         self.engine.submit(session.drawing)
-        if taken := self._taken & set(keys_of(question.request)):
+        if _shows(question.request, self._removed):
             session.close()
             self.engine.forget_prompts()  # its prompt may have been read by now
-            raise _withdrawn(min(taken))
+            raise _withdrawn()
         return session
 
     async def document(self, key: str) -> tuple[BankDocument, Document]:
         """A document of the bank, and what it shows; `UserError` if the bank has none."""
 
         def find() -> tuple[BankDocument, Document]:
+            self._look()
             retriever = self.generator.retriever
             row = retriever.row(key)
             meta = retriever.bank.meta(row)
+            if _covers(self._removed, meta):
+                raise UserError(f"the document {key!r} was taken out of the bank.")
             return meta, self.generator.as_document(Retrieved(row, 1.0, meta))
 
         return await self.work(find)
@@ -109,18 +124,49 @@ class Studio:
         old = self.generator.retriever
         bank = remove(old.bank, Removed(keys=(key,)), say=_log.info)
         self.generator.retriever = Retriever(old.encoder, bank, old.config)
-        self._taken.add(key)
-        self.engine.cancel_where(lambda request: key in keys_of(request), _withdrawn(key))
+        self._withdraw(Removed(keys=(key,)))
+
+    def _withdraw(self, removed: Removed) -> None:
+        """End the requests that show what was taken out, and refuse further ones."""
+        self._removed |= removed
+        self.engine.cancel_where(lambda request: _shows(request, removed), _withdrawn())
         self.engine.forget_prompts()
 
+    def _look(self) -> None:
+        """Follow what other processes took out of the bank: it is refused as soon as it is listed,
+        and the bank is opened again once they are done."""
+        if "retriever" not in vars(self.generator) or time.monotonic() < self._next_look:
+            return
+        self._next_look, old = time.monotonic() + LOOK_SECONDS, self.generator.retriever
+        try:
+            removed = Removed.of(old.bank.path)
+            if removed == self._current:
+                return
+            if old.bank.has_any(removed):
+                self._withdraw(removed)
+                made_for = (old.encoder.fingerprint, self.generator.vocab.fingerprint)
+                bank = Bank.open(old.bank.path, *made_for)
+                self.generator.retriever = Retriever(old.encoder, bank, old.config)
+            self._current = removed
+        except (UserError, OSError) as error:  # such as that it is being written: looked at again
+            _log.warning("the bank can't be opened again: %s", error)
 
-def _withdrawn(key: str) -> Withdrawn:
-    return Withdrawn(f"the document {key!r} was taken out of the bank; send the request again.")
+
+def _withdrawn() -> Withdrawn:
+    return Withdrawn(
+        "a document that the request shows was taken out of the bank; send the request again."
+    )
 
 
-def keys_of(request: PromptRequest) -> list[str]:
-    """The keys of the bank's documents that a request shows."""
-    return [one.key for one in request.documents if isinstance(one, Retrieved)]
+def _covers(removed: Removed, document: BankDocument) -> bool:
+    return removed.covers(document.key, document.source, document.licence)
+
+
+def _shows(request: PromptRequest, removed: Removed) -> bool:
+    """Whether a request shows a document of the bank that was taken out."""
+    return any(
+        _covers(removed, one.meta) for one in request.documents if isinstance(one, Retrieved)
+    )
 
 
 class Session:

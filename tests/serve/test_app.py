@@ -18,7 +18,10 @@ from cm3jax.decode import loop
 from cm3jax.decode.prefix_cache import Known
 from cm3jax.errors import UserError
 from cm3jax.generation.prompts import picture_prompt
-from cm3jax.serve import replies, streams
+from cm3jax.io.folders import hold
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.removed import Removed
+from cm3jax.serve import replies, streams, studio
 from cm3jax.serve.attributing import Attribution
 from cm3jax.serve.engine import Busy, DrawingEngine
 from cm3jax.serve.guard import described
@@ -408,6 +411,36 @@ def test_a_document_can_be_seen_and_taken_down_while_the_server_runs(tmp_path):
         body = {"prompt": PROMPT, "documents": [{"key": "tiny-2"}]}
         answer = httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60)
         assert "has no document 'tiny-2'" in answer.json()["error"]["message"]
+
+
+def test_what_another_process_takes_out_is_no_longer_shown(tmp_path, monkeypatch):
+    """Not while it still rewrites the bank, either."""
+    from cm3jax.generation import loading
+
+    monkeypatch.setattr(studio, "LOOK_SECONDS", 0.0)
+    with serving(loading.load(testing.write_chain(tmp_path))) as server:
+        url = f"{server.url}/v1/documents"
+        assert httpx.get(f"{url}/tiny-2", timeout=60).status_code == 200
+        bank = Bank.open(tmp_path / "bank")
+        held = server.studio.reader.picture(
+            ImageBody(prompt=PROMPT, documents=[{"key": "tiny-2"}])  # type: ignore[arg-type]
+        )
+        with hold(bank.path, "taking something out"):
+            Removed(keys=("tiny-2",)).save(bank.path)
+            seen = httpx.get(f"{url}/tiny-2", timeout=60)
+            assert (seen.status_code, "taken out" in seen.text) == (400, True)
+            body = {"prompt": PROMPT, "documents": [{"key": "tiny-2"}]}
+            drawn = httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60)
+            assert drawn.status_code == 410
+        assert httpx.get(f"{url}/tiny-3", timeout=60).status_code == 200
+        assert "has no document" in httpx.get(f"{url}/tiny-2", timeout=60).text
+        assert len(server.studio.generator.retriever.bank) == len(bank) - 1
+
+        async def late():
+            with pytest.raises(studio.Withdrawn):
+                server.studio.open(held)
+
+        asyncio.run(late())
 
 
 def test_metrics_tell_of_requests_and_slots(client, server):
