@@ -34,18 +34,22 @@ async function form(body, files) {
 async function* events(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let left = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const parts = (left + value).split("\n\n");
-    left = parts.pop();
-    for (const part of parts) {
-      const data = part.split("\n").find((line) => line.startsWith("data: "));
-      if (!data || data === "data: [DONE]") continue;
-      const event = JSON.parse(data.slice(6));
-      if (event.error) throw new Error(event.error.message);
-      yield event;
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const parts = (left + value).split("\n\n");
+      left = parts.pop();
+      for (const part of parts) {
+        const data = part.split("\n").find((line) => line.startsWith("data: "));
+        if (!data || data === "data: [DONE]") continue;
+        const event = JSON.parse(data.slice(6));
+        if (event.error) throw new Error(event.error.message);
+        yield event;
+      }
     }
+  } finally {
+    reader.cancel().catch(() => {}); // whoever stops listening hangs up: the server draws no further
   }
 }
 
