@@ -53,7 +53,9 @@ class PrefixCache:
             self._kept.move_to_end(ids.tobytes())
             return whole
         best, shared = None, max(CHUNK, len(ids) // 2) - 1
-        for known in self._kept.values() if beginnings else ():
+        for name, known in self._kept.items() if beginnings else ():
+            if not name.startswith(ids[: shared + 1].tobytes()):
+                continue  # of thousands that are kept, few are looked at closely
             length = _shared(known.ids, ids)
             if length > shared:
                 best, shared = known, length
