@@ -116,14 +116,18 @@ class Generator:
         return Generator(self.model, variables, self._builder, *opened, self.decode)
 
     def with_picture_batch(self, pictures: int) -> "Generator":
-        """The same, whose image tokenizer works on this many pictures at once, by default 64: few
-        where requests come one by one, each of which would be padded to as many."""
+        """The same, whose image tokenizer and encoder work on this many inputs at once, by default
+        64: few where requests come one by one, each of which would be padded to as many."""
         other, image = copy.copy(self), self.image
         other.image = ImageTokenizer(image.config, image.variables, pictures)
         other._builder = copy.copy(self._builder)
         other._builder.image = other.image
         other._reader = AnswerReader(self.vocab, self.text, other.image)
         other._documents = DocumentCodec(self.vocab, self.text, other.image)
+        other._open_encoder = lambda: self.encoder.with_batch(pictures)
+        vars(other).pop("encoder", None)
+        if "retriever" in vars(self):
+            other.retriever = self.retriever.with_encoder(other.encoder)
         return other
 
     def cached_in(self, folder: epath.PathLike, origin: str) -> "Generator":
@@ -333,10 +337,7 @@ class Generator:
     def logprobs(
         self, requests: Sequence[PromptRequest], answers: Sequence[Int[np.ndarray, " _"]]
     ) -> Float[np.ndarray, " B"]:
-        """Log-probability in nats of an answer to each request, to compare answers.
-
-        As `token_logprobs`.
-        """
+        """Log-probability in nats of an answer to each request, to compare answers."""
         return np.asarray([each.sum() for each in self.token_logprobs(requests, answers)])
 
     def token_logprobs(
@@ -373,10 +374,8 @@ class Generator:
     def ranked(
         self, group: Sequence[Generated], by: Literal["clip", "perplexity"], text: str = ""
     ) -> list[Generated]:
-        """Samples of one prompt, best first: pictures by CLIP against a text, texts by perplexity.
-
-        Samples without a picture are last by CLIP.
-        """
+        """Samples of one prompt, best first: pictures by CLIP against a text, those without one
+        last; texts by perplexity."""
         return [group[place] for place in ranking.best_first(self.rank_scores(group, by, text))]
 
     def rank_scores(

@@ -4,6 +4,7 @@ Sub-modules and parameters carry HF's names (`pre_layrnorm` is HF's spelling), s
 maps our tree one to one to HF's state dict. CM3Leon retrieves with CLIP ViT-B/32 (section 2.1).
 """
 
+import copy
 from collections.abc import Callable, Sequence
 
 import flax
@@ -322,6 +323,12 @@ class ClipEncoder:
     def variables(self) -> dict:
         """The variables of the `CLIP`, unboxed."""
         return self._variables
+
+    def with_batch(self, rows: int) -> "ClipEncoder":
+        """The same, whose programs have this many rows."""
+        other = copy.copy(self)
+        other.batch = rows
+        return other
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "B E"]:
         """Unit vectors of texts; what is longer than the context is cut."""

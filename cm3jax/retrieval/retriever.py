@@ -1,5 +1,6 @@
 """Live retrieval: from texts and pictures to the documents of a bank that go in front of them."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -62,6 +63,12 @@ class Retriever:
         self.config = config
         self._index: Index = open_index(bank, config.index, config.milvus)
         self._pair = bank.has_text & bank.has_image
+
+    def with_encoder(self, encoder: ClipEncoder) -> "Retriever":
+        """The same, with this one for the queries."""
+        other = copy.copy(self)
+        other.encoder = encoder
+        return other
 
     def retrieve(
         self,

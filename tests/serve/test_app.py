@@ -296,6 +296,15 @@ def test_pictures_are_decoded_without_padding(client, server, generator, monkeyp
     assert shapes == [(1, generator.vocab.image_tokens)] * 3
 
 
+def test_queries_are_encoded_without_padding(client, server, generator, monkeypatch):
+    encoder = server.studio.generator.encoder
+    rows, text = [], encoder._text
+    monkeypatch.setattr(encoder, "_text", lambda v, ids: rows.append(len(ids)) or text(v, ids))
+    client.images.generate(prompt=PROMPT, extra_body={"retrieve": 1, "floor": -1})
+    assert set(rows) == {1}
+    assert generator.encoder.batch == 64
+
+
 def test_a_mistake_is_answered_with_one_sentence(client, server):
     for status, body in (
         (404, {"prompt": PROMPT, "model": "other"}),
