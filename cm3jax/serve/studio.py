@@ -2,7 +2,7 @@
 
 What runs the model's small parts (tokenizers, retrieval) is done by one worker thread, in turn, and
 so is the packing of pictures as PNG; drawing by the engine's. The event loop that calls waits for
-both and computes nothing.
+both and computes nothing. Documents are taken out of the bank on a thread of their own.
 """
 
 import asyncio
@@ -66,6 +66,8 @@ class Studio:
         self._current = self._removed
         """What was taken out when the open bank was last compared with it."""
         self._next_look = 0.0
+        self._taking = asyncio.Lock()
+        """Whoever takes a document out of the bank holds it."""
 
     def close(self) -> None:
         """Finish what is open and end both threads."""
@@ -118,12 +120,13 @@ class Studio:
 
         Raises `UserError` if the bank has none.
         """
-        await self.work(self._take_down, key)
+        async with self._taking:
+            old = await self.work(lambda: self.generator.retriever)
+            # The bank is written again, however large it is: the worker goes on meanwhile.
+            await self.work(self._taken_down, await asyncio.to_thread(_without, old, key), key)
 
-    def _take_down(self, key: str) -> None:
-        old = self.generator.retriever
-        bank = remove(old.bank, Removed(keys=(key,)), say=_log.info)
-        self.generator.retriever = Retriever(old.encoder, bank, old.config)
+    def _taken_down(self, smaller: Retriever, key: str) -> None:
+        self.generator.retriever = smaller
         self._withdraw(Removed(keys=(key,)))
 
     def _withdraw(self, removed: Removed) -> None:
@@ -150,6 +153,12 @@ class Studio:
             self._current = removed
         except (UserError, OSError) as error:  # such as that it is being written: looked at again
             _log.warning("the bank can't be opened again: %s", error)
+
+
+def _without(old: Retriever, key: str) -> Retriever:
+    """A retriever of the bank when a document is taken out of it."""
+    bank = remove(old.bank, Removed(keys=(key,)), say=_log.info)
+    return Retriever(old.encoder, bank, old.config)
 
 
 def _withdrawn() -> Withdrawn:

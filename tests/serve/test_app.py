@@ -422,6 +422,42 @@ def test_a_document_can_be_seen_and_taken_down_while_the_server_runs(tmp_path):
         assert "has no document 'tiny-2'" in answer.json()["error"]["message"]
 
 
+def test_others_draw_while_a_document_is_taken_out(tmp_path, monkeypatch):
+    """That writes the whole bank again; two who take documents out wait for each other."""
+    from cm3jax.generation import loading
+
+    go, began, take = threading.Event(), threading.Event(), studio.remove
+
+    def held(*args, **options):
+        began.set()
+        assert go.wait(60)
+        return take(*args, **options)
+
+    monkeypatch.setattr(studio, "remove", held)
+    with serving(loading.load(testing.write_chain(tmp_path))) as server:
+        answers = []
+
+        def delete(key):
+            url = f"{server.url}/v1/documents/{key}"
+            answers.append(httpx.delete(url, timeout=120).status_code)
+
+        threads = [threading.Thread(target=delete, args=(f"tiny-{n}",)) for n in (2, 3)]
+        for thread in threads:
+            thread.start()
+        try:
+            assert began.wait(60)
+            body = {"prompt": PROMPT, "documents": [{"key": "tiny-4"}]}
+            url = f"{server.url}/v1/images/generations"
+            assert httpx.post(url, json=body, timeout=60).status_code == 200
+        finally:
+            go.set()
+        for thread in threads:
+            thread.join()
+        assert answers == [200, 200]
+        bank = server.studio.generator.retriever.bank
+        assert not {"tiny-2", "tiny-3"} & {document.key for document in bank.documents()}
+
+
 def test_what_another_process_takes_out_is_no_longer_shown(tmp_path, monkeypatch):
     """Not while it still rewrites the bank, either."""
     from cm3jax.generation import loading
