@@ -16,6 +16,8 @@ from cm3jax.serve import replies
 from cm3jax.serve.protocol import ChatBody, ImageBody
 from cm3jax.serve.studio import Gone, Session
 
+LAST_SECONDS = 10.0
+"""How long the end of a stream waits for the client to read."""
 T = TypeVar("T")
 Describe = Callable[[BaseException], dict[str, Any]]
 
@@ -65,13 +67,17 @@ class EventStream(Response):
         async def put(content: bytes, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": content, "more_body": more})
 
+        last = b""
         try:
             async with asyncio.timeout(self._seconds):
                 async for content in self._events:
                     await put(content)
         except Exception as error:  # the status is sent: an event tells
-            await put(event({"error": self._describe(error)}, "error"))
-        await put(b"", more=False)
+            last = event({"error": self._describe(error)}, "error")
+        async with asyncio.timeout(LAST_SECONDS):  # a client that reads nothing takes nothing, ever
+            if last:
+                await put(last)
+            await put(b"", more=False)
 
 
 async def _closed(receive: Receive) -> None:

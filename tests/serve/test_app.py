@@ -528,6 +528,27 @@ def test_slots_are_a_multiple_of_the_devices_that_share_them(generator, monkeypa
     assert generator.whole_slots(8) == 8
 
 
+def test_a_client_that_does_not_read_is_let_go(monkeypatch):
+    monkeypatch.setattr(streams, "LAST_SECONDS", 0.05)
+    closed = []
+
+    async def events():
+        while True:
+            yield b"data: more\n\n"
+
+    async def never(message=None):
+        if message is None or message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    class Held:
+        def close(self):
+            closed.append(self)
+
+    stream = streams.EventStream(Held(), events(), described, 0.05)  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(stream({}, never, never), 10))
+    assert closed
+
+
 def test_the_event_loop_packs_no_pictures(client, monkeypatch):
     """A large one takes a while, in which all others would stand still."""
     threads, pack = set(), replies.base64_png
