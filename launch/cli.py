@@ -199,7 +199,7 @@ def _option_types(options: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _show_help(call: Callable[[], Any], command: str) -> NoReturn:
     """Print the help that `call` makes, with examples of the command, and exit."""
     # tyro draws its boxes only where the output's encoding is called utf-8.
-    page = io.TextIOWrapper(io.BytesIO(), codecs.lookup(sys.stdout.encoding).name)
+    page = io.TextIOWrapper(io.BytesIO(), codecs.lookup(sys.stdout.encoding or "utf-8").name)
     with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
         call()
     page.seek(0)

@@ -152,12 +152,15 @@ def world(tmp_path_factory):
     return World(tmp_path_factory.mktemp("fuzz"))
 
 
-def check(world, command, sentence, before, mutated):
-    """Nothing lost, nothing written elsewhere; a refusal is a sentence and changes no data."""
+def check(world, command, sentence, before, mutated, named=()):
+    """Nothing lost, nothing written elsewhere; a refusal is a sentence and changes no data.
+
+    `named` are folders that the command was told to write to.
+    """
     after = world.files()
     for path, text in world.canaries.items():
         assert path.read_text() == text, f"{path} was touched"
-    folders = TOUCHES.get(command, ())
+    folders = (*TOUCHES.get(command, ()), *named)
     for name in before.keys() | after.keys():
         if name.parts[0] not in folders and name != mutated:
             assert before.get(name) == after.get(name), f"{name} was written by {command}"
@@ -326,7 +329,8 @@ def test_odd_options(world, command):
         odd = [name] if name.startswith("--no-") or ".no-" in name else [name, word]
         try:
             sentence = world.run(command, [*world.options, "--train.steps", "3", *odd])
-            check(world, command, sentence, before, None)
+            named = [word] if name in ("--data.bank", "--data.corpus") else []
+            check(world, command, sentence, before, None, named)
         except Exception as error:
             faults.append(f"{number}: {' '.join(odd)}: {where(error)}")
     assert not faults, "\n".join(faults)

@@ -60,7 +60,7 @@ def test_help_explains_the_columns(capsys):
     with pytest.raises(SystemExit):
         parse("--help")
     said = " ".join(capsys.readouterr().out.split())
-    assert "--curriculum.starts [INT [INT ...]]" in said
+    assert "--curriculum.starts [INT ...]" in said
     assert "Finished steps at which each stage begins" in said
 
 

@@ -540,11 +540,14 @@ def test_a_client_that_does_not_read_is_let_go(monkeypatch):
         if message is None or message["type"] == "http.response.body":
             await asyncio.Event().wait()
 
-    class Held:
+    class Held(Session):
+        def __init__(self):
+            """Nothing to draw."""
+
         def close(self):
             closed.append(self)
 
-    stream = streams.EventStream(Held(), events(), described, 0.05)  # type: ignore[arg-type]
+    stream = streams.EventStream(Held(), events(), described, 0.05)
     asyncio.run(asyncio.wait_for(stream({}, never, never), 10))
     assert closed
 

@@ -290,7 +290,10 @@ def test_slow_bodies_hold_up_nobody(generator):
                     b"POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n"
                     b"Content-Type: multipart/form-data; boundary=y\r\n\r\n-"
                 )
-                answers.append(slow.recv(4096))
+                answer = b""
+                while b"did not arrive" not in answer and (more := slow.recv(4096)):
+                    answer += more
+                answers.append(answer)
 
         threads = [threading.Thread(target=drip) for _ in range(40)]
         for thread in threads:

@@ -48,13 +48,13 @@ def test_prompts_that_are_known_count_among_those_that_join():
     assert (meter.prefill_tokens, meter.joined_tokens, meter.prefill_seconds) == (100, 1000, 2.0)
 
 
-class Rows:
+class Rows(Pool):
     """In place of a pool: chunks of a row."""
 
-    passes, ready = 4, True
+    ready = True
 
     def __init__(self, chunks=100):
-        self.drawings, self.left, self.steps = {}, chunks, 0
+        self.passes, self.drawings, self.left, self.steps = 4, {}, chunks, 0
 
     def step(self, row):
         assert row == 4
