@@ -284,7 +284,7 @@ def test_fewer_bits_are_measured_on_the_shipped_weights(tmp_path, capsys):
     command.run(argv)
     (one,) = json.loads(capsys.readouterr().out).values()
     assert one["exact"] >= 0.5
-    # Tests compile without LLVM's passes, so that some pixels get another of two nearly equal codes.
+    # Tests compile without LLVM's passes: some patches get another of two nearly equal codes.
     assert 0 < one["nats_per_code"] < np.log(512)
     assert json.loads(out.read_text()) == {"int8": one}
     assert page.read_text() == quantised.table({"int8": one})
