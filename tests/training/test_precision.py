@@ -1,6 +1,7 @@
 """Training in int8 and fp8: which products are of these types, and how the loss goes."""
 
 import dataclasses
+import importlib.util
 import re
 
 import flax.linen as nn
@@ -66,7 +67,7 @@ def test_the_loss_goes_as_without(kind, tmp_path):
 
 
 def test_without_qwix_nothing_begins(tmp_path, monkeypatch):
-    monkeypatch.setattr(precision.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"model\.quantised=int8 needs the package qwix"):
         train(learner(dataclasses.replace(made("int8").experiment, workdir=str(tmp_path / "run"))))
     assert not (tmp_path / "run").exists()
