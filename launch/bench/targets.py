@@ -125,8 +125,8 @@ def page(known: dict[str, Any]) -> str:
     lines = [_line(case, known.get(case, {"error": "not compiled yet"})) for case in CASES]
     said = [
         f"- `{case}`: {sentence}."
-        for case, found in known.items()
-        for sentence in found.get("target", {}).get("advice", ())
+        for case in CASES
+        for sentence in known.get(case, {}).get("target", {}).get("advice", ())
     ]
     versions = sorted({json.dumps(f["versions"]) for f in known.values() if "versions" in f})
     tail = "\n## What keeps a step from being faster\n\n" + "\n".join(said) + "\n" if said else ""
