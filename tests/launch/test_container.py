@@ -2,11 +2,13 @@
 command."""
 
 import base64
+import contextlib
 import io
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -74,6 +76,17 @@ def test_its_command_is_one_that_the_server_takes():
     assert asked in guard._OPEN
 
 
+@contextlib.contextmanager
+def ended(process):
+    """Asks the process to stop, and waits until it has."""
+    try:
+        yield
+    finally:
+        process.terminate()
+        # uvicorn ends what is open, and then by the signal that it was given.
+        assert process.wait(60) == -signal.SIGTERM
+
+
 @pytest.mark.slow  # a process with jax, and a picture
 def test_what_it_copies_serves_the_shipped_weights(tmp_path):
     """In a folder with nothing else, from start to picture."""
@@ -94,7 +107,7 @@ def test_what_it_copies_serves_the_shipped_weights(tmp_path):
         [sys.executable, *json.loads(argument("ENTRYPOINT"))[1:], *command, "--port", "0"],
         cwd=image, env=environment, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    try:
+    with contextlib.closing(process.stdout), ended(process):
         assert process.stdout is not None
         port = re.search(r":(\d+)$", process.stdout.readline().strip())
         assert port is not None
@@ -107,6 +120,3 @@ def test_what_it_copies_serves_the_shipped_weights(tmp_path):
         with urllib.request.urlopen(asked, timeout=120) as answer:
             content = json.load(answer)["data"][0]["b64_json"]
         assert PIL.Image.open(io.BytesIO(base64.b64decode(content))).size == (32, 32)
-    finally:
-        process.terminate()
-        assert process.wait(60) == 0

@@ -1,5 +1,7 @@
 """Many clients at once, on the shipped weights; `launch.bench serve` measures for longer."""
 
+import contextlib
+
 import pytest
 
 from launch.bench.serve_clients import KINDS, Client, load, make_requests
@@ -12,8 +14,8 @@ SECONDS, CLIENTS = 20, 32
 def test_answers_under_load_are_those_of_requests_by_themselves(shipped):
     asked = make_requests(shipped.image.config.image_size)
     with serving(shipped, slots=16) as server:
-        client = Client(server.url)
-        alone = [client.ask(one) for one in asked]
+        with contextlib.closing(Client(server.url)) as client:
+            alone = [client.ask(one) for one in asked]
         heard, _ = load(server.url, asked, CLIENTS, SECONDS)
         assert server.studio.engine.load["open"] == 0
     assert {one.status for one in alone} == {200}
