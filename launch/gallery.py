@@ -27,7 +27,7 @@ from cm3jax.io.files import digest, read_log, sweep_scratch, write_atomic
 from cm3jax.io.paths import require_folder
 from cm3jax.io.texts import read_regular
 from cm3jax.report.html import png
-from cm3jax.retrieval.pages import SHEET, blank_written, noted
+from cm3jax.retrieval.pages import SHEET, any_saw_removed, blank_written, noted
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.document import ImagePath, parse_prompt
 from cm3jax.sequence.vocab import Modality
@@ -142,7 +142,10 @@ class Gallery:
         ):
             self._put(self._out / SHEET, png(contact.sheet(rows)))
             yield str(self._out / SHEET)
-            yield from blank_written(self._out / "samples.jsonl", self._banks())
+            # Older samples may have seen what is gone now; the new sheet doesn't show them.
+            banks = self._banks()
+            if any_saw_removed(self._lines, banks):
+                yield from blank_written(self._out / "samples.jsonl", banks)
 
     def _banks(self) -> list[epath.Path]:
         """The bank that documents were retrieved from, if any were."""

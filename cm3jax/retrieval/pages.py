@@ -82,9 +82,19 @@ def blank_written(path: epath.PathLike, banks: Iterable[epath.PathLike]) -> list
     To be called when the file is written: a removal looks through all pages once more after it has
     saved its list, so that one of both sees the other.
     """
-    listed = (Removed.of(bank) for bank in banks if os.fspath(bank))
-    removed = functools.reduce(operator.or_, listed, Removed())
+    removed = _removed_from(banks)
     return list(_blank(Path(path), removed)) if removed else []
+
+
+def any_saw_removed(samples: Iterable[dict[str, Any]], banks: Iterable[epath.PathLike]) -> bool:
+    """Whether lines of samples name a document that was taken out of these banks."""
+    removed = _removed_from(banks)
+    return any(_saw(sample, removed) for sample in samples)
+
+
+def _removed_from(banks: Iterable[epath.PathLike]) -> Removed:
+    listed = (Removed.of(bank) for bank in banks if os.fspath(bank))
+    return functools.reduce(operator.or_, listed, Removed())
 
 
 def _blank(path: Path, removed: Removed) -> Iterator[str]:

