@@ -90,7 +90,7 @@ def traffic(text: str) -> dict[str, Traffic]:
                 # A gather that TPUs start may go on within many a product, in loops too.
                 goes_on = name.startswith("async_collective_fusion") and _channel(one) in started
                 if sent and not goes_on:
-                    hidden = _runs_beside(one, program[place + 1 :])
+                    hidden = _runs_beside(one, program[place + 1 :], programs)
                     found[kind].add(times, sent, hidden)
             elif not (one.opcode.endswith("-done") or "-done" in one.name):
                 turns = _turns(one, programs) if one.opcode == "while" else 1
@@ -159,7 +159,12 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
 def _started(programs: dict[str, list[_Instruction]]) -> set[str]:
     """Channels of the collectives that TPUs start by a fusion of that name."""
     starts = [o for ones in programs.values() for o in ones if "async-collective-start" in o.name]
-    inner = [each for one in starts for called in one.called for each in programs.get(called, [])]
+    return {channel for one in starts for channel in _channels(one, programs)}
+
+
+def _channels(one: _Instruction, programs: dict[str, list[_Instruction]]) -> set[str]:
+    """Channels of the collectives in the programs that an instruction calls."""
+    inner = [each for called in one.called for each in programs.get(called, [])]
     return {_channel(each) for each in inner if each.opcode in KINDS}
 
 
@@ -222,19 +227,28 @@ def _parts(types: str) -> list[str]:
     return parts
 
 
-def _runs_beside(one: _Instruction, later: list[_Instruction]) -> bool:
+def _runs_beside(
+    one: _Instruction, later: list[_Instruction], programs: dict[str, list[_Instruction]]
+) -> bool:
     """Whether it ends only after other work."""
     if "-start" not in one.opcode and "-start" not in one.name:
         return False
-    mine = re.compile(rf"%?{re.escape(one.name)}\b(?![.\-])")
     work = False
     for other in later:
-        if mine.search(other.text):
+        if _ends(one, other, programs):
             return work
         # TPUs start and end collectives by fusions.
         waits = "-start" in other.name or "-done" in other.name
         work = work or (bool(_WORK.search(other.text)) and not waits)
     return work
+
+
+def _ends(one: _Instruction, other: _Instruction, programs: dict) -> bool:
+    """Whether a collective that was started has to be there for this instruction."""
+    if "async-collective-start" in one.name:
+        # What a fusion starts goes from product to product, each of which does a part of it.
+        return "-done" in other.name and bool(_channels(one, programs) & _channels(other, programs))
+    return bool(re.search(rf"%?{re.escape(one.name)}\b(?![.\-])", other.text))
 
 
 def _turns(loop: _Instruction, programs: dict[str, list[_Instruction]]) -> int:

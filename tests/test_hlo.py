@@ -41,12 +41,18 @@ PROGRAM = """HloModule jit_step, is_scheduled=true
   ROOT %all-gather.9 = bf16[8,64]{1,0} all-gather(%param_0.2), channel_id=9, dimensions={1}
 }
 
+%gathered (param_0.4: bf16[8,8]) -> bf16[8,64] {
+  %param_0.4 = bf16[8,8]{1,0} parameter(0)
+  %all-gather.11 = bf16[8,64]{1,0} all-gather(%param_0.4), channel_id=9, dimensions={1}
+  ROOT %custom-call.2 = bf16[8,64]{1,0} custom-call(%param_0.4, %all-gather.11), custom_call_target="AsyncCollectiveDone"
+}
+
 ENTRY %main.1_spmd (param.1: bf16[8,8]) -> f32[64,8] {
   %param.1 = bf16[8,8]{1,0} parameter(0)
   %all-gather.1 = bf16[8,64]{1,0} all-gather(%param.1), channel_id=1, dimensions={1}
   %async-collective-start.1 = (bf16[8,8]{1,0}, bf16[8,64]{1,0}) fusion(%param.1), kind=kCustom, calls=%async_collective_fusion
   %custom-call.1 = bf16[8,8]{1,0} custom-call(%param.1), custom_call_target="tpu_custom_call"
-  %async-collective-done.1 = bf16[8,64]{1,0} fusion(%async-collective-start.1), kind=kCustom, calls=%other
+  %async-collective-done.1 = bf16[8,64]{1,0} fusion(%async-collective-start.1), kind=kCustom, calls=%gathered
   %while.1 = (bf16[8,8]{1,0}, u32[]{:T(128)}) while(%tuple.711), condition=%cond, body=%body
   %while.2 = (bf16[8,8]{1,0}, u32[]{:T(128)}) while(%tuple.712), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"3"}}
   %all-reduce.8 = f32[]{:T(128)} all-reduce(%reduce.1), channel_id=128, to_apply=%add.1.clone
@@ -87,19 +93,40 @@ def test_merged_collectives_send_all_their_arrays():
     assert found["all-to-all"] == hlo.Traffic(0, 1, 0, 64 * 8)
 
 
-def test_the_end_of_another_collective_is_no_work():
+def two_gathers(between: str) -> str:
+    """A program that starts two gathers, and ends the second after this."""
     program = """ENTRY %main.3_spmd (param.1: bf16[8,8]) -> bf16[8,64] {
-  %async-collective-start.1 = (bf16[8,8]{1,0}, bf16[8,64]{1,0}) fusion(%param.1), kind=kCustom, calls=%gather
-  %async-collective-start.2 = (bf16[8,8]{1,0}, bf16[8,64]{1,0}) fusion(%param.1), kind=kCustom, calls=%gather
-  %async-collective-done.1 = bf16[8,64]{1,0} fusion(%async-collective-start.1), kind=kCustom, calls=%other
-  %async-collective-done.2 = bf16[8,64]{1,0} fusion(%async-collective-start.2), kind=kCustom, calls=%other
+  %async-collective-start.1 = (bf16[8,8]{1,0}, bf16[8,64]{1,0}) fusion(%param.1), kind=kCustom, calls=%start.9
+  %async-collective-start.2 = (bf16[8,8]{1,0}, bf16[8,64]{1,0}) fusion(%param.1), kind=kCustom, calls=%start.12
+  %async-collective-done.1 = bf16[8,64]{1,0} fusion(%async-collective-start.1), kind=kCustom, calls=%done.9
+  %get-tuple-element.1 = bf16[8,8]{1,0} get-tuple-element(%async-collective-start.2), index=0
+  BETWEEN
+  %async-collective-done.2 = bf16[8,64]{1,0} fusion(%get-tuple-element.1), kind=kCustom, calls=%done.12
 }
 
-%gather (param_0.2: bf16[8,8]) -> bf16[8,64] {
-  ROOT %all-gather.9 = bf16[8,64]{1,0} all-gather(%param_0.2), channel_id=9, dimensions={1}
-}
-"""  # noqa: E501 - XLA's lines
-    assert hlo.traffic(program) == {"all-gather": hlo.Traffic(0, 2, 0, 2048)}
+""".replace("BETWEEN", between)  # noqa: E501 - XLA's lines
+    for name in ("start.9", "done.9", "start.12", "done.12", "async_collective_fusion.12"):
+        program += f"""%{name} (param_0.2: bf16[8,8]) -> bf16[8,64] {{
+  ROOT %all-gather.{name} = bf16[8,64]{{1,0}} all-gather(%param_0.2), channel_id={name[-2:].strip(".")}, dimensions={{1}}
+}}
+
+"""  # noqa: E501
+    return program
+
+
+def test_the_end_of_another_collective_is_no_work():
+    found = hlo.traffic(two_gathers(""))
+    assert found == {"all-gather": hlo.Traffic(0, 2, 0, 2048)}
+
+
+def test_a_gather_whose_parts_products_do_runs_beside_them():
+    """On v5e with `data` and `fsdp` a product takes what was started, and hands it on."""
+    step = (
+        "%fusion.3 = (bf16[8,8]{1,0}, bf16[8,8]{1,0}) fusion(%get-tuple-element.1, %param.1), "
+        "kind=kCustom, calls=%async_collective_fusion.12"
+    )
+    found = hlo.traffic(two_gathers(step))
+    assert found == {"all-gather": hlo.Traffic(1, 1, 1024, 1024)}
 
 
 def test_a_gather_that_goes_on_within_products_is_one():
