@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -122,12 +122,18 @@ def _add_answers(app: FastAPI, server: Server) -> None:
     """The routes that draw and answer."""
     reader, limits = server.studio.reader, server.limits
 
-    @app.post("/v1/images/generations")
+    async def room() -> None:
+        """Called before a body is read: what would be refused need not arrive first."""
+        server.studio.require_room()
+
+    rooms = [Depends(room)]
+
+    @app.post("/v1/images/generations", dependencies=rooms)
     async def generations(request: Request) -> Response:
         body = await read_json_body(request, ImageBody, limits)
         return await server.images(request, body, "image_generation", lambda: reader.picture(body))
 
-    @app.post("/v1/images/edits")
+    @app.post("/v1/images/edits", dependencies=rooms)
     async def edits(request: Request) -> Response:
         body, files = await read_form(request, ImageBody, ("image", "mask"), limits)
         if "image" not in files:
@@ -137,7 +143,7 @@ def _add_answers(app: FastAPI, server: Server) -> None:
             request, body, "image_edit", lambda: reader.edit(body, image, mask)
         )
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", dependencies=rooms)
     async def completions(request: Request) -> Response:
         return await server.chat(request, await read_json_body(request, ChatBody, limits))
 

@@ -78,9 +78,13 @@ class Studio:
         """Call a function on the worker."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)
 
+    def require_room(self) -> None:
+        """Raise `Busy` where a request would find no place in the queue."""
+        self.engine.require_room(self._reading)
+
     async def read(self, read: Callable[[], T]) -> T:
         """Read a request on the worker; `Busy` where it would find no place in the queue."""
-        self.engine.require_room(self._reading)
+        self.require_room()
         self._reading += 1
         try:
             return await self.work(self._read, read)

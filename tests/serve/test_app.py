@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import socket
 import threading
 import time
 
@@ -350,6 +351,16 @@ def test_hosts_and_keys_are_checked(generator):
         assert httpx.post(url, json={"prompt": PROMPT}, headers=page).status_code == 403
 
 
+def upload_refused(url):
+    """What a server answers to the head of an upload whose body does not come."""
+    with socket.create_connection(url.removeprefix("http://").split(":"), timeout=20) as link:
+        link.sendall(
+            b"POST /v1/images/edits HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 9999999\r\n"
+            b"content-type: multipart/form-data; boundary=x\r\n\r\n"
+        )
+        return link.recv(100)
+
+
 def test_a_full_queue_says_when_to_come_again(generator, monkeypatch):
     go, closed = threading.Event(), threading.Event()
     advance, cancel = loop.Slots.advance, DrawingEngine.cancel
@@ -374,6 +385,7 @@ def test_a_full_queue_says_when_to_come_again(generator, monkeypatch):
                 assert refused.status_code == 429
                 assert int(refused.headers["retry-after"]) >= 1
                 assert "send the request again" in refused.json()["error"]["message"]
+                assert upload_refused(server.url).startswith(b"HTTP/1.1 429 ")
             assert closed.wait(60)
         finally:
             go.set()
