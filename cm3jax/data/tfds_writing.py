@@ -3,14 +3,18 @@
 TFDS takes a second to import, so import this module where a dataset is written.
 """
 
+import contextlib
 import io
+import re
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from etils import epath
 from PIL import Image
 
+from cm3jax.io.folders import Held, delete, files_below, hold, is_held
 from cm3jax.shapes import UInt8
 
 Progress = Callable[[int, int], None]
@@ -63,14 +67,32 @@ def written(make: Callable[[], NumberedBuilder], progress: Progress | None) -> N
     tfds.disable_progress_bar()
     builder = _quiet(make)
     builder.progress = progress
-    try:
-        builder.download_and_prepare()
-    except OSError:
+    with contextlib.ExitStack() as alone:
         if not builder.data_path.exists():
-            raise
-        builder = _quiet(make)  # another process's were there before ours were moved there
-        builder.download_and_prepare()
+            with contextlib.suppress(Held):
+                alone.enter_context(hold(builder.data_path, "writing a data set"))
+                _sweep(builder)
+        try:
+            builder.download_and_prepare()
+        except OSError:
+            if not builder.data_path.exists():
+                raise
+            builder = _quiet(make)  # another process's were there before ours were moved there
+            builder.download_and_prepare()
     return builder
+
+
+def _sweep(builder: NumberedBuilder) -> None:
+    """Delete what killed processes left beside the builder's folder, if nobody else writes it."""
+    path = epath.Path(builder.data_path)
+    if not is_held(path):
+        return
+    left = re.compile(rf"incomplete\.[A-Z0-9]{{6}}_{re.escape(path.name)}")
+    record = rf"{re.escape(builder.name)}-\w+\.array_record-\d{{5}}-of-\d{{5}}"
+    ours = re.compile(rf"(incomplete\.\w+\.)?({record}|dataset_info\.json|features\.json)")
+    for folder in list(path.parent.iterdir()):
+        if left.fullmatch(folder.name) and folder.is_dir():
+            delete(folder, lambda one: [n for n in files_below(one) if ours.fullmatch(n)])
 
 
 def _quiet(make: Callable[[], NumberedBuilder]) -> NumberedBuilder:

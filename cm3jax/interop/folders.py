@@ -1,7 +1,6 @@
 """Foreign folders: their JSON, their sharded tensors, and a conversion that is whole or nothing."""
 
 import contextlib
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,8 +26,9 @@ _WRITTEN = re.compile(
     r"(params\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|"
     r"(tokenizer_|preprocessor_)?config\.json|import\.json|tokenizer\.json|text\.model|report\.txt)"
     r"(\.new)?(\.[0-9a-f]+\.part)?"
+    r"|\.(text|vqgan|clip)\.lock"
 )
-"""Names of the files of a conversion, and of half a file."""
+"""Names of the files of a conversion, of half a file, and of the locks of its parts."""
 _FILE_BYTES = 5 << 30
 """A file of an export is closed before it becomes larger than this."""
 
@@ -138,8 +138,10 @@ def new_folder(out: Path) -> Iterator[Path]:
     if out.exists():
         raise UserError(f"{out} exists; give another --out, or remove it first.")
     with hold(out, "converting weights"):
-        sweep(out, _converted, r"\d+\.part")
-        folder = Path(scratch(out, f"{os.getpid()}.part"))
+        sweep(out, _converted, r"(\d+\.)?part")  # earlier versions named it by the process's id
+        folder = Path(scratch(out, "part"))  # the same for all, so that its lock is found again
+        if folder.exists():
+            raise UserError(f"{folder} is in the way, and no conversion's; move it away.")
         folder.mkdir(parents=True)
         try:
             yield folder

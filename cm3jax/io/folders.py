@@ -78,6 +78,12 @@ def hold(folder: epath.PathLike, doing: str) -> Iterator[None]:
         _unlock(place, lock)
 
 
+def is_held(folder: epath.PathLike) -> bool:
+    """Whether this thread holds a folder's lock: there is none in a bucket, nor for other processes
+    than the first one of a distributed run."""
+    return str(real(folder)) in _held.__dict__.get("places", ())
+
+
 def real(folder: epath.PathLike) -> epath.Path:
     """The real path of a folder, symbolic links followed."""
     path = epath.Path(folder)

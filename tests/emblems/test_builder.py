@@ -1,3 +1,9 @@
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -44,6 +50,32 @@ def test_files_are_the_same_bytes_every_time(tmp_path, small_bank):
     assert len(first) == 3
 
 
+KILLED = """
+import os, signal, sys
+from cm3jax.emblems import builder
+
+builder.bank_size = lambda training: 120
+def say(done, total):
+    if done:
+        os.kill(os.getpid(), signal.SIGKILL)
+builder.build_dataset(sys.argv[1], builder.EmblemsConfig(records=40), say)
+"""
+
+
+def test_what_a_killed_process_left_is_deleted_by_the_next(tmp_path, small_bank):
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path], env=environment, check=False)
+    assert done.returncode == -9
+    (left,) = tmp_path.rglob("incomplete*_2.0.0")
+    theirs = left.parent / "incomplete.ABCDEF_2.0.0"
+    theirs.mkdir()
+    (theirs / "thesis.tex").write_text("mine")
+    build_dataset(tmp_path, EmblemsConfig(records=40))
+    assert not left.exists()
+    assert {path.name for path in left.parent.iterdir()} == {"2.0.0", theirs.name}
+    assert (theirs / "thesis.tex").read_text() == "mine"
+
+
 def test_the_first_of_two_concurrent_writers_wins(tmp_path, small_bank):
     config = EmblemsConfig(records=40)
     begun = []
@@ -51,9 +83,12 @@ def test_the_first_of_two_concurrent_writers_wins(tmp_path, small_bank):
     def say(done, total):
         if not begun:
             begun.append(done)
-            build_dataset(tmp_path / "both", config)  # as another process would meanwhile
+            other = threading.Thread(target=build_dataset, args=(tmp_path / "both", config))
+            other.start()  # as another process would meanwhile
+            other.join()
 
     both = build_dataset(tmp_path / "both", config, say)
+    assert not list((tmp_path / "both").rglob("incomplete*"))
     assert len(both.as_data_source("train")) == 40
     build_dataset(tmp_path / "alone", config)
     assert _files(tmp_path / "both") == _files(tmp_path / "alone")

@@ -1,9 +1,31 @@
 """Folders that conversions fill: whole or nothing, also after a kill."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from cm3jax.errors import UserError
 from cm3jax.interop.folders import new_folder
+from cm3jax.io.folders import hold
+
+ROOT = Path(__file__).resolve().parents[2]
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from cm3jax.interop.folders import new_folder
+from cm3jax.io.folders import hold
+
+with new_folder(Path(sys.argv[1])) as folder:
+    for part in (folder, folder / "clip"):  # as `write_run` does
+        with hold(part, "exporting a run"):
+            (part / "config.json").parent.mkdir(exist_ok=True)
+            (part / "config.json").write_text("{}")
+            if part.name == sys.argv[2]:
+                os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_what_a_killed_conversion_left_is_deleted_by_the_next(tmp_path):
@@ -26,6 +48,20 @@ def test_what_a_killed_conversion_left_is_deleted_by_the_next(tmp_path):
         "run",
     ]
     assert (theirs / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize("at", [".run.part", "clip"])
+def test_one_that_is_killed_while_it_writes_a_part_leaves_nothing_to_the_next(tmp_path, at):
+    """Neither its folder nor the locks of its parts, beside the folder and in it."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", KILLED, str(out), at]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == -9
+    assert (tmp_path / ".run.part" / "config.json").exists()
+    with new_folder(out) as folder, hold(folder, "exporting a run"):
+        (folder / "config.json").write_text("{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert [path.name for path in out.iterdir()] == ["config.json"]
 
 
 def test_a_conversion_that_fails_leaves_nothing(tmp_path):
