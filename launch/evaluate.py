@@ -106,6 +106,7 @@ def _evaluate(options: _Scored) -> dict[str, Score]:
 def _score(options: _Scored, files: ScoreFiles | None) -> dict[str, Score]:
     keep = files.samples if files else ""
     figures: Sequence[Figure] = ()
+    banks: list[str] = []
     match options:
         case Captions():
             scores = score_caption_file(options.made, options.captions)
@@ -145,12 +146,12 @@ def _score(options: _Scored, files: ScoreFiles | None) -> dict[str, Score]:
             found = evaluate(
                 options.run, *which, _say, options.mesh, keep, options.weights, options.cache
             )
-            scores, figures = found.scores, found.figures
+            scores, figures, banks = found.scores, found.figures, [found.bank]
     if files:
         page = None
         if isinstance(options, Tasks | Emblems):
             page = page_of(f"What {options.run} does", _ABOUT, scores, figures)
-        files.write(scores, page)
+        files.write(scores, page, banks)
     return scores
 
 

@@ -7,7 +7,6 @@ from cm3jax.evaluate.features import Extractor
 from cm3jax.evaluate.heldout import HeldOutExam
 from cm3jax.evaluate.inception_weights import load_inception
 from cm3jax.evaluate.protocol import Score
-from cm3jax.retrieval.pages import blank_written
 from launch.evaluate_options import HeldOut
 from launch.score_files import ScoreFiles, page_of
 
@@ -39,7 +38,6 @@ def _evaluate(
     exam.take()
     if files:
         title = f"{options.run} on held-out records"
-        files.write(exam.scores, page_of(title, _ABOUT, exam.scores, exam.shown))
-        if files.page is not None:
-            blank_written(files.page, [exam.bank.path])
+        page = page_of(title, _ABOUT, exam.scores, exam.shown)
+        files.write(exam.scores, page, [exam.bank.path])
     return exam.scores

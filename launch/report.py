@@ -26,10 +26,11 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate.results import Evaluation
 from cm3jax.io.experiment_json import read_as
 from cm3jax.io.files import require_replaceable, sweep_scratch, write_atomic, write_json
-from cm3jax.io.folders import delete, files_below, hold
+from cm3jax.io.folders import delete, files_below, hold, matching
 from cm3jax.io.typed_json import read_fields
 from cm3jax.presets import load_experiment
 from cm3jax.report.html import is_titled
+from cm3jax.retrieval.pages import blank_written
 from experiments.claims import (
     bank_swap,
     control,
@@ -114,6 +115,7 @@ def write_report(run: epath.PathLike) -> epath.Path:
         raise UserError(f"{run}/results holds no evaluation; run launch/quickstart.sh first.")
     path = run / "report.html"
     write_atomic(path, report(evaluations, metrics))
+    blank_written(path, [one.bank for one in evaluations.values()])
     return path
 
 
@@ -184,9 +186,16 @@ def _measure(
     train_models(trainings(row, options), say)
     bench = Bench(MINIATURE / "weights", options.data, keep, say, runs=options.runs, **size)
     result = Result.of(row, bench, row.measure(bench), seconds())
-    result.save(epath.Path(results) / f"{row.name}.json")
+    stored = epath.Path(results) / f"{row.name}.json"
+    result.save(stored)
+    blank_written(stored, _banks(options))
     delete(keep, _kept)  # or the next time nothing would be measured
     return result
+
+
+def _banks(options: Options) -> list[epath.Path]:
+    """The memory banks whose documents the claims' results may show."""
+    return [path.parent for path in matching(options.data, "*/bank*/manifest.json")]
 
 
 def _kept(folder: epath.Path) -> list[str] | None:
@@ -208,7 +217,7 @@ def command(argv: list[str]) -> None:
     for row in ROWS:
         if row.name == options.rerun:
             print(f"{row.name}: reproduced: {verdict(row, measure(row, options))}")
-    print(f"wrote {write_page(options.out, ROWS, RESULTS)}")
+    print(f"wrote {write_page(options.out, ROWS, RESULTS, _banks(options))}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from cm3jax.io.files import require_replaceable, sweep_scratch, write_atomic, wr
 from cm3jax.io.folders import hold
 from cm3jax.io.paths import require_folder
 from cm3jax.report.html import Html
+from cm3jax.retrieval.pages import blank_written
 
 _PAGE, _SAMPLES = ".html", ".samples"
 
@@ -74,10 +75,19 @@ class ScoreFiles:
             sweep_scratch(self.samples, r"[0-9a-f]{16}\.json")
             yield
 
-    def write(self, scores: Mapping[str, Score], page: Html | None = None) -> None:
-        """Write the page, if there is one, and last the scores: these say that all is done."""
+    def write(
+        self,
+        scores: Mapping[str, Score],
+        page: Html | None = None,
+        banks: Sequence[epath.PathLike] = (),
+    ) -> None:
+        """Write the page, if there is one, and last the scores: these say that all is done.
+
+        `banks` are those whose documents the page shows: what was taken out meanwhile is blanked.
+        """
         if self.page is not None and page is not None:
             write_atomic(self.page, page)
+            blank_written(self.page, banks)
         write_json(self.scores, scores_to_json(dict(scores)))
 
 

@@ -14,7 +14,7 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate.protocol import Score, scores_from_json, scores_to_json
 from cm3jax.io.files import read_json, write_json
 from cm3jax.report.html import png_uri
-from cm3jax.retrieval.pages import GONE
+from cm3jax.retrieval.pages import GONE, blank_written
 from cm3jax.shapes import Float, UInt8
 
 
@@ -110,11 +110,14 @@ class Evaluation:
     pictures: str
     """Fingerprint of every picture made."""
     seconds: float
+    bank: str = ""
+    """The memory bank whose documents the figures show; earlier versions did not say."""
 
     def save(self, path: epath.PathLike) -> None:
-        """Write the file, atomically."""
+        """Write the file, atomically, without what was taken out of the bank meanwhile."""
         plain = dataclasses.asdict(dataclasses.replace(self, scores={}))
         write_json(path, plain | {"scores": scores_to_json(self.scores)})
+        blank_written(path, [self.bank])
 
     @classmethod
     def load(cls, path: epath.PathLike) -> "Evaluation":

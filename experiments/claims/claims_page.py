@@ -9,6 +9,7 @@ from cm3jax.evaluate.cases_page import figures_of, protocols, score_table, table
 from cm3jax.io.files import require_replaceable, write_atomic
 from cm3jax.report.html import Html, facts, is_titled, join, page, tag
 from cm3jax.report.plots import Plot
+from cm3jax.retrieval.pages import blank_written
 from experiments.claims.claim import Result, Row, Table
 
 _ABOUT = (
@@ -22,24 +23,33 @@ _ABOUT = (
 _TITLE = "cm3jax: the paper's claims in miniature"
 
 
-def write_page(folder: epath.PathLike, rows: Sequence[Row], results: epath.PathLike) -> epath.Path:
+def write_page(
+    folder: epath.PathLike,
+    rows: Sequence[Row],
+    results: epath.PathLike,
+    banks: Sequence[epath.PathLike] = (),
+) -> epath.Path:
     """Write `index.html` and the data behind it from the files `results/ROW.json`; its path.
 
-    A row without a file is open. `UserError` for a file that is damaged, and rather than replace a
-    page that is not this one.
+    A row without a file is open, and what was taken out of `banks` is blanked. `UserError` for a
+    file that is damaged, and rather than replace a page that is not this one.
     """
     folder, found = epath.Path(folder), {}
     ours = functools.partial(is_titled, title=_TITLE)
     require_replaceable(folder / "index.html", ours, "the page of claims")
+    shown = [folder / "index.html"]
     for row in rows:
         path = epath.Path(results) / f"{row.name}.json"
         if path.exists():
             found[row.name] = Result.load(path)
-            write_atomic(folder / "data" / f"{row.name}.json", path.read_bytes())
+            shown.append(folder / "data" / path.name)
+            write_atomic(shown[-1], path.read_bytes())
             for plot in found[row.name].measured.plots:
                 write_atomic(folder / _data(row, plot), plot.table())
-    write_atomic(folder / "index.html", claims_page(rows, found))
-    return folder / "index.html"
+    write_atomic(shown[0], claims_page(rows, found))
+    for path in shown:
+        blank_written(path, banks)
+    return shown[0]
 
 
 def claims_page(rows: Sequence[Row], results: Mapping[str, Result]) -> Html:

@@ -4,12 +4,21 @@ import time
 import pytest
 
 from cm3jax.errors import UserError
+from cm3jax.evaluate.results import Cell
 from cm3jax.io.files import read_json, write_json
+from cm3jax.retrieval.bank_files import mark_of
+from cm3jax.retrieval.pages import GONE
+from cm3jax.retrieval.removed import Removed
+from cm3jax.retrieval.takedown import remove
 from experiments.claims.claim import Result
-from launch.report import RESULTS, ROWS, Options, command, measure, stored
+from experiments.claims.claims_page import write_page
+from experiments.miniature.scores.quickstart_page import report as quickstart_page
+from launch.report import RESULTS, ROWS, Options, command, measure, stored, write_report
+from launch.score_files import ScoreFiles, page_of
 from tests.experiments.claims.test_claim import MEASURED, ROW
 from tests.experiments.miniature.scores.test_quickstart_page import METRICS, evaluation  # noqa: F401
 from tests.pages import require_sound
+from tests.retrieval.test_takedown import small
 
 
 def test_a_report_is_rebuilt_from_a_run_directory(evaluation, tmp_path, capsys):  # noqa: F811
@@ -23,6 +32,51 @@ def test_a_report_is_rebuilt_from_a_run_directory(evaluation, tmp_path, capsys):
     page = (tmp_path / "report.html").read_text()
     assert page.startswith("<!doctype html>")
     assert "elsewhere" in page
+
+
+def test_results_and_pages_that_are_written_after_a_removal_show_none_of_it(evaluation, tmp_path):  # noqa: F811
+    """By who opened the bank before it."""
+    bank = small(tmp_path / "bank", "fox", "owl")
+    cells = (Cell.of("retrieved", None, "its text", document=mark_of(bank.meta(0))),)
+    figures = (dataclasses.replace(evaluation.figures[0], cells=cells),)
+    late = dataclasses.replace(evaluation, figures=figures, bank=str(bank.path))
+    remove(bank, Removed(keys=("fox",)), [tmp_path / "runs"], lambda line: None)
+    late.save(tmp_path / "shipped.json")
+    assert "its text" not in (tmp_path / "shipped.json").read_text()
+    files = ScoreFiles.named(str(tmp_path / "scores.json"))
+    files.write(late.scores, page_of("a run", "about", late.scores, figures), [bank.path])
+    assert "its text" not in (tmp_path / "scores.html").read_text()
+    shown = dataclasses.replace(MEASURED, figures=figures)
+    Result(shown, "", "", 1.0, {}, {}).save(tmp_path / "results" / f"{ROW.name}.json")
+    page = write_page(tmp_path / "page", (ROW,), tmp_path / "results", [bank.path])
+    assert GONE in page.read_text()
+    assert "its text" not in page.read_text()
+    assert "its text" not in (page.parent / "data" / f"{ROW.name}.json").read_text()
+
+
+def test_a_report_that_is_read_before_a_removal_and_written_after_it_shows_none_of_it(
+    evaluation,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    bank = small(tmp_path / "bank", "fox", "owl")
+    cells = (Cell.of("retrieved", None, "its text", document=mark_of(bank.meta(0))),)
+    figures = (dataclasses.replace(evaluation.figures[0], cells=cells),)
+    shown = dataclasses.replace(evaluation, figures=figures, bank=str(bank.path))
+    run = tmp_path / "runs" / "quickstart"
+    write_json(run / "metrics.json", METRICS)
+    shown.save(run / "results" / "shipped.json")
+    write_report(run)
+    assert "its text" in (run / "report.html").read_text()
+
+    def removed_first(*given):
+        remove(bank, Removed(keys=("fox",)), [tmp_path / "runs"], lambda line: None)
+        return quickstart_page(*given)
+
+    monkeypatch.setattr("launch.report.report", removed_first)
+    write_report(run)
+    assert GONE in (run / "report.html").read_text()
+    assert "its text" not in (run / "report.html").read_text()
 
 
 def test_without_results_there_is_no_report(tmp_path):

@@ -82,6 +82,7 @@ def evaluate(
         weights=exam.examinee.weights,
         pictures=digest(*exam.pictures),
         seconds=round(time.perf_counter() - start, 1),
+        bank=str(exam.bank.path),
     )
 
 
