@@ -10,12 +10,13 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import absl.logging
 
 from cm3jax.errors import UserError
+from cm3jax.io.texts import brief
 from cm3jax.training.program_cache import use_program_cache
 
 FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -65,6 +66,7 @@ def main(command: Callable[[list[str]], None]) -> None:
     sys.unraisablehook = _unraisablehook
     prepare()  # before anything starts a backend of jax
     try:
+        _require_unicode(sys.argv[1:])
         command(sys.argv[1:])
     except KeyboardInterrupt:
         sys.exit(130)
@@ -77,6 +79,18 @@ def main(command: Callable[[list[str]], None]) -> None:
             raise
         print(f"error: {_printable(sentence)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _require_unicode(argv: Sequence[str]) -> None:
+    """Refuse bytes of another encoding, as in names of old files: what a command writes about its
+    work names them, and is UTF-8."""
+    for word in argv:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"the argument {brief(word)} is not UTF-8; write it so, or rename the file."
+            ) from None
 
 
 def _unraisablehook(unraisable: Any) -> None:

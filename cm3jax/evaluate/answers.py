@@ -57,10 +57,16 @@ def score_vqa_file(made: epath.PathLike, annotations: epath.PathLike) -> dict[st
     Raises `UserError` for files of another form and for questions that they do not share.
     """
     answers = _answers(made, "question_id", "answer")
-    people, kinds = {}, {}
+    people: dict[str, list[str]] = {}
+    kinds: dict[str, str] = {}
     for one in _rows(annotations, "annotations", ("question_id", "answers")):
         number = _id(annotations, one, "question_id")
-        people[number] = _given(annotations, one, number)
+        given = _given(annotations, one, number)
+        if people.setdefault(number, given) != given:
+            raise UserError(
+                f"{annotations} has two sets of answers to question {shorten(number, 60)}; leave "
+                "the right one."
+            )
         kinds[number] = str(one.get("answer_type") or "")
     odd = sorted(answers.keys() ^ people.keys(), key=str)
     if odd:

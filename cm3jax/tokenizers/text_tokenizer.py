@@ -225,9 +225,11 @@ def _train(texts: Sequence[str], pieces: int, algorithm: str, reserved: int) -> 
             minloglevel=2,
         )
     except RuntimeError as error:
+        least = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
         raise UserError(
-            f"{pieces} text pieces can't be learnt from these texts ({_reason(error)}); give more "
-            "vocab.text_pieces."
+            f"{pieces} text pieces can't be learnt from these texts ({_reason(error)}); give "
+            f"{f'at least {least[1]}' if least else 'more'} as vocab.text_pieces, to launch.chain "
+            "as --pieces."
         ) from None
     return model.getvalue()
 

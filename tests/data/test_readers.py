@@ -169,6 +169,26 @@ def test_parquet_tables(tmp_path):
     assert {record.licence for record in good.values()} == {"MIT"}
 
 
+def test_a_table_of_paths_that_is_damaged_costs_the_rows_that_are(tmp_path):
+    """Also where a source is looked at for changes, which reads every row."""
+    import pyarrow
+    from pyarrow import parquet
+
+    names = [f"{i}.png" for i in range(6)]
+    for place, name in enumerate(names):
+        PIL.Image.new("RGB", (16, 16), (place, 0, 0)).save(tmp_path / name)
+    table = pyarrow.table({"caption": ["a cat"] * 6, "file_name": names})
+    path = tmp_path / "0.parquet"
+    parquet.write_table(table, path, row_group_size=3, use_dictionary=False)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\xff" * 30 + content[34:])
+    good, bad = both_splits(tmp_path)
+    assert [*good] == [f"0.parquet#{i}" for i in (3, 4, 5)]
+    assert all("the row can't be read" in reason for reason in bad.values())
+    source = open_source(DataConfig(source=str(tmp_path), image_size=16), "train", 0)
+    assert len({made.state for made in source.made(range(len(source)))}) > 1
+
+
 def one_row(folder, /, **columns):
     """The record of a parquet file with one row, or why there is none."""
     import pyarrow

@@ -125,6 +125,16 @@ def test_malformed_answers_raise_user_error(tmp_path, people, message):
         vqa(tmp_path, people)
 
 
+def test_a_question_with_two_sets_of_answers_is_refused_and_one_that_comes_twice_is_not(tmp_path):
+    made = write(tmp_path / "m.json", [{"question_id": 1, "answer": "yes"}])
+    yes, no = ({"question_id": 1, "answers": [answer] * 10} for answer in ("yes", "no"))
+    twice = write(tmp_path / "twice.json", {"annotations": [yes, yes]})
+    assert score_vqa_file(made, twice)["accuracy.all"].value == 1.0
+    both = write(tmp_path / "both.json", {"annotations": [yes, no]})
+    with pytest.raises(UserError, match="has two sets of answers to question 1; leave the right"):
+        score_vqa_file(made, both)
+
+
 def test_null_references_are_none_and_ids_are_checked(tmp_path):
     def score(captions, references):
         annotations = write(tmp_path / "r.json", {"annotations": references})

@@ -110,6 +110,18 @@ def test_any_terminal_shows_what_is_said_and_no_file_name_steers_it(fault, sente
     assert answer.stdout == "a \\u2013 b \\U0001f600\n"
 
 
+def test_an_argument_that_is_not_utf_8_is_refused_before_any_work():
+    """Else a sample would be drawn, and then not be written: its line names the picture."""
+    program = "from launch.env import main; main(lambda argv: print(argv))"
+    assert start(program, "caf\u00e9.png").stdout == "['caf\u00e9.png']\n"
+    refused = start(program, "caption", os.fsdecode(b"caf\xe9.png"))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        r"error: the argument 'caf\udce9.png' is not UTF-8; write it so, or rename the file."
+        "\n"
+    )
+
+
 def test_ctrl_c_is_quiet_while_modules_are_imported():
     answer = start(
         "import launch, signal, os; os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(9)"

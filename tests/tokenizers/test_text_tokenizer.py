@@ -1,6 +1,7 @@
 """SentencePiece through the real library: nothing lost, nothing unknown, nothing controlled."""
 
 import os
+import re
 
 import pytest
 from hypothesis import example, given, settings
@@ -99,8 +100,13 @@ def test_training_takes_any_text(algorithm):
 def test_bad_training_input():
     with pytest.raises(UserError, match="no texts"):
         TextTokenizer.train([], 300)
-    with pytest.raises(UserError, match="300 text pieces can't be learnt"):
-        TextTokenizer.train(["".join(map(chr, range(200, 600)))], 300)
+    texts = ["".join(map(chr, range(200, 600)))]
+    with pytest.raises(UserError, match="300 text pieces can't be learnt") as few:
+        TextTokenizer.train(texts, 300)
+    (least,) = re.findall(r"give at least (\d+) as vocab.text_pieces", str(few.value))
+    with pytest.raises(UserError, match="can't be learnt"):
+        TextTokenizer.train(texts, int(least) - 1)
+    assert TextTokenizer.train(texts, int(least)).pieces <= int(least)
 
 
 def test_save_and_load(tokenizer, tmp_path):

@@ -98,10 +98,11 @@ class TableShard:
     def made(self, place: int) -> Made:
         """The state of the table, and of a picture beside it."""
         key, state = f"{self._name}#{place}", file_mark(self._path)
-        if not self._fault and _is_light(self._path, self._state):
-            row = _row(self._path, self._state, place)
-            names = [row[name] for name in _PICTURES if isinstance(row.get(name), str)]
-            state += f", {file_mark(self._folder / names[0])}" if names else ""
+        with contextlib.suppress(Exception):  # `item` says what is wrong with a row
+            if not self._fault and _is_light(self._path, self._state):
+                row = _row(self._path, self._state, place)
+                names = [row[name] for name in _PICTURES if isinstance(row.get(name), str)]
+                state += f", {file_mark(self._folder / names[0])}" if names else ""
         return Made(key, state)
 
     def _picture(self, row: dict[str, Any]) -> bytes | epath.Path:
