@@ -189,6 +189,15 @@ def test_a_table_of_paths_that_is_damaged_costs_the_rows_that_are(tmp_path):
     assert len({made.state for made in source.made(range(len(source)))}) > 1
 
 
+def test_of_a_map_of_captions_the_values_are_texts(tmp_path):
+    import pyarrow
+
+    kind = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    captions = pyarrow.array([[("en", "a fox"), ("de", "ein Fuchs")]], kind)
+    record = one_row(tmp_path, caption=captions, image=[dirt.jpeg(0)])
+    assert record.segments[0] == "a fox"
+
+
 def one_row(folder, /, **columns):
     """The record of a parquet file with one row, or why there is none."""
     import pyarrow
@@ -802,6 +811,46 @@ def test_what_pictures_were_unpacked_from_may_stay_beside_them(tmp_path):
         both_splits(tmp_path)
     (tmp_path / "0.jpg").write_bytes(dirt.jpeg(0))
     assert list(both_splits(tmp_path)[0]) == ["0.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("0.caption", "a fox"), ("0.jpg.txt", "a"), ("0.json", '{"text": "a"}')]
+)
+def test_captions_under_names_that_are_not_read_are_not_passed_over(tmp_path, name, content):
+    (tmp_path / "0.jpg").write_bytes(dirt.jpeg(0))
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=f"has a caption in {name}, which is not read"):
+        both_splits(tmp_path)
+    (tmp_path / "0.txt").write_text("a fox")
+    assert [record.segments[0] for record in both_splits(tmp_path)[0].values()] == ["a fox"]
+
+
+def test_captions_in_upper_case_are_read_and_notes_of_other_programs_are_none(tmp_path):
+    (tmp_path / "0.JPG").write_bytes(dirt.jpeg(0))
+    (tmp_path / "0.json").write_text('{"shapes": []}')
+    (tmp_path / "notes.caption").write_text("of no picture")
+    (bare,) = both_splits(tmp_path)[0].values()
+    assert len(bare.segments) == 1
+    (tmp_path / "0.TXT").write_text("a fox")
+    source = open_source(DataConfig(source=str(tmp_path), image_size=16), "train", 0)
+    before = source.made(range(1))
+    assert source[0].segments[0] == "a fox"
+    (tmp_path / "0.TXT").write_text("another fox")
+    assert source.made(range(1)) != before
+    (tmp_path / "0.txt").write_text("the fox")
+    assert [record.segments[0] for record in both_splits(tmp_path)[0].values()] == ["the fox"]
+
+
+def test_captions_name_their_picture_in_any_of_the_usual_fields(tmp_path):
+    fields = ("file", "file_name", "image", "image_path", "filename", "path")
+    rows = []
+    for place, field in enumerate(fields):
+        (tmp_path / f"{place}.jpg").write_bytes(dirt.jpeg(place))
+        rows.append({field: f"{place}.jpg", "caption": field})
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    good, bad = both_splits(tmp_path)
+    assert sorted(record.segments[0] for record in good.values()) == sorted(fields)
+    assert not bad
 
 
 def test_a_table_beside_pictures_with_captions_of_their_own_stops_nothing(tmp_path):

@@ -1,5 +1,6 @@
 """A folder of pictures without a list of them: captions beside the files, subjects as folders."""
 
+import contextlib
 from collections.abc import Iterator
 
 from etils import epath
@@ -10,9 +11,11 @@ from cm3jax.data.readers.items import (
     BadRecord,
     Facts,
     RawItem,
+    caption_of,
     file_mark,
     is_hidden,
     join_inside,
+    parse_object,
 )
 from cm3jax.data.readers.lines import named_split
 from cm3jax.io.folders import matching
@@ -28,11 +31,12 @@ _DEPTHS = ("*", "*/*", "*/*/*")
 class PictureFolder:
     """The pictures in a folder and in two levels of folders in it, in order of their names.
 
-    The caption of `flags/france.png` is the text of `flags/france.txt`. A folder in it is named by
-    what its pictures show, unless its name has no letter: that is their subject, and the caption of
-    one without a text file. A folder in which nothing says what any picture shows gives pictures
-    without text. Where it has both `train` and `test` (or `validation` and the like), these name no
-    subjects, and the pictures of the latter are for validation. What is hidden is passed over.
+    The caption of `flags/france.png` is the text of `flags/france.txt` (or `.TXT`). A folder in it
+    is named by what its pictures show, unless its name has no letter: that is their subject, and
+    the caption of one without a text file. A folder in which nothing says what any picture shows
+    gives pictures without text. Where it has both `train` and `test` (or `validation` and the
+    like), these name no subjects, and the pictures of the latter are for validation. What is hidden
+    is passed over.
     """
 
     def __init__(self, path: epath.Path):
@@ -41,7 +45,10 @@ class PictureFolder:
         names = {name for f in found if not is_hidden(name := str(f.relative_to(path)))}
         self.names = sorted(n for n in names if n.lower().endswith(PICTURES))
         """Paths of the pictures, relative to the folder."""
-        self._texts = names & {_text_file(name) for name in self.names}
+        stems = {_stem(name) for name in self.names}
+        # In this order: of both, a.txt counts and not a.TXT.
+        texts = [name for name in sorted(names) if name.lower().endswith(".txt")]
+        self._texts = {_stem(name): name for name in texts if _stem(name) in stems}
         self.captioned = bool(self._texts)
         """Whether a picture has its caption in a file beside it."""
         tops = {_top(name) for name in self.names}
@@ -49,6 +56,11 @@ class PictureFolder:
         if not {"train", "validation"} <= set(self._splits.values()):
             self._splits = {}  # pictures of trains and banks, perhaps
         self._bare = not self._texts and not any(map(self._subject, self.names))
+        beside = sorted(names - {*self.names}) if self._bare else ()
+        known = stems | {*self.names}
+        self.unread = next((name for name in beside if self._is_caption(name, known)), "")
+        """A file that says what a picture shows in a way that is not read, where nothing else
+        does; empty without one."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -75,18 +87,18 @@ class PictureFolder:
     def made(self, place: int) -> Made:
         """The state of a picture and of its caption."""
         name = self.names[place]
-        states = (file_mark(self._path / file) for file in (name, _text_file(name)))
-        return Made(name, ", ".join(states))
+        text = self._texts.get(_stem(name), f"{_stem(name)}.txt")
+        return Made(name, ", ".join(file_mark(self._path / file) for file in (name, text)))
 
     def _subject(self, name: str) -> str:
         folder = name.rpartition("/")[0]
         return "" if folder in self._splits else _folder(name)
 
     def _caption(self, name: str, subject: str) -> str:
-        text = _text_file(name)
-        if text not in self._texts:
+        text = self._texts.get(_stem(name))
+        if text is None:
             if not subject:
-                raise ValueError(f"it has no caption: there is no {text}")
+                raise ValueError(f"it has no caption: there is no {_stem(name)}.txt")
             return subject
         try:
             return decode_text(read_regular(join_inside(self._path, text))).rstrip("\r\n")
@@ -95,9 +107,22 @@ class PictureFolder:
         except ValueError as error:
             raise ValueError(f"{text}: {error}") from None
 
+    def _is_caption(self, name: str, pictures: set[str]) -> bool:
+        """Whether a file is called as a picture is, with its ending or without, and says something
+        of it: `a.caption`, `a.png.txt`, or an `a.json` with a caption in it."""
+        if _stem(name) not in pictures:
+            return False
+        if not name.endswith(".json"):
+            return name.lower().endswith((".txt", ".caption"))
+        with contextlib.suppress(OSError, ValueError):
+            fields = parse_object(read_regular(join_inside(self._path, name)))
+            return isinstance(fields, dict) and bool(caption_of(fields))
+        return False
 
-def _text_file(name: str) -> str:
-    return name[: name.rindex(".")] + ".txt"
+
+def _stem(name: str) -> str:
+    """A name without its last ending."""
+    return name.rpartition(".")[0]
 
 
 def _top(name: str) -> str:

@@ -32,7 +32,7 @@ from cm3jax.io.texts import MOST_BYTES, brief, clean_text, file_state
 _LONGEST_KEY = 1024
 _STRIDE = 64
 """Lines between two remembered places of a file."""
-_FILES = ("file", "file_name")
+_FILES = ("file", "file_name", "image", "image_path", "filename", "path")
 _SUBJECTS = ("subjects", "subject")
 _SPLITS = {"train": ("train", "training"), "bank": ("bank",)}
 _SPLITS |= {"validation": ("validation", "valid", "val", "dev", "test")}

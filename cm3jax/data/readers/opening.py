@@ -61,6 +61,11 @@ def open_readers(data: DataConfig) -> list[Reader]:
             "it away if it has none."
         )
     if pictures:
+        if pictures.unread:
+            raise UserError(
+                f"{path} has a caption in {pictures.unread}, which is not read; put that of a.png "
+                "into a.txt, or all of them into a captions.jsonl, or move it away if it is none."
+            )
         return [pictures]
     if not path.exists():
         raise UserError(

@@ -198,9 +198,11 @@ def _outline(path: epath.Path) -> Iterator[dict[str, Any]]:
 
 def _lower(row: dict[str, Any]) -> dict[str, Any]:
     """A row under names in lower case; of two columns that differ in case, the first with a
-    value."""
+    value; of a map, say of captions by language, its values."""
     out: dict[str, Any] = {}
     for name, value in row.items():
+        if isinstance(value, list) and value and all(isinstance(one, tuple) for one in value):
+            value = [one for _, one in value]
         if out.get(name.lower()) is None:
             out[name.lower()] = value
     return out
