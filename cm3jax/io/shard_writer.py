@@ -54,17 +54,26 @@ def source_state(states: Sequence[str]) -> str:
 
 
 def shard_files(folder: epath.Path) -> list[str] | None:
-    """The files in a folder that a `ShardWriter` wrote, its manifest last; None if none is or the
-    manifest is another's."""
+    """The files in a folder that a `ShardWriter` wrote, those that show it last: its manifest or,
+    among parts, records. None if nothing shows it, or the manifest is another's: a `vectors.npy`
+    may be anybody's."""
     if not folder.is_dir():
         return None
     found = [path.name for path in folder.iterdir() if _WHILE_MADE.fullmatch(path.name)]
     if not (folder / MANIFEST).exists():
-        return found or None
+        found.sort(key=_is_of_records)
+        return found if any(map(_is_of_records, found)) else None
     manifest = _sound_manifest(folder)
-    if not {"made_from", "encoder"} & manifest.keys() or not fits(manifest.get("files"), _FILES):
+    files = manifest.get("files")
+    if not {"made_from", "encoder"} & manifest.keys() or not fits(files, dict[str, dict[str, Any]]):
         return None
-    return list(dict.fromkeys([*found, *manifest["files"], MANIFEST]))
+    if not all("bytes" in file for file in files.values()):
+        return None
+    return list(dict.fromkeys([*found, *files, MANIFEST]))
+
+
+def _is_of_records(name: str) -> bool:
+    return ".array_record" in name
 
 
 def manifest_has(folder: epath.Path, field: str) -> bool:

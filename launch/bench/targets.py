@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3jax.io.experiment_json import read_as
-from cm3jax.io.files import write_atomic
+from cm3jax.io.files import require_replaceable, write_atomic
 from cm3jax.training.metrics import revision
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -59,8 +59,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def bench_targets(options: argparse.Namespace) -> dict[str, Any]:
-    """Compile what is missing, and write results and table; a case that fails says why in it."""
+    """Compile what is missing, and write results and table; a case that fails says why in it.
+
+    Raises `UserError`, before anything is compiled, rather than replace another page.
+    """
     out = Path(options.out)
+    title = _HEAD.partition("\n")[0].encode()
+    require_replaceable(options.page, lambda content: content.startswith(title), "the table")
     for case in CASES:
         if options.only in case and "target" not in _known(out).get(case, {}):
             found = _compile(case, options.seconds)

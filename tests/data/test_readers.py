@@ -189,7 +189,7 @@ def test_a_table_of_paths_that_is_damaged_costs_the_rows_that_are(tmp_path):
     assert len({made.state for made in source.made(range(len(source)))}) > 1
 
 
-def test_of_a_map_of_captions_the_values_are_texts(tmp_path):
+def test_a_map_of_captions_gives_its_values(tmp_path):
     import pyarrow
 
     kind = pyarrow.map_(pyarrow.string(), pyarrow.string())

@@ -122,6 +122,44 @@ def test_a_folder_without_our_manifest_is_somebody_else_s(tmp_path, what):
         ShardWriter(tmp_path, "this").require_ours("a corpus")
 
 
+@pytest.mark.parametrize("name", ["vectors.npy", "scores-00001.npy", "shard-00000.json"])
+def test_a_column_by_itself_is_somebody_else_s(tmp_path, name):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    manifest = {"encoder": "encoder.onnx", "files": {name: {"url": "https://example.org"}}}
+    for content in (None, {"made_from": "x", "files": [name]}, manifest):
+        if content is not None:
+            (folder / "manifest.json").write_text(json.dumps(content))
+        assert shard_files(epath.Path(folder)) is None
+        with pytest.raises(UserError, match="does not hold a corpus; nothing was changed there"):
+            ShardWriter(folder, "this").require_ours("a corpus")
+    assert (folder / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_parts_whose_deletion_is_interrupted_are_known_until_nothing_is_left(
+    tmp_path, monkeypatch, at
+):
+    writer = ShardWriter(tmp_path / "a", "this")
+    write(writer, 0)
+    calls = []
+
+    def stopped(path, missing_ok=False):
+        calls.append(path)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        os.unlink(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(writer.parts), "unlink", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            writer.discard()
+    ShardWriter(tmp_path / "a", "this").require_ours("a corpus")
+    writer.discard()
+    assert not writer.parts.exists()
+
+
 def test_a_stranger_s_file_among_the_parts_stays(tmp_path):
     writer = ShardWriter(tmp_path / "a", "this")
     write(writer, 0)

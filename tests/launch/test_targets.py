@@ -152,6 +152,10 @@ def test_the_command_goes_on_from_what_was_compiled(tmp_path):
     known = json.loads(kept.read_text())
     assert list(options.measure(options)) == [case for case in bench_targets.CASES if case in known]
     assert page.read_text() == (ROOT / "docs/targets.md").read_text()
+    page.write_text("# My thesis\n")
+    with pytest.raises(UserError, match="is another file, which the table would replace"):
+        options.measure(options)
+    assert page.read_text() == "# My thesis\n"
 
 
 def test_search_passes_over_what_cannot_be_compiled(monkeypatch):
