@@ -9,6 +9,7 @@ Without `--rerun` it computes nothing: claims come from `experiments/claims/resu
 report from its `metrics.json` and `results/`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -26,7 +27,7 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate.results import Evaluation
 from cm3jax.io.experiment_json import read_as
 from cm3jax.io.files import require_replaceable, sweep_scratch, write_atomic, write_json
-from cm3jax.io.folders import delete, files_below, hold, matching
+from cm3jax.io.folders import Held, delete, files_below, hold, matching
 from cm3jax.io.typed_json import read_fields
 from cm3jax.presets import load_experiment
 from cm3jax.report.html import is_titled
@@ -114,9 +115,16 @@ def write_report(run: epath.PathLike) -> epath.Path:
     if not evaluations:
         raise UserError(f"{run}/results holds no evaluation; run launch/quickstart.sh first.")
     path = run / "report.html"
+    _sweep(run, r"report\.html")
     write_atomic(path, report(evaluations, metrics))
     blank_written(path, [one.bank for one in evaluations.values()])
     return path
+
+
+def _sweep(folder: epath.PathLike, names: str) -> None:
+    """Delete the halves of files that killed processes left, unless somebody writes there now."""
+    with contextlib.suppress(Held), hold(folder, "writing a page"):
+        sweep_scratch(folder, names)
 
 
 def require_replaceable_report(run: epath.PathLike) -> None:
@@ -217,6 +225,8 @@ def command(argv: list[str]) -> None:
     for row in ROWS:
         if row.name == options.rerun:
             print(f"{row.name}: reproduced: {verdict(row, measure(row, options))}")
+    _sweep(options.out, r"index\.html")
+    _sweep(epath.Path(options.out) / "data", r"[\w-]+\.(json|csv)")
     print(f"wrote {write_page(options.out, ROWS, RESULTS, _banks(options))}")
 
 

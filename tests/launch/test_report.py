@@ -5,7 +5,7 @@ import pytest
 
 from cm3jax.errors import UserError
 from cm3jax.evaluate.results import Cell
-from cm3jax.io.files import read_json, write_json
+from cm3jax.io.files import read_json, write_atomic, write_json
 from cm3jax.retrieval.bank_files import mark_of
 from cm3jax.retrieval.pages import GONE
 from cm3jax.retrieval.removed import Removed
@@ -27,7 +27,9 @@ def test_a_report_is_rebuilt_from_a_run_directory(evaluation, tmp_path, capsys):
     evaluation.save(tmp_path / "results" / "shipped.json")
     other.save(tmp_path / "results" / "trained_here.json")
     assert stored(tmp_path) == {"shipped": evaluation, "trained_here": other}
+    write_atomic(tmp_path / ".report.html.0123abcd.part", "half")  # as a killed process leaves it
     command([str(tmp_path)])
+    assert not (tmp_path / ".report.html.0123abcd.part").exists()
     assert str(tmp_path / "report.html") in capsys.readouterr().out
     page = (tmp_path / "report.html").read_text()
     assert page.startswith("<!doctype html>")
@@ -90,7 +92,11 @@ def test_without_results_there_is_no_report(tmp_path):
 
 def test_the_page_of_claims_is_rebuilt_from_what_is_stored(tmp_path, capsys):
     start = time.perf_counter()
+    halves = [".index.html.0123abcd.part", "data/.control.json.0123abcd.part"]
+    for name in halves:  # as killed processes leave them
+        write_atomic(tmp_path / name, "half")
     command(["--out", str(tmp_path)])
+    assert not any((tmp_path / name).exists() for name in halves)
     assert time.perf_counter() - start < 60
     assert str(tmp_path / "index.html") in capsys.readouterr().out
     page = (tmp_path / "index.html").read_text()
