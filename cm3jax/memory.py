@@ -22,6 +22,7 @@ from cm3jax.data.caption_image import Pairs
 from cm3jax.errors import UserError
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.learners.parti import PartiLearner
+from cm3jax.model.quantised import stored_bytes
 from cm3jax.sequence.rows import Batch
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.train import make_train_step
@@ -111,7 +112,7 @@ def planned(experiment: Experiment) -> Planned:
 def local_bytes(tree: Any) -> int:
     """What one device has of a tree of arrays or their shapes, which say how they are cut."""
     return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        stored_bytes(jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype))
         for leaf in jax.tree.leaves(tree)
     )
 

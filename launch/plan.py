@@ -12,6 +12,12 @@ takes this machine's. It says which accelerators have the memory, or how many de
 `--target` compiles it for devices that are not here, in minutes on any x86-64 Linux machine with
 the extra `tpu` or `cuda`: memory, collectives and whether they hide behind arithmetic, the shortest
 step and the highest utilisation, and what to change.
+
+    python -m launch.plan cm3leon_7b --target v6e-1 --decode --mesh.fsdp 1 --model.weights int8 \
+        --model.cache int8 --decode.speculate 8 --tokens-per-pass 2.2
+
+`--decode` compiles a chunk of guided drawing instead: bytes that a pass and a token read, and the
+seconds of a picture that follow from the memory's rate.
 """
 
 import dataclasses
@@ -66,6 +72,9 @@ class Options:
     """With --decode: retrieved documents of each prompt."""
     samples: int = 1
     """With --decode: pictures of each prompt."""
+    tokens_per_pass: float = 1.0
+    """With --decode and --decode.speculate: ids that a pass emits of each picture, as
+    `launch.bench speculate` measured it for a model."""
 
     def __post_init__(self):
         if not self.target and (self.slices != 1 or self.search or self.decode):
@@ -78,6 +87,8 @@ class Options:
             raise UserError("--search tries training steps; leave it or --decode out.")
         if not self.decode and (self.prompts, self.documents, self.samples) != (1, 0, 1):
             raise UserError("--prompts, --documents and --samples go with --decode.")
+        if self.tokens_per_pass != 1 and not self.decode:
+            raise UserError("--tokens-per-pass goes with --decode.")
         if min(self.prompts, self.documents + 1, self.samples) < 1:
             raise UserError("--prompts and --samples must be at least 1, --documents 0.")
 
@@ -106,7 +117,7 @@ def _run_target(experiment: Experiment, options: Options) -> None:
             print(json.dumps({"experiment": experiment.name, "targets": found}, indent=2))
         return
     if options.decode:
-        wanted = Decoding(options.prompts, options.documents, options.samples)
+        wanted = _wanted(experiment, options)
         answer, in_words = decoding_for_target(experiment, target, wanted), decoding_text
     else:
         answer, in_words = for_target(experiment, target), target_text
@@ -114,6 +125,17 @@ def _run_target(experiment: Experiment, options: Options) -> None:
         print(json.dumps({"experiment": experiment.name, "target": answer}, indent=2))
     else:
         print(in_words(answer))
+
+
+def _wanted(experiment: Experiment, options: Options) -> Decoding:
+    """What is drawn; `UserError` for more ids from a pass than its window has."""
+    window, emitted = max(1, experiment.decode.speculate), options.tokens_per_pass
+    if not 1 <= emitted <= window:
+        raise UserError(
+            f"--tokens-per-pass {emitted:g} must be from 1 to the ids that a pass reads: "
+            f"--decode.speculate {window}."
+        )
+    return Decoding(options.prompts, options.documents, options.samples, emitted)
 
 
 def plan(experiment: Experiment, compiles: bool = False) -> tuple[dict[str, Any], str]:

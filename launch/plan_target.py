@@ -11,6 +11,7 @@ from cm3jax.abstract import learner_without_data
 from cm3jax.compiled import Compiled, compile_step
 from cm3jax.compiled_decoding import Decoding, compile_chunk
 from cm3jax.config import Experiment
+from cm3jax.config.decoding import AUTO
 from cm3jax.decode.plan import CHUNK
 from cm3jax.errors import UserError
 from cm3jax.learners.decoder import DecoderLearner
@@ -231,12 +232,11 @@ def as_text(answer: dict[str, Any]) -> str:
 
 
 def decoding_for_target(experiment: Experiment, target: Target, wanted: Decoding) -> dict[str, Any]:
-    """The compiled figures of a chunk of drawing; `UserError` as `compile_chunk`, and for matrices
-    of few bits."""
-    if kind := experiment.model.weights:
+    """The compiled figures of a chunk of drawing; `UserError` as `compile_chunk`."""
+    if experiment.decode.speculate == AUTO:
         raise UserError(
-            "--decode plans with matrices of model.dtype, and would not tell what "
-            f"model.weights={kind} saves; leave one of them out."
+            "decode.speculate=-1 times passes on the machine that is here; give --decode a window, "
+            "such as --decode.speculate 8."
         )
     experiment = on_target(experiment, target)
     if experiment.learner != "decoder":
@@ -245,18 +245,25 @@ def decoding_for_target(experiment: Experiment, target: Target, wanted: Decoding
         )
     learner = DecoderLearner(experiment, Vocab(experiment.vocab), {})
     made = compile_chunk(learner, target, wanted)
+    rate = made.tokens_per_second(target)
+    tokens = wanted.prompts * wanted.samples * learner.vocab.image_tokens
     return {
         "name": target.name,
         "devices": target.size,
         "mesh": dataclasses.asdict(experiment.mesh),
         **dataclasses.asdict(wanted),
+        "weights": experiment.model.weights or experiment.model.dtype,
+        "cache": experiment.model.cache or experiment.model.dtype,
+        "window": max(1, experiment.decode.speculate),
         "memory": target.memory,
         "peak_bytes": made.peak,
         "fits": made.peak <= target.memory,
         "bytes_read_per_step": made.read,
+        "bytes_read_per_token": made.read / made.emitted,
         "copies": made.copies,
         "collectives": {k: dataclasses.asdict(t) for k, t in sorted(made.traffic.items())},
-        "tokens_per_second_at_most": made.tokens_per_second(target),
+        "tokens_per_second_at_most": rate,
+        "seconds_at_least": tokens / rate,
         "compile_seconds": made.seconds,
     }
 
@@ -269,11 +276,15 @@ def decoding_text(answer: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"a chunk of {CHUNK} steps compiled for {answer['name']}: {answer['prompts']} prompts "
-            f"with {answer['documents']} documents, {answer['samples']} samples each, guided",
+            f"with {answer['documents']} documents, {answer['samples']} samples each, guided; "
+            f"matrices {answer['weights']}, cache {answer['cache']}",
             f"  peak memory {answer['peak_bytes'] / gib:.2f} GiB of {answer['memory'] / gib:.2f}: "
             + ("fits" if answer["fits"] else "does not fit"),
-            f"  a step reads {answer['bytes_read_per_step'] / 1e9:.2f} GB on each device: at most "
-            f"{answer['tokens_per_second_at_most']:,.0f} tokens a second in all",
+            f"  a step reads {answer['bytes_read_per_step'] / 1e9:.2f} GB on each device and emits "
+            f"{answer['tokens_per_pass']:g} of a window of {answer['window']} for each picture, "
+            f"{answer['bytes_read_per_token'] / 1e9:.2f} GB a token: at most "
+            f"{answer['tokens_per_second_at_most']:,.0f} tokens a second in all, "
+            f"{answer['seconds_at_least']:.2f} s for the pictures",
             f"  large copies {answer['copies']}, collectives {hidden} hidden, {waits} waited for",
         ]
     )

@@ -1,13 +1,12 @@
 """What the rows of jobs begin with."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
 from cm3jax.decode import grammar, sampling
-from cm3jax.decode.drafts import Drafts
+from cm3jax.decode.drafts import UNKNOWN, Drafts
 from cm3jax.decode.plan import ProgramShape, SlotJob
 from cm3jax.decode.steps import RowConstants
 from cm3jax.sequence.vocab import Vocab
@@ -41,11 +40,10 @@ def row_constants(
 
 def drafts_of(jobs: Sequence[SlotJob], count: int, shape: ProgramShape) -> Drafts:
     """What the samples of `count` prompts may emit, of which all but `jobs` are padding."""
-    empty = Drafts.empty(count * shape.samples, *shape.drafts)
-    if not empty.prompt:
-        return empty
-    ids = np.array(empty.ids).reshape(count, shape.samples, -1)
-    for place, job in enumerate(jobs):
+    prompt, tokens = shape.drafts
+    ids = np.full((count, shape.samples, prompt + tokens), UNKNOWN, np.int32)
+    for place, job in enumerate(jobs if prompt else ()):
         prefix = job.request.prefix
-        ids[place, :, empty.prompt - len(prefix) : empty.prompt] = prefix
-    return dataclasses.replace(empty, ids=jnp.asarray(ids.reshape(empty.ids.shape)))
+        ids[place, :, prompt - len(prefix) : prompt] = prefix
+    ids = ids.reshape(count * shape.samples, prompt + tokens)
+    return Drafts.before(jnp.asarray(ids), prompt)

@@ -18,6 +18,10 @@ from cm3jax.shapes import Array, Bool, Float, Int
 
 UNKNOWN = -1
 """An id that is not there, or not guessed yet."""
+_BACKGROUND = -2
+"""What stands for any code that repeats."""
+_SURE = 11
+"""The likeness of a place that `_look_up` is sure of."""
 _KEPT = 0.9
 """What a source's successes still count an id later."""
 
@@ -42,8 +46,12 @@ class Drafts:
     @classmethod
     def empty(cls, samples: int, prompt: int, tokens: int) -> "Drafts":
         """Room for prompts and answers; none of both where nothing is guessed."""
-        ids = jnp.full((samples, prompt + tokens), UNKNOWN, jnp.int32)
-        return cls(ids, ids, jnp.zeros((samples, 2)), prompt)
+        return cls.before(jnp.full((samples, prompt + tokens), UNKNOWN, jnp.int32), prompt)
+
+    @classmethod
+    def before(cls, ids: Int[Array, "B L"], prompt: int) -> "Drafts":
+        """Drafts of samples that have emitted nothing; `ids` as in the field."""
+        return cls(ids, jnp.full_like(ids, UNKNOWN), jnp.zeros((len(ids), 2)), prompt)
 
     def sources(self, emitted: Int[Array, " B"], count: int, vocab: Vocab) -> Int[Array, "2 B n"]:
         """Guesses of the next `count` ids, by source."""
@@ -52,13 +60,13 @@ class Drafts:
 
         def guess(carry, place):
             """The id at a place, by source: drawn ids while all that was read before them holds, or
-            behind each id that was read; others are looked up."""
+            behind each id that was read; others are looked up where that is sure."""
             ids, whole = carry
             place = self.prompt + emitted + place
             drawn = _at(self.ids, place)
             holds = _at(self.read, place - 1) == jax.vmap(_at, (0, None))(ids, place - 1)
             whole = whole & holds[0]
-            looked_up, sure = jax.vmap(_look_up, (0, None, None))(ids, place, vocab)
+            looked_up, sure = jax.vmap(lambda each: _look_up(each, place, self.prompt, vocab))(ids)
             uses = (jnp.stack([whole, holds[1]]) | ~sure) & (drawn != UNKNOWN)
             found = jnp.where(uses, drawn, looked_up)
             ids = ids.at[:, jnp.arange(len(place)), place].set(found, mode="drop")
@@ -81,8 +89,6 @@ class Drafts:
         sources: Int[Array, "2 B n"],
     ) -> "Drafts":
         """With what a pass `read` and drew behind `emitted` ids; it emitted what is `kept`."""
-        if not self.prompt:
-            return self
         rows = jnp.arange(len(emitted))[:, None]
         places = self.prompt + emitted[:, None] + jnp.arange(len(drawn))
         ids = self.ids.at[rows, places].set(drawn.T, mode="drop")
@@ -91,6 +97,14 @@ class Drafts:
         scores = self.scores * _KEPT ** kept.sum(0)[:, None] + right.T
         return Drafts(ids, read, scores, self.prompt)
 
+    def followed_by(self, emitted: Int[Array, " B"], ids: Int[Array, "T B"]) -> "Drafts":
+        """With what passes without guesses emitted behind `emitted` ids."""
+        if not self.prompt:
+            return self
+        places = self.prompt + emitted[:, None] + jnp.arange(len(ids))
+        rows = jnp.arange(len(emitted))[:, None]
+        return dataclasses.replace(self, ids=self.ids.at[rows, places].set(ids.T, mode="drop"))
+
 
 def _at(ids: Int[Array, "B L"], places: Int[Array, " B"]) -> Int[Array, " B"]:
     places = jnp.maximum(places, 0)[:, None]
@@ -98,27 +112,45 @@ def _at(ids: Int[Array, "B L"], places: Int[Array, " B"]) -> Int[Array, " B"]:
 
 
 def _look_up(
-    ids: Int[Array, "B L"], place: Int[Array, " B"], vocab: Vocab
+    ids: Int[Array, "B L"], place: Int[Array, " B"], prompt: int, vocab: Vocab
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
     """The id at the place before `place` whose surroundings are most like those of `place`, and
-    whether at least the id before it is the same.
+    whether the id before it and two more of these are the same. The first `prompt` places are the
+    prompt's.
 
     What counts is the id before it, the one before that, and in pictures the codes above and above
-    on the right: the last place of several. Without any, the newest id. Codes follow codes.
+    on the right, and the column: the last place of several. Without any, the newest id. Codes
+    follow codes. Codes that repeat count as one, the sample's own background, so that what a
+    document shows is found on another one.
     """
     length, grid = ids.shape[1], vocab.config.grid
     here = jnp.arange(length)
+    codes = (ids >= vocab.first_image) & (ids < vocab.first_text)
+    before, after = (codes & (ids == _moved(ids, places)) for places in (1, -1))
+    drawn = before & (here >= prompt) & (here < place[:, None])
+    latest = jnp.where(drawn, here, -1).max(axis=1)
+    background = jnp.where(latest < 0, UNKNOWN, _at(ids, latest))
+    plain = before | after | (codes & (ids == background[:, None]))
+    alike = jnp.where(plain, _BACKGROUND, ids)
+    column = here - jax.lax.cummax(jnp.where(codes, -1, here + 1), axis=1)
 
     def same(back: int) -> Bool[Array, "B L"]:
-        moved = jnp.pad(ids, [(0, 0), (back, 0)], constant_values=UNKNOWN)[:, :length]
-        return moved == _at(ids, place - back)[:, None]
+        return _moved(alike, back) == _at(alike, place - back)[:, None]
 
-    codes = (ids >= vocab.first_image) & (ids < vocab.first_text)
     one, newest = same(1), _at(ids, place - 1)
     drawing = ((newest >= vocab.first_image) & (newest < vocab.first_text))[:, None]
-    above = codes * (3 * same(grid) + same(max(grid - 1, 1)))
-    likeness = 6 * one + 2 * (one & same(2)) + above
+    beside = (_at(column, place - 1)[:, None] + 1 - column) % grid == 0
+    around = codes * (3 * same(grid) + 3 * same(max(grid - 1, 1)) + beside)
+    likeness = 6 * one + 2 * (one & same(2)) + around
     there = (here < place[:, None]) & (ids != UNKNOWN) & (codes | ~drawing)
     best = jnp.where(there, likeness * length + here, 0).max(axis=1)
-    found = jnp.where(best >= length, _at(ids, best % length), newest)
-    return found, best >= 6 * length
+    found = _at(
+        jnp.where(plain & (background >= 0)[:, None], background[:, None], ids), best % length
+    )
+    return jnp.where(best >= length, found, newest), best >= _SURE * length
+
+
+def _moved(ids: Int[Array, "B L"], places: int) -> Int[Array, "B L"]:
+    """What is this many places before each; `UNKNOWN` beyond the ends."""
+    there = jnp.arange(ids.shape[1]) - places
+    return jnp.where((there >= 0) & (there < ids.shape[1]), jnp.roll(ids, places, 1), UNKNOWN)

@@ -19,7 +19,11 @@ _TIMED = 3
 _USUAL, _WEIGHT = 0.7, 20.0
 """How often guesses are right before any was made, and the number of guesses that this weighs."""
 _KEPT = 0.9
-"""What the guesses of a chunk still count a chunk later."""
+"""What the guesses of a chunk still count after another chunk with guesses."""
+_KEPT_IDLE = 0.99
+"""The same after a chunk without guesses: after some hundred of them guesses are tried again."""
+_GAIN = 1.05
+"""How many times the speed without guesses a window has to promise."""
 
 
 class Pace:
@@ -33,19 +37,22 @@ class Pace:
     @property
     def window(self) -> int:
         """The window that emits most ids in a second, as far as is known."""
-        return max(self._seconds, key=lambda window: self._ids(window) / self._seconds[window])
+        return max(self._seconds, key=self._rate)
 
     def saw(self, emitted: Int[np.ndarray, "passes B"], window: int) -> None:
         """Count the guesses of a chunk by how many ids each pass emitted, 0 of samples that are
         done."""
-        self._right = _KEPT * self._right + int(np.maximum(emitted - 1, 0).sum())
-        self._wrong = _KEPT * self._wrong + int(((emitted > 0) & (emitted < window)).sum())
+        kept = _KEPT if window > 1 else _KEPT_IDLE
+        self._right = kept * self._right + int(np.maximum(emitted - 1, 0).sum())
+        self._wrong = kept * self._wrong + int(((emitted > 0) & (emitted < window)).sum())
 
-    def _ids(self, window: int) -> float:
-        """Ids that a pass emits on average, if each guess is right as often as any other."""
+    def _rate(self, window: int) -> float:
+        """Ids per second, if each guess is right as often as any other; with guesses, as many as
+        are sure to be gained."""
         right = self._right + _USUAL * _WEIGHT
         share = right / (right + self._wrong + (1 - _USUAL) * _WEIGHT)
-        return sum(share**place for place in range(window))
+        ids = sum(share**place for place in range(window))
+        return ids / self._seconds[window] / (_GAIN if window > 1 else 1)
 
 
 _MEASURED: dict[Hashable, Pace] = {}
@@ -64,11 +71,14 @@ def pace_of(
     if asked != AUTO or shared:
         return Pace({max(1, asked): 1.0})
     if program not in _MEASURED:
-        _MEASURED[program] = Pace({window: _seconds(timed, window) for window in WINDOWS})
+        _MEASURED[program] = Pace(_seconds(timed))
     return _MEASURED[program]
 
 
-def _seconds(timed: Callable[[int], float], window: int) -> float:
-    """Seconds of a pass, those of the fastest chunk."""
-    timed(window)  # compiles it
-    return min(timed(window) for _ in range(_TIMED))
+def _seconds(timed: Callable[[int], float]) -> dict[int, float]:
+    """Seconds of a pass by window, those of the fastest chunk; windows take turns, so that
+    whatever else runs slows them alike."""
+    for window in WINDOWS:
+        timed(window)  # compiles it
+    rounds = [[timed(window) for window in WINDOWS] for _ in range(_TIMED)]
+    return {window: min(each) for window, *each in zip(WINDOWS, *rounds, strict=True)}

@@ -199,8 +199,10 @@ def chunk(
     """
     step = partial(_pass, model, vocab, variables, method, greedy, window, rows)
     if window == 1:
+        before = _emitted(state)
         state, emitted = jax.lax.scan(lambda state, _: step(state), state, None, passes)
-        taken = jnp.int32(passes)
+        drafts = state.drafts.followed_by(before, emitted.ids[:, 0])
+        state, taken = dataclasses.replace(state, drafts=drafts), jnp.int32(passes)
     else:
         state, emitted, taken = _until_done(step, rows, state, vocab, passes, window)
     done = state.states >= rows.table.lengths
@@ -244,7 +246,7 @@ def _pass(model, vocab, variables, method, greedy, window, rows: RowConstants, s
     Samples that are done emit `<pad>`.
     """
     kinds = grammar.kinds(vocab)
-    emitted = _by_stream(state.cache.lengths, state)[0]
+    emitted = _emitted(state)
     sources = state.drafts.sources(emitted, window - 1, vocab)
     drafts = state.drafts.chosen(sources)
     drafts, states = speculate.follow(rows.table, state.states, drafts, kinds)
@@ -270,7 +272,9 @@ def _pass(model, vocab, variables, method, greedy, window, rows: RowConstants, s
     kept = speculate.accepted(drafts, found.ids) & alive
     count = kept.sum(0)
 
-    guessed = state.drafts.after(emitted, drafts, found.ids, kept, sources)
+    guessed = state.drafts
+    if window > 1:
+        guessed = guessed.after(emitted, drafts, found.ids, kept, sources)
     found = Emitted(
         jnp.where(kept, found.ids, vocab.pad),
         jnp.where(kept, found.logprobs, 0.0),
@@ -287,6 +291,11 @@ def _pass(model, vocab, variables, method, greedy, window, rows: RowConstants, s
         guessed,
     )
     return after, found
+
+
+def _emitted(state: State) -> Int[Array, " B"]:
+    """How many ids each sample has emitted."""
+    return _by_stream(state.cache.lengths, state)[0]
 
 
 def _sizes(state: State) -> tuple[int, int, int]:

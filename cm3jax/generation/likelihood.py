@@ -15,7 +15,8 @@ _WIDTH = 64  # lengths are rounded up to multiples of it: a few programs serve a
 
 
 class Likelihood:
-    """Log-probabilities under a model: among all ids, at temperature 1, without guidance."""
+    """Log-probabilities under a model: among all ids, at temperature 1, without guidance. Keys and
+    values are kept in the type that drawing keeps them in (`model.cache`)."""
 
     def __init__(self, model: LanguageModel):
         self._model = model
@@ -74,6 +75,7 @@ class Likelihood:
         """Log-probabilities of the ids `said` after the ids `read`, which follow prompts."""
         apply = self._model.apply
         _, prefix = apply(variables, prompts, lengths, method="prefill")
+        prefix = [layer.stored(self._model.config) for layer in prefix]
         cache = start_cache(prefix, lengths, samples=1, capacity=read.shape[1])
         hidden, _ = apply(variables, read, cache, method="extend")
         scores = jax.nn.log_softmax(apply(variables, hidden, method="logits"))

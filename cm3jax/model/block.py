@@ -142,17 +142,19 @@ class Block(nn.Module):
 def _written(old: Array, new: Array, lengths: Int[Array, " B"]) -> Array:
     """`old` [B K C A], or its scales, with T more tokens a row [B K T A], the first at the row's
     length; none beyond the capacity."""
-    if new.shape[2] == 1:
-        # Where a token has no room its row is done, and what stands there is never read again.
-        return jax.lax.platform_dependent(old, new, lengths, tpu=_updated, default=_scattered)
-    return _scattered(old, new, lengths)
+    return jax.lax.platform_dependent(old, new, lengths, tpu=_updated, default=_scattered)
 
 
 def _updated(old, new, lengths):
     """A TPU writes this into the suffix as it lies; a scatter copies that twice a chunk."""
-    return jax.vmap(lambda row, more, at: jax.lax.dynamic_update_slice(row, more, (0, at, 0)))(
-        old, new, lengths
-    )
+
+    def write(row, more, at):
+        return jax.lax.dynamic_update_slice(row, more, (0, at, 0))
+
+    # Tokens without room land on the last entry, which the one that belongs there then replaces.
+    for token in reversed(range(new.shape[2])):
+        old = jax.vmap(write)(old, new[:, :, token : token + 1], lengths + token)
+    return old
 
 
 def _scattered(old, new, lengths):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from cm3jax.config import DecoderConfig
-from cm3jax.model.quantised import FewBits, kept_like
+from cm3jax.model.quantised import FewBits, kept_like, quantise
 from cm3jax.shapes import Array, Float, Int
 
 
@@ -35,6 +35,14 @@ class KeyValues:
     def kept_like(self, old: "KeyValues") -> "KeyValues":
         """The same, quantised where `old` is, with a scale for each head of each token."""
         return KeyValues(kept_like(old.keys, self.keys), kept_like(old.values, self.values))
+
+    def stored(self, config: DecoderConfig) -> "KeyValues":
+        """The same in the type that a decoder of this config keeps them in (`model.cache`)."""
+        if not config.cache:
+            return self
+        return KeyValues(
+            *(quantise(part, (-1,), config.cache) for part in (self.keys, self.values))
+        )
 
     @classmethod
     def of_tokens(

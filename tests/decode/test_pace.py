@@ -28,11 +28,17 @@ def test_guesses_are_tried_again_after_chunks_without_any():
         if pace.window == 1:
             break
     assert pace.window == 1
-    for _ in range(40):
-        pace.saw(*chunk([1] * 16, 1))
-        if pace.window > 1:
-            break
-    assert pace.window > 1
+    tries = 0
+    for _ in range(1_000):
+        tries += pace.window > 1
+        pace.saw(*chunk([1] * 16, pace.window))
+    assert 10 <= tries <= 60, "each costs time, so there are few"
+
+
+def test_a_gain_that_timing_may_have_made_up_is_left():
+    ids = sum(0.7**place for place in range(16))
+    assert Pace({1: 1.0, 16: ids / 1.04}).window == 1
+    assert Pace({1: 1.0, 16: ids / 1.06}).window == 16
 
 
 def test_right_guesses_widen_the_window():

@@ -107,6 +107,27 @@ def test_what_is_copied_from_a_document_takes_few_passes(read):  # noqa: F811
     assert (right.sources(jnp.full(1, 3), 1, VOCAB) == VOCAB.first_image).all()
 
 
+def test_what_a_document_shows_is_guessed_on_another_background():
+    """Two codes side by side: the second one, and what ends them."""
+    document, own = (
+        [VOCAB.first_image + code for code in codes]
+        for codes in ((0, 0, 0, 0, 0, 1, 2, 0, 0), (7, 7, 1, 2, 7, 7))
+    )
+    prefix = [VOCAB.eos, VOCAB.first_text, VOCAB.break_, *document, VOCAB.break_]
+    ids = jnp.asarray([*prefix, *own])[None]
+    for emitted in (3, 4, 5):
+        known = jnp.where(jnp.arange(ids.shape[1]) < len(prefix) + emitted, ids, -1)
+        guess = Drafts.before(known, len(prefix)).sources(jnp.full(1, emitted), 1, VOCAB)
+        assert guess[:, 0, 0].tolist() == [own[emitted]] * 2
+
+
+def test_guesses_know_what_passes_without_any_emitted():
+    drafts = Drafts.before(jnp.asarray([[3, 4, -1, -1, -1]] * 2), 2)
+    after = drafts.followed_by(jnp.asarray([0, 1]), jnp.asarray([[7, 8], [9, 10]]))
+    assert after.ids.tolist() == [[3, 4, 7, 9, -1], [3, 4, -1, 8, 10]]
+    assert after.read is drafts.read
+
+
 def test_processes_that_share_rows_time_nothing(read, monkeypatch):  # noqa: F811
     """Each would choose a window of its own, and wait for the others in another program."""
     mesh = partition.make_mesh(MeshConfig(data=2))

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from cm3jax.compiled import Bounds, Compiled
-from cm3jax.compiled_decoding import Decoding
 from cm3jax.config import MeshConfig
 from cm3jax.errors import UserError
 from cm3jax.presets import load_experiment
@@ -199,11 +198,15 @@ def test_options_that_do_nothing_together_are_refused():
             plan.run(["cm3leon_350m", *words])
 
 
-def test_a_plan_of_drawing_says_that_it_knows_no_matrices_of_few_bits():
-    config = load_experiment("cm3leon_350m")
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, weights="int8"))
-    with pytest.raises(UserError, match=r"would not tell what model\.weights=int8 saves"):
-        plan_target.decoding_for_target(config, Target.parse("v5e-8"), Decoding())
+def test_a_plan_of_drawing_wants_a_window_that_emits_what_is_said():
+    asked = ["cm3leon_350m", "--target", "v5e-8", "--decode"]
+    with pytest.raises(UserError, match="give --decode a window"):
+        plan.run([*asked, "--decode.speculate", "-1"])
+    for words in (("--tokens-per-pass", "2"), ("--tokens-per-pass", "0.5")):
+        with pytest.raises(UserError, match="from 1 to the ids that a pass reads"):
+            plan.run([*asked, *words])
+    with pytest.raises(UserError, match="--tokens-per-pass goes with --decode"):
+        plan.run(["cm3leon_350m", "--target", "v5e-8", "--tokens-per-pass", "2"])
 
 
 def test_slices_and_search_want_a_target():

@@ -144,17 +144,20 @@ def test_decoding_equals_the_full_forward(model, variables, steps):
         np.testing.assert_allclose(decoded[row], expected[length:], atol=1e-5)
 
 
-def test_a_token_is_written_where_it_is_on_cpus_as_tpus_write_it():
-    """One without room, of a row that is done, changes nothing but its own row's last entry."""
-    old = jax.random.normal(jax.random.key(0), (3, 2, 5, 4))
-    new = jax.random.normal(jax.random.key(1), (3, 2, 1, 4))
-    lengths = jnp.asarray([0, 4, 5])
+@pytest.mark.parametrize("count", [1, 3])
+def test_tokens_are_written_where_they_are_on_cpus_as_tpus_write_them(count):
+    """Those without room, of a row that is done, change nothing but its last entry."""
+    old = jax.random.normal(jax.random.key(0), (4, 2, 5, 4))
+    new = jax.random.normal(jax.random.key(1), (4, 2, count, 4))
+    lengths = jnp.asarray([0, 1, 4, 5])
     there, here = (write(old, new, lengths) for write in (block._updated, block._scattered))
-    np.testing.assert_array_equal(there[:2], here[:2])
+    np.testing.assert_array_equal(there[:3], here[:3])
     for row in (0, 1):
-        np.testing.assert_array_equal(there[row, :, lengths[row]], new[row, :, 0])
-    np.testing.assert_array_equal(here[2], old[2])
-    np.testing.assert_array_equal(there[2, :, :4], old[2, :, :4])
+        place = int(lengths[row])
+        np.testing.assert_array_equal(there[row, :, place : place + count], new[row])
+    np.testing.assert_array_equal(there[2, :, 4], new[2, :, 0])
+    np.testing.assert_array_equal(here[3], old[3])
+    np.testing.assert_array_equal(there[3, :, :4], old[3, :, :4])
 
 
 def test_dropout_by_the_definition():
