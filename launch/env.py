@@ -27,9 +27,13 @@ FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
     # add others here only with the gain that they brought.
     "gpu": {"XLA_FLAGS": ("--xla_gpu_enable_latency_hiding_scheduler=true",)},
     # Let collectives run beside arithmetic. Only libtpu knows these flags; it obeys them also
-    # when it compiles for TPUs that are not there (`launch.plan --target`). What the third and the
-    # fourth bring is open: they were added for wide `mesh.fsdp`, where gathers wait, but steps
-    # compiled at reduced width have as many collectives beside arithmetic without them.
+    # when it compiles for TPUs that are not there (`launch.plan --target`). The last two cut a
+    # product and the gather of its parameters, or the sum of its gradients, into parts that take
+    # turns once it is known what each device has: before that, which is the default, XLA finds no
+    # such parts where `mesh.data` or `mesh.tensor` is beside `mesh.fsdp`, and gradients wait for
+    # whole sums. What the third and the fourth bring is open: they were added for wide `mesh.fsdp`,
+    # where gathers wait, but steps compiled at reduced width have as many collectives beside
+    # arithmetic without them.
     "tpu": {
         "LIBTPU_INIT_ARGS": (
             "--xla_tpu_enable_async_collective_fusion=true",
@@ -37,6 +41,8 @@ FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
             "--xla_tpu_enable_async_collective_fusion_multiple_steps=true",
             "--xla_enable_async_all_gather=true",
             "--xla_tpu_overlap_compute_collective_tc=true",
+            "--xla_tpu_all_gather_collective_matmul_mode=post_spmd",
+            "--xla_tpu_reduce_scatter_collective_matmul_mode=post_spmd",
         )
     },
 }
