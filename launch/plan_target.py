@@ -107,18 +107,27 @@ def _is_narrow(experiment: Experiment, target: Target, fsdp: int) -> bool:
 
 
 def _wider(experiment: Experiment, target: Target) -> Iterator[str]:
-    """A mesh of as many devices that leaves a TPU enough of each parameter, if there is one."""
+    """A mesh of as many devices that leaves a TPU enough of each parameter, if there is one: with
+    copies of the parameters, whose gradients are little to sum, or where these do not fit with
+    `tensor`, for which arithmetic waits in each layer."""
     width, mesh = experiment.model.width, experiment.mesh
-    fsdp, tensor = mesh.fsdp, mesh.tensor
+    fsdp, times = mesh.fsdp, 1
     while fsdp % 2 == 0 and _is_narrow(experiment, target, fsdp):
-        fsdp, tensor = fsdp // 2, tensor * 2
+        fsdp, times = fsdp // 2, times * 2
     if fsdp == mesh.fsdp or _is_narrow(experiment, target, fsdp):
         return
-    if experiment.model.groups % tensor == 0:
-        yield (
-            f"--mesh.fsdp {mesh.fsdp} leaves {width // mesh.fsdp} of {width} elements to a device, "
-            f"fewer than a TPU's {_LANES} lanes: try --mesh.fsdp {fsdp} --mesh.tensor {tensor}"
-        )
+    copies = dataclasses.replace(mesh, data=mesh.data * times, fsdp=fsdp)
+    formula = _formula(dataclasses.replace(experiment, mesh=copies))
+    if formula is not None and formula <= target.memory:
+        better = f"--mesh.data {copies.data} --mesh.fsdp {fsdp}"
+    elif experiment.model.groups % (mesh.tensor * times) == 0:
+        better = f"--mesh.fsdp {fsdp} --mesh.tensor {mesh.tensor * times}"
+    else:
+        return
+    yield (
+        f"--mesh.fsdp {mesh.fsdp} leaves {width // mesh.fsdp} of {width} elements to a device, "
+        f"fewer than a TPU's {_LANES} lanes: try {better}"
+    )
 
 
 def _more_room(experiment: Experiment, made: Compiled) -> str:

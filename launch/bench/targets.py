@@ -18,7 +18,9 @@ from typing import Any
 
 from cm3jax.io.experiment_json import read_as
 from cm3jax.io.files import require_replaceable, write_atomic
+from cm3jax.targets import Target
 from cm3jax.training.metrics import revision
+from launch.env import FLAGS
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,8 +32,12 @@ CASES = (
     "cm3leon_760m --target h200-8 --mesh.data 1 --mesh.fsdp 8 --data.batch 64 "
     "--model.attention cudnn",
     f"cm3leon_7b --target v5p-256 --mesh.fsdp 32 --mesh.tensor 8 --data.batch 512 {_SPLASH}",
+    f"cm3leon_7b --target v5p-256 --mesh.data 8 --mesh.fsdp 32 --data.batch 512 {_SPLASH}",
     f"cm3leon_7b --target v6e-256 --mesh.fsdp 32 --mesh.tensor 8 --data.batch 256 {_SPLASH}",
+    f"cm3leon_7b --target v6e-256 --mesh.data 8 --mesh.fsdp 32 --data.batch 256 {_SPLASH}",
     "cm3leon_7b --target v6e-256 --slices 2 --mesh.data 2 --mesh.fsdp 32 --mesh.tensor 8 "
+    f"--data.batch 512 {_SPLASH}",
+    "cm3leon_7b --target v6e-256 --slices 2 --mesh.data 16 --mesh.fsdp 32 "
     f"--data.batch 512 {_SPLASH}",
     "cm3leon_7b --target h200-64 --mesh.fsdp 64 --model.attention cudnn",
     f"sft_7b --target v5p-128 --mesh.fsdp 32 --mesh.tensor 4 --data.batch 256 {_SPLASH}",
@@ -91,7 +97,15 @@ def _compile(case: str, seconds: int) -> dict[str, Any]:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it failed"]
         said = [line for line in lines if line.startswith("error: ")] or lines
         return {"error": said[-1].removeprefix("error: ")}
-    return {**json.loads(done.stdout), "commit": revision(), "versions": _versions()}
+    about = {"commit": revision(), "versions": _versions(), "flags": _flags(case)}
+    return {**json.loads(done.stdout), **about}
+
+
+def _flags(case: str) -> list[str]:
+    """The compiler's flags today for a case's accelerator."""
+    (name,) = re.findall(r"--target (\S+)", case)
+    variables = FLAGS[Target.parse(name).accelerator.platform]
+    return [flag for flags in variables.values() for flag in flags]
 
 
 def _versions() -> dict[str, str]:
@@ -113,6 +127,9 @@ compilers allocate and schedule. MFU is an upper bound, for arithmetic at the pe
 collectives that it waits for. GB are 10⁹ bytes of one device. Collectives are counted each time
 they run: those that overlap with arithmetic / all of them.
 
+A row that ends with † was compiled with the flags of its commit, which are not today's, or no
+commit was kept with it: today's program may have other collectives.
+
 """
 _COLUMNS = (
     "experiment, mesh (data × fsdp × tensor)",
@@ -122,6 +139,7 @@ _COLUMNS = (
     "collectives overlapped / all",
     "kernels",
     "MFU at most",
+    "commit",
 )
 
 
@@ -145,7 +163,7 @@ def page(known: dict[str, Any]) -> str:
 
 def _line(case: str, found: dict[str, Any]) -> str:
     if "target" not in found:
-        return f"| `{case}` | | {found['error']} | | | | |"
+        return f"| `{case}` | | {found['error']} | | | | | |"
     target = found["target"]
     mesh, each = target["mesh"], target["collectives"].values()
     hidden = sum(one["hidden"] for one in each)
@@ -161,5 +179,6 @@ def _line(case: str, found: dict[str, Any]) -> str:
         f"{hidden:,} / {hidden + sum(one['waiting'] for one in each):,}",
         ", ".join(target["kernels"]) or "XLA's",
         f"{target['mfu_at_most']:.0%}",
+        (found.get("commit") or "")[:7] + ("" if found.get("flags") == _flags(case) else " †"),
     ]
     return f"| {' | '.join(cells)} |"

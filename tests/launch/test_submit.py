@@ -153,6 +153,10 @@ def test_a_job_is_for_what_was_planned(cluster, target, nodes, devices, accelera
     assert f"--mesh.fsdp {size} --mesh.platform {platform}" in text
     fraction = "XLA_PYTHON_CLIENT_MEM_FRACTION"
     assert (fraction in text) == (platform == "gpu")
+    # Compiler flags are those of `launch.env`, under which `plan` compiled and `train` runs.
+    assert f"launch.train {EXPERIMENT.name}" in text
+    assert "LIBTPU_INIT_ARGS" not in text
+    assert "XLA_FLAGS" not in text
 
 
 def test_a_target_and_what_contradicts_it_are_refused():
