@@ -93,6 +93,8 @@ def make_parser() -> argparse.ArgumentParser:
     speculate.add_argument("--run", default=str(SHIPPED / "decoder"), help="a decoder of emblems")
     speculate.add_argument("--prompts", type=positive, default=32, help="of each kind")
     speculate.add_argument("--temperature", type=float, help="by default the run's own")
+    speculate.add_argument("--out", default="docs/speculate.json", help="where results are kept")
+    speculate.add_argument("--page", default="docs/generation.md", help="where the table is put")
 
     scaling = kinds.add_parser("scaling", help="seconds per picture by batch, documents, samples")
     scaling.set_defaults(measure=bench_scaling.bench_scaling)

@@ -4,11 +4,11 @@ Prompts are random ids. Every id that is not an image code scores 0, and the lik
 more, so that both sides choose among the same ids and choose the same ones. `tokens_per_second`
 counts the tokens that all samples emit; the time includes the prompts. The rival runs with a static
 and with a growing cache, with `--compile-torch` also compiled; several samples of a prompt also
-with the prompt's cache computed once and repeated by hand.
+with the prompt's cache computed once and repeated by hand. With `--weights` our side also runs
+without. Sides take turns, so that whatever else runs on the machine slows them alike.
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -29,8 +29,11 @@ from cm3jax.training.hardware import copy_rate
 from launch.bench.model import add_model, experiment, no_rival, positive, random_weights
 from launch.rivals import chameleon
 
-REPEATS = 3
-"""Timed runs of each side, after one that compiles and warms up; the median counts."""
+REPEATS = 5
+"""Timed runs of each side, after one that compiles and warms up; the fastest counts."""
+
+Side = Callable[[], np.ndarray]
+"""Draws: ids [prompts, samples, new]."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def bench_decode(options: argparse.Namespace) -> dict[str, Any]:
-    """Time the sides one after another."""
+    """Time the sides in turns."""
     config = experiment(options, options.prompt + options.new + 1)
     vocab = Vocab(config.vocab)
     weights = random_weights(DecoderLearner(config, vocab, {}))
@@ -56,7 +59,14 @@ def bench_decode(options: argparse.Namespace) -> dict[str, Any]:
     prompts = np.random.default_rng(1).integers(
         vocab.first_text, vocab.size, (options.batch, options.prompt), dtype=np.int32
     )
-    ids, seconds, meter = _ours(config, weights, prompts, options)
+    given = (config, weights, prompts, options)
+    why = no_rival(options)
+    ours, meter = _ours(*given, options.weights)
+    sides = {"ours": ours, **({} if why else _torch(*given))}
+    if options.weights:
+        sides["ours_plain"], _ = _ours(*given, "")
+    found = _timed(sides)
+    ids, seconds = found.pop("ours")
     tokens = options.batch * options.samples * options.new
     answer = {
         "device": jax.devices()[0].device_kind,
@@ -69,38 +79,44 @@ def bench_decode(options: argparse.Namespace) -> dict[str, Any]:
         "prompt_tokens": options.prompt,
         "new_tokens": options.new,
         "ours": {"tokens_per_second": tokens / seconds, "seconds": seconds}
-        | meter.report(options.batch * options.samples, copy_rate()),
+        | meter().report(options.batch * options.samples, copy_rate()),
     }
     if options.weights:
         answer["error_of_logits"] = _error(config, weights, prompts, options.weights)
-    if why := no_rival(options):
-        return answer | {"torch": None, "torch_left_out_because": why}
-    for name, (theirs, seconds) in _torch(config, weights, prompts, options).items():
+    for name, (theirs, seconds) in found.items():
         rate = tokens / seconds
         answer[name] = {"tokens_per_second": rate, "seconds": seconds}
-        if not options.guided:  # the rival's second stream costs its time and guides nothing
+        if not options.guided or name == "ours_plain":
+            # The rival's second stream costs its time and guides nothing.
             answer[name]["same_ids"] = float(np.mean(theirs == ids))
         answer[f"ratio_to_{name}"] = answer["ours"]["tokens_per_second"] / rate
-    return answer
+    return answer | ({"torch": None, "torch_left_out_because": why} if why else {})
 
 
-def _timed(run: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
-    seconds = []
-    for _ in range(REPEATS + 1):
-        begin = time.perf_counter()
-        out = run()
-        seconds.append(time.perf_counter() - begin)
-    return out, statistics.median(seconds[1:])
+def _timed(sides: dict[str, Side]) -> dict[str, tuple[np.ndarray, float]]:
+    """Ids and seconds of each side."""
+    found = {name: run() for name, run in sides.items()}
+    seconds = dict.fromkeys(sides, np.inf)
+    for _ in range(REPEATS):
+        for name, run in sides.items():
+            begin = time.perf_counter()
+            found[name] = run()
+            seconds[name] = min(seconds[name], time.perf_counter() - begin)
+    return {name: (found[name], seconds[name]) for name in sides}
 
 
 def _ours(
-    config: Experiment, weights: Any, prompts: np.ndarray, options: argparse.Namespace
-) -> tuple[np.ndarray, float, Meter]:
-    """Ids [prompts, samples, new], seconds, and what the last run counted."""
+    config: Experiment,
+    weights: Any,
+    prompts: np.ndarray,
+    options: argparse.Namespace,
+    kind: WeightType,
+) -> tuple[Side, Callable[[], Meter]]:
+    """Our engine with matrices of this type, and what its last run counted."""
     vocab = Vocab(config.vocab)
     model = Decoder(config.model, vocab.size)
     variables = {"params": weights}
-    variables = jax.device_put(as_read(variables, config.model.dtype, options.weights))
+    variables = jax.device_put(as_read(variables, config.model.dtype, kind))
     blind = np.asarray([vocab.eos, vocab.sentinel(0), vocab.break_], np.int32)
     guides = (Guide(blind, 3.0),) if options.guided else ()
     program = (Codes((None,) * options.new),)
@@ -119,8 +135,7 @@ def _ours(
                 out[done.request] = [sample.ids for sample in done.samples]
         return out
 
-    ids, seconds = _timed(run)
-    return ids, seconds, meter
+    return run, lambda: meter
 
 
 def _error(config: Experiment, weights: Any, prompts: np.ndarray, kind: WeightType) -> float:
@@ -142,8 +157,8 @@ def _error(config: Experiment, weights: Any, prompts: np.ndarray, kind: WeightTy
 
 def _torch(
     config: Experiment, weights: Any, prompts: np.ndarray, options: argparse.Namespace
-) -> dict[str, tuple[np.ndarray, float]]:
-    """Ids and seconds by kind of cache."""
+) -> dict[str, Side]:
+    """The rival by kind of cache."""
     import torch
     from transformers import CompileConfig, DynamicCache
 
@@ -177,7 +192,7 @@ def _torch(
         cache.batch_repeat_interleave(options.samples)
         return generate(past_key_values=cache)
 
-    sides = {
+    sides: dict[str, Side] = {
         "torch_static": lambda: generate(cache_implementation="static"),
         "torch_growing": lambda: generate(),
     }
@@ -189,4 +204,4 @@ def _torch(
         sides["torch_compiled"] = lambda: generate(
             cache_implementation="static", compile_config=compiled
         )
-    return {name: _timed(run) for name, run in sides.items()}
+    return sides

@@ -8,7 +8,6 @@ prompts describe. Results are kept in `--out`, type by type, and the table is wr
 
 import argparse
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from cm3jax.generation.requests import PromptRequest
 from cm3jax.io.files import read_json, write_atomic, write_json
 from cm3jax.model.quantised import contracted_by, quantise, stored_bytes
 from cm3jax.training.exported_run import LoadedRun
+from launch.bench.tables import with_table
 
 _HEAD = (
     "| matrices | drawn exactly | scenes | emblems | nats per code | MB of weights per step |\n"
@@ -130,18 +130,13 @@ def _bytes_per_step(variables: dict, dtype: str, weights: Any) -> int:
     return sum(map(stored_bytes, read_by_steps(shapes)))
 
 
-def table(kept: dict[str, Any]) -> str:
-    """The results as a table of Markdown, without rates: one machine's, of one moment."""
-    lines = [_HEAD]
-    for name, one in kept.items():
-        shares = (f"{one[part]:.1%}" for part in ("exact", "exact_scenes", "exact_emblems"))
-        cells = (*shares, f"{one['nats_per_code']:.5f}")
-        megabytes = one["weight_bytes_per_step"] / 1e6
-        lines.append(f"| {name} | {' | '.join(cells)} | {megabytes:.2f} |\n")
-    return "".join(lines)
-
-
 def written_into(page: str, kept: dict[str, Any]) -> str:
-    """The page with this table in place of the one in it, or at its end."""
-    before, _, rest = page.partition(_HEAD)
-    return before + table(kept) + re.sub(r"\A(\|.*\n)*", "", rest)
+    """The page with the results as its table, in place of the one in it, or at its end."""
+    return with_table(page, _HEAD, (_line(name, one) for name, one in kept.items()))
+
+
+def _line(name: str, one: dict[str, Any]) -> str:
+    """A row of the table, without rates: one machine's, of one moment."""
+    shares = (f"{one[part]:.1%}" for part in ("exact", "exact_scenes", "exact_emblems"))
+    cells = (*shares, f"{one['nats_per_code']:.5f}")
+    return f"| {name} | {' | '.join(cells)} | {one['weight_bytes_per_step'] / 1e6:.2f} |\n"

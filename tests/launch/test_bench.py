@@ -12,7 +12,7 @@ import pytest
 
 from cm3jax.errors import UserError
 from launch import rivals
-from launch.bench import accelerator, command, data, quantised, retrieval, scaling
+from launch.bench import accelerator, command, data, quantised, retrieval, scaling, speculate
 from launch.bench.model import random_weights
 from launch.bench.train import make_learner
 
@@ -273,8 +273,24 @@ def test_the_table_of_fewer_bits_is_what_was_measured():
     assert exact["int4"] >= exact["float32"] - 0.03
     other = {"int8": kept["int8"]}
     replaced = quantised.written_into(page, other)
-    assert quantised.table(other) in replaced
+    assert "| int8 |" in replaced
+    assert "| int4 |" not in replaced
     assert quantised.written_into(replaced, kept) == page
+
+
+@pytest.mark.slow
+def test_guesses_are_timed_on_the_shipped_weights(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(speculate, "BATCHES", (2,))
+    monkeypatch.setattr(speculate, "REPEATS", 1)
+    out, page = tmp_path / "speculate.json", tmp_path / "page.md"
+    page.write_text("Before.\n")
+    command.run(["speculate", "--prompts", "2", "--out", str(out), "--page", str(page)])
+    found = json.loads(capsys.readouterr().out)
+    assert json.loads(out.read_text()) == found
+    for case in found["cases"]:
+        assert case["windows"]["4"]["same_pictures"] == 1
+        assert 1 < case["windows"]["4"]["tokens_per_pass"] <= 4
+    assert page.read_text().startswith("Before.\n| documents | guidance |")
 
 
 @pytest.mark.slow
@@ -287,4 +303,4 @@ def test_fewer_bits_are_measured_on_the_shipped_weights(tmp_path, capsys):
     # Tests compile without LLVM's passes: some patches get another of two nearly equal codes.
     assert 0 < one["nats_per_code"] < np.log(512)
     assert json.loads(out.read_text()) == {"int8": one}
-    assert page.read_text() == quantised.table({"int8": one})
+    assert page.read_text() == quantised.written_into("", {"int8": one})
