@@ -1,6 +1,7 @@
 """Test environment: CPU, eight virtual devices, run-time shape checks; set before jax starts."""
 
 import gc
+import importlib.metadata
 import os
 import pathlib
 import signal
@@ -18,8 +19,14 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        # One part for LLVM: each of 32 would cost more than the few instructions in it.
+        "--xla_cpu_parallel_codegen_split_count=1",
     ]
 )
+# The emitters of fused loops take three quarters of a compilation. jax 0.12 has no others, and ends
+# the process where it does not know a flag.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / "build/jax-cache")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 

@@ -432,9 +432,13 @@ def test_a_mixture_wants_one_vocabulary_and_positive_weights(mixture, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "mixed", [pytest.param(False, marks=pytest.mark.slow, id="one corpus"), "mixture"]
+    ("kind", "mixed"),
+    [
+        ("stream", "mixture"),
+        *(pytest.param(kind, "", marks=pytest.mark.slow) for kind in ("whole", "stream")),
+        pytest.param("whole", "mixture", marks=pytest.mark.slow),
+    ],
 )
-@KINDS
 def test_the_next_hundred_batches_are_the_same_on_any_number_of_processes(
     prepared, mixture, kind, mixed
 ):
