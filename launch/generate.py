@@ -84,6 +84,8 @@ def as_prompt(options: Options, prompt: str, size: int) -> Prompt:
         return picture_prompt(prompt)
     if options.mode == "caption":
         path = re.sub("^<image:(.+)>$", r"\1", prompt.strip())  # as other modes write it
+        if not path.strip():
+            raise UserError("a prompt is empty; give the path of the image to describe.")
         return caption_prompt(load_picture(path, size))
     if options.mode == "edit":
         return read_edit(prompt, size)

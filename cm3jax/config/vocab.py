@@ -25,3 +25,8 @@ class VocabConfig:
             min(self.image_codes, self.text_pieces, self.sentinels, self.grid) >= 1,
             "vocab: image_codes, text_pieces, sentinels and grid must be at least 1.",
         )
+        require(
+            self.specials + self.image_codes + self.text_pieces < 1 << 31,
+            f"vocab: specials={self.specials}, image_codes={self.image_codes} and "
+            f"text_pieces={self.text_pieces} are more ids than 32 bits count; give fewer.",
+        )

@@ -50,5 +50,6 @@ def require_fit(request: Request, model: LanguageModel) -> None:
     if new > room:
         raise UserError(
             f"prompt {request.prompt_id} is {request.longest} tokens long and asks for {new} more, "
-            f"but leaves the model room for {room}; show fewer documents or shorten the text."
+            f"but leaves the model room for {max(room, 0)}; show fewer documents or shorten the "
+            "text."
         )

@@ -299,10 +299,12 @@ def _notes(text_dir: epath.Path, run: LoadedRun) -> dict[str, Any]:
 
 
 def _require_chameleon(run: LoadedRun, what: str) -> None:
-    model = run.experiment.model
+    model, learner = run.experiment.model, run.experiment.learner
+    if learner != "decoder":
+        raise UserError(f"{what} is a run of a {learner}; give a decoder's.")
     wanted = {"positions": "rope", "qk_norm": True, "norm": "rms", "activation": "swiglu"}
     for name, value in wanted.items():
-        if run.experiment.learner != "decoder" or getattr(model, name) != value:
+        if getattr(model, name) != value:
             raise UserError(
                 f"{what} is no Chameleon: it has model.{name}={getattr(model, name)}, not {value}; "
                 "give a decoder of that architecture."

@@ -260,9 +260,14 @@ def require_vocabulary(config: ClipConfig, tokenizer: TextTokenizer) -> None:
 def load(run_dir: epath.PathLike) -> ClipEncoder:
     """The encoder of a run or of exported weights, with the text tokenizer saved beside them.
 
-    Raises `UserError` if either is missing, or if they do not belong together.
+    Raises `UserError` if either is missing, if they do not belong together, or for another run.
     """
     run = checkpoint.load_run(run_dir)
+    if run.experiment.learner != "clip":
+        raise UserError(
+            f"{run_dir} is the run of a {run.experiment.learner}, not of a retrieval encoder; give "
+            "one of learner `clip`."
+        )
     tokenizer = TextTokenizer.load(run_folder(run_dir)[0])
     ours = {"text": tokenizer.fingerprint}
     checkpoint.require_same(run.fingerprints, ours, f"the encoder {run_dir}")

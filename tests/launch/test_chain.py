@@ -185,6 +185,13 @@ def test_a_malformed_scale_raises_user_error(tmp_path, scale):
         chain.command([str(tmp_path), "--scale", scale])
 
 
+@pytest.mark.parametrize("option", ["--codebook", "--pieces"])
+def test_more_ids_than_32_bits_count_raise_user_error(tmp_path, option):
+    argv = [str(tmp_path), "--dry-run", option, str(10**12)]
+    with pytest.raises(UserError, match=r"=1000000000000 .* more ids than 32 bits count"):
+        chain.command(argv)
+
+
 def test_a_damaged_log_stops_no_report_of_a_chain(tmp_path):
     for part, line in {
         "vqgan": '"seconds": "x"',

@@ -38,6 +38,8 @@ def test_wrong_models_and_folders(tmp_path):
     decoder = testing.write_chain(tmp_path)
     with pytest.raises(UserError, match=r"no Chameleon: it has model\.positions=learned"):
         run(["export", str(decoder), "--out", str(tmp_path / "out")])
+    with pytest.raises(UserError, match="vqgan is a run of a vqgan; give a decoder's"):
+        run(["export", str(tmp_path / "vqgan"), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 

@@ -254,3 +254,5 @@ def test_an_encoder_and_its_tokenizer_belong_together(tmp_path):
     other.save(tmp_path / "clip")
     with pytest.raises(UserError, match="text"):
         clip.load(tmp_path / "clip")
+    with pytest.raises(UserError, match="is the run of a decoder, not of a retrieval encoder"):
+        clip.load(tmp_path / "decoder")
