@@ -14,7 +14,7 @@ from cm3jax.shapes import Int
 
 WINDOWS = (1, 2, 4, 8, 16)
 """Those that are timed."""
-_TIMED = 3
+_TIMED = 5
 """Chunks of each window that are timed."""
 _USUAL, _WEIGHT = 0.7, 20.0
 """How often guesses are right before any was made, and the number of guesses that this weighs."""

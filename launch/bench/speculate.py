@@ -30,7 +30,7 @@ from cm3jax.training.hardware import in_words
 from launch.bench.tables import with_table
 
 WINDOWS = (0, 4, 8, 16, AUTO)
-REPEATS = 5
+REPEATS = 8
 """Timed runs of each batch, after one that compiles; the fastest counts."""
 BATCHES = (1, 8)
 _GUIDANCE = 3.0
@@ -89,9 +89,10 @@ def _windows(
     for repeat in range(-1, REPEATS):  # the first one compiles
         drawn = {window: [] for window in WINDOWS}
         for place, group in enumerate(groups):
-            for window, way in ways.items():
+            first = (repeat + place) % len(WINDOWS)  # none always follows the same other
+            for window in WINDOWS[first:] + WINDOWS[:first]:
                 meter = Meter()
-                drawn[window] += _draw(generator, group, way, meter)
+                drawn[window] += _draw(generator, group, ways[window], meter)
                 counted[window].emitted_by(meter.passes, meter.emitted)
                 if repeat >= 0 and not meter.compile_seconds:
                     taken = meter.prefill_seconds + meter.decode_seconds

@@ -12,7 +12,7 @@ from scipy.stats import chi2
 from cm3jax import partition, testing
 from cm3jax.config import DecodeConfig, DecoderConfig, MeshConfig, VocabConfig
 from cm3jax.config.decoding import AUTO
-from cm3jax.decode import speculate, steps
+from cm3jax.decode import pace, speculate, steps
 from cm3jax.decode.drafts import Drafts
 from cm3jax.decode.grammar import Codes, Fixed, Interleaved, Words
 from cm3jax.decode.loop import Slots, decode, decode_each
@@ -150,6 +150,18 @@ def test_processes_that_share_rows_time_nothing(read, monkeypatch):  # noqa: F81
     assert not timed
     assert window(1) == 16
     assert timed
+
+
+def test_where_guesses_do_not_pay_programs_are_those_without(read, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(pace, "_MEASURED", {})
+    monkeypatch.setattr(Slots, "_trial", lambda slots, window: float(window))
+    requests = [text_request(number, 5 + number) for number in range(3)]
+    config = dataclasses.replace(GREEDY, batch=4)
+    plain = decode(MODEL, read, VOCAB, requests, config)
+    programs = steps.compiled_programs()
+    auto = dataclasses.replace(config, speculate=AUTO)
+    equal(plain, decode(MODEL, read, VOCAB, requests, auto))
+    assert steps.compiled_programs() == programs
 
 
 def test_a_guess_counts_where_all_before_it_are_right():
