@@ -50,6 +50,9 @@ class CompiledChunk:
     """Bytes of memory at once, arguments included."""
     read: int
     """Bytes of weights and cache that one pass reads, the cache at its padded length."""
+    compiled_read: int
+    """Bytes that the compiled program's pass reads from memory: less than `read` where a TPU keeps
+    some of it in fast memory from one pass to the next."""
     traffic: dict[str, hlo.Traffic]
     """Collectives by kind, of the whole chunk."""
     copies: int
@@ -98,6 +101,7 @@ def compile_chunk(learner: DecoderLearner, target: Target, wanted: Decoding) -> 
     return CompiledChunk(
         peak=memory.peak_memory_in_bytes,
         read=local_bytes((read_by_steps(variables), state.cache.prefix, state.cache.suffix)),
+        compiled_read=hlo.read_per_turn(text),
         traffic=hlo.traffic(text),
         copies=hlo.copies(text, _LARGE),
         seconds=time.monotonic() - begin,

@@ -59,6 +59,12 @@ class _Instruction:
     def called(self) -> list[str]:
         return _CALLED.findall(self.text)
 
+    @property
+    def operands(self) -> list[str]:
+        """Names of its arguments."""
+        arguments = self.text.removeprefix(self.result).partition("(")[2].partition(")")[0]
+        return re.findall(r"%([\w.\-]+)", arguments)
+
 
 def analysed(made: jax.stages.Compiled) -> tuple[Any, str]:
     """XLA's account of a program's memory, and its text; `UserError` where its compiler keeps them
@@ -128,6 +134,66 @@ def copies(text: str, large: int) -> int:
         return found
 
     return count(entry)
+
+
+_ALIASES = ("bitcast", "get-tuple-element", "tuple", "while", "parameter", "constant")
+_SLICES = ("dynamic-slice", "slice", "gather")
+
+
+def read_per_turn(text: str) -> int:
+    """Bytes that one turn of the program's main loop, which reads most, reads from the device's
+    memory; 0 without a loop.
+
+    Arrays in a TPU's fast memory were read when they were moved there. Of an array that is sliced
+    only the slice is read, and nothing of one that is written in place.
+    """
+    programs, entry = _computations(text)
+    loops = [one.called for one in programs[entry] if one.opcode == "while"]
+    return max((sum(_read_by(each, programs) for each in loop) for loop in loops), default=0)
+
+
+def _read_by(name: str, programs: dict[str, list[_Instruction]]) -> int:
+    """Bytes that a computation reads from memory, loops in it being run out."""
+    program = programs.get(name, [])
+    types = {one.name: one.result for one in program}
+    found = 0
+    for one in program:
+        if one.opcode == "while":
+            found += _turns(one, programs) * sum(_read_by(each, programs) for each in one.called)
+        elif one.opcode not in _ALIASES and not one.opcode.endswith("-done"):
+            for place, operand in enumerate(one.operands):
+                array = types.get(operand, "(")
+                if not array.startswith("(") and not re.search(r"S\(\d+\)", array):
+                    found += _read_of(one, place, _bytes(array), programs)
+    return found
+
+
+def _read_of(one: _Instruction, place: int, size: int, programs: dict) -> int:
+    """Bytes that an instruction reads of its operand at this place, which has `size`."""
+    if one.opcode == "slice-start":
+        return _bytes(_parts(one.result)[1])
+    if one.opcode in _SLICES:
+        return min(size, _bytes(one.result)) if place == 0 else size
+    if one.opcode in ("dynamic-update-slice", "scatter") and place == 0:
+        return 0
+    if one.opcode != "fusion":
+        return size
+    program = [each for called in one.called for each in programs.get(called, [])]
+    mine = [each.name for each in program if f" parameter({place})" in f" {each.text}"]
+    return min(size, sum(_read_within(name, size, program, programs) for name in mine))
+
+
+def _read_within(mine: str, size: int, program: list[_Instruction], programs: dict) -> int:
+    """Bytes that a fusion reads of one of its arrays."""
+    found = 0
+    for one in program:
+        places = [place for place, operand in enumerate(one.operands) if operand == mine]
+        for place in places:
+            read = 0 if one.opcode == "bitcast" else _read_of(one, place, size, programs)
+            if not read and _bytes(one.result) == size:  # it only goes by another name from here
+                read = _read_within(one.name, size, program, programs)
+            found += read
+    return found
 
 
 def _moved(one: _Instruction) -> bool:

@@ -268,6 +268,7 @@ def decoding_for_target(experiment: Experiment, target: Target, wanted: Decoding
         "peak_bytes": made.peak,
         "fits": made.peak <= target.memory,
         "bytes_read_per_step": made.read,
+        "bytes_read_compiled": made.compiled_read,
         "bytes_read_per_token": made.read / made.emitted,
         "copies": made.copies,
         "collectives": {k: dataclasses.asdict(t) for k, t in sorted(made.traffic.items())},

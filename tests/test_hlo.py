@@ -157,3 +157,36 @@ def test_moves_between_memories_are_no_copies():
     ]
     assert hlo.copies("\n".join(lines), large=2**20) == 2
     assert hlo.copies("\n".join(lines), large=2**22) == 0
+
+
+def test_a_turn_of_a_loop_reads_what_lies_in_memory():
+    program = """%body (param.1: (bf16[64,64], bf16[8,64,64], bf16[64,64])) -> bf16[64,64] {
+  %weights = bf16[64,64]{1,0:T(8,128)} get-tuple-element(%param.1), index=0
+  %cache = bf16[8,64,64]{2,1,0:T(8,128)} get-tuple-element(%param.1), index=1
+  %kept = bf16[64,64]{1,0:T(8,128)S(1)} get-tuple-element(%param.1), index=2
+  %slice-start.1 = ((bf16[8,64,64]{2,1,0:T(8,128)}), bf16[2,64,64]{2,1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%cache), slice={[0:2]}
+  %slice-done.1 = bf16[2,64,64]{2,1,0:T(8,128)S(1)} slice-done(%slice-start.1)
+  %fusion.1 = bf16[8,64,64]{2,1,0:T(8,128)} fusion(%cache, %kept), kind=kLoop, calls=%written
+  ROOT %fusion.2 = bf16[64,64]{1,0:T(8,128)S(1)} fusion(%kept, %weights), kind=kOutput, calls=%product
+}
+
+%written (param_0.1: bf16[8,64,64], param_1.1: bf16[64,64]) -> bf16[8,64,64] {
+  %param_0.1 = bf16[8,64,64]{2,1,0:T(8,128)} parameter(0)
+  %param_1.1 = bf16[64,64]{1,0:T(8,128)S(1)} parameter(1)
+  ROOT %dynamic-update-slice.1 = bf16[8,64,64]{2,1,0:T(8,128)} dynamic-update-slice(%param_0.1, %param_1.1, %c.1)
+}
+
+%product (param_0.2: bf16[64,64], param_1.2: bf16[64,64]) -> bf16[64,64] {
+  %param_0.2 = bf16[64,64]{1,0:T(8,128)S(1)} parameter(0)
+  %param_1.2 = bf16[64,64]{1,0:T(8,128)} parameter(1)
+  %bitcast.1 = bf16[64,64]{1,0:T(8,128)} bitcast(%param_1.2)
+  ROOT %convolution.1 = bf16[64,64]{1,0:T(8,128)S(1)} convolution(%param_0.2, %bitcast.1), dim_labels=bf_io->bf
+}
+
+ENTRY %main.1 (x.1: bf16[64,64]) -> bf16[64,64] {
+  %while.1 = (bf16[64,64]{1,0}, bf16[8,64,64]{2,1,0}, bf16[64,64]{1,0}) while(%tuple.1), condition=%cond, body=%body
+}
+"""  # noqa: E501 - XLA's lines
+    # The product's weights and two of eight pages of the cache; nothing of the page written.
+    assert hlo.read_per_turn(program) == (1 + 2) * 64 * 64 * 2
+    assert hlo.read_per_turn("ENTRY %main.1 (x.1: f32[]) -> f32[] {\n}\n") == 0
