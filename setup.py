@@ -29,7 +29,7 @@ REQUIRES = [
     "tyro>=1.0,<2",  # config dataclasses as a command line
     "rich>=14",  # progress on a terminal
     "pyyaml>=6",  # manifests of jobs
-    "pillow>=12,<14",  # pictures in and out
+    "pillow>=12,<14",  # images in and out
     "safetensors>=0.8,<0.9",  # exported and foreign weights
     "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
     "jaxtyping>=0.3,<0.4",  # shapes in public signatures
@@ -86,7 +86,7 @@ EXTRAS = {
         "pyarrow>=18",  # parquet tables
         "pymilvus>=3.0,<4",  # the index protocol over Milvus
         "milvus-lite>=3.2",  # its server, in the test's own process
-        "resvg-py>=0.5,<0.6",  # the pictures of emoji
+        "resvg-py>=0.5,<0.6",  # the images of emoji
         "nbclient>=0.11,<0.12",  # runs docs/tutorial.ipynb cell by cell, as a notebook server does
         "ipykernel>=7,<8",  # the kernel that it runs them in
     ],

@@ -9,7 +9,7 @@ What is here, each imported when it is first used:
 
     load(RUN)               the Generator of a trained decoder, with tokenizers and retrieval
     Generator               text → image, image → text, infilling, editing, scoring
-    Document                a text, a picture, or both, to show in front of a prompt
+    Document                a text, an image, or both, to show in front of a prompt
     load_experiment(NAME)   a preset, e.g. "cm3leon_7b", as an Experiment
     Experiment              everything that decides a run: a frozen dataclass of dataclasses
 
@@ -19,7 +19,7 @@ and the three Flax modules, pure functions of their variables, that run under `j
     SequenceBuilder         memory bank → retrieved documents → rows of the CM3 objective
     Decoder                 ids → hidden states → logits
 
-Pictures are numpy arrays, uint8, height x width x 3. Bad input raises `cm3jax.errors.UserError`,
+Images are numpy arrays, uint8, height x width x 3. Bad input raises `cm3jax.errors.UserError`,
 whose one sentence says what is wrong and what to do. Commands (`python -m launch.train …`) run from
 a checkout, whose docs/python.md and docs/tutorial.ipynb show more.
 """

@@ -36,7 +36,7 @@ class Decoding:
     documents: int = 0
     """Retrieved documents of each prompt."""
     samples: int = 1
-    """Pictures of each prompt."""
+    """Images of each prompt."""
     tokens_per_pass: float = 1.0
     """Ids that a pass emits of each sample: above 1 where guesses are right (`decode.speculate`),
     as `launch.bench speculate` measures it."""

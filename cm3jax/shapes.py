@@ -30,6 +30,6 @@ except ImportError:  # accelerator machines without packages of their own still 
 AnyArray = Array | np.ndarray
 """An array of jax, or of numpy on the host."""
 RgbImage = UInt8[np.ndarray, "Y X 3"]
-"""A picture of bytes, red, green and blue."""
+"""An image of bytes, red, green and blue."""
 
 __all__ = ["AnyArray", "Array", "Bool", "Float", "Int", "Key", "RgbImage", "UInt8", "UInt32"]

@@ -1,6 +1,6 @@
 """Tiny real parts for tests, ours and users': config, tokenizers, documents, a whole chain of runs.
 
-Everything is untrained and a function of nothing but its arguments: pictures are noise, texts are
+Everything is untrained and a function of nothing but its arguments: images are noise, texts are
 nonsense, and all code paths are the real ones.
 """
 
@@ -49,7 +49,7 @@ CAPTIONS = (
 
 
 def experiment() -> Experiment:
-    """Pictures of 16x16 pixels and 2x2 codes, a decoder of two layers with a context of 96."""
+    """Images of 16x16 pixels and 2x2 codes, a decoder of two layers with a context of 96."""
     return Experiment(
         name="tiny",
         vocab=VocabConfig(specials=16, image_codes=32, text_pieces=320, sentinels=6, grid=2),
@@ -126,14 +126,14 @@ def vocab() -> Vocab:
 
 
 def pictures(count: int, seed: int = 0) -> UInt8[np.ndarray, "B Y X 3"]:
-    """Pictures of coloured noise, uint8."""
+    """Images of coloured noise, uint8."""
     size = experiment().vqgan.image_size
     draw = np.random.default_rng(seed)
     return draw.integers(0, 256, (count, size, size, 3), np.uint8)
 
 
 def documents(count: int, seed: int = 0) -> list[Document]:
-    """Pairs of a caption and a picture."""
+    """Pairs of a caption and an image."""
     rows = image_tokenizer().encode(pictures(count, seed)).tolist()
     texts = [tuple(text_tokenizer().encode(CAPTIONS[i % len(CAPTIONS)])) for i in range(count)]
     return [(Text(text), Image(tuple(row))) for text, row in zip(texts, rows, strict=True)]

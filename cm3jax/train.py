@@ -195,7 +195,7 @@ def _report_again(run_dir: str, illustrate: Illustrator, state: TrainState, pict
 def _draw(
     run_dir: str, illustrate: Illustrator, state: TrainState, step: int, pictures: bool
 ) -> None:
-    """Write the run's report: after a validation with pictures, else with the curves only."""
+    """Write the run's report: after a validation with images, else with the curves only."""
     drawn: Sequence[Illustration] = ()
     if pictures:
         with partition.no_mesh():

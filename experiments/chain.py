@@ -20,7 +20,7 @@ from cm3jax.config.checks import require
 _HEAD = 32
 """Width of one head of attention."""
 _TEXT = 64
-"""Tokens of a text, with its ends, that a row has room for beside each picture."""
+"""Tokens of a text, with its ends, that a row has room for beside each image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Choices:
     """The choices from which the members of a chain follow."""
 
     side: int = 64
-    """Pixels along one side of all pictures: 32, 64, 128 or 256."""
+    """Pixels along one side of all images: 32, 64, 128 or 256."""
     codes: int = 0
-    """Codes of one picture, a power of 4: the more, the finer, and the longer a row; 0 takes 64 at
+    """Codes of one image, a power of 4: the more, the finer, and the longer a row; 0 takes 64 at
     32 pixels, 256 at 64 and 128, and 1,024 at 256."""
     codebook: int = 1024
     """Different codes of the image tokenizer."""
@@ -40,7 +40,7 @@ class Choices:
     """Width of the decoder, a multiple of 32; its depth follows: 4 layers at 128, 10 at 512."""
     context: int = 0
     """Tokens of a training row; 0 gives room for two documents and the query, each a text of 64
-    tokens and a picture."""
+    tokens and an image."""
 
     def __post_init__(self):
         require(
@@ -49,7 +49,7 @@ class Choices:
         )
         require(
             self.codes == 0 or (self.grid**2 == self.codes and self.side // self.grid in (2, 4, 8)),
-            f"codes={self.codes} cuts no picture of {self.side} pixels into squares of 2, 4 or 8; "
+            f"codes={self.codes} cuts no image of {self.side} pixels into squares of 2, 4 or 8; "
             f"give {', '.join(str((self.side // n) ** 2) for n in (8, 4, 2))}, or 0.",
         )
         require(
@@ -69,7 +69,7 @@ class Choices:
 
     @property
     def grid(self) -> int:
-        """Codes along one side of a picture."""
+        """Codes along one side of an image."""
         if not self.codes:
             return {32: 8, 64: 16, 128: 16, 256: 32}[self.side]
         return round(self.codes**0.5)
@@ -120,7 +120,7 @@ def chain_base(name: str, choices: Choices, runs: str, data: str) -> Experiment:
             text_vocab=choices.pieces + 2,  # the text pieces, begin and end
             width=128,
         ),
-        # A picture's cells are found by their distance from its break, and a document's by theirs:
+        # An image's cells are found by their distance from its break, and a document's by theirs:
         # rotary positions say distances at once, a table has to learn them.
         model=DecoderConfig(
             layers=2 + choices.width // 64,
@@ -138,7 +138,7 @@ def chain_base(name: str, choices: Choices, runs: str, data: str) -> Experiment:
         retrieval=RetrievalConfig(
             encoder=f"{runs}/clip",
             pool=48,
-            # A text alone is nearer to a text than any pair is, and has no picture to copy from.
+            # A text alone is nearer to a text than any pair is, and has no image to copy from.
             modality_margin=0.5,
             views=1,
         ),

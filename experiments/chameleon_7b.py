@@ -5,7 +5,7 @@
 The paper's architecture, dropout, z-loss and batch (2^23 tokens), and AdamW's constants. Not as in
 the paper: the rate falls linearly (there exponentially) to 0, the pairs' text always comes first
 (there in half of them), the initialisation is CM3Leon's, and the tokenizers are this project's,
-here for pictures of 512 x 512.
+here for images of 512 x 512.
 """
 
 from cm3jax.config import (
@@ -23,7 +23,7 @@ from cm3jax.config import (
 
 
 def get_config() -> Experiment:
-    """A causal model of text and pictures in the body of Llama 2."""
+    """A causal model of text and images in the body of Llama 2."""
     return Experiment(
         name="chameleon_7b",
         vqgan=VQGANConfig(image_size=512, multipliers=(1, 1, 2, 2, 4)),

@@ -1,8 +1,8 @@
-"""DALL-E in one model family with CM3Leon (arXiv 2102.12092): 12 B parameters, text before picture.
+"""DALL-E in one model family with CM3Leon (arXiv 2102.12092): 12 B parameters, text before image.
 
     python -m launch.train dalle --data.corpus PATH --data.bank PATH
 
-A plain causal model: nothing is masked, nothing retrieved, and a row holds one caption and picture.
+A plain causal model: nothing is masked, nothing retrieved, and a row holds one caption and image.
 Layers, heads, widths and pairs are the paper's, of its rows of 256 + 1,024 tokens three are for
 structure. Not as in the paper: attention is dense, text and image tokens weigh the same (there 1/8
 and 7/8 of the loss) and share the vocabulary, tokenizers and optimiser of CM3Leon. Batch and steps
@@ -22,7 +22,7 @@ from cm3jax.config import (
 
 
 def get_config() -> Experiment:
-    """Text to picture, one sample per row."""
+    """Text to image, one sample per row."""
     return Experiment(
         name="dalle",
         model=DecoderConfig(

@@ -1,8 +1,8 @@
-"""Parti-20B (arXiv 2206.10789): an encoder reads the caption, a decoder draws the picture.
+"""Parti-20B (arXiv 2206.10789): an encoder reads the caption, a decoder draws the image.
 
     python -m launch.train parti --data.corpus PATH
 
-16 + 64 layers of width 4,096, captions of up to 128 tokens, pictures of 1,024, 450,000 steps of
+16 + 64 layers of width 4,096, captions of up to 128 tokens, images of 1,024, 450,000 steps of
 8,192 pairs, a tenth of them without their caption. Activation, norms, vocabulary, tokenizers and
 optimiser are CM3Leon's, so that comparing the two compares the architectures. It reads the corpus
 that `launch.prepare cm3leon_350m` makes, and no neighbours.

@@ -5,7 +5,7 @@
 
 128 A100 of 80 GB. The data sets lie under `data/raw/sft`, each as it was published
 (`cm3jax.tasks.READERS`). 2 M tokens a batch and 30 B in all are the paper's, the steps follow.
-What is not here: its 300,000 pictures with words, for which no data set is named.
+What is not here: its 300,000 images with words, for which no data set is named.
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ from cm3jax.config import DataConfig, Experiment
 
 
 def get_config() -> Experiment:
-    """Captions of a folder of pictures; every caption of the source is read."""
+    """Captions of a folder of images; every caption of the source is read."""
     return Experiment(
         name="text_tokenizer",
         learner="text_tokenizer",

@@ -30,7 +30,7 @@ def get_config() -> Experiment:
         vqgan_loss=VQGANLossConfig(perceptual=1.0, adversarial=0.8),
         data=DataConfig(source="pictures", image_size=256, batch=32),
         optim=OptimConfig(
-            peak_lr=32 * 4.5e-6,  # per picture, as taming-transformers counts
+            peak_lr=32 * 4.5e-6,  # per image, as taming-transformers counts
             warmup_steps=1000,
             end_lr_ratio=1.0,
             beta1=0.5,

@@ -3,8 +3,8 @@
     python -m launch.train vqgan_emblems_64
 
 227 s on two Intel Xeon cores that other work shared (jax 0.10.2, Python 3.11). The reader reads
-all 424 held-out pictures exactly from their reconstructions (PSNR 50.0 dB), and 51 % of the codes
-are in use there: 389, as many as those pictures show patches. Taken up again at step 3,000 and
+all 424 held-out images exactly from their reconstructions (PSNR 50.0 dB), and 51 % of the codes
+are in use there: 389, as many as those images show patches. Taken up again at step 3,000 and
 stopped by SIGTERM at 3,093, it goes on with the same losses to the bit.
 
     python -m launch.evaluate reconstruction --run runs/vqgan_emblems_64

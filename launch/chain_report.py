@@ -36,7 +36,7 @@ def write_chain_report(
     ]
     scores = out / "results" / "heldout.json"
     if scores.exists():
-        link = tag("a", "Pictures beside the truth, and the protocols", href="results/heldout.html")
+        link = tag("a", "Images beside the truth, and the protocols", href="results/heldout.html")
         body += [
             tag("h2", "On held-out records"),
             tag("p", link),

@@ -23,7 +23,7 @@ from cm3jax.shapes import RgbImage
 
 Font = PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont
 
-_LEAST = 112  # pixels: the least side of a picture on the sheet, so that a label fits below it
+_LEAST = 112  # pixels: the least side of an image on the sheet, so that a label fits below it
 _GAP = 8
 _TEXT = 190  # width of the prompt's column
 _LINE = 14
@@ -33,7 +33,7 @@ _DOCUMENTS = (238, 242, 247)  # the ground behind documents, to tell them from s
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A picture with the lines below it, or a text in place of the picture."""
+    """An image with the lines below it, or a text in place of the image."""
 
     label: str
     picture: RgbImage | None
@@ -101,7 +101,7 @@ def _drawn(sample: Generated, line: dict[str, Any]) -> Iterator[Cell]:
 def scored(line: dict[str, Any], by: str) -> str:
     """The score that a sample was ranked by, in words."""
     if line["rank_score"] is None:
-        return "no picture"
+        return "no image"
     return f"{'CLIP cosine' if by == 'clip' else 'perplexity'} {line['rank_score']:.3f}"
 
 

@@ -47,7 +47,7 @@ class Chameleon:
     """The new run directory."""
     vqgan: str = ""
     """The image tokenizer's own checkpoint, whose decoder transformers leaves out; without it the
-    model can read pictures but not draw them."""
+    model can read images but not draw them."""
     config: str = ""
     """The image tokenizer's own YAML; empty takes vq_config of the folder."""
 
@@ -156,7 +156,7 @@ def run(argv: list[str]) -> None:
             settings = Path(options.config) if options.config else source / "config.json"
             report = hf_chameleon.convert(source, out, decoder, settings)
             if decoder is None:
-                print("without --vqgan the model can read pictures but not draw them")
+                print("without --vqgan the model can read images but not draw them")
         case Vqgan():
             report = taming_vqgan.convert(Path(options.source), out, Path(options.config))
         case Clip():

@@ -15,7 +15,7 @@ from cm3jax.sequence.vocab import Vocab
 _SHARE = 0.25
 """Share of the rate of large matrix products that the training of a small model reaches."""
 _READ = 0.005
-"""Seconds to decode a picture of a photograph's size."""
+"""Seconds to decode an image of a photograph's size."""
 _COMPILE = 20.0
 """Seconds until a training's first step has run."""
 
@@ -59,7 +59,7 @@ def preparing_seconds(members: dict[str, Experiment], records: int, rate: float)
 
 
 def drawing_seconds(decoder: Experiment, prompts: int, settings: int, rate: float) -> int:
-    """Seconds to draw a picture for each prompt in each of `settings` settings, code by code."""
+    """Seconds to draw an image for each prompt in each of `settings` settings, code by code."""
     codes = prompts * settings * decoder.vocab.grid**2
     each = decoder_work(decoder.model, 1, Vocab(decoder.vocab).size)
     return math.ceil(3 * _COMPILE + codes * each.flops / each.tokens / 3 / (rate * _SHARE / 5))

@@ -159,10 +159,10 @@ def coco(options: CocoFid) -> None:
     """Do this process's share; score and write JSON and page when that was the last one missing."""
     out = epath.Path(options.out)
     files = ScoreFiles.inside(out)
-    if not options.real.endswith(".npz"):  # else nothing is measured of the real pictures
+    if not options.real.endswith(".npz"):  # else nothing is measured of the real images
         features = out / "features"
         require_replaceable(out / "reference.npz", lambda _: features.exists(), "the statistics")
-    asked = options.count if options.run else None  # others' pictures may be any caption's
+    asked = options.count if options.run else None  # others' images may be any caption's
     captions = read_captions(options.captions, asked, options.seed)
     weights = load_inception(options.inception)
     if options.clip:

@@ -123,7 +123,7 @@ class CocoFid:
 
     def __post_init__(self):
         if bool(self.run) == bool(self.made):
-            raise UserError("coco_fid takes either --run or --made, a folder of pictures.")
+            raise UserError("coco_fid takes either --run or --made, a folder of images.")
         if not self.documents or min(self.documents) < 0:
             raise UserError("--documents takes numbers from 0.")
         if not self.samples or min(self.samples) < 1:

@@ -1,7 +1,7 @@
 """The folder that `launch.generate` writes: PNGs with recipes, `samples.jsonl`, a contact sheet.
 
 Every write is atomic and happens as soon as there is something to write, so that finished samples
-survive whatever stops the process. The pictures of a sample are written before its line in
+survive whatever stops the process. The images of a sample are written before its line in
 `samples.jsonl`, so that every file named there exists.
 """
 
@@ -35,7 +35,7 @@ from launch import contact
 
 _PREVIEW = ".partial.png"
 _UNFINISHED = {"unfinished": True}
-"""What a picture carries in place of its recipe until all of it is decoded."""
+"""What an image carries in place of its recipe until all of it is decoded."""
 _FILES = rf"samples\.jsonl|{re.escape(SHEET)}|[a-z0-9-]+(\.partial)?\.png"
 """The names of a gallery's files."""
 
@@ -64,7 +64,7 @@ class Gallery:
     def begin(self) -> None:
         """Remove what a killed call left, before anything is drawn.
 
-        Raises `UserError` if the contact sheet would replace a picture of somebody else's, or if
+        Raises `UserError` if the contact sheet would replace an image of somebody else's, or if
         the log cannot be read.
         """
         require_folder(self._out, "the samples")
@@ -108,7 +108,7 @@ class Gallery:
                 yield from map(_effect, line["documents"])
 
     def watch(self, request: int, sample: int, ids: np.ndarray) -> None:
-        """Write a picture as far as its rows of codes are decoded; the rest is grey."""
+        """Write an image as far as its rows of codes are decoded; the rest is grey."""
         vocab = self._generator.vocab
         holes = self._requests[request].holes or ()
         before = next((hole.before for hole in holes if hole is not None), [])
@@ -127,7 +127,7 @@ class Gallery:
         self._put(path, _with_recipe(image, _UNFINISHED))
 
     def close(self, rerank: Literal["", "clip", "perplexity"]) -> Iterator[str]:
-        """Rank, write the contact sheet, remove partial pictures; yields the lines to print."""
+        """Rank, write the contact sheet, remove partial images; yields the lines to print."""
         for path in self._previews:
             path.unlink(missing_ok=True)
         if rerank:
@@ -209,7 +209,7 @@ class Gallery:
                 self._put(self._out / part["file"], _with_recipe(segment, line))
 
     def _write_effects(self, line: dict[str, Any], sample: Generated) -> None:
-        """What each document did: figures in the line, and a map of each over the picture."""
+        """What each document did: figures in the line, and a map of each over the image."""
         vocab = self._generator.vocab
         found = self._generator.document_effects(sample)
         for place, (effect, known) in enumerate(zip(found, line["documents"], strict=True)):
@@ -244,9 +244,9 @@ class Gallery:
             ) from None
 
     def _told(self, index: int, part: dict[str, Any]) -> str:
-        """A segment in words; a text is put after the name of the picture that it describes."""
+        """A segment in words; a text is put after the name of the image that it describes."""
         if "broken_picture_of_codes" in part:
-            return f"a picture that ended after {part['broken_picture_of_codes']} codes"
+            return f"an image that ended after {part['broken_picture_of_codes']} codes"
         if "file" in part:
             return str(self._out / part["file"])
         prompt = self._prompts[index]
@@ -291,7 +291,7 @@ def _slug(prompt: str) -> str:
 
 
 def _recipe_of(path: epath.Path) -> Any:
-    """The recipe that a picture file carries; None for what is none of ours."""
+    """The recipe that an image file carries; None for what is none of ours."""
     try:
         with PIL.Image.open(io.BytesIO(read_regular(path))) as image:
             return json.loads(getattr(image, "text", {})["cm3jax"])

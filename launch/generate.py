@@ -64,7 +64,7 @@ def hole(options: Options, size: int) -> Bool[np.ndarray, "Y X"]:
     x, y, width, height = _numbers(options.box, 4)
     if not (width and height) or x + width > size or y + height > size:
         raise UserError(
-            f"--box {options.box!r} is no part of the picture; write x,y,width,height in pixels "
+            f"--box {options.box!r} is no part of the image; write x,y,width,height in pixels "
             f"within {size}x{size}."
         )
     out = np.zeros((size, size), bool)

@@ -11,10 +11,10 @@ from launch.evaluate_options import HeldOut
 from launch.score_files import ScoreFiles, page_of
 
 _ABOUT = (
-    "Every picture was drawn once, freely, for a caption that training never saw, with documents "
-    "of the memory bank in front, never with the true picture. “Identified” is the share that is "
-    "nearer to the true picture than to all other candidates; “reconstruction” is what the image "
-    "tokenizer makes of the true picture, which no drawing can surpass."
+    "Every image was drawn once, freely, for a caption that training never saw, with documents "
+    "of the memory bank in front, never with the true image. “Identified” is the share that is "
+    "nearer to the true image than to all other candidates; “reconstruction” is what the image "
+    "tokenizer makes of the true image, which no drawing can surpass."
 )
 
 

@@ -102,7 +102,7 @@ class Options:
     results and samples, in which what shows the documents is blanked; documents that were removed
     before may be named again, to look through others."""
     out: str = ""
-    """`audit`: also write a page with example queries as pictures, e.g. audit.html."""
+    """`audit`: also write a page with example queries as images, e.g. audit.html."""
 
 
 def _require_words(command: str, words: list[str], options: Options) -> None:
@@ -145,7 +145,7 @@ class Audited:
 
 
 def audit_bank(experiment: Experiment) -> Audited:
-    """The contents of the bank, how well and how fast text, picture and both find them, and which
+    """The contents of the bank, how well and how fast text, image and both find them, and which
     cuts would fit."""
     encoder, opened = _open(experiment)
     opened.verify()
@@ -188,7 +188,7 @@ def audit_bank(experiment: Experiment) -> Audited:
 
 
 def _image_tokenizer(experiment: Experiment) -> ImageTokenizer | None:
-    """The tokenizer that draws the bank's pictures, if the experiment names one."""
+    """The tokenizer that draws the bank's images, if the experiment names one."""
     path = experiment.tokenizers.image
     return vqgan.load(path) if path else None
 
@@ -220,7 +220,7 @@ def query(experiment: Experiment, prompt: str) -> str:
         elif isinstance(part, str):
             texts.append(part)
     if not texts and not images:
-        raise UserError(f"the prompt {prompt!r} has neither a text nor a picture to search with.")
+        raise UserError(f"the prompt {prompt!r} has neither a text nor an image to search with.")
     config = dataclasses.replace(experiment.retrieval, candidates=experiment.retrieval.documents)
     asked = (" ".join(texts) if texts else None, images[0] if images else None)
     (found,) = Retriever(encoder, opened, config).search([asked], config.documents, floor=-np.inf)

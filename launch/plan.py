@@ -17,7 +17,7 @@ step and the highest utilisation, and what to change.
         --model.cache int8 --decode.speculate 8 --tokens-per-pass 2.2
 
 `--decode` compiles a chunk of guided drawing instead: bytes that a pass and a token read, and the
-seconds of a picture that follow from the memory's rate.
+seconds of an image that follow from the memory's rate.
 """
 
 import dataclasses
@@ -71,9 +71,9 @@ class Options:
     documents: int = 0
     """With --decode: retrieved documents of each prompt."""
     samples: int = 1
-    """With --decode: pictures of each prompt."""
+    """With --decode: images of each prompt."""
     tokens_per_pass: float = 1.0
-    """With --decode and --decode.speculate: ids that a pass emits of each picture, as
+    """With --decode and --decode.speculate: ids that a pass emits of each image, as
     `launch.bench speculate` measured it for a model."""
 
     def __post_init__(self):

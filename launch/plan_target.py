@@ -291,10 +291,10 @@ def decoding_text(answer: dict[str, Any]) -> str:
             f"  peak memory {answer['peak_bytes'] / gib:.2f} GiB of {answer['memory'] / gib:.2f}: "
             + ("fits" if answer["fits"] else "does not fit"),
             f"  a step reads {answer['bytes_read_per_step'] / 1e9:.2f} GB on each device and emits "
-            f"{answer['tokens_per_pass']:g} of a window of {answer['window']} for each picture, "
+            f"{answer['tokens_per_pass']:g} of a window of {answer['window']} for each image, "
             f"{answer['bytes_read_per_token'] / 1e9:.2f} GB a token: at most "
             f"{answer['tokens_per_second_at_most']:,.0f} tokens a second in all, "
-            f"{answer['seconds_at_least']:.2f} s for the pictures",
+            f"{answer['seconds_at_least']:.2f} s for the images",
             f"  large copies {answer['copies']}, collectives {hidden} hidden, {waits} waited for",
         ]
     )

@@ -240,7 +240,7 @@ def command(argv: list[str]) -> None:
         for name in HEADLINES:
             print(f"{model}.{name}: {result.scores[name].value:.3f}")
     seconds = time.perf_counter() - start
-    print(f"done in {seconds:.0f} s; figures in {metrics}, pictures in {page}")
+    print(f"done in {seconds:.0f} s; figures in {metrics}, images in {page}")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def make_learner(experiment: Experiment) -> Learner:
 
 
 def make_illustrator(learner: Learner) -> Illustrator:
-    """What draws for the run's report; nothing for what makes no pictures."""
+    """What draws for the run's report; nothing for what makes no images."""
     experiment = learner.experiment
     if not experiment.train.samples or experiment.learner not in ("decoder", "vqgan"):
         return lambda state: ()

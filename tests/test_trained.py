@@ -93,7 +93,7 @@ def test_the_table_is_printed_at_the_start(base, tmp_path, capsys):
 
 
 def test_only_rows_of_some_ids_are_trained(base, tmp_path, capsys):
-    """As Anole did with the picture codes of an imported head; decay leaves the others too."""
+    """As Anole did with the image codes of an imported head; decay leaves the others too."""
     config = tuned(tmp_path, rank=0, trained="^embedding")
     optim = dataclasses.replace(config.optim, trained_ids="image", weight_decay=0.5)
     config = dataclasses.replace(config, init_from=base[0].workdir, optim=optim)

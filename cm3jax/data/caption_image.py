@@ -1,4 +1,4 @@
-"""Batches for the encoder-decoder: captions and pictures of the corpus, separately."""
+"""Batches for the encoder-decoder: captions and images of the corpus, separately."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -22,18 +22,18 @@ from cm3jax.shapes import AnyArray, Float, Int
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pairs:
-    """A caption and a picture per row."""
+    """A caption and an image per row."""
 
     texts: Int[AnyArray, "B S"]
     """Ids of the caption and `eos`, then `pad`; only `eos` where there is no caption."""
     codes: Int[AnyArray, "B L"]
-    """Ids of the picture, row-major; `pad` where there is none."""
+    """Ids of the image, row-major; `pad` where there is none."""
     weights: Float[AnyArray, "B L"]
-    """Loss weight of each code: 1, or 0 where there is no picture."""
+    """Loss weight of each code: 1, or 0 where there is no image."""
 
 
 def split_documents(ids: Int[np.ndarray, "B W"], vocab: Vocab, text_tokens: int) -> Pairs:
-    """The first text and the first picture of each document, padded with 0 to a common width.
+    """The first text and the first image of each document, padded with 0 to a common width.
 
     A text of more than `text_tokens` - 1 ids is cut.
     """

@@ -13,7 +13,7 @@ from cm3jax.io.texts import printable
 
 
 class Made(NamedTuple):
-    """What a record is read from, without reading its pictures."""
+    """What a record is read from, without reading its images."""
 
     name: str
     """Its file, or its place; several records may share it."""

@@ -71,7 +71,7 @@ class RowsConfig:
 def _own(
     corpus: Corpus, bank: Bank, records: Int[np.ndarray, " B"], documents: Int[np.ndarray, " B"]
 ) -> Bool[np.ndarray, " B"]:
-    """Which of the bank's documents are their record, or have its picture."""
+    """Which of the bank's documents are their record, or have its image."""
     found = np.zeros(len(records), bool)
     for place, (record, row) in enumerate(zip(records.tolist(), documents.tolist(), strict=True)):
         one = corpus.document(record)

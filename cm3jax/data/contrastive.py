@@ -47,21 +47,21 @@ class Couples:
     records: Int[AnyArray, "B 2"]
     """Numbers of the two records, equal where no other shares the subject."""
     same: Int[AnyArray, "B 2 2"]
-    """Numbers of their pictures and of their captions, equal for equal ones: of a picture with
+    """Numbers of their images and of their captions, equal for equal ones: of an image with
     several captions, each is as right as the others."""
     subjects: Int[AnyArray, "B 2 I"]
     """What each of them shows, as numbers; `NO_SUBJECT` as padding."""
     texts: Int[AnyArray, "B 2 L"]
     """Their texts as the encoder's `text_rows`; of some that ask, pieces are dropped."""
     images: UInt8[AnyArray, "B 2 Y X 3"]
-    """Their pictures."""
+    """Their images."""
 
 
 class CaptionedRecords:
-    """The records of a source that have a text and a picture, grouped by look where the source
+    """The records of a source that have a text and an image, grouped by look where the source
     knows looks, else by subject.
 
-    Texts are in memory, pictures only where all of them fit (`scan.IN_MEMORY`). Records that can't
+    Texts are in memory, images only where all of them fit (`scan.IN_MEMORY`). Records that can't
     be read or are refused are left out. Raises `UserError` when none is left.
     """
 
@@ -78,12 +78,12 @@ class CaptionedRecords:
         """What a user should know of the split: how it was cut, and what was left out."""
         if not found.kept:
             raise UserError(
-                "the source has no record with a text and a picture; correct data.source."
+                "the source has no record with a text and an image; correct data.source."
             )
         self.texts: Sequence[list[int]] = [tokenizer.encode(one.text) for one in found.kept]
         self.pictures: RecordPictures = found.pictures
         self.picture_marks = [one.picture for one in found.kept]
-        """Hashes of the pictures."""
+        """Hashes of the images."""
         names, captions = ([getattr(one, f) for one in found.kept] for f in ("subjects", "text"))
         numbers = [_numbered(self.picture_marks), _numbered(captions)]
         self.same: Int[np.ndarray, "M 2"] = np.stack(numbers, axis=1)
@@ -94,9 +94,9 @@ class CaptionedRecords:
         return len(self.texts)
 
     def _group(self, names: Sequence[Sequence[str]]) -> None:
-        """Number the subjects and list the records of each, those of one picture side by side.
+        """Number the subjects and list the records of each, those of one image side by side.
 
-        Of each record it is known where in the list it is, how many of its picture are before it,
+        Of each record it is known where in the list it is, how many of its image are before it,
         and how many there are.
         Records without a subject are grouped together: they have partners, to whom they owe
         nothing.
@@ -133,7 +133,7 @@ class CaptionedRecords:
     def partners(
         self, records: Int[np.ndarray, " B"], seed: int, epoch: int
     ) -> Int[np.ndarray, " B"]:
-        """Another record that shares a random subject of each: one with another picture or, where
+        """Another record that shares a random subject of each: one with another image or, where
         all have its own, with another caption. Itself where there is none."""
         words = prng.bits(np, seed, epoch, records, prng.PrngStream.DOCUMENTS, 2)
         owned = (self.subjects[records] != NO_SUBJECT).sum(1)
@@ -142,7 +142,7 @@ class CaptionedRecords:
         counts, starts = self._counts[groups], self._starts[groups]
         at = records, slots
         others = counts - self._alike[at]
-        # One of the others in the circle, behind all of its picture if there are any.
+        # One of the others in the circle, behind all of its image if there are any.
         passed = np.where(others > 0, self._alike[at] - self._before[at], 1)
         drawn = prng.below(np, words[:, 1], np.where(others > 0, others, counts - 1))
         ahead = passed + drawn.astype(np.int64)
@@ -173,7 +173,7 @@ def _captioned(record: RawRecord) -> _Captioned | None:
 def _picture(record: RawRecord, config: ClipConfig) -> UInt8[np.ndarray, "Y X 3"]:
     _, image = text_and_image(record.segments)
     if image is None:
-        raise ValueError(f"{record.key} has no picture")
+        raise ValueError(f"{record.key} has no image")
     return fit_picture(image, config)
 
 
@@ -181,7 +181,7 @@ def _picture(record: RawRecord, config: ClipConfig) -> UInt8[np.ndarray, "Y X 3"
 class CoupleStream:
     """Shuffled couples: partners and dropped text pieces differ from epoch to epoch.
 
-    Pictures that are not in memory are read a few batches ahead.
+    Images that are not in memory are read a few batches ahead.
     """
 
     records: CaptionedRecords
@@ -195,7 +195,7 @@ class CoupleStream:
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Fingerprints of texts, pictures and subjects, together and apart."""
+        """Fingerprints of texts, images and subjects, together and apart."""
         every = self.records
         parts = {
             "texts": digest(repr(every.texts)),

@@ -76,7 +76,7 @@ class CorpusDocument:
     hash: str = ""
     """Hash of the raw record's content."""
     pictures: tuple[str, ...] = ()
-    """Hashes of its pictures' pixels (`RawRecord.pictures`)."""
+    """Hashes of its images' pixels (`RawRecord.pictures`)."""
     subjects: tuple[str, ...] = ()
     """Names of what it is about (`RawRecord.subjects`); none in corpora of earlier versions."""
 

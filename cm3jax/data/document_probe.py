@@ -1,6 +1,6 @@
 """Rows that show what documents are worth: held-out records behind none, retrieved, right or wrong.
 
-A loss over all rows hides it: a model that learns its training pictures by heart has a falling
+A loss over all rows hides it: a model that learns its training images by heart has a falling
 loss, and reads no document.
 """
 
@@ -45,9 +45,9 @@ def document_probes(rows: CorpusRows, batch: int, share: slice) -> dict[str, lis
     stands in front of them.
 
     That is `none`, `retrieved` documents (by the record's text), `wrong` ones (retrieved for a
-    record of other subjects with another picture) and, where the corpus names subjects, `right`
+    record of other subjects with another image) and, where the corpus names subjects, `right`
     ones (of the same subject). Nothing is masked, and documents have no weight, so that
-    `loss_image` of a batch is the nats per code of the true pictures. Empty where records are shown
+    `loss_image` of a batch is the nats per code of the true images. Empty where records are shown
     no documents, or are cut.
     """
     whole = rows.config.rows == "whole" and rows.corpus.answers is None
@@ -73,7 +73,7 @@ def document_probes(rows: CorpusRows, batch: int, share: slice) -> dict[str, lis
 
 
 def _pictured(rows: CorpusRows) -> list[int]:
-    """The first records with a picture, in the order of the first epoch."""
+    """The first records with an image, in the order of the first epoch."""
     vocab, found = rows.corpus.vocab, []
     for record in dict.fromkeys(rows.plan(0, 0).records.tolist()):
         if (vocab.modality(rows.corpus.ids(record)) == Modality.IMAGE).any():
@@ -84,7 +84,7 @@ def _pictured(rows: CorpusRows) -> list[int]:
 
 
 def _retrieved(rows: CorpusRows, records: Sequence[int]) -> Int[np.ndarray, "B R"]:
-    """The best candidates by the text of the clean view, as when a picture is asked for."""
+    """The best candidates by the text of the clean view, as when an image is asked for."""
     most = rows.config.documents
     found = np.asarray(rows.corpus.neighbours[list(records), 0, 0, :most], np.int64)
     return np.pad(found, ((0, 0), (0, most - found.shape[1])), constant_values=NONE)
@@ -95,8 +95,8 @@ def _subjects(rows: CorpusRows, records: Sequence[int]) -> list[frozenset[str]]:
 
 
 def _others(subjects: Sequence[frozenset[str]], pictures: Sequence[frozenset[str]]) -> list[int]:
-    """For each record the next one that shares neither a subject nor a picture with it, or else the
-    next one with another picture, or else the next one."""
+    """For each record the next one that shares neither a subject nor an image with it, or else the
+    next one with another image, or else the next one."""
     count = len(subjects)
     out = []
     for place, (own, shown) in enumerate(zip(subjects, pictures, strict=True)):
@@ -109,7 +109,7 @@ def _others(subjects: Sequence[frozenset[str]], pictures: Sequence[frozenset[str
 def _right(
     rows: CorpusRows, records: Sequence[int], subjects: Sequence[frozenset[str]]
 ) -> Int[np.ndarray, "B R"]:
-    """The bank's first documents that show another picture of a subject of each record."""
+    """The bank's first documents that show another image of a subject of each record."""
     most, bank = rows.config.documents, rows.bank
     out = np.full((len(records), most), NONE, np.int64)
     wanted = frozenset().union(*subjects)

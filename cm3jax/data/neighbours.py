@@ -17,7 +17,7 @@ from cm3jax.shapes import Bool, Float, Int
 
 class Neighbourhood:
     """Finds the candidates of records in a bank: neither held out, nor the record itself, nor
-    another document with its picture."""
+    another document with its image."""
 
     def __init__(self, config: RetrievalConfig, seed: int, encoder: ClipEncoder, bank: Bank):
         self.bank = bank
@@ -32,9 +32,9 @@ class Neighbourhood:
     def candidates(
         self, items: list[Tokenised], records: Int[np.ndarray, " M"]
     ) -> list[tuple[Choice, Choice]]:
-        """Per query view, the candidates by text and by picture; a missing part has none.
+        """Per query view, the candidates by text and by image; a missing part has none.
 
-        A picture has one view, which stands for all: its patches are not dropped.
+        An image has one view, which stands for all: its patches are not dropped.
         """
         parts = [encoder_parts(item.raw, self._encoder) for item in items]
         exclude = self._exclude(items)
@@ -55,7 +55,7 @@ class Neighbourhood:
         return chosen
 
     def leaks(self, items: list[Tokenised]) -> dict[str, str]:
-        """Keys of records that are in the bank too, exactly, nearly or by their picture, each with
+        """Keys of records that are in the bank too, exactly, nearly or by their image, each with
         the key of the bank's document.
         """
         if not items or not len(self.bank):
@@ -74,7 +74,7 @@ class Neighbourhood:
         return clauses(text) if self._config.clauses else [text]
 
     def _own(self, item: Tokenised) -> Int[np.ndarray, " R"]:
-        """Rows of the bank that have the record's very ids or one of its pictures."""
+        """Rows of the bank that have the record's very ids or one of its images."""
         content = np.uint64(content_hash(item.ids))
         first = np.searchsorted(self._contents, content, "left")
         copies = self._order[first : np.searchsorted(self._contents, content, "right")]

@@ -77,7 +77,7 @@ class LengthTable:
     own: Callable[[Int[np.ndarray, " B"], Int[np.ndarray, " B"]], Bool[np.ndarray, " B"]] | None = (
         None
     )
-    """Which of some records would be shown themselves, or their own picture, by a document of the
+    """Which of some records would be shown themselves, or their own image, by a document of the
     bank each; None without a bank."""
 
 

@@ -157,7 +157,7 @@ class _Maker:
         }
 
     def shard(self, cases: Sequence[Case | Skipped]) -> Shard:
-        """The documents of some cases, their pictures encoded together."""
+        """The documents of some cases, their images encoded together."""
         refused = {case.key: case.reason for case in cases if isinstance(case, Skipped)}
         loaded: list[tuple[Case, Filled, list[np.ndarray]]] = []
         for case in cases:
@@ -188,7 +188,7 @@ class _Maker:
         )
 
     def _load(self, case: Case) -> tuple[Filled, list[np.ndarray]]:
-        """The case in a template, and its pictures.
+        """The case in a template, and its images.
 
         Raises `ValueError` for one that can't be read or that a quality rule leaves out.
         """

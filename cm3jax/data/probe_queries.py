@@ -1,4 +1,4 @@
-"""Records of a source as queries to a bank: by their texts, by their pictures, by both."""
+"""Records of a source as queries to a bank: by their texts, by their images, by both."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ _QUERIES = 500
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Asking:
-    """Pairs of a text and a picture, encoded each way."""
+    """Pairs of a text and an image, encoded each way."""
 
     text: Float[np.ndarray, "B E"]
     image: Float[np.ndarray, "B E"]

@@ -27,7 +27,7 @@ def require_quality(
 ) -> None:
     """Raise `ValueError` with the reason for a record that a rule of `data` leaves out.
 
-    `sizes` are the width and height of its pictures as stored, `columns` what else is known of it,
+    `sizes` are the width and height of its images as stored, `columns` what else is known of it,
     with names in lower case. What a column doesn't say as a number never passes a rule on it.
     """
     if data.licences and licence not in data.licences:
@@ -66,7 +66,7 @@ def _require_words(texts: Sequence[str], data: DataConfig) -> None:
 
 def _require_sides(width: int, height: int, data: DataConfig) -> None:
     short, long = sorted((width, height))
-    size = f"the picture has {width}x{height} pixels"
+    size = f"the image has {width}x{height} pixels"
     if short < data.min_side:
         raise ValueError(f"{size}, a side below data.min_side={data.min_side}")
     if data.max_aspect and long > data.max_aspect * short:

@@ -1,4 +1,4 @@
-"""One pass over a source: what is kept of its records, and their pictures as they are needed."""
+"""One pass over a source: what is kept of its records, and their images as they are needed."""
 
 import concurrent.futures
 import dataclasses
@@ -12,17 +12,17 @@ from cm3jax.data.usable import usable
 from cm3jax.shapes import Int, UInt8
 
 IN_MEMORY = 1 << 30
-"""Bytes up to which pictures are held in memory; those of larger sets are read as needed."""
+"""Bytes up to which images are held in memory; those of larger sets are read as needed."""
 _TOGETHER = 256
 _THREADS = 4
 """Decoding releases Python's lock, reading waits: threads do both at once."""
 T = TypeVar("T")
 Picture = Callable[[RawRecord], np.ndarray]
-"""Takes a record's picture, always of one size."""
+"""Takes a record's image, always of one size."""
 
 
 class RecordPictures:
-    """One picture of each of some records of a source, by number."""
+    """One image of each of some records of a source, by number."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class RecordPictures:
         self._source, self._records, self._picture = source, records, picture
 
     def take(self, rows: Int[np.ndarray, " B"]) -> UInt8[np.ndarray, "B Y X 3"]:
-        """Some pictures; `BadRecord` for one that can't be read any more."""
+        """Some images; `BadRecord` for one that can't be read any more."""
         if self.held is not None:
             return self.held[rows]
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:

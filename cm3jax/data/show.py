@@ -58,8 +58,8 @@ class Piece:
     weight: float
     """The loss's weight of these targets; 0 for what the model is given."""
     place: int
-    """For image codes: the place of the first one in its picture, row-major, masks undone. Of a
-    picture that the beginning of a stream row cuts, where in what is left."""
+    """For image codes: the place of the first one in its image, row-major, masks undone. Of an
+    image that the beginning of a stream row cuts, where in what is left."""
 
 
 def pieces(batch: Batch, vocab: Vocab) -> list[list[Piece]]:

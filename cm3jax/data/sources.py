@@ -1,21 +1,21 @@
 """Raw caption-picture data behind one interface. `data.source` is one of
 
-emblems             the miniature's pictures, generated under `data.raw`
-emoji               pictures of four artists, drawn under `data.raw` from archives that lie there
-a folder            with a `captions.jsonl`, one JSON object per line, and the pictures:
+emblems             the miniature's images, generated under `data.raw`
+emoji               images of four artists, drawn under `data.raw` from archives that lie there
+a folder            with a `captions.jsonl`, one JSON object per line, and the images:
                     {"file": "cats/1.png", "caption": "a cat", "subjects": ["cat"],
                     "licence": "CC0-1.0", "source": "my camera"}; all but the first two may be
                     missing, and so may `split` (`train`, `validation` or `bank`) and `mask`, a grey
-                    picture that is white where errors of the image tokenizer count most
+                    image that is white where errors of the image tokenizer count most
                     (`vqgan_loss.region`). It may also be called `metadata.jsonl`, with `file_name`
                     and `text`, as the `datasets` library has it, there or in each folder below
                     (`train`, `validation`)
 a folder            with a `documents.jsonl` (or the path of such a file): interleaved
                     documents, each a list of {"text": ...} and {"image": "cats/1.png"}
 a folder            of tar shards, as webdataset and img2dataset write them
-a folder            of parquet files, with pictures in them or beside them
-a folder            of pictures only: `a.txt` beside `a.png` is its caption, and a folder in it is
-                    named by what its pictures show
+a folder            of parquet files, with images in them or beside them
+a folder            of images only: `a.txt` beside `a.png` is its caption, and a folder in it is
+                    named by what its images show
 tfds:NAME#SPLIT     a dataset of tensorflow-datasets below `data.raw`; SPLIT is train if left out
 """
 
@@ -59,7 +59,7 @@ class RawRecord:
 
     key: str
     segments: tuple[str | np.ndarray, ...]
-    """Texts and uint8 [S, S, 3] pictures in order."""
+    """Texts and uint8 [S, S, 3] images in order."""
     kind: str
     subjects: tuple[str, ...]
     """Names of what it is about; documents that share one are about the same thing."""
@@ -75,7 +75,7 @@ class RawRecord:
 
     @property
     def pictures(self) -> tuple[str, ...]:
-        """Identities of its pictures, under whatever name and caption: hashes of their pixels."""
+        """Identities of its images, under whatever name and caption: hashes of their pixels."""
         return tuple(digest(part) for part in self.segments if not isinstance(part, str))
 
 
@@ -95,10 +95,10 @@ class Source(Protocol):
 
 @runtime_checkable
 class TextSource(Source, Protocol):
-    """A source that knows a record's texts without its pictures."""
+    """A source that knows a record's texts without its images."""
 
     def texts(self, index: int) -> tuple[str, ...]:
-        """The texts of a record, under the same rules but without decoding its pictures."""
+        """The texts of a record, under the same rules but without decoding its images."""
         ...
 
 
@@ -113,10 +113,10 @@ class DatedSource(Source, Protocol):
 
 @runtime_checkable
 class MaskedSource(Source, Protocol):
-    """A source that knows which parts of its pictures matter."""
+    """A source that knows which parts of its images matter."""
 
     def masks(self, index: int) -> tuple[UInt8[np.ndarray, "S S"], ...]:
-        """A mask for each picture of a record: 255 where pixels matter most, 0 where they don't."""
+        """A mask for each image of a record: 255 where pixels matter most, 0 where they don't."""
         ...
 
 
@@ -256,7 +256,7 @@ class EmojiSource:
 class ItemSource:
     """A split of raw data that readers give.
 
-    Pictures are read, cut square and resized on access; nothing of them is kept.
+    Images are read, cut square and resized on access; nothing of them is kept.
     """
 
     def __init__(self, readers: Sequence[Reader], data: DataConfig, split: str, seed: int):
@@ -300,7 +300,7 @@ class ItemSource:
         )
 
     def texts(self, index: int) -> tuple[str, ...]:
-        """The texts of a record, under the same rules but without decoding its pictures."""
+        """The texts of a record, under the same rules but without decoding its images."""
         return decode_texts(self._item(index), self._data)
 
     def made(self, span: range) -> list[Made]:

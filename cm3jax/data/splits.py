@@ -1,7 +1,7 @@
 """Which records of a source without splits of its own are for training, validation and the bank.
 
 What a record or the settings say is done, then what its file is named for, unless all of them are
-named for validation. Of the rest, pictures or subjects are held back for
+named for validation. Of the rest, images or subjects are held back for
 validation, not records: whatever shares one with a record for validation is for validation, too.
 """
 
@@ -20,7 +20,7 @@ from cm3jax.sequence import prng
 from cm3jax.shapes import Bool, Int
 
 _HELD_BACK = 50
-"""One picture (or subject) in this many is for validation; of fewer, the last one."""
+"""One image (or subject) in this many is for validation; of fewer, the last one."""
 _NAMES = ("", "train", "validation", "bank")
 _FREE, _TRAIN, _VALIDATION, _BANK = range(len(_NAMES))
 

@@ -63,7 +63,7 @@ class EmblemsCases:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileCases:
-    """Cases as a data set's own annotation files say, with the paths of their pictures."""
+    """Cases as a data set's own annotation files say, with the paths of their images."""
 
     cases: Sequence[Case | Skipped]
     note: str = ""
@@ -76,7 +76,7 @@ class FileCases:
         return self.cases[index]
 
     def made(self, span: range) -> list[Made]:
-        """What the annotations say of some cases, and the state of their pictures."""
+        """What the annotations say of some cases, and the state of their images."""
         return [_made(self.cases[index]) for index in span]
 
 
@@ -121,7 +121,7 @@ def _made(case: Case | Skipped) -> Made:
 
 
 def _states(value: Value) -> Iterator[str | np.ndarray]:
-    """The texts and arrays of a field, and the state of its picture files."""
+    """The texts and arrays of a field, and the state of its image files."""
     match value:
         case tuple():
             for part in value:

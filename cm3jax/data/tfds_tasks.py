@@ -25,7 +25,7 @@ from cm3jax.tasks.task import Case, Skipped, Task, Value
 from cm3jax.tokenizers.image_tokenizer import decode_picture, orientation, picture_size
 
 _CAPTIONS = 5
-"""Captions of a picture, of which each makes a case."""
+"""Captions of an image, of which each makes a case."""
 
 Pixels = UInt8[np.ndarray, "S S 3"]
 Values = Mapping[str, Value]
@@ -41,7 +41,7 @@ class TfdsCases:
     """What a user should know of them."""
 
     def __init__(self, name: str, dataset: str, split: str, data_dir: str, size: int):
-        """`dataset` is named with its version, as `TfdsSplit` wants it; `size` is the pictures'."""
+        """`dataset` is named with its version, as `TfdsSplit` wants it; `size` is the images'."""
         if name not in _MAKERS:
             raise UserError(
                 f"{name} is not read from tensorflow-datasets, which {', '.join(_MAKERS)} are; "

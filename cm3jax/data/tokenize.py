@@ -33,7 +33,7 @@ class Tools:
 def fitting_vocab(
     sizes: VocabConfig, image_size: int, text: TextTokenizer, image: ImageTokenizer
 ) -> Vocab:
-    """A vocabulary as its tokenizers fill it; `UserError` if they fit neither it nor pictures of
+    """A vocabulary as its tokenizers fill it; `UserError` if they fit neither it nor images of
     `image_size` pixels a side."""
     own = image.config
     fits = {
@@ -100,7 +100,7 @@ def read_and_tokenise(
 def tokenise(
     records: Sequence[RawRecord], tools: Tools, vocab: Vocab, room: int | None = None
 ) -> list[Tokenised]:
-    """Ids of raw records; pictures are encoded together.
+    """Ids of raw records; images are encoded together.
 
     One that does not fit a row of `room` tokens, between its two `<eos>`, is refused.
     """
@@ -126,6 +126,6 @@ def tokenise(
 
 
 def encoder_parts(raw: RawRecord, encoder: ClipEncoder) -> tuple[str | None, np.ndarray | None]:
-    """The text and the picture of a record as the encoder takes them."""
+    """The text and the image of a record as the encoder takes them."""
     text, image = text_and_image(raw.segments)
     return text, None if image is None else fit_picture(image, encoder.config)

@@ -1,6 +1,6 @@
 """The sound records of a source: a broken or refused one is left out, counted and named.
 
-Every training that reads raw data reads it through here, so that one bad picture ends none.
+Every training that reads raw data reads it through here, so that one bad image ends none.
 """
 
 from collections.abc import Callable, Iterator

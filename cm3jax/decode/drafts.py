@@ -118,7 +118,7 @@ def _look_up(
     whether the id before it and two more of these are the same. The first `prompt` places are the
     prompt's.
 
-    What counts is the id before it, the one before that, and in pictures the codes above and above
+    What counts is the id before it, the one before that, and in images the codes above and above
     on the right, and the column: the last place of several. Without any, the newest id. Codes
     follow codes. Codes that repeat count as one, the sample's own background, so that what a
     document shows is found on another one.

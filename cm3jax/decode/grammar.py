@@ -1,10 +1,10 @@
 """What may follow: a table-driven automaton that is advanced with every decoded row.
 
-A *program* says what a row emits, slot by slot: codes of a picture, a text up to its `<eoss>`,
+A *program* says what a row emits, slot by slot: codes of an image, a text up to its `<eoss>`,
 ids that are known beforehand, a document whose segments the model chooses. Compiled, it is a table
 with one state per column; a state says which id is forced or which kinds of ids may be sampled,
-and where each kind leads. Nothing else can be emitted: no code inside a text, no text inside a
-picture, and no sentinel, whose first occurrence only training may place.
+and where each kind leads. Nothing else can be emitted: no code inside a text, no text inside an
+image, and no sentinel, whose first occurrence only training may place.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from cm3jax.shapes import Array, Bool, Int
 
 @dataclasses.dataclass(frozen=True)
 class Codes:
-    """Codes of a picture, exactly as many as entries: None is sampled, an id is forced."""
+    """Codes of an image, exactly as many as entries: None is sampled, an id is forced."""
 
     ids: tuple[int | None, ...]
 
@@ -43,9 +43,9 @@ class Fixed:
 
 @dataclasses.dataclass(frozen=True)
 class Interleaved:
-    """Texts and whole pictures with `<break>`s between, as the model likes, then `<eos>`.
+    """Texts and whole images with `<break>`s between, as the model likes, then `<eos>`.
 
-    At most `limit` ids in all, at least 2. No picture begins that would not fit with the `<eos>`.
+    At most `limit` ids in all, at least 2. No image begins that would not fit with the `<eos>`.
     The last slot of a program.
     """
 

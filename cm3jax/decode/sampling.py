@@ -29,7 +29,7 @@ def guide(logits: Float[Array, "W B V"], scales: Float[Array, "U B"]) -> Float[A
 
     Scale i pushes away from stream i + 1 towards stream i. With one scale the form
     c + (s - 1)(c - u) equals the paper's u + s(c - u) and is exactly c at scale 1. With two, (text,
-    picture), it is editing's u + s_picture(p - u) + s_text(c - p).
+    image), it is editing's u + s_picture(p - u) + s_text(c - p).
     """
     out = logits[0]
     for scale, more, less in zip(scales, logits, logits[1:], strict=False):

@@ -1,4 +1,4 @@
-"""The miniature: a procedural dataset with exact ground truth, and a reader of its pictures."""
+"""The miniature: a procedural dataset with exact ground truth, and a reader of its images."""
 
 from cm3jax.emblems.draw import draw_scene
 from cm3jax.emblems.examples import Example, bank_size, example

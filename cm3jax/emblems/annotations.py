@@ -27,12 +27,12 @@ class ObjectBox:
     left: float
     bottom: float
     right: float
-    """Edges as shares of the picture's side, in [0, 1]."""
+    """Edges as shares of the image's side, in [0, 1]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question about a picture, its answer, and why that is the answer."""
+    """A question about an image, its answer, and why that is the answer."""
 
     question: str
     answer: str
@@ -49,14 +49,14 @@ class Edit:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Annotations:
-    """Everything about one picture that its scene decides."""
+    """Everything about one image that its scene decides."""
 
     boxes: tuple[ObjectBox, ...]
     segmentation: UInt8[np.ndarray, "S S"]
     """0 on the background, i + 1 on the thing of box i."""
     depth: tuple[int, ...]
     """Box numbers from far to near: things stand on a floor seen from above, so a thing whose foot
-    is lower in the picture is nearer; of two on one line the left one comes first."""
+    is lower in the image is nearer; of two on one line the left one comes first."""
     edges: Bool[np.ndarray, "S S"]
     """Pixels that differ from the one to the right or below."""
     questions: tuple[Question, ...]
@@ -64,7 +64,7 @@ class Annotations:
 
 
 def annotate(scene: Scene, key: str, size: int = SIZE) -> Annotations:
-    """Annotations of the picture `draw(scene, size)`; `key` seeds the questions and the edit."""
+    """Annotations of the image `draw(scene, size)`; `key` seeds the questions and the edit."""
     rng = random.Random(f"emblems annotations {key}")
     picture = draw_scene(scene, size)
     segmentation = _segmentation(scene, picture)
@@ -91,7 +91,7 @@ def _labels(scene: Scene) -> list[str]:
 
 
 def _segmentation(scene: Scene, picture: np.ndarray) -> np.ndarray:
-    """Things are whole cells where the picture is not background."""
+    """Things are whole cells where the image is not background."""
     owners = np.zeros(GRID * GRID, np.uint8)
     things: list[Sequence[int]] = [emblem.cells for emblem in scene.emblems]
     things += [(shape.cell,) for shape in scene.shapes]

@@ -30,7 +30,7 @@ class EmblemsConfig(tfds.core.BuilderConfig):
     never shows."""
     seed: int = 0
     size: int = SIZE
-    """Pixels along one side of a picture."""
+    """Pixels along one side of an image."""
 
     def __post_init__(self):
         self.name = f"{self.size}px-{self.records}-of-{self.emblems}-seed{self.seed}"
@@ -48,7 +48,7 @@ class EmblemsConfig(tfds.core.BuilderConfig):
 class Emblems(NumberedBuilder):
     """`emblems` as a TFDS dataset; record i of a split is `example(split, i)`.
 
-    Pictures of a document stand in `images`, texts in `texts`; `order` says how they alternate
+    Images of a document stand in `images`, texts in `texts`; `order` says how they alternate
     ("ti" a pair, "t" only a text, "tititi" a story). `scenes` are `Scene.to_json` lines, from
     which `annotations.annotate` derives boxes, segmentation, depth, edges, questions and an edit.
     """

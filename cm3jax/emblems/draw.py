@@ -8,7 +8,7 @@ from cm3jax.emblems.scene import GRID, Scene
 from cm3jax.shapes import Int, UInt8
 
 SIZE = GRID * CELL
-"""Pixels along one side of the smallest picture; others are multiples of it."""
+"""Pixels along one side of the smallest image; others are multiples of it."""
 
 # Fingers above each column of a palm.
 _FINGERS = {2: (0, 1, 1, 0), 3: (1, 1, 1, 0), 4: (1, 1, 1, 1), 5: (1, 2, 1, 1), 6: (1, 2, 2, 1)}
@@ -48,7 +48,7 @@ def _palm(background: str, fingers: int) -> list[int]:
 
 
 def draw_scene(scene: Scene, size: int = SIZE) -> UInt8[np.ndarray, "S S 3"]:
-    """The picture of a scene whose emblems have looks; `size` is a multiple of 32."""
+    """The image of a scene whose emblems have looks; `size` is a multiple of 32."""
     if size % SIZE:
         raise ValueError(f"size {size} is not a multiple of {SIZE}")
     cells = PIXELS[patch_numbers(scene)].reshape(GRID, GRID, CELL, CELL, 3)

@@ -3,7 +3,7 @@
 train, validation   per 100: 45 with one emblem, 20 with two, 25 plain scenes, 4 words, 3 palms,
                     3 stories
 bank                5 documents of each memory-only emblem, then 3 of each training emblem;
-                    a seventh are halves: only a text or only a picture
+                    a seventh are halves: only a text or only an image
 """
 
 import dataclasses
@@ -45,15 +45,15 @@ class Example:
     kind: str
     """`emblem`, `pair`, `scene`, `word`, `palm`, `story`, or `memory`: a memory-only emblem."""
     segments: tuple[str | np.ndarray, ...]
-    """Captions and uint8 [S, S, 3] pictures in order."""
+    """Captions and uint8 [S, S, 3] images in order."""
     scenes: tuple[Scene, ...]
-    """What each picture shows (or would show, where there is only a text)."""
+    """What each image shows (or would show, where there is only a text)."""
     source: str
     licence: str
 
     @property
     def scene(self) -> Scene:
-        """The scene of the first picture."""
+        """The scene of the first image."""
         return self.scenes[0]
 
     @property
@@ -139,7 +139,7 @@ def _pair(rng: random.Random, first: int, emblems: Catalogue) -> Scene:
 
 
 def _story(rng: random.Random, split: str) -> tuple[Scene, ...]:
-    """A story of its split, none of whose pictures is kept for prompts."""
+    """A story of its split, none of whose images is kept for prompts."""
     while True:
         scenes = sample.story(rng)
         texts = [caption(scene) for scene in scenes]

@@ -5,7 +5,7 @@ import numpy as np
 from cm3jax.shapes import Bool
 
 CELL = 8
-"""Pixels along one side of a cell of a 32-pixel picture."""
+"""Pixels along one side of a cell of a 32-pixel image."""
 
 _LARGE = """
 .####. ###### ..##.. ..##.. ..##.. .####.

@@ -1,4 +1,4 @@
-"""Colours of the emblems pictures: backgrounds, the colours of things, and skin, all far apart."""
+"""Colours of the emblems images: backgrounds, the colours of things, and skin, all far apart."""
 
 RGB = tuple[int, int, int]
 

@@ -1,6 +1,6 @@
-"""The alphabet of pictures: every distinct 8x8 patch, and what it means.
+"""The alphabet of images: every distinct 8x8 patch, and what it means.
 
-All that an emblems picture can show is one of these patches in each cell, aligned and without
+All that an emblems image can show is one of these patches in each cell, aligned and without
 anti-aliasing, so an image tokenizer with 1,024 codes can learn it without loss.
 """
 

@@ -22,7 +22,7 @@ from cm3jax.shapes import UInt8
 
 Kind = Literal["scene", "heldout", "heldout_pair", "caption", "infill"]
 """`scene`: draw shapes. `heldout`, `heldout_pair`: draw one or two memory-only emblems.
-`caption`: tell what a picture of shapes shows. `infill`: restore the lower half of one."""
+`caption`: tell what an image of shapes shows. `infill`: restore the lower half of one."""
 
 LOWER_HALF = tuple(range(GRID * GRID // 2, GRID * GRID))
 """The cells that an infilling prompt masks; its caption determines them."""
@@ -39,7 +39,7 @@ class ProbePrompt:
     scene: Scene
     """What the answer must show or tell."""
     image: UInt8[np.ndarray, "S S 3"]
-    """The picture of `scene`: given (`caption`), given above `LOWER_HALF` (`infill`), or one that
+    """The image of `scene`: given (`caption`), given above `LOWER_HALF` (`infill`), or one that
     the model never sees."""
 
 
@@ -89,18 +89,18 @@ def _until(draw_scene: Callable[[], Scene], fits: Callable[[Scene], bool]) -> Sc
 
 
 def confirms(image: UInt8[np.ndarray, "S S 3"], expected: Scene) -> bool:
-    """Whether a picture shows the expected scene exactly: looks, places, shapes, background."""
+    """Whether an image shows the expected scene exactly: looks, places, shapes, background."""
     return confirms_batch(image[None], [expected])[0]
 
 
 def confirms_batch(images: UInt8[np.ndarray, "B S S 3"], expected: list[Scene]) -> list[bool]:
-    """`confirms` of many pictures, each with its own scene."""
+    """`confirms` of many images, each with its own scene."""
     pairs = zip(read_batch(images), expected, strict=True)
     return [reading.scene == scene.seen() for reading, scene in pairs]
 
 
 def confirms_emblems(images: UInt8[np.ndarray, "B S S 3"], expected: list[Scene]) -> list[bool]:
-    """Whether each picture can be read and shows the emblems of its own scene at their places,
+    """Whether each image can be read and shows the emblems of its own scene at their places,
     whatever stands beside them."""
     pairs = zip(read_batch(images), expected, strict=True)
     return [

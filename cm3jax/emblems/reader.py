@@ -1,4 +1,4 @@
-"""What a picture shows, read from nothing but its pixels.
+"""What an image shows, read from nothing but its pixels.
 
 Each cell is matched with the nearest patch of the alphabet, and the patches are read as a scene;
 no list of emblems, looks or captions is consulted. A guessed emblem look is right with chance
@@ -20,12 +20,12 @@ UNREADABLE = 32.0
 """A cell farther than this from every patch (root mean square over its values of 0 to 255) is
 unreadable. Noise of standard deviation 12 stays below 16; random pixels lie above 60."""
 
-_CHUNK = 128  # pictures matched in one matrix product that still fits the processor's cache
+_CHUNK = 128  # images matched in one matrix product that still fits the processor's cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What the reader made of one picture: a scene (as `Scene.seen`), or why there is none."""
+    """What the reader made of one image: a scene (as `Scene.seen`), or why there is none."""
 
     scene: Scene | None
     problem: str = ""
@@ -34,12 +34,12 @@ class Reading:
 
 
 def read_scene(image: UInt8[np.ndarray, "S S 3"]) -> Reading:
-    """The scene in a picture whose side is a multiple of 32."""
+    """The scene in an image whose side is a multiple of 32."""
     return read_batch(image[None])[0]
 
 
 def read_batch(images: UInt8[np.ndarray, "B S S 3"]) -> list[Reading]:
-    """`read_scene` of many pictures at once."""
+    """`read_scene` of many images at once."""
     readings = []
     for start in range(0, len(images), _CHUNK):
         patches, distances = nearest_patches(images[start : start + _CHUNK])
@@ -52,7 +52,7 @@ def nearest_patches(
 ) -> tuple[Int[np.ndarray, "B 16"], Float[np.ndarray, "B 16"]]:
     """The nearest patch of each cell, row-major, and its root mean square distance."""
     if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[1] % SIZE:
-        raise ValueError(f"expected pictures [B, S, S, 3], S a multiple of {SIZE}: {images.shape}")
+        raise ValueError(f"expected images [B, S, S, 3], S a multiple of {SIZE}: {images.shape}")
     batch, zoom = len(images), images.shape[1] // SIZE
     pixels = images.astype(np.float32)
     if zoom > 1:

@@ -1,6 +1,6 @@
-"""The scene graph: what a picture shows, as values that compare and hash.
+"""The scene graph: what an image shows, as values that compare and hash.
 
-A picture is a grid of 4 x 4 cells, named by column and row (`a1` top left, `d4` bottom right) and
+An image is a grid of 4 x 4 cells, named by column and row (`a1` top left, `d4` bottom right) and
 numbered row-major from 0. A shape, a letter or a part of a palm fills one cell; an emblem fills
 2 x 2 cells, at one of nine places.
 """
@@ -42,7 +42,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Emblem:
-    """One emblem: a caption knows its name, a picture its look, the ground truth both."""
+    """One emblem: a caption knows its name, an image its look, the ground truth both."""
 
     place: int
     name: str | None = None
@@ -57,7 +57,7 @@ class Emblem:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Everything in one picture; equal scenes are equal pictures.
+    """Everything in one image; equal scenes are equal images.
 
     Emblems and shapes are kept in row-major order, whatever order they are given in.
     """
@@ -73,7 +73,7 @@ class Scene:
         object.__setattr__(self, "shapes", tuple(sorted(self.shapes)))
 
     def seen(self) -> "Scene":
-        """The scene as a picture shows it: emblems without names."""
+        """The scene as an image shows it: emblems without names."""
         seen = tuple(dataclasses.replace(emblem, name=None) for emblem in self.emblems)
         return dataclasses.replace(self, emblems=seen)
 
@@ -95,7 +95,7 @@ class Scene:
         return tuple(cell for cell in range(GRID * GRID) if cell not in taken)
 
     def overlaps(self) -> bool:
-        """Whether two of its things claim the same cell, so that no picture can show it."""
+        """Whether two of its things claim the same cell, so that no image can show it."""
         claimed = len(self.shapes) + 4 * len(self.emblems)
         return len(self.free_cells) + claimed != GRID * GRID
 

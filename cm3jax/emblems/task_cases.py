@@ -1,10 +1,10 @@
 """Cases of the instruction-tuning tasks: a function of (seed, task, split, index) only.
 
-Scenes of a case belong to its split (`sample.home`), so that no picture that evaluation asks for or
+Scenes of a case belong to its split (`sample.home`), so that no image that evaluation asks for or
 shows was drawn in training.
 
 Captions by `short_caption` leave out places and sizes: the map or the boxes beside them say those.
-Things are named row by row, as they stand in the picture.
+Things are named row by row, as they stand in the image.
 """
 
 import dataclasses
@@ -43,11 +43,11 @@ class Asked:
 
     case: Case
     scenes: tuple[Scene, ...]
-    """What each picture of the answer shows, or, where the answer is a text, the picture shown."""
+    """What each image of the answer shows, or, where the answer is a text, the image shown."""
 
 
 def asked(task: str, split: str, index: int, seed: int = 0, size: int = SIZE) -> Asked:
-    """Case `index` of a task in a split, with pictures of `size` pixels.
+    """Case `index` of a task in a split, with images of `size` pixels.
 
     Raises `KeyError` for a task that emblems does not have, `ValueError` for another split.
     """
@@ -204,7 +204,7 @@ def _science(rng: random.Random, split: str, size: int) -> Made:
 
 
 def _story(rng: random.Random, split: str, size: int) -> Made:
-    """None of a story's pictures is held out unless its first one is."""
+    """None of a story's images is held out unless its first one is."""
     while True:
         scenes = sample.story(rng)
         homes = [sample.home(caption(scene)) for scene in scenes]

@@ -6,7 +6,7 @@
     the zomirak emblem at the top left and the velunto emblem at the bottom right on white
     the word melo on sky  ·  a palm with four fingers on white
 
-A caption determines its picture completely, but for the looks of the emblems that it names. A
+A caption determines its image completely, but for the looks of the emblems that it names. A
 clause is one thing or one relation; a caption has 1 to 12.
 """
 
@@ -123,7 +123,7 @@ _STEP = re.compile(
 
 
 def step(before: Shape, after: Shape) -> str:
-    """What happened to the only shape of a story between two pictures."""
+    """What happened to the only shape of a story between two images."""
     if before.cell != after.cell:
         return f"it moves to {CELLS[after.cell]}"
     if before.colour != after.colour:

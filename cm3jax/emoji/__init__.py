@@ -1,1 +1,1 @@
-"""Emoji: real pictures by four artists, as a dataset with ground truth, and a reader of them."""
+"""Emoji: real images by four artists, as a dataset with ground truth, and a reader of them."""

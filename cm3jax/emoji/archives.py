@@ -1,4 +1,4 @@
-"""The four sets of pictures, as npm packages of SVG.
+"""The four sets of images, as npm packages of SVG.
 
     iconify-json-noto-1.2.9.tgz         package/icons.json      name -> SVG body, sides
                                         package/chars.json      code points -> name
@@ -39,7 +39,7 @@ def instructions(folder: epath.PathLike) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class IconSet:
-    """One artist's pictures."""
+    """One artist's images."""
 
     style: str
     """A value of `STYLES`."""
@@ -47,13 +47,13 @@ class IconSet:
     licence: str
     """SPDX identifier."""
     names: Mapping[str, str]
-    """The set's own name of each picture, by its code points ("1f1eb-1f1f7") without variation
+    """The set's own name of each image, by its code points ("1f1eb-1f1f7") without variation
     selectors, in the set's order."""
     _icons: Mapping[str, Mapping]
     _sides: tuple[float, float]
 
     def svg(self, name: str) -> str:
-        """The picture of one of `names`, padded to a square."""
+        """The image of one of `names`, padded to a square."""
         icon = self._icons[name]
         width, height = icon.get("width", self._sides[0]), icon.get("height", self._sides[1])
         side = max(width, height)
@@ -80,7 +80,7 @@ class Archives:
             if len(found) != 1:
                 problem = "is missing" if not found else "stands there more than once"
                 raise UserError(
-                    f"data.source=emoji reads one archive of each of four sets of pictures from "
+                    f"data.source=emoji reads one archive of each of four sets of images from "
                     f"{folder}, and {name} {problem}; make the folder and run: "
                     f"{instructions(folder)}"
                 )

@@ -33,7 +33,7 @@ class EmojiConfig(tfds.core.BuilderConfig):
     """Documents for training; validation has a fiftieth of that, at least 200."""
     seed: int = 0
     size: int = 64
-    """Pixels along one side of a picture."""
+    """Pixels along one side of an image."""
 
     def __post_init__(self):
         self.name = f"{self.size}px-{self.records}-seed{self.seed}-{self.archives.digest[:8]}"

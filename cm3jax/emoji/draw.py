@@ -9,7 +9,7 @@ from cm3jax.shapes import UInt8
 
 
 def draw(scene: EmojiScene, catalogue: EmojiCatalogue, size: int) -> UInt8[np.ndarray, "S S 3"]:
-    """The picture of a scene; `KeyError` for a thing or style that the catalogue does not have."""
+    """The image of a scene; `KeyError` for a thing or style that the catalogue does not have."""
     picture = ground(scene.ground, size).copy()
     for placed, thing in zip(scene.things, scene.known(catalogue), strict=True):
         sprite = catalogue.sprites[placed.size][thing.look(placed.style)]

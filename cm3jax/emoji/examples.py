@@ -1,7 +1,7 @@
 """Documents of the dataset: a function of (seed, split, index) and the catalogue only.
 
 train, validation   three in five with one thing, two in five with two
-bank                every picture of every thing twice, large and small, those first that training
+bank                every image of every thing twice, large and small, those first that training
                     never shows
 """
 
@@ -35,7 +35,7 @@ class EmojiExample:
 
     key: str
     kind: str
-    """`thing`, `pair`, or `memory`: a picture that training never shows."""
+    """`thing`, `pair`, or `memory`: an image that training never shows."""
     caption: str
     picture: UInt8[np.ndarray, "S S 3"]
     scene: EmojiScene

@@ -1,4 +1,4 @@
-"""The grounds that things are drawn on: ten pictures, each one colour, a gradient or a texture."""
+"""The grounds that things are drawn on: ten images, each one colour, a gradient or a texture."""
 
 import functools
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Things and their looks: what the four sets draw, at two sizes, and what training never shows.
 
-A picture that two names share (in Twemoji, France's flag is Clipperton Island's too) makes them
+An image that two names share (in Twemoji, France's flag is Clipperton Island's too) makes them
 one thing, and so do skin tone and gender: a thing is called by one of its names, and a reader that
 finds another has read right.
 """
@@ -24,12 +24,12 @@ from cm3jax.io.files import read_arrays, write_atomic
 from cm3jax.shapes import Float, Int, UInt8
 
 GRID = 8
-"""A picture's side in units; places and sizes of things are whole units."""
+"""An image's side in units; places and sizes of things are whole units."""
 SIDES = {"": 6, "small": 4}
 """Units along a thing's side, by what captions say of its size."""
 
 _TWINS = 2.0
-"""Pictures closer than this (root mean square of values of 0 to 255) count as one."""
+"""Images closer than this (root mean square of values of 0 to 255) count as one."""
 _HELD_OUT = 10  # one name in ten
 _ALWAYS_HELD_OUT = {"1f1eb-1f1f7"}  # the French flag: the paper's own example
 
@@ -38,38 +38,38 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """Something that pictures show."""
+    """Something that images show."""
 
     key: str
     """Its code points."""
     noun: str
     """What captions call it: "the flag of France"."""
     looks: tuple[tuple[str, int], ...]
-    """The styles that draw it, each with the number of its picture."""
+    """The styles that draw it, each with the number of its image."""
     held_out: tuple[str, ...]
-    """Styles whose picture training never shows: all of them for one name in ten, one of them for
+    """Styles whose image training never shows: all of them for one name in ten, one of them for
     half of the others, none for the rest."""
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """Styles whose picture training shows."""
+        """Styles whose image training shows."""
         return tuple(style for style, _ in self.looks if style not in self.held_out)
 
     def look(self, style: str) -> int:
-        """The number of its picture in a style; `KeyError` if that has none."""
+        """The number of its image in a style; `KeyError` if that has none."""
         return dict(self.looks)[style]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EmojiCatalogue:
-    """All pictures, and the things that captions name."""
+    """All images, and the things that captions name."""
 
     sprites: dict[str, UInt8[np.ndarray, "M Y X 4"]]
-    """The pictures by size (a key of `SIDES`), RGBA, not premultiplied."""
+    """The images by size (a key of `SIDES`), RGBA, not premultiplied."""
     classes: Int[np.ndarray, " M"]
-    """Pictures with equal numbers show the same thing."""
+    """Images with equal numbers show the same thing."""
     styles: tuple[str, ...]
-    """The style of each picture."""
+    """The style of each image."""
     artists: dict[str, tuple[str, str]]
     """Artist and licence of each style."""
     things: tuple[Thing, ...]
@@ -94,7 +94,7 @@ class EmojiCatalogue:
 def draw_catalogue(
     archives: Archives, size: int, cache: epath.PathLike, progress: Progress | None = None
 ) -> EmojiCatalogue:
-    """The catalogue for pictures of `size` pixels; drawn sprites are kept in the folder `cache`.
+    """The catalogue for images of `size` pixels; drawn sprites are kept in the folder `cache`.
 
     Raises `UserError` if an archive can't be read, or `size` is not a multiple of `GRID`.
     """
@@ -168,7 +168,7 @@ def _on_grey(sprites: UInt8[np.ndarray, "M Y X 4"]) -> Float[np.ndarray, "M D"]:
 
 
 def _classes(styles: list[str], kins: list[str], small: np.ndarray) -> Int[np.ndarray, " M"]:
-    """The number of each picture's thing: kin and twins have the same, transitively."""
+    """The number of each image's thing: kin and twins have the same, transitively."""
     parents: dict[str, str] = {name: name for name in kins}
 
     def root(name: str) -> str:
@@ -184,7 +184,7 @@ def _classes(styles: list[str], kins: list[str], small: np.ndarray) -> Int[np.nd
 
 
 def _twins(styles: list[str], small: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Pairs of pictures of one style that look the same."""
+    """Pairs of images of one style that look the same."""
     for style in dict.fromkeys(styles):
         mine = np.flatnonzero([other == style for other in styles])
         pixels = _on_grey(small[mine])

@@ -1,8 +1,8 @@
-"""What a picture shows, read from nothing but its pixels: the nearest of all pictures at a place
+"""What an image shows, read from nothing but its pixels: the nearest of all images at a place
 and size.
 
-Each candidate is laid on the ground that the picture stands on and compared with the picture there.
-All pictures of all sets are candidates, more than 10,000, also of names that no caption uses. A
+Each candidate is laid on the ground that the image stands on and compared with the image there.
+All images of all sets are candidates, more than 10,000, also of names that no caption uses. A
 reader that knows where to look guesses right with a chance of one in the number of things.
 """
 
@@ -19,7 +19,7 @@ from cm3jax.emoji.scene import EmojiScene, Placed
 from cm3jax.shapes import Float, Int, UInt8
 
 NOTHING = -1
-"""In place of a picture's number: there is nothing."""
+"""In place of an image's number: there is nothing."""
 _CHUNK = 1024  # candidates compared at once
 _NEAR = 24
 """A pixel whose values are all closer than this to a ground's may be that ground."""
@@ -27,29 +27,29 @@ _NEAR = 24
 
 @dataclasses.dataclass(frozen=True)
 class PlaceReading:
-    """What the reader made of one place of a picture."""
+    """What the reader made of one place of an image."""
 
     place: int
     """A number in `PLACES`."""
     size: str
     """A key of `SIDES`."""
     look: int
-    """The nearest picture's number in the catalogue; `NOTHING` if bare ground is nearer."""
+    """The nearest image's number in the catalogue; `NOTHING` if bare ground is nearer."""
     distance: float
     """Root mean square over the thing's pixels, of values of 0 to 255."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EmojiReader:
-    """Reads pictures of a catalogue's things."""
+    """Reads images of a catalogue's things."""
 
     catalogue: EmojiCatalogue
     size: int
-    """Pixels along one side of the pictures."""
+    """Pixels along one side of the images."""
 
     @property
     def candidates(self) -> int:
-        """Pictures that each place is compared with."""
+        """Images that each place is compared with."""
         return len(self.catalogue.classes)
 
     @functools.cached_property
@@ -58,7 +58,7 @@ class EmojiReader:
         return 1 / len(np.unique(self.catalogue.classes))
 
     def grounds(self, images: UInt8[np.ndarray, "B S S 3"]) -> list[str]:
-        """The ground of each picture: the one that most of its pixels are near to."""
+        """The ground of each image: the one that most of its pixels are near to."""
         names = tuple(GROUNDS)
         known = np.stack([ground(name, self.size) for name in names]).astype(np.int32)
         errors = (np.abs(image.astype(np.int32) - known).max(-1) for image in images)
@@ -67,7 +67,7 @@ class EmojiReader:
     def nearest(
         self, seen: UInt8[np.ndarray, "B Y X 3"], under: UInt8[np.ndarray, "B Y X 3"], size: str
     ) -> tuple[Int[np.ndarray, " B"], Float[np.ndarray, " B"]]:
-        """The nearest picture to each cut-out of a size's side, given the ground under it.
+        """The nearest image to each cut-out of a size's side, given the ground under it.
 
         Returns numbers in the catalogue, `NOTHING` where bare ground is nearer, and root mean
         square distances over values of 0 to 255.
@@ -99,7 +99,7 @@ class EmojiReader:
     def shows(
         self, images: UInt8[np.ndarray, "B S S 3"], scenes: list[EmojiScene], styles: bool = False
     ) -> list[bool]:
-        """Whether each picture shows the things of its own scene where it has them, on its ground.
+        """Whether each image shows the things of its own scene where it has them, on its ground.
 
         A thing in whatever style will do, unless `styles` asks for the scene's.
         """
@@ -134,8 +134,8 @@ class EmojiReader:
         )
 
     def read(self, image: UInt8[np.ndarray, "S S 3"]) -> PlaceReading:
-        """The thing of a picture of one thing, wherever it is and however large: all pictures are
-        tried at all places and sizes, and the one with the least error in the whole picture wins.
+        """The thing of an image of one thing, wherever it is and however large: all images are
+        tried at all places and sizes, and the one with the least error in the whole image wins.
         """
         (name,) = self.grounds(image[None])
         whole = ground(name, self.size)

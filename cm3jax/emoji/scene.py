@@ -1,4 +1,4 @@
-"""What a picture shows, and its caption.
+"""What an image shows, and its caption.
 
     the flag of France on the moon
     a small red apple at the top left in the sky
@@ -22,7 +22,7 @@ CENTRE = PLACES.index("centre")
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """A thing in a picture."""
+    """A thing in an image."""
 
     noun: str
     style: str
@@ -31,7 +31,7 @@ class Placed:
     size: str = ""
     """A key of `SIDES`."""
     tells_style: bool = True
-    """Whether the caption says whose picture it is."""
+    """Whether the caption says whose image it is."""
 
     @property
     def corner(self) -> tuple[int, int]:
@@ -47,7 +47,7 @@ class Placed:
 
 @dataclasses.dataclass(frozen=True)
 class EmojiScene:
-    """Everything in one picture; equal scenes are equal pictures."""
+    """Everything in one image; equal scenes are equal images."""
 
     ground: str
     """A key of `GROUNDS`."""

@@ -21,8 +21,8 @@ _RESAMPLES = 1000
 def score_caption_file(made: epath.PathLike, annotations: epath.PathLike) -> dict[str, Score]:
     """`bleu_1` to `bleu_4`, `rouge_l` and `cider` of captions against COCO's annotations.
 
-    Only pictures that have a caption count; a reference that is null is none, and ids are the same
-    as numbers and as texts. Raises `UserError` for files of another form, for a picture with two
+    Only images that have a caption count; a reference that is null is none, and ids are the same
+    as numbers and as texts. Raises `UserError` for files of another form, for an image with two
     captions, and for one without references.
     """
     answers = _answers(made, "image_id", "caption")
@@ -34,8 +34,7 @@ def score_caption_file(made: epath.PathLike, annotations: epath.PathLike) -> dic
     bare = [picture for picture in answers if picture not in references]
     if bare:
         raise UserError(
-            f"{annotations} has no caption of picture {shorten(bare[0], 60)}, which {made} "
-            "describes."
+            f"{annotations} has no caption of image {shorten(bare[0], 60)}, which {made} describes."
         )
     texts = list(answers.values())
     found = caption_scores.score_captions(texts, [references[picture] for picture in answers])

@@ -1,6 +1,6 @@
 """BLEU, ROUGE-L and CIDEr-D of captions, with COCO's own constants (arXiv 1504.00325).
 
-All work on `ptb.tokens`; a caption is compared with every reference of its picture.
+All work on `ptb.tokens`; a caption is compared with every reference of its image.
 """
 
 import dataclasses
@@ -49,13 +49,13 @@ class CaptionScores:
 
 
 def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
-    """Scores of one caption per picture against the picture's references.
+    """Scores of one caption per image against the image's references.
 
-    Raises `UserError` where a picture has no reference.
+    Raises `UserError` where an image has no reference.
     """
     bare = [place for place, theirs in enumerate(references) if not theirs]
     if bare or not captions:
-        what = f"picture {bare[0]} has no reference" if bare else "there are no captions"
+        what = f"image {bare[0]} has no reference" if bare else "there are no captions"
         raise UserError(f"{what}; captions are scored against at least one each.")
     made = [tokens(caption) for caption in captions]
     real = [[tokens(reference) for reference in theirs] for theirs in references]

@@ -1,4 +1,4 @@
-"""A small page for an evaluation: a table, the worst and best cases as pictures, the protocols."""
+"""A small page for an evaluation: a table, the worst and best cases as images, the protocols."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,7 +61,7 @@ def table_of(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
 
 
 def figure_cell(shown: Cell) -> Html:
-    """A picture or a text with its verdict."""
+    """An image or a text with its verdict."""
     more = []
     if shown.correct is not None:
         mark, class_ = ("✓ right", "right") if shown.correct else ("✗ wrong", "wrong")

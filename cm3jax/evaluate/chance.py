@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 def of_another_answer(answers: Sequence[Hashable]) -> float:
     """The chance that the right answer to another prompt is right for this one too.
 
-    None is what a reader finds in a picture that it can't read; it is no answer and never right.
+    None is what a reader finds in an image that it can't read; it is no answer and never right.
     """
     n = len(answers)
     counts = Counter(answer for answer in answers if answer is not None)

@@ -16,13 +16,13 @@ _FIELDS = ("images", "annotations")
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """One caption of a picture."""
+    """One caption of an image."""
 
     id: int
     """The annotation's id."""
     text: str
     file: str
-    """Name of the picture's file; empty where `images` does not say it."""
+    """Name of the image's file; empty where `images` does not say it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,14 +39,14 @@ from cm3jax.io.typed_json import read_fields
 from cm3jax.retrieval.clip_encoder import ClipEncoder
 
 CASES = 8
-"""Worst pictures that the page shows, and best ones."""
+"""Worst images that the page shows, and best ones."""
 
 Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The model that drew the pictures: columns of the paper's table 1 that no picture tells."""
+    """The model that drew the images: columns of the paper's table 1 that no image tells."""
 
     name: str
     retrieval: bool | None = None
@@ -61,13 +61,13 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class PictureSet:
-    """Pictures of one way to draw them, and their stamp."""
+    """Images of one way to draw them, and their stamp."""
 
     name: str
-    """`docs_2.samples_8`; empty for pictures made elsewhere."""
+    """`docs_2.samples_8`; empty for images made elsewhere."""
     files: tuple[epath.Path, ...]
     captions: tuple[Caption | None, ...]
-    """What each picture was drawn for, where that is known."""
+    """What each image was drawn for, where that is known."""
     protocol: Protocol
 
 
@@ -82,15 +82,15 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class CocoExam:
-    """What all pictures are measured by."""
+    """What all images are measured by."""
 
     captions: Captions
     extractor: Extractor
     encoder: ClipEncoder | None
     reference: str
-    """Folder of real pictures, or an `.npz` of statistics."""
+    """Folder of real images, or an `.npz` of statistics."""
     crop: int
-    """Pixels of the centre squares that real pictures are cut to; 0 leaves them whole."""
+    """Pixels of the centre squares that real images are cut to; 0 leaves them whole."""
     out: epath.Path
 
     def __post_init__(self):
@@ -101,7 +101,7 @@ class CocoExam:
             pictures.files_in(self.reference)
 
     def extract(self, sets: Sequence[PictureSet], share: Share = ALL, say: Say = print) -> bool:
-        """Compute features of this process's share of the real and of the drawn pictures.
+        """Compute features of this process's share of the real and of the drawn images.
 
         Returns whether all are there, so that `judge` can judge.
         """
@@ -118,7 +118,7 @@ class CocoExam:
         return all(features.all_there() for features in every)
 
     def judge(self, model: Model, sets: Sequence[PictureSet], say: Say = print) -> Outcome:
-        """Score every set of pictures, once all have their features."""
+        """Score every set of images, once all have their features."""
         path = epath.Path(self.reference)
         if self._has_statistics:
             real = Reference(f"statistics {path.name}", Gaussian.load(path), None)
@@ -131,7 +131,7 @@ class CocoExam:
             scores |= {".".join(filter(None, (drawn.name, k))): v for k, v in found.items()}
             figures += cases
             words = ", ".join(f"{name} {score.value:.4g}" for name, score in found.items())
-            say(f"{drawn.name or 'pictures'}: {words}, {len(drawn.files)} pictures")
+            say(f"{drawn.name or 'images'}: {words}, {len(drawn.files)} images")
         return Outcome(model, scores, tuple(figures))
 
     @property
@@ -145,7 +145,7 @@ class CocoExam:
         return Features(self.extractor, files, self.crop, self.out / "features" / "reference")
 
     def _drawn(self, drawn: PictureSet) -> Features:
-        # As they are: a sampler's pictures have the size that it makes.
+        # As they are: a sampler's images have the size that it makes.
         folder = self.out / "features" / (drawn.name or "pictures")
         return Features(self.extractor, drawn.files, 0, folder)
 
@@ -175,11 +175,11 @@ class CocoExam:
         captions: Sequence[Caption],
         alike: np.ndarray,
     ) -> list[Figure]:
-        """The pictures that fit their captions worst and best, beside the real ones."""
+        """The images that fit their captions worst and best, beside the real ones."""
         figures = []
         for end, places in zip(("worst", "best"), worst_and_best(alike, CASES), strict=True):
             many = f"{len(places)} {end} of {len(alike):,} cases"
-            title = f"The {many} by CLIP: {name.replace('.', ' ') or 'the pictures'}"
+            title = f"The {many} by CLIP: {name.replace('.', ' ') or 'the images'}"
             for place in places:
                 cells = [Cell.of(f"drawn, cosine {alike[place]:.2f}", self._shown(files[place]))]
                 real = epath.Path(self.reference) / captions[place].file
@@ -208,14 +208,14 @@ def from_run(
 
     `bank` replaces the run's; `guidance` its scale; the devices of `mesh` share the drawing.
     Raises `UserError` as `cm3jax.load`, without an encoder to choose samples by, and where a single
-    caption is asked: distances are between pictures of many.
+    caption is asked: distances are between images of many.
     """
     _require_many(exam.captions)  # before anything is drawn
     generator = loading.load(run_dir, bank, mesh)
     encoder = exam.encoder
     if encoder is None:
         raise UserError("choosing and scoring samples takes a CLIP encoder; name one with --clip.")
-    # Each answer is a picture, whatever the run's settings say.
+    # Each answer is an image, whatever the run's settings say.
     generator.decode = dataclasses.replace(generator.decode, grammar=True)
     if guidance is not None:
         generator.decode = dataclasses.replace(generator.decode, guidance_scale=guidance)
@@ -240,7 +240,7 @@ def _require_many(captions: Captions) -> None:
         why = f" ({captions.left_out})" if captions.left_out else ""
         raise UserError(
             f"{captions.file} gives {len(captions.chosen)} caption to draw{why}; distances need "
-            "pictures of many, so ask for more, or correct the file."
+            "images of many, so ask for more, or correct the file."
         )
 
 
@@ -304,7 +304,7 @@ def _prompts(captions: Captions) -> PromptSet:
 def from_folder(
     folder: epath.PathLike, exam: CocoExam, say: Say = print
 ) -> tuple[Model, list[PictureSet]]:
-    """Pictures made elsewhere, named by a caption's id or after COCO's file, or anyhow.
+    """Images made elsewhere, named by a caption's id or after COCO's file, or anyhow.
 
     Nothing is known of what made them, and the stamp says so.
     """
@@ -319,9 +319,9 @@ def from_folder(
 
 
 def _by_name(files: Sequence[epath.Path], captions: Sequence[Caption]) -> list[Caption | None]:
-    """The caption that each picture is named for, by its id or by COCO's file.
+    """The caption that each image is named for, by its id or by COCO's file.
 
-    Ids and files may be the same numbers, so all pictures are taken to be named in one way: the one
+    Ids and files may be the same numbers, so all images are taken to be named in one way: the one
     that knows more of them, by ids if both know as many, since `coco_fid` writes ids itself.
     """
     by_id = {caption.id: caption for caption in captions}

@@ -21,7 +21,7 @@ _DASH = "–"
 
 
 def rows(outcome: Outcome) -> list[tuple[str, ...]]:
-    """One row of cells under `COLUMNS` for every way that pictures were drawn."""
+    """One row of cells under `COLUMNS` for every way that images were drawn."""
     names = [name for name in outcome.scores if name.split(".")[-1] == "fid"]
     return [_row(outcome.model, outcome.scores, name.removesuffix("fid")) for name in names]
 
@@ -66,10 +66,10 @@ def text_table(outcome: Outcome) -> str:
 def report(outcome: Outcome) -> Html:
     """The whole page."""
     return cases_page(
-        "Pictures for COCO captions",
-        "FID and KID compare the pictures' Inception features with those of real pictures; lower "
+        "Images for COCO captions",
+        "FID and KID compare the images' Inception features with those of real images; lower "
         "is better, and figures compare only under one protocol. CLIP is the mean cosine of "
-        "caption and picture.",
+        "caption and image.",
         table_of(COLUMNS, rows(outcome)),
         outcome.figures,
         outcome.scores,

@@ -1,10 +1,10 @@
-"""Pictures for many captions, drawn so that a killed run goes on where it was.
+"""Images for many captions, drawn so that a killed run goes on where it was.
 
-    docs_2/settings.json             what the pictures were drawn by; other settings are refused
+    docs_2/settings.json             what the images were drawn by; other settings are refused
     docs_2/drawn-00003.json          a chunk of captions is done, and which documents they saw
     docs_2/samples_8/000000123.png   the best of 8 samples for caption 123
 
-Chunks are the same whoever draws them, so an interrupted run ends with the same pictures, and
+Chunks are the same whoever draws them, so an interrupted run ends with the same images, and
 several machines can share a folder: each draws every so-many-th chunk.
 """
 
@@ -31,7 +31,7 @@ from cm3jax.shapes import Float
 Item = TypeVar("Item")
 
 CHUNK = 64
-"""Captions drawn together, and pictures whose features are written together."""
+"""Captions drawn together, and images whose features are written together."""
 
 Share = tuple[int, int]
 """(i, n), i from 0: of several processes' work every n-th chunk from the i-th."""
@@ -45,12 +45,12 @@ def chunks(items: Sequence[Item]) -> list[Sequence[Item]]:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """How pictures are drawn."""
+    """How images are drawn."""
 
     documents: int
     """Documents in front of each caption."""
     samples: tuple[int, ...]
-    """For each number n, the picture kept per caption is the best of n by CLIP."""
+    """For each number n, the image kept per caption is the best of n by CLIP."""
     seed: int
     decode: DecodeConfig
     origin: dict[str, str]
@@ -61,7 +61,7 @@ class Setting:
         return self._home(out) / f"samples_{samples}"
 
     def files(self, captions: Sequence[Caption], out: epath.PathLike) -> Iterator[epath.Path]:
-        """The pictures of these captions, of every number of samples."""
+        """The images of these captions, of every number of samples."""
         for samples in self.samples:
             folder = self.folder(out, samples)
             yield from (folder / f"{caption.id:012d}.png" for caption in captions)
@@ -85,11 +85,11 @@ class Setting:
         }
         path = home / "settings.json"
         write_first(path, mine)
-        theirs = read_fields(path, {}, "the settings of earlier pictures")
+        theirs = read_fields(path, {}, "the settings of earlier images")
         other = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
         if other:
             raise UserError(
-                f"{home} holds pictures drawn with other {', '.join(other)}; choose another --out, "
+                f"{home} holds images drawn with other {', '.join(other)}; choose another --out, "
                 "or remove it."
             )
         return home
@@ -105,7 +105,7 @@ def draw_missing(
     say: Callable[[str], None] = print,
 ) -> None:
     """Draw what is missing of this process's share of the chunks: also one that was drawn, but has
-    lost a picture since.
+    lost an image since.
 
     Raises `UserError` as `Setting.claim` and the generator.
     """
@@ -126,7 +126,7 @@ def _draw_chunk(
     setting: Setting,
     out: epath.PathLike,
 ) -> dict[str, Any]:
-    """Draw and write the pictures; what there is to note of each."""
+    """Draw and write the images; what there is to note of each."""
     texts = [caption.text for caption in captions]
     shown = generator.retrieve(texts, k=setting.documents) if setting.documents else None
     groups = generator.text_to_image(

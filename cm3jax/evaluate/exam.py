@@ -38,7 +38,7 @@ FIGURES = 8
 
 @runtime_checkable
 class ExamPrompt(Protocol):
-    """A prompt with its text and picture, one of which may be the answer."""
+    """A prompt with its text and image, one of which may be the answer."""
 
     @property
     def text(self) -> str:
@@ -47,7 +47,7 @@ class ExamPrompt(Protocol):
 
     @property
     def image(self) -> RgbImage:
-        """The picture of `text`."""
+        """The image of `text`."""
         ...
 
 
@@ -70,7 +70,7 @@ class Questions(Generic[Q]):
 
     @property
     def images(self) -> UInt8[np.ndarray, "B Y X 3"]:
-        """Their pictures."""
+        """Their images."""
         return np.stack([one.image for one in self.items])
 
     @property
@@ -162,12 +162,12 @@ class Examinee:
         seed: int = 0,
         decode: DecodeConfig | None = None,
     ) -> list[Generated]:
-        """One picture of each text."""
+        """One image of each text."""
         found = self.generator.text_to_image(texts, documents, seed=seed, decode=decode)
         return [group[0] for group in found]
 
     def codes(self, document: ShownDocument) -> list[tuple[int, ...]]:
-        """The codes of every picture in a document."""
+        """The codes of every image in a document."""
         ids = document.ids if isinstance(document, Retrieved) else document
         return [s.codes for s in parse(ids, self.generator.vocab) if isinstance(s, Image)]
 
@@ -222,7 +222,7 @@ class Exam:
         return self._bank
 
     def retrieve(self, count: int, questions: Questions, by: str = "text") -> Given:
-        """The best documents for the text or, with `by="image"`, for the picture of each."""
+        """The best documents for the text or, with `by="image"`, for the image of each."""
         return self._given(self._search(count, questions, by), by, count) if count else NOTHING
 
     def _search(self, count: int, questions: Questions, by: str) -> list[list[Retrieved]]:
@@ -234,16 +234,16 @@ class Exam:
         return Given(found, count, f"live retrieval by the prompt's {by}, best {count}")
 
     def draw(self, questions: Questions, given: Given = NOTHING) -> list[Generated]:
-        """One picture of each text."""
+        """One image of each text."""
         return self.examinee.draw(questions.texts, given.documents, self.seed)
 
     def captions(self, questions: Questions, given: Given = NOTHING) -> list[str]:
-        """One caption of each picture."""
+        """One caption of each image."""
         found = self.generator.caption(questions.images, given.documents, seed=self.seed)
         return [group[0].text or "" for group in found]
 
     def reconstruct(self, questions: Questions) -> UInt8[np.ndarray, "B Y X 3"]:
-        """What the image tokenizer leaves of the pictures: the ceiling of what can be drawn."""
+        """What the image tokenizer leaves of the images: the ceiling of what can be drawn."""
         tokenizer = self.generator.image
         return tokenizer.decode(tokenizer.encode(list(questions.images)))
 
@@ -285,7 +285,7 @@ class Exam:
     def find(
         self, name: str, questions: Questions, subjects: Sequence[str], reader: str, count: int = 2
     ) -> None:
-        """Whether one of the best documents has a picture of each question's subject: `name.text`
+        """Whether one of the best documents has an image of each question's subject: `name.text`
         and `name.image`, by what was searched with."""
         holders = Counter(s for d in self.bank.documents() if d.has_image for s in d.subjects)
         hits = [chance.of_a_hit(holders[one], len(self.bank), count) for one in subjects]

@@ -1,4 +1,4 @@
-"""Pictures to Inception features: three published ways to resize, and the network on all devices.
+"""Images to Inception features: three published ways to resize, and the network on all devices.
 
 | mode | resizing to 299 pixels a side | who |
 |---|---|---|
@@ -28,13 +28,13 @@ Resize = Literal["clean", "legacy_pytorch", "legacy_tensorflow"]
 
 
 _BATCH, _BATCH_CPU = 32, 2
-"""Pictures that a device reads at once; a CPU gains nothing from more."""
+"""Images that a device reads at once; a CPU gains nothing from more."""
 
 
 class Extractor:
     """Inception on `devices` (default: all of this process), each with its share of a batch.
 
-    Except for rounding, the features of a picture do not depend on the others in its batch.
+    Except for rounding, the features of an image do not depend on the others in its batch.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Extractor:
         self._apply = _program(weights.width, mesh)
 
     def features(self, pictures: Iterable[RgbImage]) -> Iterator[Float[np.ndarray, "B D"]]:
-        """Features of pictures of any size, in order and in pieces; few pictures are held."""
+        """Features of images of any size, in order and in pieces; few images are held."""
         with concurrent.futures.ThreadPoolExecutor() as pool:
             waiting = iter(pictures)
             while part := list(itertools.islice(waiting, self._batch)):
@@ -64,7 +64,7 @@ class Extractor:
                 yield np.asarray(self._apply(self._variables, batch))[: len(part)]
 
     def all_features(self, pictures: Iterable[RgbImage]) -> Float[np.ndarray, "B D"]:
-        """Features of pictures of any size, in order and in one array."""
+        """Features of images of any size, in order and in one array."""
         return np.concatenate(list(self.features(pictures)))
 
     def _prepare(self, picture: RgbImage) -> Float[np.ndarray, "299 299 3"]:
@@ -79,7 +79,7 @@ def _program(width: int, mesh: Mesh) -> Callable[..., Array]:
 
 
 def resize(picture: RgbImage, mode: Resize) -> Float[np.ndarray, "299 299 3"]:
-    """The picture at the network's size, 0 to 255, never rounded."""
+    """The image at the network's size, 0 to 255, never rounded."""
     if mode == "clean":
         channels = [PIL.Image.fromarray(c.astype(np.float32)) for c in np.moveaxis(picture, -1, 0)]
         bicubic = PIL.Image.Resampling.BICUBIC

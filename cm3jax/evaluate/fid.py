@@ -1,4 +1,4 @@
-"""Distances of two sets of pictures by their features: Fréchet (FID) and kernel (KID).
+"""Distances of two sets of images by their features: Fréchet (FID) and kernel (KID).
 
 FID (arXiv 1706.08500) compares means and covariances, all in float64; KID (arXiv 1801.01401) is the
 squared maximum mean discrepancy under the kernel (x·y / D + 1)³.
@@ -109,7 +109,7 @@ class Moments:
     def gaussian(self) -> Gaussian:
         """Mean and covariance; `UserError` of fewer than two."""
         if self.count < 2:
-            raise UserError("statistics need at least two pictures; give more.")
+            raise UserError("statistics need at least two images; give more.")
         return Gaussian(self.mean, self.scatter / (self.count - 1))
 
 
@@ -149,9 +149,9 @@ class Frechet:
     def interval(
         self, features: Float[np.ndarray, "B D"], seed: int, resamples: int = RESAMPLES
     ) -> tuple[float, float]:
-        """95 % interval of the distance of `features`, by the bootstrap over pictures.
+        """95 % interval of the distance of `features`, by the bootstrap over images.
 
-        FID of a resample is too large, because pictures repeat in it; what it is too large by is
+        FID of a resample is too large, because images repeat in it; what it is too large by is
         the difference of the resamples' mean and the value, and is taken off. The reference is
         taken as it is. `features` may lie on disk: a piece at a time is read.
         """
@@ -178,14 +178,14 @@ def _resampled(features: Float[np.ndarray, "B D"], weights: np.ndarray) -> Gauss
 def kid(
     made: Float[np.ndarray, "B D"], real: Float[np.ndarray, "R D"], seed: int = 2020
 ) -> tuple[float, tuple[float, float]]:
-    """The mean over 100 subsets of 1,000 pictures of either set, and a 95 % interval.
+    """The mean over 100 subsets of 1,000 images of either set, and a 95 % interval.
 
-    Fewer pictures make smaller subsets. The seed's default draws torch-fidelity's subsets. Subsets
-    vary more than the mean over all pictures would, by the root of how many times larger these are.
+    Fewer images make smaller subsets. The seed's default draws torch-fidelity's subsets. Subsets
+    vary more than the mean over all images would, by the root of how many times larger these are.
     """
     size = min(SUBSET, len(made), len(real))
     if size < 2:
-        raise UserError("KID needs at least two pictures on either side; give more.")
+        raise UserError("KID needs at least two images on either side; give more.")
     rng = np.random.RandomState(seed)  # others draw with this one
     found = []
     for _ in range(SUBSETS):

@@ -1,6 +1,6 @@
 """What a decoder does with held-out records of any source, with 0, 1, 2 … documents in front.
 
-For pictures that no program can read, what can be measured is how likely the true picture is, how
+For images that no program can read, what can be measured is how likely the true image is, how
 near the drawn one comes to it, and whether it is nearer to it than to all other candidates.
 """
 
@@ -36,7 +36,7 @@ HITS = (1, 2, 10)
 FIGURES = 8
 """Records that the page shows of the worst, and of the best."""
 _CANDIDATES = 10_000
-"""Pictures of the bank, at most, among which a drawn one is identified."""
+"""Images of the bank, at most, among which a drawn one is identified."""
 
 Shown = list[list[Retrieved]]
 
@@ -93,7 +93,7 @@ class HeldOutExam(Exam):
             )
         super().__init__(examinee, asked.seed, say, examinee.generator.retriever.bank)
         self._asked, self._extractor = asked, extractor
-        # Each answer is a picture, whatever the run's settings say.
+        # Each answer is an image, whatever the run's settings say.
         self._decode = dataclasses.replace(self.generator.decode, grammar=True)
         data = dataclasses.replace(experiment.data, image_size=experiment.vqgan.image_size)
         if asked.source and not _same_place(asked.source, data.source):
@@ -103,7 +103,7 @@ class HeldOutExam(Exam):
         partners = self.generator.encoder.config.partners
         self._judged = Judged.of(self._records, self.bank, partners)
         if leaked := sum(map(bool, self._judged.own)):
-            say(f"warning: the bank has the pictures of {leaked} of {len(self._records)} records")
+            say(f"warning: the bank has the images of {leaked} of {len(self._records)} records")
         self._codes = self.generator.image.encode(self._pictures)
         self._cells, self._owner = self._candidates()
 
@@ -114,7 +114,7 @@ class HeldOutExam(Exam):
         self.draw_pictures()
 
     def find_documents(self) -> None:
-        """How often a right document is among the best, by text and by picture."""
+        """How often a right document is among the best, by text and by image."""
         rows = [row for row, right in enumerate(self._judged.right) if len(right)]
         own = self._own(rows)
         if not rows:
@@ -145,7 +145,7 @@ class HeldOutExam(Exam):
                 self.keep(name, Score.share(right, float(np.mean(guessed)), protocol))
 
     def likelihood(self) -> None:
-        """Nats per code of the true picture with no documents, and with retrieved, right and wrong
+        """Nats per code of the true image with no documents, and with retrieved, right and wrong
         ones: the last two of the records that have both right and wrong ones."""
         most = max(self._asked.documents) or 2
         every = range(len(self._records))
@@ -169,7 +169,7 @@ class HeldOutExam(Exam):
             self.keep(f"nats.{name}", Score.mean([-float(one.mean()) for one in found], protocol))
 
     def draw_pictures(self) -> None:
-        """Pictures drawn for the captions, beside the true ones and beside what the image
+        """Images drawn for the captions, beside the true ones and beside what the image
         tokenizer makes of those, which no drawing can surpass."""
         ceiling = self.generator.image.decode(self._codes)
         self._judge("reconstruction", ceiling, self._codes, 0, "none", drawn=False)
@@ -203,7 +203,7 @@ class HeldOutExam(Exam):
         return np.stack([record.picture for record in self._records])
 
     def _fitting(self, records: Sequence[HeldOut]) -> list[HeldOut]:
-        """The records whose caption leaves room for a picture."""
+        """The records whose caption leaves room for an image."""
         kept = [record for record in records if self._left(record, ()) >= 0]
         if len(kept) < len(records):
             self.say(f"left out {len(records) - len(kept)} records that do not fit the context")
@@ -212,7 +212,7 @@ class HeldOutExam(Exam):
         return kept
 
     def _left(self, record: HeldOut, documents: Sequence[Retrieved]) -> int:
-        """Tokens that are left behind documents, caption and picture."""
+        """Tokens that are left behind documents, caption and image."""
         front = 2 + len(self.generator.text.encode(record.text))
         front += sum(len(document.ids) + 1 for document in documents)
         return self.generator.model.room(front) - self.generator.vocab.image_tokens
@@ -226,7 +226,7 @@ class HeldOutExam(Exam):
         return [self._judged.own[row] for row in rows]
 
     def _retrieved(self, k: int) -> Shown:
-        """The best `k` documents by each record's text, never with its own picture."""
+        """The best `k` documents by each record's text, never with its own image."""
         if not k:
             return [[] for _ in self._records]
         texts = [record.text for record in self._records]
@@ -238,7 +238,7 @@ class HeldOutExam(Exam):
         return [[Retrieved(one, 1.0, self.bank.meta(one)) for one in each] for each in chosen]
 
     def _candidates(self) -> tuple[np.ndarray, Int[np.ndarray, " B"]]:
-        """The cells of all different pictures, as the tokenizer gives them back, and which one is
+        """The cells of all different images, as the tokenizer gives them back, and which one is
         each record's own."""
         places: dict[bytes, int] = {}
         owner = [places.setdefault(c.tobytes(), len(places)) for c in self._codes.astype("<i4")]
@@ -266,7 +266,7 @@ class HeldOutExam(Exam):
         how: str,
         drawn: bool = True,
     ) -> np.ndarray:
-        """Score pictures beside the true ones; the PSNR of each."""
+        """Score images beside the true ones; the PSNR of each."""
         true, encoder = self._pictures, self.generator.encoder
         values = picture_figures(true, images, self._asked.lpips)
         texts = encoder.encode_texts([record.text for record in self._records])
@@ -292,7 +292,7 @@ class HeldOutExam(Exam):
         return values["psnr"]
 
     def _copied(self, codes: np.ndarray, shown: Shown, k: int, how: str) -> None:
-        """How many pictures repeat a document's, code by code."""
+        """How many images repeat a document's, code by code."""
         same = [
             any(
                 document.meta.has_image and np.array_equal(self._picture_codes(document.ids), mine)

@@ -29,7 +29,7 @@ class HeldOut:
 def held_out(
     data: DataConfig, seed: int, count: int, say: Callable[[str], None] = print, choice: int = 0
 ) -> list[HeldOut]:
-    """Up to `count` records for validation with a text and a picture; one caption for each picture.
+    """Up to `count` records for validation with a text and an image; one caption for each image.
 
     `seed` is the run's, by which its source was split, `choice` that of the draw. Raises
     `UserError` where there are none, or where most are broken.
@@ -45,7 +45,7 @@ def held_out(
             break
     if not found:
         raise UserError(
-            f"{data.source} holds back no record with a text and a picture; give a source that "
+            f"{data.source} holds back no record with a text and an image; give a source that "
             "does (split `validation`), or data.splits."
         )
     return list(found.values())
@@ -56,11 +56,11 @@ class Judged:
     """Which rows of a bank belong to each held-out record."""
 
     own: list[list[int]]
-    """Rows that show the record's own picture, which it must not be shown."""
+    """Rows that show the record's own image, which it must not be shown."""
     right: list[Int[np.ndarray, " _"]]
-    """Rows with another picture of the same subject; empty where there is none."""
+    """Rows with another image of the same subject; empty where there is none."""
     wrong: list[Int[np.ndarray, " _"]]
-    """Rows with a picture of another subject."""
+    """Rows with an image of another subject."""
 
     @classmethod
     def of(cls, records: Sequence[HeldOut], bank: Bank, partners: Partners) -> "Judged":

@@ -40,7 +40,7 @@ class _Mixed(nn.Module):
     width: int
     branches: Sequence[Sequence[Layer]]
     pooled: int = 0
-    """Channels of the convolution after the pool; 0 halves the picture."""
+    """Channels of the convolution after the pool; 0 halves the image."""
     largest: bool = False
     """Pool by maximum instead of average."""
 
@@ -120,7 +120,7 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "B 299 299 3"]) -> Float[Array, "B D"]:
-        """Features, 64 per unit of width, averaged over the picture."""
+        """Features, 64 per unit of width, averaged over the image."""
 
         def conv(x, name, features, side, stride=1, padding="VALID"):
             features = features * self.width // 32

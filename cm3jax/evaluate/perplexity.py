@@ -1,6 +1,6 @@
-"""Perplexity of a decoder on held-out rows: of all targets, of text and of picture codes.
+"""Perplexity of a decoder on held-out rows: of all targets, of text and of image codes.
 
-Perplexities compare only between models of one vocabulary; most targets are picture codes.
+Perplexities compare only between models of one vocabulary; most targets are image codes.
 """
 
 import dataclasses

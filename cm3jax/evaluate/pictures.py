@@ -1,4 +1,4 @@
-"""What a folder of pictures scores against real ones: FID, KID, and CLIP score."""
+"""What a folder of images scores against real ones: FID, KID, and CLIP score."""
 
 import dataclasses
 import itertools
@@ -29,24 +29,24 @@ _SAID = 8  # chunks between two lines of progress
 
 
 def files_in(folder: epath.PathLike) -> list[epath.Path]:
-    """The picture files of a folder, by name; `UserError` if there are fewer than two."""
+    """The image files of a folder, by name; `UserError` if there are fewer than two."""
     folder = epath.Path(folder)
     files = [path for path in _visible(folder) if path.suffix.lower() in _KINDS]
     if len(files) < 2:
         raise UserError(
-            f"{folder} holds {len(files)} pictures ({', '.join(_KINDS)}); distances need a folder "
+            f"{folder} holds {len(files)} images ({', '.join(_KINDS)}); distances need a folder "
             "of many."
         )
     return files
 
 
 def say_left_out(folder: epath.PathLike, say: Callable[[str], None]) -> None:
-    """Say which files of a folder are not pictures by their names: the score is of the others."""
+    """Say which files of a folder are not images by their names: the score is of the others."""
     others = [path for path in _visible(epath.Path(folder)) if path.suffix.lower() not in _KINDS]
     if others:
         kinds = Counter(path.suffix.lower() or "no suffix" for path in others)
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        say(f"{folder}: left out {len(others)} that are not pictures by their names ({counts})")
+        say(f"{folder}: left out {len(others)} that are not images by their names ({counts})")
 
 
 def _visible(folder: epath.Path) -> list[epath.Path]:
@@ -56,17 +56,17 @@ def _visible(folder: epath.Path) -> list[epath.Path]:
 
 
 def read_picture(path: epath.PathLike, crop: int) -> UInt8[np.ndarray, "Y X 3"]:
-    """The centre square at `crop` pixels a side (Lanczos), or with 0 the picture as it is."""
+    """The centre square at `crop` pixels a side (Lanczos), or with 0 the image as it is."""
     return load_picture(path, crop) if crop else load_whole(path)
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Features of picture files, each chunk of them in a file of its own in `folder`.
+    """Features of image files, each chunk of them in a file of its own in `folder`.
 
     So a killed extraction goes on, and several processes share the work. Files are named after the
-    contents of the pictures, the network, the code, and how pictures are cut and resized: others
-    are never taken for them. A few batches of pictures are in memory, and no features.
+    contents of the images, the network, the code, and how images are cut and resized: others
+    are never taken for them. A few batches of images are in memory, and no features.
     """
 
     extractor: Extractor
@@ -78,7 +78,7 @@ class Features:
     def extract(self, share: Share = ALL, say: Callable[[str], None] = print) -> None:
         """Compute what is missing of this process's share of the chunks.
 
-        Raises `UserError` for what is not a picture.
+        Raises `UserError` for what is not an image.
         """
         parts = list(enumerate(chunks(self.files)))
         index, count = share
@@ -124,7 +124,7 @@ class Features:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """Real pictures: their statistics, and their features where the pictures are at hand."""
+    """Real images: their statistics, and their features where the images are at hand."""
 
     name: str
     """What they are, for the stamp."""
@@ -147,7 +147,7 @@ def measure(real: Features, name: str, out: epath.PathLike) -> Reference:
 def distances(
     features: Float[np.ndarray, "B D"], reference: Reference, protocol: Protocol
 ) -> dict[str, Score]:
-    """`fid`, with its bootstrap interval, and `kid` where the reference has pictures."""
+    """`fid`, with its bootstrap interval, and `kid` where the reference has images."""
     frechet = Frechet(reference.gaussian)
     gaussian = fid.moments(_pieces(features), features.shape[1]).gaussian
     interval = frechet.interval(features, protocol.seed)
@@ -161,7 +161,7 @@ def distances(
 def cosines(
     encoder: ClipEncoder, texts: Sequence[str], files: Sequence[epath.Path]
 ) -> Float[np.ndarray, " B"]:
-    """CLIP's cosine of each text and its picture: no factor, no prefix, nothing clipped at 0."""
+    """CLIP's cosine of each text and its image: no factor, no prefix, nothing clipped at 0."""
     batch = encoder.batch
     out = [np.zeros(0, np.float32)]
     for start in range(0, len(texts), batch):

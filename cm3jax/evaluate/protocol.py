@@ -1,7 +1,7 @@
 """A score and the protocol that it was measured under: no figure without its stamp.
 
 Two scores may be compared only where their protocols agree; `comparison.score_differences` names
-what does not, first, and the figures after. A picture made with documents in front is "zero-shot, K
+what does not, first, and the figures after. An image made with documents in front is "zero-shot, K
 retrieved", never bare "zero-shot".
 """
 
@@ -35,7 +35,7 @@ class Protocol:
     prompts: str
     """Name of the prompt set."""
     prompts_hash: str
-    """Fingerprint of every prompt and picture in it."""
+    """Fingerprint of every prompt and image in it."""
     split: str
     """Where the prompts come from, and what of them was seen in training."""
     retrieved: int
@@ -63,7 +63,7 @@ class Protocol:
     rerank: str = "none"
     """What chooses one of a prompt's samples."""
     resize: str = "none"
-    """How pictures reach the size that the extractor reads."""
+    """How images reach the size that the extractor reads."""
     extractor: str = "none"
     """Network whose features are compared, with the fingerprint of its weights."""
     seeds: int = 1
@@ -202,7 +202,7 @@ class PromptSet:
     split: str
     """Where the prompts come from, and what of them was seen in training."""
     fingerprint: str
-    """Fingerprint of every prompt and picture in it."""
+    """Fingerprint of every prompt and image in it."""
 
     @classmethod
     def of(cls, name: str, split: str, content: Iterable[str | bytes | np.ndarray]) -> "PromptSet":

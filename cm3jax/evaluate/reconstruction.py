@@ -1,4 +1,4 @@
-"""What pictures lose on their way through an image tokenizer, in all and by kind of record.
+"""What images lose on their way through an image tokenizer, in all and by kind of record.
 
 PSNR, SSIM, LPIPS and rFID (FID of reconstructions against their originals) where their networks'
 weights are given, and what of the codebook is in use; of emblems and emoji also what a reader still
@@ -37,7 +37,7 @@ from cm3jax.tokenizers.lpips import load_lpips, lpips_distances
 
 _BATCH = 16
 _FEWEST = 2
-"""Pictures of a label from which on there are distances of distributions."""
+"""Images of a label from which on there are distances of distributions."""
 
 
 def evaluate_reconstruction(
@@ -48,10 +48,10 @@ def evaluate_reconstruction(
     lpips: epath.PathLike = "",
     extractor: Extractor | None = None,
 ) -> dict[str, Score]:
-    """`psnr.all`, `psnr.LABEL`, `rfid.all`, ... of the split's first `count` pictures (0: all).
+    """`psnr.all`, `psnr.LABEL`, `rfid.all`, ... of the split's first `count` images (0: all).
 
     `source` replaces the run's `data.source`, `lpips` and `extractor` bring the weights of those
-    figures. Raises `UserError` where `run_dir` holds no image tokenizer or the source no pictures.
+    figures. Raises `UserError` where `run_dir` holds no image tokenizer or the source no images.
     """
     experiment, tokenizer = load_run(run_dir).experiment, vqgan.load(run_dir)
     data = dataclasses.replace(
@@ -102,7 +102,7 @@ _READERS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Reading:
-    """What a reader said of every picture."""
+    """What a reader said of every image."""
 
     right: Bool[np.ndarray, " B"]
     chance: Callable[[Bool[np.ndarray, " B"]], float]
@@ -156,7 +156,7 @@ def picture_figures(
     remade: UInt8[np.ndarray, "B Y X 3"],
     lpips: epath.PathLike = "",
 ) -> dict[str, Float[np.ndarray, " B"]]:
-    """PSNR in dB, SSIM and, with weights, LPIPS of pictures beside the true ones."""
+    """PSNR in dB, SSIM and, with weights, LPIPS of images beside the true ones."""
     weights = load_lpips(lpips) if lpips else None
 
     @jax.jit
@@ -186,7 +186,7 @@ def figure_protocol(name: str, protocol: Protocol, lpips: epath.PathLike) -> Pro
 def _usage(
     codes: Int[np.ndarray, "B T"], count: int, label: str, protocol: Protocol
 ) -> dict[str, Score]:
-    """Scores of these pictures only: facts, without an interval to either side."""
+    """Scores of these images only: facts, without an interval to either side."""
     return {
         f"{name}.{label}": Score(
             float(value), len(codes), None, (float(value), float(value)), protocol
@@ -198,7 +198,7 @@ def _usage(
 def frechet_score(
     real: Float[np.ndarray, "B D"], made: Float[np.ndarray, "B D"], seed: int, protocol: Protocol
 ) -> Score:
-    """FID of made pictures by their features, with its interval."""
+    """FID of made images by their features, with its interval."""
     frechet = Frechet(fid.moments([real], real.shape[1]).gaussian)
     value = frechet(fid.moments([made], made.shape[1]).gaussian)
     return Score(value, len(made), None, frechet.interval(made, seed), protocol)

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: scores, the pictures that show them, and where they came from.
+"""What an evaluation leaves behind: scores, the images that show them, and where they came from.
 
 Stored as one JSON file, from which `metrics.json` and the report are rebuilt in a moment.
 """
@@ -20,7 +20,7 @@ from cm3jax.shapes import Float, UInt8
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One picture or text of a figure."""
+    """One image or text of a figure."""
 
     label: str
     """What it is: `retrieved, 0.91`, `2 documents`, …"""
@@ -108,7 +108,7 @@ class Evaluation:
     weights: dict[str, str]
     """Fingerprints of the weights, by part."""
     pictures: str
-    """Fingerprint of every picture made."""
+    """Fingerprint of every image made."""
     seconds: float
     bank: str = ""
     """The memory bank whose documents the figures show; earlier versions did not say."""

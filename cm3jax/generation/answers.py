@@ -1,4 +1,4 @@
-"""Answers of the decoding engine as people meet them: ids become texts, codes become pictures."""
+"""Answers of the decoding engine as people meet them: ids become texts, codes become images."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -20,14 +20,14 @@ from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
 @dataclasses.dataclass(frozen=True)
 class BrokenImage:
-    """A picture that the model ended early or late, which only happens without a grammar."""
+    """An image that the model ended early or late, which only happens without a grammar."""
 
     length: int
     """How many codes it has."""
 
 
 AnswerPart = str | BrokenImage | RgbImage
-"""A text, or a uint8 picture of the image tokenizer's size."""
+"""A text, or a uint8 image of the image tokenizer's size."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Generated:
     """One sample and how it came about; a notebook shows it."""
 
     segments: tuple[AnswerPart, ...]
-    """What was asked for: a picture or a text, a story's texts and pictures, or what filled each
+    """What was asked for: an image or a text, a story's texts and images, or what filled each
     mask, in order."""
     documents: tuple[ShownDocument, ...]
     """The documents that the model saw."""
@@ -54,7 +54,7 @@ class Generated:
 
     @property
     def image(self) -> ImageArray | None:
-        """The first picture: a uint8 array that a notebook shows and `.save(PATH)` writes."""
+        """The first image: a uint8 array that a notebook shows and `.save(PATH)` writes."""
         found = next((s for s in self.segments if isinstance(s, np.ndarray)), None)
         return None if found is None else found.view(ImageArray)
 
@@ -77,9 +77,9 @@ class Generated:
 
 
 def image_of(sample: Generated) -> ImageArray:
-    """The first picture of a sample that was to have one; `ValueError` where it has none."""
+    """The first image of a sample that was to have one; `ValueError` where it has none."""
     if sample.image is None:
-        raise ValueError("a sample has no picture; only decode.grammar makes sure of one")
+        raise ValueError("a sample has no image; only decode.grammar makes sure of one")
     return sample.image
 
 
@@ -94,7 +94,7 @@ class AnswerReader:
         self._vocab, self._text, self._image = vocab, text, image
 
     def read(self, requests: Sequence[PromptRequest], finished: list[loop.Finished]) -> Answers:
-        """The samples that are finished; all their pictures are decoded together."""
+        """The samples that are finished; all their images are decoded together."""
         found = [
             (done.request, done.first + offset, sample, requests[done.request])
             for done in finished
@@ -121,7 +121,7 @@ class AnswerReader:
     def parts(
         self, request: PromptRequest, ids: Int[np.ndarray, " T"]
     ) -> list[str | BrokenImage | Int[np.ndarray, " codes"]]:
-        """The segments of an answer, pictures as their codes, from 0; a picture's hole is closed
+        """The segments of an answer, images as their codes, from 0; an image's hole is closed
         by the codes around it."""
         if request.holes is None:
             return self._document(ids)
@@ -189,7 +189,7 @@ def _pictured(
     parts: Sequence[str | BrokenImage | np.ndarray],
     images: Iterator[RgbImage],
 ) -> tuple[AnswerPart, ...]:
-    """Parts with pictures in place of codes; pixels outside of holes are those of before."""
+    """Parts with images in place of codes; pixels outside of holes are those of before."""
     holes = (None,) * len(parts) if request.holes is None else request.holes
     out: list[AnswerPart] = []
     for part, hole in zip(parts, holes, strict=True):

@@ -27,8 +27,8 @@ class DocumentEffect:
     gains: Float[np.ndarray, " T"]
     """Nats by which it made each id of the answer likelier, negative where it made it less so."""
     copied: float | None
-    """Share of the answer's codes that its picture has in the same places; None where the answer is
-    no whole picture, or the document has none."""
+    """Share of the answer's codes that its image has in the same places; None where the answer is
+    no whole image, or the document has none."""
 
     @property
     def gain(self) -> float:
@@ -66,8 +66,8 @@ def effects(
 def gains_by_place(
     ids: Int[np.ndarray, " T"], gains: Float[np.ndarray, " T"], before: int, vocab: Vocab
 ) -> Float[np.ndarray, "grid grid"] | None:
-    """The gains of a picture's codes where they are in it, 0 where it was not drawn; `before` codes
-    stand before the answer's first one. None for an answer that is no such picture."""
+    """The gains of an image's codes where they are in it, 0 where it was not drawn; `before` codes
+    stand before the answer's first one. None for an answer that is no such image."""
     pictured = bool((vocab.modality(ids) == Modality.IMAGE).all())
     if not pictured or before + len(ids) > vocab.image_tokens:
         return None
@@ -77,7 +77,7 @@ def gains_by_place(
 
 
 def heat_map(image: RgbImage, gains: Float[np.ndarray, " T"], grid: int) -> RgbImage:
-    """A picture in grey, redder where a document made its codes likelier, bluer where less so."""
+    """An image in grey, redder where a document made its codes likelier, bluer where less so."""
     cells = np.clip(np.asarray(gains).reshape(grid, grid) / _STRONG, -1, 1)
     each = len(image) // grid
     strength = cells.repeat(each, 0).repeat(each, 1)[..., None]
@@ -88,7 +88,7 @@ def heat_map(image: RgbImage, gains: Float[np.ndarray, " T"], grid: int) -> RgbI
 
 
 def is_whole_picture(ids: Int[np.ndarray, " T"], vocab: Vocab) -> bool:
-    """Whether an answer is the codes of one picture, all of them."""
+    """Whether an answer is the codes of one image, all of them."""
     return len(ids) == vocab.image_tokens and bool((vocab.modality(ids) == Modality.IMAGE).all())
 
 
@@ -99,7 +99,7 @@ def _ids(shown: ShownDocument) -> Int[np.ndarray, " _"]:
 def _copied(
     answer: Int[np.ndarray, " T"], document: Int[np.ndarray, " _"], vocab: Vocab
 ) -> float | None:
-    """The largest share over the document's pictures."""
+    """The largest share over the document's images."""
     if not is_whole_picture(answer, vocab):
         return None
     codes = answer - vocab.first_image

@@ -1,4 +1,4 @@
-"""How pictures, samples and documents show themselves in a notebook, and how pictures are saved."""
+"""How images, samples and documents show themselves in a notebook, and how images are saved."""
 
 import io
 from collections.abc import Sequence
@@ -14,31 +14,31 @@ from cm3jax.report.html import Html, png, png_uri, tag
 from cm3jax.shapes import RgbImage
 
 _SHOWN_SIDE = 128
-"""Pictures with fewer pixels a side are enlarged to about as many, pixel by pixel."""
+"""Images with fewer pixels a side are enlarged to about as many, pixel by pixel."""
 
 
 class ImageArray(np.ndarray):
-    """A picture, uint8, height x width x 3: an array that a notebook shows and `save` writes.
+    """An image, uint8, height x width x 3: an array that a notebook shows and `save` writes.
 
     Whatever is computed from it is an array too; `np.asarray` gives a plain one.
     """
 
     def save(self, path: epath.PathLike) -> None:
-        """Write the picture; the ending of `path` says the format: .png, .jpg, .webp, …
+        """Write the image; the ending of `path` says the format: .png, .jpg, .webp, …
 
-        Raises `UserError` for an ending that names no format of pictures, and for an array that is
-        no picture any more, such as half of one's values.
+        Raises `UserError` for an ending that names no format of images, and for an array that is
+        no image any more, such as half of one's values.
         """
         import PIL.Image
 
         if not is_picture(self):
             raise UserError(
-                f"only pictures are saved, uint8 of height x width x 3; this is {self.dtype} of "
+                f"only images are saved, uint8 of height x width x 3; this is {self.dtype} of "
                 f"{' x '.join(map(str, self.shape))}."
             )
         kind = PIL.Image.registered_extensions().get(PurePath(path).suffix.lower())
         if kind not in PIL.Image.SAVE:
-            raise UserError(f"{path} does not end in a format of pictures; call it NAME.png.")
+            raise UserError(f"{path} does not end in a format of images; call it NAME.png.")
         buffer = io.BytesIO()
         try:
             PIL.Image.fromarray(np.asarray(self)).save(buffer, kind)
@@ -64,26 +64,26 @@ def is_picture(value: object) -> TypeGuard[np.ndarray]:
 
 
 def require_sized(image: object, side: int) -> RgbImage:
-    """A value that is a picture of `side` x `side` pixels; `UserError` for any other."""
+    """A value that is an image of `side` x `side` pixels; `UserError` for any other."""
     if not is_picture(image) or image.shape != (side, side, 3):
         kind = getattr(image, "dtype", type(image).__name__)
         raise UserError(
-            f"pictures are a list of uint8 arrays, {side} x {side} x 3, and one here is {kind} "
+            f"images are a list of uint8 arrays, {side} x {side} x 3, and one here is {kind} "
             f"{np.asarray(image).shape}; <image:PATH> in a prompt reads a file of any size."
         )
     return image
 
 
 def enlarged(image: np.ndarray) -> np.ndarray:
-    """The picture, or a small one with each pixel repeated."""
+    """The image, or a small one with each pixel repeated."""
     times = max(1, _SHOWN_SIDE // max(image.shape[:2]))
     return np.asarray(image).repeat(times, 0).repeat(times, 1)
 
 
 def segments_html(segments: Sequence[object], caption: str = "") -> Html:
-    """Texts and pictures side by side, with a line in grey below them."""
+    """Texts and images side by side, with a line in grey below them."""
     shown = [
-        tag("img", src=png_uri(enlarged(segment)), alt="a picture")
+        tag("img", src=png_uri(enlarged(segment)), alt="an image")
         if is_picture(segment)
         else tag("span", str(segment), style="max-width:24em")
         for segment in segments

@@ -23,12 +23,12 @@ Say = Callable[[str], None]
 
 
 class Document:
-    """Texts and pictures in front of a prompt, in order; a notebook shows them.
+    """Texts and images in front of a prompt, in order; a notebook shows them.
 
-        fox = cm3jax.Document("a red fox", picture)
+        fox = cm3jax.Document("a red fox", image)
         model.generate("a red fox on sand", documents=[fox])
 
-    Pictures are uint8 arrays, height x width x 3, of any size: the shorter side is brought to the
+    Images are uint8 arrays, height x width x 3, of any size: the shorter side is brought to the
     model's, then the centre square is cut out. `key`, `score`, `licence` and `source` are what the
     bank knows of a document that was retrieved. Raises `UserError` without a segment, and for one
     that is neither a text nor such an array.
@@ -45,11 +45,11 @@ class Document:
         for segment in segments:
             if not is_picture(segment) and not (isinstance(segment, str) and segment.strip()):
                 raise UserError(
-                    "a document's segments are texts and uint8 pictures of height x width x 3, "
+                    "a document's segments are texts and uint8 images of height x width x 3, "
                     f"not {getattr(segment, 'shape', repr(segment))}."
                 )
         if not segments:
-            raise UserError("a document is empty; give it a text, a picture, or both.")
+            raise UserError("a document is empty; give it a text, an image, or both.")
         self.segments = tuple(
             segment if isinstance(segment, str) else segment.view(ImageArray)
             for segment in segments
@@ -63,7 +63,7 @@ class Document:
 
     @property
     def image(self) -> ImageArray | None:
-        """The first picture."""
+        """The first image."""
         return next((s for s in self.segments if isinstance(s, ImageArray)), None)
 
     def __repr__(self) -> str:
@@ -116,7 +116,7 @@ class DocumentCodec:
 
 
 def read_document(path: epath.PathLike, size: int) -> Document:
-    """A picture file, at `size` pixels a side, with the caption in the `.txt` next to it, if any.
+    """An image file, at `size` pixels a side, with the caption in the `.txt` next to it, if any.
 
     Raises `UserError` if one of them can't be read.
     """
@@ -142,7 +142,7 @@ def retrieve_for(
     floor: float | None = None,
     say: Say | None = None,
 ) -> list[list[ShownDocument]]:
-    """Up to `k` documents of the bank for each prompt, found by its texts and its first picture.
+    """Up to `k` documents of the bank for each prompt, found by its texts and its first image.
 
     Documents are excluded and weighed by their keys; `UserError` for one that the bank does not
     have. Those that score below `floor`, by default the run's own, are left out; `say` gets a line
@@ -168,7 +168,7 @@ def _why_fewer(
     """Why a prompt is shown fewer documents than were asked for."""
     floor = retriever.config.relevance_floor if floor is None else floor
     size = len(retriever.bank)
-    line = f"{len(found.documents)} of {wanted} documents for {prompt.words or 'the picture'!r}"
+    line = f"{len(found.documents)} of {wanted} documents for {prompt.words or 'the image'!r}"
     if found.left_out:
         scores = ", ".join(f"{score:.2f}" for score in found.left_out)
         line += f"; scores below the floor of {floor:g} were left out: {scores}"

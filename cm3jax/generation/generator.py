@@ -1,4 +1,4 @@
-"""Documents in, documents out: pictures, captions, infilling, editing, stories (sections 3, 4)."""
+"""Documents in, documents out: images, captions, infilling, editing, stories (sections 3, 4)."""
 
 import copy
 import functools
@@ -61,7 +61,7 @@ class Generator:
     notation. Documents in front of prompts: `retrieve`, `documents_for`, `as_document`. Scores:
     `ranked`, `token_logprobs`, `document_effects`.
 
-    Pictures are uint8 arrays, height x width x 3, of the size `model.image.config.image_size`;
+    Images are uint8 arrays, height x width x 3, of the size `model.image.config.image_size`;
     masks are boolean, height x width; ids are int32; log-probabilities are in nats. A document is a
     `cm3jax.Document`, one that was retrieved, or its ids.
 
@@ -72,9 +72,9 @@ class Generator:
     its documents.
 
     Raises `cm3jax.errors.UserError`, one sentence, where prompt and answer together are longer than
-    the model's context, for a picture that can't be read, for an option that does not exist, and
+    the model's context, for an image that can't be read, for an option that does not exist, and
     where documents are asked for and the run has no memory bank. An encoder-decoder (`parti`) reads
-    one text and draws its picture; asking it for more is a `UserError` too.
+    one text and draws its image; asking it for more is a `UserError` too.
 
     `vocab`, `text` and `image` are its vocabulary and tokenizers, `prefixes` what it keeps of
     prompts (`prefix_cache`); `encoder` and `retriever` are opened when they are first used.
@@ -147,7 +147,7 @@ class Generator:
         exclude: Sequence[Sequence[int]] | None = None,
         weights: Mapping[int, float] | None = None,
     ) -> list[list[Retrieved]]:
-        """The `k` documents to show each query: texts, uint8 pictures, or pairs of both.
+        """The `k` documents to show each query: texts, uint8 images, or pairs of both.
 
         Those that score below the run's `retrieval.relevance_floor` are left out. `exclude` holds
         rows of the bank that a query must not get, `weights` factors of the scores of others.
@@ -166,7 +166,7 @@ class Generator:
         documents: GivenDocuments | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[list[Generated]]:
-        """Pictures of plain texts; guided where `decode.guidance_scale` is not 1."""
+        """Images of plain texts; guided where `decode.guidance_scale` is not 1."""
         return self.sample(list(map(picture_prompt, _listed(prompts))), documents, **sampling)
 
     def caption(
@@ -175,7 +175,7 @@ class Generator:
         documents: GivenDocuments | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[list[Generated]]:
-        """Texts of uint8 pictures: the text of the pair is masked, then recalled."""
+        """Texts of uint8 images: the text of the pair is masked, then recalled."""
         return self.sample(list(map(caption_prompt, self._sized(images))), documents, **sampling)
 
     def infill(
@@ -186,11 +186,11 @@ class Generator:
         documents: GivenDocuments | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[list[Generated]]:
-        """uint8 pictures with what is under their masks drawn again; pixels outside stay.
+        """uint8 images with what is under their masks drawn again; pixels outside stay.
 
         The mask is one raster run, from its first code to its last: known codes inside are forced,
-        and the hole is blanked before the picture is encoded, so that no code knows it. An empty
-        caption leaves only the picture. Raises `UserError` for a mask without pixels.
+        and the hole is blanked before the image is encoded, so that no code knows it. An empty
+        caption leaves only the image. Raises `UserError` for a mask without pixels.
         """
         parts = zip(_listed(captions), self._sized(images), masks, strict=True)
         return self.sample([infill_prompt(*each) for each in parts], documents, **sampling)
@@ -202,7 +202,7 @@ class Generator:
         documents: GivenDocuments | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[list[Generated]]:
-        """uint8 pictures as the instructions change them, guided in three streams."""
+        """uint8 images as the instructions change them, guided in three streams."""
         parts = zip(self._sized(images), _listed(instructions), strict=True)
         return self.sample([edit_prompt(*each) for each in parts], documents, **sampling)
 
@@ -215,7 +215,7 @@ class Generator:
     ) -> Generated:
         """One sample for a prompt, after `documents` and then up to `retrieve` of the bank.
 
-        A text is followed by its picture. The notation puts pictures and masks into a prompt:
+        A text is followed by its image. The notation puts images and masks into a prompt:
         `Image of a <mask>: <image:x.png> <infill>` is followed by the text under the mask. What the
         run's floor keeps out is not retrieved, so that `sample.documents` may be fewer.
         """
@@ -230,7 +230,7 @@ class Generator:
     ) -> list[list[Generated]]:
         """Samples for prompts in the notation of `document.parse_prompt`.
 
-        `A photo of a cat` is followed by a picture, `Image of a <mask>: <image:x.png> <infill>` by
+        `A photo of a cat` is followed by an image, `Image of a <mask>: <image:x.png> <infill>` by
         the text under its mask. `documents` come first, before those that are retrieved.
         """
         size = self.image.config.image_size
@@ -297,7 +297,7 @@ class Generator:
         return loop.Slots(*read, shape, config, meter, self.prefixes)
 
     def read(self, requests: Sequence[PromptRequest], finished: list[loop.Finished]) -> Answers:
-        """What slots emitted for requests, as texts and pictures."""
+        """What slots emitted for requests, as texts and images."""
         return self._reader.read(requests, finished)
 
     def text_of(self, ids: Int[np.ndarray, " L"]) -> str:
@@ -309,11 +309,11 @@ class Generator:
         return self._documents.encode(document)
 
     def as_document(self, shown: ShownDocument) -> Document:
-        """The text and the picture of a document in `sample.documents`, to look at."""
+        """The text and the image of a document in `sample.documents`, to look at."""
         return self._documents.decode(shown)
 
     def _sized(self, images: Images) -> list[RgbImage]:
-        """Pictures of the model's size; `UserError` for others, and for one that is in no list."""
+        """Images of the model's size; `UserError` for others, and for one that is in no list."""
         return [require_sized(image, self.image.config.image_size) for image in images]
 
     def _shown(self, documents: Sequence[ShownDocument | Document]) -> list[ShownDocument]:
@@ -374,15 +374,15 @@ class Generator:
     def ranked(
         self, group: Sequence[Generated], by: Literal["clip", "perplexity"], text: str = ""
     ) -> list[Generated]:
-        """Samples of one prompt, best first: pictures by CLIP against a text, those without one
+        """Samples of one prompt, best first: images by CLIP against a text, those without one
         last; texts by perplexity."""
         return [group[place] for place in ranking.best_first(self.rank_scores(group, by, text))]
 
     def rank_scores(
         self, group: Sequence[Generated], by: Literal["clip", "perplexity"], text: str = ""
     ) -> Float[np.ndarray, " B"]:
-        """What `ranked` orders by, higher is better: the cosine of picture and text by CLIP, -inf
-        without a picture; or the perplexity times -1."""
+        """What `ranked` orders by, higher is better: the cosine of image and text by CLIP, -inf
+        without an image; or the perplexity times -1."""
         if by == "perplexity":
             return ranking.scores_by_perplexity(group)
         return ranking.scores_by_clip(group, self.encoder, text)

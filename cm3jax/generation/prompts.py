@@ -1,6 +1,6 @@
-"""Prompts as people write them: segments of text and pictures, and what is wanted of them.
+"""Prompts as people write them: segments of text and images, and what is wanted of them.
 
-`A photo of a cat` asks for a picture, `Image of a <mask>: <image:x.png> <infill>` for the text
+`A photo of a cat` asks for an image, `Image of a <mask>: <image:x.png> <infill>` for the text
 under its mask.
 """
 
@@ -30,7 +30,7 @@ TextParts = tuple[str | Literal[Mark.MASK], ...]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shown:
-    """A picture segment."""
+    """An image segment."""
 
     image: RgbImage
     hole: Bool[np.ndarray, "Y X"] | None = None
@@ -38,7 +38,7 @@ class Shown:
 
     @property
     def blanked(self) -> RgbImage:
-        """The picture without what is in the hole, so that no code knows it."""
+        """The image without what is in the hole, so that no code knows it."""
         if self.hole is None:
             return self.image
         return np.where(self.hole[..., None], np.uint8(BLANK), self.image)
@@ -51,10 +51,10 @@ Segments = tuple[TextParts | Shown, ...]
 class Wanted(enum.Enum):
     """What a prompt asks for."""
 
-    PICTURE = "a new picture"
+    PICTURE = "a new image"
     MASKED = "what its masks hide"
-    EDIT = "its picture, changed as its text says"
-    DOCUMENT = "texts and pictures, as the model likes"
+    EDIT = "its image, changed as its text says"
+    DOCUMENT = "texts and images, as the model likes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,36 +72,36 @@ class Prompt:
 
     @property
     def picture(self) -> RgbImage | None:
-        """Its first picture, to search with."""
+        """Its first image, to search with."""
         return next((s.image for s in self.segments if isinstance(s, Shown)), None)
 
 
 def picture_prompt(text: str) -> Prompt:
-    """Asks for a picture of a plain text; marks of the notation are text in it."""
+    """Asks for an image of a plain text; marks of the notation are text in it."""
     return Prompt(((text,),), Wanted.PICTURE)
 
 
 def caption_prompt(image: RgbImage) -> Prompt:
-    """Asks for the text of a picture: the text of the pair is masked."""
+    """Asks for the text of an image: the text of the pair is masked."""
     return Prompt(((Mark.MASK,), Shown(image)), Wanted.MASKED)
 
 
 def infill_prompt(caption: str, image: RgbImage, hole: Bool[np.ndarray, "Y X"]) -> Prompt:
-    """Asks for the pixels of a hole in a picture; without a caption only the picture is read."""
+    """Asks for the pixels of a hole in an image; without a caption only the image is read."""
     text: Segments = ((caption,),) if caption else ()
     return Prompt((*text, Shown(image, hole)), Wanted.MASKED)
 
 
 def edit_prompt(image: RgbImage, instruction: str) -> Prompt:
-    """Asks for a picture as an instruction changes it."""
+    """Asks for an image as an instruction changes it."""
     return Prompt(((instruction,), Shown(image)), Wanted.EDIT)
 
 
 def read_prompt(prompt: str, size: int) -> Prompt:
-    """Read a prompt and the pictures it names, at `size` pixels a side.
+    """Read a prompt and the images it names, at `size` pixels a side.
 
-    Text and picture are segments of their own; a mask belongs to the text around it. Raises
-    `UserError` for a picture that can't be read, and for marks that ask for nothing: see
+    Text and image are segments of their own; a mask belongs to the text around it. Raises
+    `UserError` for an image that can't be read, and for marks that ask for nothing: see
     `_require_sense`.
     """
     parts = parse_prompt(prompt)
@@ -111,9 +111,9 @@ def read_prompt(prompt: str, size: int) -> Prompt:
 
 
 def read_infill(prompt: str, size: int, hole: Bool[np.ndarray, "Y X"]) -> Prompt:
-    """Read a prompt with one picture, of which `hole` is to be drawn again; texts may have masks.
+    """Read a prompt with one image, of which `hole` is to be drawn again; texts may have masks.
 
-    Raises `UserError` for a prompt with no picture or with several.
+    Raises `UserError` for a prompt with no image or with several.
     """
     parts = parse_prompt(prompt)
     if sum(isinstance(part, ImagePath) for part in parts) != 1:
@@ -122,7 +122,7 @@ def read_infill(prompt: str, size: int, hole: Bool[np.ndarray, "Y X"]) -> Prompt
 
 
 def read_edit(prompt: str, size: int) -> Prompt:
-    """Read an instruction with the picture to change; `UserError` for anything else."""
+    """Read an instruction with the image to change; `UserError` for anything else."""
     parts = parse_prompt(prompt)
     words = " ".join(part for part in parts if isinstance(part, str))
     paths = [part.path for part in parts if isinstance(part, ImagePath)]
@@ -132,7 +132,7 @@ def read_edit(prompt: str, size: int) -> Prompt:
 
 
 def load_mask(path: epath.PathLike, size: int) -> Bool[np.ndarray, "S S"]:
-    """Which pixels a picture file marks: the light ones.
+    """Which pixels an image file marks: the light ones.
 
     Where a part of it is transparent, the marked pixels are those that are not, whatever their
     colour: a brush paints on a layer of its own. Raises `UserError` as `load_picture`.
@@ -151,7 +151,7 @@ def load_mask(path: epath.PathLike, size: int) -> Bool[np.ndarray, "S S"]:
 
 
 def outpaint(prompt: Prompt, x: int, y: int, side: int) -> Prompt:
-    """The prompt's pictures, made smaller and put at (x, y), with all around them to be drawn."""
+    """The prompt's images, made smaller and put at (x, y), with all around them to be drawn."""
 
     def place(shown: Shown) -> Shown:
         small = PIL.Image.fromarray(shown.image).resize((side, side), PIL.Image.Resampling.LANCZOS)
@@ -165,7 +165,7 @@ def outpaint(prompt: Prompt, x: int, y: int, side: int) -> Prompt:
 
 
 def segments_of(parts: Iterable[str | Mark | Shown]) -> Segments:
-    """Pictures, and the texts between them with their masks; another mark only ends a text."""
+    """Images, and the texts between them with their masks; another mark only ends a text."""
     segments: list[TextParts | Shown] = []
     text: list[str | Literal[Mark.MASK]] = []
     for part in (*parts, None):
@@ -204,6 +204,6 @@ def _require_sense(parts: tuple[PromptPart, ...]) -> None:
         raise UserError("the prompt has only marks; write a text, an <image:PATH>, or both.")
     if not infills and isinstance(last[0], ImagePath):
         raise UserError(
-            "the prompt ends with a picture, which asks for nothing; for its caption write "
+            "the prompt ends with an image, which asks for nothing; for its caption write "
             "<mask> <image:PATH> <infill>."
         )

@@ -12,14 +12,14 @@ from cm3jax.shapes import Float, Int, UInt8
 def clip_scores(
     encoder: ClipEncoder, text: str, images: UInt8[np.ndarray, "B Y X 3"]
 ) -> Float[np.ndarray, " B"]:
-    """Inner products of the unit vectors of a text and of pictures: higher is better."""
+    """Inner products of the unit vectors of a text and of images: higher is better."""
     return encoder.encode_images(images) @ encoder.encode_texts([text])[0]
 
 
 def scores_by_clip(
     group: Sequence[Generated], encoder: ClipEncoder, text: str
 ) -> Float[np.ndarray, " B"]:
-    """The cosine of each sample's picture and a text, -inf without a picture."""
+    """The cosine of each sample's image and a text, -inf without an image."""
     scores = np.full(len(group), -np.inf)
     shown = enumerate(sample.image for sample in group)
     images = {place: image for place, image in shown if image is not None}

@@ -20,12 +20,12 @@ from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PictureHole:
-    """A masked part of a picture."""
+    """A masked part of an image."""
 
     codes: tuple[int | None, ...]
     """Ids of the run, None where one is masked."""
     before: list[int]
-    """Ids of the picture before the run."""
+    """Ids of the image before the run."""
     after: list[int]
     image: RgbImage
     mask: Bool[np.ndarray, "Y X"]
@@ -44,7 +44,7 @@ class Row:
 def render_rows(
     prompts: Sequence[Segments], text: TextTokenizer, image: ImageTokenizer, vocab: Vocab
 ) -> list[Row]:
-    """Ids of prompts, a `<break>` between two segments; all pictures are encoded together."""
+    """Ids of prompts, a `<break>` between two segments; all images are encoded together."""
     shown = [s.blanked for segments in prompts for s in segments if isinstance(s, Shown)]
     codes = iter((image.encode(shown) + vocab.first_image).tolist() if shown else [])
     return [_row(segments, codes, text, vocab) for segments in prompts]
@@ -77,7 +77,7 @@ def _row(segments: Segments, codes: Iterator[list[int]], text: TextTokenizer, vo
 def _text_ids(text: str, tokenizer: TextTokenizer, vocab: Vocab) -> list[int]:
     """Vocabulary ids of a text; `UserError` if there is none."""
     if not text.strip():
-        raise UserError("a prompt is empty; write what the picture shows.")
+        raise UserError("a prompt is empty; write what the image shows.")
     return [vocab.first_text + piece for piece in tokenizer.encode(text)]
 
 
@@ -92,7 +92,7 @@ def _picture_hole(
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A stretch of a picture's codes in raster order, from the first masked one to the last."""
+    """A stretch of an image's codes in raster order, from the first masked one to the last."""
 
     start: int
     stop: int
@@ -107,7 +107,7 @@ def raster_run(mask: Bool[np.ndarray, "Y X"], grid: int) -> Run:
     Raises `UserError` for a mask without pixels.
     """
     if not mask.any():
-        raise UserError("the mask covers no pixel of the picture; mark what to draw again.")
+        raise UserError("the mask covers no pixel of the image; mark what to draw again.")
     height, width = mask.shape
     masked = mask.reshape(grid, height // grid, grid, width // grid).any((1, 3)).ravel()
     first, last = np.flatnonzero(masked)[[0, -1]].tolist()

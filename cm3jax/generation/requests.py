@@ -3,7 +3,7 @@
 Requests take the form that training rows have: `<eos>`, documents with a `<break>` after each, the
 query, and for what a mask hides `<eos>` and the mask's sentinel:
 
-    a picture of a text    <eos> a photo of a cat <break>                     then its codes
+    an image of a text    <eos> a photo of a cat <break>                     then its codes
     the text under a mask  <eos> Image of a m0: <break> I1 … <eos> m0         then a text and <eoss>
     several masks          <eos> m0 <break> I1 m1 I4 <eos> m0                 then a text, m1, codes
 
@@ -43,8 +43,8 @@ class PromptRequest(Request):
 
     documents: tuple[ShownDocument, ...]
     holes: tuple[PictureHole | None, ...] | None
-    """What fills each slot of the program that is not fixed: the hole of a picture, or None for a
-    text or a new picture. None: the answer is a document of its own."""
+    """What fills each slot of the program that is not fixed: the hole of an image, or None for a
+    text or a new image. None: the answer is a document of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ class RequestBuilder:
     def _rendered(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, list[Row]]]:
         """The place of each prompt and its rows: two for an edit, with its instruction and without.
 
-        Pictures of prompts of one kind are encoded together.
+        Images of prompts of one kind are encoded together.
         """
         groups: dict[Wanted, list[int]] = {}
         for place, prompt in enumerate(prompts):
@@ -127,7 +127,7 @@ class RequestBuilder:
                 return self._document(front, rows[0], config)
 
     def _picture(self, front: list[int], row: Row, config: DecodeConfig) -> _Question:
-        """A picture, guided."""
+        """An image, guided."""
         prefix, guides = self._prompt(front, row), self._guides(front, config)
         new = self.vocab.image_tokens
         if config.grammar:
@@ -137,7 +137,7 @@ class RequestBuilder:
         return _Question(prefix, guides, (Free(limit),), None)
 
     def _document(self, front: list[int], row: Row, config: DecodeConfig) -> _Question:
-        """More of the document: texts and pictures as the model likes, guided."""
+        """More of the document: texts and images as the model likes, guided."""
         prefix, guides = self._prompt(front, row), self._guides(front, config)
         room = max(2, self.room(len(prefix)))
         limit = min(config.max_document_tokens or room, room)
@@ -145,7 +145,7 @@ class RequestBuilder:
         return _Question(prefix, guides, program, None)
 
     def _edit(self, front: list[int], rows: list[Row], config: DecodeConfig) -> _Question:
-        """A picture as the instruction says, asked for by the template of instruction tuning;
+        """An image as the instruction says, asked for by the template of instruction tuning;
         guided by both, in three streams (section 4), or by none where both scales are 1.
 
         The second stream has seen all but the instruction, the third nothing.
@@ -202,9 +202,9 @@ class RequestBuilder:
 
 
 class CaptionRequestBuilder(RequestBuilder):
-    """Builds requests of an encoder-decoder, which reads one caption and draws one picture.
+    """Builds requests of an encoder-decoder, which reads one caption and draws one image.
 
-    A prompt is the caption with its `<eos>`, and the `<eos>` that starts the picture; without a
+    A prompt is the caption with its `<eos>`, and the `<eos>` that starts the image; without a
     caption only these two, as in training (`data.caption_image`).
     """
 
@@ -217,7 +217,7 @@ class CaptionRequestBuilder(RequestBuilder):
     ) -> list[PromptRequest]:
         """As `RequestBuilder.build`; `UserError` for documents, and for all but one plain text."""
         if not all(map(_is_plain_text, prompts)):
-            raise UserError("an encoder-decoder draws only pictures of texts; give it one text.")
+            raise UserError("an encoder-decoder draws only images of texts; give it one text.")
         return super().build(prompts, config, documents, prompt_ids)
 
     def _front(self, documents: Sequence[ShownDocument]) -> list[int]:
@@ -233,7 +233,7 @@ class CaptionRequestBuilder(RequestBuilder):
 
 
 def _is_plain_text(prompt: Prompt) -> bool:
-    """Whether a picture of one text without masks is asked for."""
+    """Whether an image of one text without masks is asked for."""
     first, *more = prompt.segments
     plain = isinstance(first, tuple) and not more and Mark.MASK not in first
     return plain and prompt.wanted is Wanted.PICTURE
@@ -249,7 +249,7 @@ def _segments(prompt: Prompt) -> tuple[Segments, ...]:
 def _edit_segments(prompt: Prompt) -> tuple[Segments, Segments]:
     """The prompt of an edit as `tasks.editing` has it, and the same without its instruction."""
     instruction = prompt.words or ""
-    values = {"image": prompt.picture, "instruction": instruction, ANSWER: "the new picture"}
+    values = {"image": prompt.picture, "instruction": instruction, ANSWER: "the new image"}
     parts, answer = fill(EDITING.templates[0], values)
     before = [part for part in parts[: answer.start] if isinstance(part, str | np.ndarray)]
     whole = tuple((part,) if isinstance(part, str) else Shown(part) for part in before)

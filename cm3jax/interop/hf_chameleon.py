@@ -95,7 +95,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _require_processor(folder: Path, size: int) -> None:
-    """Refuse a folder whose pictures are brought to size otherwise than ours are.
+    """Refuse a folder whose images are brought to size otherwise than ours are.
 
     transformers rounds what bytes are multiplied by to 0.0078; this project takes 1/127.5, as the
     weights were trained with.
@@ -148,8 +148,8 @@ def decoder_places(config: DecoderConfig, ids: Int[np.ndarray, " V"]) -> list[Pl
 def convert(source: Path, out: Path, decoder: Path | None, decoder_config: Path) -> list[Key]:
     """Import a folder; returns the report, which is also in `out`.
 
-    transformers keeps no decoder of pictures: `decoder` is the VQGAN's own checkpoint, whose
-    encoder must be the folder's. Without one, pictures can be read but not drawn.
+    transformers keeps no decoder of images: `decoder` is the VQGAN's own checkpoint, whose
+    encoder must be the folder's. Without one, images can be read but not drawn.
     """
     folder = read_checkpoint(source)
     images, found = folder.image_places, folder.tensors

@@ -1,6 +1,6 @@
 """HF CLIP folders (any ViT size) to our retrieval encoder, with their own text tokenizer.
 
-Pictures are brought to size as the folder's processor does it, with two differences: transparent
+Images are brought to size as the folder's processor does it, with two differences: transparent
 ones stand on white here, and the square is cut out while resizing instead of afterwards, by which
 0.05 % of the bytes differ, by 2 at most, and vectors by up to 2e-4.
 """
@@ -59,7 +59,7 @@ class TextTowerFields:
 
 @dataclasses.dataclass(frozen=True)
 class VisionTowerFields:
-    """What decides the picture tower, with the defaults of transformers."""
+    """What decides the image tower, with the defaults of transformers."""
 
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -187,12 +187,12 @@ def _unless_usual(hidden: int, width: int) -> int:
 
 
 def _resize(folder: Path, size: int) -> Literal["lanczos", "bicubic"]:
-    """The filter that brings pictures to size."""
+    """The filter that brings images to size."""
     found = processors.read_processor(folder)
     if found is None:
         raise UserError(
             f"{folder} holds neither processor_config.json nor preprocessor_config.json, which say "
-            "how pictures are brought to size; put it beside the weights."
+            "how images are brought to size; put it beside the weights."
         )
     path, values = found
     usual = processors.Usual("CLIP", size, 3, (1, 3), (1 / 255,), PIXEL_MEAN, PIXEL_STD)

@@ -1,4 +1,4 @@
-"""How a folder's pictures are brought to size, as its image processor's config says."""
+"""How a folder's images are brought to size, as its image processor's config says."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ FILTERS: dict[int, Literal["lanczos", "bicubic"]] = {1: "lanczos", 3: "bicubic"}
 
 _HARMLESS = {
     "processor_class": "a name",
-    "do_convert_rgb": "pictures always become RGB here",
+    "do_convert_rgb": "images always become RGB here",
     "data_format": "the order of axes",
     "input_data_format": "the order of axes",
     "device": "where it computes",
@@ -70,12 +70,12 @@ def read_processor(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             return whole, values["image_processor"]
     path = folder / FILE
     if path.exists():
-        return path, folders.read_object(path, "the picture processor's config")
+        return path, folders.read_object(path, "the image processor's config")
     return None
 
 
 def chameleon(size: int) -> dict[str, Any]:
-    """The config under which transformers brings pictures to size as this project does."""
+    """The config under which transformers brings images to size as this project does."""
     return {
         "image_processor_type": "ChameleonImageProcessor",
         **dict.fromkeys(_STEPS, True),

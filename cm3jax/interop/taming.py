@@ -18,7 +18,7 @@ _PARAMS = {
     "ckpt_path": "what training began with",
     "ignore_keys": "what training began with",
     "image_key": "of training's data",
-    "colorize_nlabels": "of training's pictures",
+    "colorize_nlabels": "of training's images",
     "monitor": "of training",
     "scheduler_config": "of training",
     "lr_g_factor": "of training",

@@ -20,7 +20,7 @@ from cm3jax.shapes import Int
 _FIXED = ("<pad>", "</s>", "<racm3:break>", "<eoss>")
 """Their names of `Vocab.pad`, `eos`, `break_` and `eoss`."""
 _IMAGE = "<image>"
-"""Stands for a picture in their prompts; no input of the model."""
+"""Stands for an image in their prompts; no input of the model."""
 _SPARE = re.compile(r"<(s|image|reserved\d+)>")
 _CODE = re.compile(r"IMGIMG([A-J]+)Z")
 """An image code: its decimal digits as letters."""
@@ -42,7 +42,7 @@ class Vocabulary:
 
 
 def read_map(names: Mapping[str, Any], size: int, grid: int) -> Vocabulary:
-    """The vocabulary of a `vocabulary_map` for `size` ids and pictures of `grid` x `grid` codes.
+    """The vocabulary of a `vocabulary_map` for `size` ids and images of `grid` x `grid` codes.
 
     Ids without a name are spare. Where no `<sentinel:i>` are named, spare ids serve as masks: the
     weights know neither. Raises `UserError` for a map that lacks what our documents need.

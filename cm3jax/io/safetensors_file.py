@@ -98,7 +98,7 @@ def _raw_header(path: epath.Path) -> tuple[dict[str, Any], int]:
     size = path.stat().length
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        # A pickle or a picture begins with other eight bytes: a number that no file is long.
+        # A pickle or an image begins with other eight bytes: a number that no file is long.
         if not 2 <= length <= min(size - 8, _LONGEST_HEADER):
             raise UserError(f"{path} is damaged or no safetensors file; get it again.")
         content = file.read(length)

@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 MOST_BYTES = 1 << 28
-"""Bytes of the largest picture file, archive member or line of text that is read."""
+"""Bytes of the largest image file, archive member or line of text that is read."""
 LONGEST_REASON = 300
 """Characters of a reason that is written to reports and manifests."""
 

@@ -1,7 +1,7 @@
 """Training the retrieval encoder: the pair loss of CLIP and a document loss.
 
 The pair loss alone never learns that an unseen name is *the same* name in two captions. The
-document loss asks for just that: the text or the picture of one document must find the document
+document loss asks for just that: the text or the image of one document must find the document
 vector (section 2.1) of another document of the same subject.
 """
 
@@ -184,10 +184,10 @@ def pair_loss(
     same: Int[AnyArray, "half 2 2"],
     scale: Float[Array, ""],
 ) -> Mean:
-    """CLIP's loss: each text against its own picture among all of the batch, and the reverse.
+    """CLIP's loss: each text against its own image among all of the batch, and the reverse.
 
     Rows are the asking documents, then their partners. `same` is that of `Couples`: a record that
-    stands in the batch twice is no negative of itself, nor is one with its picture or its caption.
+    stands in the batch twice is no negative of itself, nor is one with its image or its caption.
     """
     rows = jnp.moveaxis(same, 1, 0).reshape(-1, 2)
     allowed = _apart(rows, rows)
@@ -203,10 +203,10 @@ def document_loss(
     couples: Couples,
     scale: Float[Array, ""],
 ) -> tuple[Mean, Mean, dict[str, Mean]]:
-    """Each text, and each picture, against the document vector of its couple's other document.
+    """Each text, and each image, against the document vector of its couple's other document.
 
     Rows are the first documents of all couples, then the second. The batch's other documents are
-    negatives, unless they share a subject, the picture or the caption with who asks. A document
+    negatives, unless they share a subject, the image or the caption with who asks. A document
     that names two subjects counts twice: it has two others to find. One without a subject, or
     without a partner, does not ask.
     Returns both losses and the shares of hits.
@@ -231,7 +231,7 @@ def _share(left: Int[Array, "B I"], right: Int[Array, "C I"]) -> Bool[Array, "B 
 
 
 def _apart(left: Int[Array, "B 2"], right: Int[Array, "C 2"]) -> Bool[Array, "B C"]:
-    """Which documents have neither the picture nor the caption in common."""
+    """Which documents have neither the image nor the caption in common."""
     return (left[:, None] != right[None]).all(2)
 
 

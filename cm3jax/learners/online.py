@@ -69,7 +69,7 @@ class PairTools:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OnlineLearner:
-    """A `DecoderLearner` whose rows are made in its loss from texts and pictures."""
+    """A `DecoderLearner` whose rows are made in its loss from texts and images."""
 
     experiment: Experiment
     bridge: TokenizerBridge
@@ -81,7 +81,7 @@ class OnlineLearner:
     def from_source(cls, experiment: Experiment) -> "OnlineLearner":
         """A learner with the pairs of `data.source` and the bank `data.bank`.
 
-        Every record is read once; those that are not a pair of a text and a picture, or can't be
+        Every record is read once; those that are not a pair of a text and an image, or can't be
         read, are left out. Raises `UserError` when tokenizers, encoder or bank are missing or do
         not belong together, and its streams raise it for a pair that does not fit a row.
         """
@@ -185,7 +185,7 @@ class OnlineLearner:
             if split == "validation":
                 return None
             raise UserError(
-                f"{data.source} has no pairs of a text and a picture for {split}; add some, or "
+                f"{data.source} has no pairs of a text and an image for {split}; add some, or "
                 "prepare a corpus and leave data.online out."
             )
         texts = [self._tools.text.encode(pair.text) for pair in pairs]
@@ -211,7 +211,7 @@ class OnlineLearner:
         )
 
     def _own(self, pairs: "Sequence[_Pair]") -> Int[np.ndarray, "M X"]:
-        """The bank's rows that a record is not shown: its own and all with its picture."""
+        """The bank's rows that a record is not shown: its own and all with its image."""
         bank = self._tools.bank
         own = [
             {bank.rows.get(pair.key, NONE), *bank.showing([pair.picture]).tolist()}
@@ -235,15 +235,15 @@ class OnlineLearner:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OnlineStream:
-    """Shuffled pairs, each picture also at the encoder's size."""
+    """Shuffled pairs, each image also at the encoder's size."""
 
     data: DataConfig
     seed: int
     arrays: dict[str, np.ndarray]
-    """What is known of each pair but its picture; `row` is its number."""
+    """What is known of each pair but its image; `row` is its number."""
     pictures: RecordPictures
     marks: Sequence[str]
-    """Hashes of the pictures."""
+    """Hashes of the images."""
     encoder: ClipConfig
     made_with: Mapping[str, str]
     """Fingerprints of the bank and of the encoder, by name."""
@@ -292,7 +292,7 @@ def _pair(record: RawRecord) -> _Pair | None:
 
 
 def _picture(record: RawRecord) -> UInt8[np.ndarray, "Y X 3"]:
-    """The picture of a pair."""
+    """The image of a pair."""
     return next(segment for segment in record.segments if isinstance(segment, np.ndarray))
 
 

@@ -1,4 +1,4 @@
-"""Training the encoder-decoder on captions and pictures (Parti, arXiv 2206.10789)."""
+"""Training the encoder-decoder on captions and images (Parti, arXiv 2206.10789)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -93,7 +93,7 @@ class PartiLearner:
 
 
 def flops_per_pair(model: EncoderDecoder) -> float:
-    """Floating-point operations of forward and backward pass per caption and picture.
+    """Floating-point operations of forward and backward pass per caption and image.
 
     Counted as `learners.decoder.flops_per_token` counts: 6 per weight and token that meets it, 12
     per score of an attention and head channel.
@@ -109,6 +109,6 @@ def flops_per_pair(model: EncoderDecoder) -> float:
 
 
 def cross_weights(config: DecoderConfig) -> tuple[int, int]:
-    """Weights of a layer's cross-attention that the text meets, and that the picture meets."""
+    """Weights of a layer's cross-attention that the text meets, and that the image meets."""
     per_head = 2 * config.head_width * config.width
     return config.groups * per_head, config.heads * per_head

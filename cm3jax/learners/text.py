@@ -47,7 +47,7 @@ def train_text_tokenizer(experiment: Experiment) -> None:
     """Learn `vocab.text_pieces` pieces from the training captions.
 
     Writes `text.model`, `config.json`, `data.json` and `report.html` into the run directory, and
-    does nothing if the model is there. No picture is decoded; a record without a sound text is left
+    does nothing if the model is there. No image is decoded; a record without a sound text is left
     out, and said. Raises `UserError` if the source has no captions or too many characters, or if
     the model there was made with other options or from other captions.
     """

@@ -38,7 +38,7 @@ from cm3jax.training.metrics import StepCost
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SplitPictures:
-    """All pictures of a split."""
+    """All images of a split."""
 
     images: UInt8[np.ndarray, "B Y X 3"]
     labels: tuple[str, ...]
@@ -48,9 +48,9 @@ class SplitPictures:
 
 
 class VQGANLearner:
-    """A `VQGAN`, its losses and all pictures of the source, read into memory once.
+    """A `VQGAN`, its losses and all images of the source, read into memory once.
 
-    Raises `UserError` if the source's pictures do not have the size that `vqgan` says, or if the
+    Raises `UserError` if the source's images do not have the size that `vqgan` says, or if the
     perceptual loss lacks its weights.
     """
 
@@ -123,7 +123,7 @@ class VQGANLearner:
         Their sum's gradient is the right one for both sides: what the discriminator minimises has
         no gradient in the tokenizer, nor the reverse. `metrics["loss"]` leaves them out, so that it
         means the same before and after they begin and in validation, which also measures PSNR and
-        SSIM of the pictures in bytes.
+        SSIM of the images in bytes.
         """
         pixels = to_pixels(batch["images"])
         error = functools.partial(self._error, pixels=pixels, batch=batch)
@@ -223,7 +223,7 @@ class VQGANLearner:
         return weight * fooled + begun * judged, metrics
 
     def stream(self, split: Literal["train", "validation"]) -> RecordStream | Equipped | NoRecords:
-        """The source's pictures, shuffled; with the perceptual loss also the LPIPS weights."""
+        """The source's images, shuffled; with the perceptual loss also the LPIPS weights."""
         experiment = self.experiment
         pictures = self.pictures(split) if split == "train" else self.held_back
         if pictures is None:
@@ -258,7 +258,7 @@ class VQGANLearner:
 
     @functools.cached_property
     def held_back(self) -> SplitPictures | None:
-        """The pictures of validation; None, which is said, where there are none or most are
+        """The images of validation; None, which is said, where there are none or most are
         broken."""
         try:
             return self.pictures("validation")
@@ -268,7 +268,7 @@ class VQGANLearner:
 
     @functools.cache  # noqa: B019 - a learner lives as long as its process
     def pictures(self, split: Literal["train", "validation"]) -> SplitPictures:
-        """Every picture of the source's sound records, those left out being said.
+        """Every image of the source's sound records, those left out being said.
 
         Raises `UserError` if there are none, or no masks.
         """
@@ -282,12 +282,12 @@ class VQGANLearner:
             labels += [record.kind] * len(found)
             masks += weights
         if not images:
-            raise UserError(f"{self.experiment.data.source} has no pictures for {split}; add some.")
+            raise UserError(f"{self.experiment.data.source} has no images for {split}; add some.")
         weighs = self.experiment.vqgan_loss.region > 0
         return SplitPictures(np.stack(images), tuple(labels), np.stack(masks) if weighs else None)
 
     def _reader(self, source: Source) -> Callable[[int], tuple[RawRecord, Sequence[np.ndarray]]]:
-        """What reads a record, and the masks of its pictures where `vqgan_loss.region` weighs."""
+        """What reads a record, and the masks of its images where `vqgan_loss.region` weighs."""
         if not self.experiment.vqgan_loss.region:
             return lambda index: (source[index], ())
         if not isinstance(source, MaskedSource):
@@ -307,7 +307,7 @@ def _lpips_weights(config: VQGANLossConfig, image_size: int, seed: int) -> Any:
         )
     if image_size < lpips.SMALLEST:
         raise UserError(
-            f"vqgan_loss.perceptual={config.perceptual} looks at pictures of {lpips.SMALLEST} "
+            f"vqgan_loss.perceptual={config.perceptual} looks at images of {lpips.SMALLEST} "
             f"pixels a side or more, not vqgan.image_size={image_size}; set it "
             "to 0."
         )

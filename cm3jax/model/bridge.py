@@ -49,7 +49,7 @@ class TokenizerBridge(nn.Module):
         return self.tokenizer.encode(pixels) + self.vocab.first_image
 
     def decode_images(self, ids: Int[Array, "B T"]) -> Float[Array, "B Y X 3"]:
-        """Pictures of image ids, not clipped; ids of anything else give undefined patches."""
+        """Images of image ids, not clipped; ids of anything else give undefined patches."""
         return self.tokenizer.decode(ids - self.vocab.first_image)
 
     def encode_pairs(
@@ -58,10 +58,10 @@ class TokenizerBridge(nn.Module):
         lengths: Int[Array, " B"],
         pixels: Float[Array, "B Y X 3"],
     ) -> PairIds:
-        """Documents of a text and a picture each; equals `document.render`.
+        """Documents of a text and an image each; equals `document.render`.
 
         `pieces` are numbered within the text tokenizer, `lengths` (0..W) of them valid. A row
-        without text is only a picture, without a break.
+        without text is only an image, without a break.
         """
         width, codes = pieces.shape[1], self.encode_images(pixels)
         break_ = jnp.full((len(codes), 1), self.vocab.break_, codes.dtype)
@@ -70,7 +70,7 @@ class TokenizerBridge(nn.Module):
         is_text = jnp.arange(width) < lengths[:, None]
         texts = jnp.where(is_text, pieces + self.vocab.first_text, self.vocab.pad)
         texts = jnp.pad(texts, ((0, 0), (0, total - width)), constant_values=self.vocab.pad)
-        # The break of a picture without text is sent out of range, where the scatter drops it.
+        # The break of an image without text is sent out of range, where the scatter drops it.
         no_text = (lengths == 0)[:, None]
         slots = lengths[:, None] + jnp.arange(tail.shape[1]) - no_text
         slots = jnp.where(slots < 0, total, slots)

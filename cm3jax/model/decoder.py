@@ -23,7 +23,7 @@ from cm3jax.shapes import Array, Float, Int, Key
 
 
 class Decoder(nn.Module):
-    """Token ids to hidden states and logits over one vocabulary of text, pictures and specials.
+    """Token ids to hidden states and logits over one vocabulary of text, images and specials.
 
     Parameters are float32 and stacked over layers ([N, ...]); activations have `config.dtype`.
     """

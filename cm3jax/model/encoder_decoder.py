@@ -2,7 +2,7 @@
 
 Layers, norms, positions and the vocabulary are those of `Decoder`; the decoder's layers also attend
 to the encoder's states. So are the ways through it: `__call__` for training, `prefill` for captions
-and `extend` for the picture that follows them, which read the decoder's layers apart.
+and `extend` for the image that follows them, which read the decoder's layers apart.
 """
 
 from functools import partial
@@ -24,7 +24,7 @@ from cm3jax.shapes import Array, Bool, Float, Int, Key
 
 
 class EncoderDecoder(nn.Module):
-    """Caption ids and picture ids to hidden states and logits over one vocabulary.
+    """Caption ids and image ids to hidden states and logits over one vocabulary.
 
     `config` describes the decoder's layers and, but for their number, the encoder's; its `context`
     plays no part. S = text_tokens is the longest caption, L at most `image_tokens`.
@@ -113,7 +113,7 @@ class EncoderDecoder(nn.Module):
 
     @nn.nowrap
     def room(self, prompt: int) -> int:
-        """How many tokens follow a caption and the id that starts the picture, `prompt` in all."""
+        """How many tokens follow a caption and the id that starts the image, `prompt` in all."""
         return self.image_tokens if prompt - 1 <= self.text_tokens else 0
 
     def prefill(
@@ -131,9 +131,9 @@ class EncoderDecoder(nn.Module):
     def extend(
         self, tokens: Int[Array, "B T"], cache: Cache
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Final hidden states of T more picture tokens per row, and the cache with them in it.
+        """Final hidden states of T more image tokens per row, and the cache with them in it.
 
-        Its prefix is what `prefill` found. Tokens beyond a picture's get the last position, as in
+        Its prefix is what `prefill` found. Tokens beyond an image's get the last position, as in
         `Decoder.extend`.
         """
         places = cache.lengths[:, None] + jnp.arange(tokens.shape[1])

@@ -1,4 +1,4 @@
-"""The few pieces of HTML that reports need, all inline: elements, pictures, curves.
+"""The few pieces of HTML that reports need, all inline: elements, images, curves.
 
 Text is escaped unless it is `Html` already, so that a caption with `<script>` in it stays a
 caption. Nothing refers to anything outside the page.
@@ -49,12 +49,12 @@ def _attribute(name: str) -> str:
 
 
 def png_uri(image: UInt8[np.ndarray, "Y X 3"]) -> str:
-    """The picture as a `data:` URI, losslessly."""
+    """The image as a `data:` URI, losslessly."""
     return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 
 def png(image: UInt8[np.ndarray, "Y X 3"]) -> bytes:
-    """The picture as a PNG file."""
+    """The image as a PNG file."""
     import PIL.Image  # a bare machine that only trains or measures may lack it
 
     buffer = io.BytesIO()
@@ -65,7 +65,7 @@ def png(image: UInt8[np.ndarray, "Y X 3"]) -> bytes:
 def cell(
     label: str, *more: str, picture: str | None = None, alt: str = "", document: str = ""
 ) -> Html:
-    """A label and what more there is to say, under a picture (a `data:` URI) if there is one.
+    """A label and what more there is to say, under an image (a `data:` URI) if there is one.
 
     `document` is the mark of the bank's document that it shows, by which a takedown finds it.
     """

@@ -29,11 +29,11 @@ STRUCTURE = "Structure (breaks, ends, masks) counts in “all” and in neither 
 
 _DOCUMENTS = "documents_"
 _WORTH = (
-    "Nats per code of pictures that training never saw, behind no documents, those that retrieval "
-    "finds by the text, right ones (other pictures of the subject) and wrong ones. A model that "
+    "Nats per code of images that training never saw, behind no documents, those that retrieval "
+    "finds by the text, right ones (other images of the subject) and wrong ones. A model that "
     "reads its documents is surest behind right ones."
 )
-_HITS = "How often a document's vector is nearest to its partner's text or picture in a batch."
+_HITS = "How often a document's vector is nearest to its partner's text or image in a batch."
 
 _BOOKKEEPING = {"step", "seconds", "flops", "a100_hours", "resumed_from", "batch_fingerprint"}
 """What is logged and is no curve."""
@@ -50,12 +50,12 @@ class Illustration:
 
     @classmethod
     def absent(cls, reason: str) -> "Illustration":
-        """The section that says, in a sentence, why there are no pictures."""
+        """The section that says, in a sentence, why there are no images."""
         return cls("Pictures", tag("p", f"There are none: {reason}"))
 
 
 def draw_report(run_dir: epath.PathLike, step: int, drawn: Sequence[Illustration]) -> None:
-    """Keep the pictures of a step of training, then write the report that shows them."""
+    """Keep the images of a step of training, then write the report that shows them."""
     folder = epath.Path(run_dir)
     keep_pictures(folder / "samples" / str(step), drawn)
     write_report(folder, drawn, step)
@@ -116,7 +116,7 @@ def write_report(
 
 
 def keep_pictures(folder: epath.PathLike, illustrations: Sequence[Illustration]) -> None:
-    """Write the illustrations' pictures as PNG files; no folder where there are none."""
+    """Write the illustrations' images as PNG files; no folder where there are none."""
     for drawn in illustrations:
         for name, picture in drawn.pictures.items():
             write_atomic(epath.Path(folder) / f"{name}.png", png(picture))

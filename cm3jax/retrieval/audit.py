@@ -114,7 +114,7 @@ def recall(index: Index, reference: Index, queries: Float[np.ndarray, "B E"], k:
 
 
 def subject_hits(ids: Int[np.ndarray, "B C"], bank: Bank, subjects: list[tuple[str, ...]]) -> float:
-    """Share of queries all of whose subjects are shown by their chosen documents' pictures.
+    """Share of queries all of whose subjects are shown by their chosen documents' images.
 
     Queries without a subject do not count; NaN when none has one.
     """

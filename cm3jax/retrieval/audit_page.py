@@ -1,4 +1,4 @@
-"""The audit of a bank as a page: its figures, and what some queries find, as pictures."""
+"""The audit of a bank as a page: its figures, and what some queries find, as images."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ def audit_page(
     vocab: VocabConfig,
     tokenizer: ImageTokenizer | None,
 ) -> str:
-    """The page; without a tokenizer it shows captions only, since pictures can't be drawn."""
+    """The page; without a tokenizer it shows captions only, since images can't be drawn."""
     shown = _pictures(bank, examples, Vocab(vocab), tokenizer)
     body = [tag("h1", f"Audit of the memory bank at {bank.path}"), facts(rows)]
     for example in examples:
@@ -66,7 +66,7 @@ def is_audit_page(content: bytes) -> bool:
 def _pictures(
     bank: Bank, examples: Sequence[AuditQuery], vocab: Vocab, tokenizer: ImageTokenizer | None
 ) -> dict[int, str]:
-    """The first picture of every document that was found, as a `data:` URI, by row."""
+    """The first image of every document that was found, as a `data:` URI, by row."""
     if tokenizer is None:
         return {}
     found = {int(row) for example in examples for n in example.found.values() for row in n.ids[0]}

@@ -171,7 +171,7 @@ class Bank:
         return {document.key: row for row, document in enumerate(self.documents())}
 
     def showing(self, pictures: Iterable[str]) -> Int[np.ndarray, " R"]:
-        """Rows of the documents that have one of these pictures (`BankDocument.pictures`)."""
+        """Rows of the documents that have one of these images (`BankDocument.pictures`)."""
         hashes, rows = self._pictures
         wanted = np.unique(np.asarray([int(picture, 16) for picture in pictures], np.uint64))
         first, last = (np.searchsorted(hashes, wanted, side) for side in ("left", "right"))
@@ -180,7 +180,7 @@ class Bank:
 
     @functools.cached_property
     def _pictures(self) -> tuple[np.ndarray, Int[np.ndarray, " P"]]:
-        """Hashes of all pictures in ascending order, uint64, and whose they are."""
+        """Hashes of all images in ascending order, uint64, and whose they are."""
         if "pictures.npy" not in self.manifest["files"]:
             return np.zeros(0, np.uint64), np.zeros(0, np.int64)
         hashes = load_column(self.path / "pictures.npy", "the bank", _REMEDY, np.uint64)
@@ -223,7 +223,7 @@ class Bank:
 
     @property
     def has_image(self) -> np.ndarray:
-        """Which documents have a picture, bool [M]."""
+        """Which documents have an image, bool [M]."""
         return self._columns["has_image"]
 
     @property

@@ -25,7 +25,7 @@ COLUMNS = np.dtype(
     ]
 )
 EARLIER_COLUMNS = np.dtype(COLUMNS.descr[:-1])
-"""Those of earlier versions, which did not count pictures."""
+"""Those of earlier versions, which did not count images."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class BankDocument:
     hash: str = ""
     """Hash of the raw record's content."""
     pictures: tuple[str, ...] = ()
-    """Hashes of its pictures' pixels (`RawRecord.pictures`): a record is shown none of its own."""
+    """Hashes of its images' pixels (`RawRecord.pictures`): a record is shown none of its own."""
 
 
 def bank_files(folder: epath.Path) -> list[str] | None:

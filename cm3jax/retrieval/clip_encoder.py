@@ -69,7 +69,7 @@ def text_length(pieces: int, config: ClipConfig) -> int:
 def text_and_image(
     segments: Sequence[str | np.ndarray],
 ) -> tuple[str | None, UInt8[np.ndarray, "Y X 3"] | None]:
-    """What the encoder sees of a record: all its texts joined, and its first picture."""
+    """What the encoder sees of a record: all its texts joined, and its first image."""
     texts = [segment for segment in segments if isinstance(segment, str)]
     images = [segment for segment in segments if not isinstance(segment, str)]
     return " ".join(texts) if texts else None, images[0] if images else None
@@ -78,7 +78,7 @@ def text_and_image(
 def fit_picture(
     image: UInt8[np.ndarray, "Y X 3"], config: ClipConfig
 ) -> UInt8[np.ndarray, "S S 3"]:
-    """A picture at the encoder's size: unchanged, or its centre square rescaled."""
+    """An image at the encoder's size: unchanged, or its centre square rescaled."""
     if image.shape[:2] == (config.image_size, config.image_size):
         return image
     filter_ = Resampling[config.resize.upper()]
@@ -278,7 +278,7 @@ class CLIP(nn.Module):
         return _unit(self.text_projection(self.text_model(ids)))
 
     def image(self, pixels: Float[Array, "B Y X 3"]) -> Float[Array, "B E"]:
-        """Unit vectors of pictures, given as `normalise_pixels` returns them."""
+        """Unit vectors of images, given as `normalise_pixels` returns them."""
         return _unit(self.visual_projection(self.vision_model(pixels)))
 
     def scale(self) -> Float[Array, ""]:
@@ -288,17 +288,17 @@ class CLIP(nn.Module):
     def __call__(
         self, ids: Int[Array, "B L"], pixels: Float[Array, "B Y X 3"]
     ) -> tuple[Float[Array, "B E"], Float[Array, "B E"]]:
-        """Text and picture vectors; creates every parameter."""
+        """Text and image vectors; creates every parameter."""
         return self.text(ids), self.image(pixels)
 
 
 def document_vectors(text: Float[Array, "B E"], image: Float[Array, "B E"]) -> Float[Array, "B E"]:
-    """The renormalised mean of unit text and picture vectors; a missing part is a zero row."""
+    """The renormalised mean of unit text and image vectors; a missing part is a zero row."""
     return _unit(text + image)
 
 
 class ClipEncoder:
-    """Texts, pictures and documents to unit vectors; what a bank and its queries share.
+    """Texts, images and documents to unit vectors; what a bank and its queries share.
 
     Every call runs one of a few compiled programs of a fixed batch. The length that a text is
     padded to depends only on that text, so that a vector does not depend on what else is encoded.
@@ -347,21 +347,19 @@ class ClipEncoder:
     def encode_images(
         self, images: UInt8[np.ndarray, "B Y X 3"] | Sequence[UInt8[np.ndarray, "Y X 3"]]
     ) -> Float[np.ndarray, "B E"]:
-        """Unit vectors of uint8 pictures of the encoder's size; `ValueError` for another size."""
+        """Unit vectors of uint8 images of the encoder's size; `ValueError` for another size."""
         if not len(images):
             return np.zeros((0, self.config.width), np.float32)
         images = np.asarray(images)
         size = self.config.image_size
         if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
-            raise ValueError(
-                f"pictures are {images.dtype}{images.shape}, not uint8 {size}x{size}x3"
-            )
+            raise ValueError(f"images are {images.dtype}{images.shape}, not uint8 {size}x{size}x3")
         return self._run(self._image, images)
 
     def encode_documents(
         self, documents: Sequence[tuple[str | None, UInt8[np.ndarray, "Y X 3"] | None]]
     ) -> Float[np.ndarray, "B E"]:
-        """Unit vectors of documents with a text, a picture or both."""
+        """Unit vectors of documents with a text, an image or both."""
         parts = np.zeros((2, len(documents), self.config.width), np.float32)
         texts = {i: text for i, (text, _) in enumerate(documents) if text is not None}
         images = {i: image for i, (_, image) in enumerate(documents) if image is not None}

@@ -9,7 +9,7 @@ import numpy as np
 from cm3jax.shapes import Float, Int
 
 Queries = Mapping[str, Float[np.ndarray, "_ E"]]
-"""Unit vectors to ask with, by kind: texts, pictures, pairs of both."""
+"""Unit vectors to ask with, by kind: texts, images, pairs of both."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

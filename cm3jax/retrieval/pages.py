@@ -4,7 +4,7 @@ A page of ours says which documents an element shows, a stored result which one 
 `samples.jsonl` which ones a sample saw, each by a mark that no other document has:
 
     <div class="cell" data-document="0123456789abcdef">…</div>
-    {"label": …, "picture": …, "text": …, "correct": …, "document": "0123456789abcdef"}
+    {"label": …, "image": …, "text": …, "correct": …, "document": "0123456789abcdef"}
 
 What shows a document that is taken out is blanked in its place, and a contact sheet is deleted;
 all else stays as it is. A sample that was drawn with the document shows none: it stays, and is
@@ -48,7 +48,7 @@ _HALF_SHEET = re.compile(rf"\.{re.escape(SHEET)}\.[0-9a-f]{{8}}\.part")
 _LONGEST = 60.0
 """Seconds after which nobody writes such a half any more: all of it is written at once."""
 _CHUNK = re.compile(r"drawn-\d{5}\.json")
-"""What `launch.evaluate coco_fid` notes of the pictures that it draws."""
+"""What `launch.evaluate coco_fid` notes of the images that it draws."""
 _BATCH = re.compile(r"bad-batch-\d+-process-\d+\.npz")
 """What training keeps of a batch whose loss is no number: ids, documents' among them."""
 _NAMED = 8
@@ -246,7 +246,7 @@ def _blank_samples(path: Path, removed: Removed) -> Iterator[str]:
 
 
 def _name_drawn(path: Path, removed: Removed) -> Iterator[str]:
-    """Name the pictures of captions that were drawn with what is taken out.
+    """Name the images of captions that were drawn with what is taken out.
 
     Earlier versions noted only keys, which no source and no licence is found by.
     """
@@ -261,7 +261,7 @@ def _name_drawn(path: Path, removed: Removed) -> Iterator[str]:
     if unknown and (removed.sources or removed.licences):
         yield (
             f"{path}: made by an earlier version, which noted no source or licence of what its "
-            "pictures were drawn with; delete their folder, or draw them again"
+            "images were drawn with; delete their folder, or draw them again"
         )
 
 

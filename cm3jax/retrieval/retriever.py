@@ -1,4 +1,4 @@
-"""Live retrieval: from texts and pictures to the documents of a bank that go in front of them."""
+"""Live retrieval: from texts and images to the documents of a bank that go in front of them."""
 
 import copy
 import dataclasses
@@ -18,7 +18,7 @@ from cm3jax.retrieval.select import NONE, Choice, above_floor, select_documents,
 from cm3jax.shapes import Float, Int, RgbImage
 
 Query = tuple[str | None, RgbImage | None]
-"""A text, a picture, or both."""
+"""A text, an image, or both."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Retriever:
         weights: Mapping[int, float] | None = None,
         floor: float | None = None,
     ) -> list[Found]:
-        """The `k` documents to show each query (its text, its picture, or both).
+        """The `k` documents to show each query (its text, its image, or both).
 
         Modality and diversity count as in training; nothing is too relevant here (section 2.1), but
         what scores below `floor` (by default `config.relevance_floor`) is left out.

@@ -37,7 +37,7 @@ class Choice:
 def excluded(
     ids: Int[np.ndarray, "B P"], exclude: Int[np.ndarray, "B X"]
 ) -> Bool[np.ndarray, "B P"]:
-    """Which neighbours a query must never get: its own document, copies of it, its own picture."""
+    """Which neighbours a query must never get: its own document, copies of it, its own image."""
     return (ids[:, :, None] == exclude[:, None, :]).any(-1)
 
 

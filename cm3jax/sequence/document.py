@@ -28,7 +28,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """The codes of one picture, row-major; as many as the vocabulary says."""
+    """The codes of one image, row-major; as many as the vocabulary says."""
 
     codes: tuple[int, ...]
 
@@ -40,7 +40,7 @@ Document = tuple[Segment, ...]
 def render(document: Document, vocab: Vocab) -> Int[np.ndarray, " L"]:
     """Ids of a document: its segments with one `<break>` between two, int32.
 
-    Raises `ValueError` on an empty segment, a code or piece outside its tokenizer, or a picture
+    Raises `ValueError` on an empty segment, a code or piece outside its tokenizer, or an image
     with another number of codes than `vocab.image_tokens`.
     """
     parts: list[np.ndarray] = []
@@ -48,9 +48,7 @@ def render(document: Document, vocab: Vocab) -> Int[np.ndarray, " L"]:
         if isinstance(segment, Image):
             values, base, limit = segment.codes, vocab.first_image, vocab.config.image_codes
             if len(values) != vocab.image_tokens:
-                raise ValueError(
-                    f"a picture has {vocab.image_tokens} codes, this one {len(values)}"
-                )
+                raise ValueError(f"an image has {vocab.image_tokens} codes, this one {len(values)}")
         else:
             values, base, limit = segment.pieces, vocab.first_text, vocab.config.text_pieces
         array = np.asarray(values, np.int32)
@@ -78,15 +76,13 @@ def parse(ids: Sequence[int] | Int[np.ndarray, " L"], vocab: Vocab) -> Document:
             segments.append(Text(tuple((part - vocab.first_text).tolist())))
         else:
             names = " ".join(vocab.name(int(i)) for i in part[:8])
-            raise ValueError(
-                f"not a text or a whole picture: {names}{' …' if len(part) > 8 else ''}"
-            )
+            raise ValueError(f"not a text or a whole image: {names}{' …' if len(part) > 8 else ''}")
     return tuple(segments)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImagePath:
-    """`<image:PATH>` in a prompt: a picture to read from a file."""
+    """`<image:PATH>` in a prompt: an image to read from a file."""
 
     path: str
 
@@ -104,7 +100,7 @@ _NOTATION = re.compile(r"(<image:[^<>]+>|<break>|<mask>|<infill>)")
 
 
 def parse_prompt(prompt: str) -> tuple[PromptPart, ...]:
-    """Split a prompt into texts, pictures and marks.
+    """Split a prompt into texts, images and marks.
 
     The notation holds only in prompts: in captions and answers the same strings are plain text.
     Text is kept as written, without the white space around it; empty text between marks vanishes.

@@ -2,7 +2,7 @@
 
 The number of masks is Poisson. Each is either one whole segment or a random span clipped to the
 segment that it overlaps most; one that overlaps an earlier mask, or is empty, is drawn again. So
-no span crosses a `<break>` or an `<eos>`; two may touch. A random span of a picture may be widened
+no span crosses a `<break>` or an `<eos>`; two may touch. A random span of an image may be widened
 to whole rows of its codes (`config.picture_rows`).
 
 A sample's tokens stand in *slots*: padded to static sizes, in order, each with its place in the
@@ -102,7 +102,7 @@ class _Region(NamedTuple):
     stops: Int[AnyArray, "samples W"]
     """Place after the last of the slot's segment."""
     units: Int[AnyArray, "samples W"]
-    """Tokens of a row of the slot's picture; 1 in a text."""
+    """Tokens of a row of the slot's image; 1 in a text."""
 
 
 def _region(xp: ModuleType, tokens, positions, vocab: Vocab) -> _Region:

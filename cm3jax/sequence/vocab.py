@@ -65,7 +65,7 @@ class Vocab:
 
     @property
     def image_tokens(self) -> int:
-        """Codes of one picture, row-major."""
+        """Codes of one image, row-major."""
         return self.config.grid**2
 
     def sentinel(self, index: int) -> int:

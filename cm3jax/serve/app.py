@@ -59,7 +59,7 @@ class Server:
     async def images(
         self, request: Request, body: ImageBody, kind: str, read: Callable[[], ServedRequest]
     ) -> Response:
-        """Pictures, at once or as a stream."""
+        """Images, at once or as a stream."""
         session = await self.open(request, body, read)
         vocab = self.studio.generator.vocab
         if body.stream:

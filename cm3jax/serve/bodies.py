@@ -33,7 +33,7 @@ async def read_form(
 ) -> tuple[AnyBody, dict[str, Upload]]:
     """A multipart form: its fields as their model, and its uploads of these names, one of each."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise HTTPException(415, "the body is no form; send multipart/form-data with the picture.")
+        raise HTTPException(415, "the body is no form; send multipart/form-data with the image.")
     content = await _content(request, limits)
 
     async def whole():

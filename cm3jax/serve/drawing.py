@@ -21,7 +21,7 @@ class Drawing:
     seed: int
     samples: int
     rows: bool
-    """Whether somebody looks at its pictures row by row."""
+    """Whether somebody looks at its images row by row."""
     watched: bool
     """Whether somebody hears of it before its end."""
     attribute: bool

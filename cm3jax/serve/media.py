@@ -1,4 +1,4 @@
-"""Uploaded pictures, decoded under limits: only from the request's own bytes, never from a path."""
+"""Uploaded images, decoded under limits: only from the request's own bytes, never from a path."""
 
 import base64
 import binascii
@@ -25,12 +25,12 @@ def from_base64(text: str, what: str) -> bytes:
         return base64.b64decode(text[head.end() if head else 0 :], validate=True)
     except (binascii.Error, ValueError):
         raise UserError(
-            f"{what} is no picture in base64; send it as data:image/png;base64,… in the request."
+            f"{what} is no image in base64; send it as data:image/png;base64,… in the request."
         ) from None
 
 
 def decode_upload(content: bytes, size: int, limits: Limits, what: str) -> RgbImage:
-    """An uploaded picture at the model's size; `UserError` if it is none, or too large."""
+    """An uploaded image at the model's size; `UserError` if it is none, or too large."""
     _require_small(content, limits, what)
     try:
         return decode_picture(content, size).pixels
@@ -39,7 +39,7 @@ def decode_upload(content: bytes, size: int, limits: Limits, what: str) -> RgbIm
 
 
 def decode_mask(content: bytes, size: int, limits: Limits, what: str) -> Bool[np.ndarray, "Y X"]:
-    """Which pixels of a picture a mask marks: as in OpenAI's API those that are transparent;
+    """Which pixels of an image a mask marks: as in OpenAI's API those that are transparent;
     where nothing is, the light ones. Raises as `decode_upload`."""
     light = decode_upload(content, size, limits, what).mean(-1) >= 128
     with PIL.Image.open(io.BytesIO(content), formats=_KINDS) as image:
@@ -58,7 +58,7 @@ def _require_small(content: bytes, limits: Limits, what: str) -> None:
             width, height = image.size
     except Exception:  # decoders raise whatever their bytes lead them to
         raise UserError(
-            f"{what} is not a picture that can be read; send a whole PNG, JPEG, WebP or GIF."
+            f"{what} is not an image that can be read; send a whole PNG, JPEG, WebP or GIF."
         ) from None
     if width * height > limits.upload_pixels:
         raise UserError(

@@ -25,7 +25,7 @@ class Body(BaseModel):
 
 
 class DocumentField(Body):
-    """A document in front of a prompt: one of the bank by its key, or a text, a picture or both."""
+    """A document in front of a prompt: one of the bank by its key, or a text, an image or both."""
 
     key: Key | None = None
     text: Text | None = None
@@ -46,7 +46,7 @@ class Options(Body):
     top_p: float | None = None
     top_k: int | None = None
     guidance: float | tuple[float, float] | Json[tuple[float, float]] | None = None
-    """Classifier-free guidance; of an edit two scales, by instruction and by picture."""
+    """Classifier-free guidance; of an edit two scales, by instruction and by image."""
     retrieve: int = Field(0, ge=0)
     """Documents to retrieve from the bank."""
     floor: float | None = None
@@ -66,7 +66,7 @@ class ImageBody(Options):
     size: str | None = None
     """`auto`, or the one size that the model draws."""
     partial_images: int | None = Field(None, ge=0, le=64)
-    """Most unfinished pictures that a stream sends of each sample; by default all there are."""
+    """Most unfinished images that a stream sends of each sample; by default all there are."""
     response_format: Literal["b64_json"] | None = None
     output_format: Literal["png"] | None = None
     background: Literal["auto", "opaque"] | None = None
@@ -85,7 +85,7 @@ class TextPart(Body):
 
 
 class ImageUrl(Body):
-    """Where a picture is: in the request itself."""
+    """Where an image is: in the request itself."""
 
     url: str
     """`data:image/png;base64,…`; nothing else is fetched or read."""
@@ -93,7 +93,7 @@ class ImageUrl(Body):
 
 
 class ImagePart(Body):
-    """A picture of a message."""
+    """An image of a message."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -115,7 +115,7 @@ class StreamOptions(Body):
 
 
 class ChatBody(Options):
-    """`/v1/chat/completions`: captions, questions and documents of texts and pictures."""
+    """`/v1/chat/completions`: captions, questions and documents of texts and images."""
 
     messages: list[Message] = Field(min_length=1, max_length=256)
     task: str | None = None

@@ -1,8 +1,8 @@
 """What a request asks of the generator: its prompt, its documents, how it is drawn.
 
-A chat is one document: its messages' texts and pictures in order. What is asked of it, where no
-`task` says so: the text under its `<mask>`s, the answer to a text with a picture, the caption of a
-picture only, or more of the document.
+A chat is one document: its messages' texts and images in order. What is asked of it, where no
+`task` says so: the text under its `<mask>`s, the answer to a text with an image, the caption of an
+image only, or more of the document.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class ServedRequest:
     seed: int
     samples: int
     rows: bool
-    """Whether its pictures are sent row by row."""
+    """Whether its images are sent row by row."""
     watched: bool
     """Whether what is not done yet is sent."""
     attribute: bool
@@ -72,20 +72,20 @@ class BodyReader:
         self._size = generator.image.config.image_size
 
     def picture(self, body: ImageBody) -> ServedRequest:
-        """A new picture of a text."""
+        """A new image of a text."""
         self._require_size(body.size)
         self._require_short(body.prompt)
         return self._question(picture_prompt(body.prompt), body)
 
     def edit(self, body: ImageBody, image: Upload, mask: Upload | None) -> ServedRequest:
-        """A picture with the part under a mask drawn again, or changed as an instruction says."""
+        """An image with the part under a mask drawn again, or changed as an instruction says."""
         self._require_size(body.size)
         self._require_short(body.prompt)
         pixels = decode_upload(image.content, self._size, self._limits, image.name)
         if mask is None:
             return self._question(edit_prompt(pixels, body.prompt), body)
         if body.guidance is not None:
-            raise UserError("guidance is for new pictures and edits, not for a mask; leave it out.")
+            raise UserError("guidance is for new images and edits, not for a mask; leave it out.")
         hole = decode_mask(mask.content, self._size, self._limits, mask.name)
         return self._question(infill_prompt(body.prompt, pixels, hole), body)
 
@@ -160,7 +160,7 @@ class BodyReader:
         return self._generator.as_shown(Document(*parts))
 
     def _parts(self, messages: Sequence[Message]) -> Iterator[Part]:
-        """Texts, pictures and marks of all messages, in order."""
+        """Texts, images and marks of all messages, in order."""
         characters = pictures = 0
         for place, message in enumerate(messages):
             content = message.content or []
@@ -170,7 +170,7 @@ class BodyReader:
                     pictures += 1
                     if pictures > self._limits.pictures:
                         raise UserError(
-                            f"a chat has more than {self._limits.pictures} pictures, this server's "
+                            f"a chat has more than {self._limits.pictures} images, this server's "
                             "most."
                         )
                     yield self._from_base64(part.image_url.url, where)
@@ -203,7 +203,7 @@ def _notation(text: str) -> Iterator[Part]:
     for part in parse_prompt(text):
         if isinstance(part, ImagePath):
             raise UserError(
-                "<image:…> names a file, and a server reads none; send the picture as a part of "
+                "<image:…> names a file, and a server reads none; send the image as a part of "
                 "the message, of type image_url."
             )
         yield part
@@ -212,7 +212,7 @@ def _notation(text: str) -> Iterator[Part]:
 def _guidance(given: float | tuple[float, float], wanted: Wanted) -> dict:
     if wanted is Wanted.EDIT:
         if not isinstance(given, tuple):
-            raise UserError("guidance of an edit is two numbers, by instruction and by picture.")
+            raise UserError("guidance of an edit is two numbers, by instruction and by image.")
         return {"edit_scales": given}
     if isinstance(given, tuple):
         raise UserError("guidance is one number; only an edit takes two.")
@@ -223,7 +223,7 @@ def _chat_prompt(parts: list[Part], body: ChatBody) -> Prompt:
     texts = [part for part in parts if isinstance(part, str)]
     pictures = [part for part in parts if isinstance(part, np.ndarray)]
     if not texts and not pictures:
-        raise UserError("the messages are empty; write a text, or send a picture.")
+        raise UserError("the messages are empty; write a text, or send an image.")
     task = body.task or _usual_task(parts)
     if task == "masks" and not body.task:
         return Prompt(_segments(parts), Wanted.MASKED)
@@ -253,7 +253,7 @@ def _usual_task(parts: list[Part]) -> str:
 
 
 def _no_picture() -> Prompt:
-    raise UserError("a caption is of a picture; send one as a part of type image_url.")
+    raise UserError("a caption is of an image; send one as a part of type image_url.")
 
 
 def _known(name: str) -> Task:
@@ -269,10 +269,10 @@ def _known(name: str) -> Task:
 def _task_prompt(
     task: Task, texts: list[str], pictures: list[RgbImage], more: dict[str, str]
 ) -> Prompt:
-    """A task's template with the last text and the last picture in it, as in training."""
+    """A task's template with the last text and the last image in it, as in training."""
     if "image" in more:
         raise UserError(
-            "fields.image is a text; send the picture as a part of the message, of type image_url."
+            "fields.image is a text; send the image as a part of the message, of type image_url."
         )
     values: dict = dict(more)
     if texts:

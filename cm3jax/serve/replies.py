@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 
 def base64_png(image: RgbImage) -> str:
-    """A picture as a PNG in base64."""
+    """An image as a PNG in base64."""
     return base64.b64encode(png(np.asarray(image))).decode()
 
 
@@ -72,7 +72,7 @@ def images_reply(
 def image_object(
     question: ServedRequest, sample: Generated, effects: Effects, vocab: Vocab
 ) -> Json:
-    """One picture with its provenance; without one where the model, free of the grammar, drew
+    """One image with its provenance; without one where the model, free of the grammar, drew
     none."""
     image, about = sample.image, provenance(sample, question.seed)
     hole = next(iter(question.request.holes or ()), None)
@@ -87,7 +87,7 @@ def image_object(
 
 
 def _effect(effect: DocumentEffect, heat: Float[np.ndarray, "grid grid"] | None) -> Json:
-    """What a document did; null where an answer is no picture, or only a part of one, of which no
+    """What a document did; null where an answer is no image, or only a part of one, of which no
     share is told."""
     return {
         "log_probability": effect.gain,
@@ -149,7 +149,7 @@ def chat_reply(
 
 
 def message(sample: Generated) -> Json:
-    """What a sample says: its texts together, its pictures, and both in order."""
+    """What a sample says: its texts together, its images, and both in order."""
     parts = [_part(segment) for segment in sample.segments]
     texts = [part["text"] for part in parts if part["type"] == "text"]
     images = [part for part in parts if part["type"] == "image_url"]

@@ -1,4 +1,4 @@
-"""Server-sent events: pictures as their rows come, texts as their words do."""
+"""Server-sent events: images as their rows come, texts as their words do."""
 
 import asyncio
 import contextlib
@@ -101,7 +101,7 @@ def event(data: Any, name: str = "") -> bytes:
 async def image_events(
     session: Session, kind: str, body: ImageBody, vocab: Vocab
 ) -> AsyncIterator[bytes]:
-    """Unfinished pictures, and each sample when it is done; `kind` begins the events' names."""
+    """Unfinished images, and each sample when it is done; `kind` begins the events' names."""
     question, grid = session.question, vocab.config.grid
     sent = dict.fromkeys(range(question.samples), 0)
     rows = dict(sent)
@@ -137,14 +137,14 @@ async def image_events(
 
 
 def _due(share: float, sent: int, most: int | None) -> bool:
-    """Whether the next unfinished picture is shown: at most `most`, evenly spread."""
+    """Whether the next unfinished image is shown: at most `most`, evenly spread."""
     return most is None or (sent < most and share >= (sent + 1) / (most + 1))
 
 
 async def chat_events(
     session: Session, name: str, model: str, body: ChatBody, vocab: Vocab
 ) -> AsyncIterator[bytes]:
-    """Texts as they grow, then each sample's pictures and its end."""
+    """Texts as they grow, then each sample's images and its end."""
     question = session.question
     told = dict.fromkeys(range(question.samples), "")
     samples = []

@@ -76,7 +76,7 @@ def coco_split(split: str) -> str:
 
 
 def coco_licence(image: dict[str, Any]) -> str:
-    """The licence of a COCO picture, by its number in the annotation file."""
+    """The licence of a COCO image, by its number in the annotation file."""
     return "unknown" if image.get("license") is None else f"COCO image licence {image['license']}"
 
 
@@ -94,7 +94,7 @@ def flickr30k(folder: epath.Path, split: str) -> Iterator[Read]:
     """`results_20130124.token`, lines `PICTURE#N<tab>CAPTION`, and `flickr30k-images/`.
 
     The layout is that of the archive that the authors give (Young et al. 2014). The five captions
-    of a picture are in one split.
+    of an image are in one split.
     """
 
     def make(key: str, line: str) -> Case:
@@ -114,7 +114,7 @@ def flickr30k(folder: epath.Path, split: str) -> Iterator[Read]:
 
 def localized_narratives(folder: epath.Path, split: str) -> Iterator[Read]:
     """`*SPLIT*_localized_narratives*.jsonl` and `images/ID.jpg` (google.github.io/localized-
-    narratives, "file formats"); a COCO picture has the file name that COCO gives it."""
+    narratives, "file formats"); a COCO image has the file name that COCO gives it."""
     word = "val" if split == "validation" else "train"
     files = sorted(matching(folder, f"*{word}*localized_narratives*.jsonl"))
     if not files:
@@ -133,7 +133,7 @@ def localized_narratives(folder: epath.Path, split: str) -> Iterator[Read]:
 def image_paragraphs(folder: epath.Path, split: str) -> Iterator[Read]:
     """`paragraphs_v1.json`, `train_split.json` and `VG_100K*/ID.jpg` (Krause et al. 2017).
 
-    The last two parts of a record's url are the picture's place, as in Visual Genome's archives.
+    The last two parts of a record's url are the image's place, as in Visual Genome's archives.
     """
     name = "val" if split == "validation" else "train"
     wanted = set(map(str, listed(folder / f"{name}_split.json")))

@@ -1,4 +1,4 @@
-"""Canny edges and scribbles, computed from a picture's pixels."""
+"""Canny edges and scribbles, computed from an image's pixels."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def canny(picture: UInt8[np.ndarray, "Y X 3"]) -> UInt8[np.ndarray, "Y X 3"]:
 
 
 def scribble(picture: UInt8[np.ndarray, "Y X 3"]) -> UInt8[np.ndarray, "Y X 3"]:
-    """Edges of a picture at half its size, as white strokes on black: thick, and without detail."""
+    """Edges of an image at half its size, as white strokes on black: thick, and without detail."""
     height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
     halves = picture[:height, :width].reshape(height // 2, 2, width // 2, 2, 3).mean((1, 3))
     strokes = _edges(halves.astype(np.uint8)).repeat(2, 0).repeat(2, 1)

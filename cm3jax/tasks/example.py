@@ -34,7 +34,7 @@ class TaskDocument:
 def to_document(
     filled: Filled, codes: Sequence[Sequence[int]], text: TextTokenizer, vocab: Vocab
 ) -> TaskDocument:
-    """The document of a filled template; `codes` are those of its pictures, in order.
+    """The document of a filled template; `codes` are those of its images, in order.
 
     Texts that a field parts are tokenised apart, as in a prompt with a mask. Raises `ValueError`
     for an answer that is neither a text nor the document's end.

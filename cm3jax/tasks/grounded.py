@@ -32,7 +32,7 @@ from cm3jax.tasks.task import Case, Task
 from cm3jax.tokenizers.image_tokenizer import MIRRORED, picture_head
 
 GRID = 256
-"""Places along one side of a picture."""
+"""Places along one side of an image."""
 MOST = 8
 """Boxes of a case; of more, the largest."""
 _VISIBLE = 0.25  # of a box must be inside the square, or it is left out
@@ -100,9 +100,9 @@ def _area(box: Box) -> int:
 
 
 def place(label: str, box: tuple[float, float, float, float], size: tuple[int, int]) -> Box | None:
-    """A box (left, top, right, bottom) in pixels of a picture (width, height) on the grid.
+    """A box (left, top, right, bottom) in pixels of an image (width, height) on the grid.
 
-    Of the picture only the largest centred square is seen; None where little of the box is left.
+    Of the image only the largest centred square is seen; None where little of the box is left.
     """
     side = min(size)
     left, top, right, bottom = box
@@ -124,9 +124,9 @@ def place(label: str, box: tuple[float, float, float, float], size: tuple[int, i
 def turned(
     box: tuple[float, float, float, float], size: tuple[int, int], orientation: int
 ) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
-    """A box and the size of its picture as EXIF's `orientation`, 1 to 8, shows them.
+    """A box and the size of its image as EXIF's `orientation`, 1 to 8, shows them.
 
-    Tools that draw boxes measure them in the pixels of the file, and pictures are read turned.
+    Tools that draw boxes measure them in the pixels of the file, and images are read turned.
     """
     (left, top, right, bottom), (width, height) = box, size
     if orientation in (2, 3, 7, 8):  # mirrored before the axes are exchanged
@@ -142,13 +142,13 @@ def largest(boxes: Sequence[Box | None]) -> list[Box]:
     """The `MOST` largest boxes in their order; `BadCase` without any."""
     found = [box for box in boxes if box is not None]
     if not found:
-        raise BadCase("it has no box inside the picture's square")
+        raise BadCase("it has no box inside the image's square")
     kept = sorted(found, key=_area, reverse=True)[:MOST]
     return [box for box in found if box in kept]
 
 
 def labels(boxes: Sequence[Box]) -> str:
-    """A caption made of labels, for pictures that come without one."""
+    """A caption made of labels, for images that come without one."""
     return " and ".join(dict.fromkeys(box.label for box in boxes))
 
 
@@ -168,7 +168,7 @@ def coco_boxes(folder: epath.Path, split: str) -> Iterator[Read]:
 
 
 def objects365_boxes(folder: epath.Path, split: str) -> Iterator[Read]:
-    """`zhiyuan_objv2_train.json`, in COCO's layout, and the pictures under the names in it
+    """`zhiyuan_objv2_train.json`, in COCO's layout, and the images under the names in it
     (objects365.org, the edition of 2020); captions are made of labels."""
     name = "val" if split == "validation" else "train"
     return _coco_like(folder / f"zhiyuan_objv2_{name}.json", folder, "Objects365", {})
@@ -196,7 +196,7 @@ def _coco_like(
         size = (image["width"], image["height"])
         stored, turn = _head(picture)
         if size == stored[::-1] != stored and turn > MIRRORED:
-            turn = 1  # measured on the picture as it is shown
+            turn = 1  # measured on the image as it is shown
         boxes = largest([box(thing, size, turn) for thing in things.get(number, [])])
         told = [text for text in captions.get(number, ()) if text.strip()]
         caption = sound(told[0]) if told else labels(boxes)
@@ -242,8 +242,8 @@ def _open_images_box(
 
 
 def _head(picture: epath.Path) -> tuple[tuple[int, int], int]:
-    """Width and height of a picture file as stored, and how EXIF turns it."""
+    """Width and height of an image file as stored, and how EXIF turns it."""
     try:
         return picture_head(picture)
     except (OSError, ValueError):
-        raise BadCase(f"{shorten(picture.name, 60)} is missing or no picture") from None
+        raise BadCase(f"{shorten(picture.name, 60)} is missing or no image") from None

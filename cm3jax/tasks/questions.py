@@ -1,4 +1,4 @@
-"""Questions about pictures, and with a rationale: VQA2, OKVQA, VizWiz, ScienceQA."""
+"""Questions about images, and with a rationale: VQA2, OKVQA, VizWiz, ScienceQA."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -116,7 +116,7 @@ def vizwiz(folder: epath.Path, split: str) -> Iterator[Read]:
 
 def science_qa(folder: epath.Path, split: str) -> Iterator[Read]:
     """`problems.json`, `pid_splits.json` and `images/train/ID/image.png` (github.com/lupantech/
-    ScienceQA, its data folder); a question without a picture is skipped."""
+    ScienceQA, its data folder); a question without an image is skipped."""
     part = "val" if split == "validation" else "train"
     problems = read_json(folder / "problems.json", "the problems")
     splits = read_json(folder / "pid_splits.json", "the splits")
@@ -127,7 +127,7 @@ def science_qa(folder: epath.Path, split: str) -> Iterator[Read]:
     def make(key: str, record: Any) -> Case:
         question = text_of(record, "question")
         if not record["image"]:
-            raise BadCase("it has no picture")
+            raise BadCase("it has no image")
         if not isinstance(record["choices"], list):
             raise BadCase("its 'choices' is not a list")
         choices = [str(choice) for choice in record["choices"]]

@@ -1,4 +1,4 @@
-"""Stories: texts and pictures in turn, which the model continues from a first text."""
+"""Stories: texts and images in turn, which the model continues from a first text."""
 
 from cm3jax.tasks.task import Task
 

@@ -1,4 +1,4 @@
-"""From structure to picture: maps that are computed here (Canny edges, scribbles) or given."""
+"""From structure to image: maps that are computed here (Canny edges, scribbles) or given."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ NORMALS = _task("normals", "3D norm features")
 
 def given_maps(task: Task, folder: epath.Path, split: str) -> Iterator[Read]:
     """`prompt.json`, lines of `{"source": MAP, "target": PICTURE, "prompt": CAPTION}`, and the
-    files that they name (github.com/lllyasviel/ControlNet, docs/train.md). All maps of a picture
+    files that they name (github.com/lllyasviel/ControlNet, docs/train.md). All maps of an image
     are in one split."""
 
     def make(key: str, record: Any) -> Case:
@@ -56,7 +56,7 @@ def given_maps(task: Task, folder: epath.Path, split: str) -> Iterator[Read]:
 def _from_coco(
     task: Task, compute: Callable[[np.ndarray], np.ndarray], folder: epath.Path, split: str
 ) -> Iterator[Read]:
-    """COCO's pictures and captions, with a map computed from each picture."""
+    """COCO's images and captions, with a map computed from each image."""
     for case in coco_captions(folder, split):
         if isinstance(case, Skipped):
             yield case

@@ -5,8 +5,8 @@ A template is a prompt (`document.parse_prompt`) with fields in braces:
     Question: {question} Answer: {answer}.<break>{image}                    (section 4, Table 5)
 
 `{answer}` is what the model is to give. A text is masked where it stands and recalled at the
-sample's end, so that captions and answers may stand before their picture, as in the paper; a
-picture, or the rest of a story, ends the document and simply follows.
+sample's end, so that captions and answers may stand before their image, as in the paper; an
+image, or the rest of a story, ends the document and simply follows.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ ANSWER = "answer"
 
 @dataclasses.dataclass(frozen=True)
 class Derived:
-    """A picture that is computed from another one."""
+    """An image that is computed from another one."""
 
     path: epath.Path
     by: Callable[[np.ndarray], np.ndarray]
@@ -36,7 +36,7 @@ class Derived:
 
 @dataclasses.dataclass(frozen=True)
 class Overlay:
-    """A picture that was drawn over another one, and is turned with it."""
+    """An image that was drawn over another one, and is turned with it."""
 
     path: epath.Path
     over: epath.Path
@@ -46,9 +46,9 @@ Picture: TypeAlias = np.ndarray | epath.Path | Derived | Overlay
 """Pixels, uint8 [Y, X, 3], the file that has them, or what is computed from one or drawn over it.
 """
 Value: TypeAlias = str | Picture | tuple[str | Picture, ...]
-"""The value of a field: a text, a picture, or the segments of a story."""
+"""The value of a field: a text, an image, or the segments of a story."""
 Part: TypeAlias = str | Picture | Mark
-"""A part of a filled template: text, picture or `<break>`."""
+"""A part of a filled template: text, image or `<break>`."""
 
 _FIELD = re.compile(r"\{(\w+)\}|(<break>)")
 
@@ -62,7 +62,7 @@ class Task:
     """Text first where an answer is a text (the paper's way); a case takes one that has exactly its
     fields."""
     image_first: tuple[str, ...] = ()
-    """Templates with the picture first; none where the answer is a picture."""
+    """Templates with the image first; none where the answer is an image."""
     parse: Callable[[str], str] = str.strip
     """The answer proper in a text that the model gave."""
 
@@ -100,7 +100,7 @@ class Case:
     source: str = "unknown"
     licence: str = "unknown"
     sizes: tuple[tuple[int, int], ...] = ()
-    """Width and height of its pictures as stored, where `values` have them resized."""
+    """Width and height of its images as stored, where `values` have them resized."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Words printed in a picture ("how to write")."""
+"""Words printed in an image ("how to write")."""
 
 from cm3jax.tasks.task import Task
 
@@ -9,4 +9,4 @@ WORDS = Task(
         'draw the word "{text}"<break>{answer}',
     ),
 )
-"""A picture with a text in it."""
+"""An image with a text in it."""

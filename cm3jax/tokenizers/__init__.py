@@ -1,1 +1,1 @@
-"""Text and pictures to ids and back."""
+"""Text and images to ids and back."""

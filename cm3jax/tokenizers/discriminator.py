@@ -1,7 +1,7 @@
-"""The adversary of the image tokenizer: which patches of a picture look drawn by the decoder?
+"""The adversary of the image tokenizer: which patches of an image look drawn by the decoder?
 
 PatchGAN (arXiv 1611.07004) as VQGAN uses it, with two differences: GroupNorm instead of BatchNorm,
-so that a picture's verdicts depend only on that picture and there is no state beside the
+so that an image's verdicts depend only on that image and there is no state beside the
 parameters, and padding that keeps one verdict per 2 ** layers pixels along a side.
 """
 

@@ -1,4 +1,4 @@
-"""How well codes reproduce pictures (PSNR, SSIM), and how much of the codebook they use."""
+"""How well codes reproduce images (PSNR, SSIM), and how much of the codebook they use."""
 
 import functools
 
@@ -14,15 +14,15 @@ _WINDOW, _SIGMA = 11, 1.5
 
 
 def psnr(true: UInt8[Array, "B Y X 3"], remade: UInt8[Array, "B Y X 3"]) -> Float[Array, " B"]:
-    """Peak signal-to-noise ratio of each picture in dB; 58.9 for one that came back exactly."""
+    """Peak signal-to-noise ratio of each image in dB; 58.9 for one that came back exactly."""
     error = jnp.square(true.astype(jnp.float32) - remade.astype(jnp.float32)).mean((1, 2, 3))
     return 10.0 * jnp.log10(255.0**2 / jnp.maximum(error, _ROUNDING))
 
 
 def ssim(true: UInt8[Array, "B Y X 3"], remade: UInt8[Array, "B Y X 3"]) -> Float[Array, " B"]:
-    """Structural similarity of each picture (Wang et al. 2004), the mean over its three colours.
+    """Structural similarity of each image (Wang et al. 2004), the mean over its three colours.
 
-    A Gaussian window of 11 pixels (the side of smaller pictures) and deviation 1.5, at places where
+    A Gaussian window of 11 pixels (the side of smaller images) and deviation 1.5, at places where
     it fits whole.
     """
     a, b = true.astype(jnp.float32), remade.astype(jnp.float32)

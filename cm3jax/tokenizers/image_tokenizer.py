@@ -1,4 +1,4 @@
-"""Pictures <-> codes on the host: uint8 in, uint8 out, and the reading of picture files."""
+"""Images <-> codes on the host: uint8 in, uint8 out, and the reading of image files."""
 
 import contextlib
 import dataclasses
@@ -37,8 +37,8 @@ T = TypeVar("T")
 class ImageTokenizer:
     """A trained VQGAN behind arrays of bytes.
 
-    Works in batches of one size (the last one padded), so that it compiles once each way and a
-    picture's codes do not depend on its company.
+    Works in batches of one size (the last one padded), so that it compiles once each way and an
+    image's codes do not depend on its company.
     """
 
     def __init__(self, config: VQGANConfig, variables: Mapping[str, Any], batch: int = 64):
@@ -68,7 +68,7 @@ class ImageTokenizer:
     def encode(
         self, images: UInt8[np.ndarray, "B Y X 3"] | Sequence[UInt8[np.ndarray, "Y X 3"]]
     ) -> Int[np.ndarray, "B T"]:
-        """Row-major codes, int32; `ValueError` for pictures of another size than the model's."""
+        """Row-major codes, int32; `ValueError` for images of another size than the model's."""
         side, grid = self.config.image_size, self.config.grid
         images = np.asarray(images, np.uint8)
         if len(images) and images.shape[1:] != (side, side, 3):
@@ -76,7 +76,7 @@ class ImageTokenizer:
         return self._batched(self._encode, images, np.zeros((0, grid * grid), np.int32))
 
     def decode(self, codes: Int[np.ndarray, "B T"]) -> UInt8[np.ndarray, "B Y X 3"]:
-        """Pictures of row-major codes, clamped and rounded; `ValueError` for impossible codes."""
+        """Images of row-major codes, clamped and rounded; `ValueError` for impossible codes."""
         side, grid, limit = self.config.image_size, self.config.grid, self.config.codes
         codes = np.asarray(codes, np.int32)
         if codes.shape[1:] != (grid * grid,):
@@ -85,7 +85,7 @@ class ImageTokenizer:
             raise ValueError(f"there are codes outside 0..{limit - 1}")
         if "conv_in" not in self._variables["params"]["decoder"]:
             raise UserError(
-                "this image tokenizer only reads pictures: it was converted from weights without a "
+                "this image tokenizer only reads images: it was converted from weights without a "
                 "decoder; convert them again with --vqgan, the file that has it."
             )
         return self._batched(self._decode, codes, np.zeros((0, side, side, 3), np.uint8))
@@ -111,7 +111,7 @@ def to_bytes(pixels: Float[Array, "B Y X 3"]) -> UInt8[Array, "B Y X 3"]:
 
 
 MOST_PIXELS = 1 << 26
-"""Pixels of the largest picture that is read, 8192 x 8192: decoding one stays below 1 GiB."""
+"""Pixels of the largest image that is read, 8192 x 8192: decoding one stays below 1 GiB."""
 
 
 _UNDEFINED = {"F": "floating-point numbers", "LAB": "CIE L*a*b* colours"}
@@ -133,7 +133,7 @@ _TURNS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture file's content, ready to be encoded."""
+    """An image file's content, ready to be encoded."""
 
     pixels: UInt8[np.ndarray, "S S 3"]
     width: int
@@ -143,10 +143,10 @@ class Picture:
 
 
 def decode_picture(content: bytes, size: int, over: epath.PathLike | None = None) -> Picture:
-    """Decode and `preprocess` the content of a picture file of any kind that Pillow knows.
+    """Decode and `preprocess` the content of an image file of any kind that Pillow knows.
 
-    `over` is the picture that this one was drawn over, as its mask or map: it is turned with that.
-    Raises `ValueError`, with the reason, if it is not a picture, is cut off, has no brightness that
+    `over` is the image that this one was drawn over, as its mask or map: it is turned with that.
+    Raises `ValueError`, with the reason, if it is not an image, is cut off, has no brightness that
     its file defines (see `to_rgb`), or has more than `MOST_PIXELS` pixels, which are not decoded
     then.
     """
@@ -157,21 +157,21 @@ def decode_picture(content: bytes, size: int, over: epath.PathLike | None = None
 
 
 def decode_whole(content: bytes) -> UInt8[np.ndarray, "Y X 3"]:
-    """The RGB bytes of a picture file at its own size; raises as `decode_picture`."""
+    """The RGB bytes of an image file at its own size; raises as `decode_picture`."""
     with _opened(content) as image:
         return np.asarray(to_rgb(image))
 
 
 def picture_size(content: bytes) -> tuple[int, int]:
-    """Width and height from the head of a picture file, as stored; `ValueError` if it has none."""
+    """Width and height from the head of an image file, as stored; `ValueError` if it has none."""
     with _opened(content) as image:
         return _stored_size(image)
 
 
 def picture_head(path: epath.Path) -> tuple[tuple[int, int], int]:
-    """Width and height of a picture file as stored, and `orientation`; reads only its head.
+    """Width and height of an image file as stored, and `orientation`; reads only its head.
 
-    Raises `ValueError` if it is not a picture, `OSError` if it can't be read.
+    Raises `ValueError` if it is not an image, `OSError` if it can't be read.
     """
     require_regular(path)
     with path.open("rb") as file, _opened(file) as image:
@@ -179,9 +179,9 @@ def picture_head(path: epath.Path) -> tuple[tuple[int, int], int]:
 
 
 def orientation(content: bytes) -> int:
-    """How EXIF says to turn a picture file, from 1 (as it is stored) to 8.
+    """How EXIF says to turn an image file, from 1 (as it is stored) to 8.
 
-    Raises `ValueError` if it is not a picture.
+    Raises `ValueError` if it is not an image.
     """
     with _opened(content) as image:
         return _turn(image)
@@ -203,9 +203,9 @@ def _turn(image: PIL.Image.Image) -> int:
 
 
 def _turned_with(image: PIL.Image.Image, over: epath.Path) -> PIL.Image.Image:
-    """A map turned as EXIF says to turn the picture that it was drawn over.
+    """A map turned as EXIF says to turn the image that it was drawn over.
 
-    Tools draw over the pixels of a file; what has the size of the picture as it is shown was drawn
+    Tools draw over the pixels of a file; what has the size of the image as it is shown was drawn
     over that, and what says itself how to turn it is turned so.
     """
     try:
@@ -220,35 +220,35 @@ def _turned_with(image: PIL.Image.Image, over: epath.Path) -> PIL.Image.Image:
 
 @contextlib.contextmanager
 def _opened(content: bytes | BinaryIO) -> Iterator[PIL.Image.Image]:
-    """A picture that is not too large; whatever its decoder raises is a `ValueError`."""
+    """An image that is not too large; whatever its decoder raises is a `ValueError`."""
     if content == b"":
-        raise ValueError("it is empty, not a picture")
+        raise ValueError("it is empty, not an image")
     try:
         file = io.BytesIO(content) if isinstance(content, bytes) else content
         with PIL.Image.open(file) as image:
             width, height = image.size
             if width * height > MOST_PIXELS:
                 raise Unfit(
-                    f"the picture has {width}x{height} pixels, more than {MOST_PIXELS} in all"
+                    f"the image has {width}x{height} pixels, more than {MOST_PIXELS} in all"
                 )
             yield image
     except Unfit:
         raise
     except PIL.Image.DecompressionBombError:
-        raise ValueError(f"the picture has far more than {MOST_PIXELS} pixels") from None
+        raise ValueError(f"the image has far more than {MOST_PIXELS} pixels") from None
     except Exception as error:  # decoders raise whatever their bytes lead them to
         name = type(error).__name__
-        raise ValueError(f"it is not a picture that can be read ({name})") from None
+        raise ValueError(f"it is not an image that can be read ({name})") from None
 
 
 class Unfit(ValueError):
-    """A picture that can be read but not be shown as RGB bytes; the message is the reason."""
+    """An image that can be read but not be shown as RGB bytes; the message is the reason."""
 
 
 def load_picture(path: epath.PathLike, size: int) -> UInt8[np.ndarray, "S S 3"]:
-    """Read and `preprocess` a picture file of any kind that Pillow knows.
+    """Read and `preprocess` an image file of any kind that Pillow knows.
 
-    Raises `UserError` if the file is missing, is a pipe or a device, is not a picture, is cut off
+    Raises `UserError` if the file is missing, is a pipe or a device, is not an image, is cut off
     or is too large.
     """
     return load_with_size(path, size).pixels
@@ -260,7 +260,7 @@ def load_with_size(path: epath.PathLike, size: int, over: epath.PathLike | None 
 
 
 def load_whole(path: epath.PathLike) -> UInt8[np.ndarray, "Y X 3"]:
-    """Read the RGB bytes of a picture file at its own size; raises as `load_picture`."""
+    """Read the RGB bytes of an image file at its own size; raises as `load_picture`."""
     return _load(path, decode_whole)
 
 
@@ -268,7 +268,7 @@ def _load(path: epath.PathLike, decode: Callable[[bytes], T]) -> T:
     try:
         return decode(read_regular(path))
     except OSError:
-        raise UserError(f"the picture {path} can't be read; check the path.") from None
+        raise UserError(f"the image {path} can't be read; check the path.") from None
     except ValueError as error:
         raise UserError(
             f"{path}: {error}; give a whole PNG, JPEG, WebP, GIF or similar file."
@@ -280,7 +280,7 @@ def preprocess(
 ) -> UInt8[np.ndarray, "S S 3"]:
     """RGB bytes (see `to_rgb`): the shorter side becomes `size`, then the centre square is cut out.
 
-    A picture that has the size already passes unchanged. The cut goes first, into the picture that
+    An image that has the size already passes unchanged. The cut goes first, into the image that
     is resized, so that a long one costs no more than a square one; 0.05 % of the bytes, of noise
     3 %, differ from those of the other order, by 2 at most.
     """
@@ -296,10 +296,10 @@ def preprocess(
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """What a picture of any mode shows, in RGB.
+    """What an image of any mode shows, in RGB.
 
     Turned as EXIF says; transparency on white; of an animation the first frame; 16 bits scaled to
-    8. Every way into the system reads pictures with it: training, maps of depth, prompts, FID.
+    8. Every way into the system reads images with it: training, maps of depth, prompts, FID.
 
     Raises `ValueError`, with the reason, for pixels whose black and white no file defines:
     floating-point numbers, and integers outside of 16 bits.
@@ -312,7 +312,7 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         return _from_16_bits(image, white, inverted)
     if image.mode in _UNDEFINED:
         raise Unfit(
-            f"the picture's pixels are {_UNDEFINED[image.mode]} (mode {image.mode}), which no file "
+            f"the image's pixels are {_UNDEFINED[image.mode]} (mode {image.mode}), which no file "
             "maps to RGB; save it as RGB or as grey of 8 or 16 bits"
         )
     if image.has_transparency_data:
@@ -323,7 +323,7 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _grey_range(image: PIL.Image.Image) -> tuple[int, bool]:
-    """The largest number that a picture's deep grey may have, and whether it is black: a TIFF may
+    """The largest number that an image's deep grey may have, and whether it is black: a TIFF may
     have 12 bits, and black as its largest number, for which Pillow only cares in 8 bits."""
     if not isinstance(image, TiffImageFile):
         return 65535, False
@@ -337,7 +337,7 @@ def _from_16_bits(image: PIL.Image.Image, white: int, inverted: bool) -> PIL.Ima
     low, high = values.min(), values.max()
     if low < 0 or high > 65535:
         raise Unfit(
-            f"the picture's pixels are integers from {low:.0f} to {high:.0f} (mode {image.mode}); "
+            f"the image's pixels are integers from {low:.0f} to {high:.0f} (mode {image.mode}); "
             "scale them to 0..65535"
         )
     grey = np.round(values * 255 / white).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""LPIPS: how different two pictures look, by the features of a VGG16 (arXiv 1801.03924).
+"""LPIPS: how different two images look, by the features of a VGG16 (arXiv 1801.03924).
 
 The weights are not part of this package. `load_lpips` reads those of the `lpips` package (version
 0.1, net "vgg") under their own names from .safetensors or .npz; whoever has the package writes them
@@ -39,7 +39,7 @@ _IGNORED = re.compile(r"lins\.\d\.model\.1\.weight|scaling_layer\.(shift|scale)|
 
 
 class LPIPS(nn.Module):
-    """Distances of pictures in [-1, 1]; the variables are `load_lpips`'s or `random_weights`'."""
+    """Distances of images in [-1, 1]; the variables are `load_lpips`'s or `random_weights`'."""
 
     @nn.compact
     def __call__(
@@ -78,7 +78,7 @@ def lpips_distances(
     right: Float[Array, "B Y X 3"],
     weights: Float[Array, "B Y X"] | None = None,
 ) -> Float[Array, " B"]:
-    """What `LPIPS` gives for pairs of pictures in [-1, 1]."""
+    """What `LPIPS` gives for pairs of images in [-1, 1]."""
     return nn.apply(LPIPS.__call__, LPIPS())(variables, left, right, weights)
 
 

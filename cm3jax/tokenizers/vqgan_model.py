@@ -56,11 +56,11 @@ class VQGAN(nn.Module):
         )
 
     def encode(self, pixels: Float[Array, "B Y X 3"]) -> Int[Array, "B T"]:
-        """Codes of pictures."""
+        """Codes of images."""
         return self.quantiser.nearest(self.encoder(pixels)).reshape(len(pixels), -1)
 
     def decode(self, codes: Int[Array, "B T"]) -> Float[Array, "B Y X 3"]:
-        """Pictures of codes; not clipped to [-1, 1]."""
+        """Images of codes; not clipped to [-1, 1]."""
         side = self.config.grid
         return self.decoder(self.quantiser.lookup(codes).reshape(len(codes), side, side, -1))
 

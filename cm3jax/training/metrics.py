@@ -34,7 +34,7 @@ class StepCost:
     """What one global batch costs."""
 
     tokens: int
-    """Tokens that the model reads, padding included; pictures count their codes."""
+    """Tokens that the model reads, padding included; images count their codes."""
     flops: float
     """Floating-point operations of forward and backward pass, by formula."""
 

@@ -161,7 +161,7 @@ _WRITTEN = (
 
 
 def _sweep(run_dir: epath.PathLike) -> None:
-    """Delete the halves of files that earlier lives left when they were killed: reports, pictures
+    """Delete the halves of files that earlier lives left when they were killed: reports, images
     of samples, traces. For the run's only writer; checkpoints are swept when they are opened."""
     if jax.process_index() != 0:
         return

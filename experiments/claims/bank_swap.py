@@ -1,4 +1,4 @@
-"""Another memory bank, other pictures, and nothing is trained."""
+"""Another memory bank, other images, and nothing is trained."""
 
 import numpy as np
 

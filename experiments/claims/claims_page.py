@@ -14,7 +14,7 @@ from experiments.claims.claim import Result, Row, Table
 
 _ABOUT = (
     "Each claim stands beside what this code measured with models of a million parameters on "
-    "emblems, pictures that a program draws and reads back, so that every share is exact. The "
+    "emblems, images that a program draws and reads back, so that every share is exact. The "
     "shipped weights were trained once: seeds are those of prompts and sampling, and the 95 % "
     "intervals are bootstraps over seeds and prompts. What does not reproduce is shown as such. "
     "Times are those of machines that other work may have shared."

@@ -30,7 +30,7 @@ def _headline(scores: Scores) -> str:
     )
     return (
         f"a masked emblem is filled as its document shows it: {given:.1%} ({without:.1%} without; "
-        f"one masked cell: {cell:.1%}); five given documents, five pictures: {five:.1%} right; "
+        f"one masked cell: {cell:.1%}); five given documents, five images: {five:.1%} right; "
         f"one-shot names: {shot:.1%} right (chance 50 %)"
     )
 
@@ -42,16 +42,16 @@ def _within(name: str, reach: float) -> Callable[[Scores], bool]:
 ROW = Row(
     name="control",
     title="Control by documents",
-    claim="A document that is put in front steers the picture: a masked part is filled in as the "
-    "document shows it (a red jacket), one prompt gives other pictures with other documents. "
-    "RA-CM3 names the class of a picture from one picture per class with made-up labels, by "
+    claim="A document that is put in front steers the image: a masked part is filled in as the "
+    "document shows it (a red jacket), one prompt gives other images with other documents. "
+    "RA-CM3 names the class of an image from one image per class with made-up labels, by "
     "likelihood: 78 % right after one of each, 53 % without.",
     source="RA-CM3 (arXiv 2211.12561), through a reading note; CM3Leon (arXiv 2309.02591), section "
     "2.1; an article that explains it to practitioners",
     how="A memory-only emblem is masked and filled in, with a document of it in front, with none, "
     "and with one of another emblem. One prompt is drawn with five documents that show its name "
     "with five looks that no split knows. Then two such looks get a name each, by one document for "
-    "each, a third picture shows one of them, and the likelier of two captions names it.",
+    "each, a third image shows one of them, and the likelier of two captions names it.",
     seconds=720,
     measure=_measure,
     headline=_headline,
@@ -81,10 +81,10 @@ ROW = Row(
             lambda scores: scores["classify.one_shot"].interval[0] > 0.5,
         ),
     ),
-    remark="Of infilling, training masked whole rows of cells in most pictures (cm3.picture_rows), "
+    remark="Of infilling, training masked whole rows of cells in most images (cm3.picture_rows), "
     "so that a run which begins inside a row is rarely shown: one masked cell is filled right less "
     "often. Names are taken from the first document, whatever it shows (see right_first and "
     "wrong_first): in training documents stood in the order of the clauses that had found them, so "
-    "that a caption's only emblem was always the first document's, and pictures need not be "
+    "that a caption's only emblem was always the first document's, and images need not be "
     "compared.",
 )

@@ -113,7 +113,7 @@ def _bank_pair(prompt: ProbePrompt) -> Pair:
 def _masks(
     cells: Sequence[Sequence[int]], images: UInt8[np.ndarray, "B Y X 3"]
 ) -> Bool[np.ndarray, "B Y X"]:
-    """The pixels of each picture's cells."""
+    """The pixels of each image's cells."""
     masks = np.zeros((len(images), GRID * GRID), bool)
     for mask, own in zip(masks, cells, strict=True):
         mask[list(own)] = True

@@ -96,6 +96,6 @@ def scene_with(name: str, look: Look, key: str) -> Scene:
 
 
 def pair_with(name: str, look: Look, key: str) -> Pair:
-    """Caption and picture of `scene_with`."""
+    """Caption and image of `scene_with`."""
     scene = scene_with(name, look, key)
     return caption(scene), draw_scene(scene, CELL * GRID)

@@ -1,4 +1,4 @@
-"""Which of two made-up names fits a picture, after a document of each: by likelihood."""
+"""Which of two made-up names fits an image, after a document of each: by likelihood."""
 
 import dataclasses
 import random
@@ -24,7 +24,7 @@ from experiments.claims.harness import Bench
 
 @dataclasses.dataclass(frozen=True)
 class _Case:
-    """A picture of one of two emblems, whose names a document each has told."""
+    """An image of one of two emblems, whose names a document each has told."""
 
     scene: Scene
     names: tuple[str, str]
@@ -101,7 +101,7 @@ def _case(number: int) -> _Case:
 
 
 def _likelihoods(bench: Bench, cases: Sequence[_Case], shown) -> Float[np.ndarray, "B 2"]:
-    """Nats of the picture's caption with either name, the right one first."""
+    """Nats of the image's caption with either name, the right one first."""
     generator = bench.generator
     prompts = [caption_prompt(draw_scene(case.scene, bench.size)) for case in cases]
     requests = generator.requests(prompts, shown)

@@ -1,4 +1,4 @@
-"""FID of drawn emblems by the shipped CLIP's picture features: its own scale, not Inception's."""
+"""FID of drawn emblems by the shipped CLIP's image features: its own scale, not Inception's."""
 
 import dataclasses
 
@@ -12,11 +12,11 @@ from cm3jax.shapes import Float, UInt8
 from experiments.claims.harness import Bench
 
 REFERENCE = 2000
-"""True pictures that the drawn ones are compared with."""
+"""True images that the drawn ones are compared with."""
 
 
 class Distance:
-    """The distance to true pictures of a kind of prompts, of which none is asked."""
+    """The distance to true images of a kind of prompts, of which none is asked."""
 
     def __init__(self, bench: Bench, kind: Kind):
         asked = bench.seeds * bench.prompts
@@ -27,7 +27,7 @@ class Distance:
         self._extractor = f"CLIP's unit picture vectors, weights {bench.weights['clip']}"
 
     def score(self, name: str, images: UInt8[np.ndarray, "B Y X 3"], protocol: Protocol) -> Score:
-        """The distance of these pictures, times 1000; the interval is a bootstrap over pictures.
+        """The distance of these images, times 1000; the interval is a bootstrap over images.
         The stamp is `protocol`'s with what is compared, and by which network."""
         protocol = dataclasses.replace(
             protocol,

@@ -255,11 +255,11 @@ def _rules(bench: Bench, bank: Bank) -> Measured:
     return Measured(scores, tables=(Table("Without the diversity rule", columns, rows),))
 
 
-# -------------------------------------------------------------------------- pair, picture, text
+# -------------------------------------------------------------------------- pair, image, text
 
 
 def _halves(bench: Bench, bank: Bank) -> Measured:
-    """One-emblem prompts with the best document, or with only its picture or its text."""
+    """One-emblem prompts with the best document, or with only its image or its text."""
     every = bench.asked("heldout")
     vocab, scores = bench.generator.vocab, {}
     for name, kept in HALVES.items():
@@ -325,14 +325,14 @@ def _headline(scores: Scores) -> str:
 ROW = Row(
     name="documents",
     title="Documents at test",
-    claim="More retrieved documents, better pictures: CM3Leon-7B has an FID of 10.82 / 5.78 / 4.88 "
-    "on MS-COCO with 0 / 1 / 2 documents at test. Documents should hold both text and picture, and "
+    claim="More retrieved documents, better images: CM3Leon-7B has an FID of 10.82 / 5.78 / 4.88 "
+    "on MS-COCO with 0 / 1 / 2 documents at test. Documents should hold both text and image, and "
     "differ from each other. A rare flag that no document shows becomes the one seen most often.",
     source="CM3Leon (arXiv 2309.02591), table 1 and section 2.1; an article that explains it to "
     "practitioners",
     how="Prompts name one or two emblems that only the memory bank of 51,000 documents shows; a "
-    "program reads whether the picture is exactly right. FID is taken with the shipped CLIP's "
-    "picture features, since Inception's weights are not shipped, and compares with no other FID. "
+    "program reads whether the image is exactly right. FID is taken with the shipped CLIP's "
+    "image features, since Inception's weights are not shipped, and compares with no other FID. "
     "Rules of the choice are changed at test alone.",
     seconds=720,
     measure=_measure,
@@ -381,8 +381,8 @@ ROW = Row(
     ),
     remark="One document says all of one emblem, so a second one adds nothing to be seen; of two "
     "emblems one document shows one, so that none and one are alike at zero. Without documents two "
-    "of three pictures show an emblem of training, and the ten most frequent ones stand out; the "
-    "most frequent one alone is in less than one of a hundred documents, and too few pictures show "
+    "of three images show an emblem of training, and the ten most frequent ones stand out; the "
+    "most frequent one alone is in less than one of a hundred documents, and too few images show "
     "it to tell. Shipped, the rule of diversity is a document for each clause in turn. The whole "
     "caption, which is the paper's query, lies between two things and seldom finds both, and the "
     "decoder was trained with documents in the order of clauses.",

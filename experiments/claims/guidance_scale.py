@@ -89,7 +89,7 @@ ROW = Row(
     "model sizes.",
     source="CM3Leon (arXiv 2309.02591), section 3.1 and figure 4, left (FID 8 to 20 on 8,000 "
     "held-out captions)",
-    how=f"Pictures of two memory-only emblems at temperature {TEMPERATURE:g} with two retrieved "
+    how=f"Images of two memory-only emblems at temperature {TEMPERATURE:g} with two retrieved "
     "documents, which the unconditional stream keeps while the text is masked.",
     seconds=480,
     measure=_measure,

@@ -101,7 +101,7 @@ class Bench:
 
     @property
     def size(self) -> int:
-        """Pixels along one side of a picture."""
+        """Pixels along one side of an image."""
         return self.experiment.vqgan.image_size
 
     def _bank_path(self, dataset: int) -> epath.Path:
@@ -128,7 +128,7 @@ class Bench:
         return [every[i : i + self.prompts] for i in range(0, len(every), self.prompts)]
 
     def documents(self, pairs: Sequence[tuple[str, RgbImage]]) -> list[Int[np.ndarray, " L"]]:
-        """Ids of documents of a text and a picture each."""
+        """Ids of documents of a text and an image each."""
         codes = self.generator.image.encode([picture for _, picture in pairs]).tolist()
         encode = self.generator.text.encode
         return [
@@ -143,7 +143,7 @@ class Bench:
         seed: int,
         decode: DecodeConfig | None = None,
     ) -> UInt8[np.ndarray, "B Y X 3"]:
-        """A picture of each text."""
+        """An image of each text."""
         drawn = self._examinee.draw(texts, documents, seed, decode)
         return np.stack([image_of(one) for one in drawn])
 

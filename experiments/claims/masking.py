@@ -23,7 +23,7 @@ _RATES = {"spans": 0.0, "half": 0.5, "whole": 1.0}
 """How many of the masks are whole segments."""
 _DRAWN = ("half", "spans")
 _SIZES = {"paper": (9, 32), "here": (20, 4)}
-"""Pieces of a caption, and codes along a side of its picture."""
+"""Pieces of a caption, and codes along a side of its image."""
 _DRAWS, _AT_ONCE = 100_000, 4000
 
 

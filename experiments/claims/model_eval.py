@@ -98,7 +98,7 @@ class ModelEval:
         return self.bench.generator.retrieve([prompt.text for prompt in asked], k=count)
 
     def draw(self, kind: str, count: int) -> None:
-        """Pictures of texts, with `count` documents: right if the emblem is or, where no emblem is
+        """Images of texts, with `count` documents: right if the emblem is or, where no emblem is
         asked for, all of it.
         """
         every, name = self.every[kind], f"{kind}.docs_{count}"
@@ -127,7 +127,7 @@ class ModelEval:
     def _of_pictures(
         self, asked: Sequence[ProbePrompt], shown: Documents | None
     ) -> list[Float[np.ndarray, " codes"]]:
-        """Nats of each code of each prompt's picture."""
+        """Nats of each code of each prompt's image."""
         generator = self.bench.generator
         requests = generator.requests([picture_prompt(prompt.text) for prompt in asked], shown)
         return self._nats(requests, self._codes(asked))
@@ -166,7 +166,7 @@ class ModelEval:
         self._mean("nats.infill", "infill", nats, "the lower half's codes")
 
     def _codes(self, asked: Sequence[ProbePrompt]) -> Int[np.ndarray, "B codes"]:
-        """Ids of the prompts' own pictures."""
+        """Ids of the prompts' own images."""
         generator = self.bench.generator
         return generator.image.encode([p.image for p in asked]) + generator.vocab.first_image
 

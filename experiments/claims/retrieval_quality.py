@@ -1,4 +1,4 @@
-"""A picture is as good as what was retrieved for it."""
+"""An image is as good as what was retrieved for it."""
 
 import dataclasses
 
@@ -96,7 +96,7 @@ def _headline(scores: Scores) -> str:
     ends = [[scores[name].value for name in _names(share)] for share in (DROPPED[0], DROPPED[-1])]
     (first, right), (last, still) = ends
     return (
-        f"with recall {first:.1%} the picture is right in {right:.1%}; where {DROPPED[-1]:.0%} of "
+        f"with recall {first:.1%} the image is right in {right:.1%}; where {DROPPED[-1]:.0%} of "
         f"the query is lost, with recall {last:.1%} in {still:.1%}"
     )
 
@@ -104,11 +104,11 @@ def _headline(scores: Scores) -> str:
 ROW = Row(
     name="retrieval",
     title="Recall and accuracy",
-    claim="Relevant documents make good pictures: the retriever ranks by relevance first, and "
+    claim="Relevant documents make good images: the retriever ranks by relevance first, and "
     "loses 20 % of the query's words in training so that a model does not lean on it too much.",
     source="CM3Leon (arXiv 2309.02591), section 2.1",
     how="Prompts stay whole; the queries that find their two documents lose ever more of their "
-    "text pieces. Recall is the share of prompts for which a retrieved picture shows the emblem.",
+    "text pieces. Recall is the share of prompts for which a retrieved image shows the emblem.",
     seconds=300,
     measure=_measure,
     headline=_headline,
@@ -132,6 +132,6 @@ ROW = Row(
             lambda s: "accuracy.not_found" in s and s["accuracy.not_found"].value <= 0.01,
         ),
     ),
-    remark="This shows that pictures need relevant documents; what query dropout does for training "
+    remark="This shows that images need relevant documents; what query dropout does for training "
     "was not measured.",
 )

@@ -205,7 +205,7 @@ ROW = Row(
     "are enough to read a document and too few for much else: captions and lower halves are mostly "
     "wrong. RA-CM3 reads documents as well and draws plain scenes better, likely because a tenth "
     "of the loss in documents leaves more for what they are shown for, and nothing but emblems "
-    "has documents here. DALL-E and Parti, whose every token is a caption or a picture in its "
+    "has documents here. DALL-E and Parti, whose every token is a caption or an image in its "
     "order, draw every plain scene and training's emblems most often of those without documents, "
     "and can do nothing else. CM3 is behind all: with as many masks and no documents it draws no "
     "plain scene yet.",

@@ -161,7 +161,7 @@ ROW = Row(
     remark="A scene has one right code in each cell. CD-K keeps at least k codes there, of which "
     "all but one are wrong, and prefers those that the unconditional stream finds unlikely; k and "
     "alpha are ours, since the paper names none. CLIP's choice helps among few samples and is "
-    "misled among many: the shipped encoder was trained to find documents, not to judge pictures. "
-    "The model's own likelihood chooses better. FID over 300 pictures tells large differences "
+    "misled among many: the shipped encoder was trained to find documents, not to judge images. "
+    "The model's own likelihood chooses better. FID over 300 images tells large differences "
     "alone.",
 )

@@ -55,7 +55,7 @@ def _headline(scores: Scores) -> str:
     return (
         f"one tuned model reaches {reached} of {len(tuned)} marks, its worst being {worst} with "
         f"{tuned[worst]:.1%}; questions {tuned['vqa']:.1%}, captions {tuned['caption']:.1%}, "
-        f"edits {tuned['editing']:.1%}, pictures of stories {tuned['story_scenes']:.1%}"
+        f"edits {tuned['editing']:.1%}, images of stories {tuned['story_scenes']:.1%}"
     )
 
 
@@ -69,7 +69,7 @@ ROW = Row(
     claim="One model, tuned on a mixture of tasks, edits, draws from maps, boxes and words, "
     "captions, answers and explains: zero-shot 61.6 CIDEr on MS-COCO, 47.6 on VQA2, 37.6 on "
     "VizWiz and 23.8 on OKVQA, near models that read 13 and 33 times as much text. It also goes on "
-    "with documents of texts and pictures in turn.",
+    "with documents of texts and images in turn.",
     source="CM3Leon (arXiv 2309.02591), section 4 and table 2",
     how="The shipped decoder was tuned on eleven tasks over emblems (`experiments/miniature/sft`). "
     "Held-out cases of each are asked once, in the notation that a user types, and programs read "

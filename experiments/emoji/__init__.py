@@ -1,1 +1,1 @@
-"""The miniature on real pictures: emoji of four artists, whose names training holds out."""
+"""The miniature on real images: emoji of four artists, whose names training holds out."""

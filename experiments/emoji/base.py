@@ -25,9 +25,9 @@ def base(name: str, **delta: Any) -> Experiment:
                 "ema_decay": 0.99,
                 "restart_below": 0.01,
             },
-            # A name's own picture is learnt by heart, which says nothing of names to come. Things
+            # A name's own image is learnt by heart, which says nothing of names to come. Things
             # stand at multiples of 8 pixels: patches of 8 cut a thing alike at every place (those
-            # of 16 found 6 % of large things in the centre by their picture, 16 % in the corners).
+            # of 16 found 6 % of large things in the centre by their image, 16 % in the corners).
             "clip": {"pair_loss": 0.25, "patch": 8},
             # A document is of use only to a model that reads its name: a third of the samples see
             # one of another record, and order says nothing. The last document gives way, in a pair

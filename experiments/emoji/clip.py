@@ -1,4 +1,4 @@
-"""The retrieval encoder of emoji: CLIP with a document loss, over names and pictures of things.
+"""The retrieval encoder of emoji: CLIP with a document loss, over names and images of things.
 
     python -m launch.train emoji/clip
 

@@ -1,11 +1,11 @@
-"""The decoder of emoji: retrieval-augmented CM3 over 64 x 64 pictures of 256 codes.
+"""The decoder of emoji: retrieval-augmented CM3 over 64 x 64 images of 256 codes.
 
     python -m launch.prepare emoji/decoder
     python -m launch.train emoji/decoder
 
 Needs the runs `emoji/text`, `emoji/vqgan` and `emoji/clip`. Two stages: a model learns to copy from
 one document of its own thing, found by the text, and then whose document to copy from. From then on
-there are two, found by text or picture, in random order, and a third of the samples are shown one
+there are two, found by text or image, in random order, and a third of the samples are shown one
 of another record (`cm3.wrong_documents`), so that the model must read the names. Its skills with
 names that training never showed:
 

@@ -1,6 +1,6 @@
 """What a decoder of emoji can do with names and looks that training never showed.
 
-Every answer is sampled freely, once per prompt, and judged by `cm3jax.emoji.reader`: a picture is
+Every answer is sampled freely, once per prompt, and judged by `cm3jax.emoji.reader`: an image is
 right if it shows the prompt's things at their places, on its ground: for a score that ends in
 `.name` in whatever style, for one in `.look` in the prompt's.
 """
@@ -95,7 +95,7 @@ class EmojiExam(Exam):
         self.score(name, right, guessed, asked.prompts, reader, given, drawn=False)
 
     def draw_with_retrieved(self, kind: Kind, numbers: Sequence[int]) -> None:
-        """Pictures with live documents in front."""
+        """Images with live documents in front."""
         asked = self._questions(kind)
         cells: list[list[Cell]] = [[] for _ in asked.items]
         right: list[bool] = []
@@ -148,7 +148,7 @@ class EmojiExam(Exam):
         self._judge(f"{kind}.infill", filled, asked, given)
 
     def caption(self, kind: Kind) -> None:
-        """Names of things in pictures, told with the two documents that the picture finds."""
+        """Names of things in images, told with the two documents that the image finds."""
         asked = self._questions(kind)
         for count in (0, 2):
             given = self.retrieve(count, asked, by="image")

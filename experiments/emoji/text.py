@@ -5,7 +5,7 @@
     python -m launch.train emoji/text
 
 Needs the four archives that the first command gets (7 MB), and the extra `emoji` of setup.py, which
-draws them. The pictures are drawn once, in two minutes on two shared cores; the tokenizer takes
+draws them. The images are drawn once, in two minutes on two shared cores; the tokenizer takes
 seconds.
 """
 

@@ -69,14 +69,14 @@ def _shared(choices: Choices) -> dict:
             shuffle_documents=True,
         ),
         # Scores of an encoder that was trained on any folder are on no known scale. A record's own
-        # picture is never shown to it, whatever these are.
+        # image is never shown to it, whatever these are.
         "retrieval": {"relevance_cut": 1.0, "diversity_cut": 1.0},
         "decode": DecodeConfig(temperature=0.7),
     }
 
 
 def _vqgan(choices: Choices) -> VQGANConfig:
-    """A small convolutional tokenizer: of real pictures it keeps more than patches apart do.
+    """A small convolutional tokenizer: of real images it keeps more than patches apart do.
 
     Its first level has patches of 2 pixels, from 256 pixels on of 4; each further one halves.
     """

@@ -1,4 +1,4 @@
-"""The retrieval encoder of a folder: CLIP with a document loss over captions and pictures.
+"""The retrieval encoder of a folder: CLIP with a document loss over captions and images.
 
     python -m launch.train folder/clip --data.source DIR
 

@@ -26,17 +26,17 @@ def base(name: str, home: str = "miniature", **delta: Any) -> Experiment:
             # shows, whatever stands beside it.
             "vqgan": {
                 "code_width": 64,
-                # A code is chosen once in a thousand pictures or in every picture: the averages
+                # A code is chosen once in a thousand images or in every image: the averages
                 # must catch up with the encoder, which must not run away from them.
                 "commitment": 1.0,
                 "ema_decay": 0.97,
                 "restart_below": 0.003,
             },
-            # A name's own picture is learned by heart, which says nothing of names to come.
+            # A name's own image is learned by heart, which says nothing of names to come.
             "clip": {"text_context": 40, "pair_loss": 0.25},
             # Captioning and infilling are asked for without documents, and are learnt from masks
             # alone: with a fifth of bare samples and one mask each they come far behind drawing,
-            # and whole segments say little of where a span begins; rows of a picture teach counting
+            # and whole segments say little of where a span begins; rows of an image teach counting
             # inside one. Documents in full weight drown them.
             "cm3": CM3Config(
                 no_documents=0.5,

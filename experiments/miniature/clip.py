@@ -3,8 +3,8 @@
     python -m launch.train miniature/clip
 
 Its text tokenizer is the shipped one. Six minutes on two Intel Xeon cores that other work shared.
-Of 200 prompts with an emblem that training never saw, 99 % (asked by text) and 100 % (by picture)
-find a picture of it among the two best of 51,000 documents.
+Of 200 prompts with an emblem that training never saw, 99 % (asked by text) and 100 % (by image)
+find an image of it among the two best of 51,000 documents.
 """
 
 from cm3jax.config import Experiment

@@ -14,7 +14,7 @@ Tokenizers and encoder are the shipped ones. A chain of one's own is trained fir
 and `launch.train miniature/decoder` takes the same three options. Its curriculum is what the
 shipped weights were taught, in five stages instead of thirteen phases, and names bind documents in
 it: from the third stage on samples are shown two in random order, a third of them one of another
-record; the last stage shows one or none as well, as pictures are asked for. The learning rate falls
+record; the last stage shows one or none as well, as images are asked for. The learning rate falls
 as it did over the phases.
 
 It was not trained to its end yet. The shipped weights are those of the phases, each of which
@@ -63,7 +63,7 @@ def get_config() -> Experiment:
                 ("data/miniature", 1.0),
             ),
         },
-        # As pictures are asked for: with none, one or two documents, whose order says nothing.
+        # As images are asked for: with none, one or two documents, whose order says nothing.
         cm3={
             "no_documents": 0.05,
             "vary_documents": True,

@@ -2,7 +2,7 @@
 
     python -m launch.train miniature/vqgan
 
-192 s on two Intel Xeon cores that other work shared. The reader reads each of 200 pictures of
+192 s on two Intel Xeon cores that other work shared. The reader reads each of 200 images of
 prompts exactly from its reconstruction.
 """
 
@@ -12,7 +12,7 @@ from .base import base
 
 
 def get_config() -> Experiment:
-    """0.2 M parameters, trained on pictures of all kinds."""
+    """0.2 M parameters, trained on images of all kinds."""
     return base(
         "miniature/vqgan",
         learner="vqgan",

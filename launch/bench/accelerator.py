@@ -263,13 +263,13 @@ def _batch(config: Experiment, vocab: Vocab) -> Batch:
 
 
 def decode_documents(sizes: Sizes) -> dict[str, Any]:
-    """One guided picture with 0 and with 2 documents, beside the rate that memory copies at."""
+    """One guided image with 0 and with 2 documents, beside the rate that memory copies at."""
     bench, rate = _decoder(sizes), copy_rate()
     return {f"{k}_documents": _decode(bench, sizes, 1, k, rate) for k in (0, 2)}
 
 
 def decode_batches(sizes: Sizes) -> dict[str, Any]:
-    """Guided pictures of several prompts at once."""
+    """Guided images of several prompts at once."""
     bench, rate = _decoder(sizes), copy_rate()
     return {f"batch_{n}": _decode(bench, sizes, n, 0, rate) for n in sizes.batches}
 
@@ -329,7 +329,7 @@ _ROWS = (
         for k in (0, 2)
         for row in (
             (
-                f"guided picture, {k} documents: s",
+                f"guided image, {k} documents: s",
                 "decode_documents",
                 (f"{k}_documents", "seconds_per_picture"),
                 "{:.2f}",
@@ -365,7 +365,7 @@ def table(found: Mapping[str, Any]) -> str:
     for name, figures in parts.get("decode_batches", {}).items():
         if isinstance(figures, Mapping):
             seconds = figures["seconds_per_picture"]
-            lines.append(f"| {name.replace('_', ' of ')}: s per picture | {seconds:.3f} |")
+            lines.append(f"| {name.replace('_', ' of ')}: s per image | {seconds:.3f} |")
     for name, figures in parts.items():
         lines += [
             f"\n{name} {why}: {figures[why]}" for why in ("skipped", "failed") if why in figures

@@ -16,7 +16,7 @@
 
 `train` times our training step, `decode` our engine, each against transformers with the same
 weights. `speculate` is the engine with guesses of what follows against without. `scaling` is its
-seconds per picture against batch, documents and samples. `retrieval` searches vectors like CLIP's
+seconds per image against batch, documents and samples. `retrieval` searches vectors like CLIP's
 with our indexes, blocked NumPy and FAISS. `data` reads training rows. `serve` loads a server with
 mixed requests, beside `launch.generate` with the same ones. `quantised` tells what matrices of 8
 and 4 bits cost and save. `targets` compiles training steps for machines that are not here,
@@ -96,7 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
     speculate.add_argument("--out", default="docs/speculate.json", help="where results are kept")
     speculate.add_argument("--page", default="docs/generation.md", help="where the table is put")
 
-    scaling = kinds.add_parser("scaling", help="seconds per picture by batch, documents, samples")
+    scaling = kinds.add_parser("scaling", help="seconds per image by batch, documents, samples")
     scaling.set_defaults(measure=bench_scaling.bench_scaling)
     bench_scaling.add_options(scaling)
 
@@ -121,11 +121,11 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--seconds", type=positive, default=180, help="of load, all rounds together")
     serve.add_argument("--slots", type=positive, default=16, help="as the option of launch.serve")
 
-    quantised = kinds.add_parser("quantised", help="pictures and speed with fewer bits")
+    quantised = kinds.add_parser("quantised", help="images and speed with fewer bits")
     quantised.set_defaults(measure=_quantised)
     add = quantised.add_argument
     add("--run", default=str(SHIPPED / "decoder"), help="a decoder of the miniature")
-    add("--prompts", type=positive, default=600, help="pictures of each type")
+    add("--prompts", type=positive, default=600, help="images of each type")
     add("--only", nargs="+", choices=_TYPES, default=_TYPES, help="measure only these")
     add("--cache", choices=["int8"], default="", help="type of keys and values")
     add("--out", default="docs/quantised.json", help="where results are kept")

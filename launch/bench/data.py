@@ -26,7 +26,7 @@ from cm3jax.sequence.vocab import Vocab
 
 _CAPTION = 10
 _SIZES = {75: (8, 20_000, 512), 1035: (32, 4000, 4096)}
-"""Codes on a picture's side, records, and the row's tokens, by tokens of a document."""
+"""Codes on an image's side, records, and the row's tokens, by tokens of a document."""
 _ROUNDS = 5
 
 
@@ -56,7 +56,7 @@ def _experiment(folder: str, grid: int, context: int, batch: int) -> Experiment:
 
 def _write(experiment: Experiment, records: int) -> None:
     """As many documents in the bank as records in the corpus, each with two neighbours by text and
-    two by picture."""
+    two by image."""
     vocab, rng = Vocab(experiment.vocab, "text", "image"), np.random.default_rng(0)
 
     def pair() -> np.ndarray:

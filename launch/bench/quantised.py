@@ -1,8 +1,8 @@
-"""What fewer bits cost and save: a run's pictures and codes with matrices of each type.
+"""What fewer bits cost and save: a run's images and codes with matrices of each type.
 
 Half of the prompts are scenes without documents, half name emblems that training never showed, each
-after two documents that show it. A picture is right if the reader of emblems finds the prompt's
-scene in it exactly; all types draw with the same noise. `nats_per_code` is of the pictures that the
+after two documents that show it. An image is right if the reader of emblems finds the prompt's
+scene in it exactly; all types draw with the same noise. `nats_per_code` is of the images that the
 prompts describe. Results are kept in `--out`, type by type, and the table is written from them.
 """
 
@@ -88,7 +88,7 @@ def _measure(run: LoadedRun, where: str, name: str, cache: Any, count: int) -> d
 
 
 def _questions(generator: Generator, count: int) -> tuple[list[PromptRequest], list, list]:
-    """Requests, the scenes that they describe, and the ids of those pictures."""
+    """Requests, the scenes that they describe, and the ids of those images."""
     plain = prompts("scene", count // 2)
     named = prompts("heldout", count - len(plain))
     documents: list[list[Document]] = [[] for _ in plain]
@@ -109,7 +109,7 @@ def _documents(index: int) -> list[Document]:
 def _drawn(
     generator: Generator, asked: Sequence[PromptRequest], how: Sampling, meter: Meter
 ) -> np.ndarray:
-    """One picture of each request."""
+    """One image of each request."""
     found = {}
     for answers in generator.answer(asked, how, meter):
         found.update({place: image_of(sample) for place, sample in answers})

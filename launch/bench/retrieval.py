@@ -58,7 +58,7 @@ class Vectors:
 def clip_like(documents: int, queries: int, tuning: int, seed: int) -> Vectors:
     """Unit float32 vectors of 2000 clusters and 64 latent dimensions, a function of the arguments.
 
-    A document's vector is the renormalised mean of its text's and its picture's; a query is
+    A document's vector is the renormalised mean of its text's and its image's; a query is
     another look at a document's latent point.
     """
     rng, latent = np.random.default_rng(seed), 64
@@ -72,7 +72,7 @@ def clip_like(documents: int, queries: int, tuning: int, seed: int) -> Vectors:
     centres = normal(2000, latent)
 
     def see(points: np.ndarray) -> list[np.ndarray]:
-        """The points as texts and as pictures."""
+        """The points as texts and as images."""
         noise = (0.1 * normal(len(points), DIM) for _ in range(2))
         parts = zip(maps, means, noise, strict=True)
         return [_unit(points @ seen + mean + extra) for seen, mean, extra in parts]

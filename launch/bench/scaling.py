@@ -1,6 +1,6 @@
-"""How seconds per picture grow with the batch, with documents and with samples of one prompt.
+"""How seconds per image grow with the batch, with documents and with samples of one prompt.
 
-A picture is `--new` ids, its caption `--prompt` ids, a document a caption and a picture. Prompts
+An image is `--new` ids, its caption `--prompt` ids, a document a caption and an image. Prompts
 are random ids and decoding is greedy: what is drawn plays no part. Every line is the second run of
 its kind; the first one compiles.
 """
@@ -33,12 +33,12 @@ from launch.bench.model import add_model, experiment, positive, random_weights
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 DOCUMENTS = (0, 1, 2)
 SAMPLES = (1, 2, 4, 8, 16, 32)
-_TITLE = "Seconds per picture"
+_TITLE = "Seconds per image"
 
 
 def prompt_tokens(options: argparse.Namespace, documents: int) -> int:
     """Ids of a prompt with this many documents: `<eos>`, a `<break>` behind each text and
-    picture."""
+    image."""
     return 1 + documents * (options.prompt + options.new + 2) + options.prompt + 1
 
 
@@ -72,7 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add = parser.add_argument
     add("--prompt", type=positive, default=64, help="ids of a caption")
-    add("--new", type=positive, default=64, help="ids of a picture")
+    add("--new", type=positive, default=64, help="ids of an image")
     add("--page", default="", help="a page to write, with plots")
 
 
@@ -169,9 +169,9 @@ def page(answer: dict[str, Any]) -> str:
         _TITLE,
         html.tag("h1", _TITLE),
         html.facts([(key, str(value)) for key, value in facts.items()]),
-        html.curves(by_documents, "seconds per picture", over="prompts in a batch"),
+        html.curves(by_documents, "seconds per image", over="prompts in a batch"),
         html.table([_rounded(line) for line in answer["batches"]]),
-        html.curves(by_sharing, "seconds per picture", over="samples of one prompt"),
+        html.curves(by_sharing, "seconds per image", over="samples of one prompt"),
         html.table([_rounded(line) for line in lines]),
     )
 

@@ -70,14 +70,14 @@ class Heard:
     status: int
     seconds: float
     first_row: float | None
-    """Seconds to a stream's first unfinished picture."""
+    """Seconds to a stream's first unfinished image."""
     said: tuple[Any, ...]
     """The codes or the text of each sample."""
     tokens: int
 
 
 def make_requests(size: int) -> list[Asked]:
-    """Requests of all kinds, the same ones every time; pictures have `size` pixels a side."""
+    """Requests of all kinds, the same ones every time; images have `size` pixels a side."""
     rng, noise = random.Random(0), np.random.default_rng(0)
     picture = noise.integers(0, 256, (size, size, 3), np.uint8)
     lower = np.zeros((size, size, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Pictures with and without guesses (`decode.speculate`), side by side: passes and seconds.
+"""Images with and without guesses (`decode.speculate`), side by side: passes and seconds.
 
 The shipped decoder draws emblems that it knows only from the two documents shown, and scenes that
 its captions describe. Windows take turns, batch by batch, so that whatever else runs on the machine
@@ -114,7 +114,7 @@ def _windows(
 def _draw(
     generator: Generator, group: Sequence[PromptRequest], way: Sampling, meter: Meter
 ) -> list[tuple[int, ...]]:
-    """The ids of a picture for each request."""
+    """The ids of an image for each request."""
     found: dict[int, tuple[int, ...]] = {}
     for finished in generator.answer(group, way, meter):
         found |= {place: tuple(one.ids.tolist()) for place, one in finished}

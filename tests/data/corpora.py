@@ -40,7 +40,7 @@ def experiment(path, **data) -> Experiment:
 
 
 def pair(rng, longest=12):
-    """A random caption and picture in ids."""
+    """A random caption and image in ids."""
     text = VOCAB.first_text + rng.integers(0, 50, rng.integers(1, longest))
     image = VOCAB.first_image + rng.integers(0, 64, 4)
     return np.concatenate([text, [VOCAB.break_], image]).astype(np.int32)

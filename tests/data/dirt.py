@@ -11,7 +11,7 @@ import PIL.Image
 
 
 def jpeg(seed: int, side: int = 24) -> bytes:
-    """A picture of coloured noise."""
+    """An image of coloured noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
     buffer = io.BytesIO()
     PIL.Image.fromarray(pixels).save(buffer, "JPEG")
@@ -31,15 +31,15 @@ def bomb(side: int = 30_000) -> bytes:
 
 
 def wrong_exif(seed: int) -> bytes:
-    """A whole picture whose EXIF block is noise."""
+    """A whole image whose EXIF block is noise."""
     whole = jpeg(seed)
     noise = b"Exif\0\0MM\0*" + bytes(np.random.default_rng(seed).integers(0, 256, 40, np.uint8))
     return whole[:2] + b"\xff\xe1" + (len(noise) + 2).to_bytes(2, "big") + noise + whole[2:]
 
 
 BROKEN = {
-    "truncated": (lambda seed: jpeg(seed)[:-200], "a fox", "not a picture that can be read"),
-    "html": (lambda seed: b"<!doctype html><title>404</title>", "a fox", "not a picture"),
+    "truncated": (lambda seed: jpeg(seed)[:-200], "a fox", "not an image that can be read"),
+    "html": (lambda seed: b"<!doctype html><title>404</title>", "a fox", "not an image"),
     "nothing": (lambda seed: b"", "a fox", "is empty"),
     "bomb": (lambda seed: bomb(), "a fox", "pixels"),
     "large": (lambda seed: bomb(9_000), "a fox", "9000x9000 pixels"),
@@ -48,7 +48,7 @@ BROKEN = {
     "nul": (jpeg, "a fox\0", "control character U\\+0000"),
     "backwards": (jpeg, "a \u202efox", "control character U\\+202E"),
 }
-"""Picture, caption, and what must be said of them."""
+"""Image, caption, and what must be said of them."""
 
 GOOD = {
     "plain": (jpeg, "a red fox"),
@@ -60,7 +60,7 @@ GOOD = {
 
 
 def samples(good: int, broken: int) -> list[tuple[str, bytes, str]]:
-    """Names, pictures and captions, mixed; names of broken ones start with their kind."""
+    """Names, images and captions, mixed; names of broken ones start with their kind."""
     made = []
     for kinds, count in ((GOOD, good), (BROKEN, broken)):
         for i in range(count):
@@ -98,7 +98,7 @@ FOLDER_LINES = 9
 
 
 def tars(path: Path, made: list[tuple[str, bytes, str]], shards: int = 2) -> Path:
-    """Shards; the last one is cut off in its last picture."""
+    """Shards; the last one is cut off in its last image."""
     path.mkdir()
     for shard in range(shards):
         with tarfile.open(path / f"{shard:05d}.tar", "w") as archive:

@@ -2,7 +2,7 @@
 
 python -m tests.data.kills --records 100000 --kills 10
 
-A folder of small pictures, every seventh of them broken, becomes a bank and a corpus. The process
+A folder of small images, every seventh of them broken, becomes a bank and a corpus. The process
 gets SIGKILL or Ctrl-C at random moments, in a shard or while it saves; the next life goes on. Then
 every file is compared, byte for byte, with those of a preparation that nobody disturbed, and with
 what somebody else had put there.

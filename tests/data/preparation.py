@@ -1,4 +1,4 @@
-"""A small folder of pictures, and its preparation in a process of its own.
+"""A small folder of images, and its preparation in a process of its own.
 
     python -m tests.data.preparation FOLDER OUT [BEAM OPTION …]
 
@@ -20,7 +20,7 @@ from launch.tools import make_tools
 
 
 def write(path: Path, records: int) -> Path:
-    """An untrained chain, and a folder of so many pictures, every seventh of them broken."""
+    """An untrained chain, and a folder of so many images, every seventh of them broken."""
     testing.write_chain(path / "chain", bank_size=2)
     folder = path / "folder"
     folder.mkdir()

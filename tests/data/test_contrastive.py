@@ -61,7 +61,7 @@ def test_partners_share_a_look_where_records_name_looks():
 
 
 def _captions(pictures: list[int], subject: str = "a") -> CaptionedRecords:
-    """Records of one subject, each a caption of the picture of that number."""
+    """Records of one subject, each a caption of the image of that number."""
     images = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3)).astype(np.uint8)
     source = [
         RawRecord(str(i), (f"caption {i % 4}", images[picture]), "pair", (subject,), "s", "l")
@@ -71,7 +71,7 @@ def _captions(pictures: list[int], subject: str = "a") -> CaptionedRecords:
 
 
 def test_a_partner_has_another_picture_than_the_record():
-    """As in COCO, where each picture has five captions: the own one would teach nothing."""
+    """As in COCO, where each image has five captions: the own one would teach nothing."""
     pictures = [0, 1, 0, 2, 1, 0]
     records = _captions(pictures)
     every = np.arange(len(pictures))
@@ -189,5 +189,5 @@ def test_a_broken_record_is_left_out_and_named():
 
 def test_a_source_without_pairs_is_refused():
     texts = [dataclasses.replace(record, segments=("only text",)) for record in _source()]
-    with pytest.raises(UserError, match="no record with a text and a picture"):
+    with pytest.raises(UserError, match="no record with a text and an image"):
         CaptionedRecords(texts, text_tokenizer(), experiment().clip)

@@ -23,7 +23,7 @@ def picture(number: int) -> str:
 @pytest.fixture
 def rows(tmp_path):
     """Five records; the bank has two documents of each one's subject, and the first record's own
-    picture; record n was found document n, then n + 1."""
+    image; record n was found document n, then n + 1."""
     rng = np.random.default_rng(0)
     names = [(name,) if name else () for name in SUBJECTS]
     documents = [
@@ -50,7 +50,7 @@ def rows(tmp_path):
     ]
     found = np.asarray([[n, (n + 1) % 5] for n in range(5)], np.int32)
     neighbours = np.tile(found[:, None, None], (1, 2, 2, 1))
-    neighbours[:, :, 1] = 9  # by picture something else
+    neighbours[:, :, 1] = 9  # by image something else
     shard = Shard(records, neighbours, np.ones(neighbours.shape, np.float32), {}, {"seen": 1})
     writer = CorpusWriter(tmp_path / "corpus", "this")
     writer.write(0, shard)
@@ -99,7 +99,7 @@ def test_each_kind_shows_its_documents_and_counts_the_query_only(rows):
             elif kind == "retrieved":
                 assert documents == [record, (record + 1) % 5]
             elif kind == "right":
-                # Never the first record's own picture, which document 0 shows.
+                # Never the first record's own image, which document 0 shows.
                 assert documents == ([5] if record == 0 else [record, record + 5])
                 assert subjects == {SUBJECTS[record]}
             else:
@@ -112,7 +112,7 @@ def test_each_kind_shows_its_documents_and_counts_the_query_only(rows):
 
 
 def test_wrong_documents_are_of_another_picture():
-    """Five captions of a picture, as in COCO, share its documents even where nothing names it."""
+    """Five captions of an image, as in COCO, share its documents even where nothing names it."""
     pictures = [frozenset({name}) for name in "aaabb"]
     none = [frozenset()] * 5
     assert _others(none, pictures) == [3, 3, 3, 0, 0]

@@ -157,7 +157,7 @@ def test_wrong_documents_are_other_records_own_and_any_order_may_be(prepared):
 
 
 def test_no_wrong_document_has_the_picture_of_its_record(tmp_path):
-    """The bank has every record's picture twice; the candidates of each are the next two pictures,
+    """The bank has every record's image twice; the candidates of each are the next two images,
     and so others' candidates show it its own."""
     rng = np.random.default_rng(0)
     documents = [

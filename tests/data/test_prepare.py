@@ -1,4 +1,4 @@
-"""From a folder of pictures to rows, by the real tokenizers and the real encoder, untrained."""
+"""From a folder of images to rows, by the real tokenizers and the real encoder, untrained."""
 
 import dataclasses
 import json
@@ -106,7 +106,7 @@ def test_neighbours_point_to_other_documents_of_the_bank(prepared):
         for row in np.unique(corpus.neighbours[record]):
             assert row == NONE or not np.array_equal(bank.ids(int(row)), own)
     by_image = corpus.neighbours[:, :, 1]
-    np.testing.assert_array_equal(by_image[:, 0], by_image[:, 1])  # pictures have one view
+    np.testing.assert_array_equal(by_image[:, 0], by_image[:, 1])  # images have one view
     assert (corpus.neighbours[:, 0, 0] != corpus.neighbours[:, 1, 0]).any()
 
 
@@ -360,7 +360,7 @@ def test_held_out_documents_are_no_neighbours(chain, folder, tmp_path, monkeypat
 
 
 def write_captions(path, captions, broken=()):
-    """A folder of one picture per entry, with the captions of each; some pictures are empty."""
+    """A folder of one image per entry, with the captions of each; some images are empty."""
     path.mkdir(exist_ok=True)
     lines = []
     for number, (own, picture) in enumerate(
@@ -381,8 +381,8 @@ def keys_of(config, split):
 
 
 def test_no_record_is_shown_its_own_picture(chain, tmp_path):
-    """Five captions of each picture, as in COCO: the pairs of the other four are no neighbours. The
-    picture of one validation record is trained on under another name: that is a leak."""
+    """Five captions of each image, as in COCO: the pairs of the other four are no neighbours. The
+    image of one validation record is trained on under another name: that is a leak."""
     captions = [[f"{testing.CAPTIONS[j % 4]} {i} {j}" for j in range(5)] for i in range(20)]
     folder = write_captions(tmp_path / "folder", captions)
     (folder / "copy.png").write_bytes((folder / "19.png").read_bytes())

@@ -76,7 +76,7 @@ def test_what_is_broken_is_listed_with_its_reason(prepared):
     assert said[0].startswith("coco_captions, train: 7 records in")
     corpus = Corpus.open(f"{made.data.mixture[0][0]}/corpus/train")
     refused = corpus.manifest["refused"]
-    assert "7.jpg: it is not a picture" in refused["caption-7"]
+    assert "7.jpg: it is not an image" in refused["caption-7"]
     assert "8.jpg can't be read" in refused["caption-8"]
     maps = Corpus.open(f"{made.data.mixture[1][0]}/corpus/train")
     assert maps.manifest["refused"] == {"prompt.json:1": "it has no 'prompt'"}
@@ -219,7 +219,7 @@ def prepare_anew(made, say=lambda line: None, **data):
 
 
 def write_maps(folder, count, seed=0):
-    """A data set of maps with captions; pictures of a larger seed are others."""
+    """A data set of maps with captions; images of a larger seed are others."""
     lines = []
     for i in range(count):
         write_picture(folder / f"{i}.png", 1000 * seed + i)

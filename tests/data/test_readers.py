@@ -100,7 +100,7 @@ def test_dirty_tar_shards(tmp_path):
         "'/tmp-outside/x.jpg' leads out of the folder",
         "'a/../../y.jpg' leads out of the folder",
         "it is a link or device",
-        "it has no picture",
+        "it has no image",
         "is not JSON",
         "cut off where the archive ends",
         "the archive can't be read further",
@@ -163,7 +163,7 @@ def test_parquet_tables(tmp_path):
     number = {name: i for i, (name, _, _) in enumerate(made)}
     check(good, bad, made, lambda name: f"part-0.parquet#{number[name]}")
     assert bad[f"part-0.parquet#{len(made)}"].endswith("leads out of the folder")
-    assert bad[f"part-0.parquet#{len(made) + 1}"] == "it has no picture"
+    assert bad[f"part-0.parquet#{len(made) + 1}"] == "it has no image"
     assert "not a parquet file" in bad["part-1.parquet"]
     assert len(good) + len(bad) == len(rows) + 1
     assert {record.licence for record in good.values()} == {"MIT"}
@@ -291,7 +291,7 @@ def test_captions_are_found_in_whatever_field_has_one(tmp_path):
         (lines / f"{name}.jpg").write_bytes(picture)
     good, bad = both_splits(tar)
     assert [record.segments[0] for record in good.values()] == ["one", "two", "three", "four"]
-    assert bad == {"0.tar/unread": "it has no picture that is read, only .heic, .txt"}
+    assert bad == {"0.tar/unread": "it has no image that is read, only .heic, .txt"}
     good, bad = both_splits(lines)
     assert [record.segments[0] for record in good.values()] == ["one", "two", "three"]
     assert not bad
@@ -401,7 +401,7 @@ def test_texts_are_read_without_their_pictures(tmp_path):
     sound = {kind: caption for kind, (_, caption) in dirt.GOOD.items()}
     assert {text for text in texts if text in sound.values()} == set(sound.values())
     strict = open_source(dataclasses.replace(config, min_side=8), "train", 0)
-    with pytest.raises(BadRecord, match="not a picture"):
+    with pytest.raises(BadRecord, match="not an image"):
         strict.texts(0)
     strict = open_source(dataclasses.replace(config, min_words=99), "train", 0)
     first = next(i for i, (name, _, _) in enumerate(made) if name.startswith("hebrew"))
@@ -713,7 +713,7 @@ def test_a_folder_of_pictures_named_by_subject(tmp_path):
     put("00000/1.png", b"from a shard")
     put("00000/2.png")
     put("alone.png", "schön".encode("latin-1"))
-    (tmp_path / "notes.txt").write_text("no caption of any picture")
+    (tmp_path / "notes.txt").write_text("no caption of any image")
     for hidden in (".thumbnails/1.png", "__MACOSX/1.png", "france_flag/._1.png"):
         put(hidden, b"a thing that another program put here")
     good, bad = both_splits(tmp_path)
@@ -740,11 +740,11 @@ def test_a_folder_in_which_nothing_has_a_caption_gives_pictures(tmp_path):
         "4.avif": 1,
     }
     assert bad.keys() == {"2.HEIC", "3.svg"}
-    assert all("not a picture that can be read" in reason for reason in bad.values())
+    assert all("not an image that can be read" in reason for reason in bad.values())
 
 
 def test_folders_of_the_datasets_library_with_a_metadata_file_in_each(tmp_path):
-    """Both splits number their pictures from 0; a picture of training is never one of another."""
+    """Both splits number their images from 0; an image of training is never one of another."""
     for split in ("train", "validation"):
         (tmp_path / split).mkdir()
         for i in range(3):
@@ -769,7 +769,7 @@ def test_pictures_outside_of_the_listed_folders_are_not_passed_over(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "0.jpg").write_bytes(dirt.jpeg(0))
     (tmp_path / "train/metadata.jsonl").write_text('{"file_name": "0.jpg", "text": "a fox"}\n')
-    with pytest.raises(UserError, match=r"1 pictures, test/0\.jpg the first, that are in no"):
+    with pytest.raises(UserError, match=r"1 images, test/0\.jpg the first, that are in no"):
         open_source(DataConfig(source=str(tmp_path), image_size=16), "train", 0)
 
 
@@ -828,7 +828,7 @@ def test_captions_under_names_that_are_not_read_are_not_passed_over(tmp_path, na
 def test_captions_in_upper_case_are_read_and_notes_of_other_programs_are_none(tmp_path):
     (tmp_path / "0.JPG").write_bytes(dirt.jpeg(0))
     (tmp_path / "0.json").write_text('{"shapes": []}')
-    (tmp_path / "notes.caption").write_text("of no picture")
+    (tmp_path / "notes.caption").write_text("of no image")
     (bare,) = both_splits(tmp_path)[0].values()
     assert len(bare.segments) == 1
     (tmp_path / "0.TXT").write_text("a fox")

@@ -17,7 +17,7 @@ from cm3jax.errors import UserError
 
 @pytest.fixture
 def folder(tmp_path):
-    """Sixty pictures, number i of colour (i, 0, 0)."""
+    """Sixty images, number i of colour (i, 0, 0)."""
     lines = []
     for i in range(60):
         Image.new("RGB", (40, 50), (i, 0, 0)).save(tmp_path / f"{i}.png")

@@ -14,11 +14,11 @@ from cm3jax.errors import UserError
 from tests.data import dirt
 
 CAPTIONS = 3
-"""Captions of each picture."""
+"""Captions of each image."""
 
 
 def _write(folder, pictures, subjects=lambda i: [], field=lambda i: {}):
-    """A folder of pictures with several captions each, the captions in rounds."""
+    """A folder of images with several captions each, the captions in rounds."""
     lines = []
     for caption in range(CAPTIONS):
         for i in range(pictures):
@@ -37,7 +37,7 @@ def _open(folder, seed=0, **data):
 
 
 def _pictures(source):
-    """Numbers of the pictures, each once, and how many records there are."""
+    """Numbers of the images, each once, and how many records there are."""
     keys = [source[i].key for i in range(len(source))]
     return sorted({int(key.split("/")[1].split(".")[0]) for key in keys}), len(keys)
 
@@ -63,7 +63,7 @@ def test_a_single_picture_is_trained_on(tmp_path):
 
 
 def test_subjects_are_held_back_with_all_that_name_them(tmp_path):
-    """Subject 49 is named by two pictures, one of which also shows subject 3."""
+    """Subject 49 is named by two images, one of which also shows subject 3."""
 
     def subjects(i):
         return ["s3", "s49"] if i == 70 else [f"s{i % 60}"]
@@ -95,7 +95,7 @@ def test_other_captions_of_a_picture_for_validation_are_for_validation(tmp_path)
     _write(tmp_path, 20)
     path = tmp_path / "captions.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines[7]["split"] = "validation"  # the first caption of picture 7
+    lines[7]["split"] = "validation"  # the first caption of image 7
     lines[20 + 5]["split"] = "train"
     path.write_text("\n".join(map(json.dumps, lines)))
     splits = _open(tmp_path)
@@ -171,7 +171,7 @@ def test_parquet_rows_with_one_picture_stay_together(tmp_path):
 
 @pytest.mark.parametrize("kind", ["bytes", "struct", "base64", "list", "spark"])
 def test_parquet_rows_with_one_picture_in_them_stay_together(tmp_path, kind):
-    """Five captions of a picture are five rows with the same bytes, as `explode` writes them."""
+    """Five captions of an image are five rows with the same bytes, as `explode` writes them."""
     import pyarrow
     from pyarrow import parquet
 
@@ -223,7 +223,7 @@ def test_interleaved_documents_are_held_back_by_their_pictures(tmp_path):
         (tmp_path / f"{i}.jpg").write_bytes(dirt.jpeg(i))
     lines = [json.dumps([{"text": f"{i}"}, {"image": f"{i}.jpg"}]) for i in range(60)]
     lines.append(json.dumps([{"image": "3.jpg"}, {"image": "49.jpg"}]))
-    lines.append(json.dumps([{"text": "no picture"}]))
+    lines.append(json.dumps([{"text": "no image"}]))
     (tmp_path / "documents.jsonl").write_text("\n".join(lines))
     validation = _open(tmp_path)["validation"]
     keys = [validation[i].key for i in range(len(validation))]
@@ -328,7 +328,7 @@ def test_folders_called_train_and_test_are_no_subjects(tmp_path):
         "train/cat/2.png": ("cat", ("cat",)),
     }
     assert open_source(data, "validation", 0)[0].subjects == ("cat",)
-    (tmp_path / "test/cat/3.png").unlink()  # pictures of trains
+    (tmp_path / "test/cat/3.png").unlink()  # images of trains
     assert open_source(data, "validation", 0)[0].subjects == ("cat",)
     assert open_source(data, "train", 0)[0].subjects == ("train",)
     (tmp_path / "bank").mkdir()

@@ -119,7 +119,7 @@ def test_an_interleaved_document_is_whole_whatever_the_model_likes(limit, seed):
     emitted = walk((Interleaved(limit),), choose)
     assert emitted[-1] == VOCAB.eos
     assert len(emitted) <= limit
-    segments = parse(emitted[:-1], VOCAB)  # refuses a picture of another length, and mixtures
+    segments = parse(emitted[:-1], VOCAB)  # refuses an image of another length, and mixtures
     assert segments
     if limit < VOCAB.image_tokens + 1:
         assert not any(isinstance(segment, Image) for segment in segments)

@@ -444,7 +444,7 @@ def test_room_for_emitted_tokens_grows_by_quarters():
         128,
         128,
     ]
-    # The 7B draws 16 guided pictures: 13.5 GB of weights, half a megabyte of each token and row.
+    # The 7B draws 16 guided images: 13.5 GB of weights, half a megabyte of each token and row.
     weights, entry = 13.5e9, 2 * 32 * 4096 * 2 * 32
     chunks = range(plan.CHUNK, 1025, plan.CHUNK)
     read = sum(weights + entry * shape.room(n) for n in chunks)

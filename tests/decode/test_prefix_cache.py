@@ -44,7 +44,7 @@ def words(seed, count):
 
 
 def asking(documents, question, prompt_id=0):
-    """A guided request of a picture, after documents; questions differ from the first id on."""
+    """A guided request of an image, after documents; questions differ from the first id on."""
     first = np.asarray([VOCAB.first_text + prompt_id], np.int32)
     prefix = np.concatenate([BLIND[:1], documents, first, question, BLIND[1:]])
     return Request(prefix, (Guide(BLIND, 2.0),), PICTURE, prompt_id)

@@ -54,7 +54,7 @@ def equal(some, others):
 
 @pytest.mark.parametrize(("method", "window"), [*zip(METHODS, (5, 2, 8), strict=True)])
 def test_windows_draw_what_a_pass_per_id_draws(read, method, window):  # noqa: F811
-    """Of pictures, holes, texts and documents, in one, two and three streams."""
+    """Of images, holes, texts and documents, in one, two and three streams."""
     third = (Guide(BLIND, 2.0), Guide(BLIND[:2], 1.5))
     requests = [
         text_request(0, 5, PICTURE, 3.0),
@@ -81,7 +81,7 @@ def test_prompts_of_one_bucket_share_one_program_of_each_window(read):  # noqa: 
 
 
 def test_what_is_copied_from_a_document_takes_few_passes(read):  # noqa: F811
-    """Known codes are forced, so that an answer repeats the picture of its document."""
+    """Known codes are forced, so that an answer repeats the image of its document."""
     codes = tuple(VOCAB.first_image + np.random.default_rng(0).permutation(9))
     words = [VOCAB.first_text + 1, VOCAB.first_text + 2, VOCAB.break_]
     prefix = np.asarray([VOCAB.eos, *words, *codes, VOCAB.break_, *words], np.int32)

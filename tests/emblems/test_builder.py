@@ -117,7 +117,7 @@ def test_size_records_and_seed_have_folders_of_their_own(tmp_path):
 
 
 def test_the_builder_works_as_a_plain_tfds_builder(tmp_path, small_bank):
-    """As TFDS users call it, with large pictures."""
+    """As TFDS users call it, with large images."""
     config = EmblemsConfig(records=8, size=64)
     own = Emblems(data_dir=str(tmp_path), config=config, file_format="array_record")
     own.download_and_prepare()

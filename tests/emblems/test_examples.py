@@ -46,7 +46,7 @@ def test_documents_are_the_same_in_every_process():
 
 
 def test_documents_are_the_same_on_every_machine():
-    """Pins pictures and captions: shipped weights were trained on them."""
+    """Pins images and captions: shipped weights were trained on them."""
     parts = [part for document in documents.train()[:300] for part in document.segments]
     assert digest(*parts) == "9b53317bc28c47f7"
 

@@ -11,7 +11,7 @@ from tests.emblems import documents
 
 
 def _pictures_and_scenes(some):
-    """Pictures of documents, and what they show."""
+    """Images of documents, and what they show."""
     shown = [
         pair
         for document in some
@@ -58,7 +58,7 @@ def test_random_patches_never_crash_and_never_lie():
     """Whatever is read, drawing it gives back the same patches."""
     rng = np.random.default_rng(1)
     pictures, _ = _pictures_and_scenes(documents.train()[:300])
-    for picture in pictures[:150]:  # some cells of another picture, or of none
+    for picture in pictures[:150]:  # some cells of another image, or of none
         for _ in range(int(rng.integers(1, 4))):
             y, x = 8 * rng.integers(0, 4, 2)
             picture[y : y + 8, x : x + 8] = PIXELS[rng.integers(len(PIXELS))]

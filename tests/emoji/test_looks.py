@@ -15,7 +15,7 @@ def test_every_picture_is_drawn_at_both_sizes(archives, pictures):
 
 
 def test_twins_and_kin_are_one_thing(pictures):
-    """Two flags are the same picture in Twemoji; a man and a person of another skin are kin."""
+    """Two flags are the same image in Twemoji; a man and a person of another skin are kin."""
     nouns = set(pictures.by_noun)
     assert "the flag of France" in nouns
     assert "the flag of Clipperton Island" not in nouns

@@ -1,4 +1,4 @@
-"""Weights, pictures and features that are functions of their names and seeds: what the stored
+"""Weights, images and features that are functions of their names and seeds: what the stored
 references and the tests share, so that neither stores its inputs. numpy alone."""
 
 import zlib

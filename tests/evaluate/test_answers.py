@@ -81,7 +81,7 @@ def test_answers_get_their_accuracy_by_type(tmp_path):
         ([{"image_id": 1}], "is not a list of objects with image_id and caption"),
         ([], "holds no answers"),
         ([{"image_id": 1, "caption": "x"}] * 2, "image_id 1 twice"),
-        ([{"image_id": 5, "caption": "x"}], "no caption of picture 5"),
+        ([{"image_id": 5, "caption": "x"}], "no caption of image 5"),
     ],
 )
 def test_a_file_of_another_form_raises_user_error(tmp_path, made, message):
@@ -143,7 +143,7 @@ def test_null_references_are_none_and_ids_are_checked(tmp_path):
     two = [{"image_id": "1", "caption": "a cat"}, {"image_id": 2, "caption": "a dog"}]
     real = [{"image_id": 1, "caption": "a cat"}, {"image_id": 2, "caption": "a dog"}]
     assert score(two, [*real, {"image_id": 1, "caption": None}])["bleu_1"].value == pytest.approx(1)
-    with pytest.raises(UserError, match="has no caption of picture 1"):
+    with pytest.raises(UserError, match="has no caption of image 1"):
         score(two, [{"image_id": 1, "caption": None}, real[1]])
     with pytest.raises(UserError, match=r"has image_id \[1\], which is neither"):
         score([{"image_id": [1], "caption": "x"}], real)

@@ -46,7 +46,7 @@ def test_a_caption_equal_to_all_references_is_perfect():
 
 
 def test_what_cannot_be_scored_raises_user_error():
-    with pytest.raises(UserError, match="picture 1 has no reference"):
+    with pytest.raises(UserError, match="image 1 has no reference"):
         score_captions(["a cat", "a dog"], [["a cat"], []])
     with pytest.raises(UserError, match="no captions"):
         score_captions([], [])

@@ -31,7 +31,7 @@ COUNT = 5
 
 
 def write_tree(root, texts, pictures):
-    """Captions and pictures in COCO's format, one caption each; the caption file."""
+    """Captions and images in COCO's format, one caption each; the caption file."""
     (root / "val").mkdir(parents=True)
     names = [f"COCO_val_{100 + place:012d}.jpg" for place in range(len(texts))]
     for name, picture in zip(names, pictures, strict=True):
@@ -139,7 +139,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_pictures(home, outcome, mon
     monkeypatch.setattr(drawing, "_draw_chunk", dies)
     with pytest.raises(KeyboardInterrupt):
         from_run(home, out)
-    (out / "docs_0/drawn-00001.json").unlink()  # killed between pictures and note
+    (out / "docs_0/drawn-00001.json").unlink()  # killed between images and note
     next(out.glob("docs_0/samples_1/*.png")).unlink()  # somebody deletes what is noted as drawn
     monkeypatch.setattr(drawing, "_draw_chunk", real)
     from_run(home, out, "--part", "1/2")
@@ -150,14 +150,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_pictures(home, outcome, mon
     assert json.loads(first) == json.loads(second)
     with pytest.raises(UserError, match="drawn with other captions, seed"):
         from_run(home, out, "--seed", "1", "--count", str(COUNT))
-    # What the stamp says of the code holds for every picture.
+    # What the stamp says of the code holds for every image.
     monkeypatch.setattr(coco_fid, "code_version", lambda: "0.1.0+another")
     with pytest.raises(UserError, match="drawn with other code;"):
         from_run(home, out)
 
 
 def test_pictures_of_another_retrieval_are_another_setting(home, tmp_path):
-    """What the stamp says of retrieval holds for every picture in the folder, too."""
+    """What the stamp says of retrieval holds for every image in the folder, too."""
     generator = loading.load(home / "decoder")
     extractor = Extractor(load_inception(home / "inception.safetensors"))
     captions = read_captions(home / "captions.json")
@@ -173,7 +173,7 @@ def test_pictures_of_another_retrieval_are_another_setting(home, tmp_path):
 
 @pytest.mark.slow
 def test_whoever_ends_last_finds_everything(home, tmp_path, monkeypatch):
-    """Also if the other one was behind with the first pictures and ahead with the next."""
+    """Also if the other one was behind with the first images and ahead with the next."""
     monkeypatch.setattr(drawing, "CHUNK", 4)
     extractor = Extractor(load_inception(home / "inception.safetensors"))
     captions = read_captions(home / "captions.json")
@@ -206,7 +206,7 @@ def test_pictures_made_elsewhere_are_scored_by_their_names(home, outcome, capsys
     stats[stats.index("--real") + 1] = str(outcome / "reference.npz")
     run(stats)
     again = scores_from_json(json.loads((home / "stats/scores.json").read_text()))
-    assert again.keys() == {"fid"}  # no pictures for KID, no encoder for CLIP
+    assert again.keys() == {"fid"}  # no images for KID, no encoder for CLIP
     assert again["fid"].value == pytest.approx(scores["fid"].value, rel=1e-9)
 
 
@@ -223,7 +223,7 @@ def test_which_captions_are_asked_depends_on_the_file_and_the_seed(home):
     ("more", "message"),
     [
         (("--run", "a", "--made", "b"), "either --run or --made"),
-        (("--made", "nowhere"), "holds 0 pictures"),
+        (("--made", "nowhere"), "holds 0 images"),
         (("--run", "nowhere"), "nowhere"),
         (("--run", "nowhere", "--part", "3/2"), "is not a share"),
         (("--run", "nowhere", "--samples", "0"), "--samples takes numbers from 1"),
@@ -315,7 +315,7 @@ def test_captions_that_cannot_be_asked_are_left_out_and_said(tmp_path):
         (2, 8, " "),
         (3, 8, None),
         (4, 8, "half \ud800"),
-        ("5", 99, "no such picture"),
+        ("5", 99, "no such image"),
         (None, 8, "x"),
         ([6], 8, "x"),
         (9.5, 8, "x"),
@@ -328,7 +328,7 @@ def test_captions_that_cannot_be_asked_are_left_out_and_said(tmp_path):
     assert [(c.id, c.text, c.file) for c in found.chosen] == [
         (0, "zero", "a.jpg"),
         (1, "one", ""),
-        (5, "no such picture", ""),
+        (5, "no such image", ""),
     ]
     for said in ("1 left out: another has its id", "2 left out: it has no text", "4 left out: it"):
         assert said in found.left_out
@@ -340,7 +340,7 @@ def test_captions_that_cannot_be_asked_are_left_out_and_said(tmp_path):
 @pytest.mark.parametrize(
     ("names", "stems", "wanted"),
     [
-        # As COCO 2017 names its files, which are numbers of pictures that may be captions' ids too.
+        # As COCO 2017 names its files, which are numbers of images that may be captions' ids too.
         ({10: "000000000042.jpg", 42: "000000000010.jpg"}, ["000000000010"], [10]),
         ({10: "COCO_val_42.jpg", 42: "COCO_val_10.jpg"}, ["000000000010", "42"], [10, 42]),
         ({10: "COCO_val_42.jpg", 42: "COCO_val_10.jpg"}, ["COCO_val_42", "COCO_val_10"], [10, 42]),
@@ -367,7 +367,7 @@ def test_files_that_are_no_pictures_are_said(tmp_path):
     pictures.say_left_out(tmp_path, said.append)
     (line,) = said
     assert line.endswith(
-        "left out 3 that are not pictures by their names (1 .heic, 1 .txt, 1 no suffix)"
+        "left out 3 that are not images by their names (1 .heic, 1 .txt, 1 no suffix)"
     )
 
 

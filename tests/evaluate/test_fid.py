@@ -227,7 +227,7 @@ def test_one_device_and_eight_find_the_same_distance(weights):
 
 @pytest.mark.slow
 def test_distances_of_emblems_are_torch_fidelity_s(weights):
-    """Of few pictures; `make_emblem_fid.py` says how to compare 8,192."""
+    """Of few images; `make_emblem_fid.py` says how to compare 8,192."""
     expected = json.loads((REFERENCE / "emblem_fid.json").read_text())["2"]
     extractor = Extractor(weights, "legacy_tensorflow")
     made, real = (

@@ -14,7 +14,7 @@ from cm3jax.tokenizers.image_tokenizer import load_picture
 
 
 def write(folder, lines):
-    """A picture per file name, of the colour of its number."""
+    """An image per file name, of the colour of its number."""
     for number, name in enumerate(dict.fromkeys(line["file"] for line in lines)):
         PIL.Image.new("RGB", (8, 8), (number * 20, 0, 0)).save(folder / name)
     (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -45,7 +45,7 @@ def test_one_caption_per_picture_counts_and_broken_records_do_not(tmp_path):
 
 def test_nothing_held_back_raises_user_error(tmp_path):
     data = write(tmp_path, [line("a.png", "a", "train"), line("b.png", "b", "bank")])
-    with pytest.raises(UserError, match="holds back no record with a text and a picture"):
+    with pytest.raises(UserError, match="holds back no record with a text and an image"):
         held_out(data, 0, 10)
 
 
@@ -53,7 +53,7 @@ def test_pictures_without_a_text_raise_user_error(tmp_path):
     for number in range(40):
         PIL.Image.new("RGB", (8, 8), (number * 5, 0, 0)).save(tmp_path / f"{number}.png")
     data = DataConfig(source=str(tmp_path), image_size=8)
-    with pytest.raises(UserError, match="holds back no record with a text and a picture"):
+    with pytest.raises(UserError, match="holds back no record with a text and an image"):
         held_out(data, 0, 10)
 
 

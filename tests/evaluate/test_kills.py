@@ -57,7 +57,7 @@ def done(out):
 
 
 def done_pictures(out):
-    """The pictures of all chunks that are drawn."""
+    """The images of all chunks that are drawn."""
     return [
         note.parent / "samples_2" / f"{int(name):012d}.png"
         for note in notes(out)

@@ -26,7 +26,7 @@ from tests.evaluate import inputs
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    """A run of an image tokenizer that was trained on pictures which are elsewhere by now."""
+    """A run of an image tokenizer that was trained on images which are elsewhere by now."""
     folder = tmp_path_factory.mktemp("vqgan")
     config = dataclasses.replace(
         testing.experiment(),
@@ -41,7 +41,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """150 pictures with captions, three of which are for validation."""
+    """150 images with captions, three of which are for validation."""
     folder = tmp_path_factory.mktemp("pictures")
     lines = []
     for number, picture in enumerate(testing.pictures(150)):

@@ -1,4 +1,4 @@
-"""A text and a picture as the ids that a prompt has of them."""
+"""A text and an image as the ids that a prompt has of them."""
 
 
 def words(generator, text):

@@ -17,7 +17,7 @@ def generator(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def documents(generator):
-    """One of the bank, one that is given, one without a picture."""
+    """One of the bank, one that is given, one without an image."""
     (found,) = generator.documents_for([picture_prompt(PROMPT)], 1, floor=-1.0)
     text = Text(tuple(generator.text.encode("a blue fox")))
     given = [render(parts, generator.vocab) for parts in ((text, Image((3, 1, 4, 1))), (text,))]

@@ -28,7 +28,7 @@ def test_pictures_show_themselves_and_are_saved(generator, tmp_path):
         image.save(tmp_path / "x.doc")
     with pytest.raises(UserError, match=r"x\.xbm can't be written as XBM .* call it NAME\.png"):
         image.save(tmp_path / "x.xbm")
-    with pytest.raises(UserError, match=r"only pictures are saved, .* float64 of 16 x 16 x 3"):
+    with pytest.raises(UserError, match=r"only images are saved, .* float64 of 16 x 16 x 3"):
         (image / 2).save(tmp_path / "x.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.jpg", "x.png", "x.webp"]
     for other in (image[0], image / 2, np.stack([image])):

@@ -30,7 +30,7 @@ def test_outpainting_draws_what_is_around_a_picture(generator, picture_path):
         ("a fox <infill>", "0 <mask> and 1 <infill>"),
         ("a <mask> or <mask> <infill> <infill> <infill>", "2 <mask> and 3 <infill>"),
         ("<mask> <infill> fox", "at the prompt's end"),
-        ("<image:PICTURE>", "ends with a picture"),
+        ("<image:PICTURE>", "ends with an image"),
         ("<break>", "only marks"),
         ("   ", "the prompt is empty"),
         ("<image:nowhere.png> <mask> <infill>", "nowhere.png can't be read"),

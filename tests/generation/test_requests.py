@@ -37,7 +37,7 @@ def test_the_unconditional_stream_keeps_documents_and_masks_the_text(generator, 
 
 
 def test_several_masks_follow_in_the_order_of_their_places(generator, vocab, picture_path):
-    """Text, a part of a picture, text: `m0 … $ m1 I2 I3 $ m2 … $`, as in a training row."""
+    """Text, a part of an image, text: `m0 … $ m1 I2 I3 $ m2 … $`, as in a training row."""
     hole = np.zeros((SIZE, SIZE), bool)
     hole[8:] = True  # codes 2 and 3
     prompt = read_infill(f"a <mask> fox <image:{picture_path}> <mask>", SIZE, hole)

@@ -87,7 +87,7 @@ CASES = {
 
 
 def rows(seed: int) -> dict[str, np.ndarray]:
-    """Their ids: a text, a text around a picture's place, and two documents of one row."""
+    """Their ids: a text, a text around an image's place, and two documents of one row."""
     draw = np.random.default_rng(seed)
     names = vocabulary_map()
     text = draw.integers(names["a"], VOCAB, 24)
@@ -97,13 +97,13 @@ def rows(seed: int) -> dict[str, np.ndarray]:
 
 
 def noise(count: int, size: int = 16, seed: int = 0) -> np.ndarray:
-    """Pictures of noise, -1..1, [B, Y, X, 3]."""
+    """Images of noise, -1..1, [B, Y, X, 3]."""
     draw = np.random.default_rng(seed)
     return draw.uniform(-1, 1, (count, size, size, 3)).astype(np.float32)
 
 
 def scenes(count: int, size: int = 16, seed: int = 1) -> np.ndarray:
-    """Pictures like pictures: a gradient behind a disc and a bar."""
+    """Images like photographs: a gradient behind a disc and a bar."""
     draw = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] / size
     out = []
@@ -167,7 +167,7 @@ TEXTS = ["a red fox", "The  fox's 12 flags!", "", "naïve café, fox fox fox fox
 
 
 def photographs() -> list[np.ndarray]:
-    """Pictures of other sizes than a model's, uint8."""
+    """Images of other sizes than a model's, uint8."""
     draw = np.random.default_rng(5)
     shapes = [(24, 24), (61, 40), (33, 57)]
     return [draw.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]

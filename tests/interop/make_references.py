@@ -69,7 +69,7 @@ def chameleon(name: str) -> dict:
 
 
 def vq() -> dict:
-    """Codes and what they stand for, by Chameleon's encoder; pictures, by Janus's decoder."""
+    """Codes and what they stand for, by Chameleon's encoder; images, by Janus's decoder."""
     config = ChameleonConfig(**cases.CASES["plain"].config)
     model = ChameleonForConditionalGeneration(config).model.vqmodel.eval()
     stored = fill(model, 0)

@@ -114,7 +114,7 @@ def test_greedy_continuation_is_that_of_transformers(case):
     logits = case.logits(case.params)[0]
     names = cases.vocabulary_map()
     codes = [id_ for name, id_ in names.items() if name.startswith("IMGIMG")]
-    logits[:, codes] = -np.inf  # transformers never says a picture
+    logits[:, codes] = -np.inf  # transformers never says an image
     greedy = case.stored["greedy"]
     np.testing.assert_array_equal(logits[23:-1].argmax(-1), greedy[24:])
     assert len(greedy[24:]) == 64

@@ -107,7 +107,7 @@ def test_other_processors_are_refused(tmp_path, change, match):
 
 @pytest.mark.parametrize("name", ["alone", "beside", "other part"])
 def test_processors_saved_by_transformers_5(tmp_path, name):
-    """`processor_config.json` holds the picture processor; it goes before the older file."""
+    """`processor_config.json` holds the image processor; it goes before the older file."""
     source = foreign.write_clip(tmp_path / "in", "patch-8")
     old = source / "preprocessor_config.json"
     values = json.loads(old.read_text())

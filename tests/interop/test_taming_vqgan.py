@@ -37,7 +37,7 @@ def run(tmp_path_factory):
     codes = jnp.asarray(foreign.stored("vq")["codes"][:2], jnp.int32)
 
     def apply(variables, pixels):
-        """Vectors and codes of 16 pictures, and the pictures of two grids of codes."""
+        """Vectors and codes of 16 images, and the images of two grids of codes."""
         return network(variables, jnp.asarray(pixels), codes)
 
     return home, loaded, apply

@@ -217,7 +217,7 @@ def test_an_experiment_is_timed_without_a_rival():
 
 
 def test_vectors_are_like_clips():
-    """Of length 1, the same every time, and with a gap between texts and pictures."""
+    """Of length 1, the same every time, and with a gap between texts and images."""
     vectors = retrieval.clip_like(3000, 40, 20, seed=1)
     again = retrieval.clip_like(3000, 40, 20, seed=1)
     np.testing.assert_array_equal(vectors.documents, again.documents)
@@ -227,7 +227,7 @@ def test_vectors_are_like_clips():
         np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, rtol=1e-5)
     own = (vectors.scored["text"] * vectors.scored["image"]).sum(1)
     others = vectors.scored["text"] @ vectors.scored["text"].T
-    assert own.mean() < others.mean(), "a text is nearer to any other text than to its picture"
+    assert own.mean() < others.mean(), "a text is nearer to any other text than to its image"
     assert np.linalg.norm(vectors.documents, axis=1) == pytest.approx(1, rel=1e-5)
 
 

@@ -146,7 +146,7 @@ def run(folder: Path) -> str:
 @pytest.mark.timeout(900)
 def test_five_hundred_pictures_from_elsewhere(trained):
     said = run(trained)
-    # Every 50th of 450 pictures, the first of them with five captions.
+    # Every 50th of 450 images, the first of them with five captions.
     assert "677 records for training, 13 held back, 50 only in the bank" in said
     assert "left out 10 of 677 records: 007.png" in said  # broken files end nothing
     for stage in range(1, 7):
@@ -176,7 +176,7 @@ def test_five_hundred_pictures_from_elsewhere(trained):
     said = launch("launch.evaluate", "heldout", *whose, "--documents", "0", "--count", "5")
     assert "identified.docs_0: " in said
     assert "identified.docs_1" not in said
-    assert "warning" not in said  # none of the others' pictures is in the bank
+    assert "warning" not in said  # none of the others' images is in the bank
 
 
 @pytest.mark.parametrize("scale", ["nan", "inf", "0", "-1", "1e300"])

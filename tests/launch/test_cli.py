@@ -108,20 +108,20 @@ def test_help_of_an_experiment_explains_every_option(capsys):
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """Draw pictures."""
+    """Draw images."""
 
     prompt: tyro.conf.Positional[str]
     """What to draw."""
     samples: int = 1
-    """Pictures per prompt."""
+    """Images per prompt."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tell:
-    """Tell what a picture shows."""
+    """Tell what an image shows."""
 
     picture: tyro.conf.Positional[str]
-    """The picture."""
+    """The image."""
 
 
 def test_commands_with_their_own_options():
@@ -133,7 +133,7 @@ def test_commands_with_their_own_options():
     program = "python -m launch.draw"
     with pytest.raises(UserError, match=f"{program} needs STR .What to draw.\\.$"):
         cli.parse(Draw, [], "", program=program)
-    with pytest.raises(UserError, match=r"needs STR .The picture.\.$"):
+    with pytest.raises(UserError, match=r"needs STR .The image.\.$"):
         cli.parse(Draw | Tell, ["tell"], "")
     with pytest.raises(UserError, match=r"has no 'tel' .did you mean tell\?.; give one of draw, t"):
         cli.parse(Draw | Tell, ["tel", "fox.png"], "", program=program)

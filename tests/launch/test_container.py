@@ -87,9 +87,9 @@ def ended(process):
         assert process.wait(60) == -signal.SIGTERM
 
 
-@pytest.mark.slow  # a process with jax, and a picture
+@pytest.mark.slow  # a process with jax, and an image
 def test_what_it_copies_serves_the_shipped_weights(tmp_path):
-    """In a folder with nothing else, from start to picture."""
+    """In a folder with nothing else, from start to image."""
     image = tmp_path / "image"
     for source, target in copied():
         place = image / target / (Path(source).name if target.endswith("/") else "")

@@ -18,7 +18,7 @@ def test_weights_are_imported_and_exported(tmp_path, capsys):
     run(["chameleon", str(source), "--out", str(tmp_path / "run")])
     said = capsys.readouterr().out
     count = len(foreign.state("chameleon-plain"))
-    assert "can read pictures but not draw them" in said
+    assert "can read images but not draw them" in said
     assert f"{count} tensors in {tmp_path / 'run'}" in said
     report = (tmp_path / "run" / "report.txt").read_text()
     assert report.count("\n") == count

@@ -111,7 +111,7 @@ def test_any_terminal_shows_what_is_said_and_no_file_name_steers_it(fault, sente
 
 
 def test_an_argument_that_is_not_utf_8_is_refused_before_any_work():
-    """Else a sample would be drawn, and then not be written: its line names the picture."""
+    """Else a sample would be drawn, and then not be written: its line names the image."""
     program = "from launch.env import main; main(lambda argv: print(argv))"
     assert start(program, "caf\u00e9.png").stdout == "['caf\u00e9.png']\n"
     refused = start(program, "caption", os.fsdecode(b"caf\xe9.png"))

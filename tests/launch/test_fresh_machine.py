@@ -54,7 +54,7 @@ def pictures(said: str, clone: Path) -> list[np.ndarray]:
 
 
 def draws(text: str, count: int = 1) -> Callable[[str, Path], None]:
-    """Requires pictures that the reader reads as this caption."""
+    """Requires images that the reader reads as this caption."""
 
     def check(said: str, clone: Path) -> None:
         shown = [read_scene(picture).scene for picture in pictures(said, clone)]

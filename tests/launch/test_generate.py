@@ -84,7 +84,7 @@ def test_pictures_carry_their_recipe_and_are_listed(call):
 
 
 def test_a_prompt_passes_the_files_that_the_map_names(call):
-    """`ARCHITECTURE.md`, "Life of a prompt": its picture is the way, its text names the rest.
+    """`ARCHITECTURE.md`, "Life of a prompt": its diagram is the way, its text names the rest.
 
     The way is straight: one or two files of a layer call into the next, none calls back.
     """
@@ -376,7 +376,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused_before_anything_is_drawn(t
 
 
 def test_previews_that_a_killed_call_left_go_with_the_next(chain, tmp_path):
-    """Those and no other pictures, whatever their names are."""
+    """Those and no other images, whatever their names are."""
     out = tmp_path / "out"
     out.mkdir()
     picture = np.zeros((4, 4, 3), np.uint8)
@@ -464,9 +464,9 @@ def test_a_full_disk_raises_user_error_and_keeps_what_is_there(call, tmp_path):
         (["a fox", "--retrieve", "-1"], "--retrieve must be at least 0"),
         (["a fox", "--retrieve", "1", "--floor", "nan"], "--floor nan is no score"),
         (["a fox", "--retrieve", "1", "--weigh", "tiny-1=1e39"], "is no KEY=FACTOR"),
-        (["infill", "a fox <image:X.PNG>", "--box", "-4,0,8,8"], "no part of the picture"),
-        (["infill", "a fox <image:X.PNG>", "--box", "99,99,8,8"], "no part of the picture"),
-        (["infill", "a fox <image:X.PNG>", "--box", "0,0,0,8"], "no part of the picture"),
+        (["infill", "a fox <image:X.PNG>", "--box", "-4,0,8,8"], "no part of the image"),
+        (["infill", "a fox <image:X.PNG>", "--box", "99,99,8,8"], "no part of the image"),
+        (["infill", "a fox <image:X.PNG>", "--box", "0,0,0,8"], "no part of the image"),
         (["infill", "a fox <image:X.PNG>", "--outpaint", "0,0,-4"], "leaves nothing to draw"),
         (["infill", "a fox <image:X.PNG>", "--mask", "DARK.PNG"], "the mask covers no pixel"),
         (["caption", "X.PNG", "--rerank", "clip"], "for captions give --rerank perplexity"),

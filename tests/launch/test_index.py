@@ -18,7 +18,7 @@ from tests.pages import require_sound
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
-    """The tiny chain of runs, and a folder of 60 pictures to make its bank of."""
+    """The tiny chain of runs, and a folder of 60 images to make its bank of."""
     path = tmp_path_factory.mktemp("index")
     testing.write_chain(path)
     folder = path / "folder"
@@ -147,5 +147,5 @@ def test_a_mistake_raises_user_error(argv, said):
 
 def test_a_prompt_of_only_marks_is_refused(experiment):
     index.build(experiment)
-    with pytest.raises(UserError, match="neither a text nor a picture"):
+    with pytest.raises(UserError, match="neither a text nor an image"):
         index.query(experiment, "<mask>")

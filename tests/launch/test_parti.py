@@ -1,4 +1,4 @@
-"""An encoder-decoder from a folder of pictures to `launch.generate`, by the real parts."""
+"""An encoder-decoder from a folder of images to `launch.generate`, by the real parts."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ GREEDY = ("--temperature", "0")
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    """`parti`, trained on four captions and their pictures, each many times."""
+    """`parti`, trained on four captions and their images, each many times."""
     path = tmp_path_factory.mktemp("chain")
     testing.write_chain(path, bank_size=2)
     lines = []
@@ -111,10 +111,10 @@ def test_answers_are_weighed_code_by_code(chain):
     ("words", "message"),
     [
         (["a fox", "--docs", "X.PNG"], "reads no documents"),
-        (["caption", "X.PNG"], "draws only pictures of texts"),
-        (["edit", "a red fox <image:X.PNG>"], "draws only pictures of texts"),
-        (["infill", "<image:X.PNG>", "--box", "0,0,8,8"], "draws only pictures of texts"),
-        (["<image:X.PNG> a fox"], "draws only pictures of texts"),
+        (["caption", "X.PNG"], "draws only images of texts"),
+        (["edit", "a red fox <image:X.PNG>"], "draws only images of texts"),
+        (["infill", "<image:X.PNG>", "--box", "0,0,8,8"], "draws only images of texts"),
+        (["<image:X.PNG> a fox"], "draws only images of texts"),
         (["a fox " * 30], r"tokens long .* room for 0"),
     ],
 )

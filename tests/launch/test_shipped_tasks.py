@@ -45,7 +45,7 @@ def segment(described, folder):
 )
 def test_a_held_out_case_is_answered(name, tmp_path):
     case = asked(name, "prompts", 0)
-    # Greedily: the noise of sampling depends on the prompt, and that on the picture's path. In a
+    # Greedily: the noise of sampling depends on the prompt, and that on the image's path. In a
     # process of its own, as users compile: the image tokenizer has codes that are nearly equal, and
     # the options of the tests' compiler take another one for the background.
     options = ("--temperature", "0", "--out", str(tmp_path))

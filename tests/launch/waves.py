@@ -1,4 +1,4 @@
-"""A folder of pictures from elsewhere: waves of light, drawn by a formula, and told of in words."""
+"""A folder of images from elsewhere: waves of light, drawn by a formula, and told of in words."""
 
 import json
 from pathlib import Path
@@ -15,14 +15,14 @@ COLOURS = {
 }
 SHAPES = ("rings", "stripes", "checks", "rays")
 MANY = 60
-"""Pictures with five captions each."""
+"""Images with five captions each."""
 NEW = 50
-"""Pictures in the folder `new`, which is only for the bank."""
+"""Images in the folder `new`, which is only for the bank."""
 BROKEN = 6
 
 
 def wave(rng: np.random.Generator, colour: str, ground: str, shape: str, side: int) -> np.ndarray:
-    """A uint8 picture: one colour on another, as rings, stripes, checks or rays."""
+    """A uint8 image: one colour on another, as rings, stripes, checks or rays."""
     y, x = np.mgrid[:side, :side] / side - rng.uniform(0.3, 0.7, 2)[:, None, None]
     field = {
         "rings": np.hypot(x, y) * 6,
@@ -47,8 +47,8 @@ def captions(colour: str, ground: str, shape: str) -> list[str]:
 
 
 def write(folder: Path, count: int = 500, seed: int = 5) -> None:
-    """`count` pictures of all sorts of sizes with a `captions.jsonl`; some of the files are
-    broken, some pictures have five captions, and some lie in a folder of their own."""
+    """`count` images of all sorts of sizes with a `captions.jsonl`; some of the files are
+    broken, some images have five captions, and some lie in a folder of their own."""
     rng, lines = np.random.default_rng(seed), []
     for number in range(count):
         colour, ground = rng.choice(list(COLOURS), 2, replace=False).tolist()

@@ -45,7 +45,7 @@ def test_contrast_ignores_what_is_not_allowed():
 
 
 def _each_its_own(records) -> jax.Array:
-    """`Couples.same` of records with different pictures and captions."""
+    """`Couples.same` of records with different images and captions."""
     return jnp.stack([jnp.asarray(records)] * 2, axis=-1)
 
 
@@ -75,7 +75,7 @@ def test_pair_loss_is_literally_clips():
 
 
 def test_other_captions_of_a_picture_are_no_negatives():
-    """Records 0, 1 and 3 have one picture, 1 and 4 one caption: none is wrong for the other."""
+    """Records 0, 1 and 3 have one image, 1 and 4 one caption: none is wrong for the other."""
     rng = np.random.default_rng(3)
     text, image = _unit(rng, 6, 8), _unit(rng, 6, 8)
     pictures, captions = [7, 7, 2, 7, 4, 2], [0, 5, 2, 3, 5, 6]
@@ -96,7 +96,7 @@ def test_other_captions_of_a_picture_are_no_negatives():
     couples = dataclasses.replace(couples, same=jnp.asarray(same))
     by_text, _, _ = document_loss(jnp.asarray(text), jnp.asarray(image), couples, jnp.float32(3))
     documents = np.asarray(document_vectors(jnp.asarray(text), jnp.asarray(image)))
-    # Of the others' subjects, with neither the asking record's picture nor its caption.
+    # Of the others' subjects, with neither the asking record's image nor its caption.
     asking = {0: (3, [2, 4, 5]), 1: (4, [2, 5]), 3: (0, [2, 4, 5]), 4: (1, [0, 2, 3, 5])}
     losses = [_nll(3 * text[i] @ documents.T, right, bad) for i, (right, bad) in asking.items()]
     np.testing.assert_allclose(by_text.compute(), np.mean(losses), rtol=1e-5)

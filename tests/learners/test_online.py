@@ -196,5 +196,5 @@ def test_says_what_does_not_fit(home):
         OnlineLearner.from_source(experiment(home)).stream("validation").batches(Position())
     )
     data = dataclasses.replace(experiment(home).data, splits=((".", "validation"),))
-    with pytest.raises(UserError, match="no pairs of a text and a picture for train"):
+    with pytest.raises(UserError, match="no pairs of a text and an image for train"):
         OnlineLearner.from_source(experiment(home, data=data)).stream("train")

@@ -188,7 +188,7 @@ def test_drawing_from_the_cache_equals_the_full_forward(model, variables, steps)
 
 
 def test_the_engine_draws_what_a_full_forward_per_code_does(model, variables):
-    """Greedy and guided, more captions than slots; the last id of a prompt starts the picture."""
+    """Greedy and guided, more captions than slots; the last id of a prompt starts the image."""
     eos, program = VOCAB.eos, (Codes((None,) * VOCAB.image_tokens),)
     blind = np.asarray([eos, eos], np.int32)
     texts = [[80, 81, eos], [90, eos], [82, 83, 84, 85, eos]]

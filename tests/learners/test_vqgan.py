@@ -34,7 +34,7 @@ from cm3jax.training.metrics import read_metrics
 from cm3jax.training.optim import optimizer
 
 PATTERNS, SIZE = 12, 16
-"""Distinct 8x8 patches; a picture has four of them."""
+"""Distinct 8x8 patches; an image has four of them."""
 
 
 def patches():
@@ -45,7 +45,7 @@ def patches():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """100 pictures of four plain patches each."""
+    """100 images of four plain patches each."""
     path = tmp_path_factory.mktemp("pictures")
     choice = np.random.default_rng(1).integers(0, PATTERNS, (100, 2, 2))
     lines = []
@@ -371,7 +371,7 @@ def test_where_nothing_sound_is_held_back_a_run_ends_without_validation(config, 
     assert [line["step"] for line in lines] == [1, 2]
     assert not any("loss_valid" in line for line in lines)
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Above pictures of the training split" in page
+    assert "Above images of the training split" in page
 
 
 def test_a_broken_mask_costs_its_record_and_no_other(config, tmp_path, capsys):

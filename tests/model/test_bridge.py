@@ -63,7 +63,7 @@ def permuted(boxed):
 
 
 def run(mesh_config, boxed, inputs, bridge=BRIDGE):
-    """Pair ids, image ids and their pictures, computed on a mesh."""
+    """Pair ids, image ids and their images, computed on a mesh."""
     mesh = make_mesh(mesh_config)
     variables = jax.device_put(nn.unbox(boxed), shardings(mesh, boxed))
     inputs = jax.device_put(inputs, batch_sharding(mesh))

@@ -15,6 +15,6 @@ def test_both_models_are_what_decoding_asks_for():
         assert model.config is config
     assert (decoder.longest_prompt, pair.longest_prompt) == (config.context, 6)
     assert [decoder.room(5), decoder.room(config.context + 1)] == [config.context - 5, -1]
-    # A caption of six ids and the id that starts the picture.
+    # A caption of six ids and the id that starts the image.
     assert [pair.room(7), pair.room(8)] == [4, 0]
     assert not isinstance(nn.Dense(3), LanguageModel)

@@ -74,7 +74,7 @@ def test_recall(bank):
 def test_all_subjects_must_be_shown(bank):
     ids = np.array([[4, 8], [4, 8], [4, NONE], [1, NONE], [5, 6]])
     wanted = [("n1",), ("n1", "n2"), ("n1", "n2"), ("n0",), ()]
-    # Document 1 is about n0 but has no picture; the last query wants nothing.
+    # Document 1 is about n0 but has no image; the last query wants nothing.
     assert audit.subject_hits(ids, bank, wanted) == 0.5
     assert math.isnan(audit.subject_hits(ids[:1], bank, [()]))
 
@@ -103,7 +103,7 @@ def test_without_subjects_only_relevance_is_fitted():
 
 
 def test_a_bank_of_another_vocabulary_is_one_sentence(tmp_path):
-    ids = np.array([tiny.VOCAB.first_image], np.int32)  # no whole picture
+    ids = np.array([tiny.VOCAB.first_image], np.int32)  # no whole image
     document = BankDocument("a", ids, "", False, True, "s", "l")
     bank = Bank.build(tmp_path / "bank", [document], np.ones((1, 1), np.float32), "e", "v")
     found = Neighbours(np.zeros((1, 1), np.int64), np.ones((1, 1), np.float32))

@@ -314,5 +314,5 @@ def test_choosing_is_fast():
     scores = rng.random((20_000, 32)).astype(np.float32)
     start = time.perf_counter()
     select_documents(Neighbours(ids, scores), vectors, np.ones(5000, bool), CONFIG)
-    # 50,000 records x 4 text views and 1 picture are 250,000 queries.
+    # 50,000 records x 4 text views and 1 image are 250,000 queries.
     assert (time.perf_counter() - start) * 250_000 / 20_000 < 60

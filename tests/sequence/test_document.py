@@ -38,7 +38,7 @@ def test_render_refuses_what_the_vocabulary_does_not_hold(segment):
     "ids", [[VOCAB.break_], [12, 13], [32, 12], [32, 2, 2, 33], [32, VOCAB.eos], [32, VOCAB.break_]]
 )
 def test_parse_refuses_what_render_never_makes(ids):
-    with pytest.raises(ValueError, match="not a text or a whole picture"):
+    with pytest.raises(ValueError, match="not a text or a whole image"):
         parse(ids, VOCAB)
 
 

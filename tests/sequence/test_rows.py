@@ -74,7 +74,7 @@ def random_document(rng, kind):
 
 
 def random_samples(count, seed, config=DEFAULT):
-    """0 to 3 documents; texts, pictures, pairs and stories."""
+    """0 to 3 documents; texts, images, pairs and stories."""
     rng = np.random.default_rng(seed)
     kinds = ("text", "image", "pair", "story")
     queries = [random_document(rng, kinds[rng.integers(4)]) for _ in range(count)]
@@ -328,7 +328,7 @@ def test_counts_are_poisson_and_captions_are_masked():
     whole_picture = (batch.tokens[:, 9] == BREAK) & (batch.tokens[:, 10] == M0)
     whole_picture &= batch.tokens[:, 11] == EOS
     assert abs(whole_caption.mean() - 0.25) < 0.02
-    # A random span rarely covers a text that is short beside its picture.
+    # A random span rarely covers a text that is short beside its image.
     assert 0.25 < whole_picture.mean() < 0.35
 
 

@@ -69,7 +69,7 @@ def server(generator):
 
 @pytest.fixture(scope="session")
 def shipped():
-    """The shipped decoder, which draws pictures of four rows."""
+    """The shipped decoder, which draws images of four rows."""
     return loading.load(WEIGHTS)
 
 

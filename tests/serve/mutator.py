@@ -47,7 +47,7 @@ WRONG: dict[str, list[Any]] = {
     "output_format": ["jpeg", 1],
     "background": ["transparent", 1],
 }
-"""Fields of a picture's body, with values that none of them takes."""
+"""Fields of an image's body, with values that none of them takes."""
 WRONG_CHAT: dict[str, list[Any]] = {
     "messages": [[], None, "x", {}, [1], [{}], [{"role": "king", "content": "a"}]],
     "task": [1, [], "nothing", "caption", "masks"],
@@ -220,7 +220,7 @@ class Mutator:
         )
 
     def broken_picture(self) -> Hostile:
-        """Pictures that are none, broken, or far larger than they look."""
+        """Images that are none, broken, or far larger than they look."""
         good = picture()
         content = self._rng.choice(
             [
@@ -243,7 +243,7 @@ class Mutator:
         return self._form("picture", {"prompt": "a"}, files)
 
     def form(self) -> Hostile:
-        """Forms that are none, lack the picture, or hold what they should not."""
+        """Forms that are none, lack the image, or hold what they should not."""
         good, name = picture(), self._rng.choice([*self._paths, *HTML])
         whole = self._form("form", {"prompt": "a"}, {"image": good})
         content = whole.content

@@ -1,4 +1,4 @@
-"""Makes the manual's pictures of the page again.
+"""Makes the manual's images of the page again.
 
 python -m tests.serve.screenshots docs
 """
@@ -29,7 +29,7 @@ def opened(browser: Browser, url: str, width: int, height: int, scheme: Scheme) 
 
 
 def draw(page: Page, cards: int) -> None:
-    """Draw, and wait for this many pictures and their documents."""
+    """Draw, and wait for this many images and their documents."""
     page.get_by_role("button", name="Draw", exact=True).click()
     expect(page.locator("article[aria-busy=false]")).to_have_count(cards, timeout=300_000)
     page.wait_for_load_state("networkidle")
@@ -55,7 +55,7 @@ def main(folder: Path) -> None:
             page = opened(browser, server.url, 1200, 700, "dark")
             page.select_option("#retrieve", "2")
             draw(page, 1)
-            page.get_by_role("button", name="Where in the picture").first.click()
+            page.get_by_role("button", name="Where in the image").first.click()
             page.get_by_role("button", name="Caption").click()
             expect(page.get_by_role("status")).to_contain_text("done", timeout=300_000)
             save(page, folder / "page-documents.png")

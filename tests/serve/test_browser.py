@@ -67,7 +67,7 @@ def open_page(browser, shipped):
 
 @pytest.fixture
 def answer(shipped):
-    """The server's own answer to a request for pictures, its first sample."""
+    """The server's own answer to a request for images, its first sample."""
 
     def ask(files=None, **body):
         kind = "edits" if files else "generations"
@@ -91,12 +91,12 @@ def draw(page, documents):
 
 def done(card):
     expect(card).to_have_attribute("aria-busy", "false")
-    expect(card.locator(".stack img")).to_have_attribute("alt", re.compile("^a picture of"))
+    expect(card.locator(".stack img")).to_have_attribute("alt", re.compile("^an image of"))
     return card
 
 
 def content(card):
-    """The picture of a card, as the API gives it."""
+    """The image of a card, as the API gives it."""
     return card.locator(".stack img").get_attribute("src").removeprefix("data:image/png;base64,")
 
 
@@ -185,7 +185,7 @@ def test_documents_are_shown_removed_weighed_and_replaced(open_page, answer, tmp
     with page.expect_file_chooser() as chooser:
         items.last.get_by_role("button", name="Replace").click()
     chooser.value.set_files(path)
-    replaced = after(page, re.compile("^your picture for"))
+    replaced = after(page, re.compile("^your image for"))
     shown = [{"key": first["key"]}, {"image": url}]
     assert content(replaced) == answer(**DRAW, documents=shown)["b64_json"]
     expect(replaced.locator(".documents > li").last).to_contain_text("yours")
@@ -201,8 +201,8 @@ def test_what_each_document_did_lies_over_the_picture(open_page, answer):
         expect(item).to_contain_text(f"{abs(one['log_probability']):.1f} nats {word} with it")
         if one["copied_share"] is not None:
             share = int(100 * one["copied_share"] + 0.5)
-            expect(item).to_contain_text(f"{share} % of the codes as in its picture")
-        where = item.get_by_role("button", name="Where in the picture")
+            expect(item).to_contain_text(f"{share} % of the codes as in its image")
+        where = item.get_by_role("button", name="Where in the image")
         where.click()
         expect(where).to_have_attribute("aria-pressed", "true")
         expect(card.locator("[aria-pressed=true]")).to_have_count(1)
@@ -294,7 +294,7 @@ def test_a_document_with_marks_and_a_picture_goes_on(open_page, tmp_path):
     page.fill("#prompt", "")
     path, _ = upload(tmp_path)
     with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Insert a picture").click()
+        page.get_by_role("button", name="Insert an image").click()
     chooser.value.set_files(path)
     expect(page.locator("#uploads img")).to_have_count(1)
     for mark in ("break", "mask", "infill"):

@@ -105,7 +105,7 @@ def test_a_chat_is_bounded_as_a_whole(server):
     long = {"task": "science", "fields": {"options": "x" * 20_001}}
     for content, more, said in (
         (texts, {}, "a text has 25000 characters"),
-        (pictures, {}, "more than 8 pictures"),
+        (pictures, {}, "more than 8 images"),
         ("a", long, "a text has 20001 characters"),
     ):
         body = ChatBody.model_validate({"messages": [{"role": "user", "content": content}], **more})

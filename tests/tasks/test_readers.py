@@ -17,7 +17,7 @@ from cm3jax.tokenizers.image_tokenizer import load_picture
 
 
 def put(folder, files):
-    """Write files: JSON values, texts, or sizes of pictures."""
+    """Write files: JSON values, texts, or sizes of images."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def test_objects365_boxes(tmp_path):
         "boxes": "Soccer at (0, 128) -> (64, 192)",
         "answer": "images/v1/patch8/objects365_v1_00420917.jpg",
     }
-    assert skipped == {"image-1": "it has no box inside the picture's square"}
+    assert skipped == {"image-1": "it has no box inside the image's square"}
 
 
 def test_open_images_boxes(tmp_path):
@@ -200,7 +200,7 @@ def test_open_images_boxes(tmp_path):
         "answer": "train/00a.jpg",
     }
     assert "/m/unknown" in skipped["00b"]
-    assert skipped["00c"] == "00c.jpg is missing or no picture"
+    assert skipped["00c"] == "00c.jpg is missing or no image"
     assert "damaged" in skipped["00d"]
 
 
@@ -382,7 +382,7 @@ def test_science_qa(tmp_path):
     assert cases["4"].values["context"] == "A passage."
     assert cases["4"].values["answer"] == "West Virginia"
     assert skipped == {
-        "2": "it has no picture",
+        "2": "it has no image",
         "3": "its answer 7 is none of 2 choices",
         "5": "it is not a JSON object",
         "../6": "'../6/image.png' is not a file name",

@@ -25,7 +25,7 @@ def test_psnr():
 
 
 def plain_ssim(a, b):
-    """Of two pictures [Y, X]: the index of each window of 11 x 11, one after another."""
+    """Of two images [Y, X]: the index of each window of 11 x 11, one after another."""
     place = np.arange(11) - 5
     window = np.exp(-(place[:, None] ** 2 + place**2) / (2 * 1.5**2))
     window /= window.sum()

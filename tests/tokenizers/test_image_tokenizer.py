@@ -1,4 +1,4 @@
-"""Pictures to codes and back, and the reading of all kinds of picture files."""
+"""Images to codes and back, and the reading of all kinds of image files."""
 
 import io
 import os
@@ -231,7 +231,7 @@ def test_maps_are_turned_with_the_picture_that_they_were_drawn_over(turn, tmp_pa
     red_left().save(tmp_path / "map.png")  # over the pixels of the file
     found = load_with_size(tmp_path / "map.png", 10, tmp_path / "picture.png")
     np.testing.assert_array_equal(found.pixels, shown)
-    if turn > 4:  # over the picture as it is shown, which its size tells
+    if turn > 4:  # over the image as it is shown, which its size tells
         PIL.Image.fromarray(load_whole(tmp_path / "picture.png")).save(tmp_path / "map.png")
         found = load_with_size(tmp_path / "map.png", 10, tmp_path / "picture.png")
         np.testing.assert_array_equal(found.pixels, shown)
@@ -302,5 +302,5 @@ def test_files_that_are_not_pictures_raise_user_error(tmp_path):
     PIL.Image.fromarray(pictures(1, 32)[0]).save(path)
     for content in (b"", b"not a picture", path.read_bytes()[:200]):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="not a picture"):
+        with pytest.raises(UserError, match="not an image"):
             load_picture(path, 8)

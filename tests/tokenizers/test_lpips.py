@@ -51,7 +51,7 @@ def measure():
 
 
 def transcription(state, left, right, weights):
-    """One pair of pictures [3, Y, X], float64, layer by layer."""
+    """One pair of images [3, Y, X], float64, layer by layer."""
     pairs = []
     for picture in (left, right):
         shift, scale = np.array([-0.030, -0.088, -0.188]), np.array([0.458, 0.448, 0.450])

@@ -61,14 +61,14 @@ class TfdsSplit:
         return self._features[sequence].feature[feature].names
 
     def record(self, place: int) -> dict[str, Any]:
-        """One record, its picture as bytes; `BadRecord` if it can't be read or has none."""
+        """One record, its image as bytes; `BadRecord` if it can't be read or has none."""
         try:
             record = self._records[place]
         except Exception as error:
             reason = f"the record can't be read ({type(error).__name__})"
             raise BadRecord(self._key(place), reason) from None
         if not isinstance(record.get("image"), bytes):
-            raise BadRecord(self._key(place), "it has no picture")
+            raise BadRecord(self._key(place), "it has no image")
         return record
 
     def item(self, place: int) -> RawItem:
@@ -88,7 +88,7 @@ class TfdsSplit:
         return RawItem(key, parts, source, licence, self._columns(record), subjects=subjects)
 
     def facts(self) -> Iterator[Facts]:
-        """Only the keys, and the subjects if they decide: a dataset has a picture per record, and
+        """Only the keys, and the subjects if they decide: a dataset has an image per record, and
         splits of its own."""
         for place in range(self._count):
             subjects: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""A folder of pictures without a list of them: captions beside the files, subjects as folders."""
+"""A folder of images without a list of them: captions beside the files, subjects as folders."""
 
 import contextlib
 from collections.abc import Iterator
@@ -23,19 +23,19 @@ from cm3jax.io.texts import decode_text, read_regular
 
 _KINDS = (*tars.PICTURES, "heic", "heif", "jxl", "svg")
 PICTURES = tuple(f".{kind}" for kind in _KINDS)
-"""How the names of picture files end, in lower case. Nothing here reads the last four, so each
+"""How the names of image files end, in lower case. Nothing here reads the last four, so each
 such file is a record that is refused by name; passed over, nobody would know of it."""
 _DEPTHS = ("*", "*/*", "*/*/*")
 
 
 class PictureFolder:
-    """The pictures in a folder and in two levels of folders in it, in order of their names.
+    """The images in a folder and in two levels of folders in it, in order of their names.
 
     The caption of `flags/france.png` is the text of `flags/france.txt` (or `.TXT`). A folder in it
-    is named by what its pictures show, unless its name has no letter: that is their subject, and
-    the caption of one without a text file. A folder in which nothing says what any picture shows
-    gives pictures without text. Where it has both `train` and `test` (or `validation` and the
-    like), these name no subjects, and the pictures of the latter are for validation. What is hidden
+    is named by what its images show, unless its name has no letter: that is their subject, and
+    the caption of one without a text file. A folder in which nothing says what any image shows
+    gives images without text. Where it has both `train` and `test` (or `validation` and the
+    like), these name no subjects, and the images of the latter are for validation. What is hidden
     is passed over.
     """
 
@@ -44,29 +44,29 @@ class PictureFolder:
         found = (file for depth in _DEPTHS for file in matching(path, depth))
         names = {name for f in found if not is_hidden(name := str(f.relative_to(path)))}
         self.names = sorted(n for n in names if n.lower().endswith(PICTURES))
-        """Paths of the pictures, relative to the folder."""
+        """Paths of the images, relative to the folder."""
         stems = {_stem(name) for name in self.names}
         # In this order: of both, a.txt counts and not a.TXT.
         texts = [name for name in sorted(names) if name.lower().endswith(".txt")]
         self._texts = {_stem(name): name for name in texts if _stem(name) in stems}
         self.captioned = bool(self._texts)
-        """Whether a picture has its caption in a file beside it."""
+        """Whether an image has its caption in a file beside it."""
         tops = {_top(name) for name in self.names}
         self._splits = {top: split for top in tops if (split := named_split(top))}
         if not {"train", "validation"} <= set(self._splits.values()):
-            self._splits = {}  # pictures of trains and banks, perhaps
+            self._splits = {}  # images of trains and banks, perhaps
         self._bare = not self._texts and not any(map(self._subject, self.names))
         beside = sorted(names - {*self.names}) if self._bare else ()
         known = stems | {*self.names}
         self.unread = next((name for name in beside if self._is_caption(name, known)), "")
-        """A file that says what a picture shows in a way that is not read, where nothing else
+        """A file that says what an image shows in a way that is not read, where nothing else
         does; empty without one."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def item(self, place: int) -> RawItem:
-        """The record of a picture; `BadRecord` for one without a caption where others have one."""
+        """The record of an image; `BadRecord` for one without a caption where others have one."""
         name = self.names[place]
         subject = self._subject(name)
         try:
@@ -79,13 +79,13 @@ class PictureFolder:
         return RawItem(name, parts, str(self._path), "unknown", subjects=subjects)
 
     def facts(self) -> Iterator[Facts]:
-        """Each picture's name, and the subject that its folder names."""
+        """Each image's name, and the subject that its folder names."""
         for name in self.names:
             subject, usual = self._subject(name), self._splits.get(_top(name), "")
             yield Facts(name, (name,), (subject,) if subject else (), usual=usual)
 
     def made(self, place: int) -> Made:
-        """The state of a picture and of its caption."""
+        """The state of an image and of its caption."""
         name = self.names[place]
         text = self._texts.get(_stem(name), f"{_stem(name)}.txt")
         return Made(name, ", ".join(file_mark(self._path / file) for file in (name, text)))
@@ -108,7 +108,7 @@ class PictureFolder:
             raise ValueError(f"{text}: {error}") from None
 
     def _is_caption(self, name: str, pictures: set[str]) -> bool:
-        """Whether a file is called as a picture is, with its ending or without, and says something
+        """Whether a file is called as an image is, with its ending or without, and says something
         of it: `a.caption`, `a.png.txt`, or an `a.json` with a caption in it."""
         if _stem(name) not in pictures:
             return False
@@ -126,11 +126,11 @@ def _stem(name: str) -> str:
 
 
 def _top(name: str) -> str:
-    """The first folder on the way to a picture; empty where there is none."""
+    """The first folder on the way to an image; empty where there is none."""
     return name.partition("/")[0] if "/" in name else ""
 
 
 def _folder(name: str) -> str:
-    """The name of a picture's own folder in words; empty where that names nothing."""
+    """The name of an image's own folder in words; empty where that names nothing."""
     folder = name.rpartition("/")[0].rpartition("/")[2].replace("_", " ").strip()
     return folder if any(map(str.isalpha, folder)) else ""

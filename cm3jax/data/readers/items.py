@@ -55,11 +55,11 @@ class RefusedByRule(BadRecord):
 
 @dataclasses.dataclass(frozen=True)
 class RawItem:
-    """A record with its pictures still encoded."""
+    """A record with its images still encoded."""
 
     key: str
     parts: tuple[str | bytes | epath.Path, ...]
-    """Texts, and pictures as the contents or the paths of their files, in order."""
+    """Texts, and images as the contents or the paths of their files, in order."""
     source: str
     licence: str
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -76,7 +76,7 @@ class Facts(NamedTuple):
     key: str
     """Its name, perhaps without what makes it unique; it begins with the names of its folders."""
     pictures: tuple[str, ...] = ()
-    """Names of its pictures, equal for equal ones; empty where they are unknown."""
+    """Names of its images, equal for equal ones; empty where they are unknown."""
     subjects: tuple[str, ...] = ()
     split: str = ""
     """`train`, `validation` or `bank`, if it says."""
@@ -106,7 +106,7 @@ class Reader(Protocol):
 
 
 def decode_item(item: RawItem, data: DataConfig) -> tuple[tuple[str | np.ndarray, ...], str]:
-    """A record's texts and uint8 [S, S, 3] pictures, S = `data.image_size`, and their hash.
+    """A record's texts and uint8 [S, S, 3] images, S = `data.image_size`, and their hash.
 
     Raises `BadRecord` for what can't be read and `RefusedByRule` for what the quality rules of
     `data` leave out.
@@ -123,9 +123,9 @@ def decode_item(item: RawItem, data: DataConfig) -> tuple[tuple[str | np.ndarray
 
 
 def decode_texts(item: RawItem, data: DataConfig) -> tuple[str, ...]:
-    """A record's texts, under the same rules as `decode_item`, without decoding a picture.
+    """A record's texts, under the same rules as `decode_item`, without decoding an image.
 
-    Pictures are not even opened unless a rule asks for their sides.
+    Images are not even opened unless a rule asks for their sides.
     """
     with _named(item):
         texts = [clean_caption(part) for part in item.parts if isinstance(part, str)]

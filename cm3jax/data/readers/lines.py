@@ -1,4 +1,4 @@
-"""JSON lines: captions of a folder of pictures, and interleaved documents."""
+"""JSON lines: captions of a folder of images, and interleaved documents."""
 
 import array
 import hashlib
@@ -81,7 +81,7 @@ class Lines:
 
 class CaptionLines:
     """A `captions.jsonl`, or a `metadata.jsonl` as the `datasets` library writes it, and the
-    pictures beside it. A picture's second caption is its own record, with `#2` after its key.
+    images beside it. An image's second caption is its own record, with `#2` after its key.
 
     `name`, of one of several such folders, goes in front of the keys. Records of the folders that
     the library takes for evaluation (`validation`, `test`, …) are for validation.
@@ -92,7 +92,7 @@ class CaptionLines:
         self._name = name and f"{name}/"
         self._usual = usual_split(self._name)
         if not len(self._lines):
-            raise UserError(f"{path} is empty; write one JSON object per picture.")
+            raise UserError(f"{path} is empty; write one JSON object per image.")
         self._again = _repeated(array.array("q", map(_file_hash, self._lines)))
 
     def __len__(self) -> int:
@@ -133,7 +133,7 @@ class CaptionLines:
                 yield Facts(key, usual=self._usual)
 
     def made(self, place: int) -> Made:
-        """The line, and the state of its picture and its mask."""
+        """The line, and the state of its image and its mask."""
         line = self._lines[place].rstrip(b"\r\n")
         try:
             value = _object(line)
@@ -145,7 +145,7 @@ class CaptionLines:
 
 
 class InterleavedLines:
-    """Documents of texts and pictures in any order.
+    """Documents of texts and images in any order.
 
     A line is a list of `{"text": ...}` and `{"image": PATH}`, the path relative to the file's
     folder, or an object with such a list as its `items`, and perhaps `licence`, `source` and
@@ -187,7 +187,7 @@ class InterleavedLines:
                 yield Facts(key)
 
     def made(self, place: int) -> Made:
-        """The line, and the state of its pictures."""
+        """The line, and the state of its images."""
         line, path = self._lines[place].rstrip(b"\r\n"), self._lines.path
         try:
             items = _document(line)["items"]
@@ -303,7 +303,7 @@ def _first(value: dict[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _file_of(value: dict[str, Any]) -> str:
-    """The name of a line's picture; `ValueError` unless it is a text of a name's length."""
+    """The name of a line's image; `ValueError` unless it is a text of a name's length."""
     file = _first(value, _FILES)
     if not isinstance(file, str) or not 0 < len(file) <= _LONGEST_KEY:
         raise ValueError(f"has no text in {_FILES[0]!r}")

@@ -51,7 +51,7 @@ def open_readers(data: DataConfig) -> list[Reader]:
             _require_listed(path, tuple(f"{folder}/" for folder in folders), name)
             return [CaptionLines(file, folder) for folder, file in folders.items()]
     pictures = PictureFolder(path) if path.is_dir() else None
-    if packed and not pictures:  # beside pictures, it is what they were unpacked from
+    if packed and not pictures:  # beside images, it is what they were unpacked from
         raise _unread(path, packed)
     lists = _files(path, *_LISTS)
     if lists and not (pictures and pictures.captioned):
@@ -88,11 +88,11 @@ def _unread(path: epath.Path, packed: dict[str, epath.Path]) -> UserError:
 
 
 def _require_listed(path: epath.Path, folders: tuple[str, ...], name: str) -> None:
-    """Refuse pictures in folders that have no list of captions beside folders that have one."""
+    """Refuse images in folders that have no list of captions beside folders that have one."""
     others = [picture for picture in PictureFolder(path).names if not picture.startswith(folders)]
     if others:
         raise UserError(
-            f"{path} has a {folders[0]}{name}, and {len(others)} pictures, {others[0]} the first, "
+            f"{path} has a {folders[0]}{name}, and {len(others)} images, {others[0]} the first, "
             f"that are in no folder with one; give them a {name}, or move them away."
         )
 

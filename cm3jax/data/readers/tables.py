@@ -1,4 +1,4 @@
-"""Parquet tables of captions, with pictures in them or in files beside them."""
+"""Parquet tables of captions, with images in them or in files beside them."""
 
 import base64
 import binascii
@@ -31,16 +31,16 @@ _PATHS = ("file", "path", "file_name", "filename", "image_path")
 _PICTURES = (*PICTURES, "image", "images", "image_bytes", "bytes", "content", *_PATHS)
 _OF_URLS = str.maketrans("-_", "+/")
 _AT_ONCE = 64
-"""Rows whose pictures are held while a table is looked through."""
+"""Rows whose images are held while a table is looked through."""
 _HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
-"""How picture files begin, by which base64 is told from a path: that of a JPEG begins with /9j/."""
+"""How image files begin, by which base64 is told from a path: that of a JPEG begins with /9j/."""
 
 
 class TableShard:
     """The rows of one parquet file; one of its row groups is in memory at a time.
 
     A row has a `caption`, `text`, `captions` or `texts`: a text, UTF-8 bytes, or a list, of which
-    the first counts. Its picture is in a column that is named after a format (`jpg`, `png`, `webp`,
+    the first counts. Its image is in a column that is named after a format (`jpg`, `png`, `webp`,
     as img2dataset has it), `image`, `images`, `image_bytes`, `bytes` or `content`: a file's bytes,
     base64 of them, the `datasets` library's struct or Spark's; or it is a path below `folder`, in
     one of these or in `file`, `path`, `file_name` or `image_path`. It may have a `licence`,
@@ -85,8 +85,8 @@ class TableShard:
         return RawItem(key, parts, source, licence, columns, subjects=subjects)
 
     def facts(self) -> Iterator[Facts]:
-        """What the columns say of each row's split, for which all pictures are read once: rows
-        with the same picture are told by its bytes."""
+        """What the columns say of each row's split, for which all images are read once: rows
+        with the same image are told by its bytes."""
         rows = _outline(self._path) if not self._fault else iter([{}])
         for place, row in enumerate(rows):
             key = f"{self._name}#{place}"
@@ -96,7 +96,7 @@ class TableShard:
                 yield Facts(key, usual=self._usual)
 
     def made(self, place: int) -> Made:
-        """The state of the table, and of a picture beside it."""
+        """The state of the table, and of an image beside it."""
         key, state = f"{self._name}#{place}", file_mark(self._path)
         with contextlib.suppress(Exception):  # `item` says what is wrong with a row
             if not self._fault and _is_light(self._path, self._state):
@@ -113,11 +113,11 @@ class TableShard:
             return next(filter(None, contents))
         if path := next((value for value in found if isinstance(value, str) and value), ""):
             return join_inside(self._folder, path)
-        raise ValueError("its picture is empty" if contents else "it has no picture")
+        raise ValueError("its image is empty" if contents else "it has no image")
 
 
 def _mark(row: dict[str, Any]) -> tuple[str, ...]:
-    """What tells a row's picture from others: its bytes or, without them, its path."""
+    """What tells a row's image from others: its bytes or, without them, its path."""
     found = [row[name] for name in _PICTURES if row.get(name) is not None]
     if spark := [v["data"] for v in found if isinstance(v, dict) and "data" in v]:
         return (digest(spark[0] or b""),)  # without making a file of it
@@ -127,7 +127,7 @@ def _mark(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _content(value: Any) -> bytes | str | None:
-    """A picture's bytes, or its path, in whatever a column holds."""
+    """An image's bytes, or its path, in whatever a column holds."""
     if isinstance(value, list) and value and all(isinstance(entry, int) for entry in value):
         value = bytes(value)
     if isinstance(value, list):
@@ -135,7 +135,7 @@ def _content(value: Any) -> bytes | str | None:
     if isinstance(value, dict):
         if "nchannels" in {name.lower() for name in value}:
             return _from_spark(_lower(value))
-        # As the `datasets` library keeps pictures.
+        # As the `datasets` library keeps images.
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, str):
         return _from_base64(value) or value
@@ -145,7 +145,7 @@ def _content(value: Any) -> bytes | str | None:
 
 
 def _from_base64(text: str) -> bytes | None:
-    """The bytes of a picture that was written as base64, for URLs too, or as a data URI; None of
+    """The bytes of an image that was written as base64, for URLs too, or as a data URI; None of
     another text."""
     if text.startswith("data:"):
         text = text.partition(",")[2]
@@ -181,7 +181,7 @@ def _row(path: epath.Path, state: tuple[int, ...], place: int) -> dict[str, Any]
 
 
 def _outline(path: epath.Path) -> Iterator[dict[str, Any]]:
-    """The rows' pictures, subjects and splits; rows that can't be read are empty."""
+    """The rows' images, subjects and splits; rows that can't be read are empty."""
     wanted = {*_PICTURES, "subjects", "subject", "split"}
     with path.open("rb") as file:
         table = _parquet().ParquetFile(file)
@@ -217,7 +217,7 @@ def _is_small(kind: Any) -> bool:
 
 @functools.lru_cache(maxsize=4)
 def _is_light(path: epath.Path, state: tuple[int, ...]) -> bool:
-    """Whether a table holds no pictures."""
+    """Whether a table holds no images."""
     with path.open("rb") as file:
         return all(_is_small(field.type) for field in _parquet().ParquetFile(file).schema_arrow)
 

@@ -35,11 +35,11 @@ from cm3jax.io.texts import MOST_BYTES, file_state
 
 _COMMON = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 PICTURES = (*_COMMON, "avif", "jp2", "ppm", "pgm", "jfif")
-"""Extensions of picture files; the first that a sample has is its picture."""
+"""Extensions of image files; the first that a sample has is its image."""
 _TEXTS = ("txt", "text", "caption")
 _GZIP = b"\x1f\x8b"
 _TAIL = 1024
-"""Bytes at a picture's end that, with its size, tell it from others."""
+"""Bytes at an image's end that, with its size, tell it from others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ class TarShard:
         picture = next((name for name in PICTURES if name in sample.members), None)
         if picture is None:
             given = ", ".join(f".{name[:20]}" for name in sorted(sample.members)[:5])
-            raise ValueError(f"it has no picture that is read, only {given}")
+            raise ValueError(f"it has no image that is read, only {given}")
         beside = (first_text(self._member(sample, n)) for n in _TEXTS if n in sample.members)
         caption = next((text for text in beside if text.strip()), "") or caption_of(fields)
         if not caption:
@@ -90,7 +90,7 @@ class TarShard:
         return RawItem(key, parts, source, licence, others(fields), subjects=subjects)
 
     def facts(self) -> Iterator[Facts]:
-        """Each sample's picture by its size and its last bytes, and what its .json says."""
+        """Each sample's image by its size and its last bytes, and what its .json says."""
         usual = usual_split(self._name)
         for sample in _samples(self._path, self._state):
             key = f"{self._name}/{sample.key}"

@@ -1,4 +1,4 @@
-"""The decoder's illustrations: a training row as the model sees it, and pictures that it draws."""
+"""The decoder's illustrations: a training row as the model sees it, and images that it draws."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from cm3jax.training.exported_run import LoadedRun
 from cm3jax.training.state import TrainState
 
 _GREY = 128
-"""Grey of the parts of a picture whose codes are elsewhere in the row."""
+"""Grey of the parts of an image whose codes are elsewhere in the row."""
 
 
 def decoder_illustrator(learner: DecoderLearner) -> Callable[[TrainState], Sequence[Illustration]]:
@@ -58,7 +58,7 @@ def _training_row(rows: CorpusRows, generator: Generator) -> Illustration:
     samples = pieces(rows.build(plan), rows.corpus.vocab)
     why = (
         "A row of the first epoch, as the model reads it. What is underlined in green is asked "
-        "for: the loss counts it. Grey parts of a picture stand elsewhere in the row."
+        "for: the loss counts it. Grey parts of an image stand elsewhere in the row."
     )
     shown = [tag("div", *_pieces(sample, generator), class_="row") for sample in samples]
     who = tag("pre", "\n".join(describe_samples(rows, plan)))
@@ -83,7 +83,7 @@ def _piece(piece: Piece, pictures, generator: Generator) -> Html:
     inside: list[str]
     match piece.kind:
         case Modality.IMAGE:
-            image = tag("img", src=png_uri(next(pictures)), alt="a picture or a part of one")
+            image = tag("img", src=png_uri(next(pictures)), alt="an image or a part of one")
             inside = [image, tag("small", f"{len(piece.ids)} codes")]
         case Modality.TEXT:
             inside = [generator.text.decode([id_ - vocab.first_text for id_ in piece.ids])]
@@ -95,7 +95,7 @@ def _piece(piece: Piece, pictures, generator: Generator) -> Html:
 def _partial_pictures(
     images: Sequence[Piece], generator: Generator
 ) -> UInt8[np.ndarray, "B Y X 3"]:
-    """A picture per run of codes: the run at its place, the rest grey."""
+    """An image per run of codes: the run at its place, the rest grey."""
     vocab, side = generator.vocab, generator.image.config.image_size
     codes = np.zeros((len(images), vocab.image_tokens), np.int32)
     known = np.zeros(codes.shape, bool)
@@ -121,7 +121,7 @@ class _Prompt:
 
 
 def _prompts(rows: CorpusRows, text: TextTokenizer, count: int) -> list[_Prompt]:
-    """The first pairs of a caption and a picture, in the order of the rows."""
+    """The first pairs of a caption and an image, in the order of the rows."""
     plan, vocab = rows.plan(0, 0), rows.corpus.vocab
     found: dict[int, _Prompt] = {}
     for record, chosen in zip(plan.records.tolist(), plan.documents.tolist(), strict=True):
@@ -145,14 +145,14 @@ def _fitting(documents: Sequence[BankDocument], room: int) -> tuple[BankDocument
 
 
 def _drawn(prompts: Sequence[_Prompt], generator: Generator, seed: int) -> Illustration:
-    """A picture per prompt, always with the same noise."""
+    """An image per prompt, always with the same noise."""
     captions = [prompt.caption for prompt in prompts]
     given = [[document.ids for document in prompt.documents] for prompt in prompts]
     samples = generator.text_to_image(captions, given, seed=seed, grammar=True)
     figures, pictures = [], {}
     for prompt, (sample,) in zip(prompts, samples, strict=True):
         shown = [_document(document, generator) for document in prompt.documents]
-        true = cell("its own picture", picture=_uri(prompt.picture, generator))
+        true = cell("its own image", picture=_uri(prompt.picture, generator))
         image = image_of(sample)
         figures.append(figure(prompt.caption, *shown, true, cell("drawn", picture=png_uri(image))))
         pictures[f"record-{prompt.record}"] = image

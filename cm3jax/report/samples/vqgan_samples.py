@@ -1,4 +1,4 @@
-"""The image tokenizer's illustration: pictures over their reconstructions, and figures by kind."""
+"""The image tokenizer's illustration: images over their reconstructions, and figures by kind."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from cm3jax.training.state import TrainState
 
 
 def vqgan_illustrator(learner: VQGANLearner) -> Callable[[TrainState], Sequence[Illustration]]:
-    """Encodes and decodes the first pictures of validation, or of training where nothing is held
+    """Encodes and decodes the first images of validation, or of training where nothing is held
     back: always the same.
 
     `train.samples` of them are shown; as many as a validation reads are measured.
@@ -47,11 +47,11 @@ def vqgan_illustrator(learner: VQGANLearner) -> Callable[[TrainState], Sequence[
         )
         shown = [images[:samples], remade[:samples]]
         cells = [
-            tag("div", _image(picture, "a picture"), _image(again, "it again"), class_="cell")
+            tag("div", _image(picture, "an image"), _image(again, "it again"), class_="cell")
             for picture, again in zip(*shown, strict=True)
         ]
         split = "validation" if learner.held_back else "training"
-        why = f"Above pictures of the {split} split, below them what their codes decode to."
+        why = f"Above images of the {split} split, below them what their codes decode to."
         rows = by_label(labels, figures, codes, experiment.vqgan.codes)
         grid = np.concatenate([np.concatenate(row, axis=1) for row in shown])
         body = tag("div", tag("p", why), tag("div", *cells, class_="cells"), table(rows))
@@ -66,7 +66,7 @@ def by_label(
     codes: Int[np.ndarray, "B T"],
     count: int,
 ) -> list[dict[str, str]]:
-    """A row for all pictures and one for each label: means of `figures`, use of `count` codes."""
+    """A row for all images and one for each label: means of `figures`, use of `count` codes."""
     every = np.asarray(labels)
     rows = []
     for name in ("all", *sorted(set(labels))):
@@ -78,7 +78,7 @@ def by_label(
             "code_perplexity": np.exp(-np.sum(shares * np.log(shares))),
         }
         rows.append(
-            {"pictures of": name, "number": str(int(mine.sum()))}
+            {"images of": name, "number": str(int(mine.sum()))}
             | {figure: f"{values[mine].mean():.4g}" for figure, values in figures.items()}
             | {what: f"{value:.4g}" for what, value in usage.items()}
         )

@@ -53,7 +53,7 @@ async function* events(answer) {
   }
 }
 
-/* A document of the bank, `{text, image, source, licence}`, its picture as a data URL; `{}` where it
+/* A document of the bank, `{text, image, source, licence}`, its image as a data URL; `{}` where it
 can't be had. */
 export function bankDocument(key) {
   if (!known.has(key)) known.set(key, fetchDocument(key));

@@ -4,7 +4,7 @@ import { $, make, png } from "./dom.js";
 
 const state = { image: null, mask: null, at: [0, 0], done: null };
 
-/* Lets the user paint over a picture; gives `{mask, prompt}`, or null where they change their mind. */
+/* Lets the user paint over an image; gives `{mask, prompt}`, or null where they change their mind. */
 export async function paintOver(content, caption) {
   const image = Object.assign(new Image(), { src: png(content) });
   await image.decode();

@@ -1,4 +1,4 @@
-// The documents that a picture was drawn with: what they are, what each did, and changes to them.
+// The documents that an image was drawn with: what they are, what each did, and changes to them.
 
 import { bankDocument } from "./api.js";
 import { brief, button, chooser, make, tell } from "./dom.js";
@@ -27,7 +27,7 @@ function item(place, answer, body, scores, most) {
     const name = text || fallback;
     words.textContent = name;
     picture.hidden = !image;
-    if (image) Object.assign(picture, { src: image, alt: `the picture of the document: ${name}` });
+    if (image) Object.assign(picture, { src: image, alt: `the image of the document: ${name}` });
     changes.ariaLabel = `Document ${place + 1}: ${name}`;
     changes.replaceChildren(...controls(place, answer, body, scores, name));
   };
@@ -51,8 +51,8 @@ function controls(place, answer, body, scores, name) {
   const out = [
     button("Remove", again({ ...kept, documents: rest }, `without “${brief(name)}”`), `Remove ${name}`),
     chooser("Replace…", (image, _, node) => tell(node, "again", {
-      changes: { ...kept, documents: swap(image) }, words: `your picture for “${brief(name)}”`,
-    }), `Replace ${name} by a picture of yours`),
+      changes: { ...kept, documents: swap(image) }, words: `your image for “${brief(name)}”`,
+    }), `Replace ${name} by an image of yours`),
   ];
   if (!found.key || found.score === null) return out;
   const exclude = [...(body.exclude || []), found.key];
@@ -71,7 +71,7 @@ function controls(place, answer, body, scores, name) {
 function did(found, most) {
   if (found.log_probability === undefined) return [];
   const gain = found.log_probability;
-  const copied = (found.copied_share ?? null) === null ? "" : ` · ${Math.round(100 * found.copied_share)} % of the codes as in its picture`;
+  const copied = (found.copied_share ?? null) === null ? "" : ` · ${Math.round(100 * found.copied_share)} % of the codes as in its image`;
   const words = `${Math.abs(gain).toFixed(1)} nats ${gain < 0 ? "less likely" : "likelier"} with it${copied}`;
   if (!found.heat) return [make("p", { className: "did", textContent: words })];
   const toggle = button("Where", () => {
@@ -79,7 +79,7 @@ function did(found, most) {
     toggle.closest("ul").querySelectorAll("[aria-pressed]").forEach((each) => { each.ariaPressed = "false"; });
     toggle.ariaPressed = String(on);
     tell(toggle, "heat", on ? { heat: found.heat, most } : null);
-  }, `Where in the picture: ${told(found.heat)}`);
+  }, `Where in the image: ${told(found.heat)}`);
   toggle.ariaPressed = "false";
   toggle.prepend(heatMap(found.heat, most));
   return [make("p", { className: "did" }, toggle, make("span", { textContent: words }))];

@@ -8,7 +8,7 @@ import { $, button, chooser, make, png } from "./dom.js";
 import { readRecipe } from "./recipe.js";
 
 const MARKS = /<(image:\d+|break|mask|infill)>/;
-const uploads = []; // data URLs of the prompt's pictures: `<image:1>` is the first
+const uploads = []; // data URLs of the prompt's images: `<image:1>` is the first
 let running = 0, stopper = new AbortController(), model = "";
 
 function say(text, wrong = false) {
@@ -105,7 +105,7 @@ async function paint(card) {
   if (painted) edit(card, "Redrawing", "painted over", { mask: painted.mask }, { prompt: painted.prompt });
 }
 
-/* Redraws a picture, with the documents that it was drawn with. */
+/* Redraws an image, with the documents that it was drawn with. */
 function edit(card, what, words, files, body) {
   const { answer, job } = card, given = pinned(answer, job.body);
   return drawAfter(card, what, words, {
@@ -138,16 +138,16 @@ async function chat({ task, content }, shown, signal, more = {}) {
 
 function part({ type, text, image_url: picture, codes }) {
   if (type === "text") return make("p", { textContent: text });
-  if (type === "image_url") return make("img", { src: picture.url, alt: "a picture of the document" });
-  return make("p", { className: "wrong", textContent: `a picture that broke off after ${codes} codes` });
+  if (type === "image_url") return make("img", { src: picture.url, alt: "an image of the document" });
+  return make("p", { className: "wrong", textContent: `an image that broke off after ${codes} codes` });
 }
 
-/* The prompt as parts of a message: `<image:N>` is the N-th picture that was inserted. */
+/* The prompt as parts of a message: `<image:N>` is the N-th image that was inserted. */
 function promptParts() {
   return $("prompt").value.split(/(<image:\d+>)/).filter((each) => each.trim()).map((each) => {
     const place = each.match(/^<image:(\d+)>$/);
     if (!place) return { type: "text", text: each };
-    if (!uploads[place[1] - 1]) throw new Error(`there is no picture ${place[1]}; insert it.`);
+    if (!uploads[place[1] - 1]) throw new Error(`there is no image ${place[1]}; insert it.`);
     return picturePart(uploads[place[1] - 1]);
   });
 }
@@ -169,7 +169,7 @@ function insert(text) {
 
 function insertPicture(url) {
   uploads.push(url);
-  $("uploads").append(make("figure", {}, make("img", { src: url, alt: `picture ${uploads.length} of the prompt` }), make("figcaption", { textContent: `<image:${uploads.length}>` })));
+  $("uploads").append(make("figure", {}, make("img", { src: url, alt: `image ${uploads.length} of the prompt` }), make("figcaption", { textContent: `<image:${uploads.length}>` })));
   insert(`<image:${uploads.length}>`);
 }
 
@@ -198,7 +198,7 @@ $("ask").addEventListener("submit", (event) => { event.preventDefault(); drawPro
 $("prompt").addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("ask").requestSubmit(); });
 $("document").addEventListener("click", continueDocument);
 $("stop").addEventListener("click", stop);
-$("marks").prepend(chooser("Insert picture…", insertPicture, "Insert a picture into the prompt"));
+$("marks").prepend(chooser("Insert image…", insertPicture, "Insert an image into the prompt"));
 $("marks").querySelectorAll("[data-mark]").forEach((each) => each.addEventListener("click", () => insert(each.dataset.mark)));
 $("compare").addEventListener("change", () => { $("retrieve").disabled = $("compare").checked; });
 $("open").append(chooser("Open a recipe…", openRecipe, "Open a PNG or JSON that this page saved", "image/png,application/json"));

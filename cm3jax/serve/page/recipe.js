@@ -3,7 +3,7 @@
 const KEYWORD = "cm3jax recipe";
 const PATHS = ["v1/images/generations", "v1/images/edits"];
 
-/* The recipe's picture as a PNG that has the rest of it as a text (the chunk iTXt, which other
+/* The recipe's image as a PNG that has the rest of it as a text (the chunk iTXt, which other
 readers skip or show). */
 export function withRecipe({ answer: { b64_json: content, ...answer }, ...rest }) {
   const picture = bytesOf(content);

@@ -1,4 +1,4 @@
-"""Only whole segments: a caption or a picture, never a part of one.
+"""Only whole segments: a caption or an image, never a part of one.
 
 python -m launch.train miniature/masking/whole
 """

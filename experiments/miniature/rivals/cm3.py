@@ -9,5 +9,5 @@ from .shared import rival
 
 
 def get_config() -> Experiment:
-    """Retrieves nothing, so that a row holds about twice as many captions and pictures."""
+    """Retrieves nothing, so that a row holds about twice as many captions and images."""
     return rival("miniature/rivals/cm3", retrieval={"documents": 0}, cm3={"no_documents": 0.0})

@@ -1,4 +1,4 @@
-"""DALL-E among the rivals: a plain causal model of captions before pictures.
+"""DALL-E among the rivals: a plain causal model of captions before images.
 
 python -m launch.train miniature/rivals/dalle
 """

@@ -1,9 +1,9 @@
-"""Parti among the rivals: an encoder reads the caption, a decoder draws the picture.
+"""Parti among the rivals: an encoder reads the caption, a decoder draws the image.
 
 python -m launch.train miniature/rivals/parti
 
 As many layers as the others, half of them the encoder's; with cross-attention these are 1.12 M
-parameters beside their 0.99 M. 32 captions of 48 tokens, longer ones cut, and pictures of 16 are as
+parameters beside their 0.99 M. 32 captions of 48 tokens, longer ones cut, and images of 16 are as
 many tokens as a batch of theirs.
 """
 

@@ -1,8 +1,8 @@
 """What a model of the miniature can do, in exact shares that a program reads from its answers.
 
-Every answer is sampled freely, once per prompt, and judged by the emblems reader: a picture is
+Every answer is sampled freely, once per prompt, and judged by the emblems reader: an image is
 right if it shows the prompt's emblems and scene exactly, a caption if it says exactly what the
-picture shows. Documents come from the live encoder and index; names choose them only in one
+image shows. Documents come from the live encoder and index; names choose them only in one
 control, whose protocol says so.
 """
 
@@ -94,7 +94,7 @@ def is_current(result: Evaluation, run_dir: epath.PathLike, count: int) -> bool:
 
 
 class _EmblemExam(Exam):
-    """The exam of one model over `count` prompts of each kind, and every picture it made."""
+    """The exam of one model over `count` prompts of each kind, and every image it made."""
 
     def __init__(self, examinee: Examinee, count: int, seed: int, say: Callable[[str], None]):
         super().__init__(examinee, seed, say, examinee.generator.retriever.bank)
@@ -106,7 +106,7 @@ class _EmblemExam(Exam):
         self.pictures: list[np.ndarray] = []
 
     def require_documents(self, kind: Kind) -> None:
-        """Raise `UserError` unless the bank has a pair of text and picture of every emblem."""
+        """Raise `UserError` unless the bank has a pair of text and image of every emblem."""
         asked = {prompt.scene.names[0] for prompt in self._questions(kind).items}
         if missing := sorted(asked - self._pairs_by_emblem().keys()):
             raise UserError(
@@ -115,7 +115,7 @@ class _EmblemExam(Exam):
             )
 
     def draw_emblems(self, kind: Kind, name: str, guessed: float) -> None:
-        """Pictures with 0, 1 and 2 live documents in front."""
+        """Images with 0, 1 and 2 live documents in front."""
         asked = self._questions(kind)
         every = [self.retrieve(count, asked) for count in (0, 1, 2)]
         for given in every[1:]:
@@ -155,7 +155,7 @@ class _EmblemExam(Exam):
         self._score(name, verdicts, LOOK_CHANCE, asked, given)
 
     def draw_scenes(self, kind: Kind, name: str) -> None:
-        """Pictures without emblems and without documents."""
+        """Images without emblems and without documents."""
         asked = self._questions(kind)
         drawn, right = self._draw(asked, NOTHING)
         self._score(name, right, chance.of_another_answer(_seen(asked)), asked)
@@ -210,7 +210,7 @@ class _EmblemExam(Exam):
         )
 
     def find_emblems(self, kind: Kind, name: str) -> None:
-        """Whether the two best documents hold a picture of the prompt's emblem."""
+        """Whether the two best documents hold an image of the prompt's emblem."""
         asked = self._questions(kind)
         emblems = [prompt.scene.names[0] for prompt in asked.items]
         self.find(name, asked, emblems, "the emblems that the bank knows its pictures to show")
@@ -222,7 +222,7 @@ class _EmblemExam(Exam):
         self._score(name, right, chance.of_another_answer(_seen(asked)), asked, drawn=False)
 
     def compare_codes(self, name: str) -> None:
-        """The share of pictures drawn so far that repeat a document in front, code by code."""
+        """The share of images drawn so far that repeat a document in front, code by code."""
         codes = self.examinee.codes
         copied = [
             any(own in codes(shown) for shown in picture.documents)
@@ -253,7 +253,7 @@ class _EmblemExam(Exam):
         return confirms_batch(images, [prompt.scene for prompt in asked.items])
 
     def _pairs_by_emblem(self) -> dict[str, list[BankDocument]]:
-        """The bank's documents with text and picture, by each emblem in them."""
+        """The bank's documents with text and image, by each emblem in them."""
         pairs: dict[str, list[BankDocument]] = {}
         for document in self.bank.documents():
             if document.has_text and document.has_image:
@@ -275,7 +275,7 @@ class _EmblemExam(Exam):
 
 
 def _seen(asked: Questions[ProbePrompt]) -> list[Scene]:
-    """What pictures of the scenes show."""
+    """What images of the scenes show."""
     return [prompt.scene.seen() for prompt in asked.items]
 
 

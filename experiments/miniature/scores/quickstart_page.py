@@ -17,7 +17,7 @@ _SECTIONS = (
     (
         "heldout_emblem_accuracy",
         "An emblem that only the memory bank knows",
-        "The name says nothing about the look, and no training document shows it: the picture can "
+        "The name says nothing about the look, and no training document shows it: the image can "
         "only be right if the model reads a retrieved document. Right means that the reader finds "
         "the exact emblem and the exact scene around it.",
     ),
@@ -34,8 +34,8 @@ _SECTIONS = (
     (
         "caption_exact",
         "Captions",
-        "The caption is masked and infilled after the picture; right means that it says "
-        "exactly what the picture shows.",
+        "The caption is masked and infilled after the image; right means that it says "
+        "exactly what the image shows.",
     ),
     (
         "infill_exact",
@@ -46,8 +46,7 @@ _SECTIONS = (
     (
         "retrieval_hit_2",
         "Retrieval",
-        "Whether the two best documents hold a picture of the emblem that the query names or "
-        "shows.",
+        "Whether the two best documents hold an image of the emblem that the query names or shows.",
     ),
     (
         "copied_share",
@@ -89,7 +88,7 @@ def report(evaluations: dict[str, Evaluation], metrics: dict[str, Any]) -> Html:
 
 def _opening(evaluations: dict[str, Evaluation]) -> Html:
     lines = [
-        "Caption–picture pairs were tokenised, indexed and learned; then one decoder drew, "
+        "Caption–image pairs were tokenised, indexed and learned; then one decoder drew, "
         "captioned and infilled. Every score counts free-running samples that a program reads "
         "back from their pixels, and was computed in this run."
     ]

@@ -25,7 +25,7 @@ from cm3jax.retrieval.select import above_floor, select_documents, side_by_side
 
 def evaluate_encoder(run_dir: epath.PathLike, count: int = 200) -> dict[str, Score]:
     """`retrieval_hit_2.text` and `.image`: of `count` prompts that name one memory-only emblem,
-    the share whose two best documents hold a picture of it.
+    the share whose two best documents hold an image of it.
 
     Raises `UserError` where `run_dir` holds no encoder.
     """

@@ -1,7 +1,7 @@
 """What a tuned model of the miniature does, task by task, read from its answers by programs.
 
 Every case is held out (`data.emblems.tasks`, split `prompts`), asked once in the notation that a
-user types, with its pictures as files, and answered freely. Beside each score stands chance, which
+user types, with its images as files, and answered freely. Beside each score stands chance, which
 is what the right answer to another case scores, and, if asked for, the model before tuning.
 """
 
@@ -34,7 +34,7 @@ from cm3jax.tasks import TASKS, grounded
 from cm3jax.tasks.task import ANSWER, prompt
 
 Answer = tuple[AnswerPart, ...]
-"""The segments that were given: one text, one picture, or those of a story."""
+"""The segments that were given: one text, one image, or those of a story."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +46,18 @@ class Tested:
 
 
 def picture_exact(case: Asked, answer: Answer) -> float:
-    """Whether the picture shows the expected scene exactly."""
+    """Whether the image shows the expected scene exactly."""
     return float(confirms(_picture(answer), case.scenes[0]))
 
 
 def word_exact(case: Asked, answer: Answer) -> float:
-    """Whether the picture shows the word, on any background."""
+    """Whether the image shows the word, on any background."""
     scene = read_scene(_picture(answer)).scene
     return float(scene is not None and scene.word == case.scenes[0].word)
 
 
 def class_iou(case: Asked, answer: Answer) -> float:
-    """Intersection over union of the pixels of each class, over the classes in either picture."""
+    """Intersection over union of the pixels of each class, over the classes in either image."""
     picture = _picture(answer)
     found = read_scene(picture).scene
     if found is None:
@@ -123,7 +123,7 @@ def box_iou(case: Asked, answer: Answer) -> float:
 
 
 def caption_exact(case: Asked, answer: Answer) -> float:
-    """Whether the text says exactly what the picture shows."""
+    """Whether the text says exactly what the image shows."""
     return float(tells(_text(answer), case.scenes[0]))
 
 
@@ -144,7 +144,7 @@ def _text(answer: Answer) -> str:
 
 
 def _picture(answer: Answer) -> RgbImage:
-    """The picture of an answer that begins with one; `TypeError` for another."""
+    """The image of an answer that begins with one; `TypeError` for another."""
     if not isinstance(answer[0], np.ndarray):
         raise TypeError("the answer has no picture")
     return answer[0]
@@ -154,12 +154,12 @@ _STORY = (False, True, False, True, False)  # which segments after the first tex
 
 
 def story_order(case: Asked, answer: Answer) -> float:
-    """Whether as many texts and pictures follow as a story has, in turn."""
+    """Whether as many texts and images follow as a story has, in turn."""
     return float(tuple(isinstance(segment, str) for segment in answer) == _STORY)
 
 
 def story_scenes(case: Asked, answer: Answer) -> float:
-    """The share of a story's three pictures that show what its texts have told up to there."""
+    """The share of a story's three images that show what its texts have told up to there."""
     beginning = case.case.values["beginning"]
     told = caption_states(beginning) if isinstance(beginning, str) else None
     right, pictures = 0, 0
@@ -266,7 +266,7 @@ def _words(case: Asked) -> str:
 def _cells(
     cases: Sequence[Asked], given: Sequence[Answer], values: Sequence[float], place: int
 ) -> Iterator[Cell]:
-    """The pictures that were given with a case, what came of it, and what is right."""
+    """The images that were given with a case, what came of it, and what is right."""
     of_case = dict(cases[place].case.values)
     truth = of_case.pop(ANSWER)
     for one in of_case.values():
@@ -290,7 +290,7 @@ def _content(case: Asked) -> list[str | np.ndarray]:
 
 
 def write_prompt(case: Asked, folder: Path) -> str:
-    """The prompt of a case; its pictures are written to files in `folder`."""
+    """The prompt of a case; its images are written to files in `folder`."""
     values: dict[str, str | epath.Path] = {}
     for name, value in case.case.values.items():
         if name == ANSWER:
@@ -313,7 +313,7 @@ def answers(generator: Generator, task: str, prompts: Sequence[str], seed: int) 
 
 
 def _stories(generator: Generator, prompts: Sequence[str], seed: int) -> list[Answer]:
-    """What follows each first text: as many texts and pictures as the model likes."""
+    """What follows each first text: as many texts and images as the model likes."""
     size = generator.image.config.image_size
     read = [read_prompt(prompt, size) for prompt in prompts]
     asked = [dataclasses.replace(prompt, wanted=Wanted.DOCUMENT) for prompt in read]

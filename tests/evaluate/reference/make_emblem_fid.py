@@ -1,6 +1,6 @@
-"""Makes `emblem_fid.json`: torch-fidelity's FID and KID of 4,096 training and 4,096 bank pictures.
+"""Makes `emblem_fid.json`: torch-fidelity's FID and KID of 4,096 training and 4,096 bank images.
 
-    PYTHONPATH=. python tests/evaluate/reference/make_emblem_fid.py pictures build/emblem_fid
+    PYTHONPATH=. python tests/evaluate/reference/make_emblem_fid.py images build/emblem_fid
     PYTHONPATH=. python tests/evaluate/reference/make_emblem_fid.py 8 build/emblem_fid 4096
 
 The first needs what the library needs, the second what `make_fid.py` names: distances by a network
@@ -14,7 +14,7 @@ where it was. What we find for the same files, with torch installed to read them
 FID 0.56525 and KID 0.16917: they differ from torch-fidelity's by 6e-7 and 1.1e-5 of themselves
 (torch 2.13, Python 3.11, jax 0.10.2, two Intel Xeon cores).
 
-At full width, `32 build/emblem_fid 1024` has been compared, the first 1,024 pictures of either set
+At full width, `32 build/emblem_fid 1024` has been compared, the first 1,024 images of either set
 in folders of their own: FID 5.45552 and KID -0.26285 differ by 2.0e-5 and 9e-7, no feature by more
 than 1e-6 of the largest. 4,096 at full width are open.
 """
@@ -35,7 +35,7 @@ _PIECE = 128
 
 
 def pictures(split: str) -> Iterator[np.ndarray]:
-    """The pictures of a split's documents, in order."""
+    """The images of a split's documents, in order."""
     from cm3jax.emblems import example
 
     for index in itertools.count():
@@ -47,13 +47,13 @@ def write_pictures(folder: Path) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for index, picture in enumerate(itertools.islice(pictures(split), COUNT)):
             PIL.Image.fromarray(picture).save(folder / name / f"{index:06d}.png")
-    caption = {"id": 1, "image_id": 1, "caption": "a picture"}  # the command wants a file
+    caption = {"id": 1, "image_id": 1, "caption": "an image"}  # the command wants a file
     value = {"images": [{"id": 1, "file_name": "none.png"}], "annotations": [caption]}
     (folder / "captions.json").write_text(json.dumps(value))
 
 
 def write_distances(folder: Path, width: int, count: int) -> None:
-    """Of the first `count` pictures of either set."""
+    """Of the first `count` images of either set."""
     import torch
 
     from tests.evaluate.reference import make_fid

@@ -45,7 +45,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 
 from tests.evaluate import inputs
 
-EVERY = 13  # of the resized pictures every so-many-th row and column is stored
+EVERY = 13  # of the resized images every so-many-th row and column is stored
 
 
 def extractor(width: int, scratch: Path):
@@ -103,7 +103,7 @@ def distances(made: torch.Tensor, real: torch.Tensor) -> np.ndarray:
 
 
 def resized() -> dict[str, np.ndarray]:
-    """Two sizes of pictures, one larger than the network reads and not square, three ways."""
+    """Two sizes of images, one larger than the network reads and not square, three ways."""
     out = {}
     for name, size in (("small", 24), ("large", 400)):
         picture = inputs.pictures(1, seed=5, size=size)[0][:, : size - 3]

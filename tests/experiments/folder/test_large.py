@@ -1,4 +1,4 @@
-"""The decoder for 256 pixels, whose rows hold three pictures of 1,024 codes."""
+"""The decoder for 256 pixels, whose rows hold three images of 1,024 codes."""
 
 import dataclasses
 

@@ -63,7 +63,7 @@ def config(tmp_path_factory):
         retrieval=dataclasses.replace(testing.experiment().retrieval, documents=1),
         train=TrainConfig(steps=2, log_every=1, validate_every=2, validation_batches=1, samples=3),
         mesh=MeshConfig(data=1),
-        # Without a grammar an untrained model would draw no whole picture.
+        # Without a grammar an untrained model would draw no whole image.
         decode=dataclasses.replace(testing.experiment().decode, grammar=False),
     )
 

@@ -55,9 +55,9 @@ def test_figures_by_label():
     figures = {"psnr": np.array([10.0, 20.0, 60.0])}
     rows = by_label(["cat", "cat", "dog"], figures, codes, 8)
     shares = np.array([2, 2, 2]) / 6
-    every = {"pictures of": "all", "number": "3", "psnr": "30", "code_usage": "0.375"}
+    every = {"images of": "all", "number": "3", "psnr": "30", "code_usage": "0.375"}
     assert rows[0] == every | {"code_perplexity": f"{np.exp(-(shares * np.log(shares)).sum()):.4g}"}
-    cat = {"pictures of": "cat", "number": "2", "psnr": "15"}
+    cat = {"images of": "cat", "number": "2", "psnr": "15"}
     assert rows[1] == cat | {"code_usage": "0.25", "code_perplexity": "2"}
-    dog = {"pictures of": "dog", "number": "1", "psnr": "60"}
+    dog = {"images of": "dog", "number": "1", "psnr": "60"}
     assert rows[2] == dog | {"code_usage": "0.125", "code_perplexity": "1"}
