@@ -23,7 +23,7 @@ from cm3jax.decode.constants import drafts_of, row_constants
 from cm3jax.decode.finished import Finished, Sample
 from cm3jax.decode.pace import pace_of
 from cm3jax.decode.params import bytes_per_step
-from cm3jax.decode.plan import CHUNK, Group, ProgramShape, SlotJob, plan_groups
+from cm3jax.decode.plan import CHUNK, Group, ProgramShape, SlotJob, front_share, plan_groups
 from cm3jax.decode.prefix_cache import Known, PrefixCache
 from cm3jax.decode.request import Request, require_fit
 from cm3jax.decode.throughput import Meter
@@ -134,7 +134,8 @@ class Slots:
     """Slots of one shape and what is in them; jobs come and go between two chunks.
 
     Jobs may differ in everything but the shape that they fit and which filters they sample with
-    (the tree of `sampling.Method.of`): `config` is any of theirs.
+    (the tree of `sampling.Method.of`): `config` is any of theirs. With `narrows`, a chunk runs no
+    more than half or a quarter of the slots where the others are empty, each by its own program.
     """
 
     def __init__(
@@ -146,11 +147,12 @@ class Slots:
         config: DecodeConfig,
         meter: Meter,
         prefixes: PrefixCache | None = None,
+        narrows: bool = False,
     ):
         self._model, self._variables, self._meter = model, variables, meter
         # Programs are compiled per vocabulary, but tokenizers do not matter to them.
         self._vocab, self._mesh = Vocab(vocab.config), partition.mesh_of(variables)
-        self._shape, self._config = shape, config
+        self._shape, self._config, self._narrows = shape, config, narrows and self._mesh is None
         # On a mesh, each prefix is on the devices of its slot.
         self._prefixes = prefixes if self._mesh is None else None
         self._method = self._method_of_rows([config] * shape.slots)
@@ -318,14 +320,12 @@ class Slots:
         begin, programs = time.perf_counter(), _compiled_programs()
         greedy = all(_greedy(job.config) for job in self.jobs)
         call = (self._model, self._vocab, self._variables, self._method, greedy)
+        share = front_share(self._slots) if self._narrows else 1
+        run = (self._rows, self._state, count, window, share)
         with self._on_mesh():
-            self._state, emitted, done, taken = steps.chunk(
-                *call, self._rows, self._state, count, window
-            )
-        ids, logprobs, free = (
-            np.asarray(x).reshape(count * window, self._shape.slots, -1)
-            for x in (emitted.ids, emitted.logprobs, emitted.free)
-        )
+            self._state, emitted, done, taken = steps.chunk(*call, *run)
+        sizes = (count * window, -1, self._shape.samples)
+        ids, logprobs, free = (np.asarray(x).reshape(sizes) for x in jax.tree.leaves(emitted))
         seconds = time.perf_counter() - begin
         new = ids != self._vocab.pad
         for place, slot in enumerate(self._slots):
@@ -337,13 +337,13 @@ class Slots:
         if _compiled_programs() > programs:
             self._meter.compile_seconds += seconds
         else:
-            self._meter.stepped(seconds, int(new.sum()), int(taken) * self._read_per_step())
+            self._meter.stepped(seconds, int(new.sum()), int(taken) * self._read_per_step(share))
             self._chunk_seconds = seconds * CHUNK / count
         by_pass = new.reshape(count, window, -1).sum(1)
         self._meter.emitted_by(int((by_pass > 0).sum()), int(new.sum()))
         self._meter.occupied(int(new.any(0).sum()), new[0].size)
         self._pace.saw(by_pass, window)
-        return np.all(np.asarray(done).reshape(self._shape.slots, -1), axis=1)
+        return np.all(np.asarray(done).reshape(-1, self._shape.samples), axis=1)
 
     def _make_room(self, count: int) -> None:
         """Resize the suffix to what the next `count` tokens need."""
@@ -353,11 +353,11 @@ class Slots:
             with self._on_mesh():
                 self._state = steps.resized(self._state, room)
 
-    def _read_per_step(self) -> int:
+    def _read_per_step(self, share: int) -> int:
         """Bytes that a step reads: the weights, and keys and values at their padded lengths."""
         cache = self._state.cache
         parts = (*jax.tree.leaves(cache.prefix), *jax.tree.leaves(cache.suffix))
-        return self._weights + sum(part.nbytes for part in parts)
+        return self._weights + sum(part.nbytes for part in parts) // share
 
     def _show(self, watch: Watch) -> None:
         for slot in filter(None, self._slots):

@@ -9,6 +9,7 @@ without guesses that is one id.
 
 import dataclasses
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from cm3jax.decode.drafts import Drafts
 from cm3jax.decode.plan import CHUNK, ProgramShape
 from cm3jax.model.cache import Cache, KeyValues, empty_entries, start_cache
 from cm3jax.shapes import Array, Bool, Float, Int, UInt32
+
+T = TypeVar("T")
 
 
 @partial(
@@ -179,7 +182,7 @@ def prefill(model, variables, rows: RowConstants, state: State, new: New, sample
 
 @partial(
     jax.jit,
-    static_argnames=("model", "vocab", "greedy", "passes", "window"),
+    static_argnames=("model", "vocab", "greedy", "passes", "window", "share"),
     donate_argnames="state",
 )
 def chunk(
@@ -192,11 +195,16 @@ def chunk(
     state: State,
     passes: int = CHUNK,
     window: int = 1,
+    share: int = 1,
 ) -> tuple[State, Emitted, Bool[Array, " B"], Int[Array, ""]]:
     """The state after a chunk, what was emitted, which samples are done, and the passes it took.
 
-    Windows of several ids end the chunk as soon as all samples are done.
+    Windows of several ids end the chunk as soon as all samples are done. With a `share`, only the
+    first P / `share` slots run, and only of them is told; the others stay as they are.
     """
+    whole = state
+    if share > 1:
+        method, rows, state = _front((method, rows, state), share)
     step = partial(_pass, model, vocab, variables, method, greedy, window, rows)
     if window == 1:
         before = _emitted(state)
@@ -208,7 +216,25 @@ def chunk(
     done = state.states >= rows.table.lengths
     # What the host reads is whole on every device, hence in every process.
     emitted, done, taken = jax.tree.map(partition.constrain, (emitted, done, taken))
+    if share > 1:
+        state = _with_front(whole, state)
     return _laid_out(state), emitted, done, taken
+
+
+def _front(tree: T, share: int) -> T:
+    """What there is of the first slots: all arrays are in the slots' order."""
+    return jax.tree.map(lambda x: x[: len(x) // share], tree)
+
+
+def _with_front(whole: State, front: State) -> State:
+    """The state of all slots after a chunk of the first ones, which leaves prompts as they are."""
+    prompts = {"prefix": whole.cache.prefix, "prefix_lengths": whole.cache.prefix_lengths}
+    cache = dataclasses.replace(front.cache, **prompts)
+    return jax.tree.map(
+        lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, 0, axis=0),
+        whole,
+        dataclasses.replace(front, cache=cache),
+    )
 
 
 def _until_done(step, rows: RowConstants, state: State, vocab, passes: int, window: int):

@@ -294,7 +294,7 @@ class Generator:
     def open_slots(self, shape: ProgramShape, config: DecodeConfig, meter: Meter) -> loop.Slots:
         """Slots of the decoding loop, for requests that come one by one (`cm3jax.serve`)."""
         read = (self.model, self._variables, self.vocab)
-        return loop.Slots(*read, shape, config, meter, self.prefixes)
+        return loop.Slots(*read, shape, config, meter, self.prefixes, narrows=True)
 
     def read(self, requests: Sequence[PromptRequest], finished: list[loop.Finished]) -> Answers:
         """What slots emitted for requests, as texts and images."""

@@ -31,6 +31,10 @@ class _Gauges(Collector):
                 "Tokens that a sample emits per pass: more than 1 where guesses are right",
                 rates["tokens_per_pass"] or 0.0,
             ),
+            "cm3jax_compile_seconds": (
+                "Seconds that were spent on chunks and prompts whose programs had to be compiled",
+                rates["compile_seconds"],
+            ),
             "cm3jax_rows_busy": (
                 "Share of the slots that decoded a sample, while any did",
                 rates["busy_rows"] or 0.0,

@@ -31,7 +31,8 @@ from cm3jax.serve.drawing import Drawing
 from cm3jax.shapes import Int
 
 _PROGRAMS = 256
-"""Compiled programs that are kept; a kind needs 20 at most, 50 where `auto` tries windows."""
+"""Compiled programs that are kept; a kind needs 36 at most, by rooms and parts of its slots, or 130
+where `auto` tries windows."""
 
 
 class Pool:

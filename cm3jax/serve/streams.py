@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from cm3jax.generation.answers import Generated
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.serve import replies
 from cm3jax.serve.protocol import ChatBody, ImageBody
@@ -105,25 +106,27 @@ async def image_events(
     question, grid = session.question, vocab.config.grid
     sent = dict.fromkeys(range(question.samples), 0)
     rows = dict(sent)
+
+    def packed(sample: Generated) -> replies.Json:
+        picture = replies.image_object(question, sample, session.drawing.effects, vocab)
+        return {**picture, "usage": replies.image_usage(question, [sample], vocab)}
+
     while sent:
         await session.news()
         for number in list(sent):
             common = {"created_at": int(time.time()), "output_format": "png", "sample": number}
             if number in session.drawing.done:
                 del sent[number]
-                sample = await session.answer(number)
                 name = f"{kind}.completed"
-                usage = replies.image_usage(question, [sample], vocab)
-                what = (question, sample, session.drawing.effects, vocab)
-                picture = await session.work(replies.image_object, *what)
-                yield event({"type": name, **common, **picture, "usage": usage}, name)
+                picture = await session.answer(number, packed)
+                yield event({"type": name, **common, **picture}, name)
                 continue
             now = session.rows(number)
             if now <= rows[number] or not _due(now / grid, sent[number], body.partial_images):
                 continue
             name, index, rows[number] = f"{kind}.partial_image", sent[number], now
             sent[number] += 1
-            unfinished = await session.work(replies.base64_png, await session.partial(number))
+            unfinished = await session.partial(number, replies.base64_png)
             yield event(
                 {
                     "type": name,
@@ -159,9 +162,8 @@ async def chat_events(
                 if more:
                     yield event(replies.chat_chunk(name, model, number, {"content": more}))
                 continue
-            sample = await session.answer(number)
+            sample, whole = await session.answer(number, lambda one: (one, replies.message(one)))
             samples.append(sample)
-            whole = await session.work(replies.message, sample)
             delta = {**whole, "content": _rest(told.pop(number), whole["content"])}
             yield event(replies.chat_chunk(name, model, number, delta))
             about = replies.provenance(sample, question.seed)

@@ -195,10 +195,6 @@ class Session:
         """Free the slots of what is not done."""
         self._studio.engine.cancel(self.drawing, Gone())
 
-    async def work(self, function: Callable[..., T], *args: object) -> T:
-        """Call a function on the studio's worker."""
-        return await self._studio.work(function, *args)
-
     def _tell(self) -> None:
         with contextlib.suppress(RuntimeError):  # a loop that has ended
             self._loop.call_soon_threadsafe(self._news.set)
@@ -214,12 +210,11 @@ class Session:
         """What `pack` makes of all samples, in order, when they are done."""
         while len(self.drawing.done) < self.question.samples:
             await self.news()
-        return await self.work(lambda: pack(self._answers(range(self.question.samples))))
+        return await self._studio.work(lambda: pack(self._answers(range(self.question.samples))))
 
-    async def answer(self, number: int) -> Generated:
-        """A sample that is done."""
-        (sample,) = await self._studio.work(self._answers, [number])
-        return sample
+    async def answer(self, number: int, pack: Callable[[Generated], T]) -> T:
+        """What `pack` makes of a sample that is done."""
+        return await self._studio.work(lambda: pack(*self._answers([number])))
 
     def _answers(self, numbers: Sequence[int]) -> list[Generated]:
         """Samples that are done; their pictures are decoded together."""
@@ -238,9 +233,10 @@ class Session:
         ends = np.flatnonzero(ids < vocab.first_text)
         return self._studio.generator.text_of(ids[: ends[0]] if len(ends) else ids)
 
-    async def partial(self, number: int) -> RgbImage:
-        """The whole rows of a running sample's picture; the rest of it is grey."""
-        return await self._studio.work(self._partial, self._codes(number))
+    async def partial(self, number: int, pack: Callable[[RgbImage], T]) -> T:
+        """What `pack` makes of the whole rows of a running sample's picture; the rest is grey."""
+        codes = self._codes(number)
+        return await self._studio.work(lambda: pack(self._partial(codes)))
 
     def _codes(self, number: int) -> np.ndarray:
         """The codes of the first picture so far, those before a hole among them."""

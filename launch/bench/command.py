@@ -119,7 +119,7 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--run", default=str(SHIPPED / "decoder"), help="the decoder to serve")
     serve.add_argument("--clients", type=positive, default=32, help="requests at once")
     serve.add_argument("--seconds", type=positive, default=180, help="of load, all rounds together")
-    serve.add_argument("--slots", type=positive, default=16, help="as the option of launch.serve")
+    serve.add_argument("--slots", type=positive, default=32, help="as the option of launch.serve")
 
     quantised = kinds.add_parser("quantised", help="images and speed with fewer bits")
     quantised.set_defaults(measure=_quantised)

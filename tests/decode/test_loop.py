@@ -329,13 +329,16 @@ def test_texts_end_by_themselves_or_at_their_limit_over_several_chunks(read):
     assert len(set(lengths)) > 1
 
 
-def test_jobs_that_join_and_leave_running_slots_are_drawn_as_by_themselves(read):
-    """Each with its own seed, sampler and guidance; chunks of any length."""
+@pytest.mark.parametrize(("narrows", "rows"), [(False, 8), (True, 6)])
+def test_jobs_that_join_and_leave_running_slots_are_drawn_as_by_themselves(read, narrows, rows):
+    """Each with its own seed, sampler and guidance; chunks of any length, of all slots or of those
+    that are in use."""
     configs = [DecodeConfig(temperature=heat, top_p=p) for heat, p in [(2.0, 0.9), (0.5, 0.5)] * 2]
     asked = [text_request(i, 15 + i, scale=2.0 + i) for i in range(4)]
     kind = plan.SizeClass.of(asked[0], VOCAB)
     shape = kind.shape(2, MODEL.longest_prompt, guesses=False)
-    slots = Slots(MODEL, read, VOCAB, shape, configs[0], Meter())
+    meter = Meter()
+    slots = Slots(MODEL, read, VOCAB, shape, configs[0], meter, narrows=narrows)
     jobs = [
         plan.SlotJob(i, request, 0, 1, config, seed=i)
         for i, (request, config) in enumerate(zip(asked, configs, strict=True))
@@ -358,6 +361,7 @@ def test_jobs_that_join_and_leave_running_slots_are_drawn_as_by_themselves(read)
     slots.admit(jobs[3:])
     run(16)
     assert slots.jobs == []
+    assert meter.rows == rows
     alone = {
         job.index: decode(MODEL, read, VOCAB, [job.request], job.config, seed=job.seed)
         for job in jobs

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -195,7 +196,7 @@ def test_an_unfinished_picture_is_its_whole_rows_on_grey(server, generator):
         session = Session(server.studio, question)
         assert session.rows(0) == 0
         session.drawing.emitted[0] = sample.ids[:3]  # a row of two codes, and a half
-        return session.rows(0), await session.partial(0)
+        return session.rows(0), await session.partial(0, np.asarray)
 
     rows, picture = asyncio.run(look())
     assert rows == 1
@@ -509,11 +510,13 @@ def test_metrics_tell_of_requests_and_slots(client, server):
         "cm3jax_requests_open 0.0",
         "cm3jax_tokens_total",
         "cm3jax_decode_tokens_per_pass 1.0",
-        "cm3jax_rows_busy 0.",
         "cm3jax_prefix_hit_rate 0.0",
         "cm3jax_first_rows_seconds_count",
     ):
         assert f"\n{line}" in text
+    figures = {name: float(value) for name, value in re.findall(r"^(\w+) (\S+)$", text, re.M)}
+    assert 0 < figures["cm3jax_rows_busy"] <= 1
+    assert figures["cm3jax_compile_seconds"] > 0
 
 
 def test_an_engine_that_fails_leaves_nobody_waiting(generator, monkeypatch):
