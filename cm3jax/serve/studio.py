@@ -1,7 +1,7 @@
 """One generator at the service of many requests: reading, drawing, answering, taking documents out.
 
 What runs the model's small parts (tokenizers, retrieval) is done by one worker thread, in turn, and
-so is the packing of pictures as PNG; drawing by the engine's. The event loop that calls waits for
+so is the packing of images as PNG; drawing by the engine's. The event loop that calls waits for
 both and computes nothing. Documents are taken out of the bank on a thread of their own.
 """
 
@@ -53,7 +53,7 @@ class Studio:
     def __init__(
         self, generator: Generator, slots: int, limits: Limits, first: Callable[[float], None]
     ):
-        # Pictures come by few: padded to the generator's 64, each would cost as much as those.
+        # Images come by few: padded to the generator's 64, each would cost as much as those.
         self.generator, self.limits = generator.with_picture_batch(1), limits
         generator = self.generator
         self.reader = BodyReader(generator, limits)
@@ -217,29 +217,29 @@ class Session:
         return await self._studio.work(lambda: pack(*self._answers([number])))
 
     def _answers(self, numbers: Sequence[int]) -> list[Generated]:
-        """Samples that are done; their pictures are decoded together."""
+        """Samples that are done; their images are decoded together."""
         finished = [Finished(0, number, [self.drawing.done[number]]) for number in numbers]
         answers = self._studio.generator.read([self.question.request], finished)
         return [sample for _, sample in answers]
 
     def rows(self, number: int) -> int:
-        """Whole rows of codes that a running sample's first picture has."""
+        """Whole rows of codes that a running sample's first image has."""
         return len(self._codes(number)) // self._studio.generator.vocab.config.grid
 
     def text(self, number: int) -> str:
-        """The text of a running sample so far, up to its first picture or its end."""
+        """The text of a running sample so far, up to its first image or its end."""
         vocab = self._studio.generator.vocab
         ids = self.drawing.emitted.get(number, np.zeros(0, np.int32))
         ends = np.flatnonzero(ids < vocab.first_text)
         return self._studio.generator.text_of(ids[: ends[0]] if len(ends) else ids)
 
     async def partial(self, number: int, pack: Callable[[RgbImage], T]) -> T:
-        """What `pack` makes of the whole rows of a running sample's picture; the rest is grey."""
+        """What `pack` makes of the whole rows of a running sample's image; the rest is grey."""
         codes = self._codes(number)
         return await self._studio.work(lambda: pack(self._partial(codes)))
 
     def _codes(self, number: int) -> np.ndarray:
-        """The codes of the first picture so far, those before a hole among them."""
+        """The codes of the first image so far, those before a hole among them."""
         vocab = self._studio.generator.vocab
         ids = self.drawing.emitted.get(number, np.zeros(0, np.int32))
         holes = self.question.request.holes or ()

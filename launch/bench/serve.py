@@ -1,7 +1,7 @@
 """The server under many clients, beside `launch.generate` with the same prompts in files.
 
 A server process of `--run` answers mixed requests of `--clients` clients at once: guided and plain
-pictures, streams, pictures painted over, captions (`serve_clients.py`). After each of `ROUNDS`
+images, streams, images painted over, captions (`serve_clients.py`). After each of `ROUNDS`
 rounds this process reads, draws and writes the round's requests as `launch.generate` would from
 files, one call for each mode, while the server has nothing to do: `ratio` is the server's tokens
 per second over this process's, all rounds together. HTTP, and the clients' own work, which shares
@@ -11,7 +11,7 @@ either process took: it leaves out the clients, and depends little on what else 
 Before, the server had answered the same requests one by one: `same` is the share of samples that
 have the same codes or the same text under load.
 
-`first_picture_seconds` is how long a server takes from its start to its first picture, with the
+`first_picture_seconds` is how long a server takes from its start to its first image, with the
 programs that an earlier start has compiled (`cold_…`: without any), `listening_seconds` until it
 can be asked.
 
@@ -95,7 +95,7 @@ def bench_serve(options: argparse.Namespace) -> dict[str, Any]:
     """Serve, load, compare."""
     generator = loading.load(options.run)
     asked = make_requests(generator.image.config.image_size)
-    reader = BodyReader(generator.with_picture_batch(1), Limits())  # pictures as the server reads
+    reader = BodyReader(generator.with_picture_batch(1), Limits())  # images as the server reads
     starts = _starts(options, asked[0])
     with _serving(options) as (process, url):
         alone = [Client(url).ask(one) for one in asked]
@@ -125,7 +125,7 @@ def bench_serve(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _starts(options: argparse.Namespace, asked: Asked) -> dict[str, float]:
-    """Seconds, and those of a core, from a server's start to its first picture: with a user's cache
+    """Seconds, and those of a core, from a server's start to its first image: with a user's cache
     that is empty, and with what that start has left there."""
     out = {}
     with tempfile.TemporaryDirectory() as home:
@@ -137,7 +137,7 @@ def _starts(options: argparse.Namespace, asked: Asked) -> dict[str, float]:
                 first = Client(url).ask(asked)
                 out[f"{name}first_picture_seconds"] = time.perf_counter() - begin
                 out[f"{name}first_picture_cpu_seconds"] = _cpu_seconds(process)
-                _require(first.status == 200, "the server refused a picture")
+                _require(first.status == 200, "the server refused an image")
     return out
 
 

@@ -139,7 +139,7 @@ each layer's matrices and cache are read once a step, none is copied, and the ca
 it is. Of 616 MB of weights and full cache the compiled step reads 542 from memory; the rest, the
 vocabulary's table and one layer's keys, stays in fast memory. With 32 layers that makes, by
 arithmetic, 0.97 of weights and full cache. Room for what is drawn grows by quarters, so that over a
-whole picture a step reads 1.00 of the weights and the part of the cache that is filled.
+whole image a step reads 1.00 of the weights and the part of the cache that is filled.
 """
 _COLUMNS = (
     "experiment, mesh (data × fsdp × tensor)",
