@@ -45,5 +45,4 @@ def drafts_of(jobs: Sequence[SlotJob], count: int, shape: ProgramShape) -> Draft
     for place, job in enumerate(jobs if prompt else ()):
         prefix = job.request.prefix
         ids[place, :, prompt - len(prefix) : prompt] = prefix
-    ids = ids.reshape(count * shape.samples, prompt + tokens)
-    return Drafts.before(jnp.asarray(ids), prompt)
+    return Drafts.before(jnp.asarray(ids.reshape(-1, prompt + tokens)), prompt)

@@ -228,8 +228,9 @@ def _front(tree: T, share: int) -> T:
 
 def _with_front(whole: State, front: State) -> State:
     """The state of all slots after a chunk of the first ones, which leaves prompts as they are."""
-    prompts = {"prefix": whole.cache.prefix, "prefix_lengths": whole.cache.prefix_lengths}
-    cache = dataclasses.replace(front.cache, **prompts)
+    cache = dataclasses.replace(
+        front.cache, prefix=whole.cache.prefix, prefix_lengths=whole.cache.prefix_lengths
+    )
     return jax.tree.map(
         lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, 0, axis=0),
         whole,

@@ -65,7 +65,9 @@ def shard_files(folder: epath.Path) -> list[str] | None:
         return found if any(map(_is_of_records, found)) else None
     manifest = _sound_manifest(folder)
     files = manifest.get("files")
-    if not {"made_from", "encoder"} & manifest.keys() or not fits(files, dict[str, dict[str, Any]]):
+    if not {"made_from", "encoder"} & manifest.keys() or not isinstance(files, dict):
+        return None
+    if not fits(files, dict[str, dict[str, Any]]):
         return None
     if not all("bytes" in file for file in files.values()):
         return None
