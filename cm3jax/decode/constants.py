@@ -45,4 +45,4 @@ def drafts_of(jobs: Sequence[SlotJob], count: int, shape: ProgramShape) -> Draft
     for place, job in enumerate(jobs if prompt else ()):
         prefix = job.request.prefix
         ids[place, :, prompt - len(prefix) : prompt] = prefix
-    return Drafts.before(jnp.asarray(ids.reshape(-1, prompt + tokens)), prompt)
+    return Drafts.before(jnp.asarray(ids.reshape(count * shape.samples, prompt + tokens)), prompt)
