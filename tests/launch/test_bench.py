@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cm3jax.errors import UserError
+from cm3jax.report import html
 from launch import rivals
 from launch.bench import accelerator, command, data, quantised, retrieval, scaling, speculate
 from launch.bench.model import random_weights
@@ -188,6 +189,21 @@ def test_results_of_another_machine_stay_as_they_are(tmp_path):
     with pytest.raises(UserError, match=r"is of 8 × TPU v9 with jax 0.1, not of .*another --out"):
         command.run(["accelerator", "--out", str(tmp_path)])
     assert "TPU v9" in path.read_text()
+
+
+@pytest.mark.parametrize("title", ["Seconds per image", "Seconds per picture", "Seconds"])
+def test_a_page_of_an_earlier_version_is_ours(tmp_path, monkeypatch, title):
+    """The second title is an earlier version's, the third one somebody else's."""
+
+    def begin(options, tokens):
+        raise InterruptedError
+
+    path = tmp_path / "page.html"
+    path.write_text(html.page(title))
+    monkeypatch.setattr(scaling, "experiment", begin)
+    with pytest.raises(UserError if title == "Seconds" else InterruptedError):
+        command.run(["scaling", "--page", str(path)])
+    assert path.read_text() == html.page(title)
 
 
 @pytest.mark.slow
