@@ -3,7 +3,7 @@
 Requests take the form that training rows have: `<eos>`, documents with a `<break>` after each, the
 query, and for what a mask hides `<eos>` and the mask's sentinel:
 
-    an image of a text    <eos> a photo of a cat <break>                     then its codes
+    an image of a text     <eos> a photo of a cat <break>                     then its codes
     the text under a mask  <eos> Image of a m0: <break> I1 … <eos> m0         then a text and <eoss>
     several masks          <eos> m0 <break> I1 m1 I4 <eos> m0                 then a text, m1, codes
 

@@ -4,7 +4,7 @@ A page of ours says which documents an element shows, a stored result which one 
 `samples.jsonl` which ones a sample saw, each by a mark that no other document has:
 
     <div class="cell" data-document="0123456789abcdef">…</div>
-    {"label": …, "image": …, "text": …, "correct": …, "document": "0123456789abcdef"}
+    {"label": …, "picture": …, "text": …, "correct": …, "document": "0123456789abcdef"}
 
 What shows a document that is taken out is blanked in its place, and a contact sheet is deleted;
 all else stays as it is. A sample that was drawn with the document shows none: it stays, and is

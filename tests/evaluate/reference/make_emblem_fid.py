@@ -1,6 +1,6 @@
 """Makes `emblem_fid.json`: torch-fidelity's FID and KID of 4,096 training and 4,096 bank images.
 
-    PYTHONPATH=. python tests/evaluate/reference/make_emblem_fid.py images build/emblem_fid
+    PYTHONPATH=. python tests/evaluate/reference/make_emblem_fid.py pictures build/emblem_fid
     PYTHONPATH=. python tests/evaluate/reference/make_emblem_fid.py 8 build/emblem_fid 4096
 
 The first needs what the library needs, the second what `make_fid.py` names: distances by a network
