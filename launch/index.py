@@ -226,7 +226,7 @@ def query(experiment: Experiment, prompt: str) -> str:
     (found,) = Retriever(encoder, opened, config).search([asked], config.documents, floor=-np.inf)
     floor = config.relevance_floor
     return "\n".join(
-        f"{document.score:.3f}  {document.key}  {document.meta.text or '(a picture)'}"
+        f"{document.score:.3f}  {document.key}  {document.meta.text or '(an image)'}"
         + (f"  (below the floor of {floor:g}: no prompt is shown it)" * (document.score < floor))
         for document in found.documents
     )

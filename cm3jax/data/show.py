@@ -45,7 +45,7 @@ def describe_samples(rows: CorpusRows, plan: Plan) -> list[str]:
         for row in plan.documents[sample].tolist():
             if rows.bank is not None and row >= 0:
                 shown = rows.bank.meta(row)
-                lines.append(f"    document {row}, {shown.key}: {shown.text or '(a picture)'}")
+                lines.append(f"    document {row}, {shown.key}: {shown.text or '(an image)'}")
     return lines
 
 

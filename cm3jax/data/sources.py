@@ -1,4 +1,4 @@
-"""Raw caption-picture data behind one interface. `data.source` is one of
+"""Raw caption-image data behind one interface. `data.source` is one of
 
 emblems             the miniature's images, generated under `data.raw`
 emoji               images of four artists, drawn under `data.raw` from archives that lie there

@@ -67,7 +67,7 @@ class Document:
         return next((s for s in self.segments if isinstance(s, ImageArray)), None)
 
     def __repr__(self) -> str:
-        parts = [repr(s) if isinstance(s, str) else f"<{s.shape} picture>" for s in self.segments]
+        parts = [repr(s) if isinstance(s, str) else f"<{s.shape} image>" for s in self.segments]
         return f"Document({', '.join([*parts, *([f'key={self.key!r}'] if self.key else [])])})"
 
     def _repr_html_(self) -> str:

@@ -51,7 +51,7 @@ class Illustration:
     @classmethod
     def absent(cls, reason: str) -> "Illustration":
         """The section that says, in a sentence, why there are no images."""
-        return cls("Pictures", tag("p", f"There are none: {reason}"))
+        return cls("Images", tag("p", f"There are none: {reason}"))
 
 
 def draw_report(run_dir: epath.PathLike, step: int, drawn: Sequence[Illustration]) -> None:

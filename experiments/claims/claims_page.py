@@ -141,7 +141,7 @@ def _origin(row: Row, result: Result) -> Html:
         ("versions", ", ".join(f"{name} {version}" for name, version in result.versions.items())),
         ("weights", ", ".join(f"{part} {mark}" for part, mark in result.weights.items())),
     ]
-    link = tag("p", tag("a", "all data of this row, pictures too", href=f"data/{row.name}.json"))
+    link = tag("p", tag("a", "all data of this row, images too", href=f"data/{row.name}.json"))
     return join(facts(known), link)
 
 

@@ -73,7 +73,7 @@ ROW = Row(
             lambda scores: all(_within(f"infill.{h}.another", 0.05)(scores) for h in HOLES),
         ),
         Target(
-            "five given documents, five correct pictures: for at least 95 % of prompts",
+            "five given documents, five correct images: for at least 95 % of prompts",
             lambda scores: scores["five_documents.all_five"].value >= 0.95,
         ),
         Target(

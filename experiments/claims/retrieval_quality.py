@@ -114,7 +114,7 @@ ROW = Row(
     headline=_headline,
     targets=(
         Target(
-            "the picture is right as often as a document shows its emblem, to 5 points",
+            "the image is right as often as a document shows its emblem, to 5 points",
             lambda s: all(
                 abs(s[recall].value - s[accuracy].value) <= 0.05
                 for recall, accuracy in map(_names, DROPPED)

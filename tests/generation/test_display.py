@@ -61,4 +61,4 @@ def test_samples_and_documents_show_themselves(generator):
     assert f"{found.key}, score {found.score:.2f}, CC0-1.0, tiny" in document._repr_html_()
     assert document.text == found.meta.text
     assert document.image.shape == testing.pictures(1).shape[1:]
-    assert repr(document).startswith(f"Document({found.meta.text!r}, <(16, 16, 3) picture>, key='")
+    assert repr(document).startswith(f"Document({found.meta.text!r}, <(16, 16, 3) image>, key='")

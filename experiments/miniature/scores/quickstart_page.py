@@ -23,7 +23,7 @@ _SECTIONS = (
     ),
     (
         "heldout_pair_accuracy",
-        "Two such emblems in one picture",
+        "Two such emblems in one image",
         "One document shows one of them, so both are needed.",
     ),
     (
@@ -50,13 +50,13 @@ _SECTIONS = (
     ),
     (
         "copied_share",
-        "Copied pictures",
-        "Pictures whose codes equal those of a document in front: low is good.",
+        "Copied images",
+        "Images whose codes equal those of a document in front: low is good.",
     ),
     (
         "vqgan_read_exact",
         "Image tokenizer",
-        "Pictures that the reader still reads exactly after encoding and decoding.",
+        "Images that the reader still reads exactly after encoding and decoding.",
     ),
 )
 
@@ -173,7 +173,7 @@ def _origins(evaluations: dict[str, Evaluation], metrics: dict[str, Any]) -> Htm
     for name, evaluation in evaluations.items():
         found.append((f"{_NAMES[name]}: run", evaluation.run))
         found.append((f"{_NAMES[name]}: weights", _pairs(evaluation.weights)))
-        found.append((f"{_NAMES[name]}: pictures", evaluation.pictures))
+        found.append((f"{_NAMES[name]}: images", evaluation.pictures))
     stamps = [
         tag("details", tag("summary", f"{_NAMES[name]}: {score}"), _stamp(evaluation.scores[score]))
         for name, evaluation in evaluations.items()
