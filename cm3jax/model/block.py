@@ -139,9 +139,15 @@ class Block(nn.Module):
         return queries, dataclasses.replace(cache, suffix=suffix)
 
 
+_FEW = 16
+"""Tokens that a TPU writes one by one, at most: each is an operation of the program."""
+
+
 def _written(old: Array, new: Array, lengths: Int[Array, " B"]) -> Array:
     """`old` [B K C A], or its scales, with T more tokens a row [B K T A], the first at the row's
     length; none beyond the capacity."""
+    if new.shape[2] > _FEW:  # a prompt's rest or a whole answer, which come once
+        return _scattered(old, new, lengths)
     return jax.lax.platform_dependent(old, new, lengths, tpu=_updated, default=_scattered)
 
 

@@ -160,6 +160,19 @@ def test_tokens_are_written_where_they_are_on_cpus_as_tpus_write_them(count):
     np.testing.assert_array_equal(there[3, :, :4], old[3, :, :4])
 
 
+def test_many_tokens_are_one_write_on_tpus_too():
+    """One by one they would make a program as long as the answers that `token_logprobs` reads."""
+
+    def writes(count):
+        old, new = jnp.zeros((2, 2, 64, 4)), jnp.ones((2, 2, count, 4))
+        # All platforms' ways are in a jaxpr.
+        return str(jax.make_jaxpr(block._written)(old, new, jnp.zeros(2, jnp.int32))).count(
+            "scatter["
+        )
+
+    assert writes(64) < writes(4) < writes(8)
+
+
 def test_dropout_by_the_definition():
     x = jnp.ones((3, 50, 40))
     dropped = np.asarray(dropout(x, 0.2, jax.random.key(0)))
