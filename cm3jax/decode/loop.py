@@ -169,7 +169,7 @@ class Slots:
             program = (model, self._mesh, shape, method, _greedy(config))
             shared = partition.processes(self._mesh) > 1
             self._pace = pace_of(config.speculate, program, self._trial, shared)
-            if self._pace.window == 1:  # the programs of those who never guess
+            if not self._pace.ever_guesses:  # the programs of those who never guess
                 self._shape = dataclasses.replace(shape, guesses=False)
             self._state = steps.start(model.config, self._shape, shape.room(CHUNK))
 
@@ -315,7 +315,7 @@ class Slots:
 
     def _advance(self, count: int) -> Bool[np.ndarray, " P"]:
         """Run a chunk and give each slot what its samples emitted; returns which slots are done."""
-        window = self._pace.window if self._shape.guesses else 1
+        window = self._pace.window
         self._make_room(count * window)
         begin, programs = time.perf_counter(), _compiled_programs()
         greedy = all(_greedy(job.config) for job in self.jobs)

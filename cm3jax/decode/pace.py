@@ -39,6 +39,11 @@ class Pace:
         """The window that emits most ids in a second, as far as is known."""
         return max(self._seconds, key=self._rate)
 
+    @property
+    def ever_guesses(self) -> bool:
+        """Whether guesses that are right as often as usual pay; where not, none is ever made."""
+        return Pace(self._seconds).window > 1
+
     def saw(self, emitted: Int[np.ndarray, "passes B"], window: int) -> None:
         """Count the guesses of a chunk by how many ids each pass emitted, 0 of samples that are
         done."""

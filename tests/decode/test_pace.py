@@ -35,6 +35,16 @@ def test_guesses_are_tried_again_after_chunks_without_any():
     assert 10 <= tries <= 60, "each costs time, so there are few"
 
 
+def test_only_where_no_guess_pays_is_none_ever_made():
+    assert not Pace(DEAR).ever_guesses
+    assert not Pace({1: 1.0}).ever_guesses
+    assert Pace({8: 1.0}).ever_guesses
+    pace = Pace(CHEAP)
+    for _ in range(40):
+        pace.saw(*chunk([1] * 16, pace.window))
+    assert (pace.window, pace.ever_guesses) == (1, True), "they are tried again"
+
+
 def test_a_gain_that_timing_may_have_made_up_is_left():
     ids = sum(0.7**place for place in range(16))
     assert Pace({1: 1.0, 16: ids / 1.04}).window == 1
