@@ -36,7 +36,7 @@ class _Gauges(Collector):
                 rates["compile_seconds"],
             ),
             "cm3jax_rows_busy": (
-                "Share of the slots that decoded a sample, while any did",
+                "Share of the slots that decoded a sample, of those that chunks ran",
                 rates["busy_rows"] or 0.0,
             ),
             "cm3jax_prefix_hit_rate": (

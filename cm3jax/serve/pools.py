@@ -4,8 +4,8 @@ Requests of one size class (`decode.plan.SizeClass`) that sample with the same f
 kind, and share a *pool* of slots: a sample joins between two chunks as soon as a slot is free,
 whatever its prompt, seed, temperature, guidance scale, `top_k` or `top_p`. Within a pool requests
 take turns, a sample each, so that one of many samples does not keep others waiting. A chunk costs
-as much with empty slots: while a pool draws for its own kind and has slots to spare, requests of
-narrower classes are drawn there, too, as its guests.
+less than two of half as many samples: while a pool draws for its own kind and has slots to spare,
+requests of narrower classes are drawn there, too, as its guests.
 
 Slots take memory, and programs are compiled for each kind: both are bounded, however various the
 requests are. A kind that comes when there are `most` sets gets the place of an idle one, the one
@@ -31,8 +31,9 @@ from cm3jax.serve.drawing import Drawing
 from cm3jax.shapes import Int
 
 _PROGRAMS = 256
-"""Compiled programs that are kept; a kind needs 36 at most, by rooms and parts of its slots, or 130
-where `auto` tries windows."""
+"""Compiled programs that are kept. A kind needs 8 at most for prompts, and 48 for chunks, by rooms,
+parts of its slots, lengths, and whether all are greedy: five times as many where `auto` tries
+windows."""
 
 
 class Pool:

@@ -56,10 +56,6 @@ WARM_SECONDS, WARM_ROUNDS = 15.0, 12
 at most this many."""
 
 
-Running = tuple[subprocess.Popen, str]
-"""A server's process and its address."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Work:
     """Tokens, and what they took."""
@@ -112,6 +108,7 @@ def bench_serve(options: argparse.Namespace) -> dict[str, Any]:
             served = Work(tokens, seconds, _cpu_seconds(process) - begin)
             memory.append(_resident(process))
             answered = [asked[number] for number, one in found if one.status == 200]
+            _require(bool(answered), "a round went by without an answer")
             rounds.append((served, _draw(answered, generator, reader)))
         killed = _kill(url, asked)
     return {
@@ -159,7 +156,6 @@ def _compared(rounds: Sequence[tuple[Work, Work]]) -> dict[str, Any]:
 def _figures(heard: Sequence[tuple[int, Heard]], alone: Sequence[Heard]) -> dict[str, Any]:
     """What clients saw."""
     good = [(number, one) for number, one in heard if one.status == 200]
-    _require(bool(good), "no request was answered")
     same = [
         mine == other
         for number, one in good
