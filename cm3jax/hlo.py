@@ -61,8 +61,8 @@ class _Instruction:
 
     @property
     def operands(self) -> list[str]:
-        """Names of its arguments."""
-        arguments = self.text.removeprefix(self.result).partition("(")[2].partition(")")[0]
+        """Names of its arguments, whose types, if they are written too, hold brackets."""
+        arguments = self.text.removeprefix(self.result).partition("(")[2].partition("), ")[0]
         return re.findall(r"%([\w.\-]+)", arguments)
 
 

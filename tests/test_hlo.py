@@ -1,5 +1,7 @@
 """Collectives of a scheduled program, in XLA's own words (cut from programs for v5e and H200)."""
 
+import re
+
 from cm3jax import hlo
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
@@ -189,4 +191,8 @@ ENTRY %main.1 (x.1: bf16[64,64]) -> bf16[64,64] {
 """  # noqa: E501 - XLA's lines
     # The product's weights and two of eight pages of the cache; nothing of the page written.
     assert hlo.read_per_turn(program) == (1 + 2) * 64 * 64 * 2
+    # Some versions of XLA write the arguments' types, too.
+    typed = re.sub(r"\((%kept|%cache)", r"(bf16[8,64]{1,0:T(8,128)S(1)} \1", program)
+    assert typed != program
+    assert hlo.read_per_turn(typed) == hlo.read_per_turn(program)
     assert hlo.read_per_turn("ENTRY %main.1 (x.1: f32[]) -> f32[] {\n}\n") == 0
