@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,16 +115,21 @@ def write_report(run: epath.PathLike) -> epath.Path:
     if not evaluations:
         raise UserError(f"{run}/results holds no evaluation; run launch/quickstart.sh first.")
     path = run / "report.html"
-    _sweep(run, r"report\.html")
-    write_atomic(path, report(evaluations, metrics))
+    with _swept(run, r"report\.html"):
+        write_atomic(path, report(evaluations, metrics))
     blank_written(path, [one.bank for one in evaluations.values()])
     return path
 
 
-def _sweep(folder: epath.PathLike, names: str) -> None:
-    """Delete the halves of files that killed processes left, unless somebody writes there now."""
-    with contextlib.suppress(Held), hold(folder, "writing a page"):
-        sweep_scratch(folder, names)
+@contextlib.contextmanager
+def _swept(folder: epath.PathLike, names: str) -> Iterator[None]:
+    """Write in a folder without the halves of files that killed processes left: what is written
+    meanwhile nobody else takes for one. Where somebody else writes, nothing is deleted."""
+    with contextlib.ExitStack() as alone:
+        with contextlib.suppress(Held):
+            alone.enter_context(hold(folder, "writing a page"))
+            sweep_scratch(folder, names)
+        yield
 
 
 def require_replaceable_report(run: epath.PathLike) -> None:
@@ -225,9 +230,10 @@ def command(argv: list[str]) -> None:
     for row in ROWS:
         if row.name == options.rerun:
             print(f"{row.name}: reproduced: {verdict(row, measure(row, options))}")
-    _sweep(options.out, r"index\.html")
-    _sweep(epath.Path(options.out) / "data", r"[\w-]+\.(json|csv)")
-    print(f"wrote {write_page(options.out, ROWS, RESULTS, _banks(options))}")
+    data = epath.Path(options.out) / "data"
+    with _swept(options.out, r"index\.html"), _swept(data, r"[\w-]+\.(json|csv)"):
+        page = write_page(options.out, ROWS, RESULTS, _banks(options))
+    print(f"wrote {page}")
 
 
 if __name__ == "__main__":

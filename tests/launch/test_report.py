@@ -6,6 +6,7 @@ import pytest
 from cm3jax.errors import UserError
 from cm3jax.evaluate.results import Cell
 from cm3jax.io.files import read_json, write_atomic, write_json
+from cm3jax.io.folders import is_held
 from cm3jax.retrieval.bank_files import mark_of
 from cm3jax.retrieval.pages import GONE
 from cm3jax.retrieval.removed import Removed
@@ -72,6 +73,7 @@ def test_a_report_that_is_read_before_a_removal_and_written_after_it_shows_none_
     assert "its text" in (run / "report.html").read_text()
 
     def removed_first(*given):
+        assert is_held(run), "another's sweep would delete the half of it"
         remove(bank, Removed(keys=("fox",)), [tmp_path / "runs"], lambda line: None)
         return quickstart_page(*given)
 
