@@ -825,6 +825,18 @@ def test_captions_under_names_that_are_not_read_are_not_passed_over(tmp_path, na
     assert [record.segments[0] for record in both_splits(tmp_path)[0].values()] == ["a fox"]
 
 
+def test_captions_that_are_not_read_are_not_passed_over_for_the_folder_s_name(tmp_path):
+    """Trainers of adapters want `10_fox/0.png` with `10_fox/0.caption`."""
+    folder = tmp_path / "10_fox"
+    folder.mkdir()
+    (folder / "0.jpg").write_bytes(dirt.jpeg(0))
+    (folder / "0.json").write_text('{"text": "of another program"}')
+    assert [record.segments[0] for record in both_splits(tmp_path)[0].values()] == ["10 fox"]
+    (folder / "0.caption").write_text("a fox in snow")
+    with pytest.raises(UserError, match=r"has a caption in 10_fox/0\.caption, which is not read"):
+        both_splits(tmp_path)
+
+
 def test_captions_in_upper_case_are_read_and_notes_of_other_programs_are_none(tmp_path):
     (tmp_path / "0.JPG").write_bytes(dirt.jpeg(0))
     (tmp_path / "0.json").write_text('{"shapes": []}')

@@ -56,11 +56,11 @@ class PictureFolder:
         if not {"train", "validation"} <= set(self._splits.values()):
             self._splits = {}  # images of trains and banks, perhaps
         self._bare = not self._texts and not any(map(self._subject, self.names))
-        beside = sorted(names - {*self.names}) if self._bare else ()
+        beside = () if self._texts else sorted(names - {*self.names})
         known = stems | {*self.names}
         self.unread = next((name for name in beside if self._is_caption(name, known)), "")
-        """A file that says what an image shows in a way that is not read, where nothing else
-        does; empty without one."""
+        """A file that says what an image shows in a way that is not read, where no file's way is;
+        empty without one."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -109,11 +109,14 @@ class PictureFolder:
 
     def _is_caption(self, name: str, pictures: set[str]) -> bool:
         """Whether a file is called as an image is, with its ending or without, and says something
-        of it: `a.caption`, `a.png.txt`, or an `a.json` with a caption in it."""
+        of it: `a.caption`, `a.png.txt`, or, where no folder names a subject either, an `a.json`
+        with a caption in it."""
         if _stem(name) not in pictures:
             return False
         if not name.endswith(".json"):
             return name.lower().endswith((".txt", ".caption"))
+        if not self._bare:
+            return False
         with contextlib.suppress(OSError, ValueError):
             fields = parse_object(read_regular(join_inside(self._path, name)))
             return isinstance(fields, dict) and bool(caption_of(fields))
