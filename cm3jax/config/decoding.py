@@ -112,6 +112,11 @@ class DecodeConfig:
         )
 
     @property
+    def greedy(self) -> bool:
+        """Whether no sample needs noise."""
+        return self.temperature == 0 and self.temperature_range is None
+
+    @property
     def guesses(self) -> bool:
         """Whether passes read guesses."""
         return self.speculate not in (0, 1)

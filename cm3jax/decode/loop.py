@@ -18,7 +18,7 @@ import numpy as np
 
 from cm3jax import partition
 from cm3jax.config import DecodeConfig
-from cm3jax.decode import grammar, prefix_cache, sampling, steps
+from cm3jax.decode import grammar, programs, sampling, steps
 from cm3jax.decode.constants import drafts_of, row_constants
 from cm3jax.decode.finished import Finished, Sample
 from cm3jax.decode.pace import pace_of
@@ -166,7 +166,7 @@ class Slots:
             if self._mesh is not None:
                 self._rows = jax.device_put(self._rows, partition.batch_sharding(self._mesh))
             method = jax.tree.structure(self._method)
-            program = (model, self._mesh, shape, method, _greedy(config))
+            program = (model, self._mesh, shape, method, config.greedy)
             shared = partition.processes(self._mesh) > 1
             self._pace = pace_of(config.speculate, program, self._trial, shared)
             if not self._pace.ever_guesses:  # the programs of those who never guess
@@ -177,16 +177,16 @@ class Slots:
         """Seconds of a pass, in a chunk of samples that draw codes without end."""
         shape = self._shape
         codes = (grammar.Codes((None,) * shape.capacity),)
-        programs = [codes] * (shape.slots * shape.samples)
-        table = grammar.compile_programs(programs, self._vocab, shape.capacity)
+        drawing = [codes] * (shape.slots * shape.samples)
+        table = grammar.compile_programs(drawing, self._vocab, shape.capacity)
         rows = dataclasses.replace(self._rows, table=table)
         state = steps.start(self._model.config, shape, shape.room(CHUNK * window))
-        call = (self._model, self._vocab, self._variables, self._method, _greedy(self._config))
+        call = (self._model, self._vocab, self._variables, self._method, self._config.greedy)
         jax.block_until_ready((rows, state))  # what makes them is no part of a pass
         begin = time.perf_counter()
         passes = int(steps.chunk(*call, rows, state, CHUNK, window)[-1])
         seconds = time.perf_counter() - begin
-        self._meter.compile_seconds += seconds
+        self._compiled(seconds)
         return seconds / passes
 
     def _on_mesh(self) -> AbstractContextManager:
@@ -283,7 +283,7 @@ class Slots:
         # The suffix is left out, so that one program serves all of its sizes.
         suffix = self._state.cache.suffix
         state = _with_suffix(self._state, ())
-        begin, programs = time.perf_counter(), _compiled_programs()
+        begin, compiled = time.perf_counter(), programs.compiled_programs()
         with self._on_mesh():
             self._rows, state = steps.prefill(
                 self._model, self._variables, self._rows, state, new, shape.samples
@@ -291,8 +291,8 @@ class Slots:
         self._state = self._with_prefixes(_with_suffix(state, suffix), places, jobs, known)
         jax.block_until_ready(self._state)
         seconds = time.perf_counter() - begin
-        if _compiled_programs() > programs:
-            self._meter.compile_seconds += seconds
+        if programs.compiled_programs() > compiled:
+            self._compiled(seconds)
         else:
             there = sum(one.length for each in known for one in each)
             self._meter.prefilled(seconds, int(lengths.sum()) - there, there)
@@ -317,8 +317,8 @@ class Slots:
         """Run a chunk and give each slot what its samples emitted; returns which slots are done."""
         window = self._pace.window
         self._make_room(count * window)
-        begin, programs = time.perf_counter(), _compiled_programs()
-        greedy = all(_greedy(job.config) for job in self.jobs)
+        begin, compiled = time.perf_counter(), programs.compiled_programs()
+        greedy = all(job.config.greedy for job in self.jobs)
         call = (self._model, self._vocab, self._variables, self._method, greedy)
         share = front_share(self._slots) if self._narrows else 1
         run = (self._rows, self._state, count, window, share)
@@ -334,8 +334,8 @@ class Slots:
                 slot.emitted = slot.emitted + new[:, place].sum(0)
                 slot.logprobs += logprobs[:, place].sum(0)
                 slot.sampled += free[:, place].sum(0)
-        if _compiled_programs() > programs:
-            self._meter.compile_seconds += seconds
+        if programs.compiled_programs() > compiled:
+            self._compiled(seconds)
         else:
             self._meter.stepped(seconds, int(new.sum()), int(taken) * self._read_per_step(share))
             self._chunk_seconds = seconds * CHUNK / count
@@ -344,6 +344,11 @@ class Slots:
         self._meter.occupied(int(new.any(0).sum()), new[0].size)
         self._pace.saw(by_pass, window)
         return np.all(np.asarray(done).reshape(-1, self._shape.samples), axis=1)
+
+    def _compiled(self, seconds: float) -> None:
+        """Count what compiling a program took, and make room for the next."""
+        self._meter.compile_seconds += seconds
+        programs.forget_if_many()
 
     def _make_room(self, count: int) -> None:
         """Resize the suffix to what the next `count` tokens need."""
@@ -386,14 +391,6 @@ class Slots:
             ]
             out.append(Finished(slot.job.index, slot.job.first_sample, samples))
         return out
-
-
-def _compiled_programs() -> int:
-    return steps.compiled_programs() + prefix_cache.programs()
-
-
-def _greedy(config: DecodeConfig) -> bool:
-    return config.temperature == 0 and config.temperature_range is None
 
 
 def _with_suffix(state: steps.State, suffix: tuple[KeyValues, ...]) -> steps.State:

@@ -7,10 +7,10 @@ take turns, a sample each, so that one of many samples does not keep others wait
 less than two of half as many samples: while a pool draws for its own kind and has slots to spare,
 requests of narrower classes are drawn there, too, as its guests.
 
-Slots take memory, and programs are compiled for each kind: both are bounded, however various the
-requests are. A kind that comes when there are `most` sets gets the place of an idle one, the one
-opened first; where all are at work, the set opened first takes no more samples, and gives up its
-place when those in it are done. What waited for it goes to the end of the line.
+Slots take memory, which is bounded, however various the requests are. A kind that comes when there
+are `most` sets gets the place of an idle one, the one opened first; where all are at work, the set
+opened first takes no more samples, and gives up its place when those in it are done. What waited
+for it goes to the end of the line.
 """
 
 import functools
@@ -22,18 +22,13 @@ import jax
 import numpy as np
 
 from cm3jax.config import DecodeConfig
-from cm3jax.decode import loop, steps
+from cm3jax.decode import loop
 from cm3jax.decode.plan import CHUNK, ProgramShape, SizeClass, SlotJob
 from cm3jax.decode.sampling import Method
 from cm3jax.decode.throughput import Meter
 from cm3jax.generation.generator import Generator
 from cm3jax.serve.drawing import Drawing
 from cm3jax.shapes import Int
-
-_PROGRAMS = 256
-"""Compiled programs that are kept. A kind needs 8 at most for prompts, and 48 for chunks, by rooms,
-parts of its slots, lengths, and whether all are greedy: five times as many where `auto` tries
-windows."""
 
 
 class Pool:
@@ -212,6 +207,4 @@ class Pools:
         pool.close()
         if pool.drawings:
             self._line[kind] = pool
-        if steps.compiled_programs() > _PROGRAMS:
-            jax.clear_caches()
         return True
