@@ -283,7 +283,7 @@ class Slots:
         # The suffix is left out, so that one program serves all of its sizes.
         suffix = self._state.cache.suffix
         state = _with_suffix(self._state, ())
-        begin, compiled = time.perf_counter(), programs.compiled_programs()
+        begin, compiled = time.perf_counter(), programs.kept_programs()
         with self._on_mesh():
             self._rows, state = steps.prefill(
                 self._model, self._variables, self._rows, state, new, shape.samples
@@ -291,7 +291,7 @@ class Slots:
         self._state = self._with_prefixes(_with_suffix(state, suffix), places, jobs, known)
         jax.block_until_ready(self._state)
         seconds = time.perf_counter() - begin
-        if programs.compiled_programs() > compiled:
+        if programs.kept_programs() > compiled:
             self._compiled(seconds)
         else:
             there = sum(one.length for each in known for one in each)
@@ -317,7 +317,7 @@ class Slots:
         """Run a chunk and give each slot what its samples emitted; returns which slots are done."""
         window = self._pace.window
         self._make_room(count * window)
-        begin, compiled = time.perf_counter(), programs.compiled_programs()
+        begin, compiled = time.perf_counter(), programs.kept_programs()
         greedy = all(job.config.greedy for job in self.jobs)
         call = (self._model, self._vocab, self._variables, self._method, greedy)
         share = front_share(self._slots) if self._narrows else 1
@@ -334,7 +334,7 @@ class Slots:
                 slot.emitted = slot.emitted + new[:, place].sum(0)
                 slot.logprobs += logprobs[:, place].sum(0)
                 slot.sampled += free[:, place].sum(0)
-        if programs.compiled_programs() > compiled:
+        if programs.kept_programs() > compiled:
             self._compiled(seconds)
         else:
             self._meter.stepped(seconds, int(new.sum()), int(taken) * self._read_per_step(share))

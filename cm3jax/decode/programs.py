@@ -17,7 +17,7 @@ chunks, by rooms, parts of its slots, lengths, and whether all are greedy: five 
 _MAPPINGS, _LIMIT = epath.Path("/proc/self/maps"), epath.Path("/proc/sys/vm/max_map_count")
 
 
-def compiled_programs() -> int:
+def kept_programs() -> int:
     """How many programs this process has compiled for decoding, of those it has not forgotten."""
     return steps.compiled_programs() + prefix_cache.programs()
 
@@ -27,7 +27,7 @@ def forget_if_many(most: int = MOST, share: float = 0.5) -> bool:
     this share of the mappings that its system allows; whether it did. They are compiled again when
     they are needed.
     """
-    if compiled_programs() <= most and mappings() <= share * _most_mappings():
+    if kept_programs() <= most and mappings() <= share * _most_mappings():
         return False
     jax.clear_caches()
     return True

@@ -21,9 +21,9 @@ def test_programs_are_forgotten_where_there_are_many_and_compiled_again(read, bo
     (before,) = decode(MODEL, read, VOCAB, [text_request(0, 5)], config)
     mapped = programs.mappings()
     assert not programs.forget_if_many()
-    assert programs.compiled_programs()
+    assert programs.kept_programs()
     assert programs.forget_if_many(**bound)
-    assert programs.compiled_programs() == 0
+    assert programs.kept_programs() == 0
     assert programs.mappings() < mapped
     (after,) = decode(MODEL, read, VOCAB, [text_request(0, 5)], config)
     np.testing.assert_array_equal(after[0].ids, before[0].ids)
