@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import math
 import os.path
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -179,8 +180,8 @@ class Options:
         for prompt in prompts if self.mode in ("prompt", "text", "interleave") else ():
             if os.path.isfile(prompt):
                 raise UserError(
-                    f"{prompt} is a file, not a text; write caption {prompt}, or <image:{prompt}> "
-                    "in a prompt."
+                    f"{prompt} is a file, not a text; write caption {shlex.quote(prompt)}, or "
+                    f"<image:{prompt}> in a prompt."
                 )
 
 

@@ -41,7 +41,7 @@ from cm3jax.shapes import Float
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, load_picture
 from launch.cli import parse_experiment_and, show_overview
 from launch.env import main
-from launch.parts import require_made
+from launch.parts import naming_commands, require_made, require_parts_named
 from launch.tools import make_tools
 
 COMMANDS = ("build", "audit", "query", "remove", "merge", "verify")
@@ -67,6 +67,11 @@ def run(argv: list[str]) -> None:
     _require_words(command, words, options)
     if not experiment.data.bank:
         raise UserError("data.bank is empty; say where the memory bank is.")
+    with naming_commands(experiment):
+        _do(command, experiment, words, options)
+
+
+def _do(command: str, experiment: Experiment, words: list[str], options: "Options") -> None:
     match command:
         case "build":
             build(experiment)
@@ -272,6 +277,7 @@ def verify(experiment: Experiment) -> None:
 
 
 def _open(experiment: Experiment) -> tuple[ClipEncoder, Bank]:
+    require_parts_named(experiment, ["retrieval.encoder"])
     require_made(experiment, ["retrieval.encoder"])
     encoder = clip.load(experiment.retrieval.encoder)
     return encoder, Bank.open(experiment.data.bank, encoder.fingerprint)

@@ -53,9 +53,10 @@ def require_named(experiment: Experiment, options: Container[str] | None = None)
     for option, paths in inputs(experiment).items():
         if paths or (options is not None and option not in options):
             continue
+        flag = f"--{option.replace('_', '-')}"
         raise UserError(
             f"{experiment.name} names no {option}; {_how(experiment, '', option)}, and give "
-            f"--{option.replace('_', '-')}."
+            f"{'the same --data.corpus and --data.bank' if option == 'data.corpus' else flag}."
         )
 
 

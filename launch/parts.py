@@ -1,20 +1,40 @@
-"""The tokenizers and encoders that an experiment reads, and the commands that make missing ones.
+"""The tokenizers, encoders and data that an experiment reads, and the commands that make them.
 
 A fresh checkout holds the shipped weights; what else an experiment names is made by other commands.
+They are named as a shell takes them, with the options that this one was given.
 """
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+import re
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
+from typing import Any
 
 from etils import epath
 
-from cm3jax.config import Experiment
+from cm3jax.config import DataConfig, Experiment
+from cm3jax.data.corpus import mixture_part
 from cm3jax.errors import UserError
-from cm3jax.presets import experiment_names
+from cm3jax.presets import experiment_names, load_experiment
+from launch.jobs import overrides
 
 TOKENIZERS = ("tokenizers.text", "tokenizers.image")
 PARTS = (*TOKENIZERS, "retrieval.encoder")
 """The options that name them, in the order in which they are made."""
+_LEARNERS = dict(zip(PARTS, ("text_tokenizer", "vqgan", "clip"), strict=True))
+_QUICKSTART = "bash launch/quickstart.sh"
+_CLIP = "openai/clip-vit-base-patch32"
+"""The encoder for those whose family of experiments trains none."""
+_PREPARED_BY = ("vocab", "tokenizers", "vqgan", "model", "retrieval", "data")
+"""The sections of an experiment that decide what `launch.prepare` makes."""
+_ROWS = ("corpus", "bank", "mixture", "online", "resample", "tasks", "rows", "batch", "threads")
+"""Fields of `data` that say nothing about raw records."""
+_PLACEHOLDER = re.compile(
+    r"python -m launch\.(prepare|index build) EXPERIMENT(, (?:or )?the quickstart's [^.;]*\.sh)?"
+)
+"""What sentences of the library, which knows no experiment, call the command."""
 
 
 def require_made(experiment: Experiment, options: Sequence[str] = PARTS) -> None:
@@ -24,8 +44,7 @@ def require_made(experiment: Experiment, options: Sequence[str] = PARTS) -> None
     """
     missing = {}
     for option in options:
-        section, name = option.split(".")
-        path = getattr(getattr(experiment, section), name)
+        path = _path(experiment, option)
         if path and "://" not in path and not epath.Path(path).exists():
             missing[path] = option
     shipped = [path for path in missing if PurePath(path).parts[0] == "experiments"]
@@ -43,14 +62,133 @@ def require_made(experiment: Experiment, options: Sequence[str] = PARTS) -> None
         )
 
 
+def require_parts_named(experiment: Experiment, options: Sequence[str] = PARTS) -> None:
+    """Raise `UserError` where the experiment does not say where these parts are, and say what makes
+    them."""
+    unnamed = [option for option in options if not _path(experiment, option)]
+    if unnamed:
+        commands = [how_to_make(experiment, "", option) for option in unnamed]
+        flags = (f"--{option.replace('_', '-')}" for option in unnamed)
+        raise UserError(
+            f"{experiment.name} names no {', no '.join(unnamed)}; make "
+            f"{'it' if len(unnamed) == 1 else 'them'} with {', then '.join(commands)}, and give "
+            f"{', '.join(flags)}."
+        )
+
+
+def _path(experiment: Experiment, option: str) -> str:
+    section, name = option.split(".")
+    return getattr(getattr(experiment, section), name)
+
+
+@contextlib.contextmanager
+def naming_commands(experiment: Experiment, reads_mixture: bool = False) -> Iterator[None]:
+    """Where a `UserError` of the library names a command for some EXPERIMENT, name the one for this
+    experiment, with its options. `reads_mixture` says that its data are those of `data.mixture`, if
+    that names any."""
+    try:
+        yield
+    except UserError as error:
+        if experiment.name not in experiment_names():  # a member of a chain
+            raise
+        data = _data_of_mixture(experiment) if reads_mixture else experiment.data
+
+        def command(found: re.Match) -> str:
+            return _how_to_prepare(experiment, data, found[1])
+
+        sentence = str(error)
+        if (named := _PLACEHOLDER.sub(command, sentence)) == sentence:
+            raise
+        raise UserError(named) from None
+
+
+def _data_of_mixture(experiment: Experiment) -> DataConfig:
+    """The experiment's data with the first directory of its mixture that is missing, or the first,
+    in place of corpus and bank."""
+    data = experiment.data
+    homes = [mixture_part(name)[0] for name, _ in data.mixture]
+    missing = [home for home in homes if not epath.Path(f"{home}/corpus/train").exists()]
+    if data.tasks or not homes:
+        return data
+    home = (missing or homes)[0]
+    return dataclasses.replace(data, corpus=f"{home}/corpus", bank=f"{home}/bank")
+
+
 def how_to_make(experiment: Experiment, path: str, option: str) -> str:
-    """The command that makes what an option of an experiment names."""
-    parts = PurePath(path).parts
-    if parts[:2] in (("runs", "quickstart"), ("data", "quickstart")):
-        return "bash launch/quickstart.sh"
+    """The command that makes what an option of an experiment names, for a shell."""
+    if PurePath(path).parts[:2] == ("runs", "quickstart"):
+        return _QUICKSTART
     if option.startswith("data."):
-        return f"python -m launch.prepare {experiment.name}"
-    name = "/".join(parts[1:])
-    if parts[:1] == ("runs",) and name in experiment_names():
-        return f"python -m launch.train {name}"
-    return f"python -m launch.train EXPERIMENT --workdir {path}"
+        return _how_to_prepare(experiment, _data_of_mixture(experiment))
+    return _training(experiment, path, option)
+
+
+def _how_to_prepare(experiment: Experiment, data: DataConfig, command: str = "prepare") -> str:
+    """The command that makes this corpus and bank, or by `index build` only the bank."""
+    place = PurePath(data.corpus or data.bank)
+    if place.parts[:2] == ("data", "quickstart"):
+        return _QUICKSTART
+    default = _preset_of(experiment)
+    if not data.tasks:
+        home = f"data/{experiment.name}"
+        corpus, bank = data.corpus or f"{home}/corpus", data.bank or f"{home}/bank"
+        data = dataclasses.replace(data, corpus=corpus, bank=bank, mixture=default.data.mixture)
+    words = [] if experiment.seed == default.seed else ["--seed", str(experiment.seed)]
+    for section in _PREPARED_BY:
+        value: Any = data if section == "data" else getattr(experiment, section)
+        words += overrides(value, getattr(default, section), f"{section}.")
+    return _shell(command, experiment.name, *words)
+
+
+def _shell(command: str, *words: str) -> str:
+    return shlex.join(["python", "-m", *f"launch.{command}".split(), *words])
+
+
+def _preset_of(experiment: Experiment) -> Experiment:
+    """The preset that options made an experiment of; a member of a chain is its own."""
+    names = experiment_names()
+    return load_experiment(experiment.name) if experiment.name in names else experiment
+
+
+def _training(experiment: Experiment, path: str, option: str) -> str:
+    """The command that trains a tokenizer or an encoder, on the experiment's raw records."""
+    name, learner = _trainer(experiment, path, option), _LEARNERS[option]
+    place = [] if path in ("", f"runs/{name}") else ["--workdir", path]
+    if not name and learner == "clip":
+        return _shell("convert", "clip", _CLIP, "--out", path or "runs/clip")
+    if not name:
+        return f"python -m launch.train EXPERIMENT {shlex.join(place)}"
+    default = _preset_of(experiment)
+    kept: dict[str, Any] = {field: getattr(default.data, field) for field in _ROWS}
+    words = overrides(dataclasses.replace(experiment.data, **kept), default.data, "data.")
+    for section in ("vocab", "vqgan", "clip"):
+        if section in ("vocab", learner):
+            value, before = getattr(experiment, section), getattr(default, section)
+            words += overrides(value, before, f"{section}.")
+    text = experiment.tokenizers.text
+    if learner == "clip" and text != load_experiment(name).tokenizers.text:
+        words += ["--tokenizers.text", text]
+    return _shell("train", name, *words, *place)
+
+
+def _trainer(experiment: Experiment, path: str, option: str) -> str:
+    """The preset whose run is at a path or, of those that train such a part, the nearest to the
+    experiment; "" where there is none."""
+    names, (runs, *parts) = experiment_names(), PurePath(path).parts or ("",)
+    if runs == "runs" and "/".join(parts) in names:
+        return "/".join(parts)
+    if experiment.name not in names:  # a member of a chain
+        return ""
+    fitting = [name for name in names if _suits(load_experiment(name), experiment, option)]
+    for folder in PurePath(experiment.name).parents:
+        for name in fitting:
+            if PurePath(name).parent == folder:
+                return name
+    return ""
+
+
+def _suits(part: Experiment, experiment: Experiment, option: str) -> bool:
+    sizes = [(one.data.image_size, one.vqgan.grid) for one in (part, experiment)]
+    return part.learner == _LEARNERS[option] and (
+        option != "tokenizers.image" or sizes[0] == sizes[1]
+    )

@@ -22,7 +22,7 @@ from cm3jax.learners import vqgan
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 from launch.cli import parse_experiment, parse_experiment_and
 from launch.env import main
-from launch.parts import TOKENIZERS, require_made
+from launch.parts import TOKENIZERS, naming_commands, require_made, require_parts_named
 from launch.tools import make_tools
 
 _DESCRIPTION = (
@@ -57,10 +57,18 @@ def run(argv: list[str]) -> None:
     """Prepare, or show a row when the first argument is `show`."""
     if argv[:1] == ["show"]:
         record, rest = _take_record(argv[1:])
-        print(show(parse_experiment(rest, _DESCRIPTION), record), end="")
+        experiment = parse_experiment(rest, _DESCRIPTION)
+        with naming_commands(experiment, True):
+            print(show(experiment, record), end="")
         return
     experiment, options = parse_experiment_and(Options, argv, _DESCRIPTION)
+    with naming_commands(experiment):
+        _prepare(experiment, options)
+
+
+def _prepare(experiment: Experiment, options: Options) -> None:
     if experiment.data.tasks:
+        require_parts_named(experiment, TOKENIZERS)
         require_made(experiment, TOKENIZERS)
         tokenizers = experiment.tokenizers
         text, image = TextTokenizer.load(tokenizers.text), vqgan.load(tokenizers.image)

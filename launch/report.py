@@ -110,10 +110,11 @@ def write_report(run: epath.PathLike) -> epath.Path:
     run = epath.Path(run)
     require_replaceable_report(run)
     fields = {"seconds": dict[str, float], "versions": dict[str, str]}
-    metrics = read_fields(run / "metrics.json", fields, "the run's metrics", "run the quickstart")
+    remedy = "run bash launch/quickstart.sh"
+    metrics = read_fields(run / "metrics.json", fields, "the run's metrics", remedy)
     evaluations = stored(run)
     if not evaluations:
-        raise UserError(f"{run}/results holds no evaluation; run launch/quickstart.sh first.")
+        raise UserError(f"{run}/results holds no evaluation; run bash launch/quickstart.sh first.")
     path = run / "report.html"
     with _swept(run, r"report\.html"):
         write_atomic(path, report(evaluations, metrics))

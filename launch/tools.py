@@ -4,11 +4,12 @@ from cm3jax.config import Experiment
 from cm3jax.data.tokenize import Tools
 from cm3jax.learners import clip, vqgan
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
-from launch.parts import require_made
+from launch.parts import require_made, require_parts_named
 
 
 def make_tools(experiment: Experiment) -> Tools:
     """The tokenizers and the encoder that an experiment names; `UserError` without them."""
+    require_parts_named(experiment)
     require_made(experiment)
     return Tools(
         text=TextTokenizer.load(experiment.tokenizers.text),

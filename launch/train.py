@@ -20,7 +20,7 @@ from cm3jax.training.resume import require_run_folder
 from launch.cli import parse_experiment_and
 from launch.env import keep_freed_memory, main
 from launch.job_inputs import inputs, require_named
-from launch.parts import PARTS, require_made
+from launch.parts import PARTS, naming_commands, require_made
 
 _DESCRIPTION = (
     "Train an experiment; a run directory that holds a checkpoint is continued from its newest one."
@@ -55,7 +55,7 @@ def train_experiment(experiment: Experiment, resume_with_changes: bool = False) 
     require_named(experiment, ("data.corpus",))
     require_made(experiment, [option for option in inputs(experiment) if option in PARTS])
     distributed.initialize()  # before the folder is held, which process 0 does for all
-    with hold(experiment.run_dir, f"training {experiment.name}"):
+    with hold(experiment.run_dir, f"training {experiment.name}"), naming_commands(experiment, True):
         partition.find_devices(experiment.mesh.platform)  # before the data is read
         learner = make_learner(experiment)
         train(learner, make_illustrator(learner), resume_with_changes)

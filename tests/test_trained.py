@@ -214,13 +214,32 @@ def test_corrections_of_a_large_model_fit_any_mesh(sizes):
     assert sum(jax.tree.leaves(layout.trained)) == model.parameters(65536) - bare > 0
 
 
+def test_one_line_names_the_parameters_of_a_pattern_that_none_has():
+    config = load_experiment("cm3leon_350m")
+    config = dataclasses.replace(config, optim=OptimConfig(trained="^head", trained_ids="image"))
+    with pytest.raises(UserError, match=r"is found in no parameter's name; they are ") as refused:
+        plan_layout(planned(config), partition.abstract_mesh(config.mesh))
+    said = str(refused.value)
+    assert "embedding, layers/" in said
+    assert said.endswith("; the head is the embedding (model.tied).")
+    assert len(said.splitlines()) == 1
+
+
 def test_patterns_that_freeze_everything_or_are_none(tmp_path):
     with pytest.raises(UserError, match="not a regular expression"):
         OptimConfig(trained="(")
     with pytest.raises(UserError, match=r"optim\.trained='decoder/' is found in no parameter"):
         train(learner(tuned(tmp_path, trained="decoder/")))
+    small = tuned(tmp_path, rank=2)
+    optim = dataclasses.replace(small.optim, trained_ids="text")
+    with pytest.raises(UserError, match=r"^optim\.trained_ids=text is for the embedding and the"):
+        train(learner(dataclasses.replace(small, optim=optim)))
+    with pytest.raises(UserError, match=r"lora_alpha=0\.0 multiplies corrections"):
+        DecoderConfig(lora_rank=2, lora_alpha=0.0)
     optim = OptimConfig(trained_ids="image")
     with pytest.raises(UserError, match=r"trained_ids=image is for a decoder"):
         experiment(tmp_path, learner="parti", optim=optim)
+    with pytest.raises(UserError, match=r"trained=head is for what learns in steps"):
+        experiment(tmp_path, learner="text_tokenizer", optim=OptimConfig(trained="head"))
     with pytest.raises(UserError, match=r"model\.lora_rank=3 is for a decoder"):
         dataclasses.replace(tuned(tmp_path), learner="parti")

@@ -77,6 +77,11 @@ class Experiment:
             f"{self.learner}; leave it out.",
         )
         require(
+            not self.optim.trained or self.learner != "text_tokenizer",
+            f"optim.trained={self.optim.trained} is for what learns in steps, not for a "
+            f"{self.learner}; leave it out.",
+        )
+        require(
             self.optim.accumulate == 1 or self.learner == "decoder",
             f"optim.accumulate={self.optim.accumulate} is for the decoder's rows; the loss of a "
             f"{self.learner} is not a mean over rows, so give it 1.",

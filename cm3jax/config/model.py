@@ -1,6 +1,7 @@
 """The Transformers: the decoder, and Parti's encoder-decoder."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from cm3jax.config.checks import require
@@ -95,6 +96,10 @@ class DecoderConfig:
             f"model.dropout={self.dropout} is a share of what is dropped; give 0 or more, below 1.",
         )
         require(self.lora_rank >= 0, f"model.lora_rank={self.lora_rank} must not be negative.")
+        require(
+            0 < self.lora_alpha < math.inf,
+            f"model.lora_alpha={self.lora_alpha} multiplies corrections; give a positive number.",
+        )
         if self.attention == "cudnn":
             require(
                 self.dtype == "bfloat16",

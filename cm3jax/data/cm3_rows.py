@@ -145,7 +145,7 @@ class CorpusRows:
         if bank.fingerprint != corpus.manifest["bank"]:
             raise UserError(
                 f"the neighbours of {corpus.path} point into another bank than {bank.path}; "
-                "run launch.prepare."
+                "run python -m launch.prepare EXPERIMENT."
             )
         return CorpusRows(config, corpus.only(kind) if kind else corpus, bank)
 

@@ -331,7 +331,7 @@ def mixture_part(name: str) -> tuple[str, str]:
 
 
 def _remedy(path: epath.Path) -> str:
-    return f"remove {path} and run launch.prepare"
+    return f"remove {path} and run python -m launch.prepare EXPERIMENT"
 
 
 class Documents:

@@ -45,8 +45,7 @@ from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import DUPLICATES, bank_files
 from cm3jax.retrieval.bank_writer import BankWriter, sweep_parts
 from cm3jax.retrieval.duplicates import save_duplicates
-from cm3jax.retrieval.index import Ask, keep_index, training_index
-from cm3jax.retrieval.milvus import forget
+from cm3jax.retrieval.index import Ask, keep_index, replacing_bank, training_index
 from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.takedown import merge, remove, require_alike, require_there
 
@@ -213,7 +212,8 @@ def prepare_bank(
         sweep_parts(job.experiment.data.bank)
         bank = standing_bank(job, tools)
         if bank is None:
-            return _make_bank(job, tools, report, engine or InProcess(tools))
+            with replacing_bank(_replaced(job.experiment.data.bank, rules), rules):
+                return _make_bank(job, tools, report, engine or InProcess(tools))
         keep_index(bank, rules, _ask(job, tools))  # a merge or a removal leaves none
         if not (bank.path / DUPLICATES).exists():  # killed before, or made by a merge or removal
             save_duplicates(bank, rules)
@@ -279,9 +279,8 @@ def remove_documents(
     with hold(path, "removing documents"):
         bank = Bank.open(path)
         require_there(bank, removed)
-        if config.index == "milvus":
-            forget(bank.vectors, config.milvus)
-        return remove(bank, removed, folders, report)
+        with replacing_bank(bank, config):
+            return remove(bank, removed, folders, report)
 
 
 def merge_banks(
@@ -300,9 +299,17 @@ def merge_banks(
         bank = Bank.open(path)
         banks = [bank, *(Bank.open(path) for path in others)]
         require_alike(banks)
-        if config.index == "milvus":
-            forget(bank.vectors, config.milvus)  # what was removed from another one may be in it
-        return merge(bank.path, banks, bank.manifest.get("made_from", ""), folders, report)
+        with replacing_bank(bank, config):  # what was removed from another one may be in it
+            return merge(bank.path, banks, bank.manifest.get("made_from", ""), folders, report)
+
+
+def _replaced(path: str, config: RetrievalConfig) -> Bank | None:
+    """The bank at a path that another one is to replace, if a server may hold its vectors; None
+    where it cannot be opened."""
+    try:
+        return Bank.open(path) if config.index == "milvus" else None
+    except UserError:
+        return None
 
 
 def _ask(job: SplitJob, tools: Tools) -> Ask:

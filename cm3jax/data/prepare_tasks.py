@@ -101,8 +101,8 @@ def _corpus(
             shard, made = maker.shard([cases[index] for index in span]), _state(cases, span)
             if made and made.mark != states[number]:
                 raise UserError(
-                    f"{folder} has changed while it was prepared; run launch.prepare again: what "
-                    "is made from unchanged records is kept."
+                    f"{folder} has changed while it was prepared; give the command again: "
+                    "what is made from unchanged records is kept."
                 )
             writer.write(number, shard, made)
     facts = maker.facts | {"split": split, "source": name}

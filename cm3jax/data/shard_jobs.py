@@ -110,8 +110,8 @@ def _require_unchanged(
     state = SourceState.of(source.made(span))
     if state.mark != job.states[number]:
         raise UserError(
-            f"{job.experiment.data.source} has changed while it was prepared; run launch.prepare "
-            "again: what is made from unchanged records is kept."
+            f"{job.experiment.data.source} has changed while it was prepared; give the "
+            "command again: what is made from unchanged records is kept."
         )
     return state
 

@@ -113,21 +113,21 @@ def _lock(place: epath.Path, doing: str) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            lock, ours = _open_lock(path)
             if not _try_flock(lock):
                 os.close(lock)
                 raise Held(f"{place} is in use: {_holder(path)}; wait until that ends, or stop it.")
             if is_at(lock, path):
-                break
-            os.close(lock)  # the one who held it has just removed it
+                _require_lock(lock, path, place)
+                if ours:
+                    break
+                path.unlink()  # of a user who was killed
+            os.close(lock)  # or the one who held it has just removed it
     except OSError as error:
         raise UserError(
             f"{place} cannot be written ({error.strerror}: {error.filename or path}); give another "
             "path, or correct its permissions."
         ) from None
-    if os.fstat(lock).st_size and _about(path) is None:
-        os.close(lock)
-        raise UserError(f"{path} would be the lock of {place}, but is another file; move it away.")
     since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     about = {"pid": os.getpid(), "host": socket.gethostname(), "what": doing, "since": since}
     try:
@@ -141,6 +141,22 @@ def _lock(place: epath.Path, doing: str) -> int:
         raise
     _open_locks.add(lock)
     return lock
+
+
+def _open_lock(path: epath.Path) -> tuple[int, bool]:
+    """The lock file, opened, and whether it may be written: another user's may only be read."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), True
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
+
+
+def _require_lock(lock: int, path: epath.Path, place: epath.Path) -> None:
+    if os.fstat(lock).st_size and _about(path) is None:
+        os.close(lock)
+        raise UserError(f"{path} would be the lock of {place}, but is another file; move it away.")
 
 
 def _unlock(place: epath.Path, lock: int) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
 from cm3jax.errors import UserError
@@ -35,6 +36,10 @@ def require_folder(path: os.PathLike[str] | str, what: str) -> None:
 
 
 def cache_home() -> Path:
-    """This project's folder in the user's cache, which need not exist."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """This project's folder in the user's cache, which need not exist; in the folder for temporary
+    files where the user has no home."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a container's user, whom nothing names
+        home = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
     return home / "cm3jax"

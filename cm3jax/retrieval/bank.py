@@ -39,7 +39,6 @@ from cm3jax.retrieval.removed import Removed
 from cm3jax.shapes import Bool, Float, Int
 
 _SHARD = 65_536
-_REMEDY = "build it again with launch.index"
 _FIELDS = {
     **dict.fromkeys(("encoder", "vocab", "fingerprint"), str),
     **dict.fromkeys(("shards", "counts", "sources", "licences"), dict[str, int]),
@@ -54,16 +53,17 @@ class Bank:
         self.path = epath.Path(path)
         self.manifest = manifest
         self.fingerprint: str = manifest["fingerprint"]
-        self._records = Records(self.path, manifest["shards"], _REMEDY)
+        remedy = _remedy(self.path)
+        self._records = Records(self.path, manifest["shards"], remedy)
         self._records.open()  # so that a bank that is replaced can be read on
         self._columns = load_column(
-            self.path / "columns.npy", "the bank", _REMEDY, COLUMNS, EARLIER_COLUMNS
+            self.path / "columns.npy", "the bank", remedy, COLUMNS, EARLIER_COLUMNS
         )
         self.vectors: Float[np.ndarray, "M E"] = load_column(
-            self.path / "vectors.npy", "the bank", _REMEDY, np.float32, axes=2
+            self.path / "vectors.npy", "the bank", remedy, np.float32, axes=2
         )
         if not len(self._records) == len(self._columns) == len(self.vectors):
-            raise UserError(f"the files of the bank {path} are of different lengths; {_REMEDY}.")
+            raise UserError(f"the files of the bank {path} are of different lengths; {remedy}.")
 
     @staticmethod
     def build(
@@ -130,13 +130,14 @@ class Bank:
                 "python -m launch.prepare EXPERIMENT, or the quickstart's and the shipped weights' "
                 "with bash launch/quickstart.sh."
             )
-        manifest = read_manifest(path, "the memory bank", _FIELDS, _REMEDY)
+        manifest = read_manifest(path, "the memory bank", _FIELDS, _remedy(path))
         made = {"encoder": encoder_fingerprint, "vocab": vocab_fingerprint}
         for what, wanted in made.items():
             if wanted is not None and wanted != manifest[what]:
                 raise UserError(
                     f"the bank {path} was made with {what} {manifest[what]}, but this run has "
-                    f"{what} {wanted}; use that one, or build the bank again with launch.index."
+                    f"{what} {wanted}; use that one, or build the bank again with python -m "
+                    "launch.index build EXPERIMENT."
                 )
         return Bank(path, manifest)
 
@@ -146,7 +147,7 @@ class Bank:
             if file_entry(self.path / name) != file:
                 raise UserError(
                     f"the bank's file {self.path / name} is damaged (its checksum differs); "
-                    "build the bank again with launch.index."
+                    f"{_remedy(self.path)}."
                 )
 
     def __len__(self) -> int:
@@ -183,7 +184,7 @@ class Bank:
         """Hashes of all images in ascending order, uint64, and whose they are."""
         if "pictures.npy" not in self.manifest["files"]:
             return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-        hashes = load_column(self.path / "pictures.npy", "the bank", _REMEDY, np.uint64)
+        hashes = load_column(self.path / "pictures.npy", "the bank", _remedy(self.path), np.uint64)
         order = np.argsort(hashes, kind="stable")
         return hashes[order], np.repeat(np.arange(len(self)), self._columns["pictures"])[order]
 
@@ -230,6 +231,11 @@ class Bank:
     def held_out(self) -> np.ndarray:
         """Which documents are kept from training, bool [M]."""
         return self._columns["held_out"]
+
+
+def _remedy(path: epath.Path) -> str:
+    """What mends a damaged bank: one that says what it was made from counts as complete."""
+    return f"remove {path} and run python -m launch.index build EXPERIMENT"
 
 
 def rewrite(

@@ -1,6 +1,7 @@
 """Which index a bank is searched with, and where ScaNN's is kept: built once, then read."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import SAVED, SAVED_TRAINING
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.interface import Index, Neighbours, Queries
-from cm3jax.retrieval.milvus import MilvusIndex
+from cm3jax.retrieval.milvus import MilvusIndex, forget
 from cm3jax.retrieval.scann import ScannIndex, saved_files
 from cm3jax.shapes import Float
 
@@ -69,6 +70,23 @@ def open_index(bank: Bank, kind: Kind = "auto", address: str = "") -> Index:
     if _is_scann(len(bank), kind):
         return ScannIndex.build(bank.vectors)
     return ExactIndex(bank.vectors)
+
+
+@contextlib.contextmanager
+def replacing_bank(bank: Bank | None, config: RetrievalConfig) -> Iterator[None]:
+    """Replace a bank, if there is one, in the body: a server forgets its vectors before, so that a
+    kill leaves none there, and after, since who opened the old bank meanwhile sent them again.
+
+    Raises `UserError` where `config` names a server that does not answer.
+    """
+    if bank is None or config.index != "milvus":
+        yield
+        return
+    forget(bank.vectors, config.milvus)
+    try:
+        yield
+    finally:
+        forget(bank.vectors, config.milvus)
 
 
 class ShardedIndex:

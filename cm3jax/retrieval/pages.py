@@ -42,7 +42,7 @@ _UNMARKED = re.compile(
     r'"label": "[^"]+, -?\d\.\d\d"'
 )
 """What earlier versions, which wrote no marks, called a document."""
-_HALF = re.compile(r"\..+\.(html|json)\.[0-9a-f]{8}\.part")
+_HALF = re.compile(r"(?s)\..+\.(html|json)\.[0-9a-f]{8}\.part")
 _HALF_SHEET = re.compile(rf"\.{re.escape(SHEET)}\.[0-9a-f]{{8}}\.part")
 """Halves of pages and sheets that a killed process left."""
 _LONGEST = 60.0

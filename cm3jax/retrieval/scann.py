@@ -37,7 +37,7 @@ _AT_LEAST = 64
 answer must not depend on the other queries."""
 _OWN_QUERIES = 1000
 _ABOUT = "index.json"
-_REMEDY = "build it with launch.index build"
+_REMEDY = "build it with python -m launch.index build EXPERIMENT"
 _FILES = re.compile(
     r"index\.json|\.index\.json\.[0-9a-f]+\.part|scann_(config\.pb|assets\.pbtxt)|"
     r"(ah_codebook|serialized_partitioner)\.pb|"

@@ -23,9 +23,10 @@ from cm3jax.generation.generator import Generator
 from cm3jax.generation.requests import PromptRequest
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
+from cm3jax.retrieval.index import replacing_bank
 from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.retriever import Retrieved, Retriever
-from cm3jax.retrieval.takedown import remove
+from cm3jax.retrieval.takedown import remove, require_there
 from cm3jax.sequence.vocab import Modality
 from cm3jax.serve.drawing import Drawing
 from cm3jax.serve.engine import DrawingEngine
@@ -161,7 +162,10 @@ class Studio:
 
 def _without(old: Retriever, key: str) -> Retriever:
     """A retriever of the bank when a document is taken out of it."""
-    bank = remove(old.bank, Removed(keys=(key,)), say=_log.info)
+    removed = Removed(keys=(key,))
+    require_there(old.bank, removed)
+    with replacing_bank(old.bank, old.config):
+        bank = remove(old.bank, removed, say=_log.info)
     return Retriever(old.encoder, bank, old.config)
 
 

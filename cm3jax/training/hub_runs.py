@@ -49,7 +49,7 @@ def newest_snapshot(run_id: epath.PathLike) -> str:
     if not (Path(folder) / PARAMS_FILE).exists():
         raise UserError(
             f"{run_id} has no {PARAMS_FILE}, so launch.convert export --push did not upload it; "
-            "launch.convert --help says what else can be imported."
+            "python -m launch.convert --help says what else can be imported."
         )
     return folder
 

@@ -17,6 +17,9 @@ from cm3jax.shapes import Array, Key
 from cm3jax.training import ema
 from cm3jax.training.optim import freezing, optimizer, trained
 
+_NAMED = 24
+"""Parameters that a sentence names, at most."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +121,13 @@ def plan_layout(learner: Trainable, mesh: jax.sharding.Mesh | jax.sharding.Abstr
     boxed = jax.eval_shape(learner.init, jax.random.key(0))
     rows = _trained_rows(experiment.optim.trained_ids, Vocab(experiment.vocab))
     which = trained(experiment.trained, rows, boxed["params"])
+    pattern, tied = experiment.trained, experiment.learner == "decoder" and experiment.model.tied
     if not any(jax.tree.leaves(which)):
+        raise _no_such_name(pattern, boxed["params"], tied)
+    if rows != slice(None) and which == trained(pattern, slice(None), boxed["params"]):
         raise UserError(
-            f"optim.trained={experiment.optim.trained!r} is found in no parameter's name; the "
-            f"parameters are\n{partition.array_table(mesh, boxed['params'])}"
+            f"optim.trained_ids={experiment.optim.trained_ids} is for the embedding and the head, "
+            f"of which optim.trained={pattern!r} trains neither; correct one of them."
         )
     settings = (experiment.optim, experiment.train.steps, boxed["params"], experiment.curriculum)
     transform = optimizer(*settings)
@@ -155,6 +161,19 @@ def plan_layout(learner: Trainable, mesh: jax.sharding.Mesh | jax.sharding.Abstr
         init=jax.jit(create, out_shardings=shardings),
         table=partition.array_table(mesh, boxed),
         trained=which,
+    )
+
+
+def _no_such_name(pattern: str, boxed: Any, tied: bool) -> UserError:
+    """What is wrong with a pattern that is in no parameter's name."""
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree.leaves_with_path(nn.unbox(boxed))
+    ]
+    more = f" and {len(names) - _NAMED} more" if names[_NAMED:] else ""
+    return UserError(
+        f"optim.trained={pattern!r} is found in no parameter's name; they are "
+        f"{', '.join(names[:_NAMED])}{more}{'; the head is the embedding (model.tied)' * tied}."
     )
 
 

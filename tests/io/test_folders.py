@@ -4,6 +4,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -195,6 +196,56 @@ def test_a_file_that_is_not_a_lock_is_left_alone(tmp_path, content):
     with pytest.raises(UserError, match="but is another file"), hold(tmp_path / "run", "x"):
         pass
     assert (tmp_path / ".run.lock").read_text() == content
+
+
+@pytest.fixture
+def shared():
+    """A folder where every user may write, while this process is no superuser."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o777)
+        before = os.geteuid()
+        try:
+            if before == 0:
+                os.seteuid(65534)
+            yield Path(name)
+        finally:
+            os.seteuid(before)
+
+
+def test_a_lock_that_another_user_left_does_not_block(shared):
+    """By a usual umask nobody else may write into it."""
+    about = '{"pid": 1, "host": "h", "what": "training", "since": "2026-01-01"}'
+    for content in (about, ""):
+        (shared / ".run.lock").write_text(content)
+        (shared / ".run.lock").chmod(0o444)
+        with hold(shared / "run", "something"):
+            assert "something" in (shared / ".run.lock").read_text()
+    (shared / ".run.lock").write_text("a thesis")
+    (shared / ".run.lock").chmod(0o444)
+    with pytest.raises(UserError, match="but is another file"), hold(shared / "run", "x"):
+        pass
+    assert (shared / ".run.lock").read_text() == "a thesis"
+
+
+def test_a_lock_that_another_user_holds_is_told(shared):
+    begun, over = threading.Event(), threading.Event()
+
+    def other():
+        with hold(shared / "run", "training tiny"):
+            (shared / ".run.lock").chmod(0o444)
+            begun.set()
+            over.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    begun.wait(60)
+    try:
+        with pytest.raises(UserError, match="in use: training tiny"), hold(shared / "run", "x"):
+            pass
+    finally:
+        over.set()
+        thread.join()
+    assert not os.listdir(shared)
 
 
 def test_a_place_where_nothing_can_be_written_raises_user_error(tmp_path):

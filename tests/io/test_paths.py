@@ -1,9 +1,12 @@
 import os
+import pwd
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from cm3jax.errors import UserError
-from cm3jax.io.paths import require_folder
+from cm3jax.io.paths import cache_home, require_folder
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.touch(), lambda path: loop(path)])
@@ -28,3 +31,15 @@ def test_a_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write all
     with pytest.raises(UserError, match="may not be written to; give another folder"):
         require_folder(tmp_path, "the samples")
+
+
+def test_a_user_whom_nothing_names_has_a_cache(monkeypatch):
+    """As in a container that is started with a number for its user."""
+
+    def unknown(number):
+        raise KeyError(number)
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert cache_home() == Path(tempfile.gettempdir()) / f"cache-{os.getuid()}" / "cm3jax"

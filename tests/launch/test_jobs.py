@@ -300,7 +300,7 @@ def test_tokenizers_must_be_there_where_training_reads_them(tmp_path):
     away = dataclasses.replace(clip.tokenizers, text=str(tmp_path / "text"))
     clip = dataclasses.replace(clip, tokenizers=away)
     with pytest.raises(
-        UserError, match=r"text is not there.*launch\.train EXPERIMENT --workdir .*, or give "
+        UserError, match=r"text is not there.*launch\.train miniature/text --workdir .*, or give "
     ):
         require_inputs(clip, False)
     # The commit brings the shipped weights along; a bucket need not hold them.

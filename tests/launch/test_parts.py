@@ -1,10 +1,16 @@
 """On a fresh machine every command says which others come first."""
 
+import shlex
+
+import numpy as np
 import pytest
 
 from cm3jax.errors import UserError
 from cm3jax.presets import load_experiment
+from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.bank_files import BankDocument
 from launch import index, prepare, train
+from launch.cli import parse_experiment
 from launch.parts import require_made
 from tests.test_readme import ROOT
 
@@ -32,8 +38,9 @@ def fresh(tmp_path, monkeypatch):
             ("miniature/decoder", *CHAIN),
             "runs/miniature/text, runs/miniature/vqgan, runs/mine/clip are not there; make them "
             "with python -m launch.train miniature/text, then python -m launch.train "
-            "miniature/vqgan, then python -m launch.train EXPERIMENT --workdir runs/mine/clip, or "
-            "give another --tokenizers.text, --tokenizers.image, --retrieval.encoder.",
+            "miniature/vqgan, then python -m launch.train miniature/clip --tokenizers.text "
+            "runs/miniature/text --workdir runs/mine/clip, or give another --tokenizers.text, "
+            "--tokenizers.image, --retrieval.encoder.",
         ),
         (prepare.run, ("miniature/sft", *CHAIN[:2]), "it with python -m launch.train miniature/te"),
         (train.run, ("miniature/clip", *CHAIN[:2]), "it with python -m launch.train miniature/te"),
@@ -48,15 +55,94 @@ def test_what_comes_first_is_named_in_order(run, argv, said):
 @pytest.mark.parametrize(
     ("run", "argv", "said"),
     [
-        (train.run, ("quickstart",), "make it with python -m launch.prepare EXPERIMENT, the quick"),
-        (prepare.run, ("show", "quickstart"), "make it with python -m launch.prepare EXPERIMENT"),
-        (index.run, ("audit", "miniature/decoder"), "with python -m launch.prepare EXPERIMENT, or"),
+        (train.run, ("quickstart",), "make it with bash launch/quickstart.sh."),
+        (prepare.run, ("show", "quickstart"), "make it with bash launch/quickstart.sh."),
+        (
+            index.run,
+            ("audit", "miniature/decoder"),
+            "python -m launch.prepare miniature/decoder.",
+        ),
     ],
 )
 def test_data_that_was_not_prepared_is_named_with_its_command(run, argv, said):
     with pytest.raises(UserError, match="missing") as refused:
         run([*argv])
     assert said in str(refused.value)
+
+
+def printed(run, argv) -> list[str]:
+    """The words after `python -m` of the command in the sentence that refuses `argv`, as a shell
+    reads them."""
+    with pytest.raises(UserError) as refused:
+        run([*argv])
+    command = str(refused.value).partition("python -m ")[2].removesuffix(".")
+    return shlex.split(command.partition(", ")[0])
+
+
+GIVEN = ("--data.source", "my photos; it's", "--data.licences", "CC0-1.0", "CC-BY-4.0")
+
+
+@pytest.mark.parametrize(
+    ("run", "argv", "options"),
+    [
+        (train.run, ("sft_7b",), ()),
+        (train.run, ("sft_760m", "--data.records", "40"), ("--data.records", "40")),
+        (train.run, ("miniature/sft", "--train.steps", "3", "--workdir", "a"), ()),
+        (train.run, ("miniature/decoder", *GIVEN, "--mesh.data", "1"), GIVEN),
+        (train.run, ("miniature/rivals/dalle", "--seed", "3"), ("--seed", "3")),
+        (prepare.run, ("show", "miniature/masking/spans", *GIVEN), GIVEN),
+        (index.run, ("verify", "emoji/decoder", *CHAIN), CHAIN),
+        (
+            train.run,
+            ("folder/decoder", "--data.mixture", "my data:pair", "1"),
+            ("--data.corpus", "my data/corpus", "--data.bank", "my data/bank"),
+        ),
+        (
+            index.run,
+            ("verify", "miniature/decoder", "--data.bank", "b"),
+            ("--data.bank", "b"),
+        ),
+    ],
+)
+def test_the_command_is_printed_as_it_is_to_be_given(run, argv, options):
+    """With what decides the data, quoted: what it makes is what was missing."""
+    module, name, *words = printed(run, argv)
+    asked = parse_experiment([name, *words], "")
+    assert module == "launch.prepare"
+    assert name in argv
+    wanted = parse_experiment([name, *options], "")
+    assert (asked.data, asked.tokenizers, asked.seed) == (
+        *(wanted.data, wanted.tokenizers, wanted.seed),
+    )
+
+
+@pytest.mark.parametrize("name", ["cm3leon_7b", "parti", "dalle", "chameleon_7b", "cm3leon_350m"])
+def test_what_an_experiment_leaves_open_is_named_step_by_step(name, tmp_path):
+    """From nothing to the command that prepares its data."""
+    module, again, *words = printed(train.run, (name,))
+    assert (module, again) == ("launch.prepare", name)
+    with pytest.raises(UserError) as refused:
+        prepare.run([again, *words])
+    size = 512 if name == "chameleon_7b" else 256
+    assert str(refused.value) == (
+        f"{name} names no tokenizers.text, no tokenizers.image, no retrieval.encoder; make them "
+        f"with python -m launch.train text_tokenizer, then python -m launch.train vqgan_{size}, "
+        "then python -m launch.convert clip openai/clip-vit-base-patch32 --out runs/clip, and give "
+        "--tokenizers.text, --tokenizers.image, --retrieval.encoder."
+    )
+
+
+def test_a_damaged_bank_is_made_again_by_what_the_sentence_says(tmp_path):
+    bank = Bank.build(
+        tmp_path / "b",
+        [BankDocument("k", np.array([9], np.int32), "t", True, False, "s", "l")],
+        np.eye(4, dtype=np.float32)[:1],
+        "e",
+        "v",
+    )
+    (bank.path / "columns.npy").write_bytes(b"")
+    words = printed(index.run, ("verify", "miniature/decoder", "--data.bank", "b"))
+    assert words == ["launch.index", "build", "miniature/decoder", "--data.bank", "b"]
 
 
 def test_what_is_there_or_in_a_bucket_passes(tmp_path):
