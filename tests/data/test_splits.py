@@ -136,7 +136,8 @@ def test_more_records_than_asked_for_are_sampled_and_it_is_said(tmp_path):
     assert len(splits["train"]) == len(splits["bank"]) == 60
     assert "a sample of 60 of the 294 records" in splits["train"].note
     keys = [splits["train"][i].key for i in range(60)]
-    assert keys == [_open(folder, records=60)["train"][i].key for i in range(60)]
+    again = _open(folder, records=60)["train"]
+    assert keys == [again[i].key for i in range(60)]
     pictures = _pictures(splits["train"])[0]
     assert max(pictures) > 80, "not only the first ones"
     assert _pictures(_open(folder, 1, records=60)["train"])[0] != pictures

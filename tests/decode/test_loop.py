@@ -419,7 +419,8 @@ def test_a_prompt_too_long_for_the_context_says_lengths(read):
 def test_steps_of_one_row_copy_no_keys(read):
     """As XLA does of itself where a single entry is written."""
     prompt = jnp.arange(12)[None]
-    _, prefix = MODEL.apply(read, prompt, jnp.asarray([12]), method="prefill")
+    start = jax.jit(functools.partial(MODEL.apply, method="prefill"))
+    _, prefix = start(read, prompt, jnp.asarray([12]))
     cache = start_cache(prefix, jnp.asarray([12]), samples=1, capacity=24)
     leaves, tree = jax.tree.flatten(cache)
 

@@ -52,7 +52,17 @@ def equal(some, others):
         assert (one.sampled, one.temperature) == (other.sampled, other.temperature)
 
 
-@pytest.mark.parametrize(("method", "window"), [*zip(METHODS, (5, 2, 8), strict=True)])
+@pytest.mark.parametrize(
+    ("method", "window"),
+    [
+        *((method, 4) for method in METHODS),
+        # Each window is a program of its own.
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in zip(METHODS, (5, 2, 8), strict=True)
+        ),
+    ],
+)
 def test_windows_draw_what_a_pass_per_id_draws(read, method, window):  # noqa: F811
     """Of images, holes, texts and documents, in one, two and three streams."""
     third = (Guide(BLIND, 2.0), Guide(BLIND[:2], 1.5))

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,12 @@ from cm3jax.model.cache import KeyValues, empty_entries, start_cache
 from cm3jax.model.decoder import Decoder
 
 
+@functools.partial(jax.jit, static_argnums=0, static_argnames="method")
+def apply(model, variables, *arguments, method=None):
+    """Compiled, because hundreds of single operations would take seconds to dispatch."""
+    return model.apply(variables, *arguments, method=method)
+
+
 def test_answers_are_compared_by_their_likelihood(chain, generator):
     prompts = map(picture_prompt, ("a red fox", "two green squares on the left"))
     requests = generator.requests(list(prompts))
@@ -24,8 +32,8 @@ def test_answers_are_compared_by_their_likelihood(chain, generator):
     ):
         ids = jnp.concatenate([request.prefix, answer])[None]
         places = jnp.arange(ids.shape[1])[None]
-        hidden = generator.model.apply(run.variables, ids, places, jnp.ones_like(ids))
-        scores = generator.model.apply(run.variables, hidden, method="logits")
+        hidden = apply(generator.model, run.variables, ids, places, jnp.ones_like(ids))
+        scores = apply(generator.model, run.variables, hidden, method="logits")
         each = np.log(jax.nn.softmax(scores[0, -1 - len(answer) : -1]))
         expected = each[np.arange(len(answer)), answer].sum()
         np.testing.assert_allclose(nats, expected, rtol=1e-5)
@@ -48,7 +56,7 @@ def test_keys_and_values_are_those_of_a_cache_in_int8():
     prefix, answer = np.arange(3, 12), np.asarray([20, 21, 33, 7, 5])
 
     tokens, lengths = jnp.asarray(prefix[None, :-1]), jnp.asarray([len(prefix) - 1])
-    _, found = plain.apply(variables, tokens, lengths, method="prefill")
+    _, found = apply(plain, variables, tokens, lengths, method="prefill")
     empty = [
         KeyValues(*(empty_entries((1, 2, len(prefix) - 1), small.config) for _ in range(2)))
         for _ in range(2)
@@ -56,8 +64,8 @@ def test_keys_and_values_are_those_of_a_cache_in_int8():
     cache = start_cache(list(map(KeyValues.kept_like, found, empty)), lengths, 1, len(answer))
     expected = []
     for read, said in zip([prefix[-1], *answer], answer, strict=False):
-        hidden, cache = small.apply(variables, jnp.asarray([[read]]), cache, method="extend")
-        logits = small.apply(variables, hidden, method="logits")
+        hidden, cache = apply(small, variables, jnp.asarray([[read]]), cache, method="extend")
+        logits = apply(small, variables, hidden, method="logits")
         expected.append(jax.nn.log_softmax(logits[0, 0])[said])
 
     exact, near = (

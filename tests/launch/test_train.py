@@ -20,6 +20,7 @@ def options(tmp_path_factory):
     return [*runs.options(tmp_path_factory.mktemp("corpus")), "--mesh.data", "1"]
 
 
+@pytest.mark.slow  # processes start; `training/test_ema.py` stops a run in this one
 def test_a_killed_run_goes_on_as_if_never_interrupted(options, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     (victim,) = start(options, broken, 1_000_000)

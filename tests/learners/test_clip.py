@@ -33,7 +33,7 @@ def test_contrast_ignores_what_is_not_allowed():
     queries, keys = _unit(rng, 3, 8), _unit(rng, 5, 8)
     allowed = rng.random((3, 5)) < 0.6
     weights = np.array([1.0, 0.0, 2.0], np.float32)
-    losses, hits = contrast(*map(jnp.asarray, (queries, keys, np.float32(5), allowed, weights)))
+    losses, hits = jax.jit(contrast)(queries, keys, np.float32(5), allowed, weights)
     scores = 5 * queries @ keys.T
     expected = [_nll(scores[i], i, np.flatnonzero(allowed[i]).tolist()) for i in range(3)]
     np.testing.assert_allclose(losses.total, weights @ expected, rtol=1e-5)
@@ -46,7 +46,7 @@ def test_contrast_ignores_what_is_not_allowed():
 
 def _each_its_own(records) -> jax.Array:
     """`Couples.same` of records with different images and captions."""
-    return jnp.stack([jnp.asarray(records)] * 2, axis=-1)
+    return jnp.asarray(np.stack([records] * 2, axis=-1))
 
 
 def _couples(records, subjects) -> Couples:
@@ -65,7 +65,7 @@ def test_pair_loss_is_literally_clips():
     text, image = _unit(rng, 6, 8), _unit(rng, 6, 8)
     records = np.array([[0, 3], [1, 4], [2, 2]])  # record 2 has no partner: it stands there twice
     numbers = [0, 1, 2, 3, 4, 2]
-    found = pair_loss(*map(jnp.asarray, (text, image, _each_its_own(records), np.float32(7))))
+    found = jax.jit(pair_loss)(text, image, _each_its_own(records), np.float32(7))
     expected = []
     for i in range(6):
         others = [j for j in range(6) if numbers[j] != numbers[i]]
@@ -86,7 +86,7 @@ def test_other_captions_of_a_picture_are_no_negatives():
     }
     assert wrong[1] == [2, 5]
     assert wrong[4] == [0, 2, 3, 5]
-    found = pair_loss(*map(jnp.asarray, (text, image, same, np.float32(7))))
+    found = jax.jit(pair_loss)(text, image, same, np.float32(7))
     scores = (7 * text @ image.T, 7 * image @ text.T)
     expected = [_nll(each[i], i, wrong[i]) for i in range(6) for each in scores]
     np.testing.assert_allclose(found.compute(), np.mean(expected), rtol=1e-5)
@@ -94,8 +94,8 @@ def test_other_captions_of_a_picture_are_no_negatives():
     subjects = [[[1], [1]], [[2], [2]], [[NO_SUBJECT], [NO_SUBJECT]]]
     couples = _couples([[0, 3], [1, 4], [2, 5]], subjects)
     couples = dataclasses.replace(couples, same=jnp.asarray(same))
-    by_text, _, _ = document_loss(jnp.asarray(text), jnp.asarray(image), couples, jnp.float32(3))
-    documents = np.asarray(document_vectors(jnp.asarray(text), jnp.asarray(image)))
+    by_text, _, _ = jax.jit(document_loss)(text, image, couples, np.float32(3))
+    documents = np.asarray(jax.jit(document_vectors)(text, image))
     # Of the others' subjects, with neither the asking record's image nor its caption.
     asking = {0: (3, [2, 4, 5]), 1: (4, [2, 5]), 3: (0, [2, 4, 5]), 4: (1, [0, 2, 3, 5])}
     losses = [_nll(3 * text[i] @ documents.T, right, bad) for i, (right, bad) in asking.items()]
@@ -110,10 +110,8 @@ def test_document_loss_masks_shared_subjects():
     none = NO_SUBJECT
     subjects = [[[1, none], [1, none]], [[1, 2], [2, none]], [[none, none], [none, none]]]
     couples = _couples([[0, 3], [1, 4], [2, 2]], subjects)
-    by_text, by_image, _ = document_loss(
-        jnp.asarray(text), jnp.asarray(image), couples, jnp.float32(3)
-    )
-    documents = np.asarray(document_vectors(jnp.asarray(text), jnp.asarray(image)))
+    by_text, by_image, _ = jax.jit(document_loss)(text, image, couples, np.float32(3))
+    documents = np.asarray(jax.jit(document_vectors)(text, image))
     # By row (records 0 1 2 3 4 2): the row of the other document, the negatives, the weight.
     asking = {
         0: (3, [2, 4, 5], 1),
@@ -166,7 +164,7 @@ def flags(monkeypatch, tmp_path) -> Experiment:
 @pytest.mark.slow
 def test_training_finds_documents_and_pictures(flags):
     learner = CLIPLearner.from_source(flags)
-    params = nn.unbox(learner.init(jax.random.key(0)))["params"]
+    params = nn.unbox(jax.jit(learner.init)(jax.random.key(0)))["params"]
 
     adam = optax.adam(3e-3)
 
@@ -203,10 +201,10 @@ def test_training_finds_documents_and_pictures(flags):
 def test_without_the_document_loss_only_pairs_count(flags):
     flags = dataclasses.replace(flags, clip=dataclasses.replace(flags.clip, document_loss=0.0))
     learner = CLIPLearner.from_source(flags)
-    params = nn.unbox(learner.init(jax.random.key(0)))["params"]
+    params = nn.unbox(jax.jit(learner.init)(jax.random.key(0)))["params"]
     batch = next(learner.stream("validation").batches(Position())).data
     batch = jax.tree.map(jnp.asarray, batch)
-    output = learner.loss(params, {}, batch, jax.random.key(0), jnp.int32(0))
+    output = jax.jit(learner.loss)(params, {}, batch, jax.random.key(0), jnp.int32(0))
     assert set(output.metrics) == {"loss", "loss_pair"}
     np.testing.assert_allclose(output.loss, output.metrics["loss_pair"].compute(), rtol=1e-6)
 

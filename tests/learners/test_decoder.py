@@ -1,6 +1,7 @@
 """The decoder's loss against plain arithmetic."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -33,6 +34,14 @@ from tests.data import corpora
 from tests.tiny import VOCAB, experiment, learner
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def logits_of(model, params, batch):
+    """By one forward pass, with the whole table at once."""
+    variables = {"params": params}
+    hidden = model.apply(variables, batch.tokens, batch.positions, batch.segments)
+    return model.apply(variables, hidden, method="logits")
+
+
 @pytest.fixture(scope="module")
 def setting():
     """A learner, random parameters and a batch with weights 0, 0.5 and 1."""
@@ -46,10 +55,8 @@ def setting():
 
 def test_loss_is_the_weighted_mean_over_the_batch(setting):
     ours, params, batch = setting
-    output = ours.loss(params, {}, batch, jax.random.key(0), jnp.int32(0))
-    variables = {"params": params}
-    hidden = ours.model.apply(variables, batch.tokens, batch.positions, batch.segments)
-    logits = ours.model.apply(variables, hidden, method="logits")
+    output = jax.jit(ours.loss)(params, {}, batch, jax.random.key(0), jnp.int32(0))
+    logits = logits_of(ours.model, params, batch)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
     weighted = np.asarray(losses * batch.weights)
     mean = weighted.sum() / np.asarray(batch.weights).sum()
@@ -64,8 +71,9 @@ def test_loss_is_the_weighted_mean_over_the_batch(setting):
 def test_targets_without_weight_do_not_matter(setting):
     ours, params, batch = setting
     blank = jnp.where(batch.weights == 0, 0, batch.targets)
+    loss = jax.jit(ours.loss)
     losses = [
-        ours.loss(params, {}, b, jax.random.key(0), jnp.int32(0)).loss
+        loss(params, {}, b, jax.random.key(0), jnp.int32(0)).loss
         for b in (batch, dataclasses.replace(batch, targets=blank))
     ]
     assert losses[0] == losses[1]
@@ -74,7 +82,7 @@ def test_targets_without_weight_do_not_matter(setting):
 def test_a_batch_without_any_weight_has_loss_zero(setting):
     ours, params, batch = setting
     none = dataclasses.replace(batch, weights=jnp.zeros_like(batch.weights))
-    assert ours.loss(params, {}, none, jax.random.key(0), jnp.int32(0)).loss == 0.0
+    assert jax.jit(ours.loss)(params, {}, none, jax.random.key(0), jnp.int32(0)).loss == 0.0
 
 
 def test_every_parameter_has_logical_axes():
@@ -98,12 +106,10 @@ def test_flops_by_hand():
 
 def test_z_loss_adds_the_squared_log_of_the_denominator(setting):
     ours, params, batch = setting
-    plain = ours.loss(params, {}, batch, jax.random.key(0), jnp.int32(0))
+    plain = jax.jit(ours.loss)(params, {}, batch, jax.random.key(0), jnp.int32(0))
     config = dataclasses.replace(ours.experiment, loss=LossConfig(z_loss=0.1))
-    output = learner(config).loss(params, {}, batch, jax.random.key(0), jnp.int32(0))
-    variables = {"params": params}
-    hidden = ours.model.apply(variables, batch.tokens, batch.positions, batch.segments)
-    logits = np.asarray(ours.model.apply(variables, hidden, method="logits"), np.float64)
+    output = jax.jit(learner(config).loss)(params, {}, batch, jax.random.key(0), jnp.int32(0))
+    logits = np.asarray(logits_of(ours.model, params, batch), np.float64)
     squares = np.log(np.exp(logits).sum(-1)) ** 2
     weights = np.asarray(batch.weights, np.float64)
     mean = (squares * weights).sum() / weights.sum()
@@ -119,11 +125,13 @@ def test_dropout_is_for_training_and_the_same_on_any_mesh(setting):
     config = dataclasses.replace(ours.experiment, model=model)
     dropping = learner(config)
 
+    compiled = jax.jit(dropping.loss, static_argnames="training")
+
     def loss(batch, key, **mode):
-        return float(dropping.loss(params, {}, batch, key, jnp.int32(0), **mode).loss)
+        return float(compiled(params, {}, batch, key, jnp.int32(0), **mode).loss)
 
     key = jax.random.key(7)
-    expected = float(ours.loss(params, {}, batch, key, jnp.int32(0)).loss)
+    expected = float(jax.jit(ours.loss)(params, {}, batch, key, jnp.int32(0)).loss)
     assert loss(batch, key, training=False) == expected
     dropped = loss(batch, key)
     assert abs(dropped - expected) > 1e-3
@@ -131,8 +139,7 @@ def test_dropout_is_for_training_and_the_same_on_any_mesh(setting):
     mesh = partition.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
         cut = jax.device_put(batch, partition.batch_sharding(mesh))
-        compiled = jax.jit(lambda batch: dropping.loss(params, {}, batch, key, jnp.int32(0)).loss)
-        assert float(compiled(cut)) == pytest.approx(dropped, rel=1e-5)
+        assert loss(cut, key) == pytest.approx(dropped, rel=1e-5)
 
 
 @pytest.mark.parametrize(

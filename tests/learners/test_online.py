@@ -125,7 +125,7 @@ def test_from_pixels_to_the_loss_of_the_prepared_corpus(home, prepared, sizes):
     vocab = testing.vocab()
     host = DecoderLearner(config, vocab, {})
     batch = jax.tree.map(jax.numpy.asarray, prepared)
-    expected = host.loss(params(), {}, batch, jax.random.key(0), jax.numpy.int32(0))
+    expected = jax.jit(host.loss)(params(), {}, batch, jax.random.key(0), jax.numpy.int32(0))
 
     learner = make_learner(config)
     mesh = partition.make_mesh(config.mesh)

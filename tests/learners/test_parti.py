@@ -226,11 +226,11 @@ def test_loss_is_that_of_each_code_after_the_earlier_ones(path):
     pairs = next(learner.stream("validation").batches(Position())).data
     weights = np.asarray([[1.0, 0.5, 0.0, 1.0], [1.0, 1.0, 1.0, 0.0]], np.float32)
     pairs = Pairs(*map(jnp.asarray, (pairs.texts[:2], pairs.codes[:2], weights)))
-    output = learner.loss(params, {}, pairs, jax.random.key(0), jnp.int32(0))
+    output = jax.jit(learner.loss)(params, {}, pairs, jax.random.key(0), jnp.int32(0))
     before = jnp.pad(pairs.codes[:, :-1], ((0, 0), (1, 0)), constant_values=VOCAB.eos)
     variables = {"params": params}
-    states = learner.model.apply(variables, pairs.texts, pairs.texts != 0, before)
-    logits = learner.model.apply(variables, states, method="logits")
+    states = apply(learner.model, variables, pairs.texts, pairs.texts != 0, before)
+    logits = apply(learner.model, variables, states, method="logits")
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, pairs.codes)
     expected = (np.asarray(losses) * weights).sum() / weights.sum()
     assert float(output.loss) == pytest.approx(expected, rel=1e-5)

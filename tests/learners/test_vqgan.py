@@ -213,13 +213,14 @@ def test_losses_are_the_sum_of_their_parts(adversarial):
     (total, means), _ = slopes(variables["params"], 3)
     metrics = {name: mean.compute() for name, mean in means.items()}
     pixels = to_pixels(batch["images"])
-    seen = learner.model.apply(variables, pixels)
+    seen = jax.jit(learner.model.apply)(variables, pixels)
     errors = np.abs(np.asarray(seen.reconstruction) - pixels)
     left, right = errors[:, :, : SIZE // 2].mean(), errors[:, :, SIZE // 2 :].mean()
     assert metrics["mae"] == pytest.approx((4 * left + right) / 5, rel=1e-4)
     error = metrics["mae"] + 0.25 * metrics["commitment"]
     assert metrics["loss"] == pytest.approx(error, rel=1e-4)
 
+    @jax.jit
     def verdicts(x):
         return learner.adversary.apply({"params": variables["params"]["discriminator"]}, x)
 
@@ -241,7 +242,7 @@ def test_each_side_learns_from_its_own_loss(adversarial):
     assert {n: early[n].compute() for n in ("loss", "mae")} == {
         n: late[n].compute() for n in ("loss", "mae")
     }
-    remade = learner.model.apply(variables, pixels).reconstruction
+    remade = jax.jit(learner.model.apply)(variables, pixels).reconstruction
 
     def judge(own):
         verdicts = [learner.adversary.apply({"params": own}, x) for x in (pixels, remade)]
@@ -285,7 +286,7 @@ def test_a_discriminator_is_clipped_by_itself():
     params = {"encoder": jnp.ones(3), "discriminator": {"conv": jnp.ones(4)}}
     transform = optimizer(OptimConfig(clip_norm=1.0, beta1=0.0, weight_decay=0.0), 10, params)
     slopes = {"encoder": jnp.full(3, 0.1), "discriminator": {"conv": jnp.full(4, 50.0)}}
-    _, state = transform.update(slopes, transform.init(params), params)
+    _, state = jax.jit(transform.update)(slopes, transform.init(params), params)
     moments = {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree.leaves_with_path(state)

@@ -1,5 +1,6 @@
 """The decoder in Chameleon's shape against transformers (`reference/make_chameleon.py`)."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -50,7 +51,8 @@ PARTS = {
 def case(request):
     """The model with the stored parameters, and the stored arrays."""
     config = VARIANTS[request.param]
-    stored = np.load(Path(__file__).with_name("reference") / f"{request.param}.npz")
+    with np.load(Path(__file__).with_name("reference") / f"{request.param}.npz") as file:
+        stored = dict(file)
     model = Decoder(config, len(stored["lm_head.weight"]))
     shapes = decoder_variables(model)["params"]
 
@@ -69,18 +71,24 @@ def case(request):
         "layers": jax.tree.map_with_path(fill, shapes["layers"]),
     }
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
-    keys = {key for key in stored.files if key not in ("tokens", "hidden", "logits")}
+    keys = {key for key in stored if key not in ("tokens", "hidden", "logits")}
     assert len(keys) == 3 + config.layers * len(jax.tree.leaves(shapes["layers"]))
     return model, {"params": params}, stored
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="method")
+def apply(model, variables, *arguments, method=None):
+    """Compiled, because hundreds of single operations would take seconds to dispatch."""
+    return model.apply(variables, *arguments, method=method)
 
 
 def test_states_and_scores_are_those_of_transformers(case):
     model, variables, stored = case
     tokens = jnp.asarray(stored["tokens"])
     places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden = model.apply(variables, tokens, places, jnp.ones_like(tokens))
+    hidden = apply(model, variables, tokens, places, jnp.ones_like(tokens))
     np.testing.assert_allclose(hidden, stored["hidden"], atol=1e-4, rtol=1e-4)
-    logits = model.apply(variables, hidden, method="logits")
+    logits = apply(model, variables, hidden, method="logits")
     np.testing.assert_allclose(logits, stored["logits"], atol=1e-4, rtol=1e-4)
 
 
@@ -89,8 +97,8 @@ def test_decoding_with_the_cache_gives_them_too(case):
     tokens = jnp.asarray(stored["tokens"])
     lengths = jnp.full(len(tokens), 5)
     variables = as_read(variables, "float32")
-    _, prefix = model.apply(variables, tokens[:, :5], lengths, method="prefill")
+    _, prefix = apply(model, variables, tokens[:, :5], lengths, method="prefill")
     assert prefix[0].keys.shape[1] == model.config.groups
     cache = start_cache(prefix, lengths, samples=1, capacity=tokens.shape[1] - 5)
-    hidden, _ = model.apply(variables, tokens[:, 5:], cache, method="extend")
+    hidden, _ = apply(model, variables, tokens[:, 5:], cache, method="extend")
     np.testing.assert_allclose(hidden, stored["hidden"][:, 5:], atol=1e-4, rtol=1e-4)

@@ -44,7 +44,7 @@ def model(request):
 def variables(model):
     """Parameters without the zeros of a fresh model, which would hide what they multiply."""
     row = jnp.zeros((1, 4), jnp.int32)
-    fresh = nn.meta.unbox(model.init(jax.random.key(0), row, row, row))
+    fresh = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), row, row, row))
     leaves, tree = jax.tree.flatten(fresh)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
@@ -69,7 +69,7 @@ def run(model, variables, rows):
 
 def test_a_fresh_model_predicts_uniformly_and_keeps_the_papers_initialisation(model):
     row = tokens(2, 8)
-    fresh = nn.meta.unbox(model.init(jax.random.key(0), row, row, row))["params"]
+    fresh = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), row, row, row))["params"]
     layers = fresh["layers"]
     for kernel in (layers["out"]["kernel"], layers["feed_forward"]["down"]["kernel"]):
         # A norm that follows would blow up what comes out of zeros.
@@ -187,7 +187,7 @@ def test_dropout_by_the_definition():
 def test_dropout_falls_on_both_branches_of_every_layer():
     config = dataclasses.replace(CONFIG, dropout=0.5, layers=2)
     row = jnp.zeros((1, 6), jnp.int32)
-    fresh = nn.meta.unbox(Decoder(config, VOCAB).init(jax.random.key(0), row, row, row))
+    fresh = nn.meta.unbox(jax.jit(Decoder(config, VOCAB).init)(jax.random.key(0), row, row, row))
     noise = jax.tree.map(lambda x: 0.1 * jax.random.normal(jax.random.key(1), x.shape), fresh)
     states = jax.jit(
         lambda params, key: Decoder(config, VOCAB).apply(params, row, row, jnp.ones_like(row), key)

@@ -36,6 +36,6 @@ def test_a_verdict_per_patch_depends_only_on_its_picture():
     variables = random_variables(model.init, pictures)
     verdicts = jax.jit(model.apply)(variables, pictures)
     assert verdicts.shape == (3, 4, 4)
-    alone = model.apply(variables, pictures[1:2])
+    alone = jax.jit(model.apply)(variables, pictures[1:2])
     np.testing.assert_allclose(verdicts[1:2], alone, rtol=1e-4, atol=1e-4)
     assert np.std(verdicts) > 0

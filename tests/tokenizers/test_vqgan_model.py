@@ -1,6 +1,7 @@
 """The network and its quantiser: shapes, locality, nearest codes, a codebook that follows."""
 
 import dataclasses
+import functools
 from functools import partial
 
 import flax.linen as nn
@@ -36,13 +37,15 @@ def pictures(config, count=3, seed=0):
     return jax.random.uniform(jax.random.key(seed), shape, minval=-1, maxval=1)
 
 
+@functools.cache
 def variables(config):
     return nn.unbox(jax.jit(VQGAN(config).init)(jax.random.key(0), pictures(config, 1)))
 
 
+@partial(jax.jit, static_argnames=("config", "method"))
 def apply(config, weights, inputs, method=None):
     """Compiled, because hundreds of single operations would take seconds to dispatch."""
-    return jax.jit(partial(VQGAN(config).apply, method=method))(weights, inputs)
+    return VQGAN(config).apply(weights, inputs, method=method)
 
 
 @pytest.mark.parametrize("config", [TAMING, LOCAL], ids=["taming", "local"])
@@ -127,10 +130,11 @@ def quantiser(**delta):
             return self.quantiser(x)
 
     model = Model()
-    state = nn.unbox(model.init(jax.random.key(0), jnp.zeros((1, 2))))
+    state = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2))))
     return model, state["codebook"]["quantiser"]
 
 
+@partial(jax.jit, static_argnums=0)
 def follow(model, state, x, key=0):
     rngs = {"restart": jax.random.key(key)}
     output, new = model.apply(
