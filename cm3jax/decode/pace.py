@@ -22,7 +22,7 @@ _KEPT = 0.9
 """What the guesses of a chunk still count after another chunk with guesses."""
 _KEPT_IDLE = 0.99
 """The same after a chunk without guesses: after some hundred of them guesses are tried again."""
-_GAIN = 1.05
+_GAIN = 1.2
 """How many times the speed without guesses a window has to promise."""
 
 

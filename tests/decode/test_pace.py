@@ -47,8 +47,8 @@ def test_only_where_no_guess_pays_is_none_ever_made():
 
 def test_a_gain_that_timing_may_have_made_up_is_left():
     ids = sum(0.7**place for place in range(16))
-    assert Pace({1: 1.0, 16: ids / 1.04}).window == 1
-    assert Pace({1: 1.0, 16: ids / 1.06}).window == 16
+    assert Pace({1: 1.0, 16: ids / 1.15}).window == 1
+    assert Pace({1: 1.0, 16: ids / 1.25}).window == 16
 
 
 def test_right_guesses_widen_the_window():
