@@ -34,7 +34,10 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("cm3jax", "beartype.beartype")
+# Checking shapes and types at every call takes a third of the time: launch/test.sh leaves it out
+# unless it is asked, as .ci/run asks for one of its runs.
+if os.environ.get("CM3JAX_SHAPES") != "0":
+    install_import_hook("cm3jax", "beartype.beartype")
 
 # A shell starts what runs in the background with Ctrl-C ignored, and every child inherits that:
 # tests that interrupt a process need it heeded.

@@ -34,7 +34,7 @@ def test_devices_that_share_the_work_draw_the_same(generator):
         np.testing.assert_array_equal(one.ids, other.ids)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_they_draw_what_only_a_document_shows(generator, tmp_path, dtype):
     """As they are shipped, and as the next decoder will be."""
     export_run(WEIGHTS / "decoder", tmp_path, dtype)

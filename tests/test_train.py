@@ -218,6 +218,7 @@ def test_a_batch_that_the_mesh_cannot_share_is_refused(tmp_path):
         train(learner(config))
 
 
+@pytest.mark.slow  # `learners/test_decoder.py` compares one step on them
 def test_losses_agree_on_all_meshes(finished, tmp_path):
     config, _ = finished
     cut = dataclasses.replace(config, workdir=str(tmp_path), mesh=MeshConfig(2, 2, 2))

@@ -112,7 +112,7 @@ def test_only_rows_of_some_ids_are_trained(base, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("rank", "trained", "ids"),
     [
-        (RANK, "", "all"),
+        pytest.param(RANK, "", "all", marks=pytest.mark.slow),
         (0, "^embedding", "image"),
         pytest.param(0, "up", "all", marks=pytest.mark.slow),
     ],

@@ -432,15 +432,15 @@ def test_a_mixture_wants_one_vocabulary_and_positive_weights(mixture, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "mixed"),
+    ("kind", "mixed", "count"),
     [
-        ("stream", "mixture"),
-        *(pytest.param(kind, "", marks=pytest.mark.slow) for kind in ("whole", "stream")),
-        pytest.param("whole", "mixture", marks=pytest.mark.slow),
+        ("stream", "mixture", 30),
+        *(pytest.param(kind, "", 100, marks=pytest.mark.slow) for kind in ("whole", "stream")),
+        pytest.param("whole", "mixture", 100, marks=pytest.mark.slow),
     ],
 )
-def test_the_next_hundred_batches_are_the_same_on_any_number_of_processes(
-    prepared, mixture, kind, mixed
+def test_the_next_batches_are_the_same_on_any_number_of_processes(
+    prepared, mixture, kind, mixed, count
 ):
     """From a random position, through JSON, whatever the number of processes and of threads."""
     config = with_rows(mixture if mixed else prepared[0], kind)
@@ -448,24 +448,24 @@ def test_the_next_hundred_batches_are_the_same_on_any_number_of_processes(
     before = opened(config)._shares(START)
     position = next(itertools.islice(before, at - 1, None)).next
     position = Position.from_json(json.loads(json.dumps(dataclasses.asdict(position))))
-    want = [share.next for share in itertools.islice(before, 100)]
+    want = [share.next for share in itertools.islice(before, count)]
 
     prints, leaves = [], []
     for processes, threads in ((1, 2), (2, 1), (4, 3)):
         data = dataclasses.replace(config.data, threads=threads)
         shared = dataclasses.replace(config, data=data)
-        shares = [take(opened(shared, i, processes), 100, position) for i in range(processes)]
+        shares = [take(opened(shared, i, processes), count, position) for i in range(processes)]
         for own in shares:
             assert [batch.next for batch in own] == want
         steps = list(zip(*shares, strict=True))
         prints.append([combine_fingerprints([b.fingerprint for b in step]) for step in steps])
         data = [jax.tree.map(lambda *x: np.concatenate(x), *(b.data for b in s)) for s in steps]
         leaves.append([np.stack(leaf) for leaf in zip(*map(jax.tree.leaves, data), strict=True)])
-        seen = [records_of(opened(shared, i, processes), position, 100) for i in range(processes)]
+        seen = [records_of(opened(shared, i, processes), position, count) for i in range(processes)]
         every = [record for own in seen for record in own]
-        assert len(set(every)) == len(every) > 500, "two processes read one record"
+        assert len(set(every)) == len(every) > 5 * count, "two processes read one record"
     assert prints[0] == prints[1] == prints[2]
-    assert len(set(prints[0])) == 100
+    assert len(set(prints[0])) == count
     for other in leaves[1:]:
         for left, right in zip(leaves[0], other, strict=True):
             np.testing.assert_array_equal(left, right)

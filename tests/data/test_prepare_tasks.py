@@ -124,6 +124,7 @@ def test_show_draws_what_is_asked(prepared):
     assert any(line.endswith(" 0") for line in shown)
 
 
+@pytest.mark.slow  # `sequence/test_rows.py` and `retrieval/test_select.py` compare them
 def test_numpy_and_jax_build_the_same_rows(prepared):
     made, _ = prepared
     rows = corpus_stream(made, "train").corpora[0]

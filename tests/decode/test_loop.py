@@ -97,7 +97,9 @@ def test_cached_ragged_batches_equal_one_full_forward_per_token(variables, read,
             assert sample.temperature == 0
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
+@pytest.mark.parametrize(
+    "kind", ["int8", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("int4", "fp8"))]
+)
 def test_matrices_of_few_bits_decode_as_what_they_stand_for(variables, kind, monkeypatch):
     """The same ids and log-probabilities as a full forward per token with the widened matrices."""
 
@@ -234,6 +236,7 @@ def test_slots_are_filled_again_as_soon_as_their_samples_are_done(read):
     assert meter.report(6)["decode_tokens_per_second"] == emitted / meter.decode_seconds
 
 
+@pytest.mark.slow  # slots that are filled again are tested above, of a dozen texts
 def test_prompts_of_mixed_lengths_keep_the_rows_busy(read):
     """A few hundred with 0, 1 or 2 documents in front: their slots are never empty for long."""
     lengths = np.random.default_rng(0).choice([6, 30, 60], 300)

@@ -62,6 +62,7 @@ builder.build_dataset(sys.argv[1], builder.EmblemsConfig(records=40), say)
 """
 
 
+@pytest.mark.slow  # one stopped in this process is written again below
 def test_what_a_killed_process_left_is_deleted_by_the_next(tmp_path, small_bank):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run([sys.executable, "-c", KILLED, tmp_path], env=environment, check=False)
@@ -76,6 +77,7 @@ def test_what_a_killed_process_left_is_deleted_by_the_next(tmp_path, small_bank)
     assert (theirs / "thesis.tex").read_text() == "mine"
 
 
+@pytest.mark.slow  # three data sets; `io/test_folders.py` has locks
 def test_the_first_of_two_concurrent_writers_wins(tmp_path, small_bank):
     config = EmblemsConfig(records=40)
     begun = []

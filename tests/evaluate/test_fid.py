@@ -139,6 +139,7 @@ def gaussian(features: np.ndarray, piece: int = 500) -> Gaussian:
     return fid.moments(parts, features.shape[1]).gaussian
 
 
+@pytest.mark.slow  # smaller ones are compared below by formula
 def test_distances_of_4096_feature_vectors_are_torch_fidelity_s():
     made, real = both(64)
     expected, kid = STORED["distances_random_64"]

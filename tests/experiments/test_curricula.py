@@ -90,13 +90,8 @@ def test_the_row_of_one_task_is_drawn_as_the_header_says():
     assert one.curriculum.starts == sft.get_config().curriculum.starts
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name == "miniature/decoder" else [pytest.mark.slow])
-        for name in NAMES
-    ],
-)
+@pytest.mark.slow  # `data/test_stages.py` trains through stages
+@pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_trains_through_all_stages(name, tmp_path):
     config = scaled_down(name, tmp_path)
     state = train(DecoderLearner.from_corpus(config))

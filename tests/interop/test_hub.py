@@ -86,6 +86,7 @@ def decoder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # what a push replaces, and what is read, is tested below
 def test_a_run_goes_up_and_comes_back(tmp_path, decoder):
     write_json(tmp_path / "s.json", scores_to_json({"drawn": Score.share([True], 0.1, PROTOCOL)}))
     (decoder / "pickled.bin").write_bytes(b"never leaves")

@@ -42,6 +42,7 @@ ABSENT = {
 }
 
 
+@pytest.mark.slow  # a process with jax; what it measures is tested below
 def test_a_machine_with_little_more_than_jax_measures_our_side():
     answer = subprocess.run(
         [sys.executable, "-c", BARE.format(absent=ABSENT, argv=list(SMALL))],

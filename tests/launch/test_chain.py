@@ -71,7 +71,8 @@ def test_a_page_of_something_else_is_not_replaced(tmp_path, name):
 
 def test_scores_of_another_bank_or_of_other_prompts_do_not_count(tmp_path):
     def done(prompts: int) -> bool:
-        options = Options("photos", str(tmp_path), prompts=prompts)
+        small = dataclasses.replace(chain.SMALL, side=32, width=32)
+        options = Options("photos", str(tmp_path), prompts=prompts, choices=small)
         return chain.stages(options, {"train": 9, "validation": 3, "bank": 0}, 1e9)[-1].done()
 
     bank = tmp_path / "data/bank/manifest.json"

@@ -43,7 +43,7 @@ def test_wrong_models_and_folders(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
 def test_a_quantised_run_draws_as_its_original_with_that_option(tmp_path, kind, capsys):
     """Also from a copy elsewhere, since it brings its tokenizers along."""
     decoder = testing.write_chain(tmp_path / "from")

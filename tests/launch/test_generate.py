@@ -317,6 +317,7 @@ def test_prompts_come_from_arguments_a_file_or_standard_input(call, tmp_path, mo
     assert [line["ids"] for line in piped] == [line["ids"] for line in log[:2]]
 
 
+@pytest.mark.slow  # `generation/test_ranking.py` ranks them
 def test_samples_are_ranked_on_request(call):
     printed, log = call("text", "a cat", "a fox", "--samples", "3", "--rerank", "clip")
     assert sorted(line["rank"] for line in log[:3]) == [1, 2, 3]
@@ -519,6 +520,7 @@ def test_the_command_ends_with_code_2(tmp_path, monkeypatch, capsys):
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow  # `generation/test_attribution.py` has the values
 def test_attribution_says_what_each_document_did(call, tmp_path):
     options = ("--retrieve", "1", "--floor", "-1", "--docs", "X.PNG", "--attribute")
     printed, (line,) = call("text", "a red fox", *options)

@@ -53,14 +53,15 @@ def test_its_own_options_are_beside_the_experiments():
 
 
 def test_says_which_devices_have_the_memory(capsys):
-    run(["cm3leon_7b", "--mesh.fsdp", "256"])
+    rows = ("cm3leon_350m", "--model.context", "128", "--data.batch", "65536")
+    run([*rows, "--mesh.fsdp", "256"])
     assert "fits the memory of TPU v5 lite, TPU v4, TPU v6 lite, A100" in capsys.readouterr().out
-    run(["cm3leon_7b", "--mesh.fsdp", "1"])
+    run([*rows, "--mesh.fsdp", "1"])
     said = capsys.readouterr().out
     size = int(re.search(r"does not fit: .*with --mesh\.fsdp (\d+) a step fits", said)[1])
     totals = []
     for fsdp in (size // 2, size):
-        run(["cm3leon_7b", "--json", "--mesh.fsdp", str(fsdp)])
+        run([*rows, "--json", "--mesh.fsdp", str(fsdp)])
         totals.append(json.loads(capsys.readouterr().out)["bytes_per_device"]["total"])
     assert totals[1] <= 80e9 < totals[0]
 

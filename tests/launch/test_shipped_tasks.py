@@ -40,9 +40,8 @@ def segment(described, folder):
     return np.asarray(PIL.Image.open(folder / described["file"]).convert("RGB"))
 
 
-@pytest.mark.parametrize(
-    "name", ["vqa", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n != "vqa")]
-)
+@pytest.mark.slow  # processes that compile as users do; `launch/test_tasks.py` asks in this one
+@pytest.mark.parametrize("name", NAMES)
 def test_a_held_out_case_is_answered(name, tmp_path):
     case = asked(name, "prompts", 0)
     # Greedily: the noise of sampling depends on the prompt, and that on the image's path. In a

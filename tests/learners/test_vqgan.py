@@ -257,6 +257,7 @@ def test_each_side_learns_from_its_own_loss(adversarial):
     assert added == pytest.approx(0.8 * np.linalg.norm(last[0]), rel=1e-2)
 
 
+@pytest.mark.slow  # LPIPS has a test of its own
 def test_validation_measures_pictures_without_the_adversary(adversarial):
     every, variables, batch, _ = adversarial
     fields = {"adversarial": 0.8, "perceptual": 0.5, "lpips": "random", "region": 3.0}

@@ -51,7 +51,8 @@ def test_training_multiplies_in_this_type_and_nothing_else_does(kind):
     assert not re.search(TYPES[kind], traced(plain))
 
 
-@pytest.mark.parametrize("kind", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
+@pytest.mark.slow  # two runs for each; that products are of the type is tested above
+@pytest.mark.parametrize("kind", TYPES)
 def test_the_loss_goes_as_without(kind, tmp_path):
     steps = TrainConfig(steps=30, log_every=30, validate_every=30, validation_batches=1)
     last = {}
