@@ -55,6 +55,7 @@ EXTRAS = {
         "fastapi>=0.120,<1",  # routes of launch.serve; their bodies are checked by pydantic
         "pydantic>=2.12,<3",  # the shapes of requests and answers
         "uvicorn>=0.38",  # its HTTP
+        "httptools>=0.6.3",  # uvicorn's parser of it in C: without, one in Python
         "python-multipart>=0.0.20",  # uploads of /v1/images/edits
         "prometheus-client>=0.23",  # /metrics
     ],

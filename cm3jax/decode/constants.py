@@ -1,8 +1,8 @@
-"""What the rows of jobs begin with."""
+"""What the rows of jobs begin with: arrays of the host, which a program takes as they are."""
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from cm3jax.decode import grammar, sampling
@@ -23,18 +23,27 @@ def row_constants(
     contrasted = np.zeros(total, bool)
     scales = np.ones((total, shape.streams - 1), np.float32)
     for place, job in enumerate(jobs):
-        mine, config = slice(place * each, (place + 1) * each), job.config
+        mine = slice(place * each, (place + 1) * each)
         samples = job.first_sample + np.arange(each)
-        prompts = np.full(each, job.request.prompt_id, np.int64)
-        heat = config.temperature_range or (config.temperature, config.temperature)
-        drawn = sampling.sample_keys(job.seed, prompts, samples, heat)
-        keys[mine], temperatures[mine] = drawn.keys, drawn.temperatures
-        contrasted[mine] = sampling.contrasted(config, samples)
+        contrasted[mine] = sampling.contrasted(job.config, samples)
         programs[mine] = [job.request.program] * job.samples + [()] * (each - job.samples)
         scales[mine] = [guide.scale for guide in job.request.guides]
-    return RowConstants(
-        grammar.compile_programs(programs, vocab, shape.capacity),
-        *map(jnp.asarray, (keys, temperatures, contrasted, scales)),
+    drawn = _sample_keys([job for job in jobs for _ in range(each)], each)
+    used = len(jobs) * each
+    keys[:used], temperatures[:used] = drawn.keys, drawn.temperatures
+    table = grammar.compile_programs(programs, vocab, shape.capacity)
+    return RowConstants(table, keys, temperatures, contrasted, scales)
+
+
+def _sample_keys(jobs: Sequence[SlotJob], each: int) -> sampling.SampleKeys:
+    """The keys of rows by their jobs, `each` rows of each job."""
+    configs = [job.config for job in jobs]
+    heats = [one.temperature_range or (one.temperature, one.temperature) for one in configs]
+    return sampling.sample_keys(
+        np.asarray([job.seed % 2**32 for job in jobs], np.uint32),
+        np.asarray([job.request.prompt_id for job in jobs], np.int64),
+        np.asarray([job.first_sample + row % each for row, job in enumerate(jobs)], np.int64),
+        np.asarray(heats, np.float64).reshape(-1, 2).T,
     )
 
 
@@ -45,4 +54,7 @@ def drafts_of(jobs: Sequence[SlotJob], count: int, shape: ProgramShape) -> Draft
     for place, job in enumerate(jobs if prompt else ()):
         prefix = job.request.prefix
         ids[place, :, prompt - len(prefix) : prompt] = prefix
-    return Drafts.before(jnp.asarray(ids.reshape(count * shape.samples, prompt + tokens)), prompt)
+    rows = ids.reshape(count * shape.samples, prompt + tokens)
+    fresh = (rows, np.full_like(rows, UNKNOWN), np.zeros((len(rows), 2), np.float32))
+    known, read, scores = jax.device_put(fresh)
+    return Drafts(known, read, scores, prompt)

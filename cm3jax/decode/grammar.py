@@ -10,14 +10,14 @@ image, and no sentinel, whose first occurrence only training may place.
 import dataclasses
 import enum
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cm3jax.sequence.vocab import Modality, Vocab
-from cm3jax.shapes import Array, Bool, Int
+from cm3jax.shapes import AnyArray, Array, Bool, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +89,13 @@ _NEVER = -1
 class GrammarTable:
     """Programs of a batch, one state per column; a row is done when its state is its length."""
 
-    until: Int[Array, "B T kinds"]
+    until: Int[AnyArray, "*B T kinds"]
     """A kind may be sampled in a state while the row has emitted at most this many ids."""
-    forced: Int[Array, "B T"]
+    forced: Int[AnyArray, "*B T"]
     """The id that must follow, or `FREE`."""
-    after: Int[Array, "B T kinds"]
+    after: Int[AnyArray, "*B T kinds"]
     """The next state, by the kind of the id that was emitted."""
-    lengths: Int[Array, " B"]
+    lengths: Int[AnyArray, "*B"]
     """States of each program."""
 
 
@@ -106,24 +106,34 @@ def steps(program: Program) -> int:
 
 def columns(program: Program, vocab: Vocab) -> int:
     """States of a program; an interleaved document can have more states than it emits ids."""
-    return len(_compiled(program, vocab))
+    return int(_table(program, vocab.image_tokens).lengths)
 
 
 def compile_programs(programs: Sequence[Program], vocab: Vocab, width: int) -> GrammarTable:
-    """The table of these programs, padded to `width` states."""
+    """The table of these programs, padded to `width` states, on the host."""
     shape = (len(programs), width)
     until = np.full((*shape, len(Kind)), _NEVER, np.int32)
-    forced, lengths = np.full(shape, FREE, np.int32), np.zeros(len(programs), np.int32)
-    after = np.zeros((*shape, len(Kind)), np.int32)
-    for row, program in enumerate(programs):
-        found = _compiled(program, vocab)
-        lengths[row] = len(found)
-        for column, state in enumerate(found):
-            forced[row, column] = state.forced
-            after[row, column] = state.otherwise
-            for kind, (last, target) in state.kinds.items():
-                until[row, column, kind], after[row, column, kind] = last, target
-    return GrammarTable(*map(jnp.asarray, (until, forced, after, lengths)))
+    forced, after = np.full(shape, FREE, np.int32), np.zeros((*shape, len(Kind)), np.int32)
+    tables = [_table(program, vocab.image_tokens) for program in programs]
+    for row, one in enumerate(tables):
+        here = slice(int(one.lengths))
+        until[row, here], forced[row, here], after[row, here] = one.until, one.forced, one.after
+    lengths = np.asarray([one.lengths for one in tables], np.int32)
+    return GrammarTable(until, forced, after, lengths)
+
+
+@lru_cache(maxsize=256)
+def _table(program: Program, image_tokens: int) -> GrammarTable:
+    """The table of one program, without an axis of rows; prompts of a kind share theirs."""
+    found = _compiled(program, image_tokens)
+    until = np.full((len(found), len(Kind)), _NEVER, np.int32)
+    after = np.zeros((len(found), len(Kind)), np.int32)
+    for column, state in enumerate(found):
+        after[column] = state.otherwise
+        for kind, (last, target) in state.kinds.items():
+            until[column, kind], after[column, kind] = last, target
+    forced = np.asarray([state.forced for state in found], np.int32)
+    return GrammarTable(until, forced, after, np.asarray(len(found), np.int32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,14 +146,14 @@ class _State:
     forced: int = FREE
 
 
-def _compiled(program: Program, vocab: Vocab) -> list[_State]:
+def _compiled(program: Program, image_tokens: int) -> list[_State]:
     out: list[_State] = []
     for slot in program:
         first = len(out)
         if isinstance(slot, Words):
             out += _words(slot, first)
         elif isinstance(slot, Interleaved):
-            out += _interleaved(slot, first, steps(program), vocab)
+            out += _interleaved(slot, first, steps(program), image_tokens)
         elif isinstance(slot, Free):
             out.append(_free(first, steps(program)))
         else:
@@ -171,9 +181,9 @@ def _words(slot: Words, first: int) -> list[_State]:
     return out
 
 
-def _interleaved(slot: Interleaved, first: int, limit: int, vocab: Vocab) -> list[_State]:
+def _interleaved(slot: Interleaved, first: int, limit: int, codes: int) -> list[_State]:
     """A state where a segment begins, one inside texts, one per code that follows the first."""
-    begin, inside, codes = first, first + 1, vocab.image_tokens
+    begin, inside = first, first + 1
     after_codes = first + 1 + codes
     end = after_codes + 1
     # Ids emitted before the one in question: an <eos>, or a <break>, a piece and an <eos>, fit.
@@ -198,18 +208,22 @@ def _free(here: int, limit: int) -> _State:
 def cut_short(program: Program, ids: Int[np.ndarray, " T"], vocab: Vocab) -> bool:
     """Whether a text or a document in what a program emitted ended where its limit left nothing
     else to say."""
-    found, state = _compiled(program, vocab), 0
-    for emitted, kind in enumerate(map(Kind, np.asarray(kinds(vocab))[ids].tolist())):
-        here = found[state]
-        able = [each for each, (last, _) in here.kinds.items() if emitted <= last]
-        if able == [kind] and kind in (Kind.END, Kind.EOS):
+    table, state = _table(program, vocab.image_tokens), 0
+    for emitted, kind in enumerate(_kinds(vocab)[ids].tolist()):
+        able = np.flatnonzero(emitted <= table.until[state])
+        if kind in (Kind.END, Kind.EOS) and able.tolist() == [kind]:
             return True
-        state = here.kinds[kind][1] if kind in here.kinds else here.otherwise
+        state = int(table.after[state, kind])
     return False
 
 
 def kinds(vocab: Vocab) -> Int[Array, " V"]:
     """The `Kind` of every id."""
+    return jnp.asarray(_kinds(vocab))
+
+
+@lru_cache(maxsize=8)
+def _kinds(vocab: Vocab) -> Int[np.ndarray, " V"]:
     ids = np.arange(vocab.size)
     modality = vocab.modality(ids)
     out = np.where(modality == Modality.IMAGE, Kind.IMAGE, Kind.NONE)
@@ -220,10 +234,10 @@ def kinds(vocab: Vocab) -> Int[Array, " V"]:
         (vocab.eos, Kind.EOS),
     ):
         out[id_] = kind
-    return jnp.asarray(out, jnp.int32)
+    return out.astype(np.int32)
 
 
-def _at(columns: Int[Array, "B T *kinds"], states: Int[Array, " B"]) -> Int[Array, " B *kinds"]:
+def _at(columns: Int[AnyArray, "B T *kinds"], states: Int[Array, " B"]) -> Int[Array, " B *kinds"]:
     places = states.reshape(-1, *[1] * (columns.ndim - 1))
     return jnp.take_along_axis(columns, places, axis=1, mode="clip")[:, 0]
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cm3jax import partition
@@ -161,10 +160,10 @@ class Slots:
         self._chunk_seconds = 0.0
         """How long `CHUNK` passes took of late."""
         # An empty slot has programs without states, so its samples count as done.
-        self._rows = row_constants([], shape.slots, shape, self._vocab)
+        rows = row_constants([], shape.slots, shape, self._vocab)
         with self._on_mesh():
-            if self._mesh is not None:
-                self._rows = jax.device_put(self._rows, partition.batch_sharding(self._mesh))
+            cut = None if self._mesh is None else partition.batch_sharding(self._mesh)
+            self._rows = jax.device_put(rows, cut)
             method = jax.tree.structure(self._method)
             program = (model, self._mesh, shape, method, config.greedy)
             shared = partition.processes(self._mesh) > 1
@@ -179,7 +178,7 @@ class Slots:
         codes = (grammar.Codes((None,) * shape.capacity),)
         drawing = [codes] * (shape.slots * shape.samples)
         table = grammar.compile_programs(drawing, self._vocab, shape.capacity)
-        rows = dataclasses.replace(self._rows, table=table)
+        rows = dataclasses.replace(self._rows, table=jax.device_put(table))
         state = steps.start(self._model.config, shape, shape.room(CHUNK * window))
         call = (self._model, self._vocab, self._variables, self._method, self._config.greedy)
         jax.block_until_ready((rows, state))  # what makes them is no part of a pass
@@ -272,14 +271,8 @@ class Slots:
         slots = np.full(count, shape.slots, np.int32)
         slots[: len(jobs)] = places
         rows = row_constants(jobs, count, shape, self._vocab)
-        new = steps.New(
-            tokens=jnp.asarray(tokens),
-            lengths=jnp.asarray(lengths),
-            last=jnp.asarray(last),
-            slots=jnp.asarray(slots),
-            rows=rows,
-            drafts=drafts_of(jobs, count, shape),
-        )
+        drafts = drafts_of(jobs, count, shape)
+        new = steps.New(tokens, lengths, last, slots, rows, drafts)
         # The suffix is left out, so that one program serves all of its sizes.
         suffix = self._state.cache.suffix
         state = _with_suffix(self._state, ())
@@ -296,7 +289,7 @@ class Slots:
         else:
             there = sum(one.length for each in known for one in each)
             self._meter.prefilled(seconds, int(lengths.sum()) - there, there)
-        temperatures = np.asarray(rows.temperatures).reshape(count, shape.samples)
+        temperatures = rows.temperatures.reshape(count, shape.samples)
         for place, job, mine in zip(places, jobs, temperatures, strict=False):
             zeros, none = np.zeros(shape.samples), np.zeros(shape.samples, int)
             self._slots[place] = _Slot(job, [], none, zeros, none, mine)
@@ -328,12 +321,13 @@ class Slots:
         ids, logprobs, free = (np.asarray(x).reshape(sizes) for x in jax.tree.leaves(emitted))
         seconds = time.perf_counter() - begin
         new = ids != self._vocab.pad
-        for place, slot in enumerate(self._slots):
+        counts, sums, sampled = new.sum(0), logprobs.sum(0, dtype=np.float64), free.sum(0)
+        for place, slot in enumerate(self._slots[: len(counts)]):
             if slot is not None:
                 slot.ids.append(ids[:, place])
-                slot.emitted = slot.emitted + new[:, place].sum(0)
-                slot.logprobs += logprobs[:, place].sum(0)
-                slot.sampled += free[:, place].sum(0)
+                slot.emitted = slot.emitted + counts[place]
+                slot.logprobs += sums[place]
+                slot.sampled += sampled[place]
         if programs.kept_programs() > compiled:
             self._compiled(seconds)
         else:

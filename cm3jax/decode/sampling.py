@@ -18,7 +18,7 @@ import numpy as np
 
 from cm3jax.config import DecodeConfig
 from cm3jax.sequence import prng
-from cm3jax.shapes import Array, Bool, Float, Int, UInt32
+from cm3jax.shapes import AnyArray, Array, Bool, Float, Int, UInt32
 
 Filter = Callable[[Float[Array, "B V"]], Float[Array, "B V"]]
 """Scores with -inf for what is not to be sampled; a pytree, so that its numbers compile nothing."""
@@ -205,23 +205,24 @@ class SampleKeys:
 
 
 def sample_keys(
-    seed: int,
+    seeds: int | UInt32[np.ndarray, " B"],
     prompts: Int[np.ndarray, " B"],
     samples: Int[np.ndarray, " B"],
-    temperatures: tuple[float, float],
+    temperatures: tuple[float, float] | Float[np.ndarray, "2 B"],
 ) -> SampleKeys:
     """Functions of (seed, prompt id, sample id), wherever in a batch a sample is.
 
-    Temperatures are drawn uniformly between the two given ones; equal ones fix it.
+    Temperatures are drawn uniformly between the two given ones, of all samples or of each; equal
+    ones fix it.
     """
-    words = np.asarray(prng.bits(np, seed, prompts, samples, prng.PrngStream.SAMPLES, 3))
+    words = np.asarray(prng.bits(np, seeds, prompts, samples, prng.PrngStream.SAMPLES, 3))
     low, high = temperatures
     drawn = low + (high - low) * (words[:, 2] / 2**32)
     return SampleKeys(words[:, :2], drawn.astype(np.float32))
 
 
 def noise(
-    keys: UInt32[Array, "B 2"], emitted: Int[Array, " B"], vocab_size: int
+    keys: UInt32[AnyArray, "B 2"], emitted: Int[Array, " B"], vocab_size: int
 ) -> Float[Array, "B V"]:
     """Gumbel noise of the next token, from the sample's key and the tokens it has emitted."""
     stream = prng.PrngStream.TOKENS

@@ -20,7 +20,7 @@ from cm3jax.decode import grammar, sampling, speculate
 from cm3jax.decode.drafts import Drafts
 from cm3jax.decode.plan import CHUNK, ProgramShape
 from cm3jax.model.cache import Cache, KeyValues, empty_entries, start_cache
-from cm3jax.shapes import Array, Bool, Float, Int, UInt32
+from cm3jax.shapes import AnyArray, Array, Bool, Float, Int, UInt32
 
 T = TypeVar("T")
 
@@ -35,10 +35,10 @@ class RowConstants:
     """What stays the same while a sample is decoded."""
 
     table: grammar.GrammarTable
-    keys: UInt32[Array, "B 2"]
-    temperatures: Float[Array, " B"]
-    contrasted: Bool[Array, " B"]
-    scales: Float[Array, "B U"]
+    keys: UInt32[AnyArray, "B 2"]
+    temperatures: Float[AnyArray, " B"]
+    contrasted: Bool[AnyArray, " B"]
+    scales: Float[AnyArray, "B U"]
 
 
 @partial(
@@ -68,12 +68,12 @@ class State:
 class New:
     """Prompts to admit; those of slot P are padding."""
 
-    tokens: Int[Array, "new W S"]
+    tokens: Int[AnyArray, "new W S"]
     """All ids of the prompts but the last."""
-    lengths: Int[Array, "new W"]
-    last: Int[Array, "new W"]
+    lengths: Int[AnyArray, "new W"]
+    last: Int[AnyArray, "new W"]
     """The last id of a prompt is fed by the first pass, so that all passes are alike."""
-    slots: Int[Array, " new"]
+    slots: Int[AnyArray, " new"]
     rows: RowConstants
     """The constants of their samples, prompt by prompt."""
     drafts: Drafts

@@ -1,8 +1,9 @@
 """Answers of the decoding engine as people meet them: ids become texts, codes become images."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -85,6 +86,17 @@ def image_of(sample: Generated) -> ImageArray:
 
 Answers = list[tuple[int, Generated]]
 """Samples that were done together, each with the place of its request."""
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Undecoded(Generic[T]):
+    """Something that lacks only the images of some codes, which may be decoded with others."""
+
+    codes: Sequence[Int[np.ndarray, " codes"]]
+    """The codes of each image, from 0."""
+    then: Callable[[Sequence[RgbImage]], T]
+    """What it is, with the images of these codes."""
 
 
 class AnswerReader:
@@ -95,6 +107,13 @@ class AnswerReader:
 
     def read(self, requests: Sequence[PromptRequest], finished: list[loop.Finished]) -> Answers:
         """The samples that are finished; all their images are decoded together."""
+        left = self.undecoded(requests, finished)
+        return left.then(list(self._image.decode(np.asarray(left.codes))) if left.codes else [])
+
+    def undecoded(
+        self, requests: Sequence[PromptRequest], finished: list[loop.Finished]
+    ) -> Undecoded[Answers]:
+        """The samples that are finished, but for their images."""
         found = [
             (done.request, done.first + offset, sample, requests[done.request])
             for done in finished
@@ -102,21 +121,25 @@ class AnswerReader:
         ]
         parts = [self.parts(request, sample.ids) for _, _, sample, request in found]
         codes = [part for each in parts for part in each if isinstance(part, np.ndarray)]
-        images = iter(self._image.decode(np.asarray(codes)) if codes else ())
-        return [
-            (
-                index,
-                Generated(
-                    segments=_pictured(request, each, images),
-                    documents=request.documents,
-                    prefix=request.prefix,
-                    prompt_id=request.prompt_id,
-                    sample_id=number,
-                    **vars(sample),
-                ),
-            )
-            for (index, number, sample, request), each in zip(found, parts, strict=True)
-        ]
+
+        def then(decoded: Sequence[RgbImage]) -> Answers:
+            images = iter(decoded)
+            return [
+                (
+                    index,
+                    Generated(
+                        segments=_pictured(request, each, images),
+                        documents=request.documents,
+                        prefix=request.prefix,
+                        prompt_id=request.prompt_id,
+                        sample_id=number,
+                        **vars(sample),
+                    ),
+                )
+                for (index, number, sample, request), each in zip(found, parts, strict=True)
+            ]
+
+        return Undecoded(codes, then)
 
     def parts(
         self, request: PromptRequest, ids: Int[np.ndarray, " T"]

@@ -19,7 +19,7 @@ from cm3jax.decode.sample_cache import Journal
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
 from cm3jax.generation import ranking
-from cm3jax.generation.answers import AnswerReader, Answers, Generated
+from cm3jax.generation.answers import AnswerReader, Answers, Generated, Undecoded
 from cm3jax.generation.attribution import DocumentEffect, effects, prefixes_without
 from cm3jax.generation.display import require_sized
 from cm3jax.generation.documents import Document, DocumentCodec, Say, retrieve_for
@@ -115,11 +115,12 @@ class Generator:
         opened = (self._open_encoder, self._open_retriever)
         return Generator(self.model, variables, self._builder, *opened, self.decode)
 
-    def with_picture_batch(self, pictures: int) -> "Generator":
+    def with_picture_batch(self, pictures: int, most: int = 0) -> "Generator":
         """The same, whose image tokenizer and encoder work on this many inputs at once, by default
-        64: few where requests come one by one, each of which would be padded to as many."""
-        other, image = copy.copy(self), self.image
-        other.image = ImageTokenizer(image.config, image.variables, pictures)
+        64: few where requests come one by one, each of which would be padded to as many. The
+        tokenizer takes up to `most` that come together."""
+        other, read = copy.copy(self), (self.image.config, self.image.variables)
+        other.image = ImageTokenizer(*read, max(pictures, most), pictures)
         other._builder = copy.copy(self._builder)
         other._builder.image = other.image
         other._reader = AnswerReader(self.vocab, self.text, other.image)
@@ -296,9 +297,9 @@ class Generator:
         read = (self.model, self._variables, self.vocab)
         return loop.Slots(*read, shape, config, meter, self.prefixes, narrows=True)
 
-    def read(self, requests: Sequence[PromptRequest], finished: list[loop.Finished]) -> Answers:
-        """What slots emitted for requests, as texts and images."""
-        return self._reader.read(requests, finished)
+    def undecoded(self, request: PromptRequest, done: list[loop.Finished]) -> Undecoded[Answers]:
+        """What slots emitted for a request, as texts and codes of images."""
+        return self._reader.undecoded([request], done)
 
     def text_of(self, ids: Int[np.ndarray, " L"]) -> str:
         """The text of the pieces among these ids."""
@@ -332,7 +333,7 @@ class Generator:
         own = sampling or Sampling(decode=self.decode)
         call = (self.model, self._variables, self.vocab, requests, own.decode, own.samples)
         for finished in self._decode_each(*call, own.seed, meter, watch, self.prefixes):
-            yield self.read(requests, finished)
+            yield self._reader.read(requests, finished)
 
     def logprobs(
         self, requests: Sequence[PromptRequest], answers: Sequence[Int[np.ndarray, " _"]]

@@ -16,13 +16,13 @@ from cm3jax.generation.answers import Generated
 from cm3jax.generation.generator import Generator
 from cm3jax.serve import replies, streams
 from cm3jax.serve.bodies import read_form, read_json_body
+from cm3jax.serve.drawing import ServedRequest
 from cm3jax.serve.engine import Busy, Closing
 from cm3jax.serve.guard import Guard, described, failure
 from cm3jax.serve.limits import Limits
 from cm3jax.serve.metrics import Metrics
 from cm3jax.serve.page_files import PAGE, PAGE_HEADERS, PageFile
 from cm3jax.serve.protocol import ChatBody, ImageBody, Options
-from cm3jax.serve.reading import ServedRequest
 from cm3jax.serve.studio import Gone, Session, Studio, Withdrawn
 
 
@@ -34,52 +34,83 @@ class Server:
         self.studio = Studio(generator, slots, limits, self.metrics.first_rows.observe)
         self.metrics.watch(self.studio.engine)
 
-    async def open(
-        self, request: Request, body: Options, read: Callable[[], ServedRequest]
-    ) -> Session:
-        """Read a body as a question, and send it to the engine."""
-        if body.model not in (None, "", self.name):
-            raise HTTPException(
-                404, f"there is no model {body.model[:100]!r}; this server has {self.name!r}."
-            )
-        async with asyncio.timeout(self.limits.seconds):
-            question = await streams.unless_gone(request, self.studio.read(read))
-        return self.studio.open(question)
-
-    async def finish(
-        self, request: Request, session: Session, pack: Callable[[list[Generated]], replies.Json]
+    async def answer(
+        self,
+        request: Request,
+        body: Options,
+        read: Callable[[], ServedRequest],
+        pack: Callable[[Session, list[Generated]], replies.Json],
     ) -> Response:
-        """The reply that `pack` makes of a session's samples, as long as the client waits."""
-        try:
-            async with asyncio.timeout(self.limits.seconds):
-                return JSONResponse(await streams.unless_gone(request, session.finish(pack)))
-        finally:
-            session.close()
+        """The reply that `pack` makes of the samples that a body asks for, unless the client goes
+        before."""
+        self._require_model(body)
+
+        async def whole() -> replies.Json:
+            session = await self._open(read)
+            try:
+                return await session.finish(lambda samples: pack(session, samples))
+            finally:
+                session.close()
+
+        async with asyncio.timeout(self.limits.seconds):
+            return JSONResponse(await streams.unless_gone(request, whole()))
+
+    async def stream(
+        self,
+        request: Request,
+        body: Options,
+        read: Callable[[], ServedRequest],
+        events: Callable[[Session], AsyncIterator[bytes]],
+    ) -> Response:
+        """A stream of events about the samples that a body asks for."""
+        self._require_model(body)
+        async with asyncio.timeout(self.limits.seconds):
+            session = await streams.unless_gone(request, self._open(read))
+        return streams.EventStream(session, events(session), described, self.limits.seconds)
 
     async def images(
         self, request: Request, body: ImageBody, kind: str, read: Callable[[], ServedRequest]
     ) -> Response:
         """Images, at once or as a stream."""
-        session = await self.open(request, body, read)
         vocab = self.studio.generator.vocab
         if body.stream:
-            return self._stream(session, streams.image_events(session, kind, body, vocab))
-        effects = session.drawing.effects
-        return await self.finish(
-            request, session, lambda s: replies.images_reply(session.question, s, effects, vocab)
-        )
+            return await self.stream(
+                request, body, read, lambda each: streams.image_events(each, kind, body, vocab)
+            )
+
+        def pack(session: Session, samples: list[Generated]) -> replies.Json:
+            return replies.images_reply(session.question, samples, session.drawing.effects, vocab)
+
+        return await self.answer(request, body, read, pack)
 
     async def chat(self, request: Request, body: ChatBody) -> Response:
         """An answer to messages, at once or as a stream."""
-        session = await self.open(request, body, lambda: self.studio.reader.chat(body))
         name, vocab = f"chatcmpl-{secrets.token_hex(12)}", self.studio.generator.vocab
-        if body.stream:
-            return self._stream(session, streams.chat_events(session, name, self.name, body, vocab))
-        what = (name, self.name, session.question)
-        return await self.finish(request, session, lambda s: replies.chat_reply(*what, s, vocab))
 
-    def _stream(self, session: Session, events: AsyncIterator[bytes]) -> Response:
-        return streams.EventStream(session, events, described, self.limits.seconds)
+        def read() -> ServedRequest:
+            return self.studio.reader.chat(body)
+
+        if body.stream:
+            what = (name, self.name, body, vocab)
+            return await self.stream(
+                request, body, read, lambda each: streams.chat_events(each, *what)
+            )
+
+        def pack(session: Session, samples: list[Generated]) -> replies.Json:
+            shown = (session.question, samples, session.drawing.effects, vocab)
+            return replies.chat_reply(name, self.name, *shown)
+
+        return await self.answer(request, body, read, pack)
+
+    def _require_model(self, body: Options) -> None:
+        if body.model not in (None, "", self.name):
+            raise HTTPException(
+                404, f"there is no model {body.model[:100]!r}; this server has {self.name!r}."
+            )
+
+    async def _open(self, read: Callable[[], ServedRequest]) -> Session:
+        """Read a body as a question, and send it to the engine."""
+        return self.studio.open(await self.studio.read(read))
 
 
 def make_app(server: Server, key: str = "", hosts: frozenset[str] = frozenset()) -> FastAPI:

@@ -1,4 +1,4 @@
-"""Samples of one request on their way through the engine."""
+"""Requests on their way through the engine."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,20 +12,27 @@ from cm3jax.generation.requests import PromptRequest
 from cm3jax.shapes import Int
 
 
-@dataclasses.dataclass(eq=False)
-class Drawing:
-    """Samples of one request; the engine fills them in."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class ServedRequest:
+    """One request of the engine, and how many samples of it."""
 
     request: PromptRequest
     config: DecodeConfig
     seed: int
     samples: int
     rows: bool
-    """Whether somebody looks at its images row by row."""
+    """Whether its images are sent row by row."""
     watched: bool
-    """Whether somebody hears of it before its end."""
+    """Whether what is not done yet is sent."""
     attribute: bool
-    """Whether what each document did is measured, too."""
+    """Whether what each document did is measured."""
+
+
+@dataclasses.dataclass(eq=False)
+class Drawing:
+    """A request's samples; the engine fills them in."""
+
+    asked: ServedRequest
     changed: Callable[[], None]
     """Called by the engine's thread at the end, and after chunks before it if it is watched."""
     emitted: dict[int, Int[np.ndarray, " _"]] = dataclasses.field(default_factory=dict)
@@ -47,4 +54,4 @@ class Drawing:
     @property
     def over(self) -> bool:
         """Whether nothing more will come."""
-        return self.error is not None or len(self.done) == self.samples
+        return self.error is not None or len(self.done) == self.asked.samples

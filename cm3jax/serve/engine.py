@@ -77,7 +77,7 @@ class DrawingEngine:
         Raises `Busy` where the queue is full, `UserError` for a prompt that leaves no room for its
         answer, `Closing` after `close`.
         """
-        loop.require_fit(drawing.request, self._generator.model)
+        loop.require_fit(drawing.asked.request, self._generator.model)
         with self._news:
             if self._closing:
                 raise Closing("the server takes no more requests.")
@@ -105,7 +105,7 @@ class DrawingEngine:
         with self._news:
             drawings = list(self._open.values())
         for drawing in drawings:
-            if shows(drawing.request):
+            if shows(drawing.asked.request):
                 self.cancel(drawing, why)
 
     def forget_prompts(self) -> None:
@@ -209,19 +209,19 @@ class DrawingEngine:
             drawing = pool.drawings[done.request]
             self._drawn(drawing, done.first, done.samples[0])
         for drawing in list(pool.drawings.values()):
-            if len(drawing.drawn) == drawing.samples:
+            if len(drawing.drawn) == drawing.asked.samples:
                 del pool.drawings[drawing.number]
             if drawing.over:
                 self._end(drawing)
-            elif drawing.watched and drawing.emitted:
+            elif drawing.asked.watched and drawing.emitted:
                 drawing.changed()
         return True
 
     def _drawn(self, drawing: Drawing, number: int, sample: loop.Sample) -> None:
         drawing.drawn[number] = sample
         self.tokens += len(sample.ids)
-        if drawing.attribute:
-            attribution = Attribution(self._generator, drawing.request, sample)
+        if drawing.asked.attribute:
+            attribution = Attribution(self._generator, drawing.asked.request, sample)
             self._passes.append((drawing, number, attribution))
         else:
             drawing.done[number] = sample

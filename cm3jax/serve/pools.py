@@ -66,7 +66,7 @@ class Pool:
         sample that runs."""
         slots = self._slots = self._slots or self._open_slots()
         slots.admit(self._joining(slots) if self.admits else [])
-        watched = any(self.drawings[job.index].rows for job in slots.jobs)
+        watched = any(self.drawings[job.index].asked.rows for job in slots.jobs)
         self.passes = min(row, CHUNK) if watched else CHUNK
         return slots.advance(self._watch, self.passes)
 
@@ -89,7 +89,7 @@ class Pool:
     def waiting(self) -> int:
         """Samples without a slot."""
         # Others count too, while the engine's thread changes the queue: a copy is made at once.
-        return sum(drawing.samples - first for drawing, first in tuple(self._waiting))
+        return sum(drawing.asked.samples - first for drawing, first in tuple(self._waiting))
 
     def _joining(self, slots: loop.Slots) -> list[SlotJob]:
         """Samples that join now: those with a slot whose prompts are read in the time of a chunk,
@@ -97,7 +97,7 @@ class Pool:
         jobs: list[SlotJob] = []
         left = slots.pause
         while self._waiting and len(jobs) < slots.free:
-            left -= sum(map(len, self._waiting[0][0].request.prefixes))
+            left -= sum(map(len, self._waiting[0][0].asked.request.prefixes))
             if jobs and left < 0:
                 break
             jobs.append(self._next())
@@ -105,10 +105,10 @@ class Pool:
 
     def _next(self) -> SlotJob:
         drawing, sample = self._waiting.popleft()
-        if sample + 1 < drawing.samples:
+        if sample + 1 < drawing.asked.samples:
             self._waiting.append((drawing, sample + 1))
-        job = (drawing.number, drawing.request, sample, 1, drawing.config, drawing.seed)
-        return SlotJob(*job)
+        asked = drawing.asked
+        return SlotJob(drawing.number, asked.request, sample, 1, asked.config, asked.seed)
 
     def _watch(self, number: int, sample: int, ids: Int[np.ndarray, " T"]) -> None:
         self.drawings[number].emitted[sample] = ids
@@ -136,7 +136,8 @@ class Pools:
 
     def add(self, drawing: Drawing) -> None:
         """Put a drawing into the pool of its kind, or of a wider one that has slots to spare."""
-        size, config = SizeClass.of(drawing.request, self._generator.vocab), drawing.config
+        config = drawing.asked.config
+        size = SizeClass.of(drawing.asked.request, self._generator.vocab)
         kind = (size, jax.tree.structure(Method.of(config)))
         host = self._host(kind, drawing)
         if host is not None:
@@ -155,7 +156,7 @@ class Pools:
 
     def _host(self, kind: tuple, drawing: Drawing) -> tuple | None:
         """The widest kind that has slots to spare for a drawing while it draws for its own."""
-        (size, method), config = kind, drawing.config
+        (size, method), config = kind, drawing.asked.config
         shape = self._shape(size, config)
         able = [
             (wide, other)
@@ -164,7 +165,7 @@ class Pools:
             and pool.hosts
             and wide.scale <= size.scale + 1  # prompts are read at the width of their slots
             and self._shape(wide, config).holds(shape)
-            and pool.busy + pool.waiting + drawing.samples <= self._slots
+            and pool.busy + pool.waiting + drawing.asked.samples <= self._slots
         ]
         return max(able, key=lambda each: each[0], default=None)
 

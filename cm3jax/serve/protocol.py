@@ -57,6 +57,8 @@ class Options(Body):
     """Keys that must not be retrieved."""
     weigh: Factors | Json[Factors] = {}
     """Factors of documents' scores, by key."""
+    attribute: bool = False
+    """Whether the answer says what each document did."""
 
 
 class ImageBody(Options):
@@ -72,8 +74,6 @@ class ImageBody(Options):
     background: Literal["auto", "opaque"] | None = None
     quality: str | None = None
     style: str | None = None
-    attribute: bool = False
-    """Whether the answer says what each document did."""
     moderation: str | None = None
 
 

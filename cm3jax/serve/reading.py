@@ -27,9 +27,10 @@ from cm3jax.generation.prompts import (
     picture_prompt,
     segments_of,
 )
-from cm3jax.generation.requests import PromptRequest, ShownDocument
+from cm3jax.generation.requests import ShownDocument
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.document import ImagePath, Mark, parse_prompt
+from cm3jax.serve.drawing import ServedRequest
 from cm3jax.serve.limits import Limits
 from cm3jax.serve.media import decode_mask, decode_upload, from_base64
 from cm3jax.serve.protocol import ChatBody, DocumentField, ImageBody, ImagePart, Message, Options
@@ -38,22 +39,6 @@ from cm3jax.tasks import TASKS
 from cm3jax.tasks.task import ANSWER, Task, fields, fill
 
 Part = str | RgbImage | Mark
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ServedRequest:
-    """One request of the engine, and how many samples of it."""
-
-    request: PromptRequest
-    config: DecodeConfig
-    seed: int
-    samples: int
-    rows: bool
-    """Whether its images are sent row by row."""
-    watched: bool
-    """Whether what is not done yet is sent."""
-    attribute: bool
-    """Whether what each document did is measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +88,9 @@ class BodyReader:
         shown = self._documents(prompt, body)
         (request,) = self._generator.requests([prompt], [shown], config)
         seed = random.getrandbits(32) if body.seed is None else body.seed
-        rows = isinstance(body, ImageBody) and bool(body.stream) and body.partial_images != 0
-        attribute = isinstance(body, ImageBody) and body.attribute
         watched = bool(body.stream)
-        return ServedRequest(request, config, seed, body.n, rows, watched, attribute)
+        rows = watched and isinstance(body, ImageBody) and body.partial_images != 0
+        return ServedRequest(request, config, seed, body.n, rows, watched, body.attribute)
 
     def _config(self, body: Options, wanted: Wanted, tokens: int | None) -> DecodeConfig:
         """The run's own settings, with what a body replaces."""

@@ -14,7 +14,7 @@ from cm3jax.generation.attribution import DocumentEffect, gains_by_place
 from cm3jax.report.html import png
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.vocab import Modality, Vocab
-from cm3jax.serve.reading import ServedRequest
+from cm3jax.serve.drawing import ServedRequest
 from cm3jax.shapes import Float, RgbImage
 
 Json = dict[str, Any]
@@ -22,22 +22,32 @@ Json = dict[str, Any]
 
 def base64_png(image: RgbImage) -> str:
     """An image as a PNG in base64."""
-    return base64.b64encode(png(np.asarray(image))).decode()
+    return base64.b64encode(png(np.asarray(image), optimize=False)).decode()
 
 
-def provenance(sample: Generated, seed: int) -> Json:
-    """What made a sample: its documents with score, source and licence, its seed, its likelihood.
+Effects = Mapping[int, Sequence[DocumentEffect]]
+"""What the documents of samples did, by the samples' numbers; empty where nobody asked."""
+
+
+def provenance(question: ServedRequest, sample: Generated, effects: Effects, vocab: Vocab) -> Json:
+    """What made a sample: its documents with score, source and licence, its seed, its likelihood;
+    where it was asked for, with what each document did.
 
     A document's score is null where it was given by its key; one that was given whole has only its
     place among those given.
     """
+    documents = [_document(one, place) for place, one in enumerate(sample.documents)]
+    hole = next(iter(question.request.holes or ()), None)
+    before = 0 if hole is None else len(hole.before)
+    for known, effect in zip(documents, effects.get(sample.sample_id, ()), strict=False):
+        known |= _effect(effect, gains_by_place(sample.ids, effect.gains, before, vocab))
     return {
-        "seed": seed,
+        "seed": question.seed,
         "sample": sample.sample_id,
         "temperature": sample.temperature,
         "logprob": sample.logprob,
         "perplexity": sample.perplexity,
-        "documents": [_document(one, place) for place, one in enumerate(sample.documents)],
+        "documents": documents,
     }
 
 
@@ -50,10 +60,6 @@ def _document(shown: Retrieved | np.ndarray, place: int) -> Json:
         "source": shown.meta.source,
         "licence": shown.meta.licence,
     }
-
-
-Effects = Mapping[int, Sequence[DocumentEffect]]
-"""What the documents of samples did, by the samples' numbers; empty where nobody asked."""
 
 
 def images_reply(
@@ -74,15 +80,11 @@ def image_object(
 ) -> Json:
     """One image with its provenance; without one where the model, free of the grammar, drew
     none."""
-    image, about = sample.image, provenance(sample, question.seed)
-    hole = next(iter(question.request.holes or ()), None)
-    before = 0 if hole is None else len(hole.before)
-    for known, effect in zip(about["documents"], effects.get(sample.sample_id, ()), strict=False):
-        known |= _effect(effect, gains_by_place(sample.ids, effect.gains, before, vocab))
+    image = sample.image
     return {
         "b64_json": None if image is None else base64_png(image),
         "codes": sample.ids.tolist(),
-        **about,
+        **provenance(question, sample, effects, vocab),
     }
 
 
@@ -125,7 +127,12 @@ def finish_reason(question: ServedRequest, sample: Generated, vocab: Vocab) -> s
 
 
 def chat_reply(
-    name: str, model: str, question: ServedRequest, samples: list[Generated], vocab: Vocab
+    name: str,
+    model: str,
+    question: ServedRequest,
+    samples: list[Generated],
+    effects: Effects,
+    vocab: Vocab,
 ) -> Json:
     """The answer of `/v1/chat/completions`."""
     choices = [
@@ -134,7 +141,7 @@ def chat_reply(
             "message": {"role": "assistant", **message(sample)},
             "finish_reason": finish_reason(question, sample, vocab),
             "logprobs": None,
-            **provenance(sample, question.seed),
+            **provenance(question, sample, effects, vocab),
         }
         for sample in samples
     ]

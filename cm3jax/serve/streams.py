@@ -166,7 +166,7 @@ async def chat_events(
             samples.append(sample)
             delta = {**whole, "content": _rest(told.pop(number), whole["content"])}
             yield event(replies.chat_chunk(name, model, number, delta))
-            about = replies.provenance(sample, question.seed)
+            about = replies.provenance(question, sample, session.drawing.effects, vocab)
             about["finish_reason"] = replies.finish_reason(question, sample, vocab)
             yield event(replies.chat_chunk(name, model, number, {}, **about))
     if body.stream_options is not None and body.stream_options.include_usage:

@@ -17,7 +17,7 @@ import numpy as np
 
 from cm3jax.decode.finished import Finished
 from cm3jax.errors import UserError
-from cm3jax.generation.answers import Generated
+from cm3jax.generation.answers import Generated, Undecoded
 from cm3jax.generation.documents import Document
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.requests import PromptRequest
@@ -28,12 +28,15 @@ from cm3jax.retrieval.removed import Removed
 from cm3jax.retrieval.retriever import Retrieved, Retriever
 from cm3jax.retrieval.takedown import remove, require_there
 from cm3jax.sequence.vocab import Modality
-from cm3jax.serve.drawing import Drawing
+from cm3jax.serve.drawing import Drawing, ServedRequest
 from cm3jax.serve.engine import DrawingEngine
 from cm3jax.serve.limits import Limits
-from cm3jax.serve.reading import BodyReader, ServedRequest
+from cm3jax.serve.packing import Packer
+from cm3jax.serve.reading import BodyReader
 from cm3jax.shapes import RgbImage
 
+_IMAGES, _PIXELS = 16, 1 << 18
+"""Images that are decoded together at most, and pixels of all: of large ones each takes long."""
 LOOK_SECONDS = 1.0
 """How often, at most, a studio looks for what other processes took out of the bank."""
 _log = logging.getLogger(__name__)
@@ -55,11 +58,13 @@ class Studio:
         self, generator: Generator, slots: int, limits: Limits, first: Callable[[float], None]
     ):
         # Images come by few: padded to the generator's 64, each would cost as much as those.
-        self.generator, self.limits = generator.with_picture_batch(1), limits
+        most = _PIXELS // generator.image.config.image_size**2
+        self.generator, self.limits = generator.with_picture_batch(1, min(most, _IMAGES)), limits
         generator = self.generator
         self.reader = BodyReader(generator, limits)
         self.engine = DrawingEngine(generator, slots, limits.queue, limits.kinds, first)
         self._worker = ThreadPoolExecutor(1, "worker")
+        self._packer = Packer(self._worker, generator.image)
         self._reading = 0
         """Requests that are read, or wait for it."""
         self._removed = Removed()
@@ -78,6 +83,10 @@ class Studio:
     async def work(self, function: Callable[..., T], *args: object) -> T:
         """Call a function on the worker."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)
+
+    async def pack(self, begin: Callable[[], Undecoded[T]]) -> T:
+        """What `begin` leaves to do once its images are there; by the worker, too."""
+        return await asyncio.wrap_future(self._packer.submit(begin))
 
     def require_room(self) -> None:
         """Raise `Busy` where a request would find no place in the queue."""
@@ -193,7 +202,7 @@ class Session:
         self.question = question
         self._studio = studio
         self._loop, self._news = asyncio.get_running_loop(), asyncio.Event()
-        self.drawing = Drawing(**vars(question), changed=self._tell)
+        self.drawing = Drawing(question, self._tell)
 
     def close(self) -> None:
         """Free the slots of what is not done."""
@@ -214,17 +223,22 @@ class Session:
         """What `pack` makes of all samples, in order, when they are done."""
         while len(self.drawing.done) < self.question.samples:
             await self.news()
-        return await self._studio.work(lambda: pack(self._answers(range(self.question.samples))))
+        return await self._packed(range(self.question.samples), pack)
 
     async def answer(self, number: int, pack: Callable[[Generated], T]) -> T:
         """What `pack` makes of a sample that is done."""
-        return await self._studio.work(lambda: pack(*self._answers([number])))
+        return await self._packed([number], lambda samples: pack(*samples))
 
-    def _answers(self, numbers: Sequence[int]) -> list[Generated]:
-        """Samples that are done; their images are decoded together."""
+    async def _packed(self, numbers: Sequence[int], pack: Callable[[list[Generated]], T]) -> T:
         finished = [Finished(0, number, [self.drawing.done[number]]) for number in numbers]
-        answers = self._studio.generator.read([self.question.request], finished)
-        return [sample for _, sample in answers]
+
+        def begin() -> Undecoded[T]:
+            left = self._studio.generator.undecoded(self.question.request, finished)
+            return Undecoded(
+                left.codes, lambda images: pack([sample for _, sample in left.then(images)])
+            )
+
+        return await self._studio.pack(begin)
 
     def rows(self, number: int) -> int:
         """Whole rows of codes that a running sample's first image has."""
@@ -239,8 +253,17 @@ class Session:
 
     async def partial(self, number: int, pack: Callable[[RgbImage], T]) -> T:
         """What `pack` makes of the whole rows of a running sample's image; the rest is grey."""
-        codes = self._codes(number)
-        return await self._studio.work(lambda: pack(self._partial(codes)))
+        vocab, codes = self._studio.generator.vocab, self._codes(number)
+        grid, rows = vocab.config.grid, len(codes) // vocab.config.grid
+        whole = np.zeros(vocab.image_tokens, np.int32)
+        whole[: rows * grid] = codes[: rows * grid]
+
+        def then(images: Sequence[RgbImage]) -> T:
+            image = images[0]
+            image[rows * len(image) // grid :] = 128
+            return pack(image)
+
+        return await self._studio.pack(lambda: Undecoded([whole], then))
 
     def _codes(self, number: int) -> np.ndarray:
         """The codes of the first image so far, those before a hole among them."""
@@ -250,13 +273,3 @@ class Session:
         before = next((hole.before for hole in holes if hole is not None), [])
         codes = np.asarray([*before, *ids[vocab.modality(ids) == Modality.IMAGE]], np.int32)
         return codes[: vocab.image_tokens] - vocab.first_image
-
-    def _partial(self, codes: np.ndarray) -> RgbImage:
-        generator = self._studio.generator
-        grid, tokenizer = generator.vocab.config.grid, generator.image
-        size, rows = tokenizer.config.image_size, len(codes) // grid
-        whole = np.zeros(grid * grid, np.int32)
-        whole[: rows * grid] = codes[: rows * grid]
-        image = tokenizer.decode(whole[None])[0]
-        image[rows * size // grid :] = 128
-        return image

@@ -38,13 +38,16 @@ class ImageTokenizer:
     """A trained VQGAN behind arrays of bytes.
 
     Works in batches of one size (the last one padded), so that it compiles once each way and an
-    image's codes do not depend on its company.
+    image's codes do not depend on its company. With `least`, fewer inputs than `batch` make a
+    batch of `least`, doubled until it holds them.
     """
 
-    def __init__(self, config: VQGANConfig, variables: Mapping[str, Any], batch: int = 64):
+    def __init__(
+        self, config: VQGANConfig, variables: Mapping[str, Any], batch: int = 64, least: int = 0
+    ):
         self.config = config
         self._variables = nn.unbox(dict(variables))
-        self._batch = batch
+        self._batch, self._least = batch, least or batch
         model = VQGAN(config)
         self._encode = jax.jit(
             lambda variables, images: model.apply(variables, to_pixels(images), method="encode")
@@ -94,7 +97,10 @@ class ImageTokenizer:
         outputs = [empty]
         for start in range(0, len(inputs), self._batch):
             part = inputs[start : start + self._batch]
-            fill = [(0, self._batch - len(part))] + [(0, 0)] * (inputs.ndim - 1)
+            size = self._least
+            while size < len(part):
+                size *= 2
+            fill = [(0, min(size, self._batch) - len(part))] + [(0, 0)] * (inputs.ndim - 1)
             output = function(self._variables, np.pad(part, fill))
             outputs.append(np.asarray(output)[: len(part)])
         return np.concatenate(outputs)

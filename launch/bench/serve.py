@@ -44,8 +44,9 @@ from cm3jax.errors import UserError
 from cm3jax.generation import loading
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.options import Sampling
+from cm3jax.serve.drawing import ServedRequest
 from cm3jax.serve.limits import Limits
-from cm3jax.serve.reading import BodyReader, ServedRequest
+from cm3jax.serve.reading import BodyReader
 from launch.bench.serve_clients import Asked, Client, Heard, load, make_requests
 from launch.gallery import Gallery
 

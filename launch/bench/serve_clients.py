@@ -1,6 +1,7 @@
 """What clients of a server ask under load, and how they hear the answers; plain HTTP."""
 
 import dataclasses
+import functools
 import http.client
 import io
 import json
@@ -14,8 +15,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import PIL.Image
 
+from cm3jax.serve.drawing import ServedRequest
 from cm3jax.serve.protocol import ChatBody, ImageBody
-from cm3jax.serve.reading import BodyReader, ServedRequest, Upload
+from cm3jax.serve.reading import BodyReader, Upload
 from cm3jax.serve.replies import base64_png
 
 BODIES = 60
@@ -50,6 +52,7 @@ class Asked:
         image, mask = (Upload(name, content) for name, content in self.files.items())
         return reader.edit(body, image, mask)
 
+    @functools.cached_property
     def encoded(self) -> tuple[bytes, str]:
         """The body and its type."""
         if not self.files:
@@ -74,6 +77,33 @@ class Heard:
     said: tuple[Any, ...]
     """The codes or the text of each sample."""
     tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Unread:
+    """An answer as it came; to read it takes time that a server would miss."""
+
+    status: int
+    seconds: float
+    first_row: float | None
+    """Seconds to a stream's first unfinished image."""
+    lines: list[bytes]
+    """The content, or the data of each event."""
+
+    @property
+    def heard(self) -> Heard:
+        """What it says."""
+        known = (self.status, self.seconds, self.first_row)
+        found = json.loads(self.lines[-1]) if self.lines else {}  # the last event is the image
+        if self.status != 200 or "error" in found:
+            return Heard(*known, (), 0)
+        if "codes" in found:
+            return Heard(*known, (tuple(found["codes"]),), found["usage"]["output_tokens"])
+        if "choices" in found:
+            said = tuple(choice["message"]["content"] for choice in found["choices"])
+            return Heard(*known, said, found["usage"]["completion_tokens"])
+        said = tuple(tuple(one["codes"]) for one in found["data"])
+        return Heard(*known, said, found["usage"]["output_tokens"])
 
 
 def make_requests(size: int) -> list[Asked]:
@@ -120,29 +150,26 @@ class Client:
 
     def begin(self, asked: Asked) -> http.client.HTTPResponse:
         """Send a request; the answer's head."""
-        content, kind = asked.encoded()
+        content, kind = asked.encoded
         self._link.request("POST", asked.path, content, {"Content-Type": kind})
         return self._link.getresponse()
 
     def ask(self, asked: Asked) -> Heard:
         """Send a request and hear its whole answer."""
-        began, first = time.perf_counter(), None
+        return self.hear(asked).heard
+
+    def hear(self, asked: Asked) -> "Unread":
+        """Send a request and take its whole answer, to be read later."""
+        began, first, lines = time.perf_counter(), None, []
         answer = self.begin(asked)
-        if answer.status != 200 or "stream" not in asked.fields:
-            found = json.loads(answer.read())
-            seconds = time.perf_counter() - began
-            said, tokens = _said(found) if answer.status == 200 else ((), 0)
-            return Heard(answer.status, seconds, None, said, tokens)
-        said, tokens = (), 0
-        for line in answer:
-            if not line.startswith(b"data: "):
-                continue
-            if first is None:
-                first = time.perf_counter() - began
-            event = json.loads(line[6:])
-            if "codes" in event:
-                said, tokens = (tuple(event["codes"]),), event["usage"]["output_tokens"]
-        return Heard(answer.status, time.perf_counter() - began, first, said, tokens)
+        if answer.status == 200 and "stream" in asked.fields:
+            for line in answer:
+                if line.startswith(b"data: "):
+                    first = first or time.perf_counter() - began
+                    lines.append(line[6:])
+        else:
+            lines.append(answer.read())
+        return Unread(answer.status, time.perf_counter() - began, first, lines)
 
     def get(self, path: str) -> str:
         """The text of a page."""
@@ -150,18 +177,12 @@ class Client:
         return self._link.getresponse().read().decode()
 
 
-def _said(answer: dict[str, Any]) -> tuple[tuple[Any, ...], int]:
-    """What an answer's samples are, and their tokens."""
-    if "choices" in answer:
-        texts = tuple(choice["message"]["content"] for choice in answer["choices"])
-        return texts, answer["usage"]["completion_tokens"]
-    return tuple(tuple(one["codes"]) for one in answer["data"]), answer["usage"]["output_tokens"]
-
-
 def load(
     url: str, asked: Sequence[Asked], clients: int, seconds: float
 ) -> tuple[list[tuple[int, Heard]], float]:
     """Answers to clients that ask again and again, by the requests' numbers; the time they took."""
+    for one in asked:
+        _ = one.encoded  # once, and before the clock starts
     begin, heard = time.perf_counter(), []
 
     def ask(place: int) -> None:
@@ -169,9 +190,9 @@ def load(
         while time.perf_counter() - begin < seconds:
             number = rng.randrange(len(asked))
             try:
-                one = client.ask(asked[number])
+                one = client.hear(asked[number])
             except (OSError, http.client.HTTPException):
-                one, client = Heard(BROKEN, 0.0, None, (), 0), Client(url)
+                one, client = Unread(BROKEN, 0.0, None, []), Client(url)
             heard.append((number, one))
             if one.status == 429:
                 time.sleep(1)
@@ -182,4 +203,5 @@ def load(
         thread.start()
     for thread in threads:
         thread.join()
-    return heard, time.perf_counter() - begin
+    seconds = time.perf_counter() - begin
+    return [(number, one.heard) for number, one in heard], seconds

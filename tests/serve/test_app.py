@@ -19,6 +19,7 @@ from cm3jax import testing
 from cm3jax.decode import loop
 from cm3jax.decode.prefix_cache import Known
 from cm3jax.errors import UserError
+from cm3jax.generation.options import Sampling
 from cm3jax.generation.prompts import picture_prompt
 from cm3jax.io.folders import hold
 from cm3jax.retrieval.bank import Bank
@@ -133,6 +134,27 @@ def test_only_what_was_drawn_of_a_painted_picture_is_attributed(client, picture)
     assert (heat[1] != 0).all()
     assert document["log_probability"] == pytest.approx(heat.sum(), abs=1e-3)
     assert document["copied_share"] is None
+
+
+def test_an_answer_of_a_chat_says_what_each_document_did(client, server, generator):
+    """In one piece or streamed; the map over the image is an image's only."""
+    more = {"task": "document", "documents": [{"key": "tiny-3"}], "seed": 3, "attribute": True}
+    body = {"model": "tiny", "messages": [{"role": "user", "content": PROMPT}]}
+    whole = client.chat.completions.create(**body, extra_body=more).choices[0]
+    *_, last = client.chat.completions.create(**body, extra_body=more, stream=True)
+    read = ChatBody(messages=body["messages"], **more)
+    question = server.studio.reader.chat(read)
+    (sample,) = [
+        one
+        for answers in generator.answer(
+            [question.request], Sampling(seed=3, decode=question.config)
+        )
+        for _, one in answers
+    ]
+    (effect,) = generator.document_effects(sample)
+    for (said,) in (whole.documents, last.choices[0].documents):
+        assert said["log_probability"] == pytest.approx(effect.gain, abs=1e-3)
+        assert (said["heat"], said["copied_share"]) == (None, None)
 
 
 def test_closing_ends_the_measuring_of_documents(server, monkeypatch):
@@ -287,15 +309,16 @@ def test_a_streamed_text_keeps_half_a_character_until_its_end():
     assert streams._rest("a f", "a fo\ufffd") == "o\ufffd"
 
 
-def test_pictures_are_decoded_without_padding(client, server, generator, monkeypatch):
-    """The tokenizer of a training works on 64 at once."""
+def test_pictures_of_a_request_are_decoded_together(client, server, generator, monkeypatch):
+    """With little padding: the tokenizer of a training works on 64 at once."""
     image = server.studio.generator.image
     shapes, decode = [], image._decode
     monkeypatch.setattr(
         image, "_decode", lambda *args: shapes.append(args[1].shape) or decode(*args)
     )
-    client.images.generate(prompt=PROMPT, n=3)
-    assert shapes == [(1, generator.vocab.image_tokens)] * 3
+    for samples in (1, 3):
+        client.images.generate(prompt=PROMPT, n=samples)
+    assert shapes == [(size, generator.vocab.image_tokens) for size in (1, 4)]
 
 
 def test_queries_are_encoded_without_padding(client, server, generator, monkeypatch):

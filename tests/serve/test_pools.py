@@ -10,14 +10,14 @@ import pytest
 from cm3jax.decode.plan import SizeClass
 from cm3jax.decode.throughput import Meter
 from cm3jax.generation.prompts import Wanted, picture_prompt
-from cm3jax.serve.drawing import Drawing
+from cm3jax.serve.drawing import Drawing, ServedRequest
 from cm3jax.serve.engine import DrawingEngine
 from cm3jax.serve.pools import Pool, Pools
 
 
 def drawn(request, config, number, samples=1):
-    options = {"rows": False, "watched": False, "attribute": False, "changed": lambda: None}
-    return Drawing(request, config, seed=0, samples=samples, number=number, **options)
+    asked = ServedRequest(request, config, 0, samples, rows=False, watched=False, attribute=False)
+    return Drawing(asked, lambda: None, number=number)
 
 
 def test_nobody_waits_longer_than_a_chunk_for_prompts_of_others(generator):

@@ -78,6 +78,17 @@ def test_codes_do_not_depend_on_the_rest_of_the_batch(variables):
     np.testing.assert_array_equal(decoded, to_bytes(decode(nn.unbox(variables), codes)))
 
 
+def test_few_images_are_padded_little(variables):
+    tokenizer, plain = ImageTokenizer(CONFIG, variables, 8, 1), ImageTokenizer(CONFIG, variables, 8)
+    sizes, run = [], tokenizer._decode
+    tokenizer._decode = lambda *args: sizes.append(len(args[1])) or run(*args)
+    codes = plain.encode(pictures(11))
+    np.testing.assert_array_equal(tokenizer.encode(pictures(11)), codes)
+    for count in (1, 2, 3, 5, 11):
+        np.testing.assert_array_equal(tokenizer.decode(codes[:count]), plain.decode(codes[:count]))
+    assert sizes == [1, 2, 4, 8, 8, 4]
+
+
 def test_nothing_in_nothing_out(variables):
     tokenizer = ImageTokenizer(CONFIG, variables)
     assert tokenizer.encode([]).shape == (0, 4)
