@@ -18,7 +18,7 @@ def experiment_names() -> list[str]:
     return sorted(
         path.relative_to(folder).with_suffix("").as_posix()
         for path in folder.rglob("*.py")
-        if "\ndef get_config(" in path.read_text()
+        if "\ndef get_config(" in path.read_text("utf-8")
     )
 
 

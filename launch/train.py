@@ -12,6 +12,7 @@ import jax
 from cm3jax import partition
 from cm3jax.config import Experiment
 from cm3jax.io.folders import hold
+from cm3jax.io.paths import require_unicode_path
 from cm3jax.report.run_page import Illustration
 from cm3jax.train import Illustrator, train
 from cm3jax.training import distributed
@@ -52,6 +53,7 @@ def train_experiment(experiment: Experiment, resume_with_changes: bool = False) 
         with hold(experiment.run_dir, f"training {experiment.name}"):
             train_text_tokenizer(experiment)
         return
+    require_unicode_path(experiment.run_dir, "checkpoints")
     require_named(experiment, ("data.corpus",))
     require_made(experiment, [option for option in inputs(experiment) if option in PARTS])
     distributed.initialize()  # before the folder is held, which process 0 does for all

@@ -32,6 +32,22 @@ def test_a_mistyped_name_raises_user_error():
         cm3jax.load_experiment("cm3leon_7")
 
 
+def test_names_are_found_in_any_locale():
+    """Files of the project are UTF-8, whatever the machine's own files are."""
+    strict = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code = (
+        "import locale, cm3jax.presets as presets;"
+        "print(locale.getpreferredencoding(), len(presets.experiment_names()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | strict | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["ANSI_X3.4-1968", str(len(experiment_names()))], done.stderr
+
+
 SDIST = """
 import sys
 from setuptools import build_meta

@@ -192,7 +192,7 @@ def _about(path: epath.Path) -> str | None:
     """What a lock's content says; None if it is none of ours."""
     try:
         return "{what} (process {pid} on {host}, since {since})".format(
-            **json.loads(path.read_text())
+            **json.loads(path.read_text("utf-8"))
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

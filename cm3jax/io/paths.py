@@ -23,6 +23,20 @@ def require_supported(path: str, what: str) -> None:
         raise UserError(f"{what} is {path!r}, which no path can be; correct it.")
 
 
+def require_unicode_path(path: os.PathLike[str] | str, what: str) -> None:
+    """Raise `UserError`, to be called before any work, for a folder whose whole path is not UTF-8,
+    as old files' names are: the libraries that write `what` there, e.g. "checkpoints", take none.
+    """
+    place = path if "://" in os.fspath(path) else os.path.realpath(path)
+    try:
+        os.fspath(place).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{place} is not UTF-8, and no {what} can be written there; rename the folder that is "
+            "not, or give another one."
+        ) from None
+
+
 def require_folder(path: os.PathLike[str] | str, what: str) -> None:
     """Raise `UserError`, to be called before any work, unless a folder is missing or may be written
     to; `what` names what goes there, e.g. "the samples"."""

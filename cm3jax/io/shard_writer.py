@@ -24,6 +24,7 @@ from cm3jax.io.array_records import write_records
 from cm3jax.io.checksums import file_entry
 from cm3jax.io.files import digest, map_array, naming, write_json
 from cm3jax.io.folders import Recognised, delete, hold, matching, require_ours, scratch, swap
+from cm3jax.io.paths import require_unicode_path
 from cm3jax.io.typed_json import fits, read_fields
 
 Notes = dict[str, Any]
@@ -155,7 +156,9 @@ class ShardWriter:
         self._states = states
 
     def require_ours(self, what: str) -> None:
-        """Raise `UserError` where something of somebody else's would be written over."""
+        """Raise `UserError` where something of somebody else's would be written over, or where
+        nothing can be written."""
+        require_unicode_path(self.path, what)
         require_ours(self.path, self._recognised, what)
         require_ours(self.parts, shard_files, what)
 

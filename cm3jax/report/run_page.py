@@ -107,7 +107,7 @@ def write_report(
     body += _time_by_operation(run_dir)
     if lives:
         body.append(_section("Lives", table([_told(life) for life in lives])))
-    config = (run_dir / "config.json").read_text()
+    config = (run_dir / "config.json").read_text("utf-8")
     body.append(_section("Experiment", _folded("config.json", tag("pre", config))))
     title = f"{experiment.name}: {experiment.learner}"
     path = run_dir / "report.html"

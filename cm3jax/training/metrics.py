@@ -84,7 +84,7 @@ class MetricsLog:
             self._text += line
             write_atomic(self._path, self._text)
         else:
-            with naming(self._path), self._path.open("a") as file:
+            with naming(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(line)
         if self._board is not None:
             self._board.write(clean)

@@ -51,7 +51,7 @@ def bench_quantised(options: argparse.Namespace) -> dict[str, Any]:
         kept[label] = _measure(run, options.run, name, options.cache, options.prompts)
         write_json(path, kept)
     page = Path(options.page)
-    write_atomic(page, written_into(page.read_text() if page.exists() else "", kept))
+    write_atomic(page, written_into(page.read_text("utf-8") if page.exists() else "", kept))
     return kept
 
 

@@ -61,7 +61,7 @@ def bench_speculate(options: argparse.Namespace) -> dict[str, Any]:
                 found["cases"].append(about | {"windows": _windows(generator, groups, config)})
                 write_json(options.out, found)
     page = Path(options.page)
-    write_atomic(page, written_into(page.read_text() if page.exists() else "", found))
+    write_atomic(page, written_into(page.read_text("utf-8") if page.exists() else "", found))
     return found
 
 

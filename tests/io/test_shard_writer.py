@@ -49,6 +49,16 @@ def test_shards_in_any_order_give_the_same_bytes(tmp_path):
     assert whole.read_bytes() == (tmp_path / "a" / "lengths.npy").read_bytes()
 
 
+def test_a_folder_whose_name_is_not_utf8_is_refused_before_any_work(tmp_path, monkeypatch):
+    """The library that writes records takes no such path, however it is spelt here."""
+    odd = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+    os.mkdir(odd)
+    monkeypatch.chdir(odd)
+    with pytest.raises(UserError, match=r"caf.* is not UTF-8, and no bank can be written there"):
+        ShardWriter("bank", "this").require_ours("bank")
+    ShardWriter(tmp_path / "caf\u00e9", "this").require_ours("bank")
+
+
 @pytest.mark.parametrize("scrap", [".documents-00000.array_record.77.part", "shard-00007.json"])
 def test_scraps_of_killed_work_are_deleted(tmp_path, scrap):
     writer = ShardWriter(tmp_path / "a", "this")

@@ -1,5 +1,6 @@
 """`python -m launch.train`: the real command on a small real corpus, killed and resumed."""
 
+import os
 import signal
 import time
 
@@ -61,6 +62,18 @@ def test_help_names_every_learner(capsys):
 
 
 def test_an_experiment_without_a_corpus_says_which_option_names_it(tmp_path):
-    with pytest.raises(UserError, match=r"cm3leon_350m names no data\.corpus; .*--data\.corpus\."):
+    said = r"cm3leon_350m names no data\.corpus; .*give the same --data\.corpus and --data\.bank\."
+    with pytest.raises(UserError, match=said):
         train.run(["cm3leon_350m", "--workdir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_place_where_no_checkpoint_can_be_written_is_refused_before_training(
+    tmp_path, monkeypatch
+):
+    odd = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+    os.mkdir(odd)
+    monkeypatch.chdir(odd)
+    with pytest.raises(UserError, match="is not UTF-8, and no checkpoints can be written there"):
+        train.run(["miniature/vqgan", "--workdir", "v"])
+    assert not os.listdir(".")

@@ -304,7 +304,8 @@ def test_damaged_files_of_an_index_raise_user_error(tmp_path, damage):
         data.unlink()
     else:
         config.write_bytes(b"\xff" * config.stat().st_size)
-    with pytest.raises(UserError, match=r"the ScaNN index .*; build it with launch\.index build"):
+    said = r"the ScaNN index .*; build it with python -m launch\.index build EXPERIMENT"
+    with pytest.raises(UserError, match=said):
         ScannIndex.load(tmp_path / "index", vectors)
 
 
