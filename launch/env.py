@@ -80,11 +80,23 @@ def main(command: Callable[[list[str]], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush fails
         sys.exit(1)
     except Exception as error:
+        if _is_interrupt(error):
+            sys.exit(130)
         sentence = user_sentence(error)
         if sentence is None:
             raise
         print(f"error: {_printable(sentence)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether it came of Ctrl-C: Python makes an ImportError of it while a module in C is imported,
+    and whoever catches that may make another error."""
+    while error is not None:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _require_unicode(argv: Sequence[str]) -> None:

@@ -128,3 +128,27 @@ def test_ctrl_c_is_quiet_while_modules_are_imported():
     )
     assert (answer.returncode, answer.stderr) == (-signal.SIGINT, "")
     assert "ValueError: x" in start("import launch; raise ValueError('x')").stderr
+
+
+INTERRUPTED = """
+import sys
+from cm3jax.errors import UserError
+from launch.env import main
+
+def command(argv):
+    try:
+        raise ImportError("initialization failed") from KeyboardInterrupt()  # as CPython does
+    except ImportError:
+        if argv:
+            raise UserError("install it.") from None
+        raise
+
+main(command)
+"""
+
+
+def test_ctrl_c_is_quiet_while_a_module_in_c_is_imported_late():
+    """Also where a missing package would be told."""
+    for words in ((), ("told",)):
+        answer = start(INTERRUPTED, *words)
+        assert (answer.returncode, answer.stderr) == (130, "")
