@@ -133,8 +133,8 @@ class Slots:
     """Slots of one shape and what is in them; jobs come and go between two chunks.
 
     Jobs may differ in everything but the shape that they fit and which filters they sample with
-    (the tree of `sampling.Method.of`): `config` is any of theirs. With `narrows`, a chunk runs no
-    more than half or a quarter of the slots where the others are empty, each by its own program.
+    (the tree of `sampling.Method.of`): `config` is any of theirs. With `narrows`, a chunk runs only
+    a half, a quarter or an eighth of the slots where the others are empty, by a program each.
     """
 
     def __init__(

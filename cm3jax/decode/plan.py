@@ -107,10 +107,10 @@ def slots_for(jobs: int, most: int) -> int:
 
 
 def front_share(slots: Sequence[object | None]) -> int:
-    """Which part of slots, the first quarter or half, holds all that are not empty: 4 or 2, else 1.
-    Each part has a program."""
+    """Which part of slots, the first eighth, quarter or half, holds all that are not empty: 8, 4 or
+    2, else 1. Each part has a program."""
     used = 1 + max(place for place, slot in enumerate(slots) if slot is not None)
-    return next((n for n in (4, 2) if len(slots) % n == 0 and used <= len(slots) // n), 1)
+    return next((n for n in (8, 4, 2) if len(slots) % n == 0 and used <= len(slots) // n), 1)
 
 
 @dataclasses.dataclass(frozen=True, order=True)

@@ -5,13 +5,15 @@ mappings, of the 65,530 that Linux allows a process. The compiler that asks for 
 process.
 """
 
+import gc
+
 import jax
 from etils import epath
 
 from cm3jax.decode import prefix_cache, steps
 
 MOST = 256
-"""Programs that are kept. A server's kind of requests needs 8 at most for prompts, and 48 for
+"""Programs that are kept. A server's kind of requests needs 8 at most for prompts, and 64 for
 chunks, by rooms, parts of its slots, lengths, and whether all are greedy: five times as many where
 `auto` tries windows."""
 _MAPPINGS, _LIMIT = epath.Path("/proc/self/maps"), epath.Path("/proc/sys/vm/max_map_count")
@@ -30,6 +32,7 @@ def forget_if_many(most: int = MOST, share: float = 0.5) -> bool:
     if kept_programs() <= most and mappings() <= share * _most_mappings():
         return False
     jax.clear_caches()
+    gc.collect()  # what was traced holds some in cycles
     return True
 
 

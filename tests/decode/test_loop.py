@@ -263,6 +263,14 @@ def test_slots_for_a_list_leave_few_empty_at_its_end():
             assert -(-jobs // slots) == -(-jobs // most), "it takes no longer than with all slots"
 
 
+@pytest.mark.parametrize(
+    ("slots", "used", "share"),
+    [(32, 1, 8), (32, 4, 8), (32, 5, 4), (32, 9, 2), (32, 17, 1), (12, 1, 4), (5, 1, 1)],
+)
+def test_a_chunk_runs_the_smallest_part_of_the_slots_that_holds_all_jobs(slots, used, share):
+    assert plan.front_share([*[None] * (used - 1), 0, *[None] * (slots - used)]) == share
+
+
 def test_interleaved_documents_end_within_their_limit(read):
     program = (Interleaved(40),)
     requests = [text_request(i, 5, program) for i in range(4)]
