@@ -207,7 +207,7 @@ def straight(prepared, tmp_path_factory):
     return config, train(DecoderLearner.from_corpus(config))
 
 
-@pytest.mark.parametrize("stop", [2, 3])
+@pytest.mark.parametrize("stop", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_run_that_stopped_inside_a_stage_or_at_its_border_is_the_same(
     prepared, straight, tmp_path, stop
 ):

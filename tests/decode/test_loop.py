@@ -121,6 +121,7 @@ def test_matrices_of_few_bits_decode_as_what_they_stand_for(variables, kind, mon
     jax.clear_caches()  # of what was traced for another platform
 
 
+@pytest.mark.slow  # models of their own; matrices of int8 are tested above
 def test_int8_changes_little_and_reads_fewer_bytes(variables, read):
     """On CPUs rows are of int8, too; and a cache of int8 knows its tokens to a hundredth."""
     # Eight codes are given and one is drawn, so that all see the same ids.

@@ -55,7 +55,6 @@ def equal(some, others):
 @pytest.mark.parametrize(
     ("method", "window"),
     [
-        ("greedy", 4),
         ("contrasted", 4),
         # Each window is a program of its own.
         *(

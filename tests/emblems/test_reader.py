@@ -20,6 +20,7 @@ def _pictures_and_scenes(some):
     return np.stack([picture for picture, _ in shown]), [scene.seen() for _, scene in shown]
 
 
+@pytest.mark.slow  # many; those with noise are read too
 def test_all_pictures_are_read_correctly():
     pictures, scenes = _pictures_and_scenes(documents.train() + documents.bank())
     assert len(pictures) > 2900

@@ -125,6 +125,7 @@ def test_decoding_is_timed_with_or_without_transformers(capsys):
             assert figures[name]["same_ids"] == 1
 
 
+@pytest.mark.slow  # decoding is timed above
 def test_an_experiment_is_decoded_without_a_rival(capsys):
     """What an accelerator runs at full size, `--experiment cm3leon_7b --guided`."""
     size = ("--batch", "1", "--guided", "--prompt", "20", "--new", "16")

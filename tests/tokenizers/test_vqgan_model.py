@@ -48,7 +48,10 @@ def apply(config, weights, inputs, method=None):
     return VQGAN(config).apply(weights, inputs, method=method)
 
 
-@pytest.mark.parametrize("config", [TAMING, LOCAL], ids=["taming", "local"])
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(TAMING, marks=pytest.mark.slow, id="taming"), pytest.param(LOCAL, id="local")],
+)
 def test_encode_decode_and_call_agree(config):
     weights, pixels = variables(config), pictures(config)
     codes = apply(config, weights, pixels, "encode")

@@ -151,29 +151,31 @@ def test_averages_begin_with_the_parameters_that_a_run_starts_from(run, tmp_path
     )
 
 
-def test_averages_begin_and_end_with_a_later_life_if_asked_for(run, tmp_path):
+@pytest.mark.parametrize(
+    ("before", "after"), [(0.0, 0.5), pytest.param(0.5, 0.0, marks=pytest.mark.slow)]
+)
+def test_averages_begin_and_end_with_a_later_life_if_asked_for(run, tmp_path, before, after):
     """A checkpoint of a run that kept none goes on with them from its parameters, and the reverse;
     unasked it is refused."""
     config, _ = run
-    for before, after in ((0.0, 0.5), (0.5, 0.0)):
-        folder = str(tmp_path / str(before))
+    folder = str(tmp_path / "run")
 
-        def life(decay, steps, folder=folder, **options):
-            optim = dataclasses.replace(OPTIM, ema=decay)
-            short = dataclasses.replace(SHORT, steps=steps)
-            fields = {"workdir": folder, "optim": optim, "train": short}
-            return train(learner(dataclasses.replace(config, **fields)), **options)
+    def life(decay, steps, **options):
+        optim = dataclasses.replace(OPTIM, ema=decay)
+        short = dataclasses.replace(SHORT, steps=steps)
+        fields = {"workdir": folder, "optim": optim, "train": short}
+        return train(learner(dataclasses.replace(config, **fields)), **options)
 
-        first = jax.tree.map(np.asarray, life(before, 2).params)
-        with pytest.raises(UserError, match=f"optim.ema {before} → {after}; give those again"):
-            life(after, 3)
-        state = life(after, 3, resume_with_changes=True)
-        if after:
-            expected = mixed(first, state.params, 4 / 13)
-            jax.tree.map(
-                lambda left, right: np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7),
-                *(state.ema, expected),
-            )
-        else:
-            assert state.ema is None
-            equal(load_run(folder).variables["params"], state.params)
+    first = jax.tree.map(np.asarray, life(before, 2).params)
+    with pytest.raises(UserError, match=f"optim.ema {before} → {after}; give those again"):
+        life(after, 3)
+    state = life(after, 3, resume_with_changes=True)
+    if after:
+        expected = mixed(first, state.params, 4 / 13)
+        jax.tree.map(
+            lambda left, right: np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7),
+            *(state.ema, expected),
+        )
+    else:
+        assert state.ema is None
+        equal(load_run(folder).variables["params"], state.params)

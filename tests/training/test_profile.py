@@ -61,6 +61,7 @@ def test_time_between_steps_does_not_count(tmp_path):
     assert both.operations() == found
 
 
+@pytest.mark.slow  # another traced run; one is read by operation here
 def test_a_validation_between_traced_steps_is_not_counted(tmp_path):
     steps = TrainConfig(steps=5, log_every=5, validate_every=3, validation_batches=3, profile="2:4")
     train(learner(experiment(tmp_path, train=steps)))
