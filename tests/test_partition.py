@@ -76,7 +76,14 @@ def test_a_large_whole_parameter_is_refused_on_a_mesh_that_shards():
         partition.shardings(partition.make_mesh(MeshConfig(1, 1, 8)), tree)
 
 
-def test_parameters_are_born_sharded_with_the_same_bits_on_any_mesh():
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (2, 2, 2),
+        *(pytest.param(s, marks=pytest.mark.slow) for s in [(8, 1, 1), (1, 8, 1), (1, 1, 8)]),
+    ],
+)
+def test_parameters_are_born_sharded_with_the_same_bits_on_any_mesh(sizes):
     config = experiment("")
 
     def born(*sizes):
@@ -84,14 +91,12 @@ def test_parameters_are_born_sharded_with_the_same_bits_on_any_mesh():
         with jax.set_mesh(mesh):
             return plan_layout(learner(config), mesh).init(jax.random.key(3))
 
-    whole = born(1, 1, 1)
-    for sizes in [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)]:
-        cut = born(*sizes)
-        jax.tree.map(np.testing.assert_array_equal, cut, whole)
-        up = cut.params["layers"]["feed_forward"]["up"]["kernel"]
-        assert up.addressable_shards[0].data.size * sizes[1] * sizes[2] == up.size
-        moments = [m for m in jax.tree.leaves(cut.opt_state) if m.shape == up.shape]
-        assert {m.sharding.spec for m in moments} == {up.sharding.spec}
+    whole, cut = born(1, 1, 1), born(*sizes)
+    jax.tree.map(np.testing.assert_array_equal, cut, whole)
+    up = cut.params["layers"]["feed_forward"]["up"]["kernel"]
+    assert up.addressable_shards[0].data.size * sizes[1] * sizes[2] == up.size
+    moments = [m for m in jax.tree.leaves(cut.opt_state) if m.shape == up.shape]
+    assert {m.sharding.spec for m in moments} == {up.sharding.spec}
 
 
 def test_hardware_that_was_asked_for_must_be_there():
