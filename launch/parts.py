@@ -102,6 +102,18 @@ def naming_commands(experiment: Experiment, reads_mixture: bool = False) -> Iter
         raise UserError(named) from None
 
 
+def require_corpus_read(experiment: Experiment) -> None:
+    """Raise `UserError` where the command line names a corpus that is not read, because the preset
+    trains on a mixture."""
+    data, default = experiment.data, _preset_of(experiment).data
+    if data.mixture and data.mixture == default.mixture and data.corpus != default.corpus:
+        raise UserError(
+            f"{experiment.name} trains on data.mixture and would not read --data.corpus "
+            f"{data.corpus}; give --data.mixture {PurePath(data.corpus).parent} 1 for the folder "
+            "that holds corpus and bank."
+        )
+
+
 def _data_of_mixture(experiment: Experiment) -> DataConfig:
     """The experiment's data with the first directory of its mixture that is missing, or the first,
     in place of corpus and bank."""

@@ -22,7 +22,13 @@ from cm3jax.learners import vqgan
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 from launch.cli import parse_experiment, parse_experiment_and
 from launch.env import main
-from launch.parts import TOKENIZERS, naming_commands, require_made, require_parts_named
+from launch.parts import (
+    TOKENIZERS,
+    naming_commands,
+    require_corpus_read,
+    require_made,
+    require_parts_named,
+)
 from launch.tools import make_tools
 
 _DESCRIPTION = (
@@ -58,6 +64,7 @@ def run(argv: list[str]) -> None:
     if argv[:1] == ["show"]:
         record, rest = _take_record(argv[1:])
         experiment = parse_experiment(rest, _DESCRIPTION)
+        require_corpus_read(experiment)
         with naming_commands(experiment, True):
             print(show(experiment, record), end="")
         return

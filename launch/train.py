@@ -21,7 +21,7 @@ from cm3jax.training.resume import require_run_folder
 from launch.cli import parse_experiment_and
 from launch.env import keep_freed_memory, main
 from launch.job_inputs import inputs, require_named
-from launch.parts import PARTS, naming_commands, require_made
+from launch.parts import PARTS, naming_commands, require_corpus_read, require_made
 
 _DESCRIPTION = (
     "Train an experiment; a run directory that holds a checkpoint is continued from its newest one."
@@ -41,6 +41,7 @@ class Options:
 def run(argv: list[str]) -> None:
     """Parse the command line, train, and leave everything in the run directory."""
     experiment, options = parse_experiment_and(Options, argv, _DESCRIPTION)
+    require_corpus_read(experiment)
     train_experiment(experiment, options.resume_with_changes)
 
 

@@ -158,7 +158,7 @@ def sampling(
     """The fields of a `Protocol` that say how answers are drawn, all taken from the configs.
 
     `decode` is None where nothing is drawn, `retrieval` where no documents are searched for. A new
-    field of a config is in every stamp by itself, unless `_NEUTRAL` names it.
+    field of a config is in every stamp's settings by itself, unless `_NEUTRAL` names it.
     """
     parts = {"decode": decode and _without_idle(decode), "retrieval": retrieval}
     settings = {

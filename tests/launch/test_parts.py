@@ -116,6 +116,17 @@ def test_the_command_is_printed_as_it_is_to_be_given(run, argv, options):
     )
 
 
+@pytest.mark.parametrize(
+    ("run", "words"), [(train.run, ()), (prepare.run, ("show",))], ids=("train", "show")
+)
+def test_a_corpus_that_a_mixture_would_hide_is_refused(run, words):
+    argv = [*words, "miniature/decoder", "--data.corpus", "my/corpus"]
+    with pytest.raises(UserError, match=r"would not read --data\.corpus my/corpus; give --data\.m"):
+        run(argv)
+    with pytest.raises(UserError, match="^the corpus my/corpus/train is missing or not complete"):
+        run([*argv, "--data.mixture", "my", "1"])
+
+
 @pytest.mark.parametrize("name", ["cm3leon_7b", "parti", "dalle", "chameleon_7b", "cm3leon_350m"])
 def test_what_an_experiment_leaves_open_is_named_step_by_step(name, tmp_path):
     """From nothing to the command that prepares its data."""

@@ -86,7 +86,11 @@ class Facts(NamedTuple):
 
 @runtime_checkable
 class Reader(Protocol):
-    """The records of one file or folder, by number."""
+    """The records of one file or folder, by number.
+
+    Keys are unique: the second record of one name is `a.png#2`. A file that was written again since
+    it was opened raises `UserError`.
+    """
 
     def __len__(self) -> int:
         """Number of records, bad ones included."""

@@ -14,7 +14,7 @@ from cm3jax.io.folders import matching
 from cm3jax.io.texts import require_regular
 
 _CAPTIONS = ("captions.jsonl", "metadata.jsonl")
-_LISTS = (".csv", ".tsv", ".token", ".jsonl", "captions.txt", "captions.json")
+_UNREAD_LISTS = (".csv", ".tsv", ".token", ".jsonl", "captions.txt", "captions.json")
 """How the names of lists of captions end that are not read."""
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _DOCUMENTS = "documents.jsonl"
@@ -53,7 +53,7 @@ def open_readers(data: DataConfig) -> list[Reader]:
     pictures = PictureFolder(path) if path.is_dir() else None
     if packed and not pictures:  # beside images, it is what they were unpacked from
         raise _unread(path, packed)
-    lists = _files(path, *_LISTS)
+    lists = _files(path, *_UNREAD_LISTS)
     if lists and not (pictures and pictures.captioned):
         raise UserError(
             f"{path} has captions in {next(iter(lists))}, which is not read; write them as "
