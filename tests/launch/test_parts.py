@@ -123,7 +123,7 @@ def test_a_corpus_that_a_mixture_would_hide_is_refused(run, words):
     argv = [*words, "miniature/decoder", "--data.corpus", "my/corpus"]
     with pytest.raises(UserError, match=r"would not read --data\.corpus my/corpus; give --data\.m"):
         run(argv)
-    with pytest.raises(UserError, match="^the corpus my/corpus/train is missing or not complete"):
+    with pytest.raises(UserError, match=r"^the corpus my/corpus/train is missing or not complete"):
         run([*argv, "--data.mixture", "my", "1"])
 
 
