@@ -31,7 +31,7 @@ from cm3jax.sequence.vocab import Modality
 from cm3jax.serve.drawing import Drawing, ServedRequest
 from cm3jax.serve.engine import DrawingEngine
 from cm3jax.serve.limits import Limits
-from cm3jax.serve.packing import Packer
+from cm3jax.serve.packer import Packer
 from cm3jax.serve.reading import BodyReader
 from cm3jax.shapes import RgbImage
 

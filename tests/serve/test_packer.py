@@ -8,7 +8,7 @@ import pytest
 
 from cm3jax import testing
 from cm3jax.generation.answers import Undecoded
-from cm3jax.serve.packing import Packer
+from cm3jax.serve.packer import Packer
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
 
 
