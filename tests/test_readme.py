@@ -60,6 +60,7 @@ def test_snippets_run_in_order(tmp_path, monkeypatch):
         exec(compile(snippet, "docs/pods.md", "exec"), names)
 
 
+@pytest.mark.slow  # test_display.py and test_options.py ask for what it shows
 def test_the_page_on_python_runs_in_order(tmp_path, monkeypatch):
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     monkeypatch.chdir(tmp_path)

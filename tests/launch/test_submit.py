@@ -264,6 +264,7 @@ def supervised(tmp_path):
     return start
 
 
+@pytest.mark.slow  # it waits for shells; the other tests read the script
 def test_a_pod_succeeds_only_when_the_last_step_is_done(supervised, tmp_path):
     MetricsLog(tmp_path, 0).write({"step": 2})
     assert supervised("").wait(60) != 0  # it was told to stop: exit code 0, but not finished
