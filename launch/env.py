@@ -92,9 +92,11 @@ def main(command: Callable[[list[str]], None]) -> None:
 def _is_interrupt(error: BaseException | None) -> bool:
     """Whether it came of Ctrl-C: Python makes an ImportError of it while a module in C is imported,
     and whoever catches that may make another error."""
-    while error is not None:
+    seen: set[int] = set()  # libraries raise errors from themselves
+    while error is not None and id(error) not in seen:
         if isinstance(error.__cause__, KeyboardInterrupt):
             return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return False
 

@@ -152,3 +152,25 @@ def test_ctrl_c_is_quiet_while_a_module_in_c_is_imported_late():
     for words in ((), ("told",)):
         answer = start(INTERRUPTED, *words)
         assert (answer.returncode, answer.stderr) == (130, "")
+
+
+CIRCLE = """
+from cm3jax.errors import UserError
+from launch.env import main
+
+def command(argv):
+    try:
+        try:
+            raise ValueError("no answer")
+        except ValueError as error:
+            raise error from error  # as pymilvus does
+    except ValueError:
+        raise UserError("start it.") from None
+
+main(command)
+"""
+
+
+def test_an_error_that_a_library_raised_from_itself_is_told():
+    answer = start(CIRCLE)
+    assert (answer.returncode, answer.stderr) == (2, "error: start it.\n")
