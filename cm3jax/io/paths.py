@@ -1,7 +1,10 @@
 """Supported paths: local ones, and buckets on `gs://`; and the user's cache."""
 
+import contextlib
+import functools
 import os
 import re
+import stat
 import tempfile
 from pathlib import Path
 
@@ -55,5 +58,18 @@ def cache_home() -> Path:
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # a container's user, whom nothing names
-        home = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+        home = _private_folder(tempfile.gettempdir())
     return home / "cm3jax"
+
+
+@functools.cache
+def _private_folder(among: str) -> Path:
+    """A folder in a shared one that only this user can have written, because compiled programs that
+    lie there are run. Where somebody else has taken its name, each process has its own."""
+    folder = Path(among) / f"cache-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(0o700)
+    found = folder.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+        return folder
+    return Path(tempfile.mkdtemp(prefix="cache-", dir=among))

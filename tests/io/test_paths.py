@@ -1,7 +1,6 @@
 import os
 import pwd
 import tempfile
-from pathlib import Path
 
 import pytest
 
@@ -33,8 +32,10 @@ def test_a_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
         require_folder(tmp_path, "the samples")
 
 
-def test_a_user_whom_nothing_names_has_a_cache(monkeypatch):
-    """As in a container that is started with a number for its user."""
+@pytest.fixture
+def nameless(tmp_path, monkeypatch):
+    """A user without a home, as in a container that is started with a number for its user; the
+    folder for temporary files."""
 
     def unknown(number):
         raise KeyError(number)
@@ -42,4 +43,28 @@ def test_a_user_whom_nothing_names_has_a_cache(monkeypatch):
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    assert cache_home() == Path(tempfile.gettempdir()) / f"cache-{os.getuid()}" / "cm3jax"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_user_whom_nothing_names_has_a_cache(nameless):
+    own = nameless / f"cache-{os.getuid()}"
+    assert cache_home() == own / "cm3jax"
+    assert own.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("planted", ["writable", "link"])
+def test_a_cache_that_others_can_have_filled_is_not_used(nameless, planted):
+    """Compiled programs in it would be run."""
+    own = nameless / f"cache-{os.getuid()}"
+    if planted == "link":
+        (nameless / "theirs").mkdir()
+        own.symlink_to(nameless / "theirs")
+    else:
+        own.mkdir()
+        own.chmod(0o777)
+    found = cache_home()
+    assert found == cache_home()
+    assert found.parent.parent == nameless
+    assert found.parent.name not in (own.name, "theirs")
+    assert found.parent.stat().st_mode & 0o777 == 0o700
