@@ -112,17 +112,8 @@ def _lock(place: epath.Path, doing: str) -> int:
     path = _lock_path(place)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            lock, ours = _open_lock(path)
-            if not _try_flock(lock):
-                os.close(lock)
-                raise Held(f"{place} is in use: {_holder(path)}; wait until that ends, or stop it.")
-            if is_at(lock, path):
-                _require_lock(lock, path, place)
-                if ours:
-                    break
-                path.unlink()  # of a user who was killed
-            os.close(lock)  # or the one who held it has just removed it
+        while (lock := _take_lock(path, place)) is None:
+            pass
     except OSError as error:
         raise UserError(
             f"{place} cannot be written ({error.strerror}: {error.filename or path}); give another "
@@ -143,6 +134,24 @@ def _lock(place: epath.Path, doing: str) -> int:
     return lock
 
 
+def _take_lock(path: epath.Path, place: epath.Path) -> int | None:
+    """The lock file, locked; None where it is to be tried again, since what stood there went."""
+    lock, ours = _open_lock(path)
+    try:
+        if not _try_flock(lock):
+            raise Held(f"{place} is in use: {_holder(path)}; wait until that ends, or stop it.")
+        if is_at(lock, path):  # else the one who held it has just removed it
+            _require_lock(lock, path, place)
+            if ours:
+                return lock
+            path.unlink()  # of a user who was killed
+    except (OSError, UserError):
+        os.close(lock)  # or this process would hold it on
+        raise
+    os.close(lock)
+    return None
+
+
 def _open_lock(path: epath.Path) -> tuple[int, bool]:
     """The lock file, opened, and whether it may be written: another user's may only be read."""
     try:
@@ -155,7 +164,6 @@ def _open_lock(path: epath.Path) -> tuple[int, bool]:
 
 def _require_lock(lock: int, path: epath.Path, place: epath.Path) -> None:
     if os.fstat(lock).st_size and _about(path) is None:
-        os.close(lock)
         raise UserError(f"{path} would be the lock of {place}, but is another file; move it away.")
 
 

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import resource
@@ -225,6 +226,20 @@ def test_a_lock_that_another_user_left_does_not_block(shared):
     with pytest.raises(UserError, match="but is another file"), hold(shared / "run", "x"):
         pass
     assert (shared / ".run.lock").read_text() == "a thesis"
+
+
+def test_a_lock_that_cannot_be_taken_away_is_let_go(shared):
+    """As another user's in a folder for temporary files, where only its owner may delete it."""
+    lock, folder = shared / "here/.run.lock", shared / "here"
+    folder.mkdir()
+    lock.write_text('{"pid": 1, "host": "h", "what": "training", "since": "2026-01-01"}')
+    lock.chmod(0o444)
+    folder.chmod(0o555)
+    with pytest.raises(UserError, match="cannot be written"), hold(folder / "run", "x"):
+        pass
+    folder.chmod(0o755)
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_lock_that_another_user_holds_is_told(shared):
