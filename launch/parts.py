@@ -6,6 +6,7 @@ They are named as a shell takes them, with the options that this one was given.
 
 import contextlib
 import dataclasses
+import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -91,12 +92,12 @@ def naming_commands(experiment: Experiment, reads_mixture: bool = False) -> Iter
     except UserError as error:
         if experiment.name not in experiment_names():  # a member of a chain
             raise
-        data = _data_of_mixture(experiment) if reads_mixture else experiment.data
+        sentence = str(error)
+        data = _data_of_mixture(experiment, sentence) if reads_mixture else experiment.data
 
         def command(found: re.Match) -> str:
             return _how_to_prepare(experiment, data, found[1])
 
-        sentence = str(error)
         if (named := _PLACEHOLDER.sub(command, sentence)) == sentence:
             raise
         raise UserError(named) from None
@@ -107,22 +108,26 @@ def require_corpus_read(experiment: Experiment) -> None:
     trains on a mixture."""
     data, default = experiment.data, _preset_of(experiment).data
     if data.mixture and data.mixture == default.mixture and data.corpus != default.corpus:
+        home = shlex.quote(os.path.dirname(data.corpus.rstrip("/")) or ".")
+        instead = f"give --data.mixture {home} 1 for the folder that holds corpus and bank"
         raise UserError(
             f"{experiment.name} trains on data.mixture and would not read --data.corpus "
-            f"{data.corpus}; give --data.mixture {PurePath(data.corpus).parent} 1 for the folder "
-            "that holds corpus and bank."
+            f"{data.corpus}; {'leave it out' if data.tasks else instead}."
         )
 
 
-def _data_of_mixture(experiment: Experiment) -> DataConfig:
-    """The experiment's data with the first directory of its mixture that is missing, or the first,
-    in place of corpus and bank."""
+def _data_of_mixture(experiment: Experiment, sentence: str = "") -> DataConfig:
+    """The experiment's data with one directory of its mixture in place of corpus and bank: the one
+    that a sentence names, or else the first that is missing, or the first."""
     data = experiment.data
     homes = [mixture_part(name)[0] for name, _ in data.mixture]
-    missing = [home for home in homes if not epath.Path(f"{home}/corpus/train").exists()]
     if data.tasks or not homes:
         return data
-    home = (missing or homes)[0]
+    places = [re.escape(os.fspath(epath.Path(home))) for home in homes]
+    found = (re.search(rf"(?<!\S){place}/(corpus|bank)\b", sentence) for place in places)
+    named = [home for home, match in zip(homes, found, strict=True) if match]
+    missing = [home for home in homes if not epath.Path(f"{home}/corpus/train").exists()]
+    home = (named or missing or homes)[0]
     return dataclasses.replace(data, corpus=f"{home}/corpus", bank=f"{home}/bank")
 
 

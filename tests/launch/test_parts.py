@@ -1,5 +1,6 @@
 """On a fresh machine every command says which others come first."""
 
+import re
 import shlex
 
 import numpy as np
@@ -11,7 +12,7 @@ from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
 from launch import index, prepare, train
 from launch.cli import parse_experiment
-from launch.parts import require_made
+from launch.parts import naming_commands, require_made
 from tests.test_readme import ROOT
 
 CHAIN = (
@@ -125,6 +126,41 @@ def test_a_corpus_that_a_mixture_would_hide_is_refused(run, words):
         run(argv)
     with pytest.raises(UserError, match=r"^the corpus my/corpus/train is missing or not complete"):
         run([*argv, "--data.mixture", "my", "1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "corpus", "instead"),
+    [
+        ("miniature/decoder", "gs://mine/a b/corpus/", "give --data.mixture 'gs://mine/a b' 1 for"),
+        ("miniature/decoder", "corpus", "give --data.mixture . 1 for"),
+        ("miniature/sft", "my/corpus", "leave it out"),
+    ],
+)
+def test_what_is_to_be_given_for_a_hidden_corpus(name, corpus, instead):
+    with pytest.raises(UserError, match=f"; {re.escape(instead)}"):
+        train.run([name, "--data.corpus", corpus])
+
+
+@pytest.mark.parametrize(
+    ("said", "home"),
+    [
+        ("the memory bank is missing: b c/bank/manifest.json does not exist", "b c"),
+        ("the neighbours of a/corpus/train point into another bank than a/bank", "a"),
+        ("something else is wrong", "a"),
+    ],
+)
+def test_of_a_mixture_the_directory_is_named_that_the_sentence_is_about(said, home):
+    words = ["miniature/decoder", "--data.mixture", "a", "1", "b c:pair", "1"]
+    experiment = parse_experiment(words, "")
+
+    def refuse(_):
+        with naming_commands(experiment, True):
+            raise UserError(f"{said}; run python -m launch.prepare EXPERIMENT.")
+
+    assert printed(refuse, ()) == [
+        *("launch.prepare", "miniature/decoder"),
+        *("--data.corpus", f"{home}/corpus", "--data.bank", f"{home}/bank"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["cm3leon_7b", "parti", "dalle", "chameleon_7b", "cm3leon_350m"])
