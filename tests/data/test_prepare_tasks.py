@@ -124,7 +124,7 @@ def test_show_draws_what_is_asked(prepared):
     assert any(line.endswith(" 0") for line in shown)
 
 
-@pytest.mark.slow  # `sequence/test_rows.py` and `retrieval/test_select.py` compare them
+@pytest.mark.slow  # only hosts build rows with answers, which other tests read
 def test_numpy_and_jax_build_the_same_rows(prepared):
     made, _ = prepared
     rows = corpus_stream(made, "train").corpora[0]
@@ -151,8 +151,9 @@ def test_numpy_and_jax_build_the_same_rows(prepared):
             xp, samples, places, (count, 160), seed=0, epoch=0, config=made.cm3, vocab=vocab
         )
 
+    device = build(jnp)
     for name, values in vars(build(np)).items():
-        np.testing.assert_array_equal(values, getattr(build(jnp), name), err_msg=name)
+        np.testing.assert_array_equal(values, getattr(device, name), err_msg=name)
 
 
 def test_the_mixture_is_resampled_between_its_thresholds(prepared):

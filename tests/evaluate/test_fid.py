@@ -159,6 +159,18 @@ def test_the_symmetric_root_is_the_formula_s():
     require_the_formula(96)
 
 
+def test_kid_is_the_formula_s():
+    """Written with loops: over all pairs of different images of a set, and over all of both."""
+    made, real = (features.astype(np.float64) for features in both(8, 12))
+
+    def likeness(a, b):
+        return np.mean([(x @ y / 8 + 1) ** 3 for x in a for y in b if x is not y])
+
+    made, real = list(made), list(real)
+    expected = likeness(made, made) + likeness(real, real) - 2 * likeness(made, real)
+    assert fid.kid(np.stack(made), np.stack(real))[0] == pytest.approx(expected, rel=1e-9)
+
+
 def test_statistics_in_pieces_are_those_of_all_at_once_and_others_read_them(tmp_path):
     features = inputs.features(300, 16, 1) + 1000  # a sum of squares would cancel
     pieces = gaussian(features, piece=7)

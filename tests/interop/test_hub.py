@@ -168,10 +168,14 @@ def served(tmp_path, monkeypatch):
 def test_a_push_replaces_pushes_only(tmp_path, decoder, served, capsys):
     served.private["me/own"] = False
     served.commits["me/own"] = [{".gitattributes": b"made with the repository"}]
+    (decoder / "pickled.bin").write_bytes(b"never leaves")
     push = ["export", str(decoder), "--push"]
     convert([*push, "me/own"])
     assert f"uploaded to {served.address}/me/own; " in capsys.readouterr().out
     pushed = served.commits["me/own"][-1]
+    assert "params.safetensors" in pushed
+    assert "pickled.bin" not in pushed
+    assert not any(b"/secret" in content for content in pushed.values())
     assert hub.require_pushed("me/none", private=True) is None
     with pytest.raises(UserError, match="me/own on the hub is public, and --private is for new"):
         convert([*push, "me/own", "--private"])

@@ -17,7 +17,7 @@ from cm3jax.sequence.rows import Places, Samples, build_rows
 from cm3jax.sequence.spans import mask_counts
 from tests.data.corpora import VOCAB, pair, write_bank
 
-CONFIG = CM3Config(retrieved_weight=0.1)
+CONFIG = CM3Config(retrieved_weight=0.1, picture_rows=0.3)
 LENGTH, COUNT, R, EPOCH = 96, 16, 2, 1
 MESHES = pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)], ids=str)
 
