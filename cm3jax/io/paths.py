@@ -35,7 +35,7 @@ def require_unicode_path(path: os.PathLike[str] | str, what: str) -> None:
         os.fspath(place).encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"{place} is not UTF-8, and no {what} can be written there; rename the folder that is "
+            f"{place} is not UTF-8, and {what} cannot be written there; rename the folder that is "
             "not, or give another one."
         ) from None
 

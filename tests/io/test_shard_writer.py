@@ -54,9 +54,9 @@ def test_a_folder_whose_name_is_not_utf8_is_refused_before_any_work(tmp_path, mo
     odd = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
     os.mkdir(odd)
     monkeypatch.chdir(odd)
-    with pytest.raises(UserError, match=r"caf.* is not UTF-8, and no bank can be written there"):
-        ShardWriter("bank", "this").require_ours("bank")
-    ShardWriter(tmp_path / "caf\u00e9", "this").require_ours("bank")
+    with pytest.raises(UserError, match=r"caf.* is not UTF-8, and a bank cannot be written there"):
+        ShardWriter("bank", "this").require_ours("a bank")
+    ShardWriter(tmp_path / "caf\u00e9", "this").require_ours("a bank")
 
 
 @pytest.mark.parametrize("scrap", [".documents-00000.array_record.77.part", "shard-00007.json"])

@@ -74,6 +74,6 @@ def test_a_place_where_no_checkpoint_can_be_written_is_refused_before_training(
     odd = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
     os.mkdir(odd)
     monkeypatch.chdir(odd)
-    with pytest.raises(UserError, match="is not UTF-8, and no checkpoints can be written there"):
+    with pytest.raises(UserError, match="is not UTF-8, and checkpoints cannot be written there"):
         train.run(["miniature/vqgan", "--workdir", "v"])
     assert not os.listdir(".")
