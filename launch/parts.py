@@ -137,6 +137,9 @@ def how_to_make(experiment: Experiment, path: str, option: str) -> str:
         return _QUICKSTART
     if option.startswith("data."):
         return _how_to_prepare(experiment, _data_of_mixture(experiment))
+    if option not in PARTS:  # a run to start from
+        name, place = _preset_at(path), shlex.join(["--workdir", path])
+        return _shell("train", name) if name else f"python -m launch.train EXPERIMENT {place}"
     return _training(experiment, path, option)
 
 
@@ -191,9 +194,9 @@ def _training(experiment: Experiment, path: str, option: str) -> str:
 def _trainer(experiment: Experiment, path: str, option: str) -> str:
     """The preset whose run is at a path or, of those that train such a part, the nearest to the
     experiment; "" where there is none."""
-    names, (runs, *parts) = experiment_names(), PurePath(path).parts or ("",)
-    if runs == "runs" and "/".join(parts) in names:
-        return "/".join(parts)
+    if name := _preset_at(path):
+        return name
+    names = experiment_names()
     if experiment.name not in names:  # a member of a chain
         return ""
     fitting = [name for name in names if _suits(load_experiment(name), experiment, option)]
@@ -202,6 +205,13 @@ def _trainer(experiment: Experiment, path: str, option: str) -> str:
             if PurePath(name).parent == folder:
                 return name
     return ""
+
+
+def _preset_at(path: str) -> str:
+    """The preset whose run is at a path; "" where there is none."""
+    runs, *parts = PurePath(path).parts or ("",)
+    name = "/".join(parts)
+    return name if runs == "runs" and name in experiment_names() else ""
 
 
 def _suits(part: Experiment, experiment: Experiment, option: str) -> bool:

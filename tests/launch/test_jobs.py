@@ -295,6 +295,22 @@ def test_what_a_job_reads_must_be_there(tmp_path):
         require_inputs(load_experiment("sft_7b"), False)
 
 
+@pytest.mark.parametrize(
+    ("run", "command"),
+    [
+        ("runs/cm3leon_7b", "launch.train cm3leon_7b, or give another --init-from"),
+        ("runs/my run", "launch.train EXPERIMENT --workdir 'runs/my run', or give another --init"),
+    ],
+)
+def test_the_run_that_a_job_starts_from_must_be_there(run, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tuning = load_experiment("sft_7b")
+    data = dataclasses.replace(tuning.data, tasks=(), mixture=(("gs://b/vqa", 1.0),))
+    tuning = dataclasses.replace(tuning, data=data, init_from=run)
+    with pytest.raises(UserError, match=f"{run} is not there.* make it with python -m {command}"):
+        require_inputs(tuning, False)
+
+
 def test_tokenizers_must_be_there_where_training_reads_them(tmp_path):
     clip = load_experiment("miniature/clip")
     away = dataclasses.replace(clip.tokenizers, text=str(tmp_path / "text"))
