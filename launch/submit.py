@@ -29,6 +29,7 @@ from launch.job_inputs import require_inputs
 from launch.job_slurm import slurm
 from launch.job_tpu_vm import tpu_vm
 from launch.jobs import Job, Options
+from launch.parts import require_corpus_read
 
 _DESCRIPTION = "Render a SLURM script, a GKE JobSet or TPU VM commands that train an experiment."
 _ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +40,7 @@ def run(argv: list[str]) -> None:
     experiment, options = parse_experiment_and(Options, argv, _DESCRIPTION)
     if options.out:
         require_replaceable(options.out, _is_job, "the job")
+    require_corpus_read(experiment)
     require_inputs(experiment, options.cluster != "slurm")
     text = render(experiment, options, commit())
     if options.out:

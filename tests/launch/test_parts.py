@@ -10,7 +10,7 @@ from cm3jax.errors import UserError
 from cm3jax.presets import load_experiment
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
-from launch import index, prepare, train
+from launch import index, prepare, submit, train
 from launch.cli import parse_experiment
 from launch.parts import naming_commands, require_made
 from tests.test_readme import ROOT
@@ -118,13 +118,15 @@ def test_the_command_is_printed_as_it_is_to_be_given(run, argv, options):
 
 
 @pytest.mark.parametrize(
-    ("run", "words"), [(train.run, ()), (prepare.run, ("show",))], ids=("train", "show")
+    ("run", "words"),
+    [(train.run, ()), (submit.run, ()), (prepare.run, ("show",))],
+    ids=("train", "submit", "show"),
 )
 def test_a_corpus_that_a_mixture_would_hide_is_refused(run, words):
     argv = [*words, "miniature/decoder", "--data.corpus", "my/corpus"]
     with pytest.raises(UserError, match=r"would not read --data\.corpus my/corpus; give --data\.m"):
         run(argv)
-    with pytest.raises(UserError, match=r"^the corpus my/corpus/train is missing or not complete"):
+    with pytest.raises(UserError, match=r"^(the corpus )?my/corpus/train.* is (missing or )?not "):
         run([*argv, "--data.mixture", "my", "1"])
 
 
