@@ -21,6 +21,10 @@ _CHUNK = 65_536
 """Vectors that are read from disk at once where the server found too few."""
 
 
+class Unanswered(UserError):
+    """A server that holds vectors does not answer as it should."""
+
+
 class MilvusIndex:
     """A collection of a server, named after the vectors that it holds, by their inner product.
 
@@ -141,13 +145,13 @@ def _connect(address: str):
 
 @contextlib.contextmanager
 def _asking(address: str) -> Iterator[None]:
-    """Turn what a server's client raises into a `UserError`: a server may be stopped, and a
+    """Turn what a server's client raises into `Unanswered`: a server may be stopped, and a
     collection deleted by whoever takes documents out of the bank, at any time."""
     try:
         yield
     except Exception as error:  # gRPC's, pymilvus's and the file system's
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise UserError(
+        raise Unanswered(
             f"Milvus at {address} does not answer as it should ({reason}); start it and give the "
             "command again, or correct retrieval.milvus."
         ) from None

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cm3jax.errors import UserError
+from cm3jax.retrieval.milvus import Unanswered
 from cm3jax.serve.engine import Busy, Closing
 from cm3jax.serve.metrics import Metrics
 from cm3jax.serve.page_files import PAGE
@@ -97,6 +98,9 @@ def _status(error: BaseException) -> tuple[int, str]:
     match error:
         case HTTPException():
             return error.status_code, str(error.detail)
+        case Unanswered():  # where it is, is none of a client's business
+            _log.error("documents could not be searched: %s", error)
+            return 503, "documents can't be searched at present; ask again later, or for none."
         case UserError():
             return 400, str(error)
         case Busy():

@@ -23,6 +23,7 @@ from cm3jax.generation.options import Sampling
 from cm3jax.generation.prompts import picture_prompt
 from cm3jax.io.folders import hold
 from cm3jax.retrieval.bank import Bank
+from cm3jax.retrieval.milvus import Unanswered
 from cm3jax.retrieval.removed import Removed
 from cm3jax.serve import replies, streams, studio
 from cm3jax.serve.attributing import Attribution
@@ -557,6 +558,12 @@ def test_an_engine_that_fails_leaves_nobody_waiting(generator, monkeypatch):
 
 def test_an_error_of_the_program_is_no_missing_page():
     assert described(KeyError("x"))["code"] == 500
+
+
+def test_where_a_server_of_vectors_is_that_does_not_answer_is_not_told():
+    said = described(Unanswered("Milvus at http://inner:19530 does not answer as it should."))
+    assert (said["code"], said["type"]) == (503, "server_error")
+    assert said["message"].startswith("documents can't be searched at present; ask again later")
 
 
 def test_slots_are_a_multiple_of_the_devices_that_share_them(generator, monkeypatch):
