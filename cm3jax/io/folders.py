@@ -138,7 +138,7 @@ def _take_lock(path: epath.Path, place: epath.Path) -> int | None:
     """The lock file, locked; None where it is to be tried again, since what stood there went."""
     lock, ours = _open_lock(path)
     try:
-        if not _try_flock(lock):
+        if not _try_flock(lock, ours):
             raise Held(f"{place} is in use: {_holder(path)}; wait until that ends, or stop it.")
         if is_at(lock, path):  # else the one who held it has just removed it
             _require_lock(lock, path, place)
@@ -176,13 +176,15 @@ def _unlock(place: epath.Path, lock: int) -> None:
     os.close(lock)
 
 
-def _try_flock(lock: int) -> bool:
+def _try_flock(lock: int, ours: bool) -> bool:
+    """Whether it is locked now. Where the file system has no locks ours counts as locked, and
+    another user's, whose owner may be alive, raises `OSError`."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        if not ours or error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise
     return True
 

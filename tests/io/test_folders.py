@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import json
 import os
@@ -168,11 +169,11 @@ def test_a_lock_that_was_removed_and_made_again_is_not_held_by_its_old_file(tmp_
     """One waits at a file whose holder removes it, while a third makes another."""
     path, original = tmp_path / ".run.lock", folders._try_flock
 
-    def replaced_first(lock):
+    def replaced_first(*about):
         monkeypatch.setattr(folders, "_try_flock", original)
         path.unlink()
         path.touch()
-        return original(lock)
+        return original(*about)
 
     monkeypatch.setattr(folders, "_try_flock", replaced_first)
     refused = []
@@ -240,6 +241,20 @@ def test_a_lock_that_cannot_be_taken_away_is_let_go(shared):
     folder.chmod(0o755)
     with lock.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_where_there_are_no_locks_another_user_s_file_stays(shared, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with hold(shared / "run", "something"):
+        pass
+    (shared / ".run.lock").write_text('{"pid": 1, "host": "h", "what": "a run", "since": "now"}')
+    (shared / ".run.lock").chmod(0o444)
+    with pytest.raises(UserError, match="cannot be written"), hold(shared / "run", "x"):
+        pass
+    assert (shared / ".run.lock").exists()
 
 
 def test_a_lock_that_another_user_holds_is_told(shared):
