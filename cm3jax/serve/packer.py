@@ -1,4 +1,4 @@
-"""Images of many requests, decoded together: all that were drawn while the worker was busy."""
+"""Images of many requests, decoded together: those that were drawn while the worker was busy."""
 
 from collections import deque
 from collections.abc import Callable
@@ -8,16 +8,21 @@ from typing import TypeVar
 import numpy as np
 
 from cm3jax.generation.answers import Undecoded
+from cm3jax.shapes import Int
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
 
 T = TypeVar("T")
 
 
 class Packer:
-    """Makes on one worker, in the order asked, what needs images."""
+    """Makes on one worker, in the order asked, what needs images.
 
-    def __init__(self, worker: Executor, image: ImageTokenizer):
-        self._worker, self._image = worker, image
+    It takes what waits until there are `most` images to decode. Nobody gets an image before all of
+    these are decoded, so that more would keep the first waiting for the last.
+    """
+
+    def __init__(self, worker: Executor, image: ImageTokenizer, most: int):
+        self._worker, self._image, self._most = worker, image, most
         self._waiting: deque[tuple[Future, Callable[[], Undecoded]]] = deque()
 
     def submit(self, begin: Callable[[], Undecoded[T]]) -> "Future[T]":
@@ -28,17 +33,21 @@ class Packer:
         return future
 
     def _work(self) -> None:
-        """Make all that waits; whoever was to do it later finds nothing left."""
+        """Make what waits, up to `most` images. Each `submit` brings a call, which makes something
+        if anything waits, so nothing is left behind; a later call may find nothing left."""
         begun: list[tuple[Future, Undecoded]] = []
-        while self._waiting:
+        codes: list[Int[np.ndarray, " codes"]] = []
+        while self._waiting and len(codes) < self._most:
             future, begin = self._waiting.popleft()
             if not future.set_running_or_notify_cancel():  # nobody waits for it any more
                 continue
             try:
-                begun.append((future, begin()))
+                left = begin()
             except Exception as error:
                 future.set_exception(error)
-        codes = [each for _, left in begun for each in left.codes]
+                continue
+            begun.append((future, left))
+            codes += left.codes
         try:
             images = iter(self._image.decode(np.asarray(codes)) if codes else ())
         except Exception as error:

@@ -58,13 +58,13 @@ class Studio:
         self, generator: Generator, slots: int, limits: Limits, first: Callable[[float], None]
     ):
         # Images come by few: padded to the generator's 64, each would cost as much as those.
-        most = _PIXELS // generator.image.config.image_size**2
-        self.generator, self.limits = generator.with_picture_batch(1, min(most, _IMAGES)), limits
+        most = max(1, min(_IMAGES, _PIXELS // generator.image.config.image_size**2))
+        self.generator, self.limits = generator.with_picture_batch(1, most), limits
         generator = self.generator
         self.reader = BodyReader(generator, limits)
         self.engine = DrawingEngine(generator, slots, limits.queue, limits.kinds, first)
         self._worker = ThreadPoolExecutor(1, "worker")
-        self._packer = Packer(self._worker, generator.image)
+        self._packer = Packer(self._worker, generator.image, most)
         self._reading = 0
         """Requests that are read, or wait for it."""
         self._removed = Removed()

@@ -31,7 +31,7 @@ def packer(image):
     """One whose worker is held up until `go` is set."""
     image.counts = []
     with ThreadPoolExecutor(1) as worker:
-        packer = Packer(worker, image)
+        packer = Packer(worker, image, most=8)
         packer.go = threading.Event()
         worker.submit(packer.go.wait, 60)
         yield packer
@@ -55,6 +55,15 @@ def test_what_waits_is_decoded_together(image, packer):
         assert len(images) == len(codes)
         if len(codes):
             np.testing.assert_array_equal(images, image.decode(codes))
+
+
+def test_nobody_waits_for_more_images_than_a_batch_takes(image, packer):
+    """Of large images a batch is one: the first request has its own before the next one begins."""
+    asked = [undecoded(image, seed, count) for seed, count in enumerate((5, 4, 0, 1))]
+    futures = [packer.submit(begin) for _, begin in asked]
+    packer.go.set()
+    assert [len(future.result(60)) for future in futures] == [5, 4, 0, 1]
+    assert image.counts == [9, 1]
 
 
 def test_one_that_fails_or_is_given_up_disturbs_no_other(image, packer):
