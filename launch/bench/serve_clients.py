@@ -94,16 +94,17 @@ class Unread:
     def heard(self) -> Heard:
         """What it says."""
         known = (self.status, self.seconds, self.first_row)
-        found = json.loads(self.lines[-1]) if self.lines else {}  # the last event is the image
-        if self.status != 200 or "error" in found:
-            return Heard(*known, (), 0)
+        # The last event is the image.
+        found = json.loads(self.lines[-1]) if self.status == 200 and self.lines else {}
         if "codes" in found:
             return Heard(*known, (tuple(found["codes"]),), found["usage"]["output_tokens"])
         if "choices" in found:
             said = tuple(choice["message"]["content"] for choice in found["choices"])
             return Heard(*known, said, found["usage"]["completion_tokens"])
-        said = tuple(tuple(one["codes"]) for one in found["data"])
-        return Heard(*known, said, found["usage"]["output_tokens"])
+        if "data" in found:
+            said = tuple(tuple(one["codes"]) for one in found["data"])
+            return Heard(*known, said, found["usage"]["output_tokens"])
+        return Heard(*known, (), 0)  # refused, failed, or ended before its image
 
 
 def make_requests(size: int) -> list[Asked]:

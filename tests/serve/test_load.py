@@ -4,10 +4,26 @@ import contextlib
 
 import pytest
 
-from launch.bench.serve_clients import KINDS, Client, load, make_requests
+from launch.bench.serve_clients import KINDS, Client, Unread, load, make_requests
 from tests.serve.conftest import serving
 
 SECONDS, CLIENTS = 20, 32
+
+
+@pytest.mark.parametrize(
+    ("status", "last", "said"),
+    [
+        (200, b'{"codes": [1, 2], "usage": {"output_tokens": 2}}', ((1, 2),)),
+        (200, b'{"rows": 1, "b64_json": ""}', ()),
+        (200, b'{"error": {"code": 504}}', ()),
+        (503, b"Service Unavailable", ()),
+    ],
+    ids=["whole", "cut off", "failed", "no JSON"],
+)
+def test_an_answer_without_its_image_says_nothing(status, last, said):
+    """A measurement of minutes does not end by one that is broken."""
+    heard = Unread(status, 1.0, None, [last]).heard
+    assert (heard.status, heard.said, heard.tokens) == (status, said, sum(map(len, said)))
 
 
 @pytest.mark.slow
