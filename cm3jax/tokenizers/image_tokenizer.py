@@ -37,9 +37,10 @@ T = TypeVar("T")
 class ImageTokenizer:
     """A trained VQGAN behind arrays of bytes.
 
-    Works in batches of one size (the last one padded), so that it compiles once each way and an
-    image's codes do not depend on its company. With `least`, fewer inputs than `batch` make a
-    batch of `least`, doubled until it holds them.
+    Works in batches of one size (the last one padded), so that it compiles once each way and what
+    an image becomes does not depend on its company. With `least`, fewer inputs than `batch` make a
+    batch of `least`, doubled until it holds them: a program for each size, which may round
+    differently.
     """
 
     def __init__(
