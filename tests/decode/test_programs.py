@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+from etils import epath
 
 from cm3jax.decode import programs
 from cm3jax.decode.loop import decode
@@ -27,3 +28,12 @@ def test_programs_are_forgotten_where_there_are_many_and_compiled_again(read):  
     np.testing.assert_array_equal(after[0].ids, before[0].ids)
     assert programs.forget_if_many(share=0.0), "whatever their number, for the mappings they take"
     assert programs.kept_programs() == 0
+
+
+def test_a_system_that_tells_no_mappings_forgets_nothing_for_them(monkeypatch, tmp_path):
+    """Files that are missing, or that may not be read: a folder can't be, even by root."""
+    for path in (tmp_path / "missing", tmp_path):
+        monkeypatch.setattr(programs, "_MAPPINGS", epath.Path(path))
+        monkeypatch.setattr(programs, "_LIMIT", epath.Path(path))
+        assert programs.mappings() == 0
+        assert not programs.forget_if_many(most=programs.kept_programs(), share=0.5)
