@@ -96,6 +96,16 @@ def test_noise_is_a_function_of_seed_prompt_sample_and_tokens_emitted():
     assert np.abs(other - together).min() > 0
 
 
+def test_a_token_is_the_first_of_the_largest():
+    none = [-np.inf] * 4
+    scores = jnp.asarray([[0.0, 3.0, 3.0, 1.0], none, [*none[:2], -9.0, -np.inf]])
+    noise = jnp.asarray([[5.0, 1.0, 1.0, 3.0], [0.0, 1.0, 2.0, 3.0], [9.0, 9.0, -9.0, 9.0]])
+    draw = jax.jit(sampling.sample_token)
+    assert draw(scores, noise, jnp.zeros(3, bool)).tolist() == [0, 0, 2]
+    assert draw(scores, noise, jnp.ones(3, bool)).tolist() == [1, 0, 2]
+    assert draw(scores, None, jnp.ones(3, bool)).tolist() == [1, 0, 2]
+
+
 def test_noise_is_gumbel_and_finite_for_every_word():
     low, high = np.asarray(sampling.gumbel(jnp.asarray([0, 2**32 - 1], jnp.uint32)))
     assert low == pytest.approx(-np.log(24 * np.log(2)), abs=1e-3)
