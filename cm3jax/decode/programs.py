@@ -13,10 +13,10 @@ from etils import epath
 
 from cm3jax.decode import prefix_cache, steps
 
-MOST = 256
-"""Programs that are kept. A server's kind of requests needs 8 at most for prompts, and 64 for
-chunks, by rooms, parts of its slots, lengths, and whether all are greedy: five times as many where
-`auto` tries windows."""
+MOST = 512
+"""Programs that are kept. A server's kind of requests needs 8 at most for prompts, a few to keep
+what was read of them, and 64 for chunks, by rooms, parts of its slots, lengths, and whether all are
+greedy: five times as many where `auto` tries windows."""
 _MAPPINGS, _LIMIT = epath.Path("/proc/self/maps"), epath.Path("/proc/sys/vm/max_map_count")
 
 

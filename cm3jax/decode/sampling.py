@@ -186,7 +186,8 @@ def sample_token(
     """
     if noise is None:
         return jnp.argmax(scores, axis=-1).astype(jnp.int32)
-    noisy = jnp.where(greedy[:, None], scores, scores + noise)
+    # Computed once, so that what is the largest is so in both reductions below, bit for bit.
+    noisy = jax.lax.optimization_barrier(jnp.where(greedy[:, None], scores, scores + noise))
     # Not by argmax, into which XLA's CPU backend fuses the noise, one word after another. What two
     # reductions read is computed by itself, in vectors: a quarter less time for a pass over 8 ids.
     largest = noisy == noisy.max(axis=-1, keepdims=True)
