@@ -151,7 +151,7 @@ def test_what_is_to_be_given_for_a_hidden_corpus(name, corpus, instead):
         ("something else is wrong", "a"),
     ],
 )
-def test_of_a_mixture_the_directory_is_named_that_the_sentence_is_about(said, home):
+def test_the_directory_of_a_mixture_is_named_that_the_sentence_is_about(said, home):
     words = ["miniature/decoder", "--data.mixture", "a", "1", "b c:pair", "1"]
     experiment = parse_experiment(words, "")
 
