@@ -8,6 +8,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV="${VENV:-.venv}"
+# Container images often set this; every command would then compile the libraries' sources again.
+unset PYTHONDONTWRITEBYTECODE
 
 fail() {
   echo "error: $*" >&2

@@ -10,6 +10,7 @@ and moved there when complete, and never changed: taking documents out of it and
 it write another one (`cm3jax.retrieval.takedown`).
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -22,7 +23,7 @@ from etils import epath
 from cm3jax.errors import UserError
 from cm3jax.io.array_records import Records
 from cm3jax.io.checksums import file_entry
-from cm3jax.io.folders import hold, read_whole
+from cm3jax.io.folders import hold, is_held, read_whole
 from cm3jax.io.shard_writer import STATE, load_column, read_manifest
 from cm3jax.retrieval.bank_files import (
     COLUMNS,
@@ -108,6 +109,7 @@ class Bank:
         def read() -> Bank:
             return Bank._read(epath.Path(path), encoder_fingerprint, vocab_fingerprint)
 
+        _list_removed(path)
         bank, removed = read_whole(path, bank_files, read), Removed.of(path)
         if not bank.has_any(removed):
             return bank
@@ -236,6 +238,19 @@ class Bank:
 def _remedy(path: epath.Path) -> str:
     """What mends a damaged bank: one that says what it was made from counts as complete."""
     return f"remove {path} and run python -m launch.index build EXPERIMENT"
+
+
+def _list_removed(path: epath.PathLike) -> None:
+    """List beside a bank what only its manifest says was taken out, where that can be written.
+
+    The list may have stayed where the bank was copied from, and must outlive the bank: one that is
+    damaged is removed and made again.
+    """
+    with contextlib.suppress(OSError, UserError):
+        if (removed := Removed.of(path)) != Removed.beside(path):
+            with hold(path, "listing what was taken out of the bank"):
+                if is_held(path):
+                    removed.save(path)
 
 
 def rewrite(

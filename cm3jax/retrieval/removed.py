@@ -40,13 +40,19 @@ class Removed:
     @staticmethod
     def of(bank: epath.PathLike) -> "Removed":
         """What was taken out of the bank at a path, whether it is there or is prepared again."""
-        removed = Removed()
-        for path in (epath.Path(bank), real(bank)):  # beside a link, too
-            if _file(path).exists():
-                removed |= Removed.listed(_file(path), "the list of removed documents", "")
+        removed = Removed.beside(bank)
         note = epath.Path(bank) / "manifest.json"
         if note.exists():  # its list goes where the bank is moved or copied
             removed |= Removed.listed(note, "the memory bank", "removed")
+        return removed
+
+    @staticmethod
+    def beside(bank: epath.PathLike) -> "Removed":
+        """What is listed beside the bank at a path, or beside a link to it."""
+        removed = Removed()
+        for path in (epath.Path(bank), real(bank)):
+            if _file(path).exists():
+                removed |= Removed.listed(_file(path), "the list of removed documents", "")
         return removed
 
     @staticmethod

@@ -3,6 +3,7 @@ import dataclasses
 import json
 import random
 import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -210,6 +211,19 @@ def test_removed_documents_are_gone(bank):
         remove(smaller, Removed(keys=("record-7",)))
     # Once more, say to look through other pages: it is gone already.
     assert remove(smaller, Removed(keys=("record-5",))).fingerprint == smaller.fingerprint
+
+
+def test_a_copy_without_its_list_of_removed_documents_gets_one_before_it_is_made_again(
+    bank, tmp_path
+):
+    remove(bank, Removed(keys=("record-2",), sources=("foxes",)))
+    copy = tmp_path / "elsewhere" / "copy"
+    shutil.copytree(bank.path, copy)
+    (copy / "vectors.npy").write_bytes(b"")
+    with pytest.raises(UserError, match=rf"vectors.npy has 0 of \d+ bytes; remove {copy} and run"):
+        Bank.open(copy)
+    shutil.rmtree(copy)
+    assert Removed.of(copy) == Removed.of(bank.path)
 
 
 def test_rows_outside_raise(bank):
