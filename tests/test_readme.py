@@ -100,6 +100,16 @@ def test_links_and_files_exist(name):
         assert path.exists(), f"{name} names {path}, which is not there"
 
 
+def test_architecture_is_short_and_names_files_that_exist():
+    page = PAGES["ARCHITECTURE.md"]
+    assert page.count("\n") <= 105
+    folders = (ROOT / "cm3jax", ROOT / "launch", ROOT / "tests")
+    paths = [f"/{path.relative_to(ROOT)}" for folder in folders for path in folder.rglob("*.py")]
+    named = re.findall(r"(?<![\w*/])[\w/]+\.py\b", page)
+    assert named
+    assert [name for name in named if not any(path.endswith(f"/{name}") for path in paths)] == []
+
+
 def test_its_table_of_claims_is_the_page_s():
     said = {}
     for row in ROWS:
