@@ -9,9 +9,9 @@ import numpy as np
 from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.io.folders import hold
+from cm3jax.io.folders import hold, scratch
 from cm3jax.retrieval.bank import Bank, before_merging, rewrite
-from cm3jax.retrieval.bank_files import key_hash, mark_of
+from cm3jax.retrieval.bank_files import bank_files, key_hash, mark_of
 from cm3jax.retrieval.bank_writer import sweep_parts
 from cm3jax.retrieval.pages import blank_pages
 from cm3jax.retrieval.removed import Removed
@@ -49,7 +49,7 @@ def remove(
     again does. At last pages that were written meanwhile are blanked. Rows move, so neighbours
     prepared for the old bank don't fit the new one (its fingerprint says so), and a saved index
     goes with the old bank. Raises `UserError` for what is not there, and at the end for pages that
-    cannot be written.
+    cannot be written and for an old bank that cannot be deleted.
     """
     with hold(bank.path, "removing documents"):
         require_there(bank, removed)
@@ -60,6 +60,7 @@ def remove(
         smaller = Bank.open(bank.path)
         # Pages that were written since, by who had the old bank open.
         _require_blanked(bank.path, blank_pages(listed, folders, say))
+        _require_deleted(bank.path)
         return smaller
 
 
@@ -83,6 +84,18 @@ def _require_blanked(bank: epath.PathLike, failed: Sequence[str]) -> None:
             f"{'files show' if failed[1:] else 'file shows'} them still and cannot be written: "
             f"{', '.join(failed)}; correct the permissions and give the command again, or delete "
             "what it names."
+        )
+
+
+def _require_deleted(bank: epath.PathLike) -> None:
+    """Raise `UserError` if the bank that was replaced still lies beside the new one, as where its
+    folder may not be written to: readers go on without a word."""
+    old = scratch(bank, "old")
+    if bank_files(old) is not None:
+        raise UserError(
+            f"the documents are taken out of {bank}, but {old}, which it replaced, has them still "
+            "and cannot be deleted; correct the permissions there and give the command again, or "
+            "delete it."
         )
 
 

@@ -1,6 +1,9 @@
 """What was taken out of a bank is found by no index of any kind, whatever happens to the bank."""
 
+import errno
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +108,29 @@ def test_a_page_that_cannot_be_written_is_named_when_all_else_is_done(tmp_path):
         assert list(bank.rows) == ["owl"]
     stuck.unlink()
     assert list(remove(bank, removed, [tmp_path / "runs"], lambda line: None).rows) == ["owl"]
+
+
+def test_an_old_bank_that_cannot_be_deleted_is_named_each_time(tmp_path, monkeypatch):
+    """It holds what was taken out: as where its folder may not be written to, but the one around it
+    may."""
+    bank, removed = small(tmp_path / "bank", "fox", "owl"), Removed(keys=("fox",))
+    old, unlink = tmp_path / ".bank.old", Path.unlink
+
+    def refused(path, missing_ok=False):
+        if Path(path).parent == old and Path(path).exists():
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        unlink(Path(path), missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(bank.path), "unlink", refused)
+        with pytest.raises(PermissionError, match=r"\.bank\.old"):
+            remove(bank, removed)
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"bank, but .*\.bank\.old, which it replaced, has"):
+                remove(Bank.open(bank.path), removed)
+        assert old.exists()
+    assert list(remove(Bank.open(bank.path), removed).rows) == ["owl"]
+    assert not old.exists()
 
 
 def test_a_page_that_is_written_during_a_removal_is_blanked(tmp_path, monkeypatch):
