@@ -6,9 +6,10 @@ import re
 
 from etils import epath
 
-from cm3jax.io.experiment_json import build
+from cm3jax.errors import UserError
 from cm3jax.io.files import read_json, sweep_scratch, write_json
 from cm3jax.io.folders import real
+from cm3jax.io.typed_json import fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +60,17 @@ class Removed:
     def listed(path: epath.Path, what: str, field: str) -> "Removed":
         """From a JSON file, or from a field of it; an earlier version's list has keys only.
 
-        Raises `UserError` where it makes no sense: what was taken out must not come back.
+        Names are whatever a bank has: an archive's member may have a null in its own. Raises
+        `UserError` where it makes no sense: what was taken out must not come back.
         """
         value = read_json(path, what)
         if field:
             value = value.get(field, {}) if isinstance(value, dict) else None
         value = {"keys": value} if isinstance(value, list) else value
-        return build(Removed, value, f"{what} {path}")
+        known = {field.name for field in dataclasses.fields(Removed)}
+        if not fits(value, dict[str, list[str]]) or not value.keys() <= known:
+            raise UserError(f"{what} {path} is damaged or of a later version; restore it.")
+        return Removed(**{name: tuple(listed) for name, listed in value.items()})
 
     def save(self, bank: epath.PathLike) -> None:
         """Remember it beside the bank, which is replaced as a whole; for the bank's writer."""

@@ -133,6 +133,17 @@ def test_an_old_bank_that_cannot_be_deleted_is_named_each_time(tmp_path, monkeyp
     assert not old.exists()
 
 
+@pytest.mark.parametrize("key", ["a\0b", "a\nb", "", "\u202e", "#" * 3000])
+def test_a_document_of_any_name_can_be_removed(tmp_path, key):
+    """A null, say, may be in the name of an archive's member."""
+    bank = small(tmp_path / "bank", key, "owl", "elk")
+    for gone, left in ((key, ["owl", "elk"]), ("owl", ["elk"])):
+        bank = remove(bank, Removed(keys=(gone,)))
+        assert list(bank.rows) == left
+    copy = Bank.open(shutil.copytree(bank.path, tmp_path / "copy"))
+    assert Removed.of(copy.path).keys == tuple(sorted([key, "owl"]))
+
+
 def test_a_page_that_is_written_during_a_removal_is_blanked(tmp_path, monkeypatch):
     """By who had the old bank open and looked at the list just before it was written."""
     bank, shown, lines = small(tmp_path / "bank", "fox", "owl"), tmp_path / "runs" / "a.html", []
