@@ -48,11 +48,12 @@ class NoOptions:
 
 
 def parse_experiment_and(
-    options: type[Options], argv: Sequence[str], description: str
+    options: type[Options], argv: Sequence[str], description: str, subcommand: str = ""
 ) -> tuple[Experiment, Options]:
     """As `parse_experiment`, for a command that has options of its own, `--json` or `--out FILE`.
 
     `options` is a dataclass; its fields must have defaults and other names than an experiment's.
+    `subcommand` is the word that came before `argv`, for `--help`.
     """
     if argv and argv[0] in ("-h", "--help"):
         show_overview(description)
@@ -69,7 +70,8 @@ def parse_experiment_and(
     )
     given = {_option(token) for token in argv[1:]}
     default = both(options(), _in_all_stages(load_experiment(argv[0]), given))
-    parsed = parse(both, argv[1:], description, default, f"{_program()} {argv[0]}")
+    program = " ".join(filter(None, [_program(), subcommand, argv[0]]))
+    parsed = parse(both, argv[1:], description, default, program)
     return parsed.experiment, parsed.own
 
 

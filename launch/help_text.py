@@ -1,11 +1,12 @@
 """What `--help` prints: tyro's boxes with their lines filled, and the command's examples.
 
-tyro breaks a line wherever a docstring does, and shows the empty default of an option that need not
-be given as `(default: '')`.
+tyro breaks a line wherever a docstring does, and a word at its commas, but never the lines above
+the boxes. The empty default of an option that need not be given is `(default: '')` to it.
 """
 
 import itertools
 import re
+import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -17,14 +18,21 @@ _ENTRY = re.compile(r"( *\S+(?: \S+)*)(?: {2,}(\S.*))?")
 _PROGRAMS = ("python -m launch.", "curl ")
 _NO_DEFAULT = re.compile(r" *\(default:(?: ''| None|) ?\)$")
 _MANY = re.compile(r"\[+(\w+) \[\1 \.\.\.\]+")
+_BROKEN_WORD = re.compile(r"(`[^` ]+,) ([^` ]+`)")
+"""A word of code that tyro broke at its comma, joined again: `half:8, 0.5`."""
 
 
 def tidy(text: str) -> str:
     """The help of a command as tyro prints it, with filled lines and without empty defaults."""
-    out: list[str] = []
-    for boxed, lines in itertools.groupby(text.splitlines(), _is_row):
+    text = _MANY.sub(r"[\1 ...]", text)
+    usage, _, rest = text.partition("\n")
+    description, border, boxes = rest.partition("╭")
+    if not border:  # tyro draws other boxes where the output is not UTF-8
+        return text
+    out = [usage, "", *_paragraphs(description)]
+    for boxed, lines in itertools.groupby((border + boxes).splitlines(), _is_row):
         found = list(lines)
-        out += _fill(found) if boxed else [_MANY.sub(r"[\1 ...]", line) for line in found]
+        out += _fill(found) if boxed else found
     return "\n".join(out) + "\n"
 
 
@@ -39,6 +47,14 @@ def examples(docstring: str | None, command: str) -> str:
     own = [example for example in shown if f"{example} ".startswith(f"{command} ")]
     lines = "\n".join(own or shown).splitlines()
     return "\n".join(["examples:", *(f"  {line}" for line in lines)]) + "\n" if lines else ""
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """The description, each paragraph filled and with an empty line below it."""
+    width = shutil.get_terminal_size().columns
+    for paragraph in re.split(r"\n{2,}", text.strip()):
+        yield from textwrap.wrap(paragraph, width, break_on_hyphens=False)
+        yield ""
 
 
 def _is_row(line: str) -> bool:
@@ -70,7 +86,8 @@ def _rows(rows: Sequence[str], width: int) -> Iterator[str]:
 def _entry(name: str, text: str, column: int, width: int) -> Iterator[str]:
     """The rows of an option: its text in a column, beside the name if that is short."""
     filled: list[str] = []
-    for paragraph in _NO_DEFAULT.sub("", text.replace("\n\n", "\0").replace("\n", " ")).split("\0"):
+    joined = _BROKEN_WORD.sub(r"\1\2", text.replace("\n\n", "\0").replace("\n", " "))
+    for paragraph in _NO_DEFAULT.sub("", joined).split("\0"):
         wrapped = textwrap.wrap(paragraph, width - column, break_on_hyphens=False)
         filled += ["", *wrapped] if filled else wrapped
     if filled and len(name) < column - 1:

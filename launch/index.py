@@ -63,7 +63,7 @@ def run(argv: list[str]) -> None:
     first_option = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
     words = rest[1:first_option]
     argv = [*rest[:1], *rest[max(first_option, 1) :]]
-    experiment, options = parse_experiment_and(Options, argv, _DESCRIPTION)
+    experiment, options = parse_experiment_and(Options, argv, _DESCRIPTION, command)
     _require_words(command, words, options)
     if not experiment.data.bank:
         raise UserError("data.bank is empty; say where the memory bank is.")

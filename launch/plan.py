@@ -13,7 +13,7 @@ takes this machine's. It says which accelerators have the memory, or how many de
 the extra `tpu` or `cuda`: memory, collectives and whether they hide behind arithmetic, the shortest
 step and the highest utilisation, and what to change.
 
-    python -m launch.plan cm3leon_7b --target v6e-1 --decode --mesh.fsdp 1 --model.weights int8 \
+    python -m launch.plan cm3leon_7b --target v6e-1 --decode --mesh.fsdp 1 --model.weights int8 \\
         --model.cache int8 --decode.speculate 8 --tokens-per-pass 2.2
 
 `--decode` compiles a chunk of guided drawing instead: bytes that a pass and a token read, and the

@@ -20,7 +20,7 @@ from cm3jax.data.tokenize import Tools
 from cm3jax.errors import UserError
 from cm3jax.learners import vqgan
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
-from launch.cli import parse_experiment, parse_experiment_and
+from launch.cli import parse_experiment_and
 from launch.env import main
 from launch.parts import (
     TOKENIZERS,
@@ -59,11 +59,19 @@ class Options:
             raise UserError("--workers and --beam need a --runner, e.g. DirectRunner.")
 
 
+@dataclasses.dataclass(frozen=True)
+class ShowOptions:
+    """The option of `show`, for `--help`: `_take_record` reads it."""
+
+    record: int = 0
+    """Number of the record of the training corpus whose row is shown."""
+
+
 def run(argv: list[str]) -> None:
     """Prepare, or show a row when the first argument is `show`."""
     if argv[:1] == ["show"]:
         record, rest = _take_record(argv[1:])
-        experiment = parse_experiment(rest, _DESCRIPTION)
+        experiment, _ = parse_experiment_and(ShowOptions, rest, _DESCRIPTION, "show")
         require_corpus_read(experiment)
         with naming_commands(experiment, True):
             print(show(experiment, record), end="")

@@ -77,9 +77,9 @@ Part = Callable[[Sizes], dict[str, Any]]
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("--out", required=True, help="folder of results, which may hold some")
+    parser.add_argument("--out", required=True, help="folder of results; those in it are kept")
     parser.add_argument(
-        "--minutes", type=float, default=8.0, help="no part begins that takes longer"
+        "--minutes", type=float, default=8.0, help="time in all: no part begins that takes longer"
     )
 
 

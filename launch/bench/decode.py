@@ -42,10 +42,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--prompt", type=positive, default=64, help="ids of a prompt")
     add("--new", type=positive, default=64, help="ids after each prompt")
-    add("--samples", type=positive, default=1, help="of each prompt")
-    add("--guided", action="store_true", help="with a second stream")
-    add("--weights", choices=["int8", "int4", "fp8"], default="", help="our matrices' type")
-    add("--compile-torch", action="store_true", help="torch.compile as well")
+    add("--samples", type=positive, default=1, help="samples of each prompt")
+    add("--guided", action="store_true", help="with guidance, as a second stream")
+    add("--weights", choices=["int8", "int4", "fp8"], default="", help="type of our matrices")
+    add("--compile-torch", action="store_true", help="measure torch.compile as well")
 
 
 def bench_decode(options: argparse.Namespace) -> dict[str, Any]:

@@ -36,12 +36,12 @@ _CHAMELEON = {"layers": 8, "width": 512, "vocab": 16_384, "dtype": "float32", "u
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The options that choose the model."""
     add = parser.add_argument
-    add("--experiment", default="", help="this experiment's decoder, without a rival")
+    add("--experiment", default="", help="measure this experiment's decoder, without a rival")
     add("--batch", type=positive, default=8, help="rows of a step, or prompts")
     add("--layers", type=positive, help="layers of the Chameleon; default 8")
-    add("--width", type=positive, help="its width, default 512; heads are of 64")
-    add("--vocab", type=positive, help="its ids; default 16384")
-    add("--dtype", choices=["float32", "bfloat16"], help="its activations; default float32")
+    add("--width", type=positive, help="width of the Chameleon; default 512; a head has 64")
+    add("--vocab", type=positive, help="ids of the Chameleon; default 16384")
+    add("--dtype", choices=["float32", "bfloat16"], help="type of activations; default float32")
 
 
 def experiment(options: argparse.Namespace, length: int) -> Experiment:

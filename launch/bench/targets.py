@@ -55,10 +55,10 @@ CASES = (
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add = parser.add_argument
-    add("--out", default="docs/targets.json", help="where results are kept")
-    add("--page", default="docs/targets.md", help="the table to write")
+    add("--out", default="docs/targets.json", help="the file of results")
+    add("--page", default="docs/targets.md", help="the page with the table")
     add("--only", default="", help="compile only the cases with these words in them")
-    add("--seconds", type=int, default=1800, help="for one case, at most")
+    add("--seconds", type=int, default=1800, help="most seconds for one case")
 
 
 def bench_targets(options: argparse.Namespace) -> dict[str, Any]:

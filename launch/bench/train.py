@@ -37,8 +37,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--length", type=positive, help="ids of a row; default the experiment's context, or 512")
     add("--unroll", type=positive, help="layers per turn of the Chameleon's scan; default 1")
-    add("--steps", type=positive, default=10, help="timed steps, after two others")
-    add("--compile-torch", action="store_true", help="torch.compile as well")
+    add("--steps", type=positive, default=10, help="steps that are timed, after two more")
+    add("--compile-torch", action="store_true", help="measure torch.compile as well")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -182,6 +182,7 @@ def test_every_command_answers_help(command, monkeypatch, capsys):
     assert not ended.value.code
     assert said.out.startswith(f"usage: python -m launch.{command}"), said.out
     assert re.search(rf"\nexamples:\n  python -m launch\.{command} ", said.out), said.out
+    assert max(map(len, said.out.splitlines()[1:])) <= 100
     assert not said.err
 
 

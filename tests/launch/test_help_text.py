@@ -30,6 +30,14 @@ class Draw:
 
 
 @dataclasses.dataclass(frozen=True)
+class Guide:
+    """Draw images."""
+
+    guidance: str = ""
+    """Either `cfg:3` or `cdk:8` or `half:8,0.5`, for half."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Tell:
     """Tell what an image shows."""
 
@@ -66,6 +74,16 @@ def test_options_without_defaults_have_filled_lines_and_plain_types(capsys, monk
     ]
     assert out.count("(default:") == 1
     assert {len(line) for line in out.splitlines() if line.startswith(("│", "╭", "╰"))} == {80}
+
+
+def test_descriptions_are_filled_and_code_with_a_comma_stays_whole(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        cli.parse(Guide, ["--help"], "Draw images with guidance, " * 4 + "as it is known.")
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines()[1:])) == 60
+    assert "known.\n\n╭" in out
+    assert "`half:8,0.5`" in " ".join(line.strip("│ ") for line in out.splitlines())
 
 
 def test_subcommands_keep_their_bullets(capsys):

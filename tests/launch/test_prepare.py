@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from cm3jax.errors import UserError
@@ -16,6 +18,15 @@ def test_what_is_missing_is_named(tmp_path):
 def test_a_record_is_a_number(value):
     with pytest.raises(UserError, match="--record takes the number of a record"):
         prepare.run(["show", "quickstart", "--record", *value])
+
+
+def test_help_of_show_names_its_option(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["launch/prepare.py"])
+    with pytest.raises(SystemExit):
+        prepare.run(["show", "quickstart", "--help"])
+    out = capsys.readouterr().out
+    assert out.startswith("usage: python -m launch.prepare show quickstart ")
+    assert "--record INT" in out
 
 
 @pytest.mark.parametrize(
