@@ -21,6 +21,7 @@ from cm3jax.generation.answers import Generated, Undecoded
 from cm3jax.generation.documents import Document
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.requests import PromptRequest
+from cm3jax.io.folders import hold
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.retrieval.index import replacing_bank
@@ -137,7 +138,22 @@ class Studio:
         async with self._taking:
             old = await self.work(lambda: self.generator.retriever)
             # The bank is written again, however large it is: the worker goes on meanwhile.
-            await self.work(self._taken_down, await asyncio.to_thread(_without, old, key), key)
+            smaller = await asyncio.to_thread(self._without, old, key)
+            await self.work(self._taken_down, smaller, key)
+
+    def _without(self, old: Retriever, key: str) -> Retriever:
+        """A retriever of the bank, as it is by now, when a document is taken out of it."""
+        removed = Removed(keys=(key,))
+        with hold(old.bank.path, "removing documents"):
+            bank = self._opened(old)  # others may have been merged into it since
+            require_there(bank, removed)
+            with replacing_bank(bank, old.config):
+                bank = remove(bank, removed, say=_log.info)
+        return Retriever(old.encoder, bank, old.config)
+
+    def _opened(self, old: Retriever) -> Bank:
+        made_for = (old.encoder.fingerprint, self.generator.vocab.fingerprint)
+        return Bank.open(old.bank.path, *made_for)
 
     def _taken_down(self, smaller: Retriever, key: str) -> None:
         self.generator.retriever = smaller
@@ -161,21 +177,12 @@ class Studio:
                 return
             if old.bank.has_any(removed):
                 self._withdraw(removed)
-                made_for = (old.encoder.fingerprint, self.generator.vocab.fingerprint)
-                bank = Bank.open(old.bank.path, *made_for)
-                self.generator.retriever = Retriever(old.encoder, bank, old.config)
+                if self._taking.locked():  # it replaces the retriever; looked at again after that
+                    return
+                self.generator.retriever = Retriever(old.encoder, self._opened(old), old.config)
             self._current = removed
         except (UserError, OSError) as error:  # such as that it is being written: looked at again
             _log.warning("the bank can't be opened again: %s", error)
-
-
-def _without(old: Retriever, key: str) -> Retriever:
-    """A retriever of the bank when a document is taken out of it."""
-    removed = Removed(keys=(key,))
-    require_there(old.bank, removed)
-    with replacing_bank(old.bank, old.config):
-        bank = remove(old.bank, removed, say=_log.info)
-    return Retriever(old.encoder, bank, old.config)
 
 
 def _withdrawn() -> Withdrawn:

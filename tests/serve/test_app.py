@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -25,6 +26,7 @@ from cm3jax.io.folders import hold
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.milvus import Unanswered
 from cm3jax.retrieval.removed import Removed
+from cm3jax.retrieval.takedown import merge
 from cm3jax.serve import replies, streams, studio
 from cm3jax.serve.attributing import Attribution
 from cm3jax.serve.engine import Busy, DrawingEngine
@@ -523,6 +525,43 @@ def test_what_another_process_takes_out_is_no_longer_shown(tmp_path, monkeypatch
                 server.studio.open(held)
 
         asyncio.run(late())
+
+
+def test_what_another_takes_out_during_a_takedown_is_gone_when_it_ends(tmp_path, monkeypatch):
+    """Else its requests were sent away for ever: the bank that is open would have it still."""
+    from cm3jax.generation import loading
+
+    built, build = [], studio.Retriever
+    monkeypatch.setattr(studio, "LOOK_SECONDS", 0.0)
+
+    def slow(*args):
+        built.append(args)
+        if len(built) == 1:
+            studio.remove(Bank.open(tmp_path / "bank"), Removed(keys=("tiny-4",)))
+            assert "taken out" in httpx.get(f"{url}/tiny-4", timeout=60).text
+        return build(*args)
+
+    monkeypatch.setattr(studio, "Retriever", slow)
+    with serving(loading.load(testing.write_chain(tmp_path))) as server:
+        url = f"{server.url}/v1/documents"
+        assert httpx.delete(f"{url}/tiny-2", timeout=120).status_code == 200
+        assert "has no document" in httpx.get(f"{url}/tiny-4", timeout=60).text
+        assert not {"tiny-2", "tiny-4"} & server.studio.generator.retriever.bank.rows.keys()
+
+
+def test_a_document_that_was_merged_while_the_server_runs_can_be_taken_down(tmp_path):
+    from cm3jax.generation import loading
+
+    with serving(loading.load(testing.write_chain(tmp_path))) as server:
+        url = f"{server.url}/v1/documents"
+        assert httpx.get(f"{url}/tiny-2", timeout=60).status_code == 200
+        bank = Bank.open(tmp_path / "bank")
+        new = dataclasses.replace(bank.meta(0), key="new", ids=bank.ids(0)[::-1])
+        made_for = (bank.manifest["encoder"], bank.manifest["vocab"])
+        other = Bank.build(tmp_path / "other", [new], bank.vectors[:1], *made_for)
+        assert "new" in merge(bank.path, [bank, other]).rows
+        assert httpx.delete(f"{url}/new", timeout=60).status_code == 200
+        assert set(Bank.open(bank.path).rows) == set(bank.rows)
 
 
 def test_metrics_tell_of_requests_and_slots(client, server):
