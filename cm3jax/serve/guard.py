@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cm3jax.errors import UserError
+from cm3jax.io.folders import Held
 from cm3jax.retrieval.milvus import Unanswered
 from cm3jax.serve.engine import Busy, Closing
 from cm3jax.serve.metrics import Metrics
@@ -101,6 +102,8 @@ def _status(error: BaseException) -> tuple[int, str]:
         case Unanswered():  # where it is, is none of a client's business
             _log.error("documents could not be searched: %s", error)
             return 503, "documents can't be searched at present; ask again later, or for none."
+        case Held():
+            return 503, "the bank is being written; send the request again later."
         case UserError():
             return 400, str(error)
         case Busy():

@@ -564,6 +564,18 @@ def test_a_document_that_was_merged_while_the_server_runs_can_be_taken_down(tmp_
         assert set(Bank.open(bank.path).rows) == set(bank.rows)
 
 
+def test_a_takedown_while_somebody_writes_the_bank_is_to_be_sent_again(tmp_path):
+    from cm3jax.generation import loading
+
+    with serving(loading.load(testing.write_chain(tmp_path))) as server:
+        url = f"{server.url}/v1/documents/tiny-2"
+        with hold(tmp_path / "bank", "merging banks into it"):
+            refused = httpx.delete(url, timeout=60)
+        assert refused.status_code == 503
+        assert "send the request again" in refused.json()["error"]["message"]
+        assert httpx.delete(url, timeout=60).status_code == 200
+
+
 def test_metrics_tell_of_requests_and_slots(client, server):
     client.images.generate(prompt=PROMPT)
     text = httpx.get(f"{server.url}/metrics").text
