@@ -18,6 +18,7 @@ import absl.logging
 from cm3jax.errors import UserError
 from cm3jax.io.texts import brief
 from cm3jax.training.program_cache import use_program_cache
+from launch import unraisablehook
 
 FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
     # XLA's own defaults suit CPUs.
@@ -114,10 +115,10 @@ def _require_unicode(argv: Sequence[str]) -> None:
 
 
 def _unraisablehook(unraisable: Any) -> None:
-    """As Python's, but silent on what a failed checkpoint, which is raised, leaves behind:
+    """As the package's, but silent on what a failed checkpoint, which is raised, leaves behind:
     tensorstore's threads tell of the other arrays to a loop that orbax has closed."""
     if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
+        unraisablehook(unraisable)
 
 
 def _printable(sentence: str) -> str:

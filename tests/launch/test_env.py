@@ -171,6 +171,32 @@ main(command)
 """
 
 
+UNRAISED = """
+import gc, os, signal, sys, time
+{imported}
+def collected(phase, info):
+    if gc.callbacks.pop():  # once
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+def command(argv):
+    gc.callbacks.append(collected)
+    gc.collect()
+    time.sleep(9)
+    print("went on")
+{run}
+"""
+
+
+def test_ctrl_c_while_garbage_is_collected_is_not_lost():
+    """Jax has a callback there, from which nothing can be raised."""
+    imported = UNRAISED.format(imported="import launch", run="command([])")
+    answer = start(imported)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (-signal.SIGINT, "", "")
+    answer = start(UNRAISED.format(imported="from launch import env", run="env.main(command)"))
+    assert (answer.returncode, answer.stdout, answer.stderr) == (130, "", "")
+
+
 def test_an_error_that_a_library_raised_from_itself_is_told():
     answer = start(CIRCLE)
     assert (answer.returncode, answer.stderr) == (2, "error: start it.\n")
