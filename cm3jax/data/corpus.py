@@ -25,7 +25,7 @@ from etils import epath
 from cm3jax.config import DataConfig, VocabConfig
 from cm3jax.data.changes import SOURCE, SourceState
 from cm3jax.errors import UserError
-from cm3jax.io.array_records import Records
+from cm3jax.io.array_records import Records, pack_document, packed_ids, unpack_document
 from cm3jax.io.checksums import file_entry
 from cm3jax.io.experiment_json import build
 from cm3jax.io.files import digest
@@ -279,11 +279,11 @@ class Corpus:
 
     def ids(self, record: int) -> Int[np.ndarray, " L"]:
         """Its ids, int32; `IndexError` outside the corpus, `UserError` if it is damaged."""
-        return _ids(self._record(record))
+        return packed_ids(self._record(record))
 
     def all_ids(self) -> Iterator[Int[np.ndarray, " L"]]:
         """The ids of every document, in order; `UserError` names a damaged one."""
-        return map(_ids, itertools.compress(self._records, self._kept))
+        return map(packed_ids, itertools.compress(self._records, self._kept))
 
     def _record(self, number: int) -> bytes:
         if not 0 <= number < len(self):
@@ -369,21 +369,9 @@ class Documents:
 
 
 def _encode(document: CorpusDocument) -> bytes:
-    """uint32 number of ids, the ids, the rest as JSON."""
-    ids = np.ascontiguousarray(document.ids, "<i4")
     names = ("key", "kind", "licence", "source", "hash", "pictures", "subjects")
-    rest = {name: getattr(document, name) for name in names}
-    text = json.dumps(rest, ensure_ascii=False, separators=(",", ":"))
-    return np.uint32(len(ids)).astype("<u4").tobytes() + ids.tobytes() + text.encode()
-
-
-def _ids(record: bytes) -> Int[np.ndarray, " L"]:
-    count = int(np.frombuffer(record, "<u4", 1)[0])
-    return np.frombuffer(record, "<i4", count, offset=4)
+    return pack_document(document.ids, {name: getattr(document, name) for name in names})
 
 
 def _decode(record: bytes) -> CorpusDocument:
-    ids = _ids(record)
-    rest = json.loads(record[4 + ids.nbytes :])
-    names = {name: tuple(rest.get(name, ())) for name in ("pictures", "subjects")}
-    return CorpusDocument(**rest | names | {"ids": ids})
+    return CorpusDocument(**unpack_document(record))

@@ -9,12 +9,16 @@ import bisect
 import errno
 import functools
 import itertools
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
+import numpy as np
 from etils import epath
 
 from cm3jax.errors import UserError
+from cm3jax.shapes import Int
 
 _TOGETHER = 1024
 """Records that are read at once when all are read."""
@@ -33,6 +37,26 @@ def write_records(path: epath.PathLike, records: Iterable[bytes]) -> None:
         told = (number for number in errno.errorcode if os.strerror(number) in str(error))
         number = next(told, errno.EIO)
         raise OSError(number, os.strerror(number), os.fspath(path)) from error
+
+
+def pack_document(ids: Int[np.ndarray, " L"], rest: Mapping[str, Any]) -> bytes:
+    """The record of a document: uint32 number of ids, the ids, the rest as JSON."""
+    packed = np.ascontiguousarray(ids, "<i4")
+    text = json.dumps(rest, ensure_ascii=False, separators=(",", ":"))
+    return np.uint32(len(packed)).astype("<u4").tobytes() + packed.tobytes() + text.encode()
+
+
+def packed_ids(record: bytes) -> Int[np.ndarray, " L"]:
+    """The ids in a record of `pack_document`, int32."""
+    count = int(np.frombuffer(record, "<u4", 1)[0])
+    return np.frombuffer(record, "<i4", count, offset=4)
+
+
+def unpack_document(record: bytes) -> dict[str, Any]:
+    """The rest of a record of `pack_document`, lists as tuples, and its `ids`."""
+    ids = packed_ids(record)
+    rest = json.loads(record[4 + ids.nbytes :])
+    return {n: tuple(v) if isinstance(v, list) else v for n, v in rest.items()} | {"ids": ids}
 
 
 class Records:

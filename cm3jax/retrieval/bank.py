@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.io.array_records import Records
+from cm3jax.io.array_records import Records, packed_ids
 from cm3jax.io.checksums import file_entry
 from cm3jax.io.folders import hold, is_held, read_whole
 from cm3jax.io.shard_writer import STATE, load_column, read_manifest
@@ -32,7 +32,6 @@ from cm3jax.retrieval.bank_files import (
     bank_files,
     content_hash,
     decode_document,
-    ids_of,
     key_hash,
 )
 from cm3jax.retrieval.bank_writer import Part, sweep_parts, write_bank
@@ -158,7 +157,7 @@ class Bank:
     def ids(self, row: int) -> Int[np.ndarray, " L"]:
         """The vocabulary ids of one document, int32; `IndexError` outside the bank, `UserError` if
         it is damaged."""
-        return ids_of(self._records[row])
+        return packed_ids(self._records[row])
 
     def meta(self, row: int) -> BankDocument:
         """All that the bank keeps of one document; `IndexError` outside the bank."""

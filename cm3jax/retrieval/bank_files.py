@@ -2,11 +2,11 @@
 
 import dataclasses
 import hashlib
-import json
 
 import numpy as np
 from etils import epath
 
+from cm3jax.io.array_records import pack_document, unpack_document
 from cm3jax.io.files import digest
 from cm3jax.io.shard_writer import manifest_has, shard_files
 from cm3jax.retrieval.scann import index_files
@@ -89,26 +89,11 @@ def _hash64(content: bytes) -> int:
 
 
 def encode(document: BankDocument) -> bytes:
-    """The record of a document: uint32 number of ids, the ids, the rest as JSON."""
-    ids = np.ascontiguousarray(document.ids, "<i4")
-    rest = {
-        field.name: getattr(document, field.name)
-        for field in dataclasses.fields(document)
-        if field.name != "ids"
-    }
-    text = json.dumps(rest, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-    return np.uint32(len(ids)).astype("<u4").tobytes() + ids.tobytes() + text.encode()
-
-
-def ids_of(record: bytes) -> Int[np.ndarray, " L"]:
-    """The ids in a record, int32."""
-    count = int(np.frombuffer(record, "<u4", 1)[0])
-    return np.frombuffer(record, "<i4", count, offset=4)
+    """The record of a document."""
+    names = sorted(field.name for field in dataclasses.fields(document) if field.name != "ids")
+    return pack_document(document.ids, {name: getattr(document, name) for name in names})
 
 
 def decode_document(record: bytes) -> BankDocument:
     """The document of a record."""
-    ids = ids_of(record)
-    rest = json.loads(record[4 + ids.nbytes :])
-    names = {name: tuple(rest.get(name, ())) for name in ("subjects", "pictures")}
-    return BankDocument(**rest | names | {"ids": ids})
+    return BankDocument(**unpack_document(record))
