@@ -32,7 +32,7 @@ from cm3jax.model.decoder import Decoder
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.retrieval.clip_encoder import CLIP
-from cm3jax.sequence.document import Document, Image, Text, render
+from cm3jax.sequence.document import DocumentSegments, Image, Text, render
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import UInt8
 from cm3jax.tokenizers.image_tokenizer import ImageTokenizer
@@ -132,7 +132,7 @@ def pictures(count: int, seed: int = 0) -> UInt8[np.ndarray, "B Y X 3"]:
     return draw.integers(0, 256, (count, size, size, 3), np.uint8)
 
 
-def documents(count: int, seed: int = 0) -> list[Document]:
+def documents(count: int, seed: int = 0) -> list[DocumentSegments]:
     """Pairs of a caption and an image."""
     rows = image_tokenizer().encode(pictures(count, seed)).tolist()
     texts = [tuple(text_tokenizer().encode(CAPTIONS[i % len(CAPTIONS)])) for i in range(count)]

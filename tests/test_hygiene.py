@@ -242,10 +242,22 @@ TWINS = {
 
 
 def public_names(source: str) -> set[str]:
-    """The functions and classes that a module defines and does not hide."""
+    """The functions, classes and names of types that a module defines and does not hide."""
     defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    names = {node.name for node in ast.parse(source).body if isinstance(node, defined)}
+    body = ast.parse(source).body
+    names = {node.name for node in body if isinstance(node, defined)}
+    for node in body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            made = node.value is None or isinstance(node.value, ast.Call)  # `TypeVar("Item")`
+            words = [each.id for each in targets if isinstance(each, ast.Name)]
+            names |= {word for word in words if re.fullmatch(r"[A-Z]+[a-z]\w*", word) and not made}
     return {name for name in names if not name.startswith("_")}
+
+
+def test_public_names_are_those_of_functions_classes_and_types():
+    source = "def f(): ...\nclass A: ...\nPart = str | A\nT = TypeVar('T')\nMOST = 3\n_Own = int\n"
+    assert public_names(source) == {"f", "A", "Part"}
 
 
 def test_a_public_name_has_one_meaning():

@@ -9,7 +9,7 @@ with its reason in the corpus's manifest, under `refused`.
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
@@ -18,6 +18,7 @@ from cm3jax.config import DataConfig, Experiment
 from cm3jax.data.changes import SourceState, say_why_again
 from cm3jax.data.corpus import Corpus, CorpusDocument, CorpusWriter, Shard, mixture_part
 from cm3jax.data.quality import RULES, idle_rules, require_quality
+from cm3jax.data.runners import Report
 from cm3jax.data.shard_jobs import marks
 from cm3jax.data.task_cases import Cases, DatedCases, FileCases, open_cases
 from cm3jax.data.tfds_tasks import TfdsCases
@@ -33,7 +34,6 @@ from cm3jax.tokenizers.image_tokenizer import ImageTokenizer, load_with_size
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
 SPLITS = ("train", "validation")
-Report = Callable[[str], None]
 
 
 def prepare_tasks(

@@ -8,7 +8,7 @@ from cm3jax.config import DataConfig
 from cm3jax.data.readers.items import BadRecord
 from cm3jax.data.sources import open_source
 from cm3jax.retrieval.clip_encoder import ClipEncoder, fit_picture, text_and_image
-from cm3jax.retrieval.interface import Queries
+from cm3jax.retrieval.interface import QueryVectors
 from cm3jax.shapes import Float
 
 _QUERIES = 500
@@ -25,7 +25,7 @@ class Asking:
     pairs: list[tuple[str, np.ndarray]]
 
     @property
-    def queries(self) -> Queries:
+    def queries(self) -> QueryVectors:
         """By kind; none where there are no pairs."""
         if not self.pairs:
             return {}

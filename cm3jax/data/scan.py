@@ -17,7 +17,7 @@ _TOGETHER = 256
 _THREADS = 4
 """Decoding releases Python's lock, reading waits: threads do both at once."""
 T = TypeVar("T")
-Picture = Callable[[RawRecord], np.ndarray]
+TakePicture = Callable[[RawRecord], np.ndarray]
 """Takes a record's image, always of one size."""
 
 
@@ -28,7 +28,7 @@ class RecordPictures:
         self,
         source: Source,
         records: Int[np.ndarray, " M"],
-        picture: Picture,
+        picture: TakePicture,
         held: UInt8[np.ndarray, "M Y X 3"] | None = None,
     ):
         """`held` are all of them, where they fit in memory."""
@@ -59,7 +59,7 @@ class Scan(Generic[T]):
 def scan(
     source: Source,
     keep: Callable[[RawRecord], T | None],
-    picture: Picture,
+    picture: TakePicture,
     in_memory: int = IN_MEMORY,
 ) -> Scan[T]:
     """Read every record once and keep what `keep` makes of it; None leaves it out.

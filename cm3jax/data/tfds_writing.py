@@ -17,14 +17,14 @@ from PIL import Image
 from cm3jax.io.folders import Held, delete, files_below, hold, is_held
 from cm3jax.shapes import UInt8
 
-Progress = Callable[[int, int], None]
+WriteProgress = Callable[[int, int], None]
 """Called with the number of documents written and of all documents."""
 
 
 class NumberedBuilder(tfds.core.GeneratorBasedBuilder):
     """A builder whose record i of a split is a function of i; it says how far it is."""
 
-    progress: Progress | None = None
+    progress: WriteProgress | None = None
 
     def record(self, split: str, index: int) -> dict[str, object]:
         """The features of a record."""
@@ -59,7 +59,7 @@ class NumberedBuilder(tfds.core.GeneratorBasedBuilder):
             self.progress(total, total)
 
 
-def written(make: Callable[[], NumberedBuilder], progress: Progress | None) -> NumberedBuilder:
+def written(make: Callable[[], NumberedBuilder], progress: WriteProgress | None) -> NumberedBuilder:
     """The builder that `make` gives, its files written unless they are there whole already.
 
     Of several processes that write them at once, the first one's stay.

@@ -12,7 +12,7 @@ import dataclasses
 import tensorflow_datasets as tfds
 from etils import epath
 
-from cm3jax.data.tfds_writing import NumberedBuilder, Progress, fast_png, written
+from cm3jax.data.tfds_writing import NumberedBuilder, WriteProgress, fast_png, written
 from cm3jax.emblems.draw import SIZE
 from cm3jax.emblems.examples import Example, bank_size, example
 from cm3jax.emblems.looks import TRAINING
@@ -106,7 +106,7 @@ def _record(document: Example) -> dict[str, object]:
 
 
 def build_dataset(
-    data_dir: epath.PathLike, config: EmblemsConfig, progress: Progress | None = None
+    data_dir: epath.PathLike, config: EmblemsConfig, progress: WriteProgress | None = None
 ) -> Emblems:
     """Write the dataset under `data_dir`, unless it is there whole already."""
     return written(

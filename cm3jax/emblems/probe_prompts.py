@@ -20,7 +20,7 @@ from cm3jax.emblems.scene import GRID, Scene
 from cm3jax.emblems.wording import caption, caption_states
 from cm3jax.shapes import UInt8
 
-Kind = Literal["scene", "heldout", "heldout_pair", "caption", "infill"]
+ProbeKind = Literal["scene", "heldout", "heldout_pair", "caption", "infill"]
 """`scene`: draw shapes. `heldout`, `heldout_pair`: draw one or two memory-only emblems.
 `caption`: tell what an image of shapes shows. `infill`: restore the lower half of one."""
 
@@ -33,7 +33,7 @@ class ProbePrompt:
     """One question to a model, and its answer."""
 
     key: str
-    kind: Kind
+    kind: ProbeKind
     text: str
     """The caption: what to draw; in a `caption` prompt, one correct answer."""
     scene: Scene
@@ -43,24 +43,24 @@ class ProbePrompt:
     the model never sees."""
 
 
-def prompts(kind: Kind, count: int, seed: int = 0, size: int = SIZE) -> list[ProbePrompt]:
+def prompts(kind: ProbeKind, count: int, seed: int = 0, size: int = SIZE) -> list[ProbePrompt]:
     """The first `count` prompts of a kind; `seed` is the dataset's, whose emblems they name.
 
     Heldout prompts take the memory-only emblems in turn, and put a single emblem at a place where
     no document of the bank shows it.
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"no prompts of kind {kind!r}; there are {', '.join(get_args(Kind))}")
+    if kind not in get_args(ProbeKind):
+        raise ValueError(f"no prompts of kind {kind!r}; there are {', '.join(get_args(ProbeKind))}")
     return [_prompt(kind, index, seed, size) for index in range(count)]
 
 
-def _prompt(kind: Kind, index: int, seed: int, size: int) -> ProbePrompt:
+def _prompt(kind: ProbeKind, index: int, seed: int, size: int) -> ProbePrompt:
     rng = random.Random(f"emblems {seed} prompts {kind} {index}")
     scene = sample.at_home("prompts", _scenes(rng, kind, index, seed))
     return ProbePrompt(f"{kind}-{index}", kind, caption(scene), scene, draw_scene(scene, size))
 
 
-def _scenes(rng: random.Random, kind: Kind, index: int, seed: int) -> Callable[[], Scene]:
+def _scenes(rng: random.Random, kind: ProbeKind, index: int, seed: int) -> Callable[[], Scene]:
     """Draws scenes of a kind."""
     number, emblems = sample.memory_only(index), catalogue(seed)
     if kind == "heldout":

@@ -59,7 +59,7 @@ def asked(task: str, split: str, index: int, seed: int = 0, size: int = SIZE) ->
     return Asked(Case(f"{task}-{split}-{index}", TASKS[task], values, source, licence), scenes)
 
 
-Made = tuple[dict[str, Value], tuple[Scene, ...]]
+_Filled = tuple[dict[str, Value], tuple[Scene, ...]]
 
 
 def _plain(rng: random.Random, split: str) -> Scene:
@@ -72,7 +72,7 @@ def short_caption(scene: Scene) -> str:
     return f"{' and '.join(things)} on {scene.background}"
 
 
-def _editing(rng: random.Random, split: str, size: int) -> Made:
+def _editing(rng: random.Random, split: str, size: int) -> _Filled:
     while True:
         scene = _plain(rng, split)
         edit = annotate(scene, f"edit {rng.random()}").edit
@@ -108,7 +108,7 @@ def depth_map(scene: Scene, truth: Annotations) -> UInt8[np.ndarray, "S S 3"]:
 
 
 def _from_map(make: Callable[[Scene, Annotations], np.ndarray]):
-    def structure(rng: random.Random, split: str, size: int) -> Made:
+    def structure(rng: random.Random, split: str, size: int) -> _Filled:
         scene = _plain(rng, split)
         values = {
             "image": make(scene, annotate(scene, "map", size)),
@@ -130,7 +130,7 @@ def boxes(scene: Scene, coloured: bool = True) -> list[grounded.Box]:
     return found
 
 
-def _grounded(rng: random.Random, split: str, size: int) -> Made:
+def _grounded(rng: random.Random, split: str, size: int) -> _Filled:
     scene = _plain(rng, split)
     told = grounded.write_boxes(boxes(scene, coloured=rng.random() < 0.5))
     return {"caption": short_caption(scene), "boxes": told, "answer": draw_scene(scene, size)}, (
@@ -138,17 +138,17 @@ def _grounded(rng: random.Random, split: str, size: int) -> Made:
     )
 
 
-def _words(rng: random.Random, split: str, size: int) -> Made:
+def _words(rng: random.Random, split: str, size: int) -> _Filled:
     scene = sample.at_home(split, lambda: sample.word(rng))
     return {"text": scene.word or "", "answer": draw_scene(scene, size)}, (scene,)
 
 
-def _caption(rng: random.Random, split: str, size: int) -> Made:
+def _caption(rng: random.Random, split: str, size: int) -> _Filled:
     scene = _plain(rng, split)
     return {"image": draw_scene(scene, size), "answer": caption(scene)}, (scene,)
 
 
-def _long_caption(rng: random.Random, split: str, size: int) -> Made:
+def _long_caption(rng: random.Random, split: str, size: int) -> _Filled:
     """A caption of two to four shapes, with the first relation of each shape to the next."""
     while len((scene := _plain(rng, split)).shapes) < 2:
         continue
@@ -170,7 +170,7 @@ def _question(rng: random.Random, split: str) -> tuple[Scene, Question]:
     return scene, sample.pick(rng, questions)
 
 
-def _vqa(rng: random.Random, split: str, size: int) -> Made:
+def _vqa(rng: random.Random, split: str, size: int) -> _Filled:
     scene, question = _question(rng, split)
     words = question.question
     # People begin a question with a capital letter.
@@ -186,7 +186,7 @@ def _vqa(rng: random.Random, split: str, size: int) -> Made:
 _COUNTS = ("no", "one", *FINGERS.values())
 
 
-def _science(rng: random.Random, split: str, size: int) -> Made:
+def _science(rng: random.Random, split: str, size: int) -> _Filled:
     """With four options, the right one anywhere among them."""
     scene, question = _question(rng, split)
     right = question.answer
@@ -203,7 +203,7 @@ def _science(rng: random.Random, split: str, size: int) -> Made:
     return values, (scene,)
 
 
-def _story(rng: random.Random, split: str, size: int) -> Made:
+def _story(rng: random.Random, split: str, size: int) -> _Filled:
     """None of a story's images is held out unless its first one is."""
     while True:
         scenes = sample.story(rng)

@@ -14,7 +14,7 @@ import functools
 import tensorflow_datasets as tfds
 from etils import epath
 
-from cm3jax.data.tfds_writing import NumberedBuilder, Progress, fast_png, written
+from cm3jax.data.tfds_writing import NumberedBuilder, WriteProgress, fast_png, written
 from cm3jax.emoji.archives import Archives, instructions
 from cm3jax.emoji.examples import Examples
 from cm3jax.emoji.looks import EmojiCatalogue, draw_catalogue
@@ -121,7 +121,11 @@ def open_examples(data_dir: epath.PathLike, seed: int, size: int) -> Examples:
 
 
 def build_emoji(
-    data_dir: epath.PathLike, records: int, seed: int, size: int, progress: Progress | None = None
+    data_dir: epath.PathLike,
+    records: int,
+    seed: int,
+    size: int,
+    progress: WriteProgress | None = None,
 ) -> Emoji:
     """Write the dataset under `data_dir`, unless it is there whole already.
 

@@ -44,15 +44,15 @@ def ground(name: str, size: int) -> UInt8[np.ndarray, "S S 3"]:
 
 
 Shades = Float[np.ndarray, "S S 3"]
-Drawn = Callable[[np.ndarray, np.ndarray], np.ndarray]
+_Pattern = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Colours, float, of pixels by their row and column on a side of 64."""
 
 
-def _plain(*colour: int) -> Drawn:
+def _plain(*colour: int) -> _Pattern:
     return lambda row, column: np.asarray(colour, float)
 
 
-def _gradient(*colours: tuple[int, int, int]) -> Drawn:
+def _gradient(*colours: tuple[int, int, int]) -> _Pattern:
     """From the first colour at the top to the last one at the bottom, in steps of four pixels."""
 
     def shades(row: np.ndarray, column: np.ndarray) -> Shades:
@@ -63,7 +63,7 @@ def _gradient(*colours: tuple[int, int, int]) -> Drawn:
     return shades
 
 
-def _texture(base: tuple[int, int, int], mark: tuple[int, int, int], where: Drawn) -> Drawn:
+def _texture(base: tuple[int, int, int], mark: tuple[int, int, int], where: _Pattern) -> _Pattern:
     def shades(row: np.ndarray, column: np.ndarray) -> Shades:
         return np.where(where(row, column)[..., None], np.array(mark, float), np.array(base, float))
 

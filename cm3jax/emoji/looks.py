@@ -33,7 +33,7 @@ _TWINS = 2.0
 _HELD_OUT = 10  # one name in ten
 _ALWAYS_HELD_OUT = {"1f1eb-1f1f7"}  # the French flag: the paper's own example
 
-Progress = Callable[[int, int], None]
+_Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ class EmojiCatalogue:
 
 
 def draw_catalogue(
-    archives: Archives, size: int, cache: epath.PathLike, progress: Progress | None = None
+    archives: Archives, size: int, cache: epath.PathLike, progress: _Progress | None = None
 ) -> EmojiCatalogue:
     """The catalogue for images of `size` pixels; drawn sprites are kept in the folder `cache`.
 
@@ -126,7 +126,7 @@ def draw_catalogue(
 
 
 def _draw_all(
-    icons: list[tuple[IconSet, str, str]], size: int, path: epath.Path, progress: Progress | None
+    icons: list[tuple[IconSet, str, str]], size: int, path: epath.Path, progress: _Progress | None
 ) -> None:
     sprites: dict[str, list] = {word: [] for word in SIDES}
     for row, (icon_set, _, name) in enumerate(icons):

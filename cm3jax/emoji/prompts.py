@@ -14,7 +14,7 @@ from cm3jax.emoji.names import is_flag
 from cm3jax.emoji.scene import EmojiScene, emoji_caption
 from cm3jax.shapes import UInt8
 
-Kind = Literal["heldout", "flag", "style", "pair", "together"]
+EmojiKind = Literal["heldout", "flag", "style", "pair", "together"]
 """`heldout`: a thing that training never shows. `flag`: such a flag. `style`: a thing in the one
 style that training never shows it in. `pair`: two things that training never shows. `together`: two
 that training shows, but never together."""
@@ -25,13 +25,13 @@ class EmojiPrompt:
     """One question to a model, and its answer."""
 
     key: str
-    kind: Kind
+    kind: EmojiKind
     text: str
     scene: EmojiScene
     image: UInt8[np.ndarray, "S S 3"]
 
 
-def emoji_prompts(examples: Examples, kind: Kind, count: int) -> list[EmojiPrompt]:
+def emoji_prompts(examples: Examples, kind: EmojiKind, count: int) -> list[EmojiPrompt]:
     """The first `count` prompts of a kind; they take the kind's things in turn, and always say the
     style. Raises `ValueError` where the catalogue has no such things.
     """
@@ -48,7 +48,9 @@ def emoji_prompts(examples: Examples, kind: Kind, count: int) -> list[EmojiPromp
     return [_prompt(examples, kind, things, index) for index in range(count)]
 
 
-def _prompt(examples: Examples, kind: Kind, things: tuple[Thing, ...], index: int) -> EmojiPrompt:
+def _prompt(
+    examples: Examples, kind: EmojiKind, things: tuple[Thing, ...], index: int
+) -> EmojiPrompt:
     rng = random.Random(f"emoji {examples.seed} prompts {kind} {index}")
     scene = scene_of_split("prompts", _scenes(rng, kind, things, index))
     told = tuple(dataclasses.replace(placed, tells_style=True) for placed in scene.things)
@@ -58,7 +60,7 @@ def _prompt(examples: Examples, kind: Kind, things: tuple[Thing, ...], index: in
 
 
 def _scenes(
-    rng: random.Random, kind: Kind, things: tuple[Thing, ...], index: int
+    rng: random.Random, kind: EmojiKind, things: tuple[Thing, ...], index: int
 ) -> Callable[[], EmojiScene]:
     """Draws scenes of a kind; every style that training does not show may come, or of things that
     it shows every style that it does."""

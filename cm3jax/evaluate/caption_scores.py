@@ -19,7 +19,7 @@ _BETA = 1.2  # ROUGE-L: how much more recall counts than precision
 _SIGMA = 6.0  # CIDEr-D: by how many words a length may differ
 _LEAST, _NONE = 1e-9, 1e-15  # BLEU's guards against empty counts
 
-Words = Sequence[str]
+_Words = Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]])
     )
 
 
-def _grams(words: Words) -> Counter[tuple[str, ...]]:
+def _grams(words: _Words) -> Counter[tuple[str, ...]]:
     """How often each run of 1 to 4 words occurs."""
     return Counter(
         tuple(words[start : start + order])
@@ -75,7 +75,7 @@ def _grams(words: Words) -> Counter[tuple[str, ...]]:
     )
 
 
-def _counts(mine: Words, theirs: Sequence[Words]) -> list[int]:
+def _counts(mine: _Words, theirs: Sequence[_Words]) -> list[int]:
     """A row of `CaptionScores.counts`."""
     most: Counter[tuple[str, ...]] = Counter()
     for reference in theirs:
@@ -99,7 +99,7 @@ def _bleu(sums: Int[np.ndarray, " 10"]) -> tuple[float, ...]:
     return tuple(out)
 
 
-def _rouge(mine: Words, theirs: Sequence[Words]) -> float:
+def _rouge(mine: _Words, theirs: Sequence[_Words]) -> float:
     mine = mine or [""]  # a caption without words is one empty word there
     common = [_common(mine, one or [""]) for one in theirs]
     precision = max(common) / len(mine)
@@ -109,7 +109,7 @@ def _rouge(mine: Words, theirs: Sequence[Words]) -> float:
     return (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
 
 
-def _common(a: Words, b: Words) -> int:
+def _common(a: _Words, b: _Words) -> int:
     """Length of the longest common subsequence."""
     row = [0] * (len(b) + 1)
     for word in a:
@@ -131,7 +131,7 @@ class _Vector:
     """Its pairs of words, which stand for its length there."""
 
 
-def _cider(made: Sequence[Words], real: Sequence[Sequence[Words]]) -> list[float]:
+def _cider(made: Sequence[_Words], real: Sequence[Sequence[_Words]]) -> list[float]:
     counted = [[_grams(one) for one in theirs] for theirs in real]
     pictures: Counter[tuple[str, ...]] = Counter()
     for theirs in counted:

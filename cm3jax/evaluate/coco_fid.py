@@ -4,7 +4,7 @@ FID over 30,000 captions with 0, 1 and 2 retrieved documents, one sample or the 
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -33,6 +33,7 @@ from cm3jax.evaluate.protocol import (
 )
 from cm3jax.evaluate.results import Cell, Figure, worst_and_best
 from cm3jax.generation import loading
+from cm3jax.generation.documents import Say
 from cm3jax.generation.generator import Generator
 from cm3jax.io.files import digest
 from cm3jax.io.typed_json import read_fields
@@ -40,8 +41,6 @@ from cm3jax.retrieval.clip_encoder import ClipEncoder
 
 CASES = 8
 """Worst images that the page shows, and best ones."""
-
-Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)

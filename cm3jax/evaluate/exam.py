@@ -23,7 +23,7 @@ from cm3jax.evaluate.source_check import require_source
 from cm3jax.generation import loading
 from cm3jax.generation.answers import Generated
 from cm3jax.generation.generator import Generator
-from cm3jax.generation.requests import Documents, ShownDocument
+from cm3jax.generation.requests import ShownDocument, ShownDocuments
 from cm3jax.io.files import digest
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import mark_of
@@ -88,7 +88,7 @@ def contents(questions: Iterable[ExamPrompt]) -> list[str | np.ndarray]:
 class Given:
     """The documents in front of each prompt, and how they were chosen."""
 
-    documents: Documents | None = None
+    documents: ShownDocuments | None = None
     retrieved: int = 0
     """How many are in front of a prompt, at most."""
     how: str = "none"
@@ -158,7 +158,7 @@ class Examinee:
     def draw(
         self,
         texts: Sequence[str],
-        documents: Documents | None = None,
+        documents: ShownDocuments | None = None,
         seed: int = 0,
         decode: DecodeConfig | None = None,
     ) -> list[Generated]:

@@ -38,7 +38,7 @@ FIGURES = 8
 _CANDIDATES = 10_000
 """Images of the bank, at most, among which a drawn one is identified."""
 
-Shown = list[list[Retrieved]]
+_Shown = list[list[Retrieved]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,7 @@ class HeldOutExam(Exam):
         most = max(self._asked.documents) or 2
         every = range(len(self._records))
         have = [r for r in every if len(self._judged.right[r]) and len(self._judged.wrong[r])]
-        chosen: dict[str, tuple[Sequence[int], Shown, str]] = {
+        chosen: dict[str, tuple[Sequence[int], _Shown, str]] = {
             "none": (every, [[] for _ in every], "none"),
             "retrieved": (every, self._retrieved(most), "live retrieval by the record's text"),
             "right": (have, self._drawn(have, self._judged.right, most), "of the record's subject"),
@@ -225,14 +225,14 @@ class HeldOutExam(Exam):
     def _own(self, rows: Sequence[int]) -> list[list[int]]:
         return [self._judged.own[row] for row in rows]
 
-    def _retrieved(self, k: int) -> Shown:
+    def _retrieved(self, k: int) -> _Shown:
         """The best `k` documents by each record's text, never with its own image."""
         if not k:
             return [[] for _ in self._records]
         texts = [record.text for record in self._records]
         return self.generator.retrieve(texts=texts, k=k, exclude=self._judged.own)
 
-    def _drawn(self, rows: Sequence[int], among: Sequence[np.ndarray], most: int) -> Shown:
+    def _drawn(self, rows: Sequence[int], among: Sequence[np.ndarray], most: int) -> _Shown:
         """Documents of the bank that are drawn from those of each record."""
         chosen = [drawn_rows(among[row], most, self.seed, row) for row in rows]
         return [[Retrieved(one, 1.0, self.bank.meta(one)) for one in each] for each in chosen]
@@ -291,7 +291,7 @@ class HeldOutExam(Exam):
             self.keep(f"fid.{name}", frechet_score(real, made, self.seed, protocol))
         return values["psnr"]
 
-    def _copied(self, codes: np.ndarray, shown: Shown, k: int, how: str) -> None:
+    def _copied(self, codes: np.ndarray, shown: _Shown, k: int, how: str) -> None:
         """How many images repeat a document's, code by code."""
         same = [
             any(

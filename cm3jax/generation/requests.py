@@ -33,7 +33,7 @@ from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 
 ShownDocument = Retrieved | Int[np.ndarray, " _"]
 """A document in front of a prompt: one of the bank, or the vocabulary ids of any other."""
-Documents = Sequence[Sequence[ShownDocument]]
+ShownDocuments = Sequence[Sequence[ShownDocument]]
 """The documents of each prompt, in the order shown."""
 
 
@@ -73,7 +73,7 @@ class RequestBuilder:
         self,
         prompts: Sequence[Prompt],
         config: DecodeConfig,
-        documents: Documents | None = None,
+        documents: ShownDocuments | None = None,
         prompt_ids: Sequence[int] | None = None,
     ) -> list[PromptRequest]:
         """The request of each prompt, after its documents, in the prompts' order.
@@ -212,7 +212,7 @@ class CaptionRequestBuilder(RequestBuilder):
         self,
         prompts: Sequence[Prompt],
         config: DecodeConfig,
-        documents: Documents | None = None,
+        documents: ShownDocuments | None = None,
         prompt_ids: Sequence[int] | None = None,
     ) -> list[PromptRequest]:
         """As `RequestBuilder.build`; `UserError` for documents, and for all but one plain text."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from cm3jax.config import ClipConfig, Experiment
 from cm3jax.errors import UserError
 from cm3jax.interop import fields, folders, processors
-from cm3jax.interop.layout import Key, Kind, Place, imported, match
+from cm3jax.interop.layout import ArrayKind, Key, Place, imported, match
 from cm3jax.io.experiment_json import build
 from cm3jax.retrieval.clip_encoder import CLIP, PIXEL_MEAN, PIXEL_STD, hf_name
 from cm3jax.tokenizers import huggingface
@@ -94,7 +94,7 @@ def convert(source: Path, out: Path) -> list[Key]:
     return report
 
 
-_KERNELS: dict[int, Kind] = {2: "matrix", 4: "convolution"}
+_KERNELS: dict[int, ArrayKind] = {2: "matrix", 4: "convolution"}
 """How HF stores kernels, by their number of axes."""
 
 

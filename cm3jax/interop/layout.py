@@ -14,7 +14,7 @@ import numpy as np
 from cm3jax.errors import UserError
 from cm3jax.io.safetensors_file import Output, Tensor
 
-Kind = Literal["same", "matrix", "convolution", "heads"]
+ArrayKind = Literal["same", "matrix", "convolution", "heads"]
 _FLOATS = ("F32", "BF16", "F16")
 
 
@@ -28,7 +28,7 @@ class Place:
     """Our shape, the axis of layers included."""
     keys: tuple[str, ...]
     """The name there, or one per layer."""
-    kind: Kind = "same"
+    kind: ArrayKind = "same"
     """`matrix`: [in..., out] or [in, out...] here, [out, in] there. `convolution`: [Y, X, in, out],
     or [in, out] for one pixel, here; [out, in, Y, X] there. `heads`: a row per head, or one row for
     all heads there."""

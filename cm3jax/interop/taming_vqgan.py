@@ -16,7 +16,7 @@ import yaml
 from cm3jax.config import Experiment, VocabConfig, VQGANConfig
 from cm3jax.errors import UserError
 from cm3jax.interop import fields, folders, taming
-from cm3jax.interop.layout import Key, Kind, Place, imported, match
+from cm3jax.interop.layout import ArrayKind, Key, Place, imported, match
 from cm3jax.interop.state_dicts import read_state_dict
 from cm3jax.io import safetensors_file
 from cm3jax.io.experiment_json import build
@@ -128,7 +128,7 @@ def vqgan_places(config: VQGANConfig, prefix: str = "", decoder: bool = True) ->
     for name, shape in _shapes(config).items():
         kept = decoder or "/decoder/" not in name or "/post_quant_conv/" in name
         if name != _USES and kept:
-            kind: Kind = "convolution" if name.endswith("kernel") else "same"
+            kind: ArrayKind = "convolution" if name.endswith("kernel") else "same"
             found.append(Place(name, shape, (prefix + _foreign_name(name),), kind))
     return found
 

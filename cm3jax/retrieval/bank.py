@@ -34,7 +34,7 @@ from cm3jax.retrieval.bank_files import (
     decode_document,
     key_hash,
 )
-from cm3jax.retrieval.bank_writer import Part, sweep_parts, write_bank
+from cm3jax.retrieval.bank_writer import DocumentBatch, sweep_parts, write_bank
 from cm3jax.retrieval.removed import Removed
 from cm3jax.shapes import Bool, Float, Int
 
@@ -80,7 +80,7 @@ class Bank:
         """
         rows, rest = iter(documents), len(vectors)
 
-        def parts() -> Iterator[Part]:
+        def parts() -> Iterator[DocumentBatch]:
             for first in range(0, max(rest, 1), _SHARD):
                 part = vectors[first : first + _SHARD]
                 taken = list(itertools.islice(rows, len(part)))
@@ -197,7 +197,7 @@ class Bank:
         rows = np.flatnonzero(np.isin(self.key_hashes, hashes))
         return bool(of_rule) or any(self.meta(int(row)).key in removed.keys for row in rows)
 
-    def parts(self, kept: Bool[np.ndarray, " M"]) -> Iterator[Part]:
+    def parts(self, kept: Bool[np.ndarray, " M"]) -> Iterator[DocumentBatch]:
         """The documents of these rows with their vectors, a shard's worth at a time."""
         for first in range(0, max(len(self), 1), _SHARD):
             rows = first + np.flatnonzero(kept[first : first + _SHARD])
@@ -270,7 +270,7 @@ def rewrite(
     write_bank(path, _parts(banks, removed), first["encoder"], first["vocab"], facts)
 
 
-def _parts(banks: Sequence[Bank], removed: Removed) -> Iterator[Part]:
+def _parts(banks: Sequence[Bank], removed: Removed) -> Iterator[DocumentBatch]:
     def covered(document: BankDocument) -> bool:
         return removed.covers(document.key, document.source, document.licence)
 

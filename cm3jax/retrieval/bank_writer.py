@@ -25,7 +25,7 @@ from cm3jax.retrieval.bank_files import (
 from cm3jax.retrieval.removed import Removed
 from cm3jax.shapes import Float
 
-Part = tuple[Sequence[BankDocument], Float[np.ndarray, "M E"]]
+DocumentBatch = tuple[Sequence[BankDocument], Float[np.ndarray, "M E"]]
 """Some documents and their unit vectors."""
 _SOURCE = "source"
 
@@ -159,7 +159,7 @@ class BankWriter:
 
 def write_bank(
     path: epath.PathLike,
-    parts: Iterable[Part],
+    parts: Iterable[DocumentBatch],
     encoder_fingerprint: str,
     vocab_fingerprint: str,
     facts: dict[str, Any] | None = None,

@@ -12,7 +12,7 @@ from cm3jax.io.folders import settle
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import SAVED, SAVED_TRAINING
 from cm3jax.retrieval.exact import ExactIndex
-from cm3jax.retrieval.interface import Index, Neighbours, Queries
+from cm3jax.retrieval.interface import Index, Neighbours, QueryVectors
 from cm3jax.retrieval.milvus import MilvusIndex, forget
 from cm3jax.retrieval.scann import ScannIndex, saved_files
 from cm3jax.shapes import Float
@@ -20,12 +20,12 @@ from cm3jax.shapes import Float
 SHARD = 1 << 24
 """Documents of one ScaNN index; a larger bank has several."""
 _EXACT_UP_TO = 100_000
-Kind = Literal["auto", "exact", "scann", "milvus"]
-Ask = Callable[[], Queries]
+IndexKind = Literal["auto", "exact", "scann", "milvus"]
+Ask = Callable[[], QueryVectors]
 """Makes the queries that a new ScaNN index chooses its effort by; called only to build one."""
 
 
-def _no_queries() -> Queries:
+def _no_queries() -> QueryVectors:
     return {}
 
 
@@ -52,12 +52,12 @@ def training_index(bank: Bank, config: RetrievalConfig, ask: Ask = _no_queries) 
     return _load(saved, vectors)
 
 
-def _is_scann(size: int, kind: Kind) -> bool:
+def _is_scann(size: int, kind: IndexKind) -> bool:
     """Whether ScaNN searches a bank of `size` documents."""
     return kind == "scann" or (kind != "exact" and size > _EXACT_UP_TO)
 
 
-def open_index(bank: Bank, kind: Kind = "auto", address: str = "") -> Index:
+def open_index(bank: Bank, kind: IndexKind = "auto", address: str = "") -> Index:
     """The index of a bank: a saved ScaNN index where `keep_index` left one.
 
     `address` is that of a Milvus server, for the kind `milvus`.

@@ -8,7 +8,7 @@ import numpy as np
 
 from cm3jax.shapes import Float, Int
 
-Queries = Mapping[str, Float[np.ndarray, "_ E"]]
+QueryVectors = Mapping[str, Float[np.ndarray, "_ E"]]
 """Unit vectors to ask with, by kind: texts, images, pairs of both."""
 
 

@@ -22,7 +22,7 @@ from cm3jax.io.files import digest, write_json
 from cm3jax.io.folders import delete, hold, read_whole, scratch, settle, swap
 from cm3jax.io.typed_json import read_fields
 from cm3jax.retrieval.exact import ExactIndex
-from cm3jax.retrieval.interface import Neighbours, Queries, found_of
+from cm3jax.retrieval.interface import Neighbours, QueryVectors, found_of
 from cm3jax.shapes import Float
 
 _log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class ScannIndex:
     def build(
         cls,
         vectors: Float[np.ndarray, "M E"],
-        queries: Queries | None = None,
+        queries: QueryVectors | None = None,
         recall: float = 0.95,
     ) -> "ScannIndex":
         """Train tree and codes on the vectors, index them, and choose the effort for a recall.
@@ -151,7 +151,7 @@ class ScannIndex:
         ids, scores = (np.take_along_axis(part, order, axis=1) for part in (ids, scores))
         return Neighbours(ids.astype(np.int64), scores.astype(np.float32))
 
-    def _choose(self, queries: Queries, best: dict[str, Neighbours], wanted: float) -> Effort:
+    def _choose(self, queries: QueryVectors, best: dict[str, Neighbours], wanted: float) -> Effort:
         """The least effort by the bytes that it reads, or the most where none is enough."""
         leaves = [*(n for n in _LEAVES if n < _leaves(self.size)), _leaves(self.size)]
         efforts = sorted(itertools.product(leaves, _CANDIDATES), key=self._bytes_read)

@@ -34,10 +34,10 @@ class Image:
 
 
 Segment = Text | Image
-Document = tuple[Segment, ...]
+DocumentSegments = tuple[Segment, ...]
 
 
-def render(document: Document, vocab: Vocab) -> Int[np.ndarray, " L"]:
+def render(document: DocumentSegments, vocab: Vocab) -> Int[np.ndarray, " L"]:
     """Ids of a document: its segments with one `<break>` between two, int32.
 
     Raises `ValueError` on an empty segment, a code or piece outside its tokenizer, or an image
@@ -60,7 +60,7 @@ def render(document: Document, vocab: Vocab) -> Int[np.ndarray, " L"]:
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 
 
-def parse(ids: Sequence[int] | Int[np.ndarray, " L"], vocab: Vocab) -> Document:
+def parse(ids: Sequence[int] | Int[np.ndarray, " L"], vocab: Vocab) -> DocumentSegments:
     """The document whose `render` is `ids`; `ValueError` when there is none."""
     ids = np.asarray(ids, np.int32)
     if not len(ids):

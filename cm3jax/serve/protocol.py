@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
 from cm3jax.errors import nearest
 
-Text = Annotated[str, Field(max_length=1 << 20)]
-Key = Annotated[str, Field(min_length=1, max_length=1000)]
-Keys = Annotated[list[Key], Field(max_length=1000)]
+BoundedText = Annotated[str, Field(max_length=1 << 20)]
+DocumentKey = Annotated[str, Field(min_length=1, max_length=1000)]
+DocumentKeys = Annotated[list[DocumentKey], Field(max_length=1000)]
 Factor = Annotated[float, Field(ge=-1e6, le=1e6)]
 """A factor on float32 scores, which stay finite."""
-Factors = Annotated[dict[Key, Factor], Field(max_length=1000)]
+Factors = Annotated[dict[DocumentKey, Factor], Field(max_length=1000)]
 
 
 class Body(BaseModel):
@@ -27,8 +27,8 @@ class Body(BaseModel):
 class DocumentField(Body):
     """A document in front of a prompt: one of the bank by its key, or a text, an image or both."""
 
-    key: Key | None = None
-    text: Text | None = None
+    key: DocumentKey | None = None
+    text: BoundedText | None = None
     image: str | None = None
     """`data:image/png;base64,…`, or the base64 text only."""
 
@@ -53,7 +53,7 @@ class Options(Body):
     """Leave out documents that score below this; by default the run's own floor."""
     documents: list[DocumentField] | Json[list[DocumentField]] = []
     """Documents shown before those that are retrieved."""
-    exclude: Keys | Json[Keys] = []
+    exclude: DocumentKeys | Json[DocumentKeys] = []
     """Keys that must not be retrieved."""
     weigh: Factors | Json[Factors] = {}
     """Factors of documents' scores, by key."""
@@ -64,7 +64,7 @@ class Options(Body):
 class ImageBody(Options):
     """`/v1/images/generations`; with uploads, the fields of `/v1/images/edits`."""
 
-    prompt: Text
+    prompt: BoundedText
     size: str | None = None
     """`auto`, or the one size that the model draws."""
     partial_images: int | None = Field(None, ge=0, le=64)
@@ -81,7 +81,7 @@ class TextPart(Body):
     """A text of a message."""
 
     type: Literal["text"]
-    text: Text
+    text: BoundedText
 
 
 class ImageUrl(Body):
@@ -103,7 +103,9 @@ class Message(Body):
     """A message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] | None = None
+    content: (
+        BoundedText | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] | None
+    ) = None
     name: str | None = None
 
 
@@ -121,7 +123,7 @@ class ChatBody(Options):
     task: str | None = None
     """`caption`, `document`, or a task of instruction tuning; by default what the messages look
     like."""
-    fields: dict[str, Text] = {}
+    fields: dict[str, BoundedText] = {}
     """Further inputs of the task, such as `options` of `science`."""
     max_tokens: int | None = Field(None, ge=2)
     max_completion_tokens: int | None = Field(None, ge=2)

@@ -38,7 +38,7 @@ from cm3jax.shapes import RgbImage
 from cm3jax.tasks import TASKS
 from cm3jax.tasks.task import ANSWER, Task, fields, fill
 
-Part = str | RgbImage | Mark
+_Part = str | RgbImage | Mark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,7 @@ class BodyReader:
             parts.append(self._from_base64(document.image, f"documents.{place}.image"))
         return self._generator.as_shown(Document(*parts))
 
-    def _parts(self, messages: Sequence[Message]) -> Iterator[Part]:
+    def _parts(self, messages: Sequence[Message]) -> Iterator[_Part]:
         """Texts, images and marks of all messages, in order."""
         characters = pictures = 0
         for place, message in enumerate(messages):
@@ -183,7 +183,7 @@ class BodyReader:
             )
 
 
-def _notation(text: str) -> Iterator[Part]:
+def _notation(text: str) -> Iterator[_Part]:
     for part in parse_prompt(text):
         if isinstance(part, ImagePath):
             raise UserError(
@@ -203,7 +203,7 @@ def _guidance(given: float | tuple[float, float], wanted: Wanted) -> dict:
     return {"guidance_scale": given, "contrast": "none"}
 
 
-def _chat_prompt(parts: list[Part], body: ChatBody) -> Prompt:
+def _chat_prompt(parts: list[_Part], body: ChatBody) -> Prompt:
     texts = [part for part in parts if isinstance(part, str)]
     pictures = [part for part in parts if isinstance(part, np.ndarray)]
     if not texts and not pictures:
@@ -220,7 +220,7 @@ def _chat_prompt(parts: list[Part], body: ChatBody) -> Prompt:
     return _task_prompt(_known(task), texts[-1:], pictures[-1:], body.fields)
 
 
-def _usual_task(parts: list[Part]) -> str:
+def _usual_task(parts: list[_Part]) -> str:
     """What messages that name no task look like."""
     masks = sum(part is Mark.MASK for part in parts)
     infills = sum(part is Mark.INFILL for part in parts)
@@ -273,13 +273,13 @@ def _task_prompt(
         raise UserError(f"the task {task.name}: {error}.") from None
     if task.name == "editing":
         return edit_prompt(values["image"], values["instruction"])
-    parts: list[Part] = [p for p in filled.parts if isinstance(p, str | np.ndarray | Mark)]
+    parts: list[_Part] = [p for p in filled.parts if isinstance(p, str | np.ndarray | Mark)]
     before, after = parts[: filled.answer.start], parts[filled.answer.stop :]
     if after or before[-1] is not Mark.BREAK:
         return Prompt(_segments([*before, Mark.MASK, *after]), Wanted.MASKED)
     return Prompt(_segments(before), Wanted.DOCUMENT if task.name == "story" else Wanted.PICTURE)
 
 
-def _segments(parts: Sequence[Part]) -> Segments:
+def _segments(parts: Sequence[_Part]) -> Segments:
     """Parts as segments: texts and the masks between them are one."""
     return segments_of(Shown(part) if isinstance(part, np.ndarray) else part for part in parts)

@@ -31,10 +31,10 @@ TASKS: dict[str, Task] = {
 }
 """By name, as commands take them."""
 
-Reader = Callable[[epath.Path, str], Iterator[Case | Skipped]]
+CaseReader = Callable[[epath.Path, str], Iterator[Case | Skipped]]
 """The cases of a split, `train` or `validation`, of a data set in a folder."""
 
-READERS: dict[str, Reader] = {
+READERS: dict[str, CaseReader] = {
     "instruct_pix2pix": editing.instruct_pix2pix,
     "coco_canny": structure.coco_canny,
     "coco_scribble": structure.coco_scribble,

@@ -42,12 +42,12 @@ class Overlay:
     over: epath.Path
 
 
-Picture: TypeAlias = np.ndarray | epath.Path | Derived | Overlay
+CasePicture: TypeAlias = np.ndarray | epath.Path | Derived | Overlay
 """Pixels, uint8 [Y, X, 3], the file that has them, or what is computed from one or drawn over it.
 """
-Value: TypeAlias = str | Picture | tuple[str | Picture, ...]
+Value: TypeAlias = str | CasePicture | tuple[str | CasePicture, ...]
 """The value of a field: a text, an image, or the segments of a story."""
-Part: TypeAlias = str | Picture | Mark
+Part: TypeAlias = str | CasePicture | Mark
 """A part of a filled template: text, image or `<break>`."""
 
 _FIELD = re.compile(r"\{(\w+)\}|(<break>)")

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from cm3jax.emblems import prompts
-from cm3jax.emblems.probe_prompts import Kind
+from cm3jax.emblems.probe_prompts import ProbeKind
 from cm3jax.evaluate.fid import Frechet, Moments
 from cm3jax.evaluate.protocol import Protocol, Score
 from cm3jax.shapes import Float, UInt8
@@ -18,7 +18,7 @@ REFERENCE = 2000
 class Distance:
     """The distance to true images of a kind of prompts, of which none is asked."""
 
-    def __init__(self, bench: Bench, kind: Kind):
+    def __init__(self, bench: Bench, kind: ProbeKind):
         asked = bench.seeds * bench.prompts
         every = prompts(kind, asked + REFERENCE, size=bench.size)
         self._say, self._encode = bench.say, bench.generator.encoder.encode_images

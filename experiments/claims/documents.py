@@ -10,7 +10,7 @@ import numpy as np
 from cm3jax.emblems import confirms_batch, read_batch
 from cm3jax.emblems.looks import MEMORY_ONLY, Catalogue, catalogue
 from cm3jax.emblems.patches import QUARTERS
-from cm3jax.emblems.probe_prompts import Kind
+from cm3jax.emblems.probe_prompts import ProbeKind
 from cm3jax.evaluate.protocol import Score
 from cm3jax.evaluate.results import Cell, Chosen, Figure
 from cm3jax.generation.requests import ShownDocument
@@ -28,7 +28,7 @@ COUNTS = (0, 1, 2)
 """Documents at test."""
 PAPER_FID = (10.82, 5.78, 4.88)
 """CM3Leon-7B's on MS-COCO with each number of documents (table 1)."""
-KINDS: dict[str, tuple[Kind, str]] = {
+KINDS: dict[str, tuple[ProbeKind, str]] = {
     "one": ("heldout", "one emblem"),
     "two": ("heldout_pair", "two emblems"),
 }

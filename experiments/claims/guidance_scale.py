@@ -6,7 +6,7 @@ import numpy as np
 
 from cm3jax.emblems import confirms_batch
 from cm3jax.emblems.patches import QUARTERS
-from cm3jax.emblems.probe_prompts import Kind
+from cm3jax.emblems.probe_prompts import ProbeKind
 from cm3jax.evaluate.protocol import Score
 from cm3jax.report.plots import Plot, Point
 from experiments.claims.claim import Measured, Row, Scores, Target
@@ -15,7 +15,7 @@ from experiments.claims.harness import Bench, content
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
 TEMPERATURE = 1.0
-_KIND: Kind = "heldout_pair"
+_KIND: ProbeKind = "heldout_pair"
 _DOCUMENTS = 2
 
 

@@ -15,13 +15,13 @@ from cm3jax.data.prepare import prepare_bank
 from cm3jax.data.shard_jobs import SplitJob
 from cm3jax.data.tokenize import Tools
 from cm3jax.emblems import ProbePrompt, prompts
-from cm3jax.emblems.probe_prompts import Kind
+from cm3jax.emblems.probe_prompts import ProbeKind
 from cm3jax.evaluate.exam import Examinee, contents
 from cm3jax.evaluate.protocol import PromptSet, Protocol, Score, stamp, wilson
 from cm3jax.evaluate.results import Cell
 from cm3jax.generation.answers import image_of
 from cm3jax.generation.generator import Generator
-from cm3jax.generation.requests import Documents
+from cm3jax.generation.requests import ShownDocuments
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.sequence.document import Image, Text, render
@@ -122,7 +122,7 @@ class Bench:
         moved = dataclasses.replace(experiment, seed=dataset, data=data)
         return prepare_bank(SplitJob(moved, "bank"), tools, self.say)
 
-    def asked(self, kind: Kind, dataset: int = 0) -> list[list[ProbePrompt]]:
+    def asked(self, kind: ProbeKind, dataset: int = 0) -> list[list[ProbePrompt]]:
         """The prompts of every seed, none twice."""
         every = prompts(kind, self.seeds * self.prompts, dataset, self.size)
         return [every[i : i + self.prompts] for i in range(0, len(every), self.prompts)]
@@ -139,7 +139,7 @@ class Bench:
     def draw(
         self,
         texts: Sequence[str],
-        documents: Documents | None,
+        documents: ShownDocuments | None,
         seed: int,
         decode: DecodeConfig | None = None,
     ) -> UInt8[np.ndarray, "B Y X 3"]:

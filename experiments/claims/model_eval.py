@@ -19,7 +19,7 @@ from cm3jax.evaluate.chance import of_another_answer
 from cm3jax.evaluate.protocol import Protocol, Score
 from cm3jax.generation.answers import image_of
 from cm3jax.generation.prompts import caption_prompt, infill_prompt, picture_prompt
-from cm3jax.generation.requests import Documents, PromptRequest
+from cm3jax.generation.requests import PromptRequest, ShownDocuments
 from cm3jax.retrieval.retriever import Retrieved
 from cm3jax.shapes import Float, Int, UInt8
 from experiments.claims.harness import Bench, content
@@ -125,7 +125,7 @@ class ModelEval:
             self._mean(f"nats.{name}", kind, whole, "the picture's codes", count)
 
     def _of_pictures(
-        self, asked: Sequence[ProbePrompt], shown: Documents | None
+        self, asked: Sequence[ProbePrompt], shown: ShownDocuments | None
     ) -> list[Float[np.ndarray, " codes"]]:
         """Nats of each code of each prompt's image."""
         generator = self.bench.generator

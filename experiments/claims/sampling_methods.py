@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cm3jax.emblems import confirms_batch
-from cm3jax.emblems.probe_prompts import Kind
+from cm3jax.emblems.probe_prompts import ProbeKind
 from cm3jax.evaluate.chance import of_another_answer
 from cm3jax.evaluate.protocol import Score
 from cm3jax.generation.answers import image_of
@@ -27,7 +27,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "cdk": ("CD-K, k 8, alpha 0.5", {"contrast": "all"}),
     "half": ("half top-p, half CD-K", {"contrast": "half", "top_p": 0.8}),
 }
-_KIND: Kind = "scene"
+_KIND: ProbeKind = "scene"
 _PART = 2
 """Every so-many-th prompt is asked: each one is drawn eight times in five ways."""
 

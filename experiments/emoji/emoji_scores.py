@@ -15,7 +15,7 @@ from cm3jax.config import CacheType, MeshConfig, WeightType
 from cm3jax.emoji.builder import open_examples
 from cm3jax.emoji.draw import window
 from cm3jax.emoji.looks import GRID, SIDES
-from cm3jax.emoji.prompts import EmojiPrompt, Kind, emoji_prompts
+from cm3jax.emoji.prompts import EmojiKind, EmojiPrompt, emoji_prompts
 from cm3jax.emoji.reader import EmojiReader
 from cm3jax.emoji.scene import Placed, caption_names
 from cm3jax.evaluate import chance
@@ -24,7 +24,7 @@ from cm3jax.evaluate.results import Cell
 from cm3jax.generation.answers import image_of
 from cm3jax.retrieval.bank import BankDocument
 
-_SPLITS: dict[Kind, str] = {
+_SPLITS: dict[EmojiKind, str] = {
     "heldout": "things that training never shows, in scenes that no document shows",
     "flag": "flags that training never shows, in scenes that no document shows",
     "style": "a style that training never shows of its thing, in scenes that no document shows",
@@ -64,7 +64,7 @@ class EmojiExam(Exam):
         self._examples = open_examples(data.raw, examinee.experiment.seed, data.image_size)
         self._reader = EmojiReader(self._examples.catalogue, data.image_size)
         self._count = count
-        self._asked: dict[Kind, Questions[EmojiPrompt]] = {}
+        self._asked: dict[EmojiKind, Questions[EmojiPrompt]] = {}
 
     def take(self, documents: Sequence[int] = (0, 1, 2)) -> None:
         """All scores, with these numbers of retrieved documents."""
@@ -73,13 +73,13 @@ class EmojiExam(Exam):
         nouns = [prompt.scene.things[0].noun for prompt in heldout.items]
         self.find("heldout.hit_2", heldout, nouns, "the bank's subjects")
         self.find_looks("heldout")
-        for kind in get_args(Kind):
+        for kind in get_args(EmojiKind):
             self.draw_with_retrieved(kind, documents)
         self.draw_with_chosen("heldout")
         self.infill("heldout")
         self.caption("heldout")
 
-    def find_looks(self, kind: Kind) -> None:
+    def find_looks(self, kind: EmojiKind) -> None:
         """Whether one of the two best documents by text shows the prompt's thing in its style and
         size: only from such a one can its codes be copied."""
         asked, held = self._questions(kind), self._documents_by_look()
@@ -94,7 +94,7 @@ class EmojiExam(Exam):
         name = f"{kind}.hit_2_look.text"
         self.score(name, right, guessed, asked.prompts, reader, given, drawn=False)
 
-    def draw_with_retrieved(self, kind: Kind, numbers: Sequence[int]) -> None:
+    def draw_with_retrieved(self, kind: EmojiKind, numbers: Sequence[int]) -> None:
         """Images with live documents in front."""
         asked = self._questions(kind)
         cells: list[list[Cell]] = [[] for _ in asked.items]
@@ -107,7 +107,7 @@ class EmojiExam(Exam):
         truth = [Cell.of("as it should be", prompt.image) for prompt in asked.items]
         self.show(kind, right, asked.texts, lambda place: (*cells[place], truth[place]))
 
-    def draw_with_chosen(self, kind: Kind) -> None:
+    def draw_with_chosen(self, kind: EmojiKind) -> None:
         """The controls: documents chosen by name, of the size that the prompt asks for."""
         asked = self._questions(kind)
         held = self._documents_by_look()
@@ -132,7 +132,7 @@ class EmojiExam(Exam):
         how = "chosen by name: one of the thing and one of another, either first"
         self._draw(f"{kind}.right_and_wrong", asked, Given(both, 2, how))
 
-    def infill(self, kind: Kind) -> None:
+    def infill(self, kind: EmojiKind) -> None:
         """The thing drawn again in its masked place, from the caption, what is around it, and a
         document chosen by name.
         """
@@ -147,7 +147,7 @@ class EmojiExam(Exam):
         filled = np.stack([image_of(group[0]) for group in found])
         self._judge(f"{kind}.infill", filled, asked, given)
 
-    def caption(self, kind: Kind) -> None:
+    def caption(self, kind: EmojiKind) -> None:
         """Names of things in images, told with the two documents that the image finds."""
         asked = self._questions(kind)
         for count in (0, 2):
@@ -162,7 +162,7 @@ class EmojiExam(Exam):
 
     # ------------------------------------------------------------------------------------ parts
 
-    def _questions(self, kind: Kind) -> Questions[EmojiPrompt]:
+    def _questions(self, kind: EmojiKind) -> Questions[EmojiPrompt]:
         if kind not in self._asked:
             seed, size = self._examples.seed, self._examples.size
             prompts = emoji_prompts(self._examples, kind, self._count)

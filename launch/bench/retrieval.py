@@ -24,7 +24,7 @@ import numpy as np
 
 from cm3jax.errors import UserError
 from cm3jax.retrieval.exact import ExactIndex
-from cm3jax.retrieval.interface import Queries
+from cm3jax.retrieval.interface import QueryVectors
 from cm3jax.retrieval.scann import ScannIndex
 from cm3jax.shapes import Float, Int
 
@@ -51,8 +51,8 @@ class Vectors:
     """A bank's vectors, and queries by kind (`text`, `image`, `both`) in two sets."""
 
     documents: Float[np.ndarray, "M E"]
-    scored: Queries
-    tuning: Queries
+    scored: QueryVectors
+    tuning: QueryVectors
 
 
 def clip_like(documents: int, queries: int, tuning: int, seed: int) -> Vectors:
@@ -165,7 +165,7 @@ def bench_retrieval(options: argparse.Namespace) -> dict[str, Any]:
     return answer | {"seconds": time.perf_counter() - begun}
 
 
-def _recall(search: Search, scored: Queries, truth: dict[str, np.ndarray]) -> dict[str, float]:
+def _recall(search: Search, scored: QueryVectors, truth: dict[str, np.ndarray]) -> dict[str, float]:
     """By kind of query."""
     found = {kind: search(queries)[:, :, None] for kind, queries in scored.items()}
     return {k: float((ids == truth[k][:, None]).any(1).mean()) for k, ids in found.items()}
@@ -257,7 +257,9 @@ class _Setting:
         return self.index.search(queries, K)[1]
 
 
-def _equal(index: Any, scored: Queries, truth: dict[str, np.ndarray], lowest: float) -> _Setting:
+def _equal(
+    index: Any, scored: QueryVectors, truth: dict[str, np.ndarray], lowest: float
+) -> _Setting:
     """FAISS's fastest setting whose recall by every kind of query is at least `lowest`; its best
     where none is."""
     mixed = np.concatenate(list(scored.values()))

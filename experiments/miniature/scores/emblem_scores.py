@@ -16,7 +16,7 @@ from cm3jax.checkpoint import load_run
 from cm3jax.config import CacheType, MeshConfig, WeightType
 from cm3jax.emblems import ProbePrompt, Scene, confirms_batch, prompts, tells
 from cm3jax.emblems.patches import QUARTERS
-from cm3jax.emblems.probe_prompts import Kind
+from cm3jax.emblems.probe_prompts import ProbeKind
 from cm3jax.errors import UserError
 from cm3jax.evaluate import chance
 from cm3jax.evaluate.exam import NOTHING, Exam, Examinee, Given, Questions
@@ -30,7 +30,7 @@ from cm3jax.training import metrics
 LOOK_CHANCE = 1 / QUARTERS**4
 """Chance of guessing one emblem's look."""
 
-_SPLITS: dict[Kind, str] = {
+_SPLITS: dict[ProbeKind, str] = {
     "scene": "scenes that no other split shows",
     "heldout": "memory-only emblems, at places and in scenes that no document shows",
     "heldout_pair": "two memory-only emblems each, in scenes that no document shows",
@@ -101,11 +101,11 @@ class _EmblemExam(Exam):
         self._data_seed = examinee.experiment.seed
         self._size = examinee.experiment.vqgan.image_size
         self._count = count
-        self._asked: dict[Kind, Questions[ProbePrompt]] = {}
+        self._asked: dict[ProbeKind, Questions[ProbePrompt]] = {}
         self._with_documents: list[Generated] = []
         self.pictures: list[np.ndarray] = []
 
-    def require_documents(self, kind: Kind) -> None:
+    def require_documents(self, kind: ProbeKind) -> None:
         """Raise `UserError` unless the bank has a pair of text and image of every emblem."""
         asked = {prompt.scene.names[0] for prompt in self._questions(kind).items}
         if missing := sorted(asked - self._pairs_by_emblem().keys()):
@@ -114,7 +114,7 @@ class _EmblemExam(Exam):
                 "prompts name; give a whole one with --bank."
             )
 
-    def draw_emblems(self, kind: Kind, name: str, guessed: float) -> None:
+    def draw_emblems(self, kind: ProbeKind, name: str, guessed: float) -> None:
         """Images with 0, 1 and 2 live documents in front."""
         asked = self._questions(kind)
         every = [self.retrieve(count, asked) for count in (0, 1, 2)]
@@ -140,7 +140,7 @@ class _EmblemExam(Exam):
 
         self.show(name, right[-1], asked.texts, cells)
 
-    def draw_with_a_distractor(self, kind: Kind, name: str) -> None:
+    def draw_with_a_distractor(self, kind: ProbeKind, name: str) -> None:
         """The control: a document that shows the emblem beside one that doesn't, either first."""
         asked = self._questions(kind)
         pairs = self._pairs_by_emblem()
@@ -154,7 +154,7 @@ class _EmblemExam(Exam):
         _, verdicts = self._draw(asked, given)
         self._score(name, verdicts, LOOK_CHANCE, asked, given)
 
-    def draw_scenes(self, kind: Kind, name: str) -> None:
+    def draw_scenes(self, kind: ProbeKind, name: str) -> None:
         """Images without emblems and without documents."""
         asked = self._questions(kind)
         drawn, right = self._draw(asked, NOTHING)
@@ -169,7 +169,7 @@ class _EmblemExam(Exam):
             ),
         )
 
-    def caption(self, kind: Kind, name: str) -> None:
+    def caption(self, kind: ProbeKind, name: str) -> None:
         """Captions by infilling."""
         asked = self._questions(kind)
         texts = self.captions(asked)
@@ -186,7 +186,7 @@ class _EmblemExam(Exam):
             ),
         )
 
-    def infill(self, kind: Kind, name: str) -> None:
+    def infill(self, kind: ProbeKind, name: str) -> None:
         """The lower half drawn again, from the caption and the upper half."""
         asked = self._questions(kind)
         images = asked.images
@@ -209,13 +209,13 @@ class _EmblemExam(Exam):
             ),
         )
 
-    def find_emblems(self, kind: Kind, name: str) -> None:
+    def find_emblems(self, kind: ProbeKind, name: str) -> None:
         """Whether the two best documents hold an image of the prompt's emblem."""
         asked = self._questions(kind)
         emblems = [prompt.scene.names[0] for prompt in asked.items]
         self.find(name, asked, emblems, "the emblems that the bank knows its pictures to show")
 
-    def read_reconstructions(self, kind: Kind, name: str) -> None:
+    def read_reconstructions(self, kind: ProbeKind, name: str) -> None:
         """What the image tokenizer loses."""
         asked = self._questions(kind)
         right = confirms_batch(self.reconstruct(asked), [prompt.scene for prompt in asked.items])
@@ -232,7 +232,7 @@ class _EmblemExam(Exam):
         given = Given(retrieved=2, how="all pictures drawn with documents, live and chosen")
         self._score(name, copied, 0.0, self._questions("heldout"), given, "equal codes")
 
-    def _questions(self, kind: Kind) -> Questions[ProbePrompt]:
+    def _questions(self, kind: ProbeKind) -> Questions[ProbePrompt]:
         if kind not in self._asked:
             name = f"emblems {kind}, dataset seed {self._data_seed}, {self._size} pixels"
             asked = prompts(kind, self._count, self._data_seed, self._size)

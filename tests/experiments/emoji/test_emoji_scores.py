@@ -11,7 +11,7 @@ from cm3jax.data.sources import RawRecord
 from cm3jax.data.tokenize import Tools, tokenise
 from cm3jax.emoji import looks
 from cm3jax.emoji.builder import MANUAL, open_examples
-from cm3jax.emoji.prompts import Kind
+from cm3jax.emoji.prompts import EmojiKind
 from cm3jax.evaluate.protocol import scores_from_json, scores_to_json
 from cm3jax.learners import clip as clip_learner
 from cm3jax.model.decoder import Decoder
@@ -86,7 +86,7 @@ def test_every_score_has_its_count_chance_and_documents(run):
         "heldout.hit_2.text",
         "heldout.hit_2.image",
         "heldout.hit_2_look.text",
-        *(f"{kind}.docs_{k}" for kind in get_args(Kind) for k in (0, 2)),
+        *(f"{kind}.docs_{k}" for kind in get_args(EmojiKind) for k in (0, 2)),
         "heldout.same_style",
         "heldout.across_styles",
         "heldout.right_and_wrong",
@@ -103,4 +103,4 @@ def test_every_score_has_its_count_chance_and_documents(run):
     assert exam.scores["pair.docs_0.name"].chance == pytest.approx(9.0**-2)
     assert exam.scores["heldout.right_and_wrong.name"].protocol.retrieved == 2
     figures = [figure.kind for figure in exam.figures]
-    assert set(figures) == set(get_args(Kind))
+    assert set(figures) == set(get_args(EmojiKind))
