@@ -63,14 +63,18 @@ def _nothing(_: TrainState) -> Sequence[Illustration]:
 
 
 def train(
-    learner: Learner, illustrate: Illustrator = _nothing, resume_with_changes: bool = False
+    learner: Learner,
+    illustrate: Illustrator = _nothing,
+    resume_with_changes: bool = False,
+    preemption: distributed.Preemption | None = None,
 ) -> TrainState:
     """Train until `train.steps`, or until SIGTERM, and return the state, which is saved.
 
     Starts from the run directory's newest complete checkpoint, else from the parameters of
     `init_from`, else from scratch, and says which. The report is written at validations and at the
     end; a run that was killed between its last checkpoint and its report gets it from its next
-    life. Raises `UserError` when another process trains in the run directory, when the loss stops
+    life. `preemption` tells whether SIGTERM came, even when all was done but the report. Raises
+    `UserError` when another process trains in the run directory, when the loss stops
     being a number (the batch is kept beside the checkpoints), when a checkpoint cannot be written,
     belongs to another model or vocabulary or, unless `resume_with_changes`, was made with other
     options that decide what is trained.
@@ -90,7 +94,7 @@ def train(
         Watchdog(experiment.train.watchdog_seconds) as watchdog,
         Checkpoints(experiment.run_dir, experiment.checkpoint) as checkpoints,
         Progress(experiment.name, experiment.train.steps) as progress,
-        distributed.Preemption() as preemption,
+        preemption or distributed.Preemption() as preemption,
     ):
         layout = plan_layout(learner, mesh)
         data = data_fingerprints(learner.stream, experiment.train.validate_every > 0)

@@ -156,17 +156,20 @@ def trainings(row: Row, options: Options) -> list[Experiment]:
 def train_models(experiments: Sequence[Experiment], say: Callable[[str], None]) -> None:
     """Prepare the data of a claim's models and train them; what is done is not done again.
 
-    Raises `UserError` when a training returns unfinished, as one does that was told to stop.
+    Raises `UserError` when a training returns unfinished, as one does that was told to stop, and
+    when it was told so too late.
     """
     for experiment in experiments:
         tools = make_tools(experiment)
         if not is_prepared(experiment, tools):
             prepare(experiment, tools, say)
-        train_experiment(experiment)
+        stopped = train_experiment(experiment)
         end = epath.Path(experiment.run_dir) / "checkpoints" / str(experiment.train.steps)
         if not end.exists():
             raise UserError(f"{experiment.name} stopped before its end; give the command again.")
         say(f"{experiment.name}: trained")
+        if stopped:
+            raise UserError(f"stopped on request after {experiment.name}; give the command again.")
 
 
 def measure(row: Row, options: Options, results: epath.PathLike = RESULTS, **size: int) -> Result:

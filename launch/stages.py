@@ -25,8 +25,8 @@ class Stage:
     """What it makes."""
     done: Callable[[], bool]
     """Whether that is complete."""
-    run: Callable[[], None]
-    """Makes it, or continues to."""
+    run: Callable[[], bool | None]
+    """Makes it, or continues to; whether it was told to stop meanwhile."""
 
 
 def training(member: Experiment, seconds: int, with_changes: bool = False) -> Stage:
@@ -53,7 +53,7 @@ def run_stages(stages: Sequence[Stage], timings: epath.PathLike) -> None:
     """Run what is not done yet, in order; seconds go to the JSON file `timings`.
 
     After each it says what comes next and how long the rest takes. Raises `UserError` when a stage
-    returns unfinished, as a trainer does that was told to stop.
+    returns unfinished, as a trainer does that was told to stop, and when it was told so too late.
     """
     timings = epath.Path(timings)
     seconds = read_as(dict[str, float], timings, "the timings") if timings.exists() else {}
@@ -64,12 +64,14 @@ def run_stages(stages: Sequence[Stage], timings: epath.PathLike) -> None:
             continue
         print(f"{title}: about {in_words(stage.budget)}, into {stage.path}", flush=True)
         start = time.perf_counter()
-        stage.run()
+        stopped = stage.run()
         if not stage.done():
             raise UserError(f"{stage.name} stopped before its end; give the same command again.")
         seconds[stage.name] = round(time.perf_counter() - start, 1)
         write_json(timings, seconds)
         print(f"{title}: done in {in_words(seconds[stage.name])}{_rest(stages[number:])}")
+        if stopped:
+            raise UserError(f"stopped on request after {stage.name}; give the same command again.")
 
 
 def _rest(stages: Sequence[Stage]) -> str:

@@ -45,15 +45,16 @@ def run(argv: list[str]) -> None:
     train_experiment(experiment, options.resume_with_changes)
 
 
-def train_experiment(experiment: Experiment, resume_with_changes: bool = False) -> None:
-    """Train whatever the experiment is, or continue to."""
+def train_experiment(experiment: Experiment, resume_with_changes: bool = False) -> bool:
+    """Train whatever the experiment is, or continue to; whether SIGTERM told it to stop, which may
+    have come too late to."""
     require_run_folder(experiment.run_dir)  # before anything is read or written
     if experiment.learner == "text_tokenizer":
         from cm3jax.learners.text import train_text_tokenizer
 
         with hold(experiment.run_dir, f"training {experiment.name}"):
             train_text_tokenizer(experiment)
-        return
+        return False
     require_unicode_path(experiment.run_dir, "checkpoints")
     require_named(experiment, ("data.corpus",))
     require_made(experiment, [option for option in inputs(experiment) if option in PARTS])
@@ -61,7 +62,9 @@ def train_experiment(experiment: Experiment, resume_with_changes: bool = False) 
     with hold(experiment.run_dir, f"training {experiment.name}"), naming_commands(experiment, True):
         partition.find_devices(experiment.mesh.platform)  # before the data is read
         learner = make_learner(experiment)
-        train(learner, make_illustrator(learner), resume_with_changes)
+        preemption = distributed.Preemption()
+        train(learner, make_illustrator(learner), resume_with_changes, preemption)
+        return preemption.noticed
 
 
 def make_learner(experiment: Experiment) -> Learner:

@@ -18,6 +18,7 @@ from cm3jax.errors import UserError
 from cm3jax.report.run_page import is_reported
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.train import make_train_step, train
+from cm3jax.training.distributed import Preemption
 from cm3jax.training.loss import Mean
 from cm3jax.training.metrics import read_metrics
 from cm3jax.training.state import plan_layout
@@ -98,6 +99,20 @@ def test_sigterm_saves_and_returns(tmp_path, capsys, monkeypatch):
     assert "stopped on request at step 3" in capsys.readouterr().out
     assert load_run(tmp_path).step == 3
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_sigterm_after_the_last_step_is_told(tmp_path):
+    """Whoever goes on after a training must know of it."""
+
+    def terminated(state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return ()
+
+    short, preemption = TrainConfig(steps=2, validate_every=2), Preemption()
+    config = experiment(tmp_path, train=short)
+    assert int(train(learner(config), terminated, preemption=preemption).step) == 2
+    assert is_reported(tmp_path, 2)
+    assert preemption.noticed
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):

@@ -59,8 +59,11 @@ def from_first(text: str) -> str:
 class Preemption:
     """Notices SIGTERM; a context manager around the training loop."""
 
+    def __init__(self):
+        self.noticed = False
+        """Whether it came; of a run of several processes jax knows."""
+
     def __enter__(self) -> "Preemption":
-        self._terminated = False
         self._several = jax.process_count() > 1
         if not self._several:  # with several, jax's own handler tells all processes
             self._previous = signal.signal(signal.SIGTERM, self._notice)
@@ -71,10 +74,10 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._previous)
 
     def _notice(self, *_) -> None:
-        self._terminated = True
+        self.noticed = True
 
     def requested(self, step: int) -> bool:
         """Whether to save and stop after `step`; the same answer in every process."""
         if self._several:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._terminated
+        return self.noticed

@@ -45,6 +45,17 @@ def test_a_stage_that_stops_before_its_end_stops_the_chain(tmp_path):
     assert log == ["one", "one", "two"]
 
 
+def test_a_stage_that_was_told_to_stop_when_it_was_done_stops_the_chain(tmp_path):
+    log: list[str] = []
+    two = stage(tmp_path / "two", log)
+    told = Stage("one", 1, "one", (tmp_path / "one").exists, lambda: not (tmp_path / "one").touch())
+    with pytest.raises(UserError, match="stopped on request after one; give the same command"):
+        run_stages([told, two], tmp_path / "seconds.json")
+    assert "one" in json.loads((tmp_path / "seconds.json").read_text())
+    run_stages([told, two], tmp_path / "seconds.json")
+    assert log == ["two"]
+
+
 def test_times_in_words():
     assert [in_words(s) for s in (0.2, 59, 600, 9000)] == ["1 s", "59 s", "10 minutes", "2.5 hours"]
 
