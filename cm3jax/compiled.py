@@ -87,8 +87,7 @@ def compile_step(learner: Learner, target: Target) -> Compiled:
     flops = learner.work.flops
     memory, text = hlo.analysed(made)
     traffic = hlo.traffic(text)
-    decodes = experiment.learner in ("decoder", "parti")
-    again = _AGAIN[experiment.model.remat] if decodes else 1.0
+    again = _AGAIN[experiment.model.remat] if experiment.decodes else 1.0
     return Compiled(
         peak=memory.peak_memory_in_bytes,
         arguments=memory.argument_size_in_bytes,

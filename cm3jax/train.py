@@ -83,7 +83,7 @@ def train(
     mesh = partition.make_mesh(experiment.mesh)
     parts, shards = experiment.optim.accumulate, partition.batch_shards(mesh)
     require_divisible(experiment.data.batch, parts, shards)
-    if experiment.learner in ("decoder", "parti"):
+    if experiment.decodes:
         require_attention(experiment.model, mesh)
     require_tracker(experiment.train.tracker)
     require_quantiser(experiment.model.quantised)

@@ -20,7 +20,7 @@ def inputs(experiment: Experiment) -> dict[str, list[str]]:
     An option with an empty list must be given.
     """
     data, lpips = experiment.data, experiment.vqgan_loss.lpips
-    if experiment.learner in ("decoder", "parti") and not data.online:
+    if experiment.decodes and not data.online:
         homes = [mixture_part(name)[0] for name, _ in data.mixture]
         corpora = [f"{home}/corpus" for home in homes] or [data.corpus]
         option = "data.mixture" if homes else "data.corpus"

@@ -101,9 +101,8 @@ def advice(experiment: Experiment, target: Target, made: Compiled) -> list[str]:
 
 def _is_narrow(experiment: Experiment, target: Target, fsdp: int) -> bool:
     """Whether `fsdp` pieces of a decoder's width are too small for a TPU to hide their gathers."""
-    decodes = experiment.learner in ("decoder", "parti")
     tpu = target.accelerator.platform == "tpu"
-    return decodes and tpu and experiment.model.width // fsdp < _LANES
+    return experiment.decodes and tpu and experiment.model.width // fsdp < _LANES
 
 
 def _wider(experiment: Experiment, target: Target) -> Iterator[str]:
@@ -134,8 +133,7 @@ def _more_room(experiment: Experiment, made: Compiled) -> str:
     rows = experiment.data.batch // (
         experiment.mesh.data * experiment.mesh.fsdp * experiment.optim.accumulate
     )
-    decodes = experiment.learner in ("decoder", "parti")
-    if decodes and experiment.model.remat != "full":
+    if experiment.decodes and experiment.model.remat != "full":
         return "try --model.remat full"
     if experiment.learner == "decoder" and rows > 1:
         return (
@@ -210,7 +208,7 @@ def _candidates(experiment: Experiment, target: Target) -> Iterator[tuple[tuple,
 
 
 def _formula_unknown(experiment: Experiment) -> bool:
-    return experiment.learner not in ("decoder", "parti") or experiment.data.online
+    return not experiment.decodes or experiment.data.online
 
 
 def as_text(answer: dict[str, Any]) -> str:

@@ -57,7 +57,7 @@ class Experiment:
                 f"{self.vocab.image_codes}; make them equal.",
             )
         require(
-            self.optim.method == "adamw" or self.learner in ("decoder", "parti"),
+            self.optim.method == "adamw" or self.decodes,
             f"optim.method={self.optim.method} is for the matrices of decoders; a {self.learner} "
             "trains with adamw.",
         )
@@ -150,6 +150,11 @@ class Experiment:
             f"do not fill; change {'model.context' if self.learner == 'decoder' else 'vocab.grid'},"
             " or use model.attention=xla.",
         )
+
+    @property
+    def decodes(self) -> bool:
+        """Whether what is trained decodes ids: a decoder or an encoder-decoder."""
+        return self.learner in ("decoder", "parti")
 
     @property
     def row_length(self) -> int:

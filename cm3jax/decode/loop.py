@@ -258,21 +258,7 @@ class Slots:
     def _admit(self, places: list[int], jobs: list[SlotJob], known: list[list[Known]]) -> None:
         """Bring these jobs into these slots; none is known and they are read, or all are."""
         shape = self._shape
-        count = 1 << (len(jobs) - 1).bit_length()
-        width = 0 if known[0] else shape.width
-        tokens = np.zeros((count, shape.streams, width), np.int32)
-        lengths = np.zeros((count, shape.streams), np.int32)
-        last = np.zeros((count, shape.streams), np.int32)
-        for number, job in enumerate(jobs):
-            for stream, prefix in enumerate(job.request.prefixes):
-                lengths[number, stream], last[number, stream] = len(prefix) - 1, prefix[-1]
-                if width:
-                    tokens[number, stream, : len(prefix) - 1] = prefix[:-1]
-        slots = np.full(count, shape.slots, np.int32)
-        slots[: len(jobs)] = places
-        rows = row_constants(jobs, count, shape, self._vocab)
-        drafts = drafts_of(jobs, count, shape)
-        new = steps.New(tokens, lengths, last, slots, rows, drafts)
+        new = self._joining(places, jobs, 0 if known[0] else shape.width)
         # The suffix is left out, so that one program serves all of its sizes.
         suffix = self._state.cache.suffix
         state = _with_suffix(self._state, ())
@@ -288,11 +274,28 @@ class Slots:
             self._compiled(seconds)
         else:
             there = sum(one.length for each in known for one in each)
-            self._meter.prefilled(seconds, int(lengths.sum()) - there, there)
-        temperatures = rows.temperatures.reshape(count, shape.samples)
+            self._meter.prefilled(seconds, int(new.lengths.sum()) - there, there)
+        temperatures = new.rows.temperatures.reshape(-1, shape.samples)
         for place, job, mine in zip(places, jobs, temperatures, strict=False):
             zeros, none = np.zeros(shape.samples), np.zeros(shape.samples, int)
             self._slots[place] = _Slot(job, [], none, zeros, none, mine)
+
+    def _joining(self, places: list[int], jobs: list[SlotJob], width: int) -> steps.New:
+        """What these slots begin with, padded to a power of 2; tokens of prompts if they are read,
+        `width` of each."""
+        shape = self._shape
+        count = 1 << (len(jobs) - 1).bit_length()
+        tokens = np.zeros((count, shape.streams, width), np.int32)
+        lengths, last = np.zeros((2, count, shape.streams), np.int32)
+        for number, job in enumerate(jobs):
+            for stream, prefix in enumerate(job.request.prefixes):
+                lengths[number, stream], last[number, stream] = len(prefix) - 1, prefix[-1]
+                if width:
+                    tokens[number, stream, : len(prefix) - 1] = prefix[:-1]
+        slots = np.full(count, shape.slots, np.int32)
+        slots[: len(jobs)] = places
+        rows = row_constants(jobs, count, shape, self._vocab)
+        return steps.New(tokens, lengths, last, slots, rows, drafts_of(jobs, count, shape))
 
     def _with_prefixes(
         self, state: steps.State, places: list[int], jobs: list[SlotJob], known: list[list[Known]]

@@ -47,7 +47,7 @@ def write_whole_run(
     of these parts is missing.
     """
     run = load_run(run_dir).kept_as(weights, cache)
-    if run.experiment.learner not in ("decoder", "parti"):
+    if not run.experiment.decodes:
         raise UserError(f"{run_dir} is a run of a {run.experiment.learner}; give a decoder's.")
     _write(run, out)
     text = text_folder(run_dir, run)

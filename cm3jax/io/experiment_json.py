@@ -62,27 +62,11 @@ class _WrongError(Exception):
 
 
 def _build(kind: Any, value: Any, what: str, where: str) -> Any:
+    prefix = f"{where}." if where else ""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise _WrongError
-        hints = typing.get_type_hints(kind)
-        prefix = f"{where}." if where else ""
-        for name in value:
-            if name not in hints:
-                raise UserError(
-                    f"{what} has a field {prefix}{name} that this version does not know; remove it "
-                    "or use the version that wrote it."
-                )
-        fields = {n: build(hints[n], v, what, prefix + n) for n, v in value.items()}
-        for field in dataclasses.fields(kind):
-            if field.name not in fields and field.default is field.default_factory:
-                raise UserError(
-                    f"{what} has no field {prefix}{field.name}; it is damaged, restore it."
-                )
-        return kind(**fields)
+        return _build_dataclass(kind, value, what, prefix)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is dict and isinstance(value, dict):
-        prefix = f"{where}." if where else ""
         return {name: build(args[1], v, what, prefix + name) for name, v in value.items()}
     if origin is tuple and isinstance(value, list | tuple):
         kinds = args[:1] * len(value) if args[1:] == (...,) else args
@@ -93,16 +77,36 @@ def _build(kind: Any, value: Any, what: str, where: str) -> Any:
         if value is None and type(None) in args:
             return None
         return build(next(k for k in args if k is not type(None)), value, what, where)
-    if origin is typing.Literal:
-        fits = value in args
-    elif kind is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = number and (abs(value) <= sys.float_info.max or value in (math.inf, -math.inf))
-    else:
-        fits = type(value) is kind and not (kind is str and _is_broken(value))
-    if not fits:
+    if not _fits(kind, value):
         raise _WrongError
     return float(value) if kind is float else value
+
+
+def _build_dataclass(kind: type, value: Any, what: str, prefix: str) -> Any:
+    if not isinstance(value, dict):
+        raise _WrongError
+    hints = typing.get_type_hints(kind)
+    for name in value:
+        if name not in hints:
+            raise UserError(
+                f"{what} has a field {prefix}{name} that this version does not know; remove it or "
+                "use the version that wrote it."
+            )
+    fields = {n: build(hints[n], v, what, prefix + n) for n, v in value.items()}
+    for field in dataclasses.fields(kind):
+        if field.name not in fields and field.default is field.default_factory:
+            raise UserError(f"{what} has no field {prefix}{field.name}; it is damaged, restore it.")
+    return kind(**fields)
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Whether a value without parts is of a type."""
+    if typing.get_origin(kind) is typing.Literal:
+        return value in typing.get_args(kind)
+    if kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and (abs(value) <= sys.float_info.max or value in (math.inf, -math.inf))
+    return type(value) is kind and not (kind is str and _is_broken(value))
 
 
 def _shown(value: Any) -> str:

@@ -101,28 +101,36 @@ class Retriever:
             return [Found([], []) for _ in queries]
         floor = self.config.relevance_floor if floor is None else floor
         k = min(k, len(self.bank))
-        barred = [list(rows) for rows in exclude or [()] * len(queries)]
-        widest = max(map(len, barred)) or 1
-        padded = np.asarray([rows + [NONE] * (widest - len(rows)) for rows in barred], np.int64)
-        pool = max(self.config.pool, k) + widest
+        excluded = _padded(exclude or [()] * len(queries))
         asked = [self._clauses(text, picture) for text, picture in queries]
         counts = [len(parts) for parts in asked]
         vectors = self.encoder.encode_documents([part for parts in asked for part in parts])
-        every = self._index.search(vectors, pool)
+        every = self._index.search(vectors, max(self.config.pool, k) + excluded.shape[1])
         found = above_floor(every, floor)
         if weights:
             found = self._weigh(found, vectors, weights, floor)
+        shown = self._retrieved(self._choose(found, counts, k, excluded))
+        if all(len(own) == k for own in shown):
+            return [Found(own, []) for own in shown]
+        # What would have been shown without a floor.
+        rest = self._choose(every, counts, k, excluded)
+        below = [
+            sorted(scores[(ids != NONE) & (scores < floor)].tolist(), reverse=True)
+            for ids, scores in zip(rest.ids, rest.scores, strict=True)
+        ]
+        return [Found(own, low[: k - len(own)]) for own, low in zip(shown, below, strict=True)]
 
-        def chosen(found: Neighbours) -> Choice:
-            lists, config = (
-                side_by_side(found, counts),
-                dataclasses.replace(self.config, candidates=k),
-            )
-            parts = (lists, self.bank.vectors, self._pair, config, padded)
-            return select_documents(*parts, cuts=False, queries=max(counts))
+    def _choose(
+        self, found: Neighbours, counts: Sequence[int], k: int, excluded: Int[np.ndarray, "B R"]
+    ) -> Choice:
+        """`k` of the neighbours for each query; `counts` says how many clauses each had."""
+        lists, config = side_by_side(found, counts), dataclasses.replace(self.config, candidates=k)
+        parts = (lists, self.bank.vectors, self._pair, config, excluded)
+        return select_documents(*parts, cuts=False, queries=max(counts))
 
-        choice = chosen(found)
-        shown = [
+    def _retrieved(self, choice: Choice) -> list[list[Retrieved]]:
+        """The chosen documents with what the bank knows of them."""
+        return [
             [
                 Retrieved(int(row), float(score), self.bank.meta(int(row)))
                 for row, score in zip(rows, scores, strict=True)
@@ -130,15 +138,6 @@ class Retriever:
             ]
             for rows, scores in zip(choice.ids, choice.scores, strict=True)
         ]
-        if all(len(own) == k for own in shown):
-            return [Found(own, []) for own in shown]
-        # What would have been shown without a floor.
-        rest = chosen(every)
-        below = [
-            sorted(scores[(ids != NONE) & (scores < floor)].tolist(), reverse=True)
-            for ids, scores in zip(rest.ids, rest.scores, strict=True)
-        ]
-        return [Found(own, low[: k - len(own)]) for own, low in zip(shown, below, strict=True)]
 
     def row(self, key: str) -> int:
         """The row of the document of that key; `UserError` if the bank has none."""
@@ -173,3 +172,9 @@ class Retriever:
         if text is None or picture is not None or not self.config.clauses:
             return [(text, picture)]
         return [(clause, None) for clause in clauses(text)]
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Int[np.ndarray, "B R"]:
+    """Rows of the bank as one array with at least one column, `NONE` where a list has no more."""
+    widest = max(map(len, rows)) or 1
+    return np.asarray([[*own, *[NONE] * (widest - len(own))] for own in rows], np.int64)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax import traverse_util
 
 from cm3jax.errors import UserError
 from cm3jax.io.files import read_arrays
@@ -88,22 +89,18 @@ def load_lpips(path: epath.PathLike) -> dict[str, Any]:
     Raises `UserError` when it is missing, is no such file, or an array is missing, unknown or of
     another shape.
     """
-    given, numbers = _read(path), _numbers()
     found: dict[tuple[str, ...], np.ndarray] = {}
-    for name, array in given.items():
+    for name, array in _read(path).items():
         if match := _CONVOLUTION.fullmatch(name):
-            place = numbers.get(int(match[1]), "unknown")
             kernel = match[2] == "weight"
-            key = (place, "kernel" if kernel else "bias")
+            key = (_numbers().get(int(match[1]), "unknown"), "kernel" if kernel else "bias")
             found[key] = array.transpose(2, 3, 1, 0) if kernel and array.ndim == 4 else array
         elif match := _LINEAR.fullmatch(name):
             found[f"linear_{match[1]}",] = array.reshape(-1)
         elif not _IGNORED.fullmatch(name):
             raise UserError(f"{path} holds {name}, which LPIPS does not have; give its weights.")
-    shapes = {
-        tuple(part.key for part in path): leaf.shape
-        for path, leaf in jax.tree.leaves_with_path(_shapes()["params"])
-    }
+    leaves = traverse_util.flatten_dict(_shapes()["params"])
+    shapes = {where: leaf.shape for where, leaf in leaves.items()}
     for where in sorted(shapes.keys() | found.keys()):
         here, there = shapes.get(where), found[where].shape if where in found else None
         if here != there:
@@ -111,13 +108,8 @@ def load_lpips(path: epath.PathLike) -> dict[str, Any]:
                 f"{path} is not LPIPS with VGG16: {'/'.join(where)} is {there or 'missing'} there "
                 f"and {here or 'nothing'} in LPIPS; give the weights of net `vgg`."
             )
-    params: dict[str, Any] = {}
-    for (*parents, name), array in found.items():
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = np.asarray(array, np.float32)
-    return {"params": params}
+    params = {where: np.asarray(array, np.float32) for where, array in found.items()}
+    return {"params": traverse_util.unflatten_dict(params)}
 
 
 def random_weights(seed: int = 0) -> dict[str, Any]:

@@ -76,8 +76,7 @@ def write_run(
     A decoder's layers are written as its `model.weights` says, if it does.
     `cm3jax.checkpoint.load_run` reads the directory. Raises as `write_export` does.
     """
-    draws = run.experiment.learner in ("decoder", "parti")
-    kind = run.experiment.model.weights if draws else ""
+    kind = run.experiment.model.weights if run.experiment.decodes else ""
     if kind:
         require_qwix(f"model.weights={kind}")
     outputs: dict[str, safetensors_file.Output] = {}
