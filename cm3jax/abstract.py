@@ -95,7 +95,7 @@ def _couples(config: ClipConfig, batch: int, mesh: Mesh) -> Couples:
 
 
 def _pairs(learner: OnlineLearner, mesh: Mesh) -> dict[str, Any]:
-    """Captions take half of the room that a row leaves beside an image; the bank is of as many
+    """Captions take half of the room that a row leaves besides an image; the bank is of as many
     documents as the source has records."""
     experiment = learner.experiment
     rows, vocab, config = _Rows(experiment.data.batch, mesh), learner.vocab, experiment.clip

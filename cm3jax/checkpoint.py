@@ -3,8 +3,8 @@
 A checkpoint `RUN/checkpoints/STEP` holds the train state (orbax, one array per leaf, restorable on
 any mesh), one JSON for all processes (data position, resolved config, fingerprints, licence shares,
 timers) and the checksums of both. Process 0 takes the checksums when all processes have written and
-before the directory gets its final name, so that a checkpoint either stands with its checksums or
-does not stand; on resuming it compares them and tells the others which checkpoint is sound.
+before the directory gets its final name, so that a checkpoint either is there with its checksums or
+is not; on resuming it compares them and tells the others which checkpoint is sound.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ _ORBAX_NOTES = "_CHECKPOINT_METADATA"
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """What a checkpoint holds beside the train state."""
+    """What a checkpoint holds besides the train state."""
 
     position: Position
     """The next batch's place in the data."""
@@ -235,7 +235,7 @@ class _NewestAndBest:
 def _newest_sound(
     manager: ocp.CheckpointManager, directory: epath.Path
 ) -> tuple[int | None, list[epath.Path]]:
-    """The step of the newest sound checkpoint, if any stands there, and the damaged newer ones.
+    """The step of the newest sound checkpoint, if there is any, and the damaged newer ones.
 
     Warns of each damaged one; `UserError` if there are no others.
     """
@@ -270,8 +270,8 @@ def load_run(run_dir: epath.PathLike, onto: Onto | None = None) -> LoadedRun:
     A run is read at its newest sound checkpoint, or at the one that `RUN/checkpoints/STEP` names,
     without the optimiser's state; where it keeps moving averages of its parameters (`optim.ema`),
     these are read instead. Weights exported as bfloat16 are widened. `onto` says for the run's
-    experiment what they are and where they lie, and every device reads its own part; without it all
-    are read onto the first device. Raises `UserError` if nothing there can be read, naming the
+    experiment what they are and where they belong, and every device reads its own part; without it
+    all are read onto the first device. Raises `UserError` if nothing there can be read, naming the
     first array that `onto` does not know, or knows otherwise.
     """
     path, named = run_folder(run_dir)

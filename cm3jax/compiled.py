@@ -28,7 +28,7 @@ class Bounds:
     arithmetic: float
     """The model's operations, and those of `model.remat` again, at the peak rate."""
     hidden: float
-    """Collectives that run beside arithmetic."""
+    """Collectives that run at the same time as arithmetic."""
     waiting: float
     """Collectives that arithmetic waits for."""
     network: float

@@ -29,7 +29,7 @@ class Traffic:
     """The collectives of one kind in a step, loops being run out."""
 
     hidden: int = 0
-    """Collectives that run beside arithmetic."""
+    """Collectives that run at the same time as arithmetic."""
     waiting: int = 0
     """Collectives that arithmetic waits for."""
     hidden_bytes: int = 0
@@ -118,7 +118,7 @@ def kernels(text: str) -> list[str]:
 def copies(text: str, large: int) -> int:
     """How often arrays of `large` bytes or more are copied, loops being run out.
 
-    An array that is only moved to a TPU's fast memory or back, as it lies, is no copy.
+    An array that is only moved to a TPU's fast memory or back, in its layout, is no copy.
     """
     programs, entry = _computations(text)
 
@@ -254,7 +254,7 @@ def _collective(one: _Instruction, programs: dict) -> tuple[str, int] | None:
 
 
 def _sent(one: _Instruction) -> int:
-    """Bytes that a device sends, at most: all of the longer side but for its own part.
+    """Bytes that a device sends, at most: all of the longer side except its own part.
 
     XLA merges collectives, whose arrays then count together. The start of a collective has
     arguments, result and more as its parts; the start of a sum has only its result.

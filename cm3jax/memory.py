@@ -212,7 +212,7 @@ def _kept_by_head(config: DecoderConfig, rows: int, vocab_size: int, length: int
 def _kept(function: Callable[[Any, Any], Any], inputs: Any, other: Any) -> int:
     """Bytes kept between the forward and the backward pass with respect to `inputs`.
 
-    What stands among the inputs already is not counted.
+    What is among the inputs already is not counted.
     """
 
     def residuals(inputs, other):

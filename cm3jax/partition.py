@@ -210,9 +210,10 @@ def shard_rows(x: Array) -> Array:
 
 
 def shard_looked_up(x: Array) -> Array:
-    """Entries [B L D] of a table that is cut along its width, cut like a batch. They are first cut
-    like the table: in one step, where both `data` and `fsdp` cut the batch, XLA knows no way back
-    but a whole copy: the table's gradient would be summed from all rows.
+    """Entries [B L D] of a table that is cut along its width, cut like a batch instead.
+
+    They are cut like the table first. In one step, where both `data` and `fsdp` cut the batch, XLA
+    knows no way back except a whole copy: the table's gradient would be summed from all rows.
     """
     return shard_rows(constrain(x, "copies", None, "embed"))
 

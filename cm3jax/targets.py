@@ -18,7 +18,7 @@ from cm3jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Cores:
-    """What NVIDIA's compiler must know of a GPU beside the figures of `Accelerator`."""
+    """What NVIDIA's compiler must know of a GPU besides the figures of `Accelerator`."""
 
     capability: str
     """CUDA compute capability, `9.0`."""

@@ -148,7 +148,7 @@ def decoder_variables(model: Decoder) -> dict:
 def write_chain(directory: Path, bank_size: int = 12) -> Path:
     """Write untrained runs `text`, `vqgan`, `clip`, `decoder` and a `bank`; return the last run.
 
-    The runs lie side by side, as exported ones; `bank_size` pairs are in the bank.
+    The runs are side by side, as exported ones; `bank_size` pairs are in the bank.
     """
     base = dataclasses.replace(
         experiment(),

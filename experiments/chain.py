@@ -20,7 +20,7 @@ from cm3jax.config.checks import require
 _HEAD = 32
 """Width of one head of attention."""
 _TEXT = 64
-"""Tokens of a text, with its ends, that a row has room for beside each image."""
+"""Tokens of a text, with its ends, that a row has room for besides each image."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@
 
 The paper gives the parameters, Adam's constants, rate and warm-up, 16 rows on each of 256 A100s and
 the loss weight 0.1; layers and widths are metaseq's at this size. 0, 1 or 2 documents are shown
-with equal odds. How long it trained, but for "5 days", is not known: the steps are one pass over
+with equal odds. How long it trained, apart from "5 days", is not known: the steps are one pass over
 the pairs with one document each.
 """
 
@@ -16,7 +16,7 @@ from . import cm3leon_350m
 
 
 def get_config() -> Experiment:
-    """CM3Leon's data and objective, but for the weight of what was retrieved."""
+    """CM3Leon's data and objective, except for the weight of what was retrieved."""
     base = cm3leon_350m.get_config()
     return dataclasses.replace(
         base,

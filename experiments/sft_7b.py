@@ -3,7 +3,7 @@
     python -m launch.prepare sft_7b
     python -m launch.train sft_7b --init-from runs/cm3leon_7b --mesh.fsdp 128
 
-128 A100 of 80 GB. The data sets lie under `data/raw/sft`, each as it was published
+128 A100 of 80 GB. The data sets are under `data/raw/sft`, each as it was published
 (`cm3jax.tasks.READERS`). 2 M tokens a batch and 30 B in all are the paper's, the steps follow.
 What is not here: its 300,000 images with words, for which no data set is named.
 """

@@ -135,7 +135,7 @@ def stages(options: Options, counts: dict[str, int], rate: float) -> list[Stage]
     note = out / "results" / "asked.json"
 
     def asked() -> dict[str, Any]:
-        """What the scores are of, but for weights, which are trained once."""
+        """What decides the scores, apart from the weights, which are trained once."""
         manifest = epath.Path(decoder.data.bank) / "manifest.json"
         bank = read_fields(manifest, {"fingerprint": str}, "the memory bank")
         return {"bank": bank["fingerprint"], "prompts": options.prompts}
@@ -220,7 +220,7 @@ def _plain(value: Any) -> Any:
 
 
 def _flat(choices: dict[str, Any]) -> dict[str, Any]:
-    """The choices with those of the chain's sizes beside the others."""
+    """The choices, those of the chain's sizes with the others."""
     sizes = choices.get("choices")
     rest = {name: value for name, value in choices.items() if name != "choices"}
     return rest | (sizes if isinstance(sizes, dict) else {})

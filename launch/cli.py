@@ -62,7 +62,7 @@ def parse_experiment_and(
             f"the first argument is the experiment's name; give one of "
             f"{', '.join(experiment_names())}."
         )
-    bare = tyro.conf.arg(name="")  # both kinds of options stand side by side, without a prefix
+    bare = tyro.conf.arg(name="")  # both kinds of options are side by side, without a prefix
     both = dataclasses.make_dataclass(
         "Command",
         [("own", Annotated[options, bare]), ("experiment", Annotated[Experiment, bare])],

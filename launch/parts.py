@@ -41,7 +41,7 @@ _PLACEHOLDER = re.compile(
 def require_made(experiment: Experiment, options: Sequence[str] = PARTS) -> None:
     """Raise `UserError` where what these options name is not there, and say what makes it.
 
-    What is not named, or lies in a bucket, is left to whoever reads it.
+    What is not named, or is in a bucket, is left to whoever reads it.
     """
     missing = {}
     for option in options:

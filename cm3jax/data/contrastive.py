@@ -33,7 +33,7 @@ from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 NO_SUBJECT = -1
 
 
-@no_type_check  # shapes stand in its fields where a step is compiled without data
+@no_type_check  # shapes are in its fields where a step is compiled without data
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["records", "same", "subjects", "texts", "images"],

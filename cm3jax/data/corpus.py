@@ -95,7 +95,7 @@ class Shard:
     leaks: dict[str, str] = dataclasses.field(default_factory=dict)
     """Keys of evaluation records that the bank holds too, with the key of the bank's document."""
     answers: Int[np.ndarray, "M 3"] | None = None
-    """Where each document's answer stands (`cm3jax.tasks.example.Answer`)."""
+    """Where each document's answer is (`cm3jax.tasks.example.Answer`)."""
 
 
 class CorpusWriter:

@@ -31,7 +31,7 @@ class Probed(Protocol):
     """A learner that asks at each validation what documents are worth."""
 
     def document_probes(self) -> Mapping[str, Sequence[HostBatch]]:
-        """Batches by what stands in front; the nats per code of each kind are logged as
+        """Batches by what is shown in front; the nats per code of each kind are logged as
         `documents_KIND`."""
 
 
@@ -42,7 +42,7 @@ def probes_of(learner: object) -> Mapping[str, Sequence[HostBatch]]:
 
 def document_probes(rows: CorpusRows, batch: int, share: slice) -> dict[str, list[HostBatch]]:
     """One record a row, `batch` rows at a time, of which this process makes its `share`, by what
-    stands in front of them.
+    is shown in front of them.
 
     That is `none`, `retrieved` documents (by the record's text), `wrong` ones (retrieved for a
     record of other subjects with another image) and, where the corpus names subjects, `right`

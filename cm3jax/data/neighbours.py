@@ -34,7 +34,7 @@ class Neighbourhood:
     ) -> list[tuple[Choice, Choice]]:
         """Per query view, the candidates by text and by image; a missing part has none.
 
-        An image has one view, which stands for all: its patches are not dropped.
+        An image has one view, which counts for all: its patches are not dropped.
         """
         parts = [encoder_parts(item.raw, self._encoder) for item in items]
         exclude = self._exclude(items)

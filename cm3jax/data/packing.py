@@ -73,7 +73,7 @@ class LengthTable:
     bank_lengths: Int[np.ndarray, " K"]
     """Ids of every document of the bank."""
     answers: Int[np.ndarray, "M 3"] | None = None
-    """Where each record's answer stands, if they have one (`cm3jax.tasks.example.Answer`)."""
+    """Where each record's answer is, if they have one (`cm3jax.tasks.example.Answer`)."""
     own: Callable[[Int[np.ndarray, " B"], Int[np.ndarray, " B"]], Bool[np.ndarray, " B"]] | None = (
         None
     )
@@ -83,7 +83,7 @@ class LengthTable:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """The samples of some rows, ordered by row; one that stream rows cut stands in each of them."""
+    """The samples of some rows, ordered by row; one that stream rows cut is in each of them."""
 
     records: Int[np.ndarray, " samples"]
     keys: Int[np.ndarray, " samples"]

@@ -25,7 +25,7 @@ def with_partners(
 ) -> Subjects:
     """The subjects of records; of one that names none, the group that `partners` puts it in.
 
-    `pictures` identify each record's image. `captions` groups equal captions, but for case and
+    `pictures` identify each record's image. `captions` groups equal captions, ignoring case and
     spaces; `nearest` also joins each caption to the one that shares the rarest words with it.
     """
     if partners == "subjects":

@@ -31,7 +31,7 @@ class HostBatch:
     """One process's share of a global batch."""
 
     data: Any
-    """A pytree of numpy arrays whose leading axis is this process's rows; jax arrays among them lie
+    """A pytree of numpy arrays whose leading axis is this process's rows; jax arrays among them are
     on the devices already and go into every step as they are."""
     next: Position
     """The position after this batch: save it with the step that consumed the batch."""
@@ -125,7 +125,7 @@ class RecordStream:
 
     def batches(self, position: Position) -> Iterator[HostBatch]:
         """Batches `{name: array[rows]}` from `position` on; `UserError` without records, and where
-        the position lies beyond the last one."""
+        the position is beyond the last one."""
         count = len(next(iter(self.arrays.values())))
         if not count:
             raise UserError("there are no records to train on; check data.source and data.records.")
@@ -382,5 +382,5 @@ class _Share:
     plans: list[Plan]
     """By corpus."""
     rows: list[np.ndarray]
-    """Where the rows of each plan stand in the share, int64."""
+    """Where the rows of each plan are in the share, int64."""
     next: Position

@@ -115,7 +115,7 @@ def is_prepared(experiment: Experiment, tools: Tools) -> bool:
 
 def _corpus_job(job: SplitJob, tools: Tools, bank: Bank) -> SplitJob:
     """The job of a corpus with what it is to be made from."""
-    # Where the encoder lies, and what of the candidates is shown later, decides nothing here.
+    # Where the encoder is, and what of the candidates is shown later, decides nothing here.
     rules = dataclasses.replace(
         job.experiment.retrieval, encoder="", documents=1, queries="both", milvus=""
     )

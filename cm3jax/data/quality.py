@@ -9,7 +9,7 @@ from cm3jax.config import DataConfig
 from cm3jax.io.texts import brief
 
 RULES = ("min_side", "max_aspect", "min_words", "max_words", "max_watermark", "max_unsafe")
-"""The fields of `data` that are rules, beside `licences`."""
+"""The fields of `data` that are rules, besides `licences`."""
 _SCORES = {
     "max_watermark": ("watermark", "pwatermark"),
     "max_unsafe": ("unsafe", "punsafe", "nsfw"),

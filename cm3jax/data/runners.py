@@ -97,7 +97,7 @@ def _loaded(job: SplitJob, make_tools: ToolMaker) -> Work:
 def _watched(
     job: SplitJob, make_tools: ToolMaker, numbers: Sequence[int], total: int, report: Report
 ) -> Iterator[None]:
-    """Report, while the body runs, how many of the shards stand."""
+    """Report, while the body runs, how many of the shards are made."""
     bank = job.split == "bank"
     writer = bank_writer(job, make_tools(job.experiment)) if bank else corpus_writer(job)
     progress, ended = ShardProgress(job, len(numbers), total, report), threading.Event()

@@ -1,7 +1,7 @@
 """Raw caption-image data behind one interface. `data.source` is one of
 
 emblems             the miniature's images, generated under `data.raw`
-emoji               images of four artists, drawn under `data.raw` from archives that lie there
+emoji               images of four artists, drawn under `data.raw` from archives that are there
 a folder            with a `captions.jsonl`, one JSON object per line, and the images:
                     {"file": "cats/1.png", "caption": "a cat", "subjects": ["cat"],
                     "licence": "CC0-1.0", "source": "my camera"}; all but the first two may be

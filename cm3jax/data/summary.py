@@ -14,7 +14,7 @@ from cm3jax.io.files import write_json
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Work of this process's life."""
+    """How many records this process prepared, and in what time."""
 
     records: int
     seconds: float

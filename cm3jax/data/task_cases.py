@@ -40,7 +40,7 @@ class DatedCases(Cases, Protocol):
     """Cases that may change between two readings."""
 
     def made(self, span: range) -> list[Made]:
-        """What some cases are read from: another state when that changes."""
+        """The state of what some cases are read from; it changes when that does."""
         ...
 
 

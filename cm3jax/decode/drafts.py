@@ -98,7 +98,7 @@ class Drafts:
         return Drafts(ids, read, scores, self.prompt)
 
     def followed_by(self, emitted: Int[Array, " B"], ids: Int[Array, "T B"]) -> "Drafts":
-        """With what passes without guesses emitted behind `emitted` ids."""
+        """These drafts, where passes without guesses have emitted more ids, behind `emitted`."""
         if not self.prompt:
             return self
         places = self.prompt + emitted[:, None] + jnp.arange(len(ids))

@@ -19,7 +19,7 @@ def as_read(variables: dict, dtype: str, weights: WeightType = "") -> dict:
     """Parameters with each layer's apart, and matrices in the type that they are multiplied in.
 
     Otherwise every step would copy each layer out of its stack and cast the matrices. Norms and
-    tables that are looked up keep their type. On a TPU, matrices lie as `as_multiplied` says. With
+    tables that are looked up keep their type. A TPU gets matrices as `as_multiplied` says. With
     `weights` the layers' matrices are quantised (`model.quantised`); the head is not.
     """
 

@@ -62,7 +62,7 @@ class ProgramShape:
 
     @property
     def drafts(self) -> tuple[int, int]:
-        """Ids of a prompt and of an answer that guesses are made from: none without guesses."""
+        """How many ids of a prompt and of an answer guesses are made from; 0 without guesses."""
         return (self.width + 1, self.capacity) if self.guesses else (0, 0)
 
     def room(self, tokens: int) -> int:

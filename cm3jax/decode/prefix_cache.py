@@ -80,7 +80,7 @@ class PrefixCache:
         found: Sequence[Known],
     ) -> Layers:
         """The decoding cache's prefixes with those `found` of a request in the rows from `first`
-        on. Where nothing was found they stand there already, and are kept."""
+        on. Where nothing was found they are there already, and are kept."""
         for row, prefix in enumerate(request.prefixes, first):
             if not found:
                 self.keep(_taken(layers, row, prefix[:-1]))
@@ -162,7 +162,7 @@ def _cut(layers: Layers, row: Int[Array, ""], size: int) -> Layers:
 
 @partial(jax.jit, donate_argnames="layers")
 def _put(layers: Layers, row: Int[Array, ""], found: Layers) -> Layers:
-    """The prefixes of the decoding cache with this one in a row; what stands behind it stays."""
+    """The prefixes of the decoding cache with this one in a row; what is behind it stays."""
 
     def one(old: Array, new: Array) -> Array:
         return jax.lax.dynamic_update_slice(old, new[:, :, : old.shape[2]], (row, 0, 0, 0))

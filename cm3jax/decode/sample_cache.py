@@ -112,7 +112,7 @@ def _written(finished: Finished) -> dict[str, Any]:
 
 
 def _read(stored: Any, ids: int) -> Finished:
-    """The inverse of `_written`; `ValueError` where it is damaged, or an id is none of so many."""
+    """The inverse of `_written`; `ValueError` where it is damaged, or an id is out of range."""
     require_fields(stored, _FINISHED, "an entry")
     for one in stored["samples"]:
         require_fields(one, _SAMPLE, "a sample")

@@ -33,7 +33,7 @@ def follow(
 
 
 def accepted(drafts: Int[Array, "B n"], drawn: Int[Array, "N B"]) -> Bool[Array, "N B"]:
-    """Which drawn ids stand behind right drafts only: the first always, the next where the first
+    """Which drawn ids are behind right drafts only: the first always, the next where the first
     draft is what was drawn, and so on."""
     right = jnp.cumprod(drawn[:-1] == drafts.T, axis=0) == 1
     return jnp.concatenate([jnp.ones_like(drawn[:1], bool), right])

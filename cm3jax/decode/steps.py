@@ -110,7 +110,7 @@ def start(config: DecoderConfig, shape: ProgramShape, room: int) -> State:
 def resized(state: State, capacity: int) -> State:
     """The state with room for `capacity` emitted tokens; the old arrays are gone.
 
-    What stands beyond a smaller room is of samples that are done.
+    What is beyond a smaller room belongs to samples that are done.
     """
     suffix = []
     for layer in state.cache.suffix:

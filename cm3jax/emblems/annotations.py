@@ -55,7 +55,7 @@ class Annotations:
     segmentation: UInt8[np.ndarray, "S S"]
     """0 on the background, i + 1 on the thing of box i."""
     depth: tuple[int, ...]
-    """Box numbers from far to near: things stand on a floor seen from above, so a thing whose foot
+    """Box numbers from far to near: things are on a floor seen from above, so a thing whose foot
     is lower in the image is nearer; of two on one line the left one comes first."""
     edges: Bool[np.ndarray, "S S"]
     """Pixels that differ from the one to the right or below."""

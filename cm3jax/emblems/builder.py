@@ -48,7 +48,7 @@ class EmblemsConfig(tfds.core.BuilderConfig):
 class Emblems(NumberedBuilder):
     """`emblems` as a TFDS dataset; record i of a split is `example(split, i)`.
 
-    Images of a document stand in `images`, texts in `texts`; `order` says how they alternate
+    Images of a document are in `images`, texts in `texts`; `order` says how they alternate
     ("ti" a pair, "t" only a text, "tititi" a story). `scenes` are `Scene.to_json` lines, from
     which `annotations.annotate` derives boxes, segmentation, depth, edges, questions and an edit.
     """

@@ -101,7 +101,7 @@ def confirms_batch(images: UInt8[np.ndarray, "B S S 3"], expected: list[Scene]) 
 
 def confirms_emblems(images: UInt8[np.ndarray, "B S S 3"], expected: list[Scene]) -> list[bool]:
     """Whether each image can be read and shows the emblems of its own scene at their places,
-    whatever stands beside them."""
+    whatever is next to them."""
     pairs = zip(read_batch(images), expected, strict=True)
     return [
         reading.scene is not None and reading.scene.emblems == scene.seen().emblems
@@ -110,5 +110,5 @@ def confirms_emblems(images: UInt8[np.ndarray, "B S S 3"], expected: list[Scene]
 
 
 def tells(text: str, expected: Scene) -> bool:
-    """Whether a caption asserts the expected scene exactly, and nothing untrue beside."""
+    """Whether a caption asserts the expected scene exactly, and nothing untrue besides."""
     return caption_states(text) == expected.told()

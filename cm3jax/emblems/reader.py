@@ -18,7 +18,7 @@ from cm3jax.shapes import Float, Int, UInt8
 
 UNREADABLE = 32.0
 """A cell farther than this from every patch (root mean square over its values of 0 to 255) is
-unreadable. Noise of standard deviation 12 stays below 16; random pixels lie above 60."""
+unreadable. Noise of standard deviation 12 stays below 16; random pixels are above 60."""
 
 _CHUNK = 128  # images matched in one matrix product that still fits the processor's cache
 

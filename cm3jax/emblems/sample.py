@@ -64,7 +64,7 @@ def plain_scene(rng: random.Random, most: int = 4) -> Scene:
 
 
 def with_emblem(rng: random.Random, number: int, emblems: Catalogue) -> Scene:
-    """One emblem and 0 to 2 shapes beside it."""
+    """One emblem and 0 to 2 further shapes."""
     background = pick(rng, _BACKGROUNDS)
     scene = Scene(background, (_emblem(number, integer(rng, len(PLACES)), emblems),))
     return dataclasses.replace(scene, shapes=_shapes(rng, scene.free_cells, integer(rng, 3)))
@@ -119,7 +119,7 @@ def _changed(rng: random.Random, scene: Scene) -> Scene | None:
 
 
 def claims(rng: random.Random, scene: Scene) -> tuple[Relation, ...]:
-    """Some true relations, as many as a caption may have clauses beside the shapes'."""
+    """Some true relations, as many as a caption may have clauses besides the shapes'."""
     remaining = list(relations(scene))
     limit = min(len(remaining), MAX_CLAUSES - len(scene.shapes))
     count = 1 + integer(rng, limit) if limit else 0

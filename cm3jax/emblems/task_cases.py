@@ -4,7 +4,7 @@ Scenes of a case belong to its split (`sample.home`), so that no image that eval
 shows was drawn in training.
 
 Captions by `short_caption` leave out places and sizes: the map or the boxes beside them say those.
-Things are named row by row, as they stand in the image.
+Things are named row by row, in the order of the image.
 """
 
 import dataclasses

@@ -6,7 +6,7 @@
     the zomirak emblem at the top left and the velunto emblem at the bottom right on white
     the word melo on sky  ·  a palm with four fingers on white
 
-A caption determines its image completely, but for the looks of the emblems that it names. A
+A caption determines its image completely, except for the looks of emblems that it names. A
 clause is one thing or one relation; a caption has 1 to 12.
 """
 

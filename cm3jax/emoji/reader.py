@@ -1,7 +1,7 @@
 """What an image shows, read from nothing but its pixels: the nearest of all images at a place
 and size.
 
-Each candidate is laid on the ground that the image stands on and compared with the image there.
+Each candidate is laid on the ground of the image and compared with the image there.
 All images of all sets are candidates, more than 10,000, also of names that no caption uses. A
 reader that knows where to look guesses right with a chance of one in the number of things.
 """

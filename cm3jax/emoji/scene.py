@@ -4,7 +4,7 @@
     a small red apple at the top left in the sky
     a red apple at the left and a rocket in Noto's style at the right on sand
 
-A thing stands at one of nine places; one whose place is not told stands in the centre, one that is
+A thing is at one of nine places; one whose place is not told is in the centre, one that is
 not small fills three quarters of the side, and a style that is not told may be any. Things of a
 pair are small.
 """

@@ -174,7 +174,7 @@ class CocoExam:
         captions: Sequence[Caption],
         alike: np.ndarray,
     ) -> list[Figure]:
-        """The images that fit their captions worst and best, beside the real ones."""
+        """The images that fit their captions worst and best, next to the real ones."""
         figures = []
         for end, places in zip(("worst", "best"), worst_and_best(alike, CASES), strict=True):
             many = f"{len(places)} {end} of {len(alike):,} cases"

@@ -58,7 +58,7 @@ def _of_protocols(left: Protocol, right: Protocol) -> Iterator[tuple[str, Any, A
         else:
             for name in sorted(mine.keys() | theirs.keys()):
                 pair = mine.get(name, NOT_KNOWN), theirs.get(name, NOT_KNOWN)
-                # Settings of retrieval beside none at all: `retrieved` says it in a line.
+                # Settings of retrieval against none at all: `retrieved` says it in a line.
                 if pair[0] != pair[1] and all(_has_part(one, name) for one in (mine, theirs)):
                     yield name, *pair
 

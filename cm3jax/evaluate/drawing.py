@@ -5,7 +5,7 @@
     docs_2/samples_8/000000123.png   the best of 8 samples for caption 123
 
 Chunks are the same whoever draws them, so an interrupted run ends with the same images, and
-several machines can share a folder: each draws every so-many-th chunk.
+several machines can share a folder: each draws every n-th chunk.
 """
 
 import dataclasses

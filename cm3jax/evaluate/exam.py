@@ -2,7 +2,7 @@
 
     prompts → documents → answers → verdicts → Score with its stamp, and figures of a few cases
 
-A data set's exam is a subclass: it knows the prompts and judges the answers. What stands in front
+A data set's exam is a subclass: it knows the prompts and judges the answers. What is put in front
 of prompts is a `Given`, from which both the answers and their stamp are made.
 """
 
@@ -132,10 +132,10 @@ class Examinee:
         """The decoder of a run; arguments as in `loading.load`.
 
         Its answers keep to the grammar, whatever its own settings say: each is what was asked for.
-        Samples are kept in the folder `keep`, and those that are there not drawn again. `retrieves`
-        says whether documents are searched for, so that the encoder's weights count. Raises
-        `UserError` where the run or its companions are missing or don't match, or where the run was
-        not trained on the data set `source`.
+        Samples are kept in the folder `keep`, and those that are there are not drawn again.
+        `retrieves` says whether documents are searched for, so that the encoder's weights count.
+        Raises `UserError` where the run or its companions are missing or don't match, or where the
+        run was not trained on the data set `source`.
         """
         run = load_run(run_dir)
         if source:

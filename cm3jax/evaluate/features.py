@@ -91,7 +91,7 @@ def resize(picture: RgbImage, mode: Resize) -> Float[np.ndarray, "299 299 3"]:
 
 
 def _blend(x: Float[np.ndarray, "Y X 3"], offset: np.float32) -> Float[np.ndarray, "299 X 3"]:
-    """Linear interpolation along the first axis; pixels lie `offset` inside their cells."""
+    """Linear interpolation along the first axis; pixels are `offset` inside their cells."""
     # In float32, whose rounding of a place is part of what others compute.
     place = (np.arange(SIZE, dtype=np.float32) + offset) * np.float32(len(x) / SIZE) - offset
     place = place.clip(0, None)

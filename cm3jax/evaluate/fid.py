@@ -153,7 +153,7 @@ class Frechet:
 
         FID of a resample is too large, because images repeat in it; what it is too large by is
         the difference of the resamples' mean and the value, and is taken off. The reference is
-        taken as it is. `features` may lie on disk: a piece at a time is read.
+        taken as it is. `features` may be on disk: a piece at a time is read.
         """
         value = self(_resampled(features, np.ones(len(features))))
         rng = np.random.default_rng(seed)

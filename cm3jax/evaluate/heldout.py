@@ -71,7 +71,7 @@ class HeldOutQuery:
 class HeldOutExam(Exam):
     """The exam of one decoder on held-out records of any source.
 
-    Samples are kept in the folder `keep`, and those that lie there not drawn again. Raises
+    Samples are kept in the folder `keep`, and those that are there are not drawn again. Raises
     `UserError` where the run, its companions, the bank or the records are missing or don't match.
     """
 
@@ -169,7 +169,7 @@ class HeldOutExam(Exam):
             self.keep(f"nats.{name}", Score.mean([-float(one.mean()) for one in found], protocol))
 
     def draw_pictures(self) -> None:
-        """Images drawn for the captions, beside the true ones and beside what the image
+        """Images drawn for the captions, next to the true ones and to what the image
         tokenizer makes of those, which no drawing can surpass."""
         ceiling = self.generator.image.decode(self._codes)
         self._judge("reconstruction", ceiling, self._codes, 0, "none", drawn=False)
@@ -266,7 +266,7 @@ class HeldOutExam(Exam):
         how: str,
         drawn: bool = True,
     ) -> np.ndarray:
-        """Score images beside the true ones; the PSNR of each."""
+        """Score images against the true ones; the PSNR of each."""
         true, encoder = self._pictures, self.generator.encoder
         values = picture_figures(true, images, self._asked.lpips)
         texts = encoder.encode_texts([record.text for record in self._records])

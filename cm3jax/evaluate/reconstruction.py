@@ -156,7 +156,7 @@ def picture_figures(
     remade: UInt8[np.ndarray, "B Y X 3"],
     lpips: epath.PathLike = "",
 ) -> dict[str, Float[np.ndarray, " B"]]:
-    """PSNR in dB, SSIM and, with weights, LPIPS of images beside the true ones."""
+    """PSNR in dB, SSIM and, with weights, LPIPS of images against the true ones."""
     weights = load_lpips(lpips) if lpips else None
 
     @jax.jit

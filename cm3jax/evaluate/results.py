@@ -79,7 +79,7 @@ def worst_and_best(
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """The cases that a page shows of many."""
+    """The few cases that a page shows."""
 
     places: list[int]
     """The worst first, then the best."""

@@ -113,7 +113,7 @@ class AnswerReader:
     def undecoded(
         self, requests: Sequence[PromptRequest], finished: list[loop.Finished]
     ) -> Undecoded[Answers]:
-        """The samples that are finished, but for their images."""
+        """The samples that are finished, except for their images."""
         found = [
             (done.request, done.first + offset, sample, requests[done.request])
             for done in finished

@@ -67,7 +67,7 @@ def gains_by_place(
     ids: Int[np.ndarray, " T"], gains: Float[np.ndarray, " T"], before: int, vocab: Vocab
 ) -> Float[np.ndarray, "grid grid"] | None:
     """The gains of an image's codes where they are in it, 0 where it was not drawn; `before` codes
-    stand before the answer's first one. None for an answer that is no such image."""
+    come before the answer's first one. None for an answer that is no such image."""
     pictured = bool((vocab.modality(ids) == Modality.IMAGE).all())
     if not pictured or before + len(ids) > vocab.image_tokens:
         return None

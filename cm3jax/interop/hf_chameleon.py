@@ -45,7 +45,7 @@ from cm3jax.training.exported_run import LoadedRun, write_export
 
 _VQ = "model.vqmodel."
 NOTES_FILE = "import.json"
-"""What exporting an imported model needs to know, beside its text tokenizer."""
+"""What exporting an imported model needs to know, besides its text tokenizer."""
 _UNUSED = {"rotary_emb.inv_freq": "computed here", "rope.freqs": "computed here"}
 
 

@@ -1,7 +1,7 @@
 """HF CLIP folders (any ViT size) to our retrieval encoder, with their own text tokenizer.
 
 Images are brought to size as the folder's processor does it, with two differences: transparent
-ones stand on white here, and the square is cut out while resizing instead of afterwards, by which
+ones are put on white here, and the square is cut out while resizing instead of afterwards, by which
 0.05 % of the bytes differ, by 2 at most, and vectors by up to 2e-4.
 """
 
@@ -172,8 +172,8 @@ def _require(text: TextTowerFields, vision: VisionTowerFields, path: Path) -> No
             f"{path}: its towers have the activations {text.hidden_act} and {vision.hidden_act}, "
             "and this project's have one activation; give a CLIP like that."
         )
-    # transformers reads a text's vector where this id first stands; under 2, an old convention,
-    # where the highest one stands.
+    # transformers reads a text's vector where this id first is; under 2, an old convention,
+    # where the highest one is.
     last = text.vocab_size - 1
     if text.eos_token_id not in (2, last):
         raise UserError(

@@ -169,7 +169,7 @@ def write_tokenizer(
 def convert(source: Path, out: Path, config: Path) -> list[Key]:
     """A VQGAN with its decoder, from safetensors or a training checkpoint, to an exported run.
 
-    `config` is taming's YAML or HF's JSON. Returns the report, which also stands in the folder.
+    `config` is taming's YAML or HF's JSON. Returns the report, which is also in the folder.
     """
     ours, found = read_vqgan(source, config)
     where = vqgan_places(ours)

@@ -1,6 +1,6 @@
 """Ids of a Chameleon-class checkpoint (`vocabulary_map`) <-> ids of our vocabulary.
 
-There, control tokens, image codes and text lie as their training left them; here they stand in the
+There, control tokens, image codes and text are where their training put them; here they are in the
 order specials | image codes | text. Converting permutes the rows of the embedding and the head, so
 that nothing else ever sees the other order. No id is known but by its name.
 """

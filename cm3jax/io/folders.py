@@ -41,7 +41,7 @@ from cm3jax.io.unchanged import T, is_at, read_unchanged
 
 Recognised = Callable[[epath.Path], Sequence[str] | None]
 """The files in a folder that are ours, relative to it, those that show it last; None if the folder
-is not ours. It must not raise, whatever lies there."""
+is not ours. It must not raise, whatever is there."""
 _PATIENCE = 10.0
 """Seconds that a reader waits for a swap under way, which takes milliseconds."""
 _held = threading.local()
@@ -49,7 +49,7 @@ _open_locks: set[int] = set()
 
 
 class Held(UserError):
-    """Another process, or another thread of this one, is writing the folder."""
+    """Raised where another process, or another thread of this one, is writing the folder."""
 
 
 # -------------------------------------------------------------------------------------- one writer

@@ -64,8 +64,8 @@ def cache_home() -> Path:
 
 @functools.cache
 def _private_folder(among: str) -> Path:
-    """A folder in a shared one that only this user can have written, because compiled programs that
-    lie there are run. Where somebody else has taken its name, each process has its own."""
+    """A folder in a shared one that only this user can have written, because compiled programs
+    found there are run. Where somebody else has taken its name, each process has its own."""
     folder = Path(among) / f"cache-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(0o700)

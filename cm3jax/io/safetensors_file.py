@@ -59,7 +59,7 @@ class Output:
     """safetensors' name of its type."""
     shape: tuple[int, ...]
     parts: Callable[[], Iterable[np.ndarray]]
-    """Arrays that stand one after another in its memory, of any type that casts to its own."""
+    """Arrays that follow one another in its memory, of any type that casts to its own."""
 
     @property
     def size(self) -> int:
@@ -82,7 +82,7 @@ def read_file(path: epath.PathLike) -> dict[str, Tensor]:
 
 
 def read_metadata(path: epath.PathLike) -> dict[str, str]:
-    """The texts that a file's header carries beside its tensors."""
+    """The texts that a file's header carries besides its tensors."""
     texts = _raw_header(epath.Path(path))[0].get("__metadata__", {})
     if not fits(texts, dict[str, str]):
         raise UserError(f"{path} is damaged: its header's notes make no sense; get it again.")

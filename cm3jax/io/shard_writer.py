@@ -85,7 +85,7 @@ def manifest_has(folder: epath.Path, field: str) -> bool:
 
 
 def _sound_manifest(folder: epath.Path) -> dict[str, Any]:
-    """The manifest in a folder, empty without a sound one: whatever lies there, nothing is raised
+    """The manifest in a folder, empty without a sound one: whatever is there, nothing is raised
     or waited for."""
     try:
         return read_fields(folder / MANIFEST, {}, "the manifest")

@@ -35,7 +35,7 @@ def decode_text(content: bytes) -> str:
 def split_lines(text: str) -> list[str]:
     """The lines of a text, which end at `\\n` or `\\r\\n` and at nothing else.
 
-    `str.splitlines` also cuts at form feeds, U+0085 and U+2028, which stand inside captions.
+    `str.splitlines` also cuts at form feeds, U+0085 and U+2028, which are found inside captions.
     """
     lines = _LINE_END.split(text)
     return lines[:-1] if not lines[-1] else lines

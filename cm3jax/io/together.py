@@ -5,7 +5,7 @@ one version, whenever the writer is killed.
     NAME         what readers open
 
 Whoever opens the folder next, to read or to write, first finishes a replacement that was
-interrupted. A whole folder is swapped instead where nothing else lies in it (`cm3jax.io.folders`).
+interrupted. A whole folder is swapped instead where nothing else is in it (`cm3jax.io.folders`).
 """
 
 import time

@@ -1,6 +1,6 @@
 """Training the retrieval encoder: the pair loss of CLIP and a document loss.
 
-The pair loss alone never learns that an unseen name is *the same* name in two captions. The
+The pair loss by itself never learns that an unseen name is *the same* name in two captions. The
 document loss asks for just that: the text or the image of one document must find the document
 vector (section 2.1) of another document of the same subject.
 """
@@ -187,7 +187,7 @@ def pair_loss(
     """CLIP's loss: each text against its own image among all of the batch, and the reverse.
 
     Rows are the asking documents, then their partners. `same` is that of `Couples`: a record that
-    stands in the batch twice is no negative of itself, nor is one with its image or its caption.
+    is in the batch twice is no negative of itself, nor is one with its image or its caption.
     """
     rows = jnp.moveaxis(same, 1, 0).reshape(-1, 2)
     allowed = _apart(rows, rows)

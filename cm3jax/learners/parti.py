@@ -109,6 +109,6 @@ def flops_per_pair(model: EncoderDecoder) -> float:
 
 
 def cross_weights(config: DecoderConfig) -> tuple[int, int]:
-    """Weights of a layer's cross-attention that the text meets, and that the image meets."""
+    """How many weights of a layer's cross-attention multiply a token of text, and a code."""
     per_head = 2 * config.head_width * config.width
     return config.groups * per_head, config.heads * per_head

@@ -3,7 +3,7 @@
 Encoder and decoder learn from the error of the reconstruction, the encoder also from the commitment
 loss; the codebook follows by averages or by its own loss (`cm3jax.tokenizers.quantiser`).
 `vqgan_loss` adds what photographs need (Esser et al. 2021): LPIPS, and a discriminator that is
-trained beside the tokenizer and is part of its train state.
+trained with the tokenizer and is part of its train state.
 
 By default no absolute error: its gradient does not shrink with the error, so that the noise of
 common patches, long since right, drowns the rare ones that are not.
@@ -96,7 +96,7 @@ class VQGANLearner:
     def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:
         """Parameters and codebook, boxed with their logical axes.
 
-        With an adversarial loss, `params` holds the discriminator beside encoder and decoder.
+        With an adversarial loss, `params` holds the discriminator besides encoder and decoder.
         """
         variables = self._init_tokenizer(key)
         if not self.experiment.vqgan_loss.adversarial:
@@ -324,6 +324,6 @@ def load(run_dir: epath.PathLike) -> ImageTokenizer:
             f"{run_dir} is the run of a {run.experiment.learner}, not of an image tokenizer; "
             "correct tokenizers.image."
         )
-    # A discriminator that was trained beside it is no part of it.
+    # A discriminator that was trained with it is no part of it.
     params = {k: v for k, v in run.variables["params"].items() if k != "discriminator"}
     return ImageTokenizer(run.experiment.vqgan, {**run.variables, "params": params})

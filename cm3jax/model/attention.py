@@ -72,7 +72,7 @@ def attend_kept(
 def _by_key(queries: Float[Array, "B L H A"], heads: int) -> Float[Array, "B K G L A"]:
     """Queries by the key head that they share.
 
-    Heads stand next to the batch: left in the middle, CPUs multiply them one by one.
+    Heads are next to the batch: left in the middle, CPUs multiply them one by one.
     """
     rows, length, _, width = queries.shape
     return queries.swapaxes(1, 2).reshape(rows, heads, -1, length, width)

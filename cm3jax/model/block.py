@@ -152,7 +152,7 @@ def _written(old: Array, new: Array, lengths: Int[Array, " B"]) -> Array:
 
 
 def _updated(old, new, lengths):
-    """A TPU writes this into the suffix as it lies; a scatter copies that twice a chunk."""
+    """A TPU writes this into the suffix in place; a scatter copies that twice a chunk."""
 
     def write(row, more, at):
         return jax.lax.dynamic_update_slice(row, more, (0, at, 0))
@@ -212,7 +212,7 @@ class CrossBlock(Block):
         seen = seen_of_suffix(cache, x.shape[1])[:, None]
         x = self.attention.leave(x, attend_kept(queries, cache.suffix, seen), None)
 
-        # The samples of a prompt stand in one row of queries: its keys and values are read once.
+        # The samples of a prompt are in one row of queries: its keys and values are read once.
         queries = self.cross.queries(self.cross.enter(x), None)
         by_prompt = queries.reshape(len(cache.prefix_lengths), -1, *queries.shape[2:])
         # A slot without a prompt sees one entry: a softmax over none is not a number.

@@ -3,7 +3,7 @@
 The *prefix* is read-only: one entry per prompt and guidance stream (P), computed once by prefill
 and shared by all samples (G) of that prompt. The *suffix* belongs to a row and grows by the tokens
 it emits. Rows are ordered prompt by prompt: row `r` reads prefix `r // G`, so B = P * G. Each layer
-has arrays of its own, heads before tokens: a step multiplies them as they lie, without a copy.
+has arrays of its own, heads before tokens: a step multiplies them as they are, without a copy.
 """
 
 import dataclasses

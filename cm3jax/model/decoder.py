@@ -84,7 +84,7 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "P S D"], tuple[KeyValues, ...]]:
         """Final hidden states of prompts and the keys and values of every layer.
 
-        Prompts stand at the left; beyond `lengths` is padding, which no later token reads.
+        Prompts are at the left; beyond `lengths` is padding, which no later token reads.
         """
         places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         # Prompts have any length, and are read on other hardware than the model was trained on.

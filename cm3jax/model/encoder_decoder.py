@@ -26,8 +26,8 @@ from cm3jax.shapes import Array, Bool, Float, Int, Key
 class EncoderDecoder(nn.Module):
     """Caption ids and image ids to hidden states and logits over one vocabulary.
 
-    `config` describes the decoder's layers and, but for their number, the encoder's; its `context`
-    plays no part. S = text_tokens is the longest caption, L at most `image_tokens`.
+    `config` describes the decoder's layers and, except for their number, the encoder's; its
+    `context` plays no part. S = text_tokens is the longest caption, L at most `image_tokens`.
     """
 
     config: DecoderConfig

@@ -33,7 +33,7 @@ class LanguageModel(Protocol):
     ) -> tuple[Float[Array, "P S D"], tuple[KeyValues, ...]]:
         """Final hidden states of prompts, and what later tokens read of them in every layer.
 
-        Prompts stand at the left; beyond `lengths` is padding.
+        Prompts are at the left; beyond `lengths` is padding.
         """
 
     def extend(

@@ -55,7 +55,7 @@ class FewBits:
         return qwix.dequantize(qwix.QArray(self.values, self.scales)).astype(dtype)
 
     def as_matrix(self, inputs: int) -> "FewBits":
-        """The same of two axes, the first `inputs` of all being the first of them."""
+        """The array with two axes: its first `inputs` ones joined, and the others."""
         shapes = (part.shape for part in (self.values, self.scales))
         sides = [(math.prod(shape[:inputs]), math.prod(shape[inputs:])) for shape in shapes]
         return FewBits(self.values.reshape(sides[0]), self.scales.reshape(sides[1]))

@@ -155,7 +155,7 @@ def curves(
 
 
 def _thinned(points: Points, most: int) -> Points:
-    """Every so-many-th point, at most about `most` of them, the last among them."""
+    """Every n-th point, at most about `most` of them, the last among them."""
     return points[::-1][:: -(-len(points) // most) or 1][::-1]
 
 

@@ -235,7 +235,7 @@ class Bank:
 
 
 def _remedy(path: epath.Path) -> str:
-    """What mends a damaged bank: one that says what it was made from counts as complete."""
+    """What to do about a damaged bank: one that says what it was made from counts as complete."""
     return f"remove {path} and run python -m launch.index build EXPERIMENT"
 
 
@@ -300,7 +300,7 @@ def _renamed(document: BankDocument) -> BankDocument:
 
 
 def before_merging(document: BankDocument) -> BankDocument:
-    """A document under the key that it had in its own bank, whose key another one had, too."""
+    """The document under the key of its own bank, without the hash that a merge put behind it."""
     return dataclasses.replace(document, key=document.key.removesuffix(_suffix(document)))
 
 

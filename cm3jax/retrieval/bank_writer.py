@@ -33,7 +33,7 @@ _SOURCE = "source"
 class BankWriter:
     """Writes a bank shard by shard, and goes on where an earlier one stopped.
 
-    The shards gather in a hidden directory beside `path`; the bank that stands there, if any, is
+    The shards gather in a hidden directory beside `path`; the bank that is there, if any, is
     replaced when the new one is complete. Whoever makes the shards leaves out what was taken out of
     the bank (`removed`), and holds `path` meanwhile.
     """

@@ -1,6 +1,6 @@
 """A text cut into clauses, so that each may ask for a document of its own.
 
-One vector of a text that names two things lies between them, nearest to documents of neither. The
+One vector of a text that names two things is between them, nearest to documents of neither. The
 paper asks with whole captions (section 2.1); `retrieval.clauses` asks clause by clause.
 """
 

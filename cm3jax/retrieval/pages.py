@@ -50,7 +50,7 @@ _LONGEST = 60.0
 _CHUNK = re.compile(r"drawn-\d{5}\.json")
 """What `launch.evaluate coco_fid` notes of the images that it draws."""
 _BATCH = re.compile(r"bad-batch-\d+-process-\d+\.npz")
-"""What training keeps of a batch whose loss is no number: ids, documents' among them."""
+"""What training keeps of a batch whose loss is NaN or infinite: ids, documents' among them."""
 _NAMED = 8
 _SKIPPED = {"checkpoints", "tensorboard"}
 

@@ -3,7 +3,7 @@
 A tree of 2 sqrt(M) leaves, codes of 4 bits per 2 dimensions, exact scores for the best by code. How
 many leaves and candidates a search looks at is chosen when the index is built: the least work that
 finds the recall asked for with queries of every kind. Kinds are measured apart because CLIP's texts
-and images lie apart (the modality gap): quantised indexes have found one and lost the other.
+and images are far apart (the modality gap): quantised indexes have found one and lost the other.
 """
 
 import dataclasses

@@ -100,7 +100,7 @@ def select_documents(
     irrelevant: at generation `above_floor` has already removed those. With several `queries`, a row
     holds as many lists of equal length (`side_by_side`): the best document of all is chosen first,
     and a list that gave one already must beat the others by `config.clause_margin` to give another.
-    The chosen ones then stand in the order of their lists, so that a text's first clause has its
+    The chosen ones then are in the order of their lists, so that a text's first clause has its
     document first.
     """
     if exclude is None:

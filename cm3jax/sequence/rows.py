@@ -210,7 +210,7 @@ def _kinds_of_answers(
     asked = (slots.positions >= start) & (slots.positions < stop)
     ends = (slots.positions == closing) & (samples.masks == 0)[:, None]
     never = xp.zeros((len(samples.masks), 1), bool)
-    # Behind the slots stand the sentinel, placed and recalled, and `<eoss>` of the one span.
+    # Behind the slots are the sentinel, placed and recalled, and `<eoss>` of the one span.
     kept = xp.concatenate([asked | ends, never, never, ~never], axis=1)
     return xp.where(kept, moves.kinds, UNWEIGHTED)
 
@@ -230,7 +230,7 @@ def build_stream_rows(
 
     A row of `length` tokens shows the first `length - 3 * masks` tokens that `places` puts in it,
     which leaves room for its tail: nothing of the stream is lost. A sample that reaches over a
-    row's end stands in the next row again, at a negative offset. Samples are ordered by row, every
+    row's end is in the next row again, at a negative offset. Samples are ordered by row, every
     row has one, and `samples.masks` and `samples.records` are those of the row. Any span of a row
     may be masked that crosses neither `<break>` nor `<eos>`, but not its first token (metaseq).
     """

@@ -5,7 +5,7 @@ segment that it overlaps most; one that overlaps an earlier mask, or is empty, i
 no span crosses a `<break>` or an `<eos>`; two may touch. A random span of an image may be widened
 to whole rows of its codes (`config.picture_rows`).
 
-A sample's tokens stand in *slots*: padded to static sizes, in order, each with its place in the
+A sample's tokens are in *slots*: padded to static sizes, in order, each with its place in the
 sample, -1 in an unused slot.
 """
 
@@ -48,7 +48,7 @@ def mask_counts(
 class Spans(NamedTuple):
     """Masked spans by their places in the sample before rotation, ordered.
 
-    Unused ones stand last, at `NOWHERE`; there are `max_masks` or, on the host, as many as the
+    Unused ones are last, at `NOWHERE`; there are `max_masks` or, on the host, as many as the
     sample with most masks has.
     """
 

@@ -1,4 +1,4 @@
-"""The shapes of requests: OpenAI's, with this model's own fields beside theirs.
+"""The shapes of requests: OpenAI's, with further fields of this model.
 
 Fields of OpenAI's that this model has no use for are taken where they ask for nothing
 (`frequency_penalty: 0`), and refused where they would ask for something.

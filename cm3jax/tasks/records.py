@@ -16,7 +16,7 @@ from cm3jax.tasks.task import Case, Skipped
 
 Read = Case | Skipped
 HELD_BACK = 50
-"""Every so-many-th record is for validation where a data set has no split of its own."""
+"""Every n-th record is for validation where a data set has no split of its own."""
 
 
 class BadCase(ValueError):
@@ -26,7 +26,7 @@ class BadCase(ValueError):
 def to_cases(
     records: Iterable[tuple[str, Any]], make: Callable[[str, Any], Case]
 ) -> Iterator[Case | Skipped]:
-    """A case of each (key, record), or why there is none; a key that comes again gets a number."""
+    """A case for each (key, record), or why there is none; a repeated key gets a number."""
     seen: Counter[str] = Counter()
     for key, record in records:
         seen[key] += 1
@@ -154,7 +154,7 @@ def majority(answers: Any) -> str:
     """The most frequent answer, of equally frequent ones the first.
 
     An answer is a text or a number, or an object with one in `answer`; null and empty ones do not
-    count. A single one may stand without a list.
+    count. A single one needs no list around it.
     """
     every = answers if isinstance(answers, list | tuple) else [answers]
     found = [one.get("answer") if isinstance(one, dict) else one for one in every]

@@ -4,8 +4,8 @@ A template is a prompt (`document.parse_prompt`) with fields in braces:
 
     Question: {question} Answer: {answer}.<break>{image}                    (section 4, Table 5)
 
-`{answer}` is what the model is to give. A text is masked where it stands and recalled at the
-sample's end, so that captions and answers may stand before their image, as in the paper; an
+`{answer}` is what the model is to give. A text is masked where it is and recalled at the
+sample's end, so that captions and answers may come before their image, as in the paper; an
 image, or the rest of a story, ends the document and simply follows.
 """
 
@@ -138,7 +138,7 @@ def fill(template: str, values: Mapping[str, Value]) -> Filled:
             continue
         added = _segments(match[1], values)
         if match[1] != ANSWER and isinstance(added[0], str):
-            # One text with what stands around it, as in the prompt that a user types: a tokenizer
+            # One text with what is around it, as in the prompt that a user types: a tokenizer
             # gives a word in quotes other pieces than the word and the quotes.
             text += added[0]
             continue

@@ -1,9 +1,9 @@
 """Text <-> pieces: SentencePiece, trained here, lossless for every Unicode string.
 
 CM3Leon trains its own BPE (arXiv 2309.02591, section 2.1). Pieces are numbered from 0; the
-vocabulary decides where they lie. Characters that training did not see fall back to their UTF-8
+vocabulary decides which ids they get. Characters that training did not see fall back to their UTF-8
 bytes, so nothing is unknown, and no text can become a control id: `<break>` in a caption is just
-seven characters. The tokenizers of foreign checkpoints stand behind the same interface.
+seven characters. The tokenizers of foreign checkpoints have the same interface.
 """
 
 import io

@@ -5,7 +5,7 @@ reads (arXiv 2309.02591, section 2.1): residual blocks with GroupNorm and swish,
 middle, halving and doubling between levels. `kernel=1` makes the patch-local variant, in which
 every code depends only on its own patch, and every patch of the output only on its own code.
 
-What trains it stands in `cm3jax.learners.vqgan`.
+What trains it is in `cm3jax.learners.vqgan`.
 """
 
 import math

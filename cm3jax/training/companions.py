@@ -73,7 +73,7 @@ def _places(run_dir: epath.PathLike, run: LoadedRun, path: str) -> list[epath.Pa
 
 
 def _seen_from(here: epath.Path, trained_in: str, path: str) -> list[epath.Path]:
-    """The place of `path` if all that lay around the run moved with it."""
+    """The place of `path` if all that was around the run moved with it."""
     if os.path.isabs(path) != os.path.isabs(trained_in) or "://" in path + trained_in:
         return []
     return [epath.Path(os.path.normpath(here / os.path.relpath(path, trained_in)))]

@@ -249,7 +249,7 @@ class Progress:
         self._console.print(text, markup=False)
 
     def show(self, step: int, values: Mapping[str, Any], seconds_left: float | None) -> None:
-        """Show a logged step: the losses, the rate and the time that is left."""
+        """Show a logged step: the losses, the rate and the time left."""
         shown = {k: v for k, v in values.items() if k.startswith(("loss", "documents"))}
         parts = [f"{k} {v:.4f}" for k, v in shown.items() if v == v]
         if values.get("tokens_per_second"):

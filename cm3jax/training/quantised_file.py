@@ -91,7 +91,7 @@ def _read(
 ) -> np.ndarray:
     """The part `index` of the matrix as float32."""
     index = tuple(slice(None) for _ in shape) if index is ... else index
-    if kind == "int4":  # halves of the last axis lie together
+    if kind == "int4":  # halves of the last axis are together
         part = _unpacked(values.read((*index[:-1], slice(None))), kind)[..., index[-1]]
     else:
         part = _unpacked(values.read(index), kind)

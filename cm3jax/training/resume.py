@@ -25,7 +25,7 @@ from cm3jax.training import ema
 from cm3jax.training.exported_run import PARAMS_FILE, is_run_config
 from cm3jax.training.state import Layout, TrainState
 
-# Fields by their dotted names or sections; a field that stands nowhere decides what is trained.
+# Fields by their dotted names or sections; a field that is in no list decides what is trained.
 _FREE = {
     "name",
     "workdir",
@@ -42,7 +42,7 @@ _FREE = {
     "model.weights",
     "model.cache",
 }
-"""What changes no batch, draw or update (but for rounding)."""
+"""What changes no batch, draw or update (except for rounding)."""
 
 _READ_ONCE = {
     "tokenizers",
@@ -67,7 +67,7 @@ _READ_ONCE = {
     "data.tasks",
     "data.image_first",
 }
-"""What decides the data, whose fingerprints say more, wherever they lie; where a checkpoint of an
+"""What decides the data, whose fingerprints say more, wherever they are; where a checkpoint of an
 earlier version has none, these fields must be what they were."""
 
 _VALIDATION = "validation "
@@ -325,7 +325,7 @@ def _shown(value: Any) -> str:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields by dotted names; where a mixture lies is one, what its parts weigh another."""
+    """Nested fields by dotted names; a mixture's place is one, its weights another."""
     out: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

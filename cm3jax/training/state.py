@@ -189,7 +189,7 @@ def _trained_rows(which: str, vocab: Vocab) -> slice:
 def _like_params(opt_state: Any, params: Any, otherwise: Any) -> Any:
     """For each leaf of an optimiser's state, the value of the parameter that it belongs to.
 
-    Moments stand in trees like the parameters', so that the ends of their paths name parameters.
+    Moments are in trees like the parameters', so that the ends of their paths name parameters.
     (`optax.tree_map_params` cannot look into Muon.)
     """
     by_path = dict(jax.tree.leaves_with_path(params))

@@ -1,4 +1,4 @@
-"""The page of claims: what the paper says beside what was measured, only from stored results."""
+"""The page of claims: what the paper says and what was measured, only from stored results."""
 
 import functools
 from collections.abc import Mapping, Sequence

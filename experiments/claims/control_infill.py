@@ -26,7 +26,7 @@ from experiments.claims.harness import Bench, content
 
 
 def _rows(scene: Scene, rng: random.Random) -> list[int]:
-    """The cells of the two rows that the emblem stands in."""
+    """The cells of the two rows that the emblem is in."""
     first = scene.emblems[0].cells[0] // GRID
     return list(range(first * GRID, (first + 2) * GRID))
 

@@ -40,7 +40,7 @@ class Bench:
     `shipped` is the folder of the weights, `data` that of banks, which are made when first needed;
     samples are kept in the folder `keep`, and those that are there not drawn again. There are
     `seeds` seeds of sampling, each with `prompts` prompts of its own. The banks' datasets have
-    `emblems` emblems for training, three documents of each. Models that a row trains lie in the
+    `emblems` emblems for training, three documents of each. Models that a row trains are in the
     folder `runs`. `say` gets a line per score.
     """
 
@@ -115,7 +115,7 @@ class Bench:
             experiment.data,
             raw=str(self.data / "raw"),
             emblems=self.emblems,
-            records=400,  # the bank does not depend on how many training pairs lie beside it
+            records=400,  # the bank does not depend on how many training pairs there are
             bank=str(self._bank_path(dataset)),
         )
         tools = Tools(self.generator.text, self.generator.image, self.generator.encoder)

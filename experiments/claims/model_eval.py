@@ -1,6 +1,6 @@
 """What a small model can do, for claims that compare several: it draws, captions and fills in.
 
-Beside the answers stand the nats per id of the right answer, which tell models apart that cannot
+With the answers come the nats per id of the right answer, which tell models apart that cannot
 give it yet.
 """
 
@@ -66,7 +66,7 @@ def _known(bench: Bench, index: int) -> ProbePrompt:
 class ModelEval:
     """One model and what has come of it so far.
 
-    `name` stands in front of its scores, `every` are `questions`.
+    `name` begins the names of its scores, `every` are `questions`.
     """
 
     def __init__(self, name: str, bench: Bench, every: dict[str, Every]):
@@ -86,7 +86,7 @@ class ModelEval:
             for count in sorted({0, self.experiment.retrieval.documents}):
                 self.draw(kind, count)
         self.draw("scene", 0)
-        # Parti reads texts alone, and a causal model never saw what stands behind a gap.
+        # Parti reads only texts, and a causal model never saw what comes behind a gap.
         if self.experiment.learner == "decoder" and self.experiment.cm3.mean_masks:
             self._caption()
             self._infill()

@@ -147,7 +147,7 @@ def _headline(scores: Scores) -> str:
 
 
 def _below(scores: Scores, name: str, other: str) -> bool:
-    """Whether a figure lies below another, the intervals apart."""
+    """Whether a figure is below another, the intervals apart."""
     return scores[name].interval[1] < scores[other].interval[0]
 
 

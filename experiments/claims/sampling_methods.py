@@ -29,7 +29,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 _KIND: ProbeKind = "scene"
 _PART = 2
-"""Every so-many-th prompt is asked: each one is drawn eight times in five ways."""
+"""Every n-th prompt is asked: each one is drawn eight times in five ways."""
 
 
 def _measure(bench: Bench) -> Measured:

@@ -18,7 +18,7 @@ def base(name: str, **delta: Any) -> Experiment:
         {
             # One code per 4x4 pixels and nothing shared between patches: the inside of a thing has
             # the same codes on every ground, so that a decoder can copy it from a document. Codes
-            # of larger fields lose less, and change with what stands beside them.
+            # of larger fields lose less, and change with what is next to them.
             "vqgan": {
                 "code_width": 32,
                 "commitment": 1.0,
@@ -26,7 +26,7 @@ def base(name: str, **delta: Any) -> Experiment:
                 "restart_below": 0.01,
             },
             # A name's own image is learnt by heart, which says nothing of names to come. Things
-            # stand at multiples of 8 pixels: patches of 8 cut a thing alike at every place (those
+            # are at multiples of 8 pixels: patches of 8 cut a thing alike at every place (those
             # of 16 found 6 % of large things in the centre by their image, 16 % in the corners).
             "clip": {"pair_loss": 0.25, "patch": 8},
             # A document is of use only to a model that reads its name: a third of the samples see

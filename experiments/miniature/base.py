@@ -23,7 +23,7 @@ def base(name: str, home: str = "miniature", **delta: Any) -> Experiment:
         chain_base(name, _CHOICES, f"runs/{home}", f"data/{home}"),
         {
             # One code per 8x8 pixels and nothing shared between patches: a code says what its cell
-            # shows, whatever stands beside it.
+            # shows, whatever is next to it.
             "vqgan": {
                 "code_width": 64,
                 # A code is chosen once in a thousand images or in every image: the averages

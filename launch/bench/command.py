@@ -18,7 +18,7 @@
 weights. `speculate` is the engine with guesses of what follows against without. `scaling` is its
 seconds per image against batch, documents and samples. `retrieval` searches vectors like CLIP's
 with our indexes, blocked NumPy and FAISS. `data` reads training rows. `serve` loads a server with
-mixed requests, beside `launch.generate` with the same ones. `quantised` tells what matrices of 8
+mixed requests, against `launch.generate` with the same ones. `quantised` tells what matrices of 8
 and 4 bits cost and save. `targets` compiles training steps for machines that are not here,
 `accelerator` checks in eight minutes what only hardware can say. The module of each,
 `launch.bench.train` and so on, says how it measures.

@@ -1,4 +1,4 @@
-"""Our decoding beside `generate` of transformers' Chameleon, greedy, with the same weights.
+"""Our decoding compared with `generate` of transformers' Chameleon, greedy, with the same weights.
 
 Prompts are random ids. Every id that is not an image code scores 0, and the likeliest code far
 more, so that both sides choose among the same ids and choose the same ones. `tokens_per_second`

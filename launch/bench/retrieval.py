@@ -1,4 +1,4 @@
-"""Our indexes beside blocked NumPy and FAISS, on vectors like CLIP's, in one process.
+"""Our indexes compared with blocked NumPy and FAISS, on vectors like CLIP's, in one process.
 
 Documents and queries have latent points around cluster centres, seen through a text map, an image
 map, or both, around two different means: the modality gap. Parameters of ours are chosen by other

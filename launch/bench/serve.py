@@ -1,4 +1,4 @@
-"""The server under many clients, beside `launch.generate` with the same prompts in files.
+"""The server under many clients, compared with `launch.generate` and the same prompts in files.
 
 A server process of `--run` answers mixed requests of `--clients` clients at once: guided and plain
 images, streams, images painted over, captions (`serve_clients.py`). After each of `ROUNDS`
@@ -140,7 +140,7 @@ def _starts(options: argparse.Namespace, asked: Asked) -> dict[str, float]:
 
 
 def _compared(rounds: Sequence[tuple[Work, Work]]) -> dict[str, Any]:
-    """The server beside `launch.generate`, all rounds together, and how far rounds differ."""
+    """The server against `launch.generate`, all rounds together, and how far rounds differ."""
     served, drawn = (sum(works, Work()) for works in zip(*rounds, strict=True))
     ratios = [one.per_second / other.per_second for one, other in rounds]
     return {

@@ -31,7 +31,7 @@ _MARK = "a-part-of-the-form"
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A request: what kind it is of, its fields, and the files of a form."""
+    """A request: its kind, its fields, and the files of a form."""
 
     kind: str
     fields: dict[str, Any]
@@ -92,7 +92,7 @@ class Unread:
 
     @property
     def heard(self) -> Heard:
-        """What it says."""
+        """What the answer says."""
         known = (self.status, self.seconds, self.first_row)
         # The last event is the image.
         found = json.loads(self.lines[-1]) if self.status == 200 and self.lines else {}

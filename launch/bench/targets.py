@@ -139,21 +139,21 @@ arithmetic, 0.97 of weights and full cache. Room for what is drawn grows by quar
 whole image a step reads 1.00 of the weights and the part of the cache that is filled.
 """
 _FINDINGS = """
-## What compiling showed, and what was mended
+## What compiling showed, and what was changed
 
 The programs of commit adebf71, which had never been compiled for an accelerator, and today's:
 
-- **Flags for TPUs**: 7 B on 64 v6e (`fsdp` 64) had 0 asynchronous collectives beside 19 gathers
+- **Flags for TPUs**: 7 B on 64 v6e (`fsdp` 64) had 0 asynchronous collectives next to 19 gathers
   that the step waits for. With today's flags {v6e} of 7 B on 256 v6e overlap with arithmetic.
 - **How far `fsdp` may cut**: with fewer than 128 elements of `model.width` a device, gathers and
   the sums of gradients were whole (9 to 22 all-reduces, 100 to 370 s to compile). `launch.plan`
   says so and names a mesh; 7 B takes 8 × 32 × 1 on 256 v5p, where {v5p} collectives overlap.
-- **Copies beside `fsdp`** (4 × 16 × 1 on 64 v5p): 21 gathers and 14 sums, none of which
+- **`data` above 1 beside `fsdp`** (4 × 16 × 1 on 64 v5p): 21 gathers and 14 sums, none of which
   overlapped. Of RA-CM3's step, as 16 × 4 × 1 there, {ra_cm3} overlap today.
 - **Meshes that no physical axis fits** (2 × 8 on 16 v6e, 2 × 32 on 64 v5p): a traceback of jax's.
   Today every mesh whose product is the slice's size is made, by splitting physical axes.
-- **Several slices**: every mesh ended in a traceback. Today data lies between the slices, the
-  rest inside one; of 7 B on two slices of 256 v6e, {slices} overlap.
+- **Several slices**: every mesh ended in a traceback. Today `data` goes across the slices,
+  the other axes stay inside one; of 7 B on two slices of 256 v6e, {slices} overlap.
 - **A whole copy on 32 H200** (4 × 8): "involuntary full rematerialization" of f32[8,4096,4096]. A
   test counts the collectives of a step for GPUs, where one gather waits.
 - **Peak memory by formula / compiled**: 0.72 to 0.90 for 350 M on v5e, 0.66 to 0.95 for 760 M on

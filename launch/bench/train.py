@@ -1,4 +1,4 @@
-"""Our training step beside the same architecture in transformers and torch.
+"""Our training step compared with the same architecture in transformers and torch.
 
 Same weights, rows and optimiser. An experiment's model has no counterpart in transformers, so only
 our side is timed, and the same holds where torch or transformers are missing. Our side needs jax,

@@ -65,7 +65,7 @@ class RawItem:
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What else is known, with names in lower case: `punsafe`, `pwatermark`."""
     where: str = ""
-    """Where it stands, for messages, if its key does not say."""
+    """Where it is, for messages, if its key does not say."""
     subjects: tuple[str, ...] = ()
     """Names of what it is about; records that share one are about the same thing."""
 

@@ -42,7 +42,7 @@ _KNOWN = {*_FILES, *CAPTIONS, *_SUBJECTS, "split", "licence", "license", "source
 
 
 class Lines:
-    """The lines of a file by number, but for empty ones at its end. Of a large file, few places and
+    """The lines of a file by number, without empty ones at its end. Of a large file, few places and
     no content are held.
 
     Raises `UserError` where the file was written again since it was opened: its places are stale.

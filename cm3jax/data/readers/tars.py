@@ -44,7 +44,7 @@ _TAIL = 1024
 
 @dataclasses.dataclass(frozen=True)
 class _Sample:
-    """Where a sample's members lie: first byte and size by extension."""
+    """Where a sample's members are: first byte and size by extension."""
 
     key: str
     members: dict[str, tuple[int, int]]

@@ -1,1 +1,1 @@
-"""What a run's report shows beside its curves, drawn from parameters in training, by learner."""
+"""What a run's report shows besides its curves, drawn from parameters in training, by learner."""

@@ -55,7 +55,7 @@ def evaluate(
     """All scores of a trained decoder over `count` prompts of each kind.
 
     `run_dir`, `bank`, `mesh`, `weights` and `cache` are as in `loading.load`; `seed` is the
-    sampling's. Samples are kept in the folder `keep`, and those that lie there not drawn again.
+    sampling's. Samples are kept in the folder `keep`, and those that are there are not drawn again.
     `say` gets a line per score. Raises `UserError` where the run, its companions or the bank are
     missing or don't match, and for a bank that has lost the documents of an emblem in the prompts.
     """

@@ -1,7 +1,7 @@
 """What a tuned model of the miniature does, task by task, read from its answers by programs.
 
 Every case is held out (`data.emblems.tasks`, split `prompts`), asked once in the notation that a
-user types, with its images as files, and answered freely. Beside each score stands chance, which
+user types, with its images as files, and answered freely. Each score comes with chance, which
 is what the right answer to another case scores, and, if asked for, the model before tuning.
 """
 
@@ -205,7 +205,7 @@ def evaluate_tasks(
 
     With `before`, a run or weights, the same of that model as `before.NAME`. The devices of `mesh`
     share the work; `weights` and `cache` are as in `cm3jax.load`. Samples are kept in the folder
-    `keep`, and those that lie there not drawn again.
+    `keep`, and those that are there are not drawn again.
     `say` gets a line per score. Raises `UserError` for an unknown task and for a run that can't be
     loaded.
     """
