@@ -9,7 +9,7 @@ import pytest
 
 from experiments.claims.claim import Result
 from experiments.claims.claims_page import verdict
-from launch import chain, evaluate_options
+from launch import chain, evaluate_options, quickstart
 from launch.cli import parse, parse_experiment
 from launch.report import RESULTS, ROWS
 
@@ -123,3 +123,12 @@ def test_its_table_of_claims_is_the_page_s():
     )
     cells = [[part.strip() for part in line.strip("|").split("|")] for line in table.splitlines()]
     assert {title: tuple(rest) for title, *rest in cells} == said
+    names = [f"`{row.name}`" for row in ROWS]
+    told = " ".join(PAGES["docs/claims.md"].split())
+    assert f"{', '.join(names[:-1])} or {names[-1]}." in told
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/evaluation.md"])
+def test_they_say_how_short_the_quickstart_s_training_is(name):
+    steps = quickstart.located(quickstart.Options())["decoder"].train.steps
+    assert f"{steps} steps" in " ".join(PAGES[name].split())
