@@ -252,7 +252,8 @@ def command(argv: list[str]) -> None:
     )
     for number, stage in enumerate(todo, 1):
         print(f"[{number}/{len(todo)}] {stage.name}: about {in_words(stage.budget)}")
-    print(f"about {in_words(sum(stage.budget for stage in todo))} in all, less what is finished")
+    total = in_words(sum(stage.budget for stage in todo))
+    print(f"about {total} in all at the speed measured just now, less what is finished")
     if options.dry_run:
         return
     with hold(options.out, f"training the chain of {options.source}"):

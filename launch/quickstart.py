@@ -71,6 +71,11 @@ class Options:
         """`full` at this scale."""
         return max(least, round(full * self.scale))
 
+    def seconds(self, full: int) -> int:
+        """How long a stage takes at this scale that takes `full` seconds, some 10 of them to
+        compile."""
+        return round(10 + (full - 10) * self.scale)
+
 
 def located(options: Options) -> dict[str, Experiment]:
     """The members of the chain, in `options`' directories and at its scale."""
@@ -104,7 +109,7 @@ def stages(options: Options) -> list[Stage]:
     members = located(options)
     decoder = members["decoder"]
     train = {
-        part: training(member, seconds)
+        part: training(member, options.seconds(seconds))
         for (part, member), seconds in zip(members.items(), (10, 60, 90, 140), strict=True)
     }
     prepared = Stage(
@@ -158,7 +163,8 @@ def _evaluation(model: str, run: str, bank: str, options: Options) -> Stage:
     def run_it() -> None:
         evaluate(run, bank, count, say=_say, keep=path.with_suffix(".samples")).save(path)
 
-    return Stage(f"evaluate {model.replace('_', ' ')}", 60, str(path), done, run_it)
+    budget = options.seconds(60)
+    return Stage(f"evaluate {model.replace('_', ' ')}", budget, str(path), done, run_it)
 
 
 def _shipped(decoder: Experiment, options: Options) -> list[Stage]:

@@ -113,7 +113,7 @@ def _span_lengths(ids: Int[np.ndarray, " L"], vocab: Vocab) -> dict[int, int]:
 
 
 def _tokens(batch: Batch, vocab: Vocab, text: TextTokenizer) -> list[str]:
-    """A table with one line per token; padding is left out."""
+    """A table with one line per token, and how it is read; padding is left out."""
 
     def name(id_: int) -> str:
         if vocab.modality(np.asarray(id_)) != Modality.TEXT:
@@ -121,7 +121,12 @@ def _tokens(batch: Batch, vocab: Vocab, text: TextTokenizer) -> list[str]:
         return f"{vocab.name(id_)} {text.decode([id_ - vocab.first_text])!r}"
 
     columns = (batch.segments, batch.positions, batch.tokens, batch.targets, batch.weights)
-    lines = ["sample  position  token                 target                weight"]
+    lines = [
+        "T is a piece of the text tokenizer, I a code of the image tokenizer; a target in brackets "
+        "is given, not asked.",
+        "",
+        "sample  position  token                 target                weight",
+    ]
     rows = (column[0].tolist() for column in columns)
     for segment, position, token, target, weight in zip(*rows, strict=True):
         if segment:

@@ -77,7 +77,10 @@ class TextTokenizer:
         """
         texts = _sample(part for text in texts for part in _learnable(text))
         if not texts:
-            raise UserError("the text tokenizer has no texts to learn from; check data.source.")
+            raise UserError(
+                "the text tokenizer has no texts to learn from: no record of the source has a "
+                "caption; docs/data.md says how captions are written."
+            )
         tokenizer = cls(_train(texts, pieces, algorithm, reserved=0))
         if tokenizer.pieces < pieces:
             tokenizer = cls(_train(texts, pieces, algorithm, reserved=pieces - tokenizer.pieces))

@@ -319,6 +319,7 @@ def test_a_row_is_shown(prepared):
     key = rows.corpus.document(5).key
     assert f"record 5, {key} (pair)" in text
     lines = text.splitlines()
+    assert any(line.startswith("T is a piece of the text tokenizer, I a code") for line in lines)
     assert "<eos>" in text
     assert "<break>" in text
     assert any(" T" in line and "'" in line for line in lines)

@@ -105,7 +105,7 @@ def test_a_dry_run_says_what_and_how_long_and_writes_nothing(tmp_path, monkeypat
     assert "photos: 45 records for training, 5 held back, 250 only in the bank" in said
     for number, name in enumerate(["train text_tokenizer", "train vqgan", "train clip"], 1):
         assert f"[{number}/6] {name}: about " in said
-    assert "in all" in said
+    assert "in all at the speed measured just now" in said
     assert not Path("mine").exists()
 
 

@@ -43,6 +43,7 @@ def test_a_scale_shortens_work_and_nothing_else(tmp_path):
     assert short.train.steps == round(whole.train.steps * 0.1)
     assert short.data.records == round(whole.data.records * 0.1)
     assert short.train.log_every <= short.train.steps
+    assert [Options().seconds(90), Options(scale=0.1).seconds(90)] == [90, 18]
     restored = dataclasses.replace(short, train=whole.train, data=whole.data)
     assert restored == whole
 
