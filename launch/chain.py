@@ -66,7 +66,8 @@ class Options:
     """Splits of parts of the source, as `data.splits`: e.g. `new bank` for a folder that is only in
     the memory bank."""
     hold_back: Literal["pictures", "subjects"] = "pictures"
-    """What is held back where no split says it, as `data.hold_back`."""
+    """What is held back for validation where no split says it: every 50th image with its captions,
+    or every 50th of the records' `subjects` with all of its images."""
     licences: tuple[str, ...] = ()
     """Licences that a record may have, as `data.licences`; empty allows all."""
     scale: float = 1.0

@@ -56,7 +56,7 @@ def parse_experiment_and(
     `subcommand` is the word that came before `argv`, for `--help`.
     """
     if argv and argv[0] in ("-h", "--help"):
-        show_overview(description)
+        show_overview(description, f"{subcommand} EXPERIMENT".lstrip())
     if not argv or argv[0].startswith("-"):
         raise UserError(
             f"the first argument is the experiment's name; give one of "

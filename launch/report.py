@@ -82,7 +82,8 @@ class Options:
     """Directory with `metrics.json` and `results/`, as the quickstart leaves it; without one the
     page of the paper's claims is made."""
     rerun: str = ""
-    """The claim to measure again. If killed, the same command continues."""
+    """The claim to measure again: control, documents, rivals, sizes, sampling, guidance, masking,
+    tasks, bank_swap or retrieval. If killed, the same command continues."""
     out: str = "runs/report"
     """Directory of the page of claims and of the samples of a measurement."""
     data: str = "data"

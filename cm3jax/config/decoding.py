@@ -21,7 +21,7 @@ def _is_heat(temperature: float) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
-    """How images and texts are sampled (section 3.1)."""
+    """How images and texts are sampled (CM3Leon's section 3.1)."""
 
     temperature: float = 1.0
     """Divides the logits; 0 takes the likeliest token."""

@@ -13,7 +13,7 @@ CacheType = Literal["", "int8"]
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The autoregressive decoder (section 2.3: pre-LN, no biases, no dropout, non-affine norms).
+    """The autoregressive decoder (CM3Leon's section 2.3: pre-LN, no biases, dropout, affine norms).
 
     The fields marked "Chameleon" turn it into the decoder of arXiv 2405.09818.
     """

@@ -20,7 +20,7 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CM3Config:
-    """The CM3 objective: how a sample's spans move to its end (section 2.2)."""
+    """The CM3 objective: how a sample's spans move to its end (CM3Leon's section 2.2)."""
 
     mean_masks: float = 1.0
     """Mean of the Poisson number of masks; 0 trains a plain causal model."""

@@ -54,7 +54,7 @@ class ClipConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalConfig:
-    """Which documents are shown to which record (section 2.1)."""
+    """Which documents are shown to which record (CM3Leon's section 2.1)."""
 
     encoder: str = ""
     """Run directory of the CLIP encoder."""
@@ -78,7 +78,7 @@ class RetrievalConfig:
     modality_margin: float = 0.05
     """Margin by which a document with only a text or only an image must outscore one with both."""
     queries: Literal["both", "text", "image"] = "both"
-    """Which query's candidates training shows: those found by the record's `text` (as when a
+    """Which query's candidates training shows: those found by the record's `text` (as when an
     image is asked for), by its `image`, or by one of the two at random (`both`, the paper's
     way)."""
     views: int = 4

@@ -7,7 +7,7 @@ from cm3jax.config.checks import require
 
 @dataclasses.dataclass(frozen=True)
 class VocabConfig:
-    """Sizes of the id space: specials | image codes | text pieces (section 2.1)."""
+    """Sizes of the id space: specials | image codes | text pieces (CM3Leon's section 2.1)."""
 
     specials: int = 1024
     """Control ids: pad, eos, break, eoss and the sentinels; the rest is spare."""

@@ -183,6 +183,7 @@ def test_every_command_answers_help(command, monkeypatch, capsys):
     assert said.out.startswith(f"usage: python -m launch.{command}"), said.out
     assert re.search(rf"\nexamples:\n  python -m launch\.{command} ", said.out), said.out
     assert max(map(len, said.out.splitlines()[1:])) <= 100
+    assert not re.search(r"^ *python .* {2}--", said.out, re.MULTILINE), "a line's end was lost"
     assert not said.err
 
 

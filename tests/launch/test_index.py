@@ -82,6 +82,12 @@ def test_help_says_that_the_command_comes_first(capsys):
     with pytest.raises(SystemExit):
         index.run(["--help"])
     assert " COMMAND EXPERIMENT [OPTIONS]\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        index.run(["audit", "--help"])
+    assert " audit EXPERIMENT [OPTIONS]\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        index.run(["audit", "quickstart", "--help"])
+    assert " audit quickstart [-h]" in capsys.readouterr().out.splitlines()[0]
 
 
 def test_what_was_removed_does_not_come_back_by_merging(experiment, tmp_path, capsys):

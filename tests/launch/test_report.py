@@ -111,6 +111,14 @@ def test_the_page_of_claims_is_rebuilt_from_what_is_stored(tmp_path, capsys):
     assert all(path.stat().st_size < 1e6 for path in RESULTS.glob("*.json"))
 
 
+def test_help_names_the_claims(capsys):
+    with pytest.raises(SystemExit):
+        command(["--help"])
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    names = [row.name for row in ROWS]
+    assert f"{', '.join(names[:-1])} or {names[-1]}." in words
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
