@@ -13,7 +13,9 @@ CacheType = Literal["", "int8"]
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The autoregressive decoder (CM3Leon's section 2.3: pre-LN, no biases, dropout, affine norms).
+    """The autoregressive decoder (CM3Leon's section 2.3).
+
+    By default it is pre-LN and has no biases, no dropout and no affine norms, as in the paper.
 
     The fields marked "Chameleon" turn it into the decoder of arXiv 2405.09818.
     """

@@ -14,12 +14,6 @@ def test_what_is_missing_is_named(tmp_path):
         prepare.run(["show", "quickstart", "--data.corpus", str(tmp_path), "--record", "3"])
 
 
-def test_help_says_that_show_comes_first(capsys):
-    with pytest.raises(SystemExit):
-        prepare.run(["show", "quickstart", "--help"])
-    assert " show quickstart [-h]" in capsys.readouterr().out.splitlines()[0]
-
-
 @pytest.mark.parametrize("value", [["-3"], ["fox"], []])
 def test_a_record_is_a_number(value):
     with pytest.raises(UserError, match="--record takes the number of a record"):
