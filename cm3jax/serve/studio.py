@@ -138,22 +138,7 @@ class Studio:
         async with self._taking:
             old = await self.work(lambda: self.generator.retriever)
             # The bank is written again, however large it is: the worker goes on meanwhile.
-            smaller = await asyncio.to_thread(self._without, old, key)
-            await self.work(self._taken_down, smaller, key)
-
-    def _without(self, old: Retriever, key: str) -> Retriever:
-        """A retriever of the bank, as it is by now, when a document is taken out of it."""
-        removed = Removed(keys=(key,))
-        with hold(old.bank.path, "removing documents"):
-            bank = self._opened(old)  # others may have been merged into it since
-            require_there(bank, removed)
-            with replacing_bank(bank, old.config):
-                bank = remove(bank, removed, say=_log.info)
-        return Retriever(old.encoder, bank, old.config)
-
-    def _opened(self, old: Retriever) -> Bank:
-        made_for = (old.encoder.fingerprint, self.generator.vocab.fingerprint)
-        return Bank.open(old.bank.path, *made_for)
+            await self.work(self._taken_down, await asyncio.to_thread(_without, old, key), key)
 
     def _taken_down(self, smaller: Retriever, key: str) -> None:
         self.generator.retriever = smaller
@@ -179,10 +164,26 @@ class Studio:
                 self._withdraw(removed)
                 if self._taking.locked():  # it replaces the retriever; looked at again after that
                     return
-                self.generator.retriever = Retriever(old.encoder, self._opened(old), old.config)
+                self.generator.retriever = Retriever(old.encoder, _reopened(old.bank), old.config)
             self._current = removed
         except (UserError, OSError) as error:  # such as that it is being written: looked at again
             _log.warning("the bank can't be opened again: %s", error)
+
+
+def _without(old: Retriever, key: str) -> Retriever:
+    """A retriever of the bank, as it is by now, when a document is taken out of it."""
+    removed = Removed(keys=(key,))
+    with hold(old.bank.path, "removing documents"):
+        bank = _reopened(old.bank)  # others may have been merged into it since
+        require_there(bank, removed)
+        with replacing_bank(bank, old.config):
+            bank = remove(bank, removed, say=_log.info)
+    return Retriever(old.encoder, bank, old.config)
+
+
+def _reopened(old: Bank) -> Bank:
+    """The bank as it is by now; `UserError` if it is of another encoder or vocabulary."""
+    return Bank.open(old.path, old.manifest["encoder"], old.manifest["vocab"])
 
 
 def _withdrawn() -> Withdrawn:
