@@ -8,6 +8,7 @@ import numpy as np
 
 from cm3jax.config import RetrievalConfig
 from cm3jax.errors import UserError
+from cm3jax.io.texts import brief
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument, key_hash
 from cm3jax.retrieval.clauses import clauses
@@ -145,7 +146,8 @@ class Retriever:
             if self.bank.meta(int(row)).key == key:
                 return int(row)
         raise UserError(
-            f"the bank {self.bank.path} has no document {key!r}; launch.index query names some."
+            f"the bank {self.bank.path} has no document {brief(key, 200)}; launch.index query "
+            "names some."
         )
 
     def _weigh(

@@ -10,6 +10,7 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.io.folders import hold, scratch
+from cm3jax.io.texts import brief
 from cm3jax.retrieval.bank import Bank, before_merging, rewrite
 from cm3jax.retrieval.bank_files import bank_files, key_hash, mark_of
 from cm3jax.retrieval.bank_writer import sweep_parts
@@ -30,7 +31,7 @@ def require_there(bank: Bank, removed: Removed) -> None:
         for name in names:
             if not known(name):
                 raise UserError(
-                    f"the bank {bank.path} has no {what} {name!r}; nothing was removed."
+                    f"the bank {bank.path} has no {what} {brief(name, 200)}; nothing was removed."
                 )
 
 

@@ -22,6 +22,7 @@ from cm3jax.generation.documents import Document
 from cm3jax.generation.generator import Generator
 from cm3jax.generation.requests import PromptRequest
 from cm3jax.io.folders import hold
+from cm3jax.io.texts import brief
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
 from cm3jax.retrieval.index import replacing_bank
@@ -125,7 +126,7 @@ class Studio:
             row = retriever.row(key)
             meta = retriever.bank.meta(row)
             if _covers(self._removed, meta):
-                raise UserError(f"the document {key!r} was taken out of the bank.")
+                raise UserError(f"the document {brief(key, 200)} was taken out of the bank.")
             return meta, self.generator.as_document(Retrieved(row, 1.0, meta))
 
         return await self.work(find)

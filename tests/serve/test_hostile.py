@@ -114,6 +114,14 @@ def test_a_chat_is_bounded_as_a_whole(server):
     assert len(ImageUrl(url="x" * (2 << 20)).url) == 2 << 20  # a body's bytes are its only bound
 
 
+def test_a_key_of_any_length_is_told_in_brief(server):
+    url = f"{server.url}/v1/documents/{'y' * 20_000}"
+    for answer in (httpx.get(url, timeout=60), httpx.delete(url, timeout=60)):
+        assert "has no document 'yyy" in refused(answer)
+    body = {"prompt": "a", "documents": [{"key": "y" * 1000}]}
+    refused(httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60))
+
+
 def test_many_wrong_values_are_not_told_one_by_one(server):
     many = json.dumps({"prompt": "a", "exclude": [0] * 200_000})
     url = f"{server.url}/v1/images"
