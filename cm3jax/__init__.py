@@ -19,9 +19,9 @@ and the three Flax modules, pure functions of their variables, that run under `j
     SequenceBuilder         memory bank → retrieved documents → rows of the CM3 objective
     Decoder                 ids → hidden states → logits
 
-Images are numpy arrays, uint8, height x width x 3. Bad input raises `cm3jax.errors.UserError`,
-whose one sentence says what is wrong and what to do. Commands (`python -m launch.train …`) run from
-a checkout, whose docs/python.md and docs/tutorial.ipynb show more.
+`help` of each says more. Images are numpy arrays, uint8, height x width x 3. Bad input raises
+`cm3jax.errors.UserError`, whose one sentence says what is wrong and what to do. Commands (`python
+-m launch.train …`) run from a checkout, whose docs/python.md and docs/tutorial.ipynb show more.
 """
 
 import importlib
@@ -32,23 +32,16 @@ if TYPE_CHECKING:
     from cm3jax.config import CacheType, Experiment, WeightType
     from cm3jax.generation.documents import Document
     from cm3jax.generation.generator import Generator
-    from cm3jax.model.bridge import TokenizerBridge
-    from cm3jax.model.decoder import Decoder
-    from cm3jax.model.sequence_builder import SequenceBuilder
+    from cm3jax.model.bridge import TokenizerBridge as TokenizerBridge
+    from cm3jax.model.decoder import Decoder as Decoder
+    from cm3jax.model.sequence_builder import SequenceBuilder as SequenceBuilder
     from cm3jax.presets import load_experiment
 
 __version__ = "0.2.0"
 
-__all__ = [
-    "Decoder",
-    "Document",
-    "Experiment",
-    "Generator",
-    "SequenceBuilder",
-    "TokenizerBridge",
-    "load",
-    "load_experiment",
-]
+# What `help(cm3jax)` explains in full. Under each of the three modules it would put Flax's own
+# manual, a thousand lines, which `help(cm3jax.Decoder)` has.
+__all__ = ["Document", "Experiment", "Generator", "load", "load_experiment"]
 
 _HOMES = {
     "Decoder": "cm3jax.model.decoder",
@@ -70,16 +63,20 @@ def load(
 ) -> "Generator":
     """The generator of a trained decoder: `cm3jax.load(run).generate("…", retrieve=2).image`.
 
-    `run_dir` is a run directory (its newest sound checkpoint is read), exported weights, or
-    `hf:OWNER/NAME`, a run on the hub that `launch.convert export RUN --push` uploaded, as it is
-    now. The tokenizers and the retrieval encoder are those that the run was trained with, found
-    beside it; `bank` is the memory bank to retrieve from, by default the run's own. The encoder and
-    the bank are opened when documents are first asked for. `weights` (int8, int4, fp8) and `cache`
-    (int8) are what matrices, keys and values are kept in, instead of the run's own. `prefix_cache`
-    bytes keep what was read of prompts, so that those that begin alike, say with the same
-    documents, cost less. Compiled programs are kept for the next process, unless jax was told where
-    to keep them, or not to. Raises `cm3jax.errors.UserError` for what is missing or does not belong
-    together.
+        run_dir       a run directory (its newest sound checkpoint is read), exported weights, or
+                      `hf:OWNER/NAME`: a run on the hub, as it is now, that
+                      `launch.convert export RUN --push` uploaded
+        bank          the memory bank to retrieve from; by default the run's own
+        weights       type that the matrices are kept in, "int8", "int4" or "fp8"
+        cache         type that keys and values are kept in, "int8"
+        prefix_cache  bytes for what was read of prompts: those that begin alike, say with the same
+                      documents, then cost less
+
+    An empty `weights` or `cache` leaves the run's own type. The tokenizers and the retrieval
+    encoder are those that the run was trained with, found beside it; encoder and bank are opened
+    when documents are first asked for. Compiled programs are kept for the next process, unless jax
+    was told where to keep them, or not to. Raises `cm3jax.errors.UserError` for what is missing or
+    does not belong together.
     """
     from cm3jax.generation import loading
     from cm3jax.training.hub_runs import is_hub_id, newest_snapshot
@@ -99,4 +96,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOMES})
