@@ -121,7 +121,7 @@ def test_the_end_of_another_collective_is_no_work():
     assert found == {"all-gather": hlo.Traffic(0, 2, 0, 2048)}
 
 
-def test_a_gather_whose_parts_products_do_runs_beside_them():
+def test_a_gather_that_products_do_part_by_part_is_hidden():
     """On v5e with `data` and `fsdp` a product takes what was started, and hands it on."""
     step = (
         "%fusion.3 = (bf16[8,8]{1,0}, bf16[8,8]{1,0}) fusion(%get-tuple-element.1, %param.1), "
@@ -161,7 +161,7 @@ def test_moves_between_memories_are_no_copies():
     assert hlo.copies("\n".join(lines), large=2**22) == 0
 
 
-def test_a_turn_of_a_loop_reads_what_lies_in_memory():
+def test_a_turn_of_a_loop_reads_what_is_in_memory():
     program = """%body (param.1: (bf16[64,64], bf16[8,64,64], bf16[64,64])) -> bf16[64,64] {
   %weights = bf16[64,64]{1,0:T(8,128)} get-tuple-element(%param.1), index=0
   %cache = bf16[8,64,64]{2,1,0:T(8,128)} get-tuple-element(%param.1), index=1

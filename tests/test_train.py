@@ -115,14 +115,14 @@ def test_sigterm_after_the_last_step_is_told(tmp_path):
     assert preemption.noticed
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+def test_a_loss_of_nan_stops_the_run(tmp_path):
     config = experiment(tmp_path, optim=OptimConfig(peak_lr=1e30, warmup_steps=1))
     with pytest.raises(UserError, match=r"is (nan|inf) at step \d \(batch \w{16}, kept in"):
         train(learner(config))
     assert not any((tmp_path / "checkpoints").iterdir())
 
 
-def test_the_batch_of_a_loss_that_is_no_number_is_kept(tmp_path, monkeypatch):
+def test_the_batch_of_a_nan_loss_is_kept(tmp_path, monkeypatch):
     """And the parameters before it stand in the checkpoints, fit to go on from."""
     batches = tiny.Rows.batches
 
@@ -146,7 +146,7 @@ def test_the_batch_of_a_loss_that_is_no_number_is_kept(tmp_path, monkeypatch):
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
 
 
-def test_parameters_that_are_no_numbers_are_not_saved(tmp_path):
+def test_nan_parameters_are_not_saved(tmp_path):
     """The loss and the gradient of the step that spoils them may be fine."""
     config = experiment(
         tmp_path,

@@ -97,7 +97,7 @@ def test_unknown_kinds_are_refused():
         prompts("poem", 1)
 
 
-def test_an_emblem_is_confirmed_whatever_is_beside_it():
+def test_an_emblem_is_confirmed_whatever_is_next_to_it():
     first, second = prompts("heldout", 2)
     beside = dataclasses.replace(first.scene, shapes=(), background="white")
     noise = np.random.default_rng(0).integers(0, 256, first.image.shape, np.uint8)

@@ -45,7 +45,7 @@ def test_a_batch_that_the_mesh_cannot_share_is_refused():
         run(["cm3leon_350m", "--mesh.data", "3"])
 
 
-def test_its_own_options_are_beside_the_experiments():
+def test_a_command_s_own_options_come_with_the_experiment_s():
     with pytest.raises(UserError, match=r"no option --jsno \(did you mean --json\?\)"):
         run(["quickstart", "--jsno"])
     with pytest.raises(UserError, match=r"--mesh\.fsdp takes int, not 'many'"):

@@ -81,7 +81,7 @@ def test_a_step_for_tpus_hides_its_communication():
     ],
     ids=("one slice", "two slices"),
 )
-def test_a_step_for_tpus_hides_its_communication_with_copies_beside_fsdp(target, sums):
+def test_a_step_for_tpus_hides_its_communication_under_data_and_fsdp(target, sums):
     """As with `fsdp` by itself: gathers of a layer's parameters and sums of its gradients over
     `fsdp` are permutes between parts of products. Without flags for it they were whole gathers,
     and sums over all of `fsdp` at the end of each layer."""

@@ -66,7 +66,7 @@ def test_the_table_has_every_point():
     assert lines[1:] == ["a < b,1,0.5,0.4,0.6", "a < b,16,1.0,0.9,1.0", "b,4,0.25,0.2,0.3"]
 
 
-def test_a_share_is_marked_inside_its_interval_beside_chance():
+def test_a_share_is_marked_inside_its_interval_and_next_to_chance():
     svg = share_mark(0.5, (0.25, 0.75), 0.1)
     (middle,) = numbers("cx", svg)
     lines = re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)"', svg)

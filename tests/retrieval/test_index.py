@@ -189,7 +189,7 @@ def test_an_index_stays_until_another_replaces_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("room", [0, 100, 20_000])
-def test_on_a_full_disk_the_index_that_stands_stays(tmp_path, room):
+def test_on_a_full_disk_the_old_index_stays(tmp_path, room):
     """ScaNN's own files or ours are the first that find no room."""
     vectors, _ = _clustered(300)
     path = tmp_path / "00000"

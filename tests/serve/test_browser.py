@@ -196,7 +196,7 @@ def test_documents_are_shown_removed_weighed_and_replaced(open_page, answer, tmp
     expect(replaced.locator(".documents > li").last).to_contain_text("yours")
 
 
-def test_what_each_document_did_lies_over_the_picture(open_page, answer):
+def test_what_each_document_did_is_drawn_over_the_picture(open_page, answer):
     page = open_page()
     card = draw(page, 2)
     known = answer(**DRAW, retrieve=2, attribute=True)["documents"]

@@ -84,7 +84,7 @@ def chain(tmp_path):
     return tmp_path / "chain"
 
 
-def test_a_run_loads_beside_other_runs_parts(chain, tmp_path):
+def test_a_run_loads_with_parts_of_other_runs(chain, tmp_path):
     """`runs/miniature/sft`, made with shipped tokenizers, beside tokenizers of one's own."""
     home = tmp_path / "runs"
     shutil.copytree(chain / "decoder", home / "sft")
