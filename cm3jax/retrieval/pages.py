@@ -139,8 +139,8 @@ def _blank_page(path: Path, marks: set[str]) -> Iterator[str]:
         yield f"{path}: {count} {'places' if count > 1 else 'place'} blanked that showed them"
         if any((path.parent / "samples").glob("[0-9]*/record-*.png")):
             yield (
-                f"{path.parent / 'samples'}: what the training drew, maybe with them, and kept: "
-                "its folders of steps"
+                f"{path.parent / 'samples'}: its folders of steps are kept, and have what the "
+                "training drew, maybe with them; delete those that must go"
             )
     if "data-document=" not in text and '"document":' not in text and _UNMARKED.search(text):
         yield (

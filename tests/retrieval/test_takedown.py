@@ -174,7 +174,8 @@ def test_what_a_training_left_and_may_hold_the_document_is_named(tmp_path):
         f"{run}/bad-batch-5-process-0.npz: rows of a batch that ended a training, which may hold "
         "them; delete it",
         f"{run}/report.html: 1 place blanked that showed them",
-        f"{run}/samples: what the training drew, maybe with them, and kept: its folders of steps",
+        f"{run}/samples: its folders of steps are kept, and have what the training drew, maybe "
+        "with them; delete those that must go",
     ]
 
 
