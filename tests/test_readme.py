@@ -9,8 +9,18 @@ import pytest
 
 from experiments.claims.claim import Result
 from experiments.claims.claims_page import verdict
-from launch import chain, evaluate_options, quickstart
-from launch.cli import parse, parse_experiment
+from launch import (
+    chain,
+    evaluate_options,
+    generate_options,
+    jobs,
+    plan,
+    prepare,
+    quickstart,
+    serve,
+)
+from launch.bench import command as bench
+from launch.cli import parse, parse_experiment, parse_experiment_and
 from launch.report import RESULTS, ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +37,8 @@ PAGES = {
 }
 """The manual, in the order in which it is read."""
 README = PAGES["README.md"]
+OPTIONS = {"launch.generate": generate_options.Options, "launch.serve": serve.Options}
+"""Commands whose options are one class."""
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", PAGES["docs/pods.md"], re.MULTILINE | re.DOTALL)
 
 
@@ -36,6 +48,13 @@ def commands(text: str) -> list[str]:
         for block in re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
         for line in block.splitlines()
     ]
+
+
+def inline_commands(text: str) -> list[str]:
+    """The whole commands in the running text, and the benches, which it names without Python."""
+    plain = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"`python -m ([\w.]+\s[^`]+)`|`(launch\.bench\s[^`]+)`", plain)
+    return [f"python -m {' '.join(each.split())}" for each in map("".join, found)]
 
 
 COMMANDS = [line for name in PAGES if name.startswith("docs/") for line in commands(PAGES[name])]
@@ -75,19 +94,31 @@ def test_the_page_on_python_runs_in_order(tmp_path, monkeypatch):
     assert all(callable(getattr(names["model"], call)) for call in calls)
 
 
-@pytest.mark.parametrize("command", dict.fromkeys([*commands(README), *COMMANDS]))
+INLINE = [line for name in PAGES for line in inline_commands(PAGES[name])]
+
+
+@pytest.mark.parametrize("command", dict.fromkeys([*commands(README), *COMMANDS, *INLINE]))
 def test_command_exists(command):
     words = shlex.split(command)
     if words[0] == "bash":
         assert (ROOT / words[1]).is_file()
     elif words[:2] == ["python", "-m"]:
         assert importlib.util.find_spec(words[2]), f"there is no {words[2]}"
-        if words[2] in ("launch.train", "launch.prepare") and words[3] != "show":
+        if words[2:4] == ["launch.prepare", "show"]:
+            assert parse_experiment_and(prepare.ShowOptions, words[4:], "")[0].name == words[4]
+        elif words[2] in ("launch.train", "launch.prepare"):
             assert parse_experiment(words[3:], "").name == words[3]
         elif words[2] == "launch.chain":
             assert parse(chain.Options, words[3:], "").source == words[3]
         elif words[2] == "launch.evaluate":
             parse(evaluate_options.Options, words[3:], "")
+        elif words[2] == "launch.bench":
+            assert bench.make_parser().parse_args(words[3:]).measure
+        elif words[2] in ("launch.plan", "launch.submit"):
+            options = plan.Options if words[2] == "launch.plan" else jobs.Options
+            assert parse_experiment_and(options, words[3:], "")[0].name == words[3]
+        elif words[2] in OPTIONS:
+            parse(OPTIONS[words[2]], words[3:], "")
     else:
         assert words[:2] == ["pip", "install"]
 

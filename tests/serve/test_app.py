@@ -34,7 +34,7 @@ from cm3jax.serve.guard import described
 from cm3jax.serve.limits import Limits
 from cm3jax.serve.protocol import ChatBody, ImageBody
 from cm3jax.serve.studio import Session
-from tests.serve.conftest import client_of, serving
+from tests.serve.conftest import WEIGHTS, client_of, serving
 
 PROMPT = "a red fox"
 
@@ -189,6 +189,21 @@ def test_a_stream_ends_with_the_picture_of_a_plain_answer(client):
     events = list(client.images.generate(prompt=PROMPT, n=2, stream=True, extra_body={"seed": 3}))
     done = {event.sample: event for event in events if event.type == "image_generation.completed"}
     assert [done[number].b64_json for number in (0, 1)] == [one.b64_json for one in whole]
+
+
+def test_the_manual_s_snippet_runs(shipped, tmp_path, monkeypatch):
+    page = (WEIGHTS.parents[3] / "docs/server.md").read_text()
+    snippet = re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    with serving(shipped) as running:
+        names = {}
+        address = snippet.replace("http://127.0.0.1:8000", running.url)
+        exec(compile(address, "docs/server.md", "exec"), names)
+        names["client"].close()
+    assert address != snippet
+    with PIL.Image.open("circle.png") as image:
+        assert image.size == (32, 32)
+    assert names["found"].data[0].documents == []
 
 
 def test_rows_reach_the_client_while_the_rest_is_drawn(shipped, monkeypatch):
