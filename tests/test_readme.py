@@ -133,7 +133,7 @@ def test_links_and_files_exist(name):
 
 def test_architecture_is_short_and_names_files_that_exist():
     page = PAGES["ARCHITECTURE.md"]
-    assert page.count("\n") <= 105
+    assert page.count("\n") <= 110
     folders = (ROOT / "cm3jax", ROOT / "launch", ROOT / "tests")
     paths = [f"/{path.relative_to(ROOT)}" for folder in folders for path in folder.rglob("*.py")]
     named = re.findall(r"(?<![\w*/])[\w/]+\.py\b", page)

@@ -3,7 +3,6 @@
 `weights/` holds what these experiments made. `cm3jax.checkpoint.export_run(RUN, OUT)` writes an
 image tokenizer and an encoder, in float32: corpora and banks are bound to their fingerprints.
 `export_run(RUN, OUT, "bfloat16")` writes a decoder in half the space: loaded, it is float32 again,
-and the emblem decoder scores the same (docs/evaluation.md). The two decoders that are there are
-older and float32: the stored results of claims name their fingerprints. The text tokenizer's run is
-there as it is.
+and the emblem decoder scores the same (docs/evaluation.md). The text tokenizer's run is there as it
+is.
 """
