@@ -10,6 +10,9 @@ from ..delta import with_delta
 _HOME = "emoji"
 _CHOICES = Choices(side=64, codes=256, codebook=1024, pieces=1024, width=128, context=928)
 
+SHIPPED = "experiments/emoji/weights"
+"""The weights in the repository: what a member reads that does not train it itself."""
+
 
 def base(name: str, **delta: Any) -> Experiment:
     """The experiment `name`; `delta` is as `experiments.delta.with_delta` takes it."""

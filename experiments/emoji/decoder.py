@@ -3,24 +3,26 @@
     python -m launch.prepare emoji/decoder
     python -m launch.train emoji/decoder
 
-Needs the runs `emoji/text`, `emoji/vqgan` and `emoji/clip`. Two stages: a model learns to copy from
-one document of its own thing, found by the text, and then whose document to copy from. From then on
-there are two, found by text or image, in random order, and a third of the samples are shown one
-of another record (`cm3.wrong_documents`), so that the model must read the names. Its skills with
-names that training never showed:
+Tokenizers and encoder are the shipped ones; the decoder was not trained to its end yet. Two stages:
+a model learns to copy from one document of its own thing, found by the text, and then whose
+document to copy from. From then on there are two, found by text or image, in random order, and a
+third of the samples are shown one of another record (`cm3.wrong_documents`), so that the model must
+read the names. Its skills with names that training never showed:
 
     python -m launch.evaluate emoji --run runs/emoji/decoder --out emoji.json
 """
 
 from cm3jax.config import Experiment
 
-from .base import base
+from .base import SHIPPED, base
 
 
 def get_config() -> Experiment:
     """A decoder of 1.1 M parameters over rows of 928 tokens: two documents and what is asked."""
     return base(
         "emoji/decoder",
+        tokenizers={"text": f"{SHIPPED}/text", "image": f"{SHIPPED}/vqgan"},
+        retrieval={"encoder": f"{SHIPPED}/clip"},
         data={"batch": 4},
         curriculum={
             "starts": (0, 10_000),
