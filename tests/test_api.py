@@ -44,7 +44,7 @@ def test_help_names_what_can_be_asked():
     for word in ("generate(", "load_experiment(NAME)", "    SequenceBuilder ", "UserError"):
         assert word in page
     assert "class Generator" in page
-    assert page.count("\n") < 600  # with the manual of Flax it has thousands
+    assert page.count("\n") < 1000  # with the manual of Flax it has thousands
     # Of an object `help` shows its class.
     page = pydoc.plain(pydoc.render_doc(cm3jax.Generator))
     for word in ("cm3jax.load(", "retrieve=2", "uint8", "in nats", "UserError", "temperature"):

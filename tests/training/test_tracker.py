@@ -1,5 +1,6 @@
 """Trackers are told what `metrics.jsonl` is told."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -31,7 +32,7 @@ def database(tmp_path, monkeypatch):
 
 def logged(folder):
     """(run, step, metrics) as Trackio has them."""
-    with sqlite3.connect(folder / "cm3jax.db") as connection:
+    with contextlib.closing(sqlite3.connect(folder / "cm3jax.db")) as connection:
         rows = connection.execute("select run_name, step, metrics from metrics order by step")
         return [(name, step, json.loads(values)) for name, step, values in rows]
 
