@@ -73,11 +73,11 @@ def train(
     Starts from the run directory's newest complete checkpoint, else from the parameters of
     `init_from`, else from scratch, and says which. The report is written at validations and at the
     end; a run that was killed between its last checkpoint and its report gets it from its next
-    life. `preemption` tells whether SIGTERM came, even when all was done but the report. Raises
-    `UserError` when another process trains in the run directory, when the loss stops
-    being a number (the batch is kept beside the checkpoints), when a checkpoint cannot be written,
-    belongs to another model or vocabulary or, unless `resume_with_changes`, was made with other
-    options that decide what is trained.
+    life. `preemption` tells afterwards whether SIGTERM came, even if all was done but the report.
+    Raises `UserError` when another process trains in the run directory, when the loss stops being a
+    number (the batch is kept beside the checkpoints), when a checkpoint cannot be written, belongs
+    to another model or vocabulary or, unless `resume_with_changes`, was made with other options
+    that decide what is trained.
     """
     experiment = learner.experiment
     mesh = partition.make_mesh(experiment.mesh)

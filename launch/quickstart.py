@@ -72,7 +72,7 @@ class Options:
         return max(least, round(full * self.scale))
 
     def seconds(self, full: int) -> int:
-        """How long a stage takes at this scale that takes `full` seconds, some 10 of them to
+        """What a stage takes at this scale; at scale 1 it takes `full` seconds, some 10 of which
         compile."""
         return round(10 + (full - 10) * self.scale)
 

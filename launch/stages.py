@@ -26,7 +26,7 @@ class Stage:
     done: Callable[[], bool]
     """Whether that is complete."""
     run: Callable[[], bool | None]
-    """Makes it, or continues to; whether it was told to stop meanwhile."""
+    """Makes it, or continues to; returns whether it was told to stop meanwhile."""
 
 
 def training(member: Experiment, seconds: int, with_changes: bool = False) -> Stage:
@@ -53,7 +53,8 @@ def run_stages(stages: Sequence[Stage], timings: epath.PathLike) -> None:
     """Run what is not done yet, in order; seconds go to the JSON file `timings`.
 
     After each it says what comes next and how long the rest takes. Raises `UserError` when a stage
-    returns unfinished, as a trainer does that was told to stop, and when it was told so too late.
+    returns unfinished, as a trainer does that was told to stop, and when a stage was told to stop
+    after its last step.
     """
     timings = epath.Path(timings)
     seconds = read_as(dict[str, float], timings, "the timings") if timings.exists() else {}

@@ -46,8 +46,8 @@ def run(argv: list[str]) -> None:
 
 
 def train_experiment(experiment: Experiment, resume_with_changes: bool = False) -> bool:
-    """Train whatever the experiment is, or continue to; whether SIGTERM told it to stop, which may
-    have come too late to."""
+    """Train whatever the experiment is, or continue to; returns whether SIGTERM came, which may
+    have been after the last step."""
     require_run_folder(experiment.run_dir)  # before anything is read or written
     if experiment.learner == "text_tokenizer":
         from cm3jax.learners.text import train_text_tokenizer
