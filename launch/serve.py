@@ -91,12 +91,14 @@ class Options:
 
 
 def command(argv: list[str]) -> None:
-    """Load the run and serve it until a signal comes; then finish what is running."""
+    """Load the run and serve it until a signal comes; then finish what is running. A second signal
+    ends that with a sentence to each client, a third one the process."""
     options = parse(Options, argv, "Serve a decoder over HTTP.")
     try:
         import uvicorn
 
         from cm3jax.serve.app import Server, make_app
+        from cm3jax.serve.ending import EndingServer
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; run pip install -e '.[serve]'.") from None
     key = options.key
@@ -129,7 +131,7 @@ def command(argv: list[str]) -> None:
     sys.setswitchinterval(0.0005)
     where = f"[{options.host}]" if ":" in options.host else options.host
     print(f"serving {name} at http://{where}:{socket.getsockname()[1]}", flush=True)
-    uvicorn.Server(config).run([socket])
+    EndingServer(config, server.studio.engine).run([socket])
 
 
 def _bound(config):

@@ -239,6 +239,24 @@ def require_ours(folder: epath.PathLike, recognised: Recognised, what: str) -> N
         )
 
 
+def require_scratch(
+    folder: epath.PathLike, recognised: Recognised, names: Sequence[str] = ("new", "old")
+) -> None:
+    """Raise `UserError` unless each of these `scratch` paths is missing, empty, or ours.
+
+    To be called before any work; by default they are those that `swap` needs.
+    """
+    for path in (scratch(folder, name) for name in names):
+        if not os.path.lexists(path):
+            continue
+        linked = os.path.islink(path) or not path.is_dir()
+        if linked or (recognised(path) is None and any(path.iterdir())):
+            raise UserError(
+                f"{path} is none of this program's, and stands where the next version of {folder} "
+                "is written; nothing was changed. Move it away."
+            )
+
+
 def delete(folder: epath.PathLike, recognised: Recognised) -> None:
     """Delete our files in a folder, those that show whose it is last, and the folder if that leaves
     it empty; nothing where it is not ours."""
@@ -287,8 +305,7 @@ def swap(complete: epath.PathLike, folder: epath.PathLike, recognised: Recognise
     """
     _finish(folder, recognised)
     require_ours(folder, recognised, "what is to be replaced")
-    for aside in (scratch(folder, "new"), scratch(folder, "old")):
-        require_ours(aside, recognised, "what an earlier swap left there")
+    require_scratch(folder, recognised)
     epath.Path(complete).rename(scratch(folder, "new"))
     _finish(folder, recognised)
 

@@ -23,7 +23,16 @@ from cm3jax.errors import UserError
 from cm3jax.io.array_records import write_records
 from cm3jax.io.checksums import file_entry
 from cm3jax.io.files import digest, map_array, naming, write_json
-from cm3jax.io.folders import Recognised, delete, hold, matching, require_ours, scratch, swap
+from cm3jax.io.folders import (
+    Recognised,
+    delete,
+    hold,
+    matching,
+    require_ours,
+    require_scratch,
+    scratch,
+    swap,
+)
 from cm3jax.io.paths import require_unicode_path
 from cm3jax.io.typed_json import fits, read_fields
 
@@ -151,6 +160,7 @@ class ShardWriter:
     ):
         self.path = epath.Path(path)
         self.parts = scratch(path, parts)
+        self._parts = parts
         self.made_from = made_from
         self._recognised = recognised
         self._states = states
@@ -160,7 +170,8 @@ class ShardWriter:
         nothing can be written."""
         require_unicode_path(self.path, what)
         require_ours(self.path, self._recognised, what)
-        require_ours(self.parts, shard_files, what)
+        require_scratch(self.path, shard_files, [self._parts])
+        require_scratch(self.path, self._recognised)
 
     @property
     def complete(self) -> bool:

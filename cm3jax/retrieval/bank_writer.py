@@ -28,6 +28,8 @@ from cm3jax.shapes import Float
 DocumentBatch = tuple[Sequence[BankDocument], Float[np.ndarray, "M E"]]
 """Some documents and their unit vectors."""
 _SOURCE = "source"
+_PART = "part"
+"""Where a bank is written in one go."""
 
 
 class BankWriter:
@@ -170,7 +172,7 @@ def write_bank(
     """
     with hold(path, "writing a memory bank"):
         made_from = (facts or {}).get("made_from", "")
-        writer = BankWriter(path, made_from, encoder_fingerprint, vocab_fingerprint, parts="part")
+        writer = BankWriter(path, made_from, encoder_fingerprint, vocab_fingerprint, _PART)
         writer.require_ours()
         sweep_parts(path)
         try:
@@ -181,6 +183,11 @@ def write_bank(
             writer.finish(count, facts)
         finally:
             writer.discard()
+
+
+def require_writable(path: epath.PathLike) -> None:
+    """Raise `UserError` where `write_bank` would refuse to write. To be called before any work."""
+    BankWriter(path, "", "", "", _PART).require_ours()
 
 
 def sweep_parts(path: epath.PathLike, also: str = "") -> None:

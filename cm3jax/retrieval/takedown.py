@@ -13,7 +13,7 @@ from cm3jax.io.folders import hold, scratch
 from cm3jax.io.texts import brief
 from cm3jax.retrieval.bank import Bank, before_merging, rewrite
 from cm3jax.retrieval.bank_files import bank_files, key_hash, mark_of
-from cm3jax.retrieval.bank_writer import sweep_parts
+from cm3jax.retrieval.bank_writer import require_writable, sweep_parts
 from cm3jax.retrieval.pages import blank_pages
 from cm3jax.retrieval.removed import Removed
 
@@ -54,6 +54,7 @@ def remove(
     """
     with hold(bank.path, "removing documents"):
         require_there(bank, removed)
+        require_writable(bank.path)
         listed = Removed.of(bank.path) | removed | Removed(marks=_marks(bank, removed))
         say = _once(say)
         blank_pages(listed, folders, say)
@@ -141,6 +142,7 @@ def merge(
     """
     require_alike(banks)
     with hold(path, "merging banks into it"):
+        require_writable(path)
         known = Removed.of(path)
         removed = functools.reduce(operator.or_, (Removed.of(b.path) for b in banks), known)
         removed |= Removed(marks=tuple(mark for bank in banks for mark in _marks(bank, removed)))

@@ -122,6 +122,12 @@ class DrawingEngine:
             self._news.notify()
         self._thread.join()
 
+    def give_up(self) -> None:
+        """Take no more requests, and end those that are open before the next chunk."""
+        with self._news:
+            self._closing = True
+        self.cancel_where(lambda _: True, Closing("the server ends; the request was given up."))
+
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""

@@ -19,6 +19,7 @@ from cm3jax.io.folders import (
     hold,
     read_whole,
     require_ours,
+    require_scratch,
     scratch,
     settle,
     swap,
@@ -298,6 +299,30 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path):
         require_ours(tmp_path / "theirs", recognised, "a bank")
     with pytest.raises(UserError, match="is a file"):
         require_ours(tmp_path / "theirs/thesis.tex", recognised, "a bank")
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "link"])
+def test_what_stands_where_the_next_version_is_written_is_refused(tmp_path, what):
+    folder, aside = tmp_path / "a", tmp_path / ".a.new"
+    require_scratch(folder, recognised)
+    aside.mkdir()
+    require_scratch(folder, recognised)
+    aside.rmdir()
+    write(aside, a="1")
+    require_scratch(folder, recognised)
+    aside.rename(tmp_path / "ours")
+    match what:
+        case "folder":
+            aside.mkdir()
+            (aside / "thesis.tex").write_text("words")
+        case "file":
+            aside.write_text("words")
+        case "link":  # ours is never one
+            aside.symlink_to(tmp_path / "ours")
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match=r"\.a\.new is none of this program's.*Move it away"):
+        require_scratch(folder, recognised)
+    assert tree(tmp_path) == before
 
 
 def test_only_our_files_are_deleted(tmp_path):

@@ -133,6 +133,24 @@ def test_an_old_bank_that_cannot_be_deleted_is_named_each_time(tmp_path, monkeyp
     assert not old.exists()
 
 
+@pytest.mark.parametrize("name", [".bank.part", ".bank.new", ".bank.old"])
+def test_what_is_in_the_way_is_refused_before_anything_changes(tmp_path, name):
+    bank, other = small(tmp_path / "bank", "fox", "owl"), small(tmp_path / "other", "elk")
+    show(tmp_path / "report.html", bank.meta(0))
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.tex").write_text("words")
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    for change in (
+        lambda: remove(bank, Removed(keys=("fox",)), [tmp_path]),
+        lambda: merge(bank.path, [bank, other], folders=[tmp_path]),
+    ):
+        with pytest.raises(UserError, match=f"{name} is none of this program's"):
+            change()
+        after = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+        assert after.keys() - before.keys() <= {tmp_path / ".bank.lock"}
+        assert after.items() >= before.items()
+
+
 @pytest.mark.parametrize("key", ["a\0b", "a\nb", "", "\u202e", "#" * 3000])
 def test_a_document_of_any_name_can_be_removed(tmp_path, key):
     """A null, say, may be in the name of an archive's member."""
