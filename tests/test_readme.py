@@ -71,6 +71,7 @@ def test_readme_s_commands_are_the_docs():
     assert set(mine) <= set(COMMANDS)
 
 
+@pytest.mark.slow  # a training step of each of docs/pods.md
 def test_snippets_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}

@@ -98,7 +98,7 @@ def test_cached_ragged_batches_equal_one_full_forward_per_token(variables, read,
 
 
 @pytest.mark.parametrize(
-    "kind", ["int8", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("int4", "fp8"))]
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) for kind in ("int8", "int4", "fp8")]
 )
 def test_matrices_of_few_bits_decode_as_what_they_stand_for(variables, kind, monkeypatch):
     """The same ids and log-probabilities as a full forward per token with the widened matrices."""

@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 from etils import epath
 
 from cm3jax.decode import programs
@@ -15,6 +16,7 @@ from tests.decode.test_loop import (  # noqa: F401
 )
 
 
+@pytest.mark.slow  # it compiles a program twice, and who comes next compiles again, too
 def test_programs_are_forgotten_where_there_are_many_and_compiled_again(read):  # noqa: F811
     config = dataclasses.replace(GREEDY, batch=2)
     (before,) = decode(MODEL, read, VOCAB, [text_request(0, 5)], config)

@@ -55,11 +55,11 @@ def equal(some, others):
 @pytest.mark.parametrize(
     ("method", "window"),
     [
-        ("contrasted", 4),
-        # Each window is a program of its own.
+        ("filtered", 4),
+        # Each window is a program of its own, and a contrast has two models.
         *(
             pytest.param(*pair, marks=pytest.mark.slow)
-            for pair in zip(METHODS, (5, 2, 8), strict=True)
+            for pair in (*zip(METHODS, (5, 2, 8), strict=True), ("contrasted", 4))
         ),
     ],
 )

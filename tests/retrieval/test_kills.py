@@ -38,7 +38,7 @@ def kill_carelessly(watch):
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("kills", [12, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.slow)])
 def test_nothing_is_lost_shown_or_touched_by_kills(kills):
     """SIGKILL and SIGINT at random moments of `remove`, `merge`, `build` and `prepare`."""
     command = [sys.executable, "-m", "tests.retrieval.kills", "--kills", str(kills)]
