@@ -115,6 +115,10 @@ def _lock(place: epath.Path, doing: str) -> int:
         while (lock := _take_lock(path, place)) is None:
             pass
     except OSError as error:
+        if os.path.islink(path) or path.is_dir():
+            raise UserError(
+                f"{path} would be the lock of {place}, but is a folder or a link; move it away."
+            ) from None
         raise UserError(
             f"{place} cannot be written ({error.strerror}: {error.filename or path}); give another "
             "path, or correct its permissions."
@@ -155,11 +159,12 @@ def _take_lock(path: epath.Path, place: epath.Path) -> int | None:
 def _open_lock(path: epath.Path) -> tuple[int, bool]:
     """The lock file, opened, and whether it may be written: another user's may only be read."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), True
+        # What a link leads to is not ours to write.
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666), True
     except PermissionError:
         if not path.exists():
             raise
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), False
 
 
 def _require_lock(lock: int, path: epath.Path, place: epath.Path) -> None:
@@ -354,32 +359,39 @@ def sweep(folder: epath.PathLike, recognised: Recognised, names: str) -> None:
         return
     left = re.compile(rf"\.{re.escape(place.name)}\.(?:{names})")
     for path in list(place.parent.iterdir()):
-        if left.fullmatch(path.name) and path.is_dir():
+        if left.fullmatch(path.name) and path.is_dir() and not os.path.islink(path):
             delete(path, recognised)
+
+
+def _own_aside(aside: epath.Path, recognised: Recognised) -> list[str] | None:
+    """Our files at a `scratch` path, where we make no link: what one leads to is whole elsewhere,
+    maybe another bank."""
+    return None if os.path.islink(aside) else _own(aside, recognised)
 
 
 def _unfinished(folder: epath.PathLike, recognised: Recognised) -> bool:
     old = scratch(folder, "old")
     emptied = old.is_dir() and not files_below(old)
-    return emptied or any(_own(p, recognised) is not None for p in (old, scratch(folder, "new")))
+    asides = (old, scratch(folder, "new"))
+    return emptied or any(_own_aside(path, recognised) is not None for path in asides)
 
 
 def _finish(folder: epath.PathLike, recognised: Recognised) -> None:
     place, new, old = real(folder), scratch(folder, "new"), scratch(folder, "old")
-    if _own(new, recognised) is not None:
+    if _own_aside(new, recognised) is not None:
         if place.exists():
             require_ours(place, recognised, "what is to be replaced")
             _clear(old, place, recognised)
             place.rename(old)
         new.rename(place)
-    elif not place.exists() and _own(old, recognised) is not None:
+    elif not place.exists() and _own_aside(old, recognised) is not None:
         old.rename(place)
     _clear(old, place, recognised)
 
 
 def _clear(old: epath.Path, place: epath.Path, recognised: Recognised) -> None:
     """Delete what of a replaced folder is ours, and move the rest to where it belongs now."""
-    own = _own(old, recognised)
+    own = _own_aside(old, recognised)
     if own is None:
         _prune(old)  # an empty folder was replaced, or all of it is deleted already
         return

@@ -447,6 +447,38 @@ def test_a_stranger_s_folder_in_the_way_is_left_alone(tmp_path, name):
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", [".bank.new", ".bank.old", ".bank.part"])
+def test_a_link_in_the_way_is_none_of_ours_whatever_it_leads_to(tmp_path, name):
+    folder, other = write(tmp_path / "bank", a="1"), write(tmp_path / "other", a="2")
+    (tmp_path / name).symlink_to(other)
+    before = tree(tmp_path)
+    settle(folder, recognised)
+    sweep(folder, recognised, "part")
+    assert tree(tmp_path) == before
+    assert folder.is_dir()
+    assert not folder.is_symlink()
+
+
+@pytest.mark.parametrize("what", ["folder", "link to nothing", "link to a file"])
+def test_what_is_no_file_in_a_lock_s_place_stays_and_is_told(tmp_path, what):
+    lock, file = tmp_path / ".bank.lock", tmp_path / "mine"
+    match what:
+        case "folder":
+            lock.mkdir()
+        case "link to nothing":
+            lock.symlink_to(file)
+        case "link to a file":
+            file.touch()
+            lock.symlink_to(file)
+    before = tree(tmp_path), sorted(os.listdir(tmp_path))
+    with (
+        pytest.raises(UserError, match=r"\.lock would be .* is a folder or a link; move it away"),
+        hold(tmp_path / "bank", "training tiny"),
+    ):
+        pass
+    assert (tree(tmp_path), sorted(os.listdir(tmp_path))) == before
+
+
 def test_scraps_of_dead_writers_are_swept_and_nothing_else(tmp_path):
     folder = write(tmp_path / "bank", a="1")
     write(tmp_path / ".bank.77.part", a="2")
