@@ -1,6 +1,7 @@
 """Foreign folders: their JSON, their sharded tensors, and a conversion that is whole or nothing."""
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -135,12 +136,12 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `out` on success and vanishes on failure. What a killed
     conversion left is deleted by the next one to the same `out`.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"{out} exists; give another --out, or remove it first.")
     with hold(out, "converting weights"):
         sweep(out, _converted, r"(\d+\.)?part")  # earlier versions named it by the process's id
         folder = Path(scratch(out, "part"))  # the same for all, so that its lock is found again
-        if folder.exists():
+        if os.path.lexists(folder):
             raise UserError(f"{folder} is in the way, and no conversion's; move it away.")
         folder.mkdir(parents=True)
         try:
@@ -151,8 +152,10 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def _converted(folder: epath.Path) -> list[str] | None:
-    """The files in a folder that a conversion wrote; None if none is."""
-    return [name for name in sorted(files_below(folder)) if _WRITTEN.fullmatch(name)] or None
+    """The files in a folder that a conversion was killed in; None if it has any other: a
+    `config.json` may be anybody's."""
+    names = sorted(files_below(folder))
+    return names if names and all(map(_WRITTEN.fullmatch, names)) else None
 
 
 def write_tensor_report(folder: Path, report: Sequence[Key]) -> None:

@@ -71,3 +71,31 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match="exists; give another --out"), new_folder(tmp_path / "run"):
         pass
+
+
+@pytest.mark.parametrize("what", ["folder", "link", "link to nothing"])
+def test_what_stands_where_a_conversion_is_written_stays_as_it_is(tmp_path, what):
+    """Though some of its files are named as a conversion's are."""
+    theirs, aside = tmp_path / "llama", tmp_path / ".run.part"
+    if what != "link to nothing":
+        theirs.mkdir()
+        (theirs / "config.json").write_text("{}")
+        (theirs / "thesis.tex").write_text("mine")
+    if what == "folder":
+        theirs = theirs.rename(aside)
+    else:
+        aside.symlink_to(theirs)
+    with (
+        pytest.raises(UserError, match=r"\.run\.part is in the way.*; move it away"),
+        new_folder(tmp_path / "run"),
+    ):
+        pass
+    if what != "link to nothing":
+        assert sorted(os.listdir(theirs)) == ["config.json", "thesis.tex"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_link_to_nothing_is_in_a_conversion_s_way(tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(UserError, match="exists; give another --out"), new_folder(tmp_path / "run"):
+        pass
