@@ -52,28 +52,30 @@ def equal(some, others):
         assert (one.sampled, one.temperature) == (other.sampled, other.temperature)
 
 
+THIRD = (Guide(BLIND, 2.0), Guide(BLIND[:2], 1.5))
+ASKED = [
+    text_request(0, 5, PICTURE, 3.0),
+    # Two slots for three prompts: the third is drawn beside one that has emitted more.
+    *(text_request(number, 3 + number, (Words(24),)) for number in (1, 2, 3)),
+    text_request(4, 25, (Interleaved(30),), 2.0),
+    text_request(5, 14, HOLES, 1.0),
+    dataclasses.replace(text_request(6, 7, (Words(24),)), guides=THIRD),
+]
+"""Of images, holes, texts and documents, in one, two and three streams."""
+
+
 @pytest.mark.parametrize(
-    ("method", "window"),
+    ("requests", "method", "window"),
     [
-        ("filtered", 4),
-        # Each window is a program of its own, and a contrast has two models.
+        (ASKED[:4], "filtered", 4),
+        # Each window, each number of streams and each model is a program of its own.
         *(
-            pytest.param(*pair, marks=pytest.mark.slow)
+            pytest.param(ASKED, *pair, marks=pytest.mark.slow)
             for pair in (*zip(METHODS, (5, 2, 8), strict=True), ("contrasted", 4))
         ),
     ],
 )
-def test_windows_draw_what_a_pass_per_id_draws(read, method, window):  # noqa: F811
-    """Of images, holes, texts and documents, in one, two and three streams."""
-    third = (Guide(BLIND, 2.0), Guide(BLIND[:2], 1.5))
-    requests = [
-        text_request(0, 5, PICTURE, 3.0),
-        text_request(1, 25, (Interleaved(30),), 2.0),
-        text_request(2, 14, HOLES, 1.0),
-        dataclasses.replace(text_request(3, 7, (Words(24),)), guides=third),
-        # Two slots for three prompts: the third is drawn beside one that has emitted more.
-        *(text_request(number, 4 + number, (Words(24),)) for number in (4, 5, 6)),
-    ]
+def test_windows_draw_what_a_pass_per_id_draws(read, requests, method, window):  # noqa: F811
     config = dataclasses.replace(METHODS[method], batch=4)
     wide = dataclasses.replace(config, speculate=window)
     equal(*(decode(MODEL, read, VOCAB, requests, one, 2, 7) for one in (config, wide)))
