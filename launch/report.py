@@ -27,7 +27,8 @@ from cm3jax.errors import UserError
 from cm3jax.evaluate.results import Evaluation
 from cm3jax.io.experiment_json import read_as
 from cm3jax.io.files import require_replaceable, sweep_scratch, write_atomic, write_json
-from cm3jax.io.folders import Held, delete, files_below, hold, matching
+from cm3jax.io.folders import Held, delete, hold
+from cm3jax.io.paths import files_below, matching
 from cm3jax.io.typed_json import read_fields
 from cm3jax.presets import load_experiment
 from cm3jax.report.html import is_titled

@@ -38,7 +38,8 @@ from cm3jax.data.summary import Timing, is_report, report_path, summarise
 from cm3jax.data.tokenize import Tools
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest, require_replaceable, sweep_scratch
-from cm3jax.io.folders import hold, real, settle
+from cm3jax.io.folders import hold, settle
+from cm3jax.io.paths import real
 from cm3jax.io.shard_writer import STATE, source_state
 from cm3jax.io.typed_json import read_fields
 from cm3jax.retrieval.bank import Bank

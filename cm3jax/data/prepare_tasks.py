@@ -25,7 +25,8 @@ from cm3jax.data.tfds_tasks import TfdsCases
 from cm3jax.data.tokenize import fitting_vocab
 from cm3jax.errors import UserError
 from cm3jax.io.files import digest
-from cm3jax.io.folders import hold, real
+from cm3jax.io.folders import hold
+from cm3jax.io.paths import real
 from cm3jax.io.texts import printable, require_unicode, shorten
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.tasks.example import Answer, TaskDocument, to_document

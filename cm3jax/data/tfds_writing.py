@@ -14,7 +14,8 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
-from cm3jax.io.folders import Held, delete, files_below, hold, is_held
+from cm3jax.io.folders import Held, delete, hold, is_held
+from cm3jax.io.paths import files_below
 from cm3jax.shapes import UInt8
 
 WriteProgress = Callable[[int, int], None]

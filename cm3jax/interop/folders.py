@@ -15,7 +15,8 @@ from cm3jax.interop.layout import Key
 from cm3jax.interop.state_dicts import read_state_dict
 from cm3jax.io import safetensors_file
 from cm3jax.io.files import read_json, write_atomic, write_json
-from cm3jax.io.folders import files_below, hold, scratch, sweep
+from cm3jax.io.folders import hold, scratch, sweep
+from cm3jax.io.paths import files_below
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"

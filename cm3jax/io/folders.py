@@ -23,7 +23,6 @@ import contextlib
 import datetime
 import errno
 import fcntl
-import glob
 import json
 import os
 import re
@@ -37,6 +36,7 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.io.files import naming
+from cm3jax.io.paths import files_below, is_bucket, real
 from cm3jax.io.unchanged import T, is_at, read_unchanged
 
 Recognised = Callable[[epath.Path], Sequence[str] | None]
@@ -66,7 +66,7 @@ def hold(folder: epath.PathLike, doing: str) -> Iterator[None]:
     """
     place = real(folder)
     holding = _held.__dict__.setdefault("places", set())
-    if _is_bucket(place) or str(place) in holding or not _is_first_process():
+    if is_bucket(place) or str(place) in holding or not _is_first_process():
         yield
         return
     lock = _lock(place, doing)
@@ -82,16 +82,6 @@ def is_held(folder: epath.PathLike) -> bool:
     """Whether this thread holds a folder's lock: there is none in a bucket, nor for other processes
     than the first one of a distributed run."""
     return str(real(folder)) in _held.__dict__.get("places", ())
-
-
-def real(folder: epath.PathLike) -> epath.Path:
-    """The real path of a folder, symbolic links followed."""
-    path = epath.Path(folder)
-    return path if _is_bucket(path) else epath.Path(os.path.realpath(path.expanduser()))
-
-
-def _is_bucket(path: epath.Path) -> bool:
-    return "://" in os.fspath(path)
 
 
 def _is_first_process() -> bool:
@@ -279,7 +269,7 @@ def _own(folder: epath.Path, recognised: Recognised) -> list[str] | None:
         return None
     parts = {name: epath.Path(name).parts for name in names}
     inside = [n for n in names if ".." not in parts[n] and not os.path.isabs(n) and parts[n]]
-    return [n for n in inside if _is_bucket(folder) or os.path.lexists(folder / n)]
+    return [n for n in inside if is_bucket(folder) or os.path.lexists(folder / n)]
 
 
 def _prune(folder: epath.Path) -> None:
@@ -403,21 +393,3 @@ def _clear(old: epath.Path, place: epath.Path, recognised: Recognised) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         (old / name).rename(target)
     delete(old, recognised)
-
-
-def matching(folder: epath.PathLike, pattern: str) -> list[epath.Path]:
-    """What a pattern matches in a folder, in no order. `epath.Path.glob` would take brackets in the
-    folder's own name for a pattern."""
-    return list(epath.Path(glob.escape(os.fspath(folder))).glob(pattern))
-
-
-def files_below(root: epath.Path) -> set[str]:
-    """Relative names of all files below a folder; links are files."""
-    names, waiting = set(), [root]
-    while waiting:
-        for path in waiting.pop().iterdir():
-            if path.is_dir() and not os.path.islink(path):
-                waiting.append(path)
-            else:
-                names.add(str(path.relative_to(root)))
-    return names

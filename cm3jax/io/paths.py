@@ -1,12 +1,15 @@
-"""Supported paths: local ones, and buckets on `gs://`; and the user's cache."""
+"""Supported paths: local ones, and buckets on `gs://`; the user's cache; what is below a folder."""
 
 import contextlib
 import functools
+import glob
 import os
 import re
 import stat
 import tempfile
 from pathlib import Path
+
+from etils import epath
 
 from cm3jax.errors import UserError
 
@@ -73,3 +76,32 @@ def _private_folder(among: str) -> Path:
     if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
         return folder
     return Path(tempfile.mkdtemp(prefix="cache-", dir=among))
+
+
+def is_bucket(path: epath.Path) -> bool:
+    """Whether a path is in a bucket, which has neither locks nor links."""
+    return "://" in os.fspath(path)
+
+
+def real(folder: epath.PathLike) -> epath.Path:
+    """The real path of a folder, symbolic links followed."""
+    path = epath.Path(folder)
+    return path if is_bucket(path) else epath.Path(os.path.realpath(path.expanduser()))
+
+
+def matching(folder: epath.PathLike, pattern: str) -> list[epath.Path]:
+    """What a pattern matches in a folder, in no order. `epath.Path.glob` would take brackets in the
+    folder's own name for a pattern."""
+    return list(epath.Path(glob.escape(os.fspath(folder))).glob(pattern))
+
+
+def files_below(root: epath.Path) -> set[str]:
+    """Relative names of all files below a folder; links are files."""
+    names, waiting = set(), [root]
+    while waiting:
+        for path in waiting.pop().iterdir():
+            if path.is_dir() and not os.path.islink(path):
+                waiting.append(path)
+            else:
+                names.add(str(path.relative_to(root)))
+    return names

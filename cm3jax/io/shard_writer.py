@@ -23,17 +23,8 @@ from cm3jax.errors import UserError
 from cm3jax.io.array_records import write_records
 from cm3jax.io.checksums import file_entry
 from cm3jax.io.files import digest, map_array, naming, write_json
-from cm3jax.io.folders import (
-    Recognised,
-    delete,
-    hold,
-    matching,
-    require_ours,
-    require_scratch,
-    scratch,
-    swap,
-)
-from cm3jax.io.paths import require_unicode_path
+from cm3jax.io.folders import Recognised, delete, hold, require_ours, require_scratch, scratch, swap
+from cm3jax.io.paths import matching, require_unicode_path
 from cm3jax.io.typed_json import fits, read_fields
 
 Notes = dict[str, Any]

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from cm3jax.io.folders import matching
+from cm3jax.io.paths import matching
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.exact import ExactIndex
 from cm3jax.retrieval.index import SAVED

@@ -8,7 +8,7 @@ from etils import epath
 
 from cm3jax.errors import UserError
 from cm3jax.io.files import read_json, sweep_scratch, write_json
-from cm3jax.io.folders import real
+from cm3jax.io.paths import real
 from cm3jax.io.typed_json import fits
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.io.folders import matching
+from cm3jax.io.paths import matching
 from cm3jax.io.texts import shorten
 from cm3jax.tasks.records import (
     BadCase,

@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from cm3jax.errors import UserError
-from cm3jax.io.folders import matching
+from cm3jax.io.paths import matching
 from cm3jax.io.texts import shorten
 from cm3jax.tasks.captions import coco_licence, coco_split
 from cm3jax.tasks.records import (

@@ -11,7 +11,7 @@ from etils import epath
 
 from cm3jax.config import RetrievalConfig
 from cm3jax.errors import UserError
-from cm3jax.io.folders import files_below
+from cm3jax.io.paths import files_below
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import SAVED, BankDocument
 from cm3jax.retrieval.exact import ExactIndex

@@ -18,7 +18,7 @@ from cm3jax.data.readers.items import (
     parse_object,
 )
 from cm3jax.data.readers.lines import named_split
-from cm3jax.io.folders import matching
+from cm3jax.io.paths import matching
 from cm3jax.io.texts import decode_text, read_regular
 
 _KINDS = (*tars.PICTURES, "heic", "heif", "jxl", "svg")

@@ -10,7 +10,7 @@ from cm3jax.data.readers.items import Reader, is_hidden
 from cm3jax.data.readers.lines import CaptionLines, InterleavedLines
 from cm3jax.data.readers.tars import TarShard
 from cm3jax.errors import UserError
-from cm3jax.io.folders import matching
+from cm3jax.io.paths import matching
 from cm3jax.io.texts import require_regular
 
 _CAPTIONS = ("captions.jsonl", "metadata.jsonl")
