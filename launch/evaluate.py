@@ -60,6 +60,7 @@ from launch.evaluate_options import (
     Retrieval,
     Tasks,
 )
+from launch.parts import naming_commands_of
 from launch.score_files import ScoreFiles, page_of
 
 _ABOUT = (
@@ -85,6 +86,12 @@ def run(argv: list[str]) -> None:
         argv,
         "Score a run, captions or answers under a stated protocol, or compare two results.",
     )
+    of = (getattr(options, name, "") for name in ("run", "bank", "corpus"))
+    with naming_commands_of(*of):
+        _run(options)
+
+
+def _run(options: Options) -> None:
     match options:
         case Diff():
             print(compare(read_scores(options.left), read_scores(options.right)))

@@ -55,6 +55,7 @@ from launch.cli import parse
 from launch.env import main
 from launch.gallery import Gallery
 from launch.generate_options import Options, as_sampling, weights, with_defaults
+from launch.parts import naming_commands_of
 
 
 def hole(options: Options, size: int) -> Bool[np.ndarray, "Y X"]:
@@ -142,7 +143,8 @@ def command(argv: list[str]) -> None:
     sampling = as_sampling(options, generator.decode)
     if options.rerank == "clip":
         _ = generator.encoder  # what is missing is said before anything is drawn
-    asked = requests(options, generator, prompts, sampling.decode)
+    with naming_commands_of(options.run, options.bank):
+        asked = requests(options, generator, prompts, sampling.decode)
     for line in documents(prompts, asked):
         print(line, flush=True)
     out = epath.Path(options.out)

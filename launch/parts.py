@@ -15,6 +15,7 @@ from typing import Any
 
 from etils import epath
 
+from cm3jax.checkpoint import load_run
 from cm3jax.config import DataConfig, Experiment
 from cm3jax.data.corpus import mixture_part
 from cm3jax.errors import UserError
@@ -103,6 +104,31 @@ def naming_commands(experiment: Experiment, reads_mixture: bool = False) -> Iter
         raise UserError(named) from None
 
 
+@contextlib.contextmanager
+def naming_commands_of(run: str, bank: str = "", corpus: str = "") -> Iterator[None]:
+    """As `naming_commands`, for the experiment of a trained run; `bank` and `corpus` are read in
+    place of its own."""
+    try:
+        yield
+    except UserError as error:
+        sentence = str(error)
+        if not (run and _PLACEHOLDER.search(sentence)):
+            raise
+        experiment = load_run(run).experiment
+        data = experiment.data
+        if corpus:
+            beside = os.path.join(os.path.dirname(corpus.rstrip("/")), "bank")
+            data = dataclasses.replace(data, corpus=corpus, bank=beside, mixture=())
+        if bank:
+            data = dataclasses.replace(data, bank=bank)
+        place = os.fspath(epath.Path(data.bank))
+        about_bank = data.bank and re.search(rf"(?<!\S){re.escape(place)}(?=[\s/])", sentence)
+        if about_bank and PurePath(place).parts[:2] == ("data", "shipped"):
+            raise UserError(_PLACEHOLDER.sub(_QUICKSTART, sentence)) from None
+        with naming_commands(dataclasses.replace(experiment, data=data), not about_bank):
+            raise
+
+
 def require_corpus_read(experiment: Experiment) -> None:
     """Raise `UserError` where the command line names a corpus that is not read, because the preset
     trains on a mixture."""
@@ -145,8 +171,8 @@ def how_to_make(experiment: Experiment, path: str, option: str) -> str:
 
 def _how_to_prepare(experiment: Experiment, data: DataConfig, command: str = "prepare") -> str:
     """The command that makes this corpus and bank, or by `index build` only the bank."""
-    place = PurePath(data.corpus or data.bank)
-    if place.parts[:2] == ("data", "quickstart"):
+    places = [PurePath(place) for place in (data.corpus, data.bank) if place]
+    if places and all(place.parts[:2] == ("data", "quickstart") for place in places):
         return _QUICKSTART
     default = _preset_of(experiment)
     if not data.tasks:

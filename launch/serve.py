@@ -26,6 +26,7 @@ from cm3jax.generation import loading
 from cm3jax.serve.limits import Limits
 from launch.cli import parse
 from launch.env import main
+from launch.parts import naming_commands_of
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -111,7 +112,8 @@ def command(argv: list[str]) -> None:
         options.prefix_cache << 20,
     )
     if options.bank:
-        _ = generator.retriever  # what does not fit is said before anybody calls
+        with naming_commands_of(options.run, options.bank):
+            _ = generator.retriever  # what does not fit is said before anybody calls
     name = options.name or Path(options.run).absolute().name
     server = Server(generator, name, options.slots, options.limits)
     hosts = frozenset(_LOOPBACK) if options.host in _LOOPBACK else frozenset()

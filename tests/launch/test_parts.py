@@ -10,7 +10,7 @@ from cm3jax.errors import UserError
 from cm3jax.presets import load_experiment
 from cm3jax.retrieval.bank import Bank
 from cm3jax.retrieval.bank_files import BankDocument
-from launch import index, prepare, submit, train
+from launch import evaluate, generate, index, prepare, serve, submit, train
 from launch.cli import parse_experiment
 from launch.parts import naming_commands, require_made
 from tests.test_readme import ROOT
@@ -103,6 +103,7 @@ GIVEN = ("--data.source", "my photos; it's", "--data.licences", "CC0-1.0", "CC-B
             ("verify", "miniature/decoder", "--data.bank", "b"),
             ("--data.bank", "b"),
         ),
+        (index.run, ("verify", "quickstart", "--data.bank", "b"), ("--data.bank", "b")),
     ],
 )
 def test_the_command_is_printed_as_it_is_to_be_given(run, argv, options):
@@ -163,6 +164,51 @@ def test_the_directory_of_a_mixture_is_named_that_the_sentence_is_about(said, ho
         *("launch.prepare", "miniature/decoder"),
         *("--data.corpus", f"{home}/corpus", "--data.bank", f"{home}/bank"),
     ]
+
+
+SHIPPED = "experiments/miniature/weights/decoder"
+
+
+@pytest.mark.parametrize(
+    ("run", "argv"),
+    [
+        (generate.command, ("text", "a red circle", "--run", SHIPPED, "--retrieve", "2")),
+        (evaluate.run, ("heldout", "--run", SHIPPED)),
+        (evaluate.run, ("emblems", "--run", SHIPPED)),
+    ],
+)
+def test_the_bank_of_the_shipped_weights_is_made_by_the_quickstart(run, argv):
+    with pytest.raises(UserError) as refused:
+        run([*argv])
+    assert str(refused.value) == (
+        "the memory bank is missing: data/shipped/bank/manifest.json does not exist; make it with "
+        "bash launch/quickstart.sh."
+    )
+
+
+@pytest.mark.parametrize(
+    ("run", "argv", "options"),
+    [
+        (evaluate.run, ("heldout", "--run", SHIPPED, "--bank", "b c"), ("--data.bank", "b c")),
+        (
+            generate.command,
+            ("text", "a", "--run", SHIPPED, "--retrieve", "2", "--bank", "b"),
+            ("--data.bank", "b"),
+        ),
+        (serve.command, (SHIPPED, "--bank", "b"), ("--data.bank", "b")),
+        (evaluate.run, ("perplexity", "--run", SHIPPED), ()),
+        (
+            evaluate.run,
+            ("perplexity", "--run", SHIPPED, "--corpus", "d/c"),
+            ("--data.corpus", "d/c", "--data.bank", "d/bank"),
+        ),
+    ],
+)
+def test_what_a_trained_run_reads_is_made_by_its_experiment(run, argv, options):
+    module, name, *words = printed(run, argv)
+    assert (module, name) == ("launch.prepare", "miniature/decoder")
+    made, wanted = (parse_experiment([name, *all_], "").data for all_ in (words, options))
+    assert (made.corpus, made.bank) == (wanted.corpus, wanted.bank)
 
 
 @pytest.mark.parametrize("name", ["cm3leon_7b", "parti", "dalle", "chameleon_7b", "cm3leon_350m"])
