@@ -165,8 +165,9 @@ def audit_bank(experiment: Experiment) -> Audited:
     manifest, config = opened.manifest, experiment.retrieval
     queries = asked.queries
     dead = audit.dead_shards(opened, index)
+    kinds = {{"pictures": "images"}.get(kind, kind): n for kind, n in manifest["counts"].items()}
     rows = [
-        ("documents", f"{len(opened):,}: {_counts(manifest['counts'])}"),
+        ("documents", f"{len(opened):,}: {_counts(kinds)}"),
         ("licences", _counts(manifest["licences"])),
         ("sources", _counts(manifest["sources"])),
         ("checksums", "all files are as they were written"),

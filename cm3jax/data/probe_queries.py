@@ -29,7 +29,7 @@ class Asking:
         """By kind; none where there are no pairs."""
         if not self.pairs:
             return {}
-        return {"text": self.text, "picture": self.image, "both": self.document}
+        return {"text": self.text, "image": self.image, "both": self.document}
 
 
 def asking(data: DataConfig, seed: int, encoder: ClipEncoder, split: str) -> Asking:

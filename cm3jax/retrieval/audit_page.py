@@ -26,7 +26,7 @@ class AuditQuery:
     text: str
     picture: UInt8[np.ndarray, "Y X 3"]
     found: Mapping[str, Neighbours]
-    """`text`, `picture` or `both` → the neighbours of one query."""
+    """`text`, `image` or `both` → the neighbours of one query."""
 
 
 def audit_page(

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -44,7 +45,7 @@ def test_build_audit_query_remove(experiment, tmp_path, capsys):
 
     audited = index.audit_bank(experiment)
     report = audited.text
-    assert f"documents       {len(bank)}: {len(bank)} pairs, 0 pictures, 0 texts" in report
+    assert f"documents       {len(bank)}: {len(bank)} pairs, 0 images, 0 texts" in report
     assert "self-retrieval  1.0000" in report
     assert report.count("recall@10 1.0000") == 3
     assert "licences        59 CC0-1.0" in report
@@ -54,6 +55,8 @@ def test_build_audit_query_remove(experiment, tmp_path, capsys):
     # The one pair that asks, before each of three rows of four documents, all drawn.
     assert audited.page.count("<img") == 3 * (1 + 4)
     assert "by both" in audited.page
+    assert "by image" in report
+    assert "picture" not in report + re.sub(r"data:[^\"]*", "", audited.page)
 
     first = next(d for d in bank.documents() if f"<small>{d.key}</small>" in audited.page)
     picture = f"<image:{experiment.data.source}/{first.key}>"
