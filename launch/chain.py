@@ -27,6 +27,8 @@ from cm3jax.io.files import read_json, sweep_scratch, write_json
 from cm3jax.io.folders import hold
 from cm3jax.io.paths import require_folder
 from cm3jax.io.typed_json import read_fields
+from cm3jax.learners.text import TrainingTexts
+from cm3jax.tokenizers.text_tokenizer import TextTokenizer
 from cm3jax.training.best import best_validation, checkpoint_of
 from cm3jax.training.hardware import in_words as this_machine
 from cm3jax.training.metrics import read_metrics
@@ -241,7 +243,8 @@ def command(argv: list[str]) -> None:
         argv,
         "Go from a folder of images with captions to a trained decoder and its report.",
     )
-    data = members(options)["text"].data
+    text = members(options)["text"]
+    data = text.data
     counts = {split: len(open_source(data, split, 0)) for split in ("train", "validation", "bank")}
     counts["bank"] -= counts["train"]  # the bank has the training records, too
     require_folder(options.out, "the chain")
@@ -256,6 +259,10 @@ def command(argv: list[str]) -> None:
     total = in_words(sum(stage.budget for stage in todo))
     print(f"about {total} in all at the speed measured just now, less what is finished")
     if options.dry_run:
+        if not todo[0].done():
+            # What most folders lack is captions: refused here as by the training.
+            texts = TrainingTexts(data, text.seed)
+            TextTokenizer.train(texts, text.vocab.text_pieces, text.tokenizers.algorithm)
         return
     with hold(options.out, f"training the chain of {options.source}"):
         require_same_choices(options)

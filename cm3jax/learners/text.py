@@ -21,7 +21,7 @@ _DATA = "data.json"
 """Fingerprints of the captions that a run learnt from; earlier versions wrote none."""
 
 
-class _Captions:
+class TrainingTexts:
     """The texts of a source's sound records, and their fingerprints once all are read."""
 
     def __init__(self, data: DataConfig, seed: int):
@@ -60,7 +60,7 @@ def train_text_tokenizer(experiment: Experiment) -> None:
         print(f"{experiment.name}: finished already, {path} has {tokenizer.pieces} pieces.")
         return
     sweep_scratch(path.parent, r"(config|data)\.json|report\.html|text\.model")
-    captions = _Captions(experiment.data, experiment.seed)
+    captions = TrainingTexts(experiment.data, experiment.seed)
     tokenizer = TextTokenizer.train(
         captions, experiment.vocab.text_pieces, experiment.tokenizers.algorithm
     )
@@ -81,7 +81,7 @@ def _require_same(
     now: Mapping[str, str] = {}
     if (folder / _DATA).exists() and data.source not in GENERATED:
         before = read_as(dict[str, str], folder / _DATA, "the fingerprints of the captions")
-        captions = _Captions(data, seed)
+        captions = TrainingTexts(data, seed)
         for _ in captions:
             pass
         now = captions.fingerprints

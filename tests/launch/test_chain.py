@@ -109,6 +109,19 @@ def test_a_dry_run_says_what_and_how_long_and_writes_nothing(tmp_path, monkeypat
     assert not Path("mine").exists()
 
 
+def test_a_dry_run_notices_missing_captions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    waves.write(tmp_path / "photos", 60)
+    (tmp_path / "photos/captions.jsonl").unlink()
+    (tmp_path / "photos/new").rename(tmp_path / "photos/2")  # says nothing of its images
+    with pytest.raises(UserError, match="no record of the source has a caption"):
+        chain.command(["photos", "--out", "mine", "--dry-run", *TINY])
+    (tmp_path / "photos/000.txt").write_text("amber rings")
+    with pytest.raises(UserError, match=r"records can't be read.* it has no caption"):
+        chain.command(["photos", "--out", "mine", "--dry-run", *TINY])
+    assert not Path("mine").exists()
+
+
 def test_folders_without_pictures_raise_user_error(tmp_path):
     with pytest.raises(UserError, match=r"captions\.jsonl"):
         chain.command([str(tmp_path), "--out", str(tmp_path / "mine")])
