@@ -6,6 +6,7 @@ from etils import epath
 
 from cm3jax.config import Experiment
 from cm3jax.evaluate.cases_page import score_table, table_of
+from cm3jax.evaluate.heldout import meanings
 from cm3jax.evaluate.protocol import read_scores
 from cm3jax.io.experiment_json import read_as
 from cm3jax.io.files import write_atomic
@@ -13,8 +14,13 @@ from cm3jax.report.html import facts, page, tag
 from cm3jax.training.metrics import curve, read_metrics
 from launch.stages import in_words, training
 
-_SHOWN = ("loss_valid", "psnr_valid", "hit_valid_text", "hit_valid_image")
-"""The figures of a member's last validation in the table."""
+_SHOWN = {
+    "loss_valid": "loss",
+    "psnr_valid": "PSNR in dB",
+    "hit_valid_text": "partner found by text",
+    "hit_valid_image": "partner found by image",
+}
+"""The figures of a member's last validation in the table, and their names there."""
 
 
 def write_chain_report(
@@ -36,11 +42,13 @@ def write_chain_report(
     ]
     scores = out / "results" / "heldout.json"
     if scores.exists():
+        read = read_scores(scores)
         link = tag("a", "Images beside the truth, and the protocols", href="results/heldout.html")
         body += [
             tag("h2", "On held-out records"),
             tag("p", link),
-            tag("div", score_table(read_scores(scores))),
+            tag("div", score_table(read), class_="scroll"),
+            facts(meanings(read)),
         ]
     path = out / "report.html"
     write_atomic(path, page(f"cm3jax: a chain on {source}", tag("main", *body)))
@@ -53,7 +61,11 @@ def _member(part: str, member: Experiment, last_life: float | None) -> list[str]
     spent = curve(logged[-1:], "seconds")
     took = spent[0][1] if spent else last_life
     lines = [line for line in logged if "loss_valid" in line]
-    said = [f"{name} {found[0][1]:.3f}" for name in _SHOWN if (found := curve(lines[-1:], name))]
+    said = [
+        f"{words} {found[0][1]:.3f}"
+        for name, words in _SHOWN.items()
+        if (found := curve(lines[-1:], name))
+    ]
     return [
         part,
         f"{member.train.steps:,}",

@@ -3,12 +3,14 @@
 import contextlib
 from collections.abc import Callable
 
+from cm3jax.evaluate.cases_page import cases_page, score_table
 from cm3jax.evaluate.features import Extractor
-from cm3jax.evaluate.heldout import HeldOutExam
+from cm3jax.evaluate.heldout import HeldOutExam, meanings
 from cm3jax.evaluate.inception_weights import load_inception
 from cm3jax.evaluate.protocol import Score
+from cm3jax.report.html import facts, join
 from launch.evaluate_options import HeldOut
-from launch.score_files import ScoreFiles, page_of
+from launch.score_files import ScoreFiles
 
 _ABOUT = (
     "Every image was drawn once, freely, for a caption that training never saw, with documents "
@@ -38,6 +40,7 @@ def _evaluate(
     exam.take()
     if files:
         title = f"{options.run} on held-out records"
-        page = page_of(title, _ABOUT, exam.scores, exam.shown)
+        table = join("", score_table(exam.scores), facts(meanings(exam.scores)))
+        page = cases_page(title, _ABOUT, table, exam.shown, exam.scores)
         files.write(exam.scores, page, [exam.bank.path])
     return exam.scores

@@ -6,7 +6,7 @@ near the drawn one comes to it, and whether it is nearer to it than to all other
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from etils import epath
@@ -35,6 +35,27 @@ HITS = (1, 2, 10)
 """Numbers of best documents among which a right one is looked for."""
 FIGURES = 8
 """Records that the page shows of the worst, and of the best."""
+_MEANINGS = {
+    "hit_1": "records whose first document is of their subject; asked by their text or image",
+    "hit_2": "the same of the first two documents",
+    "hit_10": "the same of the first ten",
+    "nats": "nats per code of the true image, less is better, after no document, retrieved ones, "
+    "right ones (of its subject) or wrong ones",
+    "psnr": "PSNR in dB to the true image, more is nearer",
+    "ssim": "SSIM to the true image, 1 where they are equal",
+    "lpips": "LPIPS to the true image, less is nearer",
+    "clip": "cosine of caption and image by the run's encoder",
+    "identified": "images that are nearer to their true one than to any other candidate",
+    "fid": "distance of all images to all true ones by Inception's features, less is better",
+    "copied": "images that repeat a document's, code by code",
+}
+"""By the first part of a score's name, what it is."""
+_OF = {
+    "reconstruction": "of what the image tokenizer makes of the true image, which is as good as a "
+    "drawing can be",
+    "docs": "of images drawn with so many documents in front of the caption",
+}
+"""By the second part, whose it is."""
 _CANDIDATES = 10_000
 """Images of the bank, at most, among which a drawn one is identified."""
 
@@ -192,7 +213,7 @@ class HeldOutExam(Exam):
                 cells_[row].append(Cell.of(Given(retrieved=k).label, image))
         chosen = Chosen.of(near, FIGURES)
         for row in chosen.places:
-            truth = Cell.of("the true picture", self._records[row].picture)
+            truth = Cell.of("the true image", self._records[row].picture)
             kind = "Beside the truth, by PSNR"
             self.figures.append(Figure(kind, texts[row], (*cells_[row], truth), chosen.note))
 
@@ -341,6 +362,14 @@ class HeldOutExam(Exam):
             documents=documents,
             seed=self.seed,
         )
+
+
+def meanings(names: Iterable[str]) -> list[tuple[str, str]]:
+    """What the names of these scores mean, part by part: `hit_2` and the like, then `.docs_0`."""
+    parts = [name.split(".") for name in names]
+    first, second = {one[0] for one in parts}, {one[-1].split("_")[0] for one in parts}
+    said = [(name, words) for name, words in _MEANINGS.items() if name in first]
+    return said + [(f".{name}", words) for name, words in _OF.items() if name in second]
 
 
 def _same_place(left: str, right: str) -> bool:

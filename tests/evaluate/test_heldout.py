@@ -56,7 +56,7 @@ def test_every_score_is_stamped_with_what_was_shown(exam):
 
 def test_figures_show_documents_before_what_was_drawn_with_them(exam):
     labels = [cell.label for cell in exam.figures[0].cells]
-    assert labels[-3:] == ["0 documents", "1 document", "the true picture"]
+    assert labels[-3:] == ["0 documents", "1 document", "the true image"]
     assert labels[0].startswith("tiny-")
     marks = {mark_of(document) for document in exam.bank.documents()}
     for cell in exam.figures[0].cells:  # by which a takedown finds them

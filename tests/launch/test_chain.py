@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from cm3jax.config import DataConfig
 from cm3jax.errors import UserError
-from cm3jax.evaluate.protocol import scores_from_json
+from cm3jax.evaluate.protocol import PromptSet, Score, scores_from_json, scores_to_json, stamp
 from cm3jax.io.files import write_json
 from launch import chain
 from launch.chain import Options, members, require_same_choices
@@ -177,7 +178,9 @@ def test_five_hundred_pictures_from_elsewhere(trained):
     assert scores["identified.reconstruction"].value == 1
     page = (trained / "mine/report.html").read_text()
     assert "results/heldout.html" in page
-    assert "hit_valid_text" in page
+    assert "partner found by text" in page
+    for name in {name.split(".")[0] for name in scores}:
+        assert f"<th>{name}</th>" in page
     assert (trained / "mine/results/heldout.html").read_text().count("data:image/png") > 10
 
     before = {p: p.stat().st_mtime_ns for p in (trained / "mine").rglob("checkpoints/*/*")}
@@ -204,6 +207,24 @@ def test_more_ids_than_32_bits_count_raise_user_error(tmp_path, option):
     argv = [str(tmp_path), "--dry-run", option, str(10**12)]
     with pytest.raises(UserError, match=r"=1000000000000 .* more ids than 32 bits count"):
         chain.command(argv)
+
+
+def test_the_report_says_what_the_names_of_its_scores_mean(tmp_path):
+    protocol = stamp(PromptSet("captions", "held out", "0"), "none", "0")
+    names = ("hit_2.text", "nats.wrong", "psnr.reconstruction", "identified.docs_0")
+    scores = {name: Score.mean([0.5], protocol) for name in names}
+    write_json(tmp_path / "results/heldout.json", scores_to_json(scores))
+    (tmp_path / "vqgan").mkdir()
+    (tmp_path / "vqgan/metrics.jsonl").write_text(
+        '{"step": 9, "loss_valid": 0.5, "psnr_valid": 21.5}\n'
+    )
+    made = members(Options("photos", str(tmp_path)))
+    page = write_chain_report(tmp_path, "photos", made).read_text()
+    rows = dict(re.findall(r"<tr><th>([^<]*)</th><td>([^<]*)</td>", page))
+    expected = ("hit_2", "nats", "psnr", "identified", ".reconstruction", ".docs")
+    assert {*expected} <= rows.keys()
+    assert "copied" not in rows
+    assert "PSNR in dB 21.500" in page
 
 
 def test_a_damaged_log_stops_no_report_of_a_chain(tmp_path):
