@@ -13,6 +13,7 @@ import dataclasses
 import math
 import os
 import shlex
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import jax
@@ -26,6 +27,7 @@ from cm3jax.errors import UserError
 from cm3jax.io.files import read_json, sweep_scratch, write_json
 from cm3jax.io.folders import hold
 from cm3jax.io.paths import require_folder
+from cm3jax.io.shard_writer import STATE
 from cm3jax.io.typed_json import read_fields
 from cm3jax.learners.text import TrainingTexts
 from cm3jax.tokenizers.text_tokenizer import TextTokenizer
@@ -36,6 +38,7 @@ from experiments.chain import SMALL, Choices
 from experiments.folder.base import chain
 from launch import estimates, heldout
 from launch.chain_report import write_chain_report
+from launch.chain_source import ChainSource
 from launch.cli import parse
 from launch.env import keep_freed_memory, main
 from launch.evaluate_options import HeldOut
@@ -78,7 +81,7 @@ class Options:
     prompts: int = 100
     """Held-out captions that are drawn for, at most."""
     resume_with_changes: bool = False
-    """Go on with a training that was interrupted although the source has changed since, as in
+    """Go on with a chain that was interrupted although the source has changed since, as in
     `launch.train`; without it that is refused. What is finished is never trained again."""
     dry_run: bool = False
     """Say what would be done, and how long it would take, and do nothing."""
@@ -141,7 +144,11 @@ def stages(options: Options, counts: dict[str, int], rate: float) -> list[Stage]
         """What decides the scores, apart from the weights, which are trained once."""
         manifest = epath.Path(decoder.data.bank) / "manifest.json"
         bank = read_fields(manifest, {"fingerprint": str}, "the memory bank")
-        return {"bank": bank["fingerprint"], "prompts": options.prompts}
+        found = {"bank": bank["fingerprint"], "prompts": options.prompts}
+        corpus = epath.Path(decoder.data.corpus) / "validation" / "manifest.json"
+        if not corpus.exists():
+            return found
+        return found | {"held_back": read_fields(corpus, {}, "the corpus").get(STATE, "")}
 
     def done() -> bool:
         there = scores.exists() and note.exists()
@@ -163,6 +170,23 @@ def stages(options: Options, counts: dict[str, int], rate: float) -> list[Stage]
         evaluate,
     )
     return [*order, evaluated]
+
+
+def require_same_source(options: Options, chained: Mapping[str, Experiment]) -> None:
+    """Refuse a source that has changed since the chain was begun, as `ChainSource` says."""
+    decoder = chained["decoder"]
+    source = ChainSource(options.out, decoder, print)
+    source.require_same(training(decoder, 0).done(), options.resume_with_changes)
+
+
+def _guarded(stage: Stage, options: Options) -> Stage:
+    """The stage, begun only if the source is still what the chain was begun with."""
+
+    def run() -> bool | None:
+        require_same_source(options, members(options))
+        return stage.run()
+
+    return dataclasses.replace(stage, run=run)
 
 
 def _prepare(decoder: Experiment) -> None:
@@ -266,17 +290,20 @@ def command(argv: list[str]) -> None:
         return
     with hold(options.out, f"training the chain of {options.source}"):
         require_same_choices(options)
-        _run(options, todo)
+        _run(options, [_guarded(stage, options) for stage in todo])
 
 
 def _run(options: Options, todo: list[Stage]) -> None:
     out = epath.Path(options.out)
-    sweep_scratch(out, r"choices\.json|report\.html")
+    sweep_scratch(out, r"choices\.json|source\.npy|report\.html")
     sweep_scratch(out / "results", r"(seconds|asked)\.json")
     timings = out / "results" / "seconds.json"
     timings.parent.mkdir(parents=True, exist_ok=True)
-    run_stages(todo, timings)
     made = members(options)
+    if not any((epath.Path(one.run_dir) / "config.json").exists() for one in made.values()):
+        ChainSource(out, made["decoder"], print).begin()
+    require_same_source(options, made)
+    run_stages(todo, timings)
     page = write_chain_report(options.out, options.source, made)
     run = best_run(made["decoder"].run_dir)
     how = shlex.join(["python", "-m", "launch.generate", "PROMPT", "--run", run, "--retrieve", "2"])

@@ -83,6 +83,11 @@ def test_scores_of_another_bank_or_of_other_prompts_do_not_count(tmp_path):
     write_json(tmp_path / "results/asked.json", {"bank": "old", "prompts": 6})
     assert done(6)
     assert not done(7)
+    corpus = tmp_path / "data/corpus/validation/manifest.json"
+    write_json(corpus, {"source_state": "of an edited caption"})
+    assert not done(6)
+    corpus.unlink()
+    assert done(6)
     write_json(bank, {"fingerprint": "new"})
     assert not done(6)
 
