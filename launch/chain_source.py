@@ -3,6 +3,7 @@ it in silence, and what was trained on is never held back later.
 """
 
 import io
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -14,11 +15,26 @@ from cm3jax.data.shard_jobs import SplitJob, state_of
 from cm3jax.errors import UserError
 from cm3jax.io.files import write_atomic
 from cm3jax.io.shard_writer import load_column
+from cm3jax.shapes import Bool
 
 FILE = "source.npy"
 _TRAIN, _VALIDATION, _EARLIER = range(3)
 """Records of the two splits, and those that were trained on before a change that was accepted."""
+_ROW_OF_TABLE = re.compile(r"#\d+$")
 _ROW = np.dtype([("name", "<u8"), ("state", "<u8"), ("split", "i1")])
+
+
+def _trained_on(validation: SourceState, rows: np.ndarray) -> Bool[np.ndarray, " V"]:
+    """Which of the records that are held back now were trained on, or may have been: under their
+    name; under another one, if only one record was read from such files; and rows of a table that
+    was written again, since these are known by their place alone."""
+    table, seen = validation.table, rows[rows["split"] != _VALIDATION]
+    states, counts = np.unique(rows["state"], return_counts=True)
+    single = np.intersect1d(seen["state"], states[counts == 1])
+    again = np.isin(table["name"], rows["name"]) & ~np.isin(table["state"], rows["state"])
+    by_place = np.asarray([bool(_ROW_OF_TABLE.search(name)) for name in validation.names], bool)
+    known = np.isin(table["name"], seen["name"]) | np.isin(table["state"], single)
+    return known | (again & by_place)
 
 
 class ChainSource:
@@ -54,13 +70,12 @@ class ChainSource:
             f"{self._decoder.data.source} has changed since {self._out} was begun "
             f"({state.since(known)})"
         )
-        seen = rows["name"][rows["split"] != _VALIDATION]
-        held = np.flatnonzero(np.isin(validation.table["name"], seen))
+        held = np.flatnonzero(_trained_on(validation, rows))
         if len(held):
             raise UserError(
-                f"{changed}: it holds back {len(held)} of the records now that were trained on "
-                f"({validation.names[held[0]]} first), so that no score would be of unseen images; "
-                "give another --out, or put the source back as it was."
+                f"{changed}: it holds back {len(held)} records now that were trained on, or may "
+                f"have been ({validation.names[held[0]]} first), so that scores would not be of "
+                "unseen images; give another --out, or put the source back as it was."
             )
         if trained:
             return  # the bank follows the source, and says so

@@ -1,6 +1,8 @@
 """A source that changes while a chain on it is trained, and after."""
 
 import dataclasses
+import importlib
+import json
 import os
 from pathlib import Path
 
@@ -79,6 +81,52 @@ def test_what_was_trained_on_and_left_for_a_while_is_not_held_back_when_it_retur
         (photos / f"{number}.png").unlink()
     with pytest.raises(UserError, match=r"158\.png first"):
         source.require_same(trained=False, with_changes=True)
+
+
+def test_a_trained_image_under_another_name_is_not_held_back(tmp_path, source):
+    for end in (".png", ".txt"):  # the 50th then
+        (tmp_path / f"photos/110{end}").rename(tmp_path / f"photos/150-b{end}")
+    with pytest.raises(UserError, match=r"150-b\.png first"):
+        source.require_same(trained=True, with_changes=False)
+
+
+def begun(tmp_path, name: str) -> ChainSource:
+    options = Options(str(tmp_path / "photos"), str(tmp_path / name))
+    (tmp_path / name).mkdir()
+    made = ChainSource(tmp_path / name, members(options)["decoder"], print)
+    made.begin()
+    return made
+
+
+def test_rows_of_a_table_are_known_by_their_place_alone(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    (tmp_path / "photos").mkdir()
+
+    def save(*numbers: int) -> None:
+        rows = {
+            "caption": [f"grey {number}" for number in numbers],
+            "jpg": [str(n).encode() for n in numbers],
+        }
+        pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "photos/0.parquet")
+
+    importlib.import_module("pyarrow.parquet")
+    save(*range(60))
+    source = begun(tmp_path, "mine")
+    source.require_same(trained=True, with_changes=False)
+    save(99, *range(60))  # what is held back now is what was the 49th
+    with pytest.raises(UserError, match=r"0\.parquet#49 first\)"):
+        source.require_same(trained=True, with_changes=False)
+
+
+def test_a_line_before_the_others_is_no_unseen_document(tmp_path):
+    write(tmp_path / "photos", *range(60))
+    file = tmp_path / "photos/documents.jsonl"
+    lines = [json.dumps([{"text": "grey"}, {"image": f"{n:03}.png"}]) for n in range(60)]
+    file.write_text("\n".join(lines[1:]))
+    source = begun(tmp_path, "mine")
+    file.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"documents\.jsonl line 50 first\)"):
+        source.require_same(trained=True, with_changes=False)
 
 
 def test_nothing_is_known_of_a_chain_of_an_earlier_version(tmp_path, source):
