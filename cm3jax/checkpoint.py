@@ -318,12 +318,12 @@ def export_run(
 
 def require_same(saved: Mapping[str, str], ours: Mapping[str, str], what: str) -> None:
     """Raise `UserError` if a fingerprint that both name differs."""
-    for name in sorted(saved.keys() & ours.keys()):
-        if saved[name] != ours[name]:
-            raise UserError(
-                f"{what} was made with {name} {saved[name]}, but this run has {ours[name]}; use "
-                f"the {name} that made it, or another run directory."
-            )
+    words = {"text": "text tokenizer", "image": "image tokenizer", "vocab": "vocabulary"}
+    for name in sorted(name for name in saved.keys() & ours.keys() if saved[name] != ours[name]):
+        raise UserError(
+            f"{what} was made with the {words.get(name, name)} {saved[name]}, but this run has "
+            f"{ours[name]}; use the one that made it, or another run directory."
+        )
 
 
 def _manager(directory: epath.Path, **options) -> ocp.CheckpointManager:

@@ -193,7 +193,7 @@ def test_another_vocabulary_is_refused(tmp_path, state):
     save(tmp_path, state, 5)
     with (
         Checkpoints(tmp_path, CheckpointConfig()) as checkpoints,
-        pytest.raises(UserError, match="was made with vocab abc, but this run has xyz"),
+        pytest.raises(UserError, match="was made with the vocabulary abc, but this run has xyz"),
     ):
         checkpoints.restore(layout().abstract, {"vocab": "xyz"})
 

@@ -220,10 +220,10 @@ def test_parts_that_a_device_cannot_share_are_refused(tmp_path):
 def test_another_vocabulary_is_refused(finished, tmp_path):
     config, _ = finished
     other = Vocab(VOCAB.config, text_fingerprint="other")
-    with pytest.raises(UserError, match=f"{config.workdir}.* was made with text"):
+    with pytest.raises(UserError, match=f"{config.workdir}.* was made with the text tokenizer"):
         train(learner(config, vocab=other))
     heir = dataclasses.replace(config, workdir=str(tmp_path), init_from=config.workdir)
-    with pytest.raises(UserError, match=f"{config.workdir} was made with text"):
+    with pytest.raises(UserError, match=f"{config.workdir} was made with the text tokenizer"):
         train(learner(heir, vocab=other))
 
 

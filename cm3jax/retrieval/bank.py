@@ -132,12 +132,15 @@ class Bank:
                 "with bash launch/quickstart.sh."
             )
         manifest = read_manifest(path, "the memory bank", _FIELDS, _remedy(path))
-        made = {"encoder": encoder_fingerprint, "vocab": vocab_fingerprint}
-        for what, wanted in made.items():
+        made = {
+            "encoder": ("encoder", encoder_fingerprint),
+            "vocab": ("vocabulary", vocab_fingerprint),
+        }
+        for what, (word, wanted) in made.items():
             if wanted is not None and wanted != manifest[what]:
                 raise UserError(
-                    f"the bank {path} was made with {what} {manifest[what]}, but this run has "
-                    f"{what} {wanted}; use that one, or build the bank again with python -m "
+                    f"the bank {path} was made with the {word} {manifest[what]}, but this run has "
+                    f"the {word} {wanted}; use that one, or build the bank again with python -m "
                     "launch.index build EXPERIMENT."
                 )
         return Bank(path, manifest)

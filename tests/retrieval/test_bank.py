@@ -78,9 +78,11 @@ def test_equal_documents_give_equal_bytes(bank, tmp_path):
 
 
 def test_another_encoder_or_vocabulary_is_refused(bank):
-    with pytest.raises(UserError, match="made with encoder encoder-a, but this run has encoder b"):
+    with pytest.raises(
+        UserError, match="made with the encoder encoder-a, but this run has the encoder b"
+    ):
         Bank.open(bank.path, "b", "vocab-a")
-    with pytest.raises(UserError, match="made with vocab vocab-a"):
+    with pytest.raises(UserError, match="made with the vocabulary vocab-a"):
         Bank.open(bank.path, "encoder-a", "b")
 
 

@@ -107,7 +107,7 @@ def test_a_run_takes_no_other_encoder_than_its_own(chain):
     assert encoder_fingerprint(knows) == own
     assert load_encoder(chain / "decoder", knows).fingerprint == own
     other = dataclasses.replace(run, data={"encoder": "other"})
-    with pytest.raises(UserError, match=f"decoder was made with encoder other, .* has {own}"):
+    with pytest.raises(UserError, match=f"decoder was made with the encoder other, .* has {own}"):
         load_encoder(chain / "decoder", other)
     assert (
         encoder_fingerprint(dataclasses.replace(run, data={"encoder 1": "a", "encoder 2": "b"}))
