@@ -1,7 +1,6 @@
 """A source that changes while a chain on it is trained, and after."""
 
 import dataclasses
-import importlib
 import json
 import os
 from pathlib import Path
@@ -99,7 +98,9 @@ def begun(tmp_path, name: str) -> ChainSource:
 
 
 def test_rows_of_a_table_are_known_by_their_place_alone(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
     (tmp_path / "photos").mkdir()
 
     def save(*numbers: int) -> None:
@@ -109,7 +110,6 @@ def test_rows_of_a_table_are_known_by_their_place_alone(tmp_path):
         }
         pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "photos/0.parquet")
 
-    importlib.import_module("pyarrow.parquet")
     save(*range(60))
     source = begun(tmp_path, "mine")
     source.require_same(trained=True, with_changes=False)
