@@ -30,7 +30,7 @@ from cm3jax.decode.params import as_read
 from cm3jax.decode.request import Guide, Request
 from cm3jax.decode.throughput import Meter
 from cm3jax.errors import UserError
-from cm3jax.io.files import write_atomic, write_json
+from cm3jax.io.files import require_replaceable, write_atomic, write_json
 from cm3jax.io.typed_json import read_fields
 from cm3jax.learners.decoder import DecoderLearner
 from cm3jax.model.attention import row_attention
@@ -93,6 +93,7 @@ def bench_accelerator(options: argparse.Namespace) -> dict[str, Any]:
     Raises `UserError` if the folder holds results of another machine.
     """
     begin, path = time.monotonic(), Path(options.out) / "accelerator.json"
+    require_replaceable(path.with_suffix(".md"), lambda page: page.startswith(b"| | "), "the table")
     about = {"device": in_words(), "jax": jax.__version__}
     found: dict[str, Any] = {**about, "parts": {}}
     if path.exists():

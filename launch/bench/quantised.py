@@ -31,7 +31,7 @@ from cm3jax.generation.requests import PromptRequest
 from cm3jax.io.files import read_json, write_atomic, write_json
 from cm3jax.model.quantised import contracted_by, quantise, stored_bytes
 from cm3jax.training.exported_run import LoadedRun
-from launch.bench.tables import with_table
+from launch.bench.tables import require_results, text_of, with_table
 
 _HEAD = (
     "| matrices | drawn exactly | scenes | emblems | nats per code | MB of weights per step |\n"
@@ -44,14 +44,17 @@ _SINGLE = 8
 def bench_quantised(options: argparse.Namespace) -> dict[str, Any]:
     """Measure type by type; what is kept of other types stays."""
     path = Path(options.out)
+    require_results(
+        options.out, lambda found: all("nats_per_code" in one for one in found.values())
+    )
+    _ = text_of(options.page)  # what is wrong with it is said before minutes of drawing
     kept = read_json(path, "results") if path.exists() else {}
     run = load_run(options.run)
     for name in options.only:
         label = f"{name}, cache {options.cache}" if options.cache else name
         kept[label] = _measure(run, options.run, name, options.cache, options.prompts)
         write_json(path, kept)
-    page = Path(options.page)
-    write_atomic(page, written_into(page.read_text("utf-8") if page.exists() else "", kept))
+    write_atomic(options.page, written_into(text_of(options.page), kept))
     return kept
 
 

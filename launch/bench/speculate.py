@@ -8,7 +8,6 @@ pixels (`decode.throughput`). Results go to `--out`, case by case, and the table
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from cm3jax.generation.prompts import picture_prompt
 from cm3jax.generation.requests import PromptRequest
 from cm3jax.io.files import write_atomic, write_json
 from cm3jax.training.hardware import in_words
-from launch.bench.tables import with_table
+from launch.bench.tables import require_results, text_of, with_table
 
 WINDOWS = (0, 4, 8, 16, AUTO)
 REPEATS = 8
@@ -47,6 +46,8 @@ _HEAD = (
 
 def bench_speculate(options: argparse.Namespace) -> dict[str, Any]:
     """Each kind of prompt, with and without guidance, one by one and eight at once."""
+    require_results(options.out, lambda found: {"prompts", "cases"} <= found.keys())
+    _ = text_of(options.page)  # what is wrong with it is said before minutes of drawing
     generator = loading.load(options.run)
     found: dict[str, Any] = {"device": in_words(), "prompts": options.prompts, "cases": []}
     for documents in (0, 2):
@@ -60,8 +61,7 @@ def bench_speculate(options: argparse.Namespace) -> dict[str, Any]:
                 about = {"documents": documents, "guidance": scale, "batch": batch}
                 found["cases"].append(about | {"windows": _windows(generator, groups, config)})
                 write_json(options.out, found)
-    page = Path(options.page)
-    write_atomic(page, written_into(page.read_text("utf-8") if page.exists() else "", found))
+    write_atomic(options.page, written_into(text_of(options.page), found))
     return found
 
 

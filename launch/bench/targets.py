@@ -21,6 +21,7 @@ from cm3jax.io.experiment_json import read_as
 from cm3jax.io.files import require_replaceable, write_atomic
 from cm3jax.targets import Target
 from cm3jax.training.metrics import revision
+from launch.bench.tables import require_results
 from launch.env import FLAGS
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +68,7 @@ def bench_targets(options: argparse.Namespace) -> dict[str, Any]:
     Raises `UserError`, before anything is compiled, rather than replace another page.
     """
     out = Path(options.out)
+    require_results(options.out, lambda found: all("--target " in case for case in found))
     title = _HEAD.partition("\n")[0].encode()
     require_replaceable(options.page, lambda content: content.startswith(title), "the table")
     for case in CASES:

@@ -13,8 +13,18 @@ import pytest
 from cm3jax.errors import UserError
 from cm3jax.report import html
 from launch import rivals
-from launch.bench import accelerator, command, data, quantised, retrieval, scaling, speculate
+from launch.bench import (
+    accelerator,
+    command,
+    data,
+    quantised,
+    retrieval,
+    scaling,
+    speculate,
+    targets,
+)
 from launch.bench.model import random_weights
+from launch.bench.tables import require_results
 from launch.bench.train import make_learner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,6 +216,43 @@ def test_a_page_of_an_earlier_version_is_ours(tmp_path, monkeypatch, title):
     with pytest.raises(UserError if title == "Seconds" else InterruptedError):
         command.run(["scaling", "--page", str(path)])
     assert path.read_text() == html.page(title)
+
+
+@pytest.mark.parametrize("kind", ["speculate", "quantised", "targets"])
+@pytest.mark.parametrize("content", [b'{"mine": {}}', b"[1]", b"\xff"])
+def test_files_that_are_no_results_stay_as_they_are(tmp_path, kind, content):
+    path = tmp_path / "mine.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"mine\.json is another file, which the results would"):
+        command.run([kind, "--out", str(path), "--page", str(tmp_path / "page.md")])
+    assert path.read_bytes() == content
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.json"]
+
+
+@pytest.mark.parametrize("kind", ["speculate", "quantised"])
+def test_a_page_that_is_no_text_is_refused_before_anything_is_drawn(tmp_path, kind):
+    (tmp_path / "page.md").write_bytes(b"\xff")
+    argv = [kind, "--out", str(tmp_path / "new.json"), "--page", str(tmp_path / "page.md")]
+    with pytest.raises(UserError, match=r"page\.md is no page of text \(is not UTF-8"):
+        command.run(argv)
+    assert [file.name for file in tmp_path.iterdir()] == ["page.md"]
+
+
+def test_results_that_were_measured_before_are_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(targets, "CASES", ())
+    for name in ("targets.json", "targets.md"):
+        (tmp_path / name).write_bytes((ROOT / "docs" / name).read_bytes())
+    places = ("--out", str(tmp_path / "targets.json"), "--page", str(tmp_path / "targets.md"))
+    command.run(["targets", *places])
+    kept = str(ROOT / "docs" / "quantised.json")
+    require_results(kept, lambda found: all("nats_per_code" in one for one in found.values()))
+
+
+def test_a_table_of_somebody_else_s_is_not_replaced(tmp_path):
+    (tmp_path / "accelerator.md").write_text("mine")
+    with pytest.raises(UserError, match=r"accelerator\.md is another file"):
+        command.run(["accelerator", "--out", str(tmp_path)])
+    assert [file.name for file in tmp_path.iterdir()] == ["accelerator.md"]
 
 
 @pytest.mark.slow
