@@ -45,7 +45,10 @@ def bench_quantised(options: argparse.Namespace) -> dict[str, Any]:
     """Measure type by type; what is kept of other types stays."""
     path = Path(options.out)
     require_results(
-        options.out, lambda found: all("nats_per_code" in one for one in found.values())
+        options.out,
+        lambda found: all(
+            isinstance(one, dict) and "nats_per_code" in one for one in found.values()
+        ),
     )
     _ = text_of(options.page)  # what is wrong with it is said before minutes of drawing
     kept = read_json(path, "results") if path.exists() else {}

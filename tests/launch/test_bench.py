@@ -219,7 +219,7 @@ def test_a_page_of_an_earlier_version_is_ours(tmp_path, monkeypatch, title):
 
 
 @pytest.mark.parametrize("kind", ["speculate", "quantised", "targets"])
-@pytest.mark.parametrize("content", [b'{"mine": {}}', b"[1]", b"\xff"])
+@pytest.mark.parametrize("content", [b'{"mine": {}}', b'{"mine": 1}', b"[1]", b"\xff"])
 def test_files_that_are_no_results_stay_as_they_are(tmp_path, kind, content):
     path = tmp_path / "mine.json"
     path.write_bytes(content)
