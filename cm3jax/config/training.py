@@ -7,6 +7,8 @@ from typing import Literal
 from cm3jax.config.checks import require
 from cm3jax.errors import UserError
 
+_MOST_STEPS = 2**31 - 1
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
@@ -57,6 +59,10 @@ class OptimConfig:
             raise UserError(
                 f"optim.trained={self.trained!r} is not a regular expression ({error}); correct it."
             ) from None
+        require(
+            0 <= self.warmup_steps <= _MOST_STEPS,
+            f"optim.warmup_steps={self.warmup_steps} must be from 0 to {_MOST_STEPS}.",
+        )
         require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be positive.")
         require(0 <= self.ema < 1, f"optim.ema={self.ema} is a decay; give 0 or more, below 1.")
         require(self.accumulate >= 1, f"optim.accumulate={self.accumulate} must be at least 1.")
@@ -97,6 +103,10 @@ class TrainConfig:
             "first not after the last.",
         )
         require(self.steps >= 1, f"train.steps={self.steps} must be at least 1.")
+        require(
+            self.steps <= _MOST_STEPS,
+            f"train.steps={self.steps} is more than 32 bits count; give at most {_MOST_STEPS}.",
+        )
         require(self.log_every >= 1, f"train.log_every={self.log_every} must be at least 1.")
         require(self.samples >= 0, f"train.samples={self.samples} must not be negative.")
         require(
