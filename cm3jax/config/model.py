@@ -10,6 +10,9 @@ WeightType = Literal["", "int8", "int4", "fp8"]
 CacheType = Literal["", "int8"]
 """What matrices, keys and values are kept in for generation; empty is the activations' type."""
 
+_LARGEST = 2**24
+"""More than any size of a network or of a row."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
@@ -88,6 +91,9 @@ class DecoderConfig:
     qwix. Empty: dtype."""
 
     def __post_init__(self):
+        for name in ("layers", "width", "heads", "head_width", "ffn", "context", "unroll"):
+            size = getattr(self, name)
+            require(1 <= size <= _LARGEST, f"model.{name}={size} must be from 1 to {_LARGEST}.")
         require(
             self.kv_heads >= 0 and self.heads % self.groups == 0,
             f"model.heads={self.heads} cannot share model.kv_heads={self.kv_heads} equally; make "

@@ -105,6 +105,7 @@ class RetrievalConfig:
         for name, least in (("documents", 0), ("candidates", 0), ("pool", 1), ("views", 1)):
             value = getattr(self, name)
             require(value >= least, f"retrieval.{name}={value} must be at least {least}.")
+            require(value < 2**31, f"retrieval.{name}={value} is more than 32 bits count.")
         require(
             0 <= self.query_dropout < 1,
             f"retrieval.query_dropout={self.query_dropout} must be at least 0, below 1.",
