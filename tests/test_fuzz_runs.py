@@ -32,7 +32,23 @@ LONGEST = 30
 """Seconds that a command may take."""
 RECORDS = 60
 KEY = "5.png"
-WORDS = ["", "-1", "0", "1", "3", "7", "nan", "inf", "none", "x", "1e-9", "True", "😀", "../x"]
+WORDS = [
+    "",
+    "-1",
+    "0",
+    "1",
+    "3",
+    "7",
+    "nan",
+    "inf",
+    "none",
+    "x",
+    "1e-9",
+    "99999999999999",
+    "True",
+    "😀",
+    "../x",
+]
 COMMANDS = {
     "prepare": lambda options: prepare.run(["quickstart", *options]),
     "verify": lambda options: index.run(["verify", "quickstart", *options]),

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from cm3jax.config.checks import require
+from cm3jax.config.checks import COUNTED, require, require_not_negative, require_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +87,10 @@ class DataConfig:
     """Reading threads of each process."""
 
     def __post_init__(self):
-        for name in ("records", "emblems", "image_size", "shard", "batch", "threads"):
-            value = getattr(self, name)
-            require(value >= 1, f"data.{name}={value} must be at least 1.")
-        for name in ("min_side", "min_words", "max_words", "max_watermark", "max_unsafe"):
-            value = getattr(self, name)
-            require(value >= 0, f"data.{name}={value} must be at least 0.")  # which NaN is not
+        require_range(self, "data", ("records", "emblems", "shard"), most=COUNTED)
+        require_range(self, "data", ("image_size", "batch", "threads"))
+        least = ("min_side", "min_words", "max_words", "max_watermark", "max_unsafe")
+        require_not_negative(self, "data", least)
         require(
             self.max_aspect == 0 or self.max_aspect >= 1,
             f"data.max_aspect={self.max_aspect} must be at least 1, or 0 to allow all.",

@@ -49,6 +49,7 @@ class Experiment:
     decode: DecodeConfig = DecodeConfig()
 
     def __post_init__(self):
+        require(0 <= self.seed < 2**32, f"seed={self.seed} must be from 0 to {2**32 - 1}.")
         if self.learner in ("vqgan", "decoder", "parti"):
             require(
                 (self.vqgan.grid, self.vqgan.codes) == (self.vocab.grid, self.vocab.image_codes),

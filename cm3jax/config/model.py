@@ -4,14 +4,11 @@ import dataclasses
 import math
 from typing import Literal
 
-from cm3jax.config.checks import require
+from cm3jax.config.checks import require, require_not_negative, require_range
 
 WeightType = Literal["", "int8", "int4", "fp8"]
 CacheType = Literal["", "int8"]
 """What matrices, keys and values are kept in for generation; empty is the activations' type."""
-
-_LARGEST = 2**24
-"""More than any size of a network or of a row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +88,8 @@ class DecoderConfig:
     qwix. Empty: dtype."""
 
     def __post_init__(self):
-        for name in ("layers", "width", "heads", "head_width", "ffn", "context", "unroll"):
-            size = getattr(self, name)
-            require(1 <= size <= _LARGEST, f"model.{name}={size} must be from 1 to {_LARGEST}.")
+        sizes = ("layers", "width", "heads", "head_width", "ffn", "context", "unroll")
+        require_range(self, "model", sizes)
         require(
             self.kv_heads >= 0 and self.heads % self.groups == 0,
             f"model.heads={self.heads} cannot share model.kv_heads={self.kv_heads} equally; make "
@@ -103,7 +99,8 @@ class DecoderConfig:
             0 <= self.dropout < 1,
             f"model.dropout={self.dropout} is a share of what is dropped; give 0 or more, below 1.",
         )
-        require(self.lora_rank >= 0, f"model.lora_rank={self.lora_rank} must not be negative.")
+        require_range(self, "model", ["lora_rank"], least=0)
+        require_not_negative(self, "model", ("init_std", "position_std"))
         require(
             0 < self.lora_alpha < math.inf,
             f"model.lora_alpha={self.lora_alpha} multiplies corrections; give a positive number.",
@@ -175,4 +172,5 @@ class PartiConfig:
             0 <= self.drop_captions <= 1,
             f"parti.drop_captions={self.drop_captions} is a probability; give 0 to 1.",
         )
-        require(self.text_tokens >= 2, f"parti.text_tokens={self.text_tokens} must be at least 2.")
+        require_range(self, "parti", ["encoder_layers"])
+        require_range(self, "parti", ["text_tokens"], least=2)

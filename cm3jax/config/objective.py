@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from cm3jax.config.checks import require
+from cm3jax.config.checks import require, require_not_negative, require_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,7 @@ class LossConfig:
     (Chameleon: 1e-5)."""
 
     def __post_init__(self):
-        require(self.z_loss >= 0, f"loss.z_loss={self.z_loss} must not be negative.")
+        require_not_negative(self, "loss", ["z_loss"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,5 @@ class CM3Config:
         for name in ("whole_segment", "picture_rows", "no_documents", "wrong_documents"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"cm3.{name}={value} is a probability; give 0 to 1.")
-        require(
-            self.mean_masks >= 0 and self.max_masks >= 0 and self.retrieved_weight >= 0,
-            "cm3: mean_masks, max_masks and retrieved_weight must not be negative.",
-        )
+        require_not_negative(self, "cm3", ("mean_masks", "retrieved_weight"))
+        require_range(self, "cm3", ["max_masks"], least=0)

@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Literal
 
-from cm3jax.config.checks import require
+from cm3jax.config.checks import COUNTED, require, require_not_negative, require_range
+
+_TOWERS = ("vision", "text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,20 @@ class ClipConfig:
     without names: none (`subjects`), those with an equal caption, ignoring case and spaces
     (`captions`), those whose captions are nearest by their rare words (`nearest`), or those with
     the same image under other captions (`pictures`)."""
+
+    def __post_init__(self):
+        sizes = {"image_size", "patch", "text_context", "text_vocab", "width"}
+        towers = {f"{tower}_{size}" for tower in _TOWERS for size in ("width", "layers", "heads")}
+        require_range(self, "clip", sorted(sizes | towers))
+        require_range(self, "clip", ("vision_ffn", "text_ffn"), least=0)
+        require_not_negative(self, "clip", ("pair_loss", "document_loss"))
+        for tower in _TOWERS:
+            width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
+            require(
+                width % heads == 0,
+                f"clip.{tower}_width={width} is not a multiple of clip.{tower}_heads={heads}; "
+                "change one of them.",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +119,7 @@ class RetrievalConfig:
 
     def __post_init__(self):
         for name, least in (("documents", 0), ("candidates", 0), ("pool", 1), ("views", 1)):
-            value = getattr(self, name)
-            require(value >= least, f"retrieval.{name}={value} must be at least {least}.")
-            require(value < 2**31, f"retrieval.{name}={value} is more than 32 bits count.")
+            require_range(self, "retrieval", [name], least, COUNTED)
         require(
             0 <= self.query_dropout < 1,
             f"retrieval.query_dropout={self.query_dropout} must be at least 0, below 1.",

@@ -3,7 +3,14 @@
 import dataclasses
 from typing import Literal
 
-from cm3jax.config.checks import require
+from cm3jax.config.checks import (
+    COUNTED,
+    LARGEST,
+    require,
+    require_decays,
+    require_not_negative,
+    require_range,
+)
 from cm3jax.config.data import DataConfig
 from cm3jax.config.retrieval import ClipConfig
 
@@ -35,6 +42,10 @@ def identity(config: "VQGANConfig | ClipConfig | DataConfig") -> str:
         if field.name not in _ADDED or getattr(config, field.name) != field.default
     )
     return f"{type(config).__name__}({', '.join(kept)})"
+
+
+_LEVELS = 24
+"""More than halve any image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +108,16 @@ class VQGANConfig:
         return self.image_size // (self.patch * 2**level) in self.attention_sides
 
     def __post_init__(self):
+        sizes = ("image_size", "patch", "channels", "codes", "code_width")
+        require_range(self, "vqgan", sizes)
+        require_range(self, "vqgan", ("blocks", "latent_width"), least=0)
+        require_not_negative(self, "vqgan", ("commitment", "restart_below"))
+        require_decays(self, "vqgan", ["ema_decay"])
+        require(
+            1 <= len(self.multipliers) <= _LEVELS
+            and all(1 <= factor <= LARGEST for factor in self.multipliers),
+            f"vqgan.multipliers={self.multipliers} must be 1 to {_LEVELS} numbers of at least 1.",
+        )
         require(
             self.image_size % self.downsample == 0,
             f"vqgan.image_size={self.image_size} is not a multiple of {self.downsample} "
@@ -145,12 +166,6 @@ class VQGANLossConfig:
     weighs 1 + region * mask in the pixel loss and in the perceptual loss. 0 reads no masks."""
 
     def __post_init__(self):
-        for name in ("perceptual", "adversarial", "region"):
-            value = getattr(self, name)
-            require(value >= 0, f"vqgan_loss.{name}={value} is a weight; give 0 or more.")
-        require(
-            self.adversarial_start >= 0
-            and min(self.discriminator_channels, self.discriminator_layers) >= 1,
-            "vqgan_loss: adversarial_start must not be negative, and discriminator_channels and "
-            "discriminator_layers must be at least 1.",
-        )
+        require_not_negative(self, "vqgan_loss", ("perceptual", "adversarial", "region"))
+        require_range(self, "vqgan_loss", ["adversarial_start"], 0, COUNTED)
+        require_range(self, "vqgan_loss", ("discriminator_channels", "discriminator_layers"))

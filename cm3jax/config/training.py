@@ -4,10 +4,14 @@ import dataclasses
 import re
 from typing import Literal
 
-from cm3jax.config.checks import require
+from cm3jax.config.checks import (
+    COUNTED,
+    require,
+    require_decays,
+    require_not_negative,
+    require_range,
+)
 from cm3jax.errors import UserError
-
-_MOST_STEPS = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +63,12 @@ class OptimConfig:
             raise UserError(
                 f"optim.trained={self.trained!r} is not a regular expression ({error}); correct it."
             ) from None
-        require(
-            0 <= self.warmup_steps <= _MOST_STEPS,
-            f"optim.warmup_steps={self.warmup_steps} must be from 0 to {_MOST_STEPS}.",
-        )
+        require_range(self, "optim", ["warmup_steps"], 0, COUNTED)
         require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be positive.")
-        require(0 <= self.ema < 1, f"optim.ema={self.ema} is a decay; give 0 or more, below 1.")
-        require(self.accumulate >= 1, f"optim.accumulate={self.accumulate} must be at least 1.")
+        require_decays(self, "optim", ("beta1", "beta2", "ema"))
+        require_not_negative(self, "optim", ("end_lr_ratio", "eps", "weight_decay"))
+        require(self.clip_norm > 0, f"optim.clip_norm={self.clip_norm} must be positive.")
+        require_range(self, "optim", ["accumulate"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,17 +105,10 @@ class TrainConfig:
             f"train.profile={self.profile} must be two steps such as 20:25, from 1 on, the "
             "first not after the last.",
         )
-        require(self.steps >= 1, f"train.steps={self.steps} must be at least 1.")
-        require(
-            self.steps <= _MOST_STEPS,
-            f"train.steps={self.steps} is more than 32 bits count; give at most {_MOST_STEPS}.",
-        )
-        require(self.log_every >= 1, f"train.log_every={self.log_every} must be at least 1.")
-        require(self.samples >= 0, f"train.samples={self.samples} must not be negative.")
-        require(
-            self.watchdog_seconds >= 0,
-            f"train.watchdog_seconds={self.watchdog_seconds} must not be negative.",
-        )
+        counts = ("steps", "log_every", "validation_batches")
+        require_range(self, "train", counts, most=COUNTED)
+        none = ("validate_every", "samples", "watchdog_seconds")
+        require_range(self, "train", none, 0, COUNTED)
 
     @property
     def traced(self) -> range:
@@ -133,9 +129,7 @@ class CheckpointConfig:
     """Newest checkpoints kept, in addition to that of the best validation (lowest `loss_valid`)."""
 
     def __post_init__(self):
-        require(
-            self.every >= 1 and self.keep >= 1, "checkpoint: every and keep must be at least 1."
-        )
+        require_range(self, "checkpoint", ("every", "keep"), most=COUNTED)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from cm3jax.config.checks import require
+from cm3jax.config.checks import COUNTED, require, require_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +21,11 @@ class VocabConfig:
     """Codes along one side of an image; an image is grid x grid codes."""
 
     def __post_init__(self):
+        sizes = ("specials", "image_codes", "text_pieces", "sentinels")
+        require_range(self, "vocab", sizes, most=COUNTED)
+        require_range(self, "vocab", ["grid"], most=1 << 15)  # its square is a length
         require(
-            min(self.image_codes, self.text_pieces, self.sentinels, self.grid) >= 1,
-            "vocab: image_codes, text_pieces, sentinels and grid must be at least 1.",
-        )
-        require(
-            self.specials + self.image_codes + self.text_pieces < 1 << 31,
+            self.specials + self.image_codes + self.text_pieces <= COUNTED,
             f"vocab: specials={self.specials}, image_codes={self.image_codes} and "
             f"text_pieces={self.text_pieces} are more ids than 32 bits count; give fewer.",
         )

@@ -210,7 +210,7 @@ def test_a_malformed_scale_raises_user_error(tmp_path, scale):
 @pytest.mark.parametrize("option", ["--codebook", "--pieces"])
 def test_more_ids_than_32_bits_count_raise_user_error(tmp_path, option):
     argv = [str(tmp_path), "--dry-run", option, str(10**12)]
-    with pytest.raises(UserError, match=r"=1000000000000 .* more ids than 32 bits count"):
+    with pytest.raises(UserError, match="=1000000000000 must be at most"):
         chain.command(argv)
 
 
