@@ -158,6 +158,7 @@ def test_nan_parameters_are_not_saved(tmp_path):
     assert not any((tmp_path / "checkpoints").iterdir())
 
 
+@pytest.mark.slow  # it waits for a step that hangs
 def test_the_watchdog_shows_where_a_step_hangs(tmp_path, monkeypatch, capfd):
     row = tiny.Rows._row
 

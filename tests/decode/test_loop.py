@@ -341,7 +341,9 @@ def test_texts_end_by_themselves_or_at_their_limit_over_several_chunks(read):
     assert len(set(lengths)) > 1
 
 
-@pytest.mark.parametrize(("narrows", "rows"), [(False, 8), (True, 6)])
+@pytest.mark.parametrize(
+    ("narrows", "rows"), [pytest.param(False, 8, marks=pytest.mark.slow), (True, 6)]
+)
 def test_jobs_that_join_and_leave_running_slots_are_drawn_as_by_themselves(read, narrows, rows):
     """Each with its own seed, sampler and guidance; chunks of any length, of all slots or of those
     that are in use."""
@@ -468,7 +470,8 @@ def test_room_for_emitted_tokens_grows_by_quarters():
     assert read < 1.1 * sum(weights + entry * n for n in chunks)
 
 
-@pytest.mark.parametrize("sizes", [None, pytest.param((2, 1, 2), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [None, (2, 1, 2)])
 def test_growing_room_changes_no_sample_and_reads_less(variables, read, monkeypatch, sizes):
     """Also of prompts that are admitted beside others that have emitted more, and on a mesh."""
     if sizes:

@@ -63,6 +63,7 @@ def assert_near(actual, expected, tolerance=1e-5):
         np.testing.assert_allclose(left, right, rtol=0, atol=tolerance * np.abs(right).max())
 
 
+@pytest.mark.slow  # Pallas's interpreter takes seconds
 def test_splash_is_the_attention_of_packed_rows_padding_and_shared_heads_included():
     everywhere = jnp.ones_like(PACKED)
     assert_near(attended("splash", PACKED, everywhere), attended("xla", PACKED, everywhere))

@@ -66,6 +66,7 @@ class Others(tiny.Rows):
         return super()._row(index + 1000)
 
 
+@pytest.mark.slow  # two trainings
 def test_a_run_that_learns_by_heart_keeps_its_best_checkpoint_and_says_so(tmp_path, capsys):
     config = tiny.experiment(
         tmp_path / "run",
