@@ -71,25 +71,26 @@ def test_a_page_of_something_else_is_not_replaced(tmp_path, name):
 
 
 def test_scores_of_another_bank_or_of_other_prompts_do_not_count(tmp_path):
-    def done(prompts: int) -> bool:
-        small = dataclasses.replace(chain.SMALL, side=32, width=32)
-        options = Options("photos", str(tmp_path), prompts=prompts, choices=small)
-        return chain.stages(options, {"train": 9, "validation": 3, "bank": 0}, 1e9)[-1].done()
-
+    small = dataclasses.replace(chain.SMALL, side=32, width=32)
+    counts = {"train": 9, "validation": 3, "bank": 0}
+    six, seven = (
+        chain.stages(Options("photos", str(tmp_path), prompts=n, choices=small), counts, 1e9)[-1]
+        for n in (6, 7)
+    )
     bank = tmp_path / "data/bank/manifest.json"
     write_json(bank, {"fingerprint": "old"})
     write_json(tmp_path / "results/heldout.json", {})
-    assert not done(6)  # nothing says what was asked
+    assert not six.done()  # nothing says what was asked
     write_json(tmp_path / "results/asked.json", {"bank": "old", "prompts": 6})
-    assert done(6)
-    assert not done(7)
+    assert six.done()
+    assert not seven.done()
     corpus = tmp_path / "data/corpus/validation/manifest.json"
     write_json(corpus, {"source_state": "of an edited caption"})
-    assert not done(6)
+    assert not six.done()
     corpus.unlink()
-    assert done(6)
+    assert six.done()
     write_json(bank, {"fingerprint": "new"})
-    assert not done(6)
+    assert not six.done()
 
 
 def test_a_training_took_as_long_as_all_its_lives(tmp_path):

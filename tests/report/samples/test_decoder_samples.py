@@ -68,6 +68,7 @@ def config(tmp_path_factory):
     )
 
 
+@pytest.mark.slow  # it trains, draws and reports
 def test_a_run_shows_a_row_and_draws(config):
     train_experiment(config)
     page = (Path(config.workdir) / "report.html").read_text()
