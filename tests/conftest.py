@@ -49,7 +49,7 @@ gc.set_threshold(100_000, 50, 100)
 
 # A compiled program takes three entries and more in the process's table of memory maps, of which
 # Linux allows 65,530: a whole suite in one process used them up, and jax crashed.
-_MAPS = 40_000
+_MAPS = 20_000
 
 
 @pytest.fixture(autouse=True)

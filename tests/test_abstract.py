@@ -37,7 +37,7 @@ EXPERIMENTS = {
 }
 
 
-SLOW = {"vqgan"}  # it has less than the one with its losses
+SLOW = {"vqgan with its losses"}
 
 
 @pytest.mark.parametrize(

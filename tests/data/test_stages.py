@@ -236,6 +236,7 @@ def test_the_rate_and_the_run_folder_show_the_stages(straight):
     assert "stage 3" in page
 
 
+@pytest.mark.slow
 def test_another_curriculum_is_another_run(prepared, straight, tmp_path, capsys):
     shutil.copytree(straight[0].workdir, tmp_path / "run")
     longer = training(prepared, tmp_path / "run", 8)

@@ -64,6 +64,7 @@ def test_every_tensor_arrives_and_returns(weights, tensors):
     assert changed.fingerprint != weights.fingerprint
 
 
+@pytest.mark.slow
 def test_features_on_eight_devices_are_torch_fidelity_s(weights):
     extractor = Extractor(weights, "legacy_tensorflow", devices=8)
     pictures = inputs.pictures(4096, seed=1)[:8]

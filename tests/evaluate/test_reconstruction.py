@@ -51,6 +51,7 @@ def source(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # Inception is compiled
 def test_figures_of_all_and_of_each_label(tokenizer, source):
     extractor = Extractor(from_tensors(inputs.weights(shapes(1)), "x"), devices=1)
     where = tokenizer, "validation", 0, str(source), "", extractor

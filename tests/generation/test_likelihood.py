@@ -45,6 +45,7 @@ def test_an_answer_that_does_not_fit_raises_user_error(generator):
         generator.logprobs(requests, [np.zeros(96, np.int32)])
 
 
+@pytest.mark.slow
 def test_keys_and_values_are_those_of_a_cache_in_int8():
     """Answers are as likely as when they are read id by id with such a cache."""
     sizes = {"layers": 2, "width": 32, "heads": 2, "head_width": 16, "ffn": 32, "context": 48}

@@ -320,6 +320,7 @@ def test_blocked_numpy_finds_what_exact_search_finds(monkeypatch):
     np.testing.assert_array_equal(*found)
 
 
+@pytest.mark.slow
 def test_the_input_pipeline_is_timed(monkeypatch, capsys):
     monkeypatch.setattr(data, "_SIZES", {75: (8, 300, 512)})
     monkeypatch.setattr(data, "_ROUNDS", 1)

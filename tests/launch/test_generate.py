@@ -83,6 +83,7 @@ def test_pictures_carry_their_recipe_and_are_listed(call):
     assert len(longer) == 4
 
 
+@pytest.mark.slow  # a drawing under a profiler
 def test_a_prompt_passes_the_files_that_the_map_names(call):
     """`ARCHITECTURE.md`, "Life of a prompt": its diagram is the way, its text names the rest.
 

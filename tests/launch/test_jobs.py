@@ -232,7 +232,13 @@ def test_a_tpu_vm_has_the_image_of_its_kind(machine, kind, image):
     assert {f"--accelerator-type={kind}", f"--version={image}"} <= set(create)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGINT, signal.SIGHUP)),
+    ],
+)
 def test_a_tpu_vm_goes_when_the_script_is_stopped(machine, number):
     process = machine.start(submit.render(EXPERIMENT, TPU_VM, REVISION), SLEEP="2")
     while not machine.calls("python", "-m", "launch.train"):

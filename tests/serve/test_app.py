@@ -253,6 +253,7 @@ def test_the_pixels_outside_of_a_mask_stay(client, picture):
     assert (drawn[:8] != picture[:8]).any()
 
 
+@pytest.mark.slow
 def test_an_edit_without_a_mask_is_the_editing_task(client, generator, picture):
     body = {"seed": 4, "guidance": json.dumps([2.0, 1.5])}
     found = client.images.edit(image=png(picture), prompt="make it blue", extra_body=body).data[0]

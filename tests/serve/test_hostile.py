@@ -284,6 +284,7 @@ def test_500_hostile_requests(generator, tmp_path, opened):
     assert tree(tmp_path) == files
 
 
+@pytest.mark.slow  # it waits for them
 def test_slow_bodies_hold_up_nobody(generator):
     """Forty connections that send a byte now and then, while others draw."""
     with serving(generator, Limits(body_seconds=2.0)) as server:

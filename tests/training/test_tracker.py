@@ -37,6 +37,7 @@ def logged(folder):
         return [(name, step, json.loads(values)) for name, step, values in rows]
 
 
+@pytest.mark.slow
 def test_two_lives_are_one_run_in_the_tracker(tmp_path, database):
     config = experiment(tmp_path / "mine", train=STEPS)
     train(learner(config))
