@@ -15,6 +15,8 @@ from cm3jax.io.folders import hold, sweep
 from cm3jax.io.shard_writer import Files, Notes, ShardWriter, shard_files
 from cm3jax.retrieval.bank_files import (
     COLUMNS,
+    SAVED,
+    SAVED_TRAINING,
     BankDocument,
     bank_files,
     content_hash,
@@ -58,6 +60,10 @@ class BankWriter:
     def require_ours(self) -> None:
         """Raise `UserError` where something of somebody else's would be written over."""
         self._shards.require_ours("a memory bank")
+        for name in (SAVED, SAVED_TRAINING):
+            place = self.path / name
+            if place.exists() and not place.is_dir():
+                raise UserError(f"{place} is a file where the saved index goes; move it away.")
 
     def has(self, number: int) -> bool:
         """Whether a shard was written."""

@@ -151,6 +151,17 @@ def test_what_is_in_the_way_is_refused_before_anything_changes(tmp_path, name):
         assert after.items() >= before.items()
 
 
+def test_what_is_in_the_way_of_a_saved_index_is_refused_before_the_bank_is_made(tmp_path):
+    bank = small(tmp_path / "bank", "fox", "owl")
+    (bank.path / SAVED).write_text("my notes")
+    with pytest.raises(
+        UserError, match=r"bank/scann is a file where the saved index goes; move it away"
+    ):
+        remove(bank, Removed(keys=("fox",)))
+    assert list(Bank.open(bank.path).rows) == ["fox", "owl"]
+    assert (bank.path / SAVED).read_text() == "my notes"
+
+
 @pytest.mark.parametrize("key", ["a\0b", "a\nb", "", "\u202e", "#" * 3000])
 def test_a_document_of_any_name_can_be_removed(tmp_path, key):
     """A null, say, may be in the name of an archive's member."""
