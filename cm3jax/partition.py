@@ -36,6 +36,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "rank": None,
     "vocab": "tensor",
     "positions": None,
+    "shifted": None,
     "codes": "fsdp",
     "code_width": None,
     "conv_in": None,

@@ -68,6 +68,10 @@ class Experiment:
             "leave it out.",
         )
         require(
+            not self.model.token_shift or self.learner == "decoder",
+            f"model.token_shift is for a decoder, not for a {self.learner}; leave it out.",
+        )
+        require(
             not self.model.quantised or self.learner == "decoder",
             f"model.quantised={self.model.quantised} is for a decoder, not for a {self.learner}; "
             "leave it out.",

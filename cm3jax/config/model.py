@@ -57,6 +57,10 @@ class DecoderConfig:
     """A learned table of positions (OPT, CM3Leon) or rotary ones (Chameleon)."""
     position_std: float = 0.0002
     """`init_std` for the table of learned positions."""
+    token_shift: bool = False
+    """Add to each id's embedding a learned projection of the one before it (the token shift of
+    RWKV, arXiv 2305.13048): a single layer can then find where the same ids stood and copy what
+    followed them (an induction head, arXiv 2209.11895), which two must learn together otherwise."""
     qk_norm: bool = False
     """Normalise queries and keys over each head, with learned gain and bias (Chameleon)."""
     lora_rank: int = 0
@@ -150,6 +154,7 @@ class DecoderConfig:
         layer = self.layer_weights + qk_norms + 2 * gain + lora
         tables = (1 if self.tied else 2) * vocab_size
         tables += self.context if self.positions == "learned" else 0
+        tables += self.width if self.token_shift else 0
         return self.layers * layer + gain + tables * self.width
 
 

@@ -26,7 +26,7 @@ from cm3jax.decode.plan import CHUNK, Group, ProgramShape, SlotJob, front_share,
 from cm3jax.decode.prefix_cache import Known, PrefixCache
 from cm3jax.decode.request import Request, require_fit
 from cm3jax.decode.throughput import Meter
-from cm3jax.model.cache import KeyValues
+from cm3jax.model.cache import NONE, KeyValues
 from cm3jax.model.language_model import LanguageModel
 from cm3jax.sequence.vocab import Vocab
 from cm3jax.shapes import Bool, Float, Int
@@ -286,16 +286,18 @@ class Slots:
         shape = self._shape
         count = 1 << (len(jobs) - 1).bit_length()
         tokens = np.zeros((count, shape.streams, width), np.int32)
-        lengths, last = np.zeros((2, count, shape.streams), np.int32)
+        lengths, newest, last = np.zeros((3, count, shape.streams), np.int32)
         for number, job in enumerate(jobs):
             for stream, prefix in enumerate(job.request.prefixes):
                 lengths[number, stream], last[number, stream] = len(prefix) - 1, prefix[-1]
+                newest[number, stream] = prefix[-2] if len(prefix) > 1 else NONE
                 if width:
                     tokens[number, stream, : len(prefix) - 1] = prefix[:-1]
         slots = np.full(count, shape.slots, np.int32)
         slots[: len(jobs)] = places
         rows = row_constants(jobs, count, shape, self._vocab)
-        return steps.New(tokens, lengths, last, slots, rows, drafts_of(jobs, count, shape))
+        drafts = drafts_of(jobs, count, shape)
+        return steps.New(tokens, lengths, newest, last, slots, rows, drafts)
 
     def _with_prefixes(
         self, state: steps.State, places: list[int], jobs: list[SlotJob], known: list[list[Known]]

@@ -129,16 +129,25 @@ def _read_rest(model: LanguageModel, variables: dict, known: Known) -> Known:
     tokens = np.zeros((1, bucket(len(rest))), np.int32)
     tokens[0, : len(rest)] = rest
     size = bucket(len(known.ids))
-    layers = _extended(model, variables, known.layers, known.length, tokens, size)
+    read = (known.layers, known.length, known.ids[known.length - 1])
+    layers = _extended(model, variables, *read, tokens, size)
     return Known(known.ids, layers, len(known.ids))
 
 
 @partial(jax.jit, static_argnames=("model", "size"))
 def _extended(
-    model, variables, layers: Layers, length: Int[Array, ""], tokens: Int[Array, "1 T"], size: int
+    model,
+    variables,
+    layers: Layers,
+    length: Int[Array, ""],
+    newest: Int[Array, ""],
+    tokens: Int[Array, "1 T"],
+    size: int,
 ) -> Layers:
-    """Keys and values, `size` of them, of the first `length` tokens and then of `tokens`."""
-    cache = start_cache(layers, jnp.asarray(length)[None], 1, tokens.shape[1])
+    """Keys and values, `size` of them, of the first `length` tokens, the last of which is `newest`,
+    and then of `tokens`."""
+    read = (jnp.asarray(length)[None], jnp.asarray(newest)[None])
+    cache = start_cache(layers, *read, 1, tokens.shape[1])
     _, cache = model.apply(variables, tokens, cache, method="extend")
 
     def joined(old: Array, new: Array) -> Array:

@@ -19,7 +19,7 @@ from cm3jax.config import DecoderConfig
 from cm3jax.decode import grammar, sampling, speculate
 from cm3jax.decode.drafts import Drafts
 from cm3jax.decode.plan import CHUNK, ProgramShape
-from cm3jax.model.cache import Cache, KeyValues, empty_entries, start_cache
+from cm3jax.model.cache import NONE, Cache, KeyValues, empty_entries, start_cache
 from cm3jax.shapes import AnyArray, Array, Bool, Float, Int, UInt32
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class State:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["tokens", "lengths", "last", "slots", "rows", "drafts"],
+    data_fields=["tokens", "lengths", "newest", "last", "slots", "rows", "drafts"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,6 +71,8 @@ class New:
     tokens: Int[AnyArray, "new W S"]
     """All ids of the prompts but the last."""
     lengths: Int[AnyArray, "new W"]
+    newest: Int[AnyArray, "new W"]
+    """The last of these ids; `NONE` if there are none."""
     last: Int[AnyArray, "new W"]
     """The last id of a prompt is fed by the first pass, so that all passes are alike."""
     slots: Int[AnyArray, " new"]
@@ -100,7 +102,8 @@ def start(config: DecoderConfig, shape: ProgramShape, room: int) -> State:
     empty = [
         KeyValues(*(empty_entries(sizes, config) for _ in range(2))) for _ in range(config.layers)
     ]
-    cache = start_cache(empty, jnp.zeros(prompts, jnp.int32), shape.samples, room)
+    nothing = (jnp.zeros(prompts, jnp.int32), jnp.full(prompts, NONE, jnp.int32))
+    cache = start_cache(empty, *nothing, shape.samples, room)
     last = jnp.zeros(prompts * shape.samples, jnp.int32)
     samples = shape.slots * shape.samples
     drafts = Drafts.empty(samples, *shape.drafts)
@@ -136,11 +139,12 @@ def _laid_out(state: State) -> State:
     prefix, suffix = jax.tree.map(
         lambda x: partition.constrain(x, *heads), (cache.prefix, cache.suffix)
     )
-    prefix_lengths, lengths, last, states, drafts = jax.tree.map(
+    prefix_lengths, lengths, newest, last, states, drafts = jax.tree.map(
         partition.shard_rows,
-        (cache.prefix_lengths, cache.lengths, state.last, state.states, state.drafts),
+        (cache.prefix_lengths, cache.lengths, cache.newest)
+        + (state.last, state.states, state.drafts),
     )
-    return State(Cache(prefix, prefix_lengths, suffix, lengths), last, states, drafts)
+    return State(Cache(prefix, prefix_lengths, suffix, lengths, newest), last, states, drafts)
 
 
 @partial(jax.jit, static_argnames=("model", "samples"), donate_argnames=("rows", "state"))
@@ -170,6 +174,7 @@ def prefill(model, variables, rows: RowConstants, state: State, new: New, sample
         put(cache.prefix_lengths, lengths, places),
         cache.suffix,
         put(cache.lengths, 0, of_prompt),
+        put(cache.newest, jnp.repeat(new.newest.reshape(-1), samples), of_prompt),
     )
     last = put(state.last, jnp.repeat(new.last.reshape(-1), samples), of_prompt)
     rows, drafts = jax.tree.map(
@@ -277,7 +282,8 @@ def _pass(model, vocab, variables, method, greedy, window, rows: RowConstants, s
     sources = state.drafts.sources(emitted, window - 1, vocab)
     drafts = state.drafts.chosen(sources)
     drafts, states = speculate.follow(rows.table, state.states, drafts, kinds)
-    logits, cache = _forward(model, variables, state, drafts)
+    read = jnp.concatenate([state.last[:, None], _of_rows(drafts, state)], axis=1)
+    logits, cache = _forward(model, variables, read, state.cache)
 
     def choose(logits, states, emitted):
         """An id of each sample in these states, its log-probability, and whether it was drawn."""
@@ -310,9 +316,8 @@ def _pass(model, vocab, variables, method, greedy, window, rows: RowConstants, s
     last = jnp.maximum(count - 1, 0)
     newest = jnp.take_along_axis(found.ids, last[None], axis=0)[0]
     before = jnp.take_along_axis(states, last[:, None], axis=1)[:, 0]
-    cache = dataclasses.replace(cache, lengths=state.cache.lengths + _of_rows(count, state))
     after = State(
-        cache,
+        cache.shortened(state.cache, read, _of_rows(count, state)),
         _of_rows(newest, state),
         jnp.where(count > 0, grammar.advance(rows.table, before, newest, kinds), state.states),
         guessed,
@@ -351,9 +356,8 @@ def _of_rows(x: Array, state: State) -> Array:
 
 
 def _forward(
-    model, variables, state: State, drafts: Int[Array, "B n"]
+    model, variables, read: Int[Array, "R T"], cache: Cache
 ) -> tuple[Float[Array, "R T V"], Cache]:
-    """Logits after the newest id of every row and after each draft, and the cache with them."""
-    window = jnp.concatenate([state.last[:, None], _of_rows(drafts, state)], axis=1)
-    hidden, cache = model.apply(variables, window, state.cache, method="extend")
+    """Logits after each of these ids, and the cache with them."""
+    hidden, cache = model.apply(variables, read, cache, method="extend")
     return partition.shard_rows(model.apply(variables, hidden, method="logits")), cache

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cm3jax.errors import UserError
-from cm3jax.model.cache import start_cache
+from cm3jax.model.cache import NONE, start_cache
 from cm3jax.model.language_model import LanguageModel
 from cm3jax.shapes import Array, Float, Int
 
@@ -76,7 +76,9 @@ class Likelihood:
         apply = self._model.apply
         _, prefix = apply(variables, prompts, lengths, method="prefill")
         prefix = [layer.stored(self._model.config) for layer in prefix]
-        cache = start_cache(prefix, lengths, samples=1, capacity=read.shape[1])
+        last = jnp.take_along_axis(prompts, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
+        newest = jnp.where(lengths > 0, last, NONE)
+        cache = start_cache(prefix, lengths, newest, samples=1, capacity=read.shape[1])
         hidden, _ = apply(variables, read, cache, method="extend")
         scores = jax.nn.log_softmax(apply(variables, hidden, method="logits"))
         return jnp.take_along_axis(scores, said[..., None], axis=-1)[..., 0]

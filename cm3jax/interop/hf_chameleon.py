@@ -302,7 +302,13 @@ def _require_chameleon(run: LoadedRun, what: str) -> None:
     model, learner = run.experiment.model, run.experiment.learner
     if learner != "decoder":
         raise UserError(f"{what} is a run of a {learner}; give a decoder's.")
-    wanted = {"positions": "rope", "qk_norm": True, "norm": "rms", "activation": "swiglu"}
+    wanted = {
+        "positions": "rope",
+        "qk_norm": True,
+        "norm": "rms",
+        "activation": "swiglu",
+        "token_shift": False,
+    }
     for name, value in wanted.items():
         if getattr(model, name) != value:
             raise UserError(

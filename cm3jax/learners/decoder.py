@@ -117,7 +117,8 @@ def flops_per_token(config: DecoderConfig, vocab_size: int) -> float:
     all query heads and context for attention; the causal half counts in full, though the backends
     skip most of what they would throw away.
     """
-    weights = config.layers * config.layer_weights + vocab_size * config.width
+    tables = vocab_size + (config.width if config.token_shift else 0)
+    weights = config.layers * config.layer_weights + tables * config.width
     attention = config.layers * config.heads * config.head_width * config.context
     return 6.0 * weights + 12.0 * attention
 

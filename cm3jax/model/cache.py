@@ -18,6 +18,9 @@ from cm3jax.config import DecoderConfig
 from cm3jax.model.quantised import FewBits, kept_like, quantise
 from cm3jax.shapes import Array, Float, Int
 
+NONE = -1
+"""In place of an id: there is none."""
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["keys", "values"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +72,7 @@ class LayerCache:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["prefix", "prefix_lengths", "suffix", "lengths"],
+    data_fields=["prefix", "prefix_lengths", "suffix", "lengths", "newest"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,6 +83,8 @@ class Cache:
     prefix_lengths: Int[Array, " P"]
     suffix: tuple[KeyValues, ...]
     lengths: Int[Array, " B"]
+    newest: Int[Array, " B"]
+    """The id that each row read last; `NONE` if it has read none."""
 
     @property
     def samples(self) -> int:
@@ -94,22 +99,39 @@ class Cache:
             for prefix, suffix in zip(self.prefix, self.suffix, strict=True)
         ]
 
-    def extended(self, suffix: Sequence[KeyValues], tokens: int) -> "Cache":
-        """The cache with `tokens` more tokens per row, which are in `suffix` already."""
-        return Cache(self.prefix, self.prefix_lengths, tuple(suffix), self.lengths + tokens)
+    def extended(self, suffix: Sequence[KeyValues], tokens: Int[Array, "B T"]) -> "Cache":
+        """The cache with these tokens read, which are in `suffix` already."""
+        return dataclasses.replace(
+            self,
+            suffix=tuple(suffix),
+            lengths=self.lengths + tokens.shape[1],
+            newest=tokens[:, -1],
+        )
+
+    def shortened(self, old: "Cache", tokens: Int[Array, "B T"], count: Int[Array, " B"]) -> "Cache":
+        """The cache that `extended` made of `old`, with only the first `count` tokens per row."""
+        last = jnp.take_along_axis(tokens, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
+        newest = jnp.where(count > 0, last, old.newest)
+        return dataclasses.replace(self, lengths=old.lengths + count, newest=newest)
 
 
 def start_cache(
-    prefix: Sequence[KeyValues], prefix_lengths: Int[Array, " P"], samples: int, capacity: int
+    prefix: Sequence[KeyValues],
+    prefix_lengths: Int[Array, " P"],
+    newest: Int[Array, " P"],
+    samples: int,
+    capacity: int,
 ) -> Cache:
-    """A cache for `samples` rows per prefix, each with room for `capacity` emitted tokens."""
+    """A cache for `samples` rows per prefix, each with room for `capacity` emitted tokens; `newest`
+    is the last id of each prefix, or `NONE`."""
     rows = len(prefix_lengths) * samples
 
     def empty(part: Array) -> Array:
         return jnp.zeros((rows, part.shape[1], capacity, part.shape[3]), part.dtype)
 
     suffix = tuple(jax.tree.map(empty, layer) for layer in prefix)
-    return Cache(tuple(prefix), prefix_lengths, suffix, jnp.zeros(rows, jnp.int32))
+    lengths, newest = jnp.zeros(rows, jnp.int32), jnp.repeat(newest, samples)
+    return Cache(tuple(prefix), prefix_lengths, suffix, lengths, newest)
 
 
 def empty_entries(

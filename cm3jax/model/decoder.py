@@ -14,10 +14,10 @@ from cm3jax.config import DecoderConfig
 from cm3jax.model import embeddings
 from cm3jax.model.attention import row_attention
 from cm3jax.model.block import Block, layer_keys, scan_layers
-from cm3jax.model.cache import Cache, KeyValues
+from cm3jax.model.cache import NONE, Cache, KeyValues
 from cm3jax.model.embeddings import position_table, vocabulary_tables
 from cm3jax.model.kernels import kernel_for
-from cm3jax.model.layers import Norm, rotations
+from cm3jax.model.layers import Norm, Projection, rotations
 from cm3jax.partition import shard_looked_up, shard_rows
 from cm3jax.shapes import Array, Float, Int, Key
 
@@ -38,13 +38,22 @@ class Decoder(nn.Module):
         c = self.config
         self.embedding, self.head = vocabulary_tables(self, c, self.vocab_size)
         self.position = position_table(self, "position", c, c.context)
+        if c.token_shift:
+            sides = ((c.width,), (c.width,), ("embed", "shifted"))
+            self.shift = Projection(*sides, c.init_std, jnp.dtype(c.dtype))
         self.layers = Block(c)
         self.layer = [Block(c) for _ in range(c.layers)]
         self.final_norm = Norm(c.norm)
 
-    def _embed(self, tokens, positions):
-        """The first layer's input, and the rotation of queries and keys if positions are rotary."""
+    def _embed(self, tokens, before, positions):
+        """The first layer's input, and the rotation of queries and keys if positions are rotary.
+
+        `before` are the ids before the tokens, `NONE` where there is none.
+        """
         x, rotation = jnp.take(self.embedding, tokens, axis=0), None
+        if self.config.token_shift:
+            shifted = jnp.take(self.embedding, jnp.maximum(before, 0), axis=0)
+            x = x + self.shift(jnp.where((before == NONE)[..., None], 0.0, shifted))
         if self.position is None:
             rotation = rotations(positions, self.config.head_width)
         else:
@@ -65,7 +74,9 @@ class Decoder(nn.Module):
         # The rows that parameters are made with are too short for kernels.
         kernel = kernel_for(self.config, tokens.shape[1], self.one_segment)
         attend = row_attention(segments, "xla" if self.is_initializing() else kernel)
-        x, rotation = self._embed(tokens, positions)
+        begins = segments != _before(segments, jnp.full_like(segments[:, 0], NONE))
+        before = jnp.where(begins, NONE, _before(tokens, tokens[:, 0]))
+        x, rotation = self._embed(tokens, before, positions)
 
         def body(block, x, key):
             return shard_rows(block.row(x, attend, rotation, key)[0]), None
@@ -89,7 +100,8 @@ class Decoder(nn.Module):
         places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         # Prompts have any length, and are read on other hardware than the model was trained on.
         attend = row_attention((places < lengths[:, None]).astype(jnp.int32), "xla")
-        x, rotation = self._embed(tokens, places)
+        first = jnp.full(len(tokens), NONE, tokens.dtype)
+        x, rotation = self._embed(tokens, _before(tokens, first), places)
 
         found: list[KeyValues] = []
         for block in self.layer:
@@ -122,10 +134,16 @@ class Decoder(nn.Module):
         """
         first = jnp.repeat(cache.prefix_lengths, cache.samples) + cache.lengths
         places = first[:, None] + jnp.arange(tokens.shape[1])
-        x, rotation = self._embed(tokens, jnp.minimum(places, self.config.context - 1))
+        before = _before(tokens, cache.newest)
+        x, rotation = self._embed(tokens, before, jnp.minimum(places, self.config.context - 1))
 
         suffix: list[KeyValues] = []
         for block, kept in zip(self.layer, cache.layers, strict=True):
             x, grown = block.extend(x, kept, rotation)
             x, suffix = shard_rows(x), [*suffix, grown]
-        return self.final_norm(x), cache.extended(suffix, tokens.shape[1])
+        return self.final_norm(x), cache.extended(suffix, tokens)
+
+
+def _before(tokens: Int[Array, "B T"], first: Int[Array, " B"]) -> Int[Array, "B T"]:
+    """The id before each token, of which `first` is that of the first."""
+    return jnp.concatenate([first[:, None], tokens[:, :-1]], axis=1)

@@ -144,4 +144,4 @@ class EncoderDecoder(nn.Module):
         for block, kept in zip(self.layer, cache.layers, strict=True):
             x, grown = block.extend(x, kept, rotation)
             x, suffix = shard_rows(x), [*suffix, grown]
-        return self.final_norm(x), cache.extended(suffix, tokens.shape[1])
+        return self.final_norm(x), cache.extended(suffix, tokens)

@@ -27,7 +27,7 @@ GROUP = 32
 _CONTRACTED = {
     **dict.fromkeys(("query", "key", "value"), (-3,)),
     "out": (-3, -2),
-    **dict.fromkeys(("up", "gate", "down"), (-2,)),
+    **dict.fromkeys(("up", "gate", "down", "shift"), (-2,)),
 }
 """Axes of inputs of the matrices, by the names of their modules."""
 

@@ -26,7 +26,15 @@ from cm3jax.sequence.vocab import Vocab
 
 VOCAB = Vocab(VocabConfig(specials=16, image_codes=20, text_pieces=24, sentinels=4, grid=3))
 CONFIG = DecoderConfig(
-    layers=2, width=32, heads=4, head_width=8, ffn=64, context=90, dtype="float32", init_std=0.3
+    layers=2,
+    width=32,
+    heads=4,
+    head_width=8,
+    ffn=64,
+    context=90,
+    dtype="float32",
+    init_std=0.3,
+    token_shift=True,  # needs an id of the cache, too
 )
 MODEL = Decoder(CONFIG, VOCAB.size)
 GREEDY = DecodeConfig(temperature=0.0)
@@ -435,7 +443,7 @@ def test_steps_of_one_row_copy_no_keys(read):
     prompt = jnp.arange(12)[None]
     start = jax.jit(functools.partial(MODEL.apply, method="prefill"))
     _, prefix = start(read, prompt, jnp.asarray([12]))
-    cache = start_cache(prefix, jnp.asarray([12]), samples=1, capacity=24)
+    cache = start_cache(prefix, jnp.asarray([12]), prompt[:, -1], samples=1, capacity=24)
     leaves, tree = jax.tree.flatten(cache)
 
     def step(cache, token):

@@ -21,7 +21,15 @@ from cm3jax.sequence.vocab import Vocab
 
 VOCAB = Vocab(VocabConfig(specials=16, image_codes=20, text_pieces=24, sentinels=4, grid=3))
 CONFIG = DecoderConfig(
-    layers=2, width=32, heads=4, head_width=8, ffn=64, context=96, dtype="float32", init_std=0.3
+    layers=2,
+    width=32,
+    heads=4,
+    head_width=8,
+    ffn=64,
+    context=96,
+    dtype="float32",
+    init_std=0.3,
+    token_shift=True,  # needs an id of the cache, too
 )
 PICTURE = (Codes((None,) * VOCAB.image_tokens),)
 BLIND = np.asarray([VOCAB.eos, VOCAB.break_], np.int32)

@@ -62,7 +62,8 @@ def test_keys_and_values_are_those_of_a_cache_in_int8():
         KeyValues(*(empty_entries((1, 2, len(prefix) - 1), small.config) for _ in range(2)))
         for _ in range(2)
     ]
-    cache = start_cache(list(map(KeyValues.kept_like, found, empty)), lengths, 1, len(answer))
+    layers = list(map(KeyValues.kept_like, found, empty))
+    cache = start_cache(layers, lengths, tokens[:, -1], 1, len(answer))
     expected = []
     for read, said in zip([prefix[-1], *answer], answer, strict=False):
         hidden, cache = apply(small, variables, jnp.asarray([[read]]), cache, method="extend")

@@ -27,7 +27,7 @@ from cm3jax.decode.params import as_read
 from cm3jax.decode.request import Guide, Request
 from cm3jax.errors import UserError
 from cm3jax.learners.parti import PartiLearner, flops_per_pair
-from cm3jax.model.cache import start_cache
+from cm3jax.model.cache import NONE, start_cache
 from cm3jax.model.encoder_decoder import EncoderDecoder
 from cm3jax.testing import random_variables
 from cm3jax.train import train
@@ -174,7 +174,8 @@ def test_drawing_from_the_cache_equals_the_full_forward(model, variables, steps)
     rows = np.random.default_rng(0).integers(32, 96, (4, VOCAB.image_tokens))
     read = as_read(variables, "float32")
     _, prefix = apply(model, read, jnp.asarray(texts), lengths, method="prefill")
-    cache, done, found = start_cache(prefix, lengths, samples=2, capacity=6), 0, []
+    newest = jnp.full(2, NONE)
+    cache, done, found = start_cache(prefix, lengths, newest, samples=2, capacity=6), 0, []
     for count in steps:
         part = jnp.asarray(rows[:, done : done + count])
         out, cache = apply(model, read, part, cache, method="extend")

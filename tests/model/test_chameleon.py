@@ -99,6 +99,6 @@ def test_decoding_with_the_cache_gives_them_too(case):
     variables = as_read(variables, "float32")
     _, prefix = apply(model, variables, tokens[:, :5], lengths, method="prefill")
     assert prefix[0].keys.shape[1] == model.config.groups
-    cache = start_cache(prefix, lengths, samples=1, capacity=tokens.shape[1] - 5)
+    cache = start_cache(prefix, lengths, tokens[:, 4], 1, capacity=tokens.shape[1] - 5)
     hidden, _ = apply(model, variables, tokens[:, 5:], cache, method="extend")
     np.testing.assert_allclose(hidden, stored["hidden"][:, 5:], atol=1e-4, rtol=1e-4)

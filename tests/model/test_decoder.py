@@ -28,13 +28,14 @@ SMALL = dataclasses.replace(
     dropout=0.1,
 )
 LARGE = dataclasses.replace(SMALL, kv_heads=2, swin_norm=True, dropout=0.0)
+SHIFTED = dataclasses.replace(SMALL, dropout=0.0, token_shift=True)
 VOCAB = 50
 
 
 @pytest.fixture(
     scope="module",
-    params=[CONFIG, SMALL, LARGE],
-    ids=["cm3leon", "chameleon-7b", "chameleon-34b"],
+    params=[CONFIG, SMALL, LARGE, SHIFTED],
+    ids=["cm3leon", "chameleon-7b", "chameleon-34b", "shifted"],
 )
 def model(request):
     return Decoder(request.param, VOCAB)
@@ -128,7 +129,8 @@ def test_decoding_equals_the_full_forward(model, variables, steps):
     prompts, tails = tokens(2, 10), tokens(4, 10, seed=5)
     read = as_read(variables, "float32")
     hidden, prefix = apply(model, read, prompts, jnp.asarray(lengths), method="prefill")
-    cache = start_cache(prefix, jnp.asarray(lengths), samples, capacity=12)
+    newest = jnp.take_along_axis(prompts, jnp.asarray(lengths)[:, None] - 1, axis=1)[:, 0]
+    cache = start_cache(prefix, jnp.asarray(lengths), newest, samples, capacity=12)
     outputs, done = [], 0
     for count in steps:
         part = tails[:, done : done + count]
