@@ -32,6 +32,8 @@ class CurriculumConfig:
     """As cm3.no_documents."""
     wrong_documents: tuple[float, ...] = ()
     """As cm3.wrong_documents."""
+    own_documents: tuple[float, ...] = ()
+    """As cm3.own_documents."""
     vary_documents: tuple[bool, ...] = ()
     """As cm3.vary_documents."""
 
@@ -128,7 +130,7 @@ class CurriculumConfig:
 
 
 _RETRIEVAL = ("documents", "queries")
-_CM3 = ("mean_masks", "no_documents", "wrong_documents", "vary_documents")
+_CM3 = ("mean_masks", "no_documents", "wrong_documents", "own_documents", "vary_documents")
 _COLUMNS = ("rate", *_RETRIEVAL, *_CM3)
 """The fields with one value per stage."""
 REPLACES = {

@@ -135,9 +135,12 @@ class Experiment:
                 "prepare a corpus.",
             )
             require(
-                not (self.cm3.wrong_documents or self.cm3.shuffle_documents),
+                not any(
+                    (self.cm3.wrong_documents, self.cm3.own_documents, self.cm3.shuffle_documents)
+                ),
                 "data.online shows the documents that it finds, best first; leave "
-                "cm3.wrong_documents and cm3.shuffle_documents out, or prepare a corpus.",
+                "cm3.wrong_documents, cm3.own_documents and cm3.shuffle_documents out, or prepare "
+                "a corpus.",
             )
 
     def _require_rows_for_attention(self):

@@ -41,6 +41,9 @@ class CM3Config:
     """Probability that a random record's document replaces the last of a sample's documents, or is
     added where there are fewer than retrieval.documents. A model that copies whatever it is shown
     is then wrong, and must read whose document it is."""
+    own_documents: float = 0.0
+    """Probability that a sample's only document is the record itself: a first lesson in copying,
+    for a stage of `curriculum`. A model that is taught nothing else copies whatever it is shown."""
     shuffle_documents: bool = False
     """Show a sample's documents in random order instead of the best one (or, with
     retrieval.clauses, the first clause's) first."""
@@ -51,7 +54,10 @@ class CM3Config:
     way), or only the answer and the id that ends it."""
 
     def __post_init__(self):
-        for name in ("whole_segment", "picture_rows", "no_documents", "wrong_documents"):
+        for name in (
+            *("whole_segment", "picture_rows"),
+            *("no_documents", "wrong_documents", "own_documents"),
+        ):
             value = getattr(self, name)
             require(0 <= value <= 1, f"cm3.{name}={value} is a probability; give 0 to 1.")
         require_not_negative(self, "cm3", ("mean_masks", "retrieved_weight"))

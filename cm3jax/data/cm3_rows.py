@@ -13,6 +13,7 @@ from cm3jax.data.corpus import Corpus, Documents
 from cm3jax.data.packing import (
     BLOCK,
     ELSEWHERE,
+    OWN,
     LengthTable,
     Plan,
     Position,
@@ -234,7 +235,13 @@ class CorpusRows:
     def build(self, plan: Plan) -> Batch:
         """The rows of a plan."""
         query, query_lengths = self._queries.padded(plan.records)
-        documents, document_lengths = self._documents.padded(plan.documents)
+        own = plan.documents == OWN
+        documents, document_lengths = self._documents.padded(np.where(own, NONE, plan.documents))
+        if own.any():
+            room = max(documents.shape[-1], query.shape[-1])
+            documents, itself = (_widened(ids, room) for ids in (documents, query))
+            documents = np.where(own[..., None], itself[:, None], documents)
+            document_lengths = np.where(own, query_lengths[:, None], document_lengths)
         answers = self.table.answers
         samples = Samples(
             documents,
@@ -265,3 +272,8 @@ def _documents_of(bank: Bank | None) -> Documents:
     return Documents(
         bank.lengths, bank.ids, lambda: (document.ids for document in bank.documents())
     )
+
+
+def _widened(ids: Int[np.ndarray, "*B L"], room: int) -> Int[np.ndarray, "*B room"]:
+    """The same, padded with zeros."""
+    return np.pad(ids, [(0, 0)] * (ids.ndim - 1) + [(0, room - ids.shape[-1])])

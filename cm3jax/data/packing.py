@@ -30,6 +30,9 @@ ELSEWHERE = (
 )
 """What to do about a data position that does not fit the data."""
 
+OWN = -2
+"""In place of a document's row in the bank: the record itself."""
+
 BLOCK = 4096
 """Records that are packed together. Part of what a data position means: never changed in a run."""
 
@@ -90,7 +93,7 @@ class Plan:
     """What masks are drawn for: the record or, in stream rows, the row."""
     epochs: Int[np.ndarray, " samples"]
     documents: Int[np.ndarray, "samples R"]
-    """Bank rows of the documents shown; -1 for none."""
+    """Bank rows of the documents shown; -1 for none, `OWN` for the record itself."""
     masks: Int[np.ndarray, " samples"]
     """Masks to draw: the sample's or, in stream rows, the row's."""
     places: Places
@@ -257,6 +260,7 @@ class _Shown:
 
     records: Int[np.ndarray, " samples"]
     ids: Int[np.ndarray, "samples R"]
+    """As `Plan.documents`."""
     scores: Float[np.ndarray, "samples R"]
     lengths: Int[np.ndarray, "samples R"]
     """Ids of the documents; 0 for none."""
@@ -278,13 +282,20 @@ def _shown(
         if table.own is not None and len(asked):
             chosen[asked] = ~table.own(records[asked], wrong[asked])
         drawn = with_wrong(np, drawn, wrong, chosen)
+    if config.own_documents and drawn.ids.shape[1]:
+        words = prng.bits(np, seed, epoch, records, PrngStream.OWN_DOCUMENTS, 1)
+        own = np.asarray(prng.chance(np, words, config.own_documents))
+        itself = np.where(np.arange(drawn.ids.shape[1]) == 0, OWN, NONE)
+        drawn = Drawn(np.where(own, itself, drawn.ids), drawn.scores)
     count = documents_shown(np, seed, epoch, records, documents, config)
     ids = np.where(np.arange(drawn.ids.shape[1]) < count[:, None], drawn.ids, NONE)
     if config.shuffle_documents:
         drawn = shuffled(np, Drawn(ids, drawn.scores), seed, epoch, records)
         ids = np.asarray(drawn.ids)
-    lengths = np.where(ids == NONE, 0, table.bank_lengths[ids]).astype(np.int32)
-    return _Shown(records, ids, drawn.scores, lengths, table.lengths[records].astype(np.int32))
+    queries = table.lengths[records].astype(np.int32)
+    lengths = np.where(ids == NONE, 0, table.bank_lengths[np.maximum(ids, NONE)])
+    lengths = np.where(ids == OWN, queries[:, None], lengths).astype(np.int32)
+    return _Shown(records, ids, drawn.scores, lengths, queries)
 
 
 def _drawn(

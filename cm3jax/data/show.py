@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from cm3jax.data.cm3_rows import CorpusRows
-from cm3jax.data.packing import BLOCK, Plan, epoch_order
+from cm3jax.data.packing import BLOCK, OWN, Plan, epoch_order
 from cm3jax.errors import UserError
 from cm3jax.sequence.rows import Batch
 from cm3jax.sequence.vocab import Modality, Vocab
@@ -43,6 +43,8 @@ def describe_samples(rows: CorpusRows, plan: Plan) -> list[str]:
             f"({document.kind}), {plan.masks[sample]} masks drawn"
         )
         for row in plan.documents[sample].tolist():
+            if row == OWN:
+                lines.append("    the record itself")
             if rows.bank is not None and row >= 0:
                 shown = rows.bank.meta(row)
                 lines.append(f"    document {row}, {shown.key}: {shown.text or '(an image)'}")

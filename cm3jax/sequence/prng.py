@@ -49,6 +49,8 @@ class PrngStream(enum.IntEnum):
     """Whether a sample is shown a document of another record, and of which."""
     DOCUMENT_ORDER = 15
     """The order of a sample's documents."""
+    OWN_DOCUMENTS = 16
+    """Whether a sample is shown itself."""
 
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

@@ -14,7 +14,7 @@ import pytest
 from cm3jax.data import packing
 from cm3jax.data.cm3_rows import CorpusRows, RowsConfig
 from cm3jax.data.corpus import Corpus, CorpusDocument, CorpusWriter, Shard
-from cm3jax.data.packing import pack_rows
+from cm3jax.data.packing import OWN, pack_rows
 from cm3jax.data.pipeline import (
     CorpusStream,
     Position,
@@ -154,6 +154,28 @@ def test_wrong_documents_are_other_records_own_and_any_order_may_be(prepared):
     half = shown(wrong_documents=0.5)
     changed = np.mean([half[record] != plain[record] for record in plain])
     assert changed == pytest.approx(0.5, abs=0.12)
+
+
+@KINDS
+def test_a_record_may_be_its_own_document(prepared, kind):
+    config, corpus, bank = prepared
+    cm3 = dataclasses.replace(config.cm3, no_documents=0.25, own_documents=0.5, mean_masks=0.0)
+    rows = rows_of(with_rows(dataclasses.replace(config, cm3=cm3), kind), corpus, bank)
+    shown = {0: 0, 1: 0}
+    for plan in blocks(rows, 0):
+        batch = rows.build(plan)
+        for sample, documents in enumerate(plan.documents):
+            own = bool(OWN in documents)
+            shown[own] += 1
+            if not own:
+                continue
+            assert documents.tolist() == [OWN, *[-1] * (len(documents) - 1)]
+            offset, row = plan.places.offsets[sample], plan.places.rows[sample]
+            ids = corpus.ids(plan.records[sample])
+            twice = [VOCAB.eos, *ids, VOCAB.break_, *ids, VOCAB.eos]
+            read = batch.tokens[row][max(offset, 0) : offset + len(twice)]
+            assert read.tolist() == twice[max(-offset, 0) :][: len(read)]
+    assert shown[1] / sum(shown.values()) == pytest.approx(0.375, abs=0.12)
 
 
 def test_no_wrong_document_has_the_picture_of_its_record(tmp_path):
