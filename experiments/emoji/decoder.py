@@ -35,6 +35,6 @@ def get_config() -> Experiment:
             "wrong_documents": (0.0, 0.0, 0.35),
         },
         optim={"method": "muon", "peak_lr": 1e-2, "warmup_steps": 100},
-        train={"steps": 12_000, "log_every": 50, "validate_every": 500},
+        train={"steps": 10_000, "log_every": 50, "validate_every": 500},
         checkpoint={"every": 250},
     )
