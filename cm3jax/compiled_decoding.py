@@ -185,7 +185,8 @@ def _state(config: DecoderConfig, shape: ProgramShape, mesh: Mesh) -> steps.Stat
         name: _cut(getattr(cache, name), mesh, "batch", "heads") for name in ("prefix", "suffix")
     }
     rest = {
-        name: _cut(getattr(cache, name), mesh, "batch") for name in ("prefix_lengths", "lengths")
+        name: _cut(getattr(cache, name), mesh, "batch")
+        for name in ("prefix_lengths", "lengths", "newest")
     }
     return dataclasses.replace(
         _cut(state, mesh, "batch"), cache=dataclasses.replace(cache, **halves, **rest)

@@ -139,10 +139,9 @@ def _laid_out(state: State) -> State:
     prefix, suffix = jax.tree.map(
         lambda x: partition.constrain(x, *heads), (cache.prefix, cache.suffix)
     )
+    of_rows = (cache.prefix_lengths, cache.lengths, cache.newest, state.last, state.states)
     prefix_lengths, lengths, newest, last, states, drafts = jax.tree.map(
-        partition.shard_rows,
-        (cache.prefix_lengths, cache.lengths, cache.newest)
-        + (state.last, state.states, state.drafts),
+        partition.shard_rows, (*of_rows, state.drafts)
     )
     return State(Cache(prefix, prefix_lengths, suffix, lengths, newest), last, states, drafts)
 

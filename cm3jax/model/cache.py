@@ -108,7 +108,9 @@ class Cache:
             newest=tokens[:, -1],
         )
 
-    def shortened(self, old: "Cache", tokens: Int[Array, "B T"], count: Int[Array, " B"]) -> "Cache":
+    def shortened(
+        self, old: "Cache", tokens: Int[Array, "B T"], count: Int[Array, " B"]
+    ) -> "Cache":
         """The cache that `extended` made of `old`, with only the first `count` tokens per row."""
         last = jnp.take_along_axis(tokens, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
         newest = jnp.where(count > 0, last, old.newest)
