@@ -46,6 +46,8 @@ def chain(
         "decoder": member(
             "decoder",
             data={"batch": 8},
+            # What copies sooner has more of its few steps left for the rest.
+            model={"token_shift": True},
             optim={"method": "muon", "peak_lr": 1e-2, "warmup_steps": 100},
             train={"steps": 5000, "log_every": 50, "validate_every": 250},
             checkpoint={"every": 250},
