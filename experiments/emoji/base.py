@@ -8,7 +8,7 @@ from ..chain import Choices, chain_base
 from ..delta import with_delta
 
 _HOME = "emoji"
-_CHOICES = Choices(side=64, codes=256, codebook=1024, pieces=1024, width=128, context=928)
+_CHOICES = Choices(side=64, codes=256, codebook=1024, pieces=1024, width=128, context=1120)
 
 SHIPPED = "experiments/emoji/weights"
 """The weights in the repository: what a member reads that does not train it itself."""

@@ -19,7 +19,8 @@ from .base import SHIPPED, base
 
 
 def get_config() -> Experiment:
-    """A decoder of 1.1 M parameters over rows of 928 tokens: two documents and what is asked."""
+    """A decoder of 1.1 M parameters over rows of 1,120 tokens: two samples with a document each, or
+    one with two and one without."""
     return base(
         "emoji/decoder",
         tokenizers={"text": f"{SHIPPED}/text", "image": f"{SHIPPED}/vqgan"},
@@ -27,14 +28,14 @@ def get_config() -> Experiment:
         data={"batch": 4},
         model={"token_shift": True},
         curriculum={
-            "starts": (0, 500, 3000),
+            "starts": (0, 500, 8000),
             "documents": (1, 1, 2),
             "queries": ("text", "text", "both"),
             "mean_masks": (0.0, 1.0, 1.0),
             "own_documents": (1.0, 0.0, 0.0),
             "wrong_documents": (0.0, 0.0, 0.35),
         },
-        optim={"method": "muon", "peak_lr": 1e-2, "warmup_steps": 100},
-        train={"steps": 10_000, "log_every": 50, "validate_every": 500},
+        optim={"method": "muon", "peak_lr": 5e-3, "warmup_steps": 100},
+        train={"steps": 15_000, "log_every": 50, "validate_every": 500},
         checkpoint={"every": 250},
     )
