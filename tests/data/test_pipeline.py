@@ -171,7 +171,7 @@ def test_a_record_may_be_its_own_document(prepared, kind):
                 continue
             assert documents.tolist() == [OWN, *[-1] * (len(documents) - 1)]
             offset, row = plan.places.offsets[sample], plan.places.rows[sample]
-            ids = corpus.ids(plan.records[sample])
+            ids = corpus.ids(int(plan.records[sample]))
             twice = [VOCAB.eos, *ids, VOCAB.break_, *ids, VOCAB.eos]
             read = batch.tokens[row][max(offset, 0) : offset + len(twice)]
             assert read.tolist() == twice[max(-offset, 0) :][: len(read)]
